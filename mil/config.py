@@ -1,0 +1,377 @@
+"""YAML -> one frozen, versioned spec a stage: what the rule tracks, the command takes and the files record.
+
+`configs/default.yaml` and `configs/schema.json` are generated from here (`mil config write`). A spec's `version` is
+raised when the same settings would give other numbers. Precedence: defaults < `--configfile` < `--config`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mil.errors import MilError, nearest
+from mil.files import SAFE_NAME
+
+S = TypeVar("S", bound="Spec")
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def to_json(self) -> str:
+        """The spec as canonical JSON: what `--spec` takes and what files record."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def _named(value: Any) -> Any:
+    """`attention` is short for `{name: attention}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class TruthSpec(Spec):
+    """Where each slide's truth is known (only for scoring attention, never for training): a table of squares or a mask."""
+
+    table: str | None = None
+    """CSV/TSV with slide_id, x_um, y_um (top left of a square, in microns from the slide's top left) and `column` (0/1)."""
+    column: str = "truth"
+    square_um: float | None = Field(default=None, gt=0)
+    """Side of the table's squares in microns."""
+    masks: str | None = None
+    """Path pattern of 8-bit PNG masks, e.g. `truth/{slide_id}.png`; a pixel above 127 is positive."""
+    mask_mpp: float | None = Field(default=None, gt=0)
+    """Microns a mask pixel."""
+    positive_share: float = Field(default=0.5, gt=0, le=1)
+    """A tile is positive when at least this share of it is."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TruthSpec":
+        if (self.table is None) == (self.masks is None):
+            raise ValueError("give either table (with square_um) or masks (with mask_mpp)")
+        if self.table is not None and self.square_um is None:
+            raise ValueError("table needs square_um")
+        if self.masks is not None and self.mask_mpp is None:
+            raise ValueError("masks need mask_mpp")
+        return self
+
+
+class SlidesSpec(Spec):
+    """The cohort's slides and patients, and when a slide is refused."""
+
+    version: Literal[1] = 1
+    sheet: str = "slides.csv"
+    """Slide sheet, one row a slide: slide_id, patient_id, site, path (absolute or relative to the sheet), optional mpp."""
+    patients: str | None = None
+    """Patient table: patient_id, labels, clinical columns, optional time/event. Without it, the sheet's extra columns serve."""
+    roles: dict[str, Literal["train", "external"]] = {}
+    """Role of every site of the sheet. External sites are never read by training or selection."""
+    mpp_min: float = Field(default=0.05, gt=0)
+    mpp_max: float = Field(default=5.0, gt=0)
+    """Microns a pixel outside these bounds are implausible; the sheet's mpp column is the way out."""
+    anisotropy_max: float = Field(default=0.02, ge=0)
+    """Largest relative difference of mpp in x and y."""
+    on_bad_slide: Literal["flag", "stop"] = "flag"
+    """A slide that cannot be used is a row with a reason (`flag`), or ends the run (`stop`)."""
+
+
+class TissueSpec(Spec):
+    """How tissue is told from glass on the thumbnail."""
+
+    method: str = "otsu_saturation"
+    mpp: float = Field(default=8.0, gt=0)
+    """Resolution of the thumbnail that tissue is sought on."""
+    min_area_um2: float = Field(default=10_000.0, ge=0)
+    """Smaller specks are glass."""
+    fill_holes_um2: float = Field(default=10_000.0, ge=0)
+    """Holes up to this area are filled; larger ones are kept. 0 keeps all."""
+
+
+class TileSpec(Spec):
+    """Squares of `size_px` at `mpp`, exactly, on every scanner."""
+
+    version: Literal[1] = 1
+    size_px: int = Field(default=224, ge=16, le=4096)
+    mpp: float = Field(default=0.5, gt=0)
+    """Microns a pixel of the tile; `size_px * mpp` is its side in microns."""
+    stride_px: int | None = Field(default=None, ge=1)
+    """Distance of neighbouring tiles in tile pixels; none: `size_px`, no overlap."""
+    min_tissue: float = Field(default=0.5, ge=0, le=1)
+    """Smallest share of tissue in a tile."""
+    tissue: TissueSpec = TissueSpec()
+
+
+class EncoderSpec(Spec):
+    """A frozen tile -> vector model from the registry (`mil encoders list`)."""
+
+    version: Literal[1] = 1
+    name: str = "efficientnet_lite0"
+    weights: str | None = None
+    """File or folder with the weights; none: where the registry says."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the encoder; `auto`: bf16 where the device is faster so. What was used is recorded in every file."""
+    batch_size: int = Field(default=256, ge=1)
+
+
+class EndpointSpec(Spec):
+    """What is predicted, from which column, and how patients are split."""
+
+    version: Literal[1] = 1
+    kind: Literal["binary"] = "binary"
+    column: str = "response"
+    """Column of the patient table; blank means unknown."""
+    positive: tuple[str, ...] = ("1",)
+    negative: tuple[str, ...] = ("0",)
+    repeats: int = Field(default=1, ge=1)
+    folds: int = Field(default=5, ge=2)
+    """Outer folds in every training site, stratified by label; a fold's patients are never seen by its model."""
+    inner_folds: int = Field(default=4, ge=2)
+    """Inner folds of the training patients, for selection (number of rounds) only."""
+    seed: int = 0
+
+
+class MeanSpec(Spec):
+    """Linear layer on the mean of the tiles."""
+
+    name: Literal["mean"] = "mean"
+
+
+class GatedAttentionSpec(Spec):
+    """Gated attention of Ilse et al. 2018 (ABMIL); widths as in Owkin's FLamby Fed-Camelyon16 DeepMIL."""
+
+    name: Literal["gated_attention"] = "gated_attention"
+    hidden: int = Field(default=128, ge=1)
+    """Width of the tile embedding before attention."""
+    attention: int = Field(default=128, ge=1)
+    """Width of the gated attention branches."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class LocalSpec(Spec):
+    """One model a training site, on that site's patients only."""
+
+    name: Literal["local"] = "local"
+
+
+class PooledSpec(Spec):
+    """One model on all training sites' patients together, as no federation could."""
+
+    name: Literal["pooled"] = "pooled"
+
+
+class FedAvgSpec(Spec):
+    """Federated averaging (McMahan et al. 2017), weighted by patients."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+ModelSpec = Annotated[MeanSpec | GatedAttentionSpec, Field(discriminator="name"), BeforeValidator(_named)]
+StrategySpec = Annotated[LocalSpec | PooledSpec | FedAvgSpec, Field(discriminator="name"), BeforeValidator(_named)]
+
+
+class TrainingSpec(Spec):
+    """How one model is trained: the same for every fold, site and strategy."""
+
+    version: Literal[1] = 1
+    rounds: int = Field(default=30, ge=1)
+    """Most rounds; the number used is chosen on the inner folds. For local and pooled a round is `local_epochs` epochs."""
+    local_epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Patients a step."""
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    scaling: Literal["standard", "none"] = "standard"
+    """Features are centred and scaled by the training patients' mean and deviation (merged from the sites' sums)."""
+    max_tiles: int | None = Field(default=None, ge=1)
+    """Tiles drawn from a bag an epoch; none: all."""
+    seed: int = 0
+
+
+class ExperimentSpec(Spec):
+    """A named stanza: encoder x model x strategy x endpoint."""
+
+    encoder: str
+    endpoint: str
+    model: ModelSpec
+    strategy: StrategySpec
+    training: TrainingSpec = TrainingSpec()
+
+
+class MetricsSpec(Spec):
+    """How predictions are scored."""
+
+    version: Literal[1] = 1
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    bootstrap: int = Field(default=2000, ge=100)
+    """Patient bootstrap resamples."""
+    seed: int = 0
+
+
+class FiguresSpec(Spec):
+    """How figures are drawn."""
+
+    formats: tuple[Literal["pdf", "svg", "png"], ...] = ("pdf", "svg", "png")
+    dpi: int = Field(default=200, ge=72)
+    slides_a_site: int = Field(default=4, ge=1)
+    """Slides a site in the heat-map figure."""
+    tiles_a_site: int = Field(default=8, ge=1)
+    """Top and bottom tiles a site in the montage."""
+    main: str | None = None
+    """Experiment whose attention is drawn; none: the first under `run` with attention."""
+
+
+class ReportSpec(Spec):
+    """The report's heading and remarks."""
+
+    title: str = "Federated multiple-instance learning on whole-slide images"
+    remarks: str = ""
+    """Free text shown under the title: what the cohort is, what to beware of."""
+
+
+class Config(Spec):
+    """Everything a cohort's run is made of."""
+
+    cohort: str = ""
+    """Name of the cohort; its results go to `<results>/<cohort>/`."""
+    results: str = "results"
+    shard_size: int = Field(default=50, ge=1)
+    """Slides a job in `tile` and `extract`; says how work is cut up, never what comes out."""
+    slides: SlidesSpec = SlidesSpec()
+    truth: TruthSpec | None = None
+    tiles: TileSpec = TileSpec()
+    encoders: dict[str, EncoderSpec] = {"effnet": EncoderSpec()}
+    endpoints: dict[str, EndpointSpec] = {"response": EndpointSpec()}
+    experiments: dict[str, ExperimentSpec] = {}
+    """Named stanzas; those of `configs/experiments.yaml` and the cohort's own."""
+    run: tuple[str, ...] = ()
+    """Names of the experiments to run, in the order of the figures."""
+    metrics: MetricsSpec = MetricsSpec()
+    figures: FiguresSpec = FiguresSpec()
+    report: ReportSpec = ReportSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        for kind, names in {
+            "encoders": self.encoders,
+            "endpoints": self.endpoints,
+            "experiments": self.experiments,
+            "slides.roles": self.slides.roles,
+        }.items():
+            for name in names:
+                if not SAFE_NAME.match(name):
+                    raise ValueError(
+                        f"{kind}: {name!r} cannot be part of a file name; use letters, digits, '.', '_' and '-'"
+                    )
+        for name in self.run:
+            if name not in self.experiments:
+                raise ValueError(f"run: unknown experiment '{name}'; {nearest(name, self.experiments)}")
+            experiment = self.experiments[name]
+            if experiment.encoder not in self.encoders:
+                raise ValueError(
+                    f"experiments.{name}.encoder: unknown encoder '{experiment.encoder}'; {nearest(experiment.encoder, self.encoders)}"
+                )
+            if experiment.endpoint not in self.endpoints:
+                raise ValueError(
+                    f"experiments.{name}.endpoint: unknown endpoint '{experiment.endpoint}'; {nearest(experiment.endpoint, self.endpoints)}"
+                )
+        return self
+
+
+def parse(spec: type[S], data: Mapping[str, Any], where: str) -> S:
+    """Validate `data`; the first fault is a `MilError` that names `where`, the key, the value and the way out."""
+    try:
+        return spec.model_validate(data)
+    except ValidationError as error:
+        raise MilError(f"{where}: {_explain(spec, error)}") from error
+
+
+def read_spec(spec: type[S], text: str) -> S:
+    """A spec from the command line: JSON text, or the path of a YAML or JSON file."""
+    if text.lstrip().startswith("{"):
+        try:
+            return parse(spec, json.loads(text), "--spec")
+        except json.JSONDecodeError as error:
+            raise MilError(f"--spec is not JSON: {error}") from error
+    return parse(spec, read_yaml(text), text)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise MilError(f"config {path} does not exist")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MilError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise MilError(f"config {path} must be a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`: mappings are merged, everything else is replaced. The same rule as Snakemake's."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load(*paths: str | Path) -> Config:
+    """The config of the files in order, later ones over earlier ones."""
+    data: dict[str, Any] = {}
+    for path in paths:
+        data = merge(data, read_yaml(path))
+    return parse(Config, data, ", ".join(str(path) for path in paths))
+
+
+def _explain(spec: type[Spec], error: ValidationError) -> str:
+    """The first fault in one line; unknown keys with the nearest known one."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        *parents, key = fault["loc"]
+        known = _keys_at(spec.model_json_schema(), [str(part) for part in parents])
+        return f"unknown key '{where}'; {nearest(str(key), known)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"key '{where}' is missing"
+    if fault["type"] in {"value_error"} and not where:
+        return message
+    return (
+        f"{where}: {fault['input']!r} is refused ({message[:1].lower()}{message[1:]})"
+        if fault["type"] != "value_error"
+        else f"{where}: {message}"
+    )
+
+
+def _keys_at(schema: Mapping[str, Any], path: list[str]) -> list[str]:
+    """Known keys of the object at `path` in a JSON schema."""
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
+        options = [*node.get("anyOf", []), *node.get("oneOf", [])]
+        return [leaf for option in options for leaf in resolve(option)] or [node]
+
+    nodes = resolve(schema)
+    for part in path:
+        followed = []
+        for node in nodes:
+            names = {leaf.get("const"): leaf for leaf in [node.get("properties", {}).get("name", {})]}
+            if part in names:  # a tagged union puts its tag into the path
+                followed.append(node)
+            elif part in node.get("properties", {}):
+                followed += resolve(node["properties"][part])
+            elif isinstance(node.get("additionalProperties"), Mapping):
+                followed += resolve(node["additionalProperties"])
+        nodes = followed
+    return sorted({key for node in nodes for key in node.get("properties", {})})

@@ -1,0 +1,29 @@
+"""What went wrong, said to a person: one line that names the file or row, the value and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MilError(Exception):
+    """An error of the user's data or settings. The command line prints its one line and exits with 1."""
+
+
+class SlideError(MilError):
+    """One slide cannot be used. `state` is the short code that goes into the tables, the message is the reason."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+
+
+class CorruptFile(MilError):
+    """A file of ours that is truncated, altered or not ours at all."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A closing clause for messages about an unknown name: the nearest known one, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(known) if known else 'none'}"

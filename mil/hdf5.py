@@ -1,0 +1,164 @@
+"""Arrays and their provenance <-> one HDF5 file a slide: complete or absent, checksummed, safe to open when foreign.
+
+The only module that opens HDF5. Root datasets have one row a tile; root attributes are JSON text; `coords` carries
+TRIDENT's attributes besides (see `mil.features`). The checksum covers every array's name, type, shape and bytes and
+every attribute, so a flipped bit anywhere in what we say is found by `verify`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mil.errors import CorruptFile
+from mil.files import replacing
+
+CHECKSUM = "checksum"
+ROWS_A_CHUNK = 512
+MAX_BYTES = 64 * 2**30  # no slide's features come near; a foreign file that declares more is refused unread
+MAX_INFLATION = 200  # declared bytes for each stored byte; gzip reaches 1029 on zeros
+
+
+@dataclass
+class Writer:
+    """Appends rows to the root datasets of one file; used through `writing`."""
+
+    file: h5py.File
+    digests: dict[str, Any] = field(default_factory=dict)
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Append `rows` (rows, ...) to dataset `name`, made at the first call with the rows' type and trailing shape."""
+        rows = np.ascontiguousarray(rows)
+        if name not in self.file:
+            chunks = (ROWS_A_CHUNK, *rows.shape[1:])
+            self.file.create_dataset(
+                name, shape=(0, *rows.shape[1:]), maxshape=(None, *rows.shape[1:]), dtype=rows.dtype, chunks=chunks
+            )
+            self.digests[name] = hashlib.sha256(f"{name}|{rows.dtype.str}|{rows.shape[1:]}".encode())
+        dataset = self.file[name]
+        start = dataset.shape[0]
+        dataset.resize(start + len(rows), axis=0)
+        dataset[start:] = rows
+        self.digests[name].update(rows.tobytes())
+
+    def annotate(self, attributes: Mapping[str, Any], on: str | None = None) -> None:
+        """Set attributes on the root, or on the dataset `on`. Text and numbers as they are, the rest as JSON."""
+        target = self.file if on is None else self.file[on]
+        for key, value in attributes.items():
+            target.attrs[key] = (
+                value if isinstance(value, str | int | float | np.generic) else json.dumps(value, sort_keys=True)
+            )
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Writer]:
+    """A `Writer` whose file appears at `path`, checksummed and read back, on a clean exit only."""
+    with replacing(path) as partial:
+        with h5py.File(partial, "w", libver="v110") as file:
+            writer = Writer(file)
+            yield writer
+            file.attrs[CHECKSUM] = _combine(file, {name: digest.hexdigest() for name, digest in writer.digests.items()})
+        verify(partial)
+
+
+def verify(path: str | Path) -> str:
+    """Read every byte of a file of ours; its checksum if all is as written, `CorruptFile` otherwise."""
+    with reading(path) as file:
+        if CHECKSUM not in file.attrs:
+            raise CorruptFile(
+                f"{path}: has no checksum, so it is not a finished file of ours; delete it and run the step again"
+            )
+        digests = {name: _digest(file[name]).hexdigest() for name in file}
+        found, stored = _combine(file, digests), str(file.attrs[CHECKSUM])
+        if found != stored:
+            raise CorruptFile(
+                f"{path}: checksum {found[:12]} differs from the stored {stored[:12]}; delete it and run the step again"
+            )
+        return stored
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[h5py.File]:
+    """The file, opened for reading after `check_foreign`; HDF5's own errors come out as `CorruptFile`."""
+    try:
+        with h5py.File(path, "r") as file:
+            check_foreign(file, path)
+            yield file
+    except FileNotFoundError as error:
+        raise CorruptFile(f"{path}: does not exist; run the step that writes it") from error
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+        raise CorruptFile(
+            f"{path}: HDF5 cannot read it ({' '.join(str(error).split())}); delete it and run the step again"
+        ) from error
+
+
+def read(path: str | Path, *names: str) -> tuple[np.ndarray, ...]:
+    """The named root datasets, whole, in the order asked for."""
+    with reading(path) as file:
+        for name in names:
+            if name not in file:
+                raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
+        return tuple(file[name][()] for name in names)
+
+
+def attributes(path: str | Path) -> dict[str, Any]:
+    """Root attributes; those that hold a JSON object or list come back as such."""
+    with reading(path) as file:
+        return {key: _decoded(value) for key, value in file.attrs.items()}
+
+
+def check_foreign(file: h5py.File, path: str | Path) -> None:
+    """Refuse what a features file never needs and an attacker does: links, external or virtual storage, objects, bombs."""
+    size = Path(path).stat().st_size
+    declared = 0
+    for name in file:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise CorruptFile(f"{path}: '{name}' is a link to elsewhere; refused")
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset):
+            continue
+        if dataset.external is not None or dataset.is_virtual:
+            raise CorruptFile(f"{path}: '{name}' takes its bytes from another file; refused")
+        if dataset.dtype.kind not in "fiub":
+            raise CorruptFile(f"{path}: '{name}' holds {dataset.dtype}, not numbers; refused")
+        declared += dataset.nbytes
+    if declared > MAX_BYTES or declared > MAX_INFLATION * max(size, 2**20):
+        raise CorruptFile(f"{path}: declares {declared:,} bytes in a file of {size:,}; refused as a decompression bomb")
+
+
+def _digest(dataset: h5py.Dataset) -> Any:
+    digest = hashlib.sha256(f"{dataset.name.lstrip('/')}|{dataset.dtype.str}|{dataset.shape[1:]}".encode())
+    for start in range(0, dataset.shape[0], 8 * ROWS_A_CHUNK):
+        digest.update(np.ascontiguousarray(dataset[start : start + 8 * ROWS_A_CHUNK]).tobytes())
+    return digest
+
+
+def _combine(file: h5py.File, digests: Mapping[str, str]) -> str:
+    """One digest of the arrays' digests and all attributes but the checksum itself."""
+    described = {"": _plain(file.attrs), **{name: _plain(file[name].attrs) for name in sorted(digests)}}
+    return hashlib.sha256(json.dumps([dict(sorted(digests.items())), described], sort_keys=True).encode()).hexdigest()
+
+
+def _plain(attrs: h5py.AttributeManager) -> dict[str, Any]:
+    return {
+        key: value.item() if isinstance(value, np.generic) else str(value)
+        for key, value in sorted(attrs.items())
+        if key != CHECKSUM
+    }
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, str) and value[:1] in "{[":
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
