@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -21,7 +21,7 @@ class Reporter:
         self.log: TextIO | None = None
         if log is not None:
             Path(log).parent.mkdir(parents=True, exist_ok=True)
-            self.log = open(log, "w", encoding="utf-8", buffering=1)
+            self.log = open(log, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  open as long as the step
 
     def say(self, line: str) -> None:
         """One line to the log and to standard error."""
@@ -67,7 +67,7 @@ class Steps:
         self.made: dict[str, int] = {}
         self.started = self.last_line = time.monotonic()
         self.bar: Progress | None = None
-        self.task = None
+        self.task: TaskID | None = None
 
     def done(self, **made: int) -> None:
         """One step is finished; `made` counts what came out of it, e.g. `tiles=310`."""
