@@ -243,7 +243,7 @@ class Config(Spec):
     slides: SlidesSpec = SlidesSpec()
     truth: TruthSpec | None = None
     tiles: TileSpec = TileSpec()
-    encoders: dict[str, EncoderSpec] = {"effnet": EncoderSpec()}
+    encoders: dict[str, EncoderSpec] = {"effnet": EncoderSpec(), "colour": EncoderSpec(name="colour")}
     endpoints: dict[str, EndpointSpec] = {"response": EndpointSpec()}
     experiments: dict[str, ExperimentSpec] = {}
     """Named stanzas; those of `configs/experiments.yaml` and the cohort's own."""
@@ -252,6 +252,10 @@ class Config(Spec):
     metrics: MetricsSpec = MetricsSpec()
     figures: FiguresSpec = FiguresSpec()
     report: ReportSpec = ReportSpec()
+
+    def selected(self) -> dict[str, ExperimentSpec]:
+        """The experiments to run, by name, in their order."""
+        return {name: self.experiments[name] for name in self.run}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. The environment is made in .venv, with the machine's own pip settings.
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test environment lock clean
+
+environment: .venv/installed
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; say make PYTHON=python3.11"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -e '.[dev]'
+	touch $@
+
+data/demo/slides.csv: | environment
+	$(BIN)/mil demo data/demo
+
+demo: environment data/demo/slides.csv
+	$(BIN)/snakemake --workflow-profile configs/profiles/local --configfile configs/cohorts/demo.yaml --cores $(CORES)
+	@echo "The report: $(CURDIR)/results/demo/report/index.html"
+
+test: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+# Anew from pyproject.toml: no address in it, and torch with its CUDA libraries left to the machine's pip settings.
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 --upgrade \
+	| sed -E '/^(nvidia-|cuda-|triton=)/d; s/^torch==.*/torch>=2.10/; s/^torchvision==.*/torchvision>=0.25/' > requirements.lock
+
+clean:
+	rm -rf results .snakemake

@@ -1,0 +1,33 @@
+"""slides -> tiles -> features -> bags -> runs (federated) -> predictions -> metrics -> figures -> report."""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "configs/default.yaml"
+configfile: "configs/experiments.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/slides.smk"
+include: "workflow/rules/tiles.smk"
+include: "workflow/rules/features.smk"
+include: "workflow/rules/bags.smk"
+include: "workflow/rules/runs.smk"
+include: "workflow/rules/predictions.smk"
+include: "workflow/rules/metrics.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    census,
+    settings,
+
+
+rule all:
+    default_target: True
+    input:
+        "<results>/report/index.html",

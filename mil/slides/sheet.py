@@ -1,0 +1,157 @@
+"""Slide sheet and patient table -> a cohort whose ids, sites and paths can be trusted, or one line that says why not."""
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from mil.config import SlidesSpec
+from mil.errors import MilError, nearest
+from mil.files import check_name
+from mil.tables import read_text_table, require_columns
+
+SHEET_COLUMNS = ("slide_id", "patient_id", "site", "path")
+OPTIONAL_COLUMNS = ("mpp",)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """`slides`: slide_id, patient_id, site, path (absolute or relative to here), mpp (text, may be blank), one row a slide.
+
+    `patients`: patient_id and every column of the patient table as text; the index is the line in its file.
+    """
+
+    slides: pd.DataFrame
+    patients: pd.DataFrame
+    source: str
+    """The file that holds the patient columns, for messages."""
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites in alphabetical order."""
+        return sorted(self.slides["site"].unique())
+
+    def at(self, site: str) -> pd.DataFrame:
+        """The rows of one site, in the order of the sheet."""
+        if site not in set(self.slides["site"]):
+            raise MilError(f"site '{site}' has no slide in the sheet; {nearest(site, self.sites)}")
+        return self.slides[self.slides["site"] == site]
+
+
+def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
+    """Read and check both tables; `label_columns` must exist. Column `labelled` says whether a slide's patient has one."""
+    sheet = read_text_table(spec.sheet, "slide sheet")
+    require_columns(sheet, SHEET_COLUMNS, f"slide sheet {spec.sheet}")
+    if sheet.empty:
+        raise MilError(f"slide sheet {spec.sheet} has no rows; write one row a slide: {', '.join(SHEET_COLUMNS)}")
+    if "mpp" not in sheet.columns:
+        sheet = sheet.assign(mpp="")
+    patients, source = _patients(sheet, spec)
+    require_columns(patients, label_columns, f"patient table {source}")
+    slides = sheet[[*SHEET_COLUMNS, *OPTIONAL_COLUMNS]].copy()
+    _check_rows(slides, spec)
+    slides["path"] = _resolve(slides, spec)
+    labelled = (
+        patients[list(label_columns)].ne("").any(axis=1) if list(label_columns) else patients["patient_id"].ne("")
+    )
+    slides["labelled"] = slides["patient_id"].isin(set(patients.loc[labelled, "patient_id"]))
+    return Cohort(slides, patients, source)
+
+
+def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]:
+    """The patient table: a file of its own, or the sheet's further columns, which must then agree within a patient."""
+    extra = [column for column in sheet.columns if column not in (*SHEET_COLUMNS, *OPTIONAL_COLUMNS)]
+    if spec.patients is None:
+        table = sheet[["patient_id", *extra]].drop_duplicates()
+        doubled = table[table["patient_id"].duplicated()]
+        if len(doubled):
+            line, patient = doubled.index[0], doubled["patient_id"].iloc[0]
+            raise MilError(
+                f"slide sheet {spec.sheet} line {line}: patient '{patient}' has other values than in an earlier row; "
+                f"make {', '.join(extra)} agree, or give a patient table (slides.patients)"
+            )
+        return table, spec.sheet
+    if extra:
+        known = (*SHEET_COLUMNS, *OPTIONAL_COLUMNS)
+        raise MilError(
+            f"slide sheet {spec.sheet}: unknown column '{extra[0]}'; {nearest(extra[0], known)} "
+            f"(columns of patients belong into {spec.patients})"
+        )
+    table = read_text_table(spec.patients, "patient table")
+    require_columns(table, ["patient_id"], f"patient table {spec.patients}")
+    doubled = table[table["patient_id"].duplicated()]
+    if len(doubled):
+        raise MilError(
+            f"patient table {spec.patients} line {doubled.index[0]}: patient '{doubled['patient_id'].iloc[0]}' "
+            "has a row already; keep one row a patient"
+        )
+    return table, spec.patients
+
+
+def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
+    """Every id is present and usable as a file name, unique where it must be, and every site has a role."""
+    slide_lines: dict[str, int] = {}
+    path_lines: dict[str, int] = {}
+    patient_sites: dict[str, tuple[str, int]] = {}
+    for row in slides.itertuples():
+        line = int(row.Index)  # type: ignore[arg-type]
+        where = f"slide sheet {spec.sheet} line {line}"
+        for column in SHEET_COLUMNS:
+            if not getattr(row, column):
+                raise MilError(f"{where}: column '{column}' is blank; fill it or remove the row")
+        check_name("slide_id", row.slide_id, where)
+        check_name("patient_id", row.patient_id, where)
+        check_name("site", row.site, where)
+        _refuse_second(slide_lines, row.slide_id.casefold(), line, f"{where}: slide_id '{row.slide_id}'")
+        _refuse_second(path_lines, os.path.normpath(row.path), line, f"{where}: path '{row.path}'")
+        site, first = patient_sites.setdefault(row.patient_id, (row.site, line))
+        if site != row.site:
+            raise MilError(
+                f"{where}: patient '{row.patient_id}' is at site '{row.site}', but in line {first} at '{site}'; "
+                "a patient belongs to one site (or rename one of the two patients)"
+            )
+        if row.site not in spec.roles:
+            raise MilError(
+                f"{where}: site '{row.site}' has no role; add it under slides.roles as train or external "
+                f"({nearest(row.site, spec.roles)})"
+            )
+        _check_mpp(row.mpp, where)
+
+
+def _refuse_second(lines: dict[str, int], key: str, line: int, what: str) -> None:
+    if key in lines:
+        raise MilError(f"{what} stands in line {lines[key]} already; one row a slide")
+    lines[key] = line
+
+
+def _check_mpp(text: str, where: str) -> None:
+    if not text:
+        return
+    try:
+        usable = math.isfinite(float(text)) and float(text) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise MilError(
+            f"{where}: mpp '{text}' is not a positive number; give microns a pixel, e.g. 0.25, or leave it blank"
+        )
+
+
+def _resolve(slides: pd.DataFrame, spec: SlidesSpec) -> list[str]:
+    """Paths relative to the sheet become usable from here; each must exist and be named once."""
+    folder = Path(spec.sheet).parent
+    resolved: dict[str, int] = {}
+    paths = []
+    for line, text in slides["path"].items():
+        path = folder / text
+        where = f"slide sheet {spec.sheet} line {line}"
+        if not path.exists():
+            raise MilError(
+                f"{where}: slide {path} does not exist; correct the path (relative to the sheet) or remove the row"
+            )
+        _refuse_second(resolved, os.path.realpath(path), int(line), f"{where}: the file of '{text}'")  # type: ignore[arg-type]
+        paths.append(str(path))
+    return paths

@@ -1,0 +1,18 @@
+"""census, patient table -> bags: who is in, with which label, in which fold; written once."""
+
+
+rule bag:
+    input:
+        census=expand("<results>/census/{site}.csv", site=SITES),
+        patients=settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet,
+    output:
+        bags="<results>/bags/{endpoint}.csv",
+        flow="<results>/bags/{endpoint}.flow.csv",
+    params:
+        slides=settings_of_cohort.slides.to_json(),
+        spec=lambda wildcards: settings_of_cohort.endpoints[wildcards.endpoint].to_json(),
+    log:
+        "<logs>/bag/{endpoint}.log",
+    shell:
+        "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} --out {output.bags}"
+        " --flow {output.flow} --log {log}"

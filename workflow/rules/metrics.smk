@@ -1,0 +1,45 @@
+"""predictions -> metrics: by site and strategy, with intervals; paired comparisons; attention against the truth."""
+
+
+rule score:
+    input:
+        predictions="<results>/predictions/{experiment}.csv",
+    output:
+        metrics="<results>/metrics/{experiment}.csv",
+    params:
+        spec=settings_of_cohort.metrics.to_json(),
+        experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
+    log:
+        "<logs>/score/{experiment}.log",
+    shell:
+        "mil score {input.predictions} --spec {params.spec:q} --describe {params.experiment:q} --out {output.metrics}"
+        " --log {log}"
+
+
+rule compare:
+    input:
+        predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
+    output:
+        comparisons="<results>/metrics/comparisons.csv",
+    params:
+        spec=settings_of_cohort.metrics.to_json(),
+    log:
+        "<logs>/compare.log",
+    shell:
+        "mil compare {input.predictions} --spec {params.spec:q} --out {output.comparisons} --log {log}"
+
+
+rule localise:
+    input:
+        settings="<results>/config.json",
+        predictions="<results>/predictions/{experiment}.csv",
+    output:
+        localisation="<results>/metrics/{experiment}.localisation.csv",
+    params:
+        spec=settings_of_cohort.metrics.to_json(),
+        results="<results>",
+    log:
+        "<logs>/localise/{experiment}.log",
+    shell:
+        "mil localise {params.results} --experiment {wildcards.experiment} --spec {params.spec:q}"
+        " --out {output.localisation} --log {log}"

@@ -1,0 +1,24 @@
+"""runs -> predictions: every patient by the models that never saw them, and the attention of every tile."""
+
+
+rule predict:
+    input:
+        run="<results>/runs/{experiment}/weights.safetensors",
+        bags=lambda wildcards: f"<results>/bags/{EXPERIMENTS[wildcards.experiment].endpoint}.csv",
+        features=lambda wildcards: [
+            manifest
+            for site in SITES
+            for manifest in feature_manifests(site, EXPERIMENTS[wildcards.experiment].encoder)
+        ],
+    output:
+        predictions="<results>/predictions/{experiment}.csv",
+        attention=[directory(f"<results>/sites/{site}/attention/{{experiment}}") for site in SITES],
+    params:
+        folder="<results>/runs/{experiment}",
+        sites="<results>/sites",
+    log:
+        "<logs>/predict/{experiment}.log",
+    resources:
+        mem_mb=8000,
+    shell:
+        "mil predict {params.folder} --bags {input.bags} --sites {params.sites} --out {output.predictions} --log {log}"

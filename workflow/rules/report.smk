@@ -1,0 +1,18 @@
+"""figures -> report: one HTML file that opens without a network."""
+
+
+rule report:
+    input:
+        settings="<results>/config.json",
+        figures=figure_files(),
+        metrics=expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
+        flow=expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),
+    output:
+        "<results>/report/index.html",
+    params:
+        spec=settings_of_cohort.report.to_json(),
+        results="<results>",
+    log:
+        "<logs>/report.log",
+    shell:
+        "mil report {params.results} --spec {params.spec:q} --out {output} --log {log}"

@@ -1,0 +1,30 @@
+"""bags, features -> runs: an experiment's models over all folds; only training sites are read."""
+
+
+rule train:
+    input:
+        bags=lambda wildcards: f"<results>/bags/{EXPERIMENTS[wildcards.experiment].endpoint}.csv",
+        features=lambda wildcards: [
+            manifest
+            for site in TRAIN_SITES
+            for manifest in feature_manifests(site, EXPERIMENTS[wildcards.experiment].encoder)
+        ],
+    output:
+        weights="<results>/runs/{experiment}/weights.safetensors",
+        models="<results>/runs/{experiment}/models.csv",
+        rounds="<results>/runs/{experiment}/rounds.csv",
+        ledger="<results>/runs/{experiment}/ledger.jsonl",
+        spec="<results>/runs/{experiment}/spec.json",
+    params:
+        spec=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
+        endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),
+        folder="<results>/runs/{experiment}",
+        sites="<results>/sites",
+    log:
+        "<logs>/train/{experiment}.log",
+    threads: 2
+    resources:
+        mem_mb=16000,
+    shell:
+        "mil train {input.bags} --sites {params.sites} --spec {params.spec:q} --endpoint {params.endpoint:q}"
+        " --folder {params.folder} --log {log}"

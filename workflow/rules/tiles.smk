@@ -1,0 +1,20 @@
+"""slides -> tiles: where the tissue is, at one physical resolution."""
+
+
+rule tile:
+    input:
+        slides="<results>/sites/{site}/slides.csv",
+    output:
+        manifest="<results>/sites/{site}/tiles/shard{shard}.csv",
+    params:
+        spec=settings_of_cohort.tiles.to_json(),
+        folder="<results>/sites/{site}/tiles",
+        thumbnails="<results>/sites/{site}/thumbnails",
+        shard_size=settings_of_cohort.shard_size,
+    log:
+        "<logs>/tile/{site}.{shard}.log",
+    resources:
+        mem_mb=4000,
+    shell:
+        "mil tile {input.slides} --shard {wildcards.shard} --shard-size {params.shard_size} --spec {params.spec:q}"
+        " --folder {params.folder} --thumbnails {params.thumbnails} --out {output.manifest} --log {log}"
