@@ -1,5 +1,6 @@
 """Tables on disk: CSV or TSV in, CSV out, every cell text until somebody says otherwise."""
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,30 +11,38 @@ from mil.files import write_text
 
 
 def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
-    """A CSV (or TSV, by its suffix) as text cells, blanks as empty strings; the index is the line number in the file."""
+    """A person's CSV (or TSV, by its suffix) as trimmed text cells; the index is the line number in the file."""
     path = Path(path)
     if not path.is_file():
         raise MilError(
             f"{what} {path} does not exist; give its path relative to the folder you run in, or an absolute one"
         )
-    separator = "\t" if path.suffix.lower() in {".tsv", ".tab"} else ","
+    tabs = path.suffix.lower() in {".tsv", ".tab"}
     try:
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise MilError(
-            f"{what} {path} cannot be read as a {'TSV' if separator == chr(9) else 'CSV'} table: {_one_line(error)}"
-        ) from error
-    columns = [str(column).strip() for column in table.columns]
-    table.columns = columns
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            reader = csv.reader(handle, delimiter="\t" if tabs else ",", strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise MilError(f"{what} {path} cannot be read as a {'TSV' if tabs else 'CSV'} table: {error}") from error
+    filled = [(line, cells) for line, cells in lines if any(cells)]
+    if not filled:
+        raise MilError(f"{what} {path} is empty; write a header line and one row each")
+    (_, columns), *rows = filled
     doubled = [column for column in columns if columns.count(column) > 1]
     if doubled:
         raise MilError(f"{what} {path}: column '{doubled[0]}' stands twice; keep one")
-    for column in table.columns:
-        table[column] = table[column].str.strip()
-    table.index = pd.RangeIndex(2, 2 + len(table), name="line")  # the header is line 1
-    return table[(table != "").any(axis=1)]
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            raise MilError(
+                f"{what} {path} line {line}: {len(cells)} cells, but the header has {len(columns)}; check for a stray "
+                f"{'tab' if tabs else 'comma'}"
+            )
+    return pd.DataFrame(
+        [cells for _, cells in rows],
+        columns=columns,
+        index=pd.Index([line for line, _ in rows], name="line"),
+        dtype=str,
+    )
 
 
 def require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:
@@ -68,7 +77,3 @@ def _as_numbers(cells: pd.Series) -> pd.Series:
         return cells.replace("", "nan").astype(float) if len(filled) else cells
     except ValueError:
         return cells
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -8,11 +8,11 @@ rule bag:
     output:
         bags="<results>/bags/{endpoint}.csv",
         flow="<results>/bags/{endpoint}.flow.csv",
+    log:
+        "<logs>/bag/{endpoint}.log",
     params:
         slides=settings_of_cohort.slides.to_json(),
         spec=lambda wildcards: settings_of_cohort.endpoints[wildcards.endpoint].to_json(),
-    log:
-        "<logs>/bag/{endpoint}.log",
     shell:
         "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} --out {output.bags}"
         " --flow {output.flow} --log {log}"

@@ -7,16 +7,16 @@ rule extract:
         tiles="<results>/sites/{site}/tiles/shard{shard}.csv",
     output:
         manifest="<results>/sites/{site}/features/{encoder}/shard{shard}.csv",
-    params:
-        spec=lambda wildcards: settings_of_cohort.encoders[wildcards.encoder].to_json(),
-        tiles="<results>/sites/{site}/tiles",
-        folder="<results>/sites/{site}/features/{encoder}",
-        shard_size=settings_of_cohort.shard_size,
     log:
         "<logs>/extract/{site}.{encoder}.{shard}.log",
     threads: 2
     resources:
         mem_mb=8000,
+    params:
+        spec=lambda wildcards: settings_of_cohort.encoders[wildcards.encoder].to_json(),
+        tiles="<results>/sites/{site}/tiles",
+        folder="<results>/sites/{site}/features/{encoder}",
+        shard_size=settings_of_cohort.shard_size,
     shell:
         "mil extract {input.slides} --tiles {params.tiles} --shard {wildcards.shard} --shard-size {params.shard_size}"
         " --spec {params.spec:q} --folder {params.folder} --out {output.manifest} --log {log}"

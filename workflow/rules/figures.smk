@@ -37,10 +37,10 @@ def figure_files():
 rule settings:
     output:
         "<results>/config.json",
-    params:
-        config=settings_of_cohort.model_copy(update={"report": ReportSpec(), "shard_size": 1}).to_json(),
     log:
         "<logs>/settings.log",
+    params:
+        config=settings_of_cohort.model_copy(update={"report": ReportSpec(), "shard_size": 1}).to_json(),
     shell:
         "printf '%s' {params.config:q} > {output} 2> {log}"
 
@@ -52,13 +52,13 @@ rule figure:
         code=lambda wildcards: FIGURES[wildcards.figure].code,
     output:
         "<results>/figures/{figure}.json",
+    log:
+        "<logs>/figure/{figure}.log",
+    wildcard_constraints:
+        figure="|".join(name for name in FIGURES if not FIGURES[name].per_site) or "none",
     params:
         spec=settings_of_cohort.figures.to_json(),
         results="<results>",
-    wildcard_constraints:
-        figure="|".join(name for name in FIGURES if not FIGURES[name].per_site) or "none",
-    log:
-        "<logs>/figure/{figure}.log",
     shell:
         "mil plot {wildcards.figure} --results {params.results} --spec {params.spec:q} --log {log}"
 
@@ -70,13 +70,13 @@ rule figure_of_site:
         code=lambda wildcards: FIGURES[wildcards.figure].code,
     output:
         "<results>/figures/{figure}.{site}.json",
+    log:
+        "<logs>/figure/{figure}.{site}.log",
+    wildcard_constraints:
+        figure="|".join(name for name in FIGURES if FIGURES[name].per_site) or "none",
     params:
         spec=settings_of_cohort.figures.to_json(),
         results="<results>",
-    wildcard_constraints:
-        figure="|".join(name for name in FIGURES if FIGURES[name].per_site) or "none",
-    log:
-        "<logs>/figure/{figure}.{site}.log",
     shell:
         "mil plot {wildcards.figure} --results {params.results} --site {wildcards.site} --spec {params.spec:q}"
         " --log {log}"

@@ -6,11 +6,11 @@ rule score:
         predictions="<results>/predictions/{experiment}.csv",
     output:
         metrics="<results>/metrics/{experiment}.csv",
+    log:
+        "<logs>/score/{experiment}.log",
     params:
         spec=settings_of_cohort.metrics.to_json(),
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
-    log:
-        "<logs>/score/{experiment}.log",
     shell:
         "mil score {input.predictions} --spec {params.spec:q} --describe {params.experiment:q} --out {output.metrics}"
         " --log {log}"
@@ -21,10 +21,10 @@ rule compare:
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
     output:
         comparisons="<results>/metrics/comparisons.csv",
-    params:
-        spec=settings_of_cohort.metrics.to_json(),
     log:
         "<logs>/compare.log",
+    params:
+        spec=settings_of_cohort.metrics.to_json(),
     shell:
         "mil compare {input.predictions} --spec {params.spec:q} --out {output.comparisons} --log {log}"
 
@@ -35,11 +35,11 @@ rule localise:
         predictions="<results>/predictions/{experiment}.csv",
     output:
         localisation="<results>/metrics/{experiment}.localisation.csv",
+    log:
+        "<logs>/localise/{experiment}.log",
     params:
         spec=settings_of_cohort.metrics.to_json(),
         results="<results>",
-    log:
-        "<logs>/localise/{experiment}.log",
     shell:
         "mil localise {params.results} --experiment {wildcards.experiment} --spec {params.spec:q}"
         " --out {output.localisation} --log {log}"

@@ -13,12 +13,12 @@ rule predict:
     output:
         predictions="<results>/predictions/{experiment}.csv",
         attention=[directory(f"<results>/sites/{site}/attention/{{experiment}}") for site in SITES],
-    params:
-        folder="<results>/runs/{experiment}",
-        sites="<results>/sites",
     log:
         "<logs>/predict/{experiment}.log",
     resources:
         mem_mb=8000,
+    params:
+        folder="<results>/runs/{experiment}",
+        sites="<results>/sites",
     shell:
         "mil predict {params.folder} --bags {input.bags} --sites {params.sites} --out {output.predictions} --log {log}"

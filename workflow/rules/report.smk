@@ -9,10 +9,10 @@ rule report:
         flow=expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),
     output:
         "<results>/report/index.html",
+    log:
+        "<logs>/report.log",
     params:
         spec=settings_of_cohort.report.to_json(),
         results="<results>",
-    log:
-        "<logs>/report.log",
     shell:
         "mil report {params.results} --spec {params.spec:q} --out {output} --log {log}"

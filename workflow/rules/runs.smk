@@ -15,16 +15,16 @@ rule train:
         rounds="<results>/runs/{experiment}/rounds.csv",
         ledger="<results>/runs/{experiment}/ledger.jsonl",
         spec="<results>/runs/{experiment}/spec.json",
-    params:
-        spec=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
-        endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),
-        folder="<results>/runs/{experiment}",
-        sites="<results>/sites",
     log:
         "<logs>/train/{experiment}.log",
     threads: 2
     resources:
         mem_mb=16000,
+    params:
+        spec=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
+        endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),
+        folder="<results>/runs/{experiment}",
+        sites="<results>/sites",
     shell:
         "mil train {input.bags} --sites {params.sites} --spec {params.spec:q} --endpoint {params.endpoint:q}"
         " --folder {params.folder} --log {log}"

@@ -6,13 +6,13 @@ rule check:
         sheet=ancient(settings_of_cohort.slides.sheet),
     output:
         slides="<results>/sites/{site}/slides.csv",
+    log:
+        "<logs>/check/{site}.log",
     params:
         spec=settings_of_cohort.slides.to_json(),
         labels=",".join(sorted({settings_of_cohort.endpoints[name].column for name in ENDPOINTS})),
         rows=lambda wildcards: cohort.at(wildcards.site).to_csv(index=False),
         on_disk=lambda wildcards: state_on_disk(wildcards.site),
-    log:
-        "<logs>/check/{site}.log",
     shell:
         "mil check --site {wildcards.site} --spec {params.spec:q} --labels {params.labels:q} --out {output.slides}"
         " --log {log}"
@@ -25,6 +25,8 @@ rule census:
         features=lambda wildcards: [m for encoder in ENCODERS for m in feature_manifests(wildcards.site, encoder)],
     output:
         "<results>/census/{site}.csv",
+    log:
+        "<logs>/census/{site}.log",
     params:
         stages=lambda wildcards, input: [f"--manifest tile={path}" for path in input.tiles]
         + [
@@ -32,7 +34,5 @@ rule census:
             for encoder in ENCODERS
             for path in feature_manifests(wildcards.site, encoder)
         ],
-    log:
-        "<logs>/census/{site}.log",
     shell:
         "mil census {input.slides} {params.stages} --out {output} 2> {log}"

@@ -6,15 +6,15 @@ rule tile:
         slides="<results>/sites/{site}/slides.csv",
     output:
         manifest="<results>/sites/{site}/tiles/shard{shard}.csv",
+    log:
+        "<logs>/tile/{site}.{shard}.log",
+    resources:
+        mem_mb=4000,
     params:
         spec=settings_of_cohort.tiles.to_json(),
         folder="<results>/sites/{site}/tiles",
         thumbnails="<results>/sites/{site}/thumbnails",
         shard_size=settings_of_cohort.shard_size,
-    log:
-        "<logs>/tile/{site}.{shard}.log",
-    resources:
-        mem_mb=4000,
     shell:
         "mil tile {input.slides} --shard {wildcards.shard} --shard-size {params.shard_size} --spec {params.spec:q}"
         " --folder {params.folder} --thumbnails {params.thumbnails} --out {output.manifest} --log {log}"

@@ -1,0 +1,33 @@
+"""Shared ground of the tests: the shared folder of real data, and a cohort's sheets."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout that is tested."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real slides, tissue and reference outputs beside the checkout (`../shared`, or MIL_SHARED)."""
+    folder = Path(os.environ.get("MIL_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"the folder of real test data is not here ({folder}); set MIL_SHARED to run this test")
+    return folder
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the working directory for the test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

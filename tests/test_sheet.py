@@ -1,0 +1,108 @@
+"""A sheet is refused with its row, the value and the way out, or every row of it can be trusted."""
+
+import pytest
+
+from mil.config import SlidesSpec
+from mil.errors import MilError
+from mil.slides.sheet import read_cohort
+
+ROLES = {"A": "train", "B": "external"}
+GOOD = "slide_id,patient_id,site,path,mpp\ns1,p1,A,s1.tif,\ns2,p1,A,s2.tif,0.25\ns3,p2,B,s3.tif,\n"
+PATIENTS = "patient_id,response\np1,1\np2,0\n"
+
+
+def write(folder, sheet=GOOD, patients=PATIENTS, name="slides.csv"):
+    (folder / name).write_text(sheet)
+    for number in range(1, 5):
+        (folder / f"s{number}.tif").write_bytes(b"")
+    if patients is not None:
+        (folder / "patients.csv").write_text(patients)
+    return SlidesSpec(
+        sheet=str(folder / name), patients=str(folder / "patients.csv") if patients else None, roles=ROLES
+    )
+
+
+def test_good_sheet(tmp_path):
+    cohort = read_cohort(write(tmp_path), ["response"])
+    assert cohort.sites == ["A", "B"]
+    assert list(cohort.at("A")["slide_id"]) == ["s1", "s2"]
+    assert cohort.slides["path"].iloc[0] == str(tmp_path / "s1.tif")
+    assert cohort.slides["labelled"].all()
+
+
+def test_interleaved_patients_are_all_kept(tmp_path):
+    sheet = "slide_id,patient_id,site,path\na1,p1,A,s1.tif\nb1,p3,A,s2.tif\na2,p1,A,s3.tif\nb2,p3,A,s4.tif\n"
+    cohort = read_cohort(write(tmp_path, sheet, "patient_id,response\np1,1\np3,0\n"), ["response"])
+    assert list(cohort.slides["slide_id"]) == ["a1", "b1", "a2", "b2"]
+
+
+def test_patient_columns_may_stand_in_the_sheet(tmp_path):
+    sheet = "slide_id\tpatient_id\tsite\tpath\ttumour\ns1\t007\tA\ts1.tif\t1\ns2\tNA\tA\ts2.tif\t0\n"
+    cohort = read_cohort(write(tmp_path, sheet, None, "slides.tsv"), ["tumour"])
+    assert list(cohort.patients["patient_id"]) == ["007", "NA"]
+    assert list(cohort.patients["tumour"]) == ["1", "0"]
+
+
+def test_patient_without_label_is_not_labelled(tmp_path):
+    cohort = read_cohort(write(tmp_path, patients="patient_id,response\np1,\np2,0\n"), ["response"])
+    assert list(cohort.slides["labelled"]) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("sheet", "said"),
+    [
+        (GOOD.replace("s3,p2", "s1,p2"), "line 4: slide_id 's1' stands in line 2 already"),
+        (GOOD.replace("s3,p2", "S1,p2"), "line 4: slide_id 'S1' stands in line 2 already"),
+        (GOOD.replace("s3.tif", "s1.tif"), "line 4: path 's1.tif' stands in line 2 already"),
+        (GOOD.replace("s3.tif", "./x/../s1.tif"), "stands in line 2 already"),
+        (GOOD.replace("s3,p2,B", "s3,p1,B"), "line 4: patient 'p1' is at site 'B', but in line 2 at 'A'"),
+        (GOOD.replace(",mpp", ",mmp"), "unknown column 'mmp'; did you mean 'mpp'?"),
+        (GOOD.replace("site", "hospital"), "column 'site' is missing"),
+        (GOOD.replace("p2,B", "p2,C"), "line 4: site 'C' has no role"),
+        (GOOD.replace("s3.tif", "s9.tif"), "s9.tif does not exist"),
+        (GOOD.replace("0.25", "a quarter"), "line 3: mpp 'a quarter' is not a positive number"),
+        (GOOD.replace("0.25", "-1"), "line 3: mpp '-1' is not a positive number"),
+        (GOOD.replace("s3,p2", "../s3,p2"), "cannot be a file name"),
+        (GOOD.replace("s3,p2", ",p2"), "line 4: column 'slide_id' is blank"),
+        ("slide_id,patient_id,site,path\n", "has no rows"),
+        ("", "is empty"),
+        (GOOD + "s4,p3,A\n", "line 5: 3 cells, but the header has 5"),
+        ("slide_id,slide_id\n", "stands twice"),
+        ('a,"b\n', "cannot be read as a CSV table"),
+    ],
+)
+def test_bad_sheet_is_one_line(tmp_path, sheet, said):
+    with pytest.raises(MilError) as caught:
+        read_cohort(write(tmp_path, sheet), ["response"])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("patients", "said"),
+    [
+        ("patient_id,respons\np1,1\n", "column 'response' is missing; did you mean 'respons'?"),
+        ("patient_id,response\np1,1\np1,0\n", "line 3: patient 'p1' has a row already"),
+        ("patient,response\np1,1\n", "column 'patient_id' is missing"),
+    ],
+)
+def test_bad_patient_table_is_one_line(tmp_path, patients, said):
+    with pytest.raises(MilError, match=said.replace("?", r"\?")):
+        read_cohort(write(tmp_path, patients=patients), ["response"])
+
+
+def test_patient_columns_that_disagree_between_slides_are_refused(tmp_path):
+    sheet = "slide_id,patient_id,site,path,response\ns1,p1,A,s1.tif,1\ns2,p1,A,s2.tif,0\n"
+    with pytest.raises(MilError, match="line 3: patient 'p1' has other values"):
+        read_cohort(write(tmp_path, sheet, None), ["response"])
+
+
+def test_missing_sheet_is_said(tmp_path):
+    with pytest.raises(MilError, match="does not exist"):
+        read_cohort(SlidesSpec(sheet=str(tmp_path / "none.csv"), roles=ROLES))
+
+
+def test_unknown_site_names_the_nearest(tmp_path):
+    cohort = read_cohort(write(tmp_path), ["response"])
+    with pytest.raises(MilError, match="site 'a' has no slide"):
+        cohort.at("a")
