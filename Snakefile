@@ -5,8 +5,8 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-configfile: "configs/default.yaml"
-configfile: "configs/experiments.yaml"
+configfile: f"{workflow.basedir}/configs/default.yaml"
+configfile: f"{workflow.basedir}/configs/experiments.yaml"
 
 
 include: "workflow/rules/common.smk"
