@@ -1,1 +1,59 @@
-"""slides/readers"""
+"""One slide file -> levels of RGB pixels: what every reader offers, and how a path finds its reader."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+MAX_PIXELS = 1e11  # the largest scans in use are about 250,000 x 250,000; a header that says more is a bomb or a fault
+MAX_REGION_PIXELS = 2**28  # one read, 0.8 GB as RGB; nothing here asks for a tenth of it
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid; `downsample` is level-0 pixels a pixel, 1.0 for the first."""
+
+    width: int
+    height: int
+    downsample: float
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. `mpp_x`, `mpp_y` in microns a level-0 pixel, None where the file does not say."""
+
+    format: str
+    levels: tuple[Level, ...]
+    mpp_x: float | None
+    mpp_y: float | None
+    mpp_source: str
+    objective_power: float | None
+
+
+class Reader(Protocol):
+    """An open slide file."""
+
+    header: Header
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Pixels of `level` from its own pixel (x, y), uint8 (height, width, 3); white outside, `SlideError` on faults."""
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
+
+
+def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Levels from (width, height) of each. A size that is an exact division rounded up or down gets that whole ratio."""
+    width, height = sizes[0]
+    return tuple(Level(w, h, _downsample(width, height, w, h)) for w, h in sizes)
+
+
+def _downsample(width: int, height: int, w: int, h: int) -> float:
+    # The mean of both axes, as in OpenSlide, is off by up to a percent on small levels whose sizes were cut to integers.
+    ratio = (width / w + height / h) / 2
+    whole = round(ratio)
+    if whole >= 1 and w in {width // whole, -(-width // whole)} and h in {height // whole, -(-height // whole)}:
+        return float(whole)
+    return ratio

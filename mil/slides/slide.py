@@ -1,0 +1,174 @@
+"""A slide file -> pixels at any physical resolution.
+
+Coordinates are (x, y) in level-0 pixels, top left first; images are uint8 RGB (height, width, 3). Outside the scanned area is white.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mil.errors import SlideError
+from mil.slides.readers import MAX_PIXELS, MAX_REGION_PIXELS, Level, Reader
+from mil.slides.readers.openslide import OpenSlideReader
+from mil.slides.resample import extent, resample
+
+COARSER_BY = 1.01  # a level may be this much coarser than what is asked for: 0.5027 microns serves 0.5
+BLOCK_PX = 1024  # output pixels a side that a thumbnail is put together from
+
+
+@dataclass(frozen=True)
+class Slide:
+    """An open slide. `mpp_source` names the header field that the mpp comes from, or `sheet`."""
+
+    path: Path
+    format: str
+    levels: tuple[Level, ...]
+    mpp_x: float | None
+    mpp_y: float | None
+    mpp_source: str
+    objective_power: float | None
+    reader: Reader
+
+    @property
+    def width(self) -> int:
+        """Level-0 pixels across."""
+        return self.levels[0].width
+
+    @property
+    def height(self) -> int:
+        """Level-0 pixels down."""
+        return self.levels[0].height
+
+    @property
+    def mpp(self) -> float | None:
+        """Microns a level-0 pixel, mean of both axes."""
+        if self.mpp_x is None or self.mpp_y is None:
+            return None
+        return (self.mpp_x + self.mpp_y) / 2
+
+    def read_region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
+        """`width` x `height` pixels of `level` from level-0 pixel (x, y), as stored; `SlideError('unreadable_region')` on faults."""
+        downsample = self.levels[level].downsample
+        return self._read(level, round(x / downsample), round(y / downsample), width, height)
+
+    def read_area(self, x: float, y: float, size: tuple[int, int], mpp: float, level: int | None = None) -> np.ndarray:
+        """`size` (width, height) pixels of exactly `mpp` microns from level-0 position (x, y).
+
+        Read from `level`, by default the coarsest that is not coarser than `mpp`, and brought to scale by area (or by
+        linear interpolation where the slide is coarser).
+        """
+        per_x, per_y = self.level0_px(mpp)
+        if level is None:
+            level = self.level_for(mpp)
+        downsample = self.levels[level].downsample
+        scale_x, scale_y = _snapped(per_x / downsample), _snapped(per_y / downsample)
+        left, top = x / downsample, y / downsample
+        first_x, columns = extent(left, scale_x, size[0])
+        first_y, rows = extent(top, scale_y, size[1])
+        pixels = self._read(level, first_x, first_y, columns, rows)
+        return resample(pixels, (left - first_x, top - first_y), (scale_x, scale_y), size)
+
+    def read_tile(self, x: int, y: int, size_px: int, mpp: float) -> np.ndarray:
+        """The tile (size_px, size_px, 3) at `mpp` whose corner is level-0 pixel (x, y): `size_px * mpp` microns a side, exactly."""
+        return self.read_area(x, y, (size_px, size_px), mpp)
+
+    def read_tiles(
+        self, coords: np.ndarray, size_px: int, mpp: float, threads: int | None = None, batch: int = 64
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tiles of `coords` (n, 2) in their order, as (indices, uint8 (n, size, size, 3)) of up to `batch` at a time."""
+        for start in range(0, len(coords), batch):
+            indices = np.arange(start, min(start + batch, len(coords)))
+            yield indices, np.stack([self.read_tile(int(x), int(y), size_px, mpp) for x, y in coords[indices]])
+
+    def thumbnail(self, mpp: float) -> np.ndarray:
+        """The whole slide at `mpp`, put together from blocks so that memory stays bounded."""
+        per_x, per_y = self.level0_px(mpp)
+        width, height = max(math.ceil(self.width / per_x), 1), max(math.ceil(self.height / per_y), 1)
+        if width * height > MAX_REGION_PIXELS:
+            raise SlideError(
+                "implausible_size",
+                f"{self.path.name}: {self.width} x {self.height} pixels of {self.mpp:g} microns are "
+                f"{width} x {height} at {mpp:g} microns; too many for a thumbnail, check the mpp",
+            )
+        whole = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, BLOCK_PX):
+            for left in range(0, width, BLOCK_PX):
+                size = min(BLOCK_PX, width - left), min(BLOCK_PX, height - top)
+                whole[top : top + size[1], left : left + size[0]] = self._block(left, top, size, mpp)
+        return whole
+
+    def level_for(self, mpp: float) -> int:
+        """The coarsest level that is not coarser than `mpp` (by more than 1 %); level 0 where none is."""
+        per_pixel = min(self.level0_px(mpp)) * COARSER_BY
+        fitting = [index for index, level in enumerate(self.levels) if level.downsample <= per_pixel]
+        return max(fitting, key=lambda index: self.levels[index].downsample, default=0)
+
+    def level0_px(self, mpp: float) -> tuple[float, float]:
+        """Level-0 pixels (x, y) that a pixel of `mpp` microns covers; `SlideError('no_mpp')` where the slide's mpp is unknown."""
+        if self.mpp_x is None or self.mpp_y is None:
+            raise SlideError(
+                "no_mpp", f"{self.path.name}: the file does not say its microns a pixel; fill the sheet's mpp column"
+            )
+        return mpp / self.mpp_x, mpp / self.mpp_y
+
+    def _block(self, left: int, top: int, size: tuple[int, int], mpp: float) -> np.ndarray:
+        """A block of the thumbnail; cut up again where the best level is so fine that the source would not fit."""
+        per_x, per_y = self.level0_px(mpp)
+        downsample = self.levels[self.level_for(mpp)].downsample
+        if size[0] * size[1] * per_x * per_y / downsample**2 <= MAX_REGION_PIXELS / 16 or max(size) < 2:
+            return self.read_area(left * per_x, top * per_y, size, mpp)
+        if size[0] >= size[1]:
+            half = size[0] // 2
+            parts = [self._block(left, top, (half, size[1]), mpp)]
+            parts.append(self._block(left + half, top, (size[0] - half, size[1]), mpp))
+            return np.concatenate(parts, axis=1)
+        half = size[1] // 2
+        parts = [self._block(left, top, (size[0], half), mpp)]
+        parts.append(self._block(left, top + half, (size[0], size[1] - half), mpp))
+        return np.concatenate(parts, axis=0)
+
+    def _read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        if width * height > MAX_REGION_PIXELS:
+            raise SlideError("implausible_size", f"{self.path.name}: a region of {width} x {height} pixels is refused")
+        return self.reader.read(level, x, y, width, height)
+
+
+@contextmanager
+def open_slide(path: str | Path, mpp: float | None = None) -> Iterator[Slide]:
+    """Open `path`; `mpp` (the sheet's) overrides the header's. `SlideError(state, reason)` where it is no slide."""
+    path = Path(path)
+    reader = _reader_of(path)
+    try:
+        header = reader.header
+        width, height = header.levels[0].width, header.levels[0].height
+        if width * height > MAX_PIXELS:
+            raise SlideError(
+                "implausible_size", f"{path.name}: declares {width} x {height} pixels; more than any scanner makes"
+            )
+        yield Slide(
+            path=path,
+            format=header.format,
+            levels=header.levels,
+            mpp_x=header.mpp_x if mpp is None else mpp,
+            mpp_y=header.mpp_y if mpp is None else mpp,
+            mpp_source=header.mpp_source if mpp is None else "sheet",
+            objective_power=header.objective_power,
+            reader=reader,
+        )
+    finally:
+        reader.close()
+
+
+def _reader_of(path: Path) -> Reader:
+    if not path.exists():
+        raise SlideError("unreadable", f"{path}: does not exist; check the sheet's path column")
+    return OpenSlideReader(path)
+
+
+def _snapped(scale: float) -> float:
+    """A ratio that is whole but for rounding (one part in a million) is made whole, so that nothing is blurred for it."""
+    return float(round(scale)) if abs(scale - round(scale)) <= 1e-6 * scale else scale

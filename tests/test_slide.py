@@ -1,0 +1,140 @@
+"""Slides made with tifffile: regions, exact scale, mpp and its source, states of bad files."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from mil.config import SlidesSpec
+from mil.errors import MilError, SlideError
+from mil.progress import quiet
+from mil.slides.check import COLUMNS, check_slides
+from mil.slides.fingerprint import fingerprint
+from mil.slides.resample import extent, resample
+from mil.slides.slide import open_slide
+
+
+def ramp(width: int, height: int) -> np.ndarray:
+    """Red grows with x, green with y, blue is 128: a pixel says where it is."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return np.stack([x % 256, y % 256, np.full_like(x, 128)], axis=-1).astype(np.uint8)
+
+
+def write_slide(path: Path, pixels: np.ndarray, mpp: float | None = 0.5, levels=(), tile: int = 256, **options) -> Path:
+    """An Aperio-like pyramid; `levels` are whole downsamples, made by mean."""
+    if mpp is None:
+        description = "Aperio Image Library v12.0.0"
+    else:
+        description = f"Aperio Image Library v12.0.0 |AppMag = {round(10 / mpp)}|MPP = {mpp}"
+    with tifffile.TiffWriter(path) as file:
+        for downsample in (1, *levels):
+            height, width = pixels.shape[0] // downsample, pixels.shape[1] // downsample
+            cut = pixels[: height * downsample, : width * downsample].astype(np.float64)
+            small = cut.reshape(height, downsample, width, downsample, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+            file.write(
+                small,
+                tile=(tile, tile),
+                photometric="rgb",
+                metadata=None,
+                description=description,
+                **({"compression": "deflate"} | options),
+            )
+    return path
+
+
+def sheet(*paths: Path, mpp: str = "", labelled: bool = True) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "slide_id": f"s{i}",
+                "patient_id": f"p{i}",
+                "site": "A",
+                "path": str(path),
+                "mpp": mpp,
+                "labelled": labelled,
+            }
+            for i, path in enumerate(paths)
+        ]
+    )
+
+
+def test_region_is_what_was_written_and_outside_is_white(tmp_path):
+    pixels = ramp(600, 500)
+    with open_slide(write_slide(tmp_path / "a.svs", pixels)) as slide:
+        assert (slide.width, slide.height, slide.mpp, slide.mpp_source) == (600, 500, 0.5, "aperio.MPP")
+        np.testing.assert_array_equal(slide.read_region(100, 37, 0, 300, 200), pixels[37:237, 100:400])
+        over = slide.read_region(590, 490, 0, 20, 20)
+        np.testing.assert_array_equal(over[:10, :10], pixels[490:, 590:])
+        assert (over[10:] == 255).all()
+        assert (over[:, 10:] == 255).all()
+        np.testing.assert_array_equal(slide.read_tile(100, 37, 224, 0.5), pixels[37:261, 100:324])
+
+
+@pytest.mark.parametrize("mpp", [0.2276, 0.2527, 0.263, 0.30, 0.35, 0.4986, 0.5, 1.0])
+def test_tiles_have_the_same_physical_size_on_every_scanner(tmp_path, mpp):
+    period_um = 32.0
+    x_um = (np.arange(1400) + 0.5) * mpp
+    wave = np.rint(128 + 100 * np.sin(2 * np.pi * x_um / period_um))
+    pixels = np.broadcast_to(wave[None, :, None], (700, 1400, 3)).astype(np.uint8)
+    with open_slide(write_slide(tmp_path / "a.svs", pixels, mpp, levels=(2, 4))) as slide:
+        tile = slide.read_tile(0, 0, 512 if mpp < 0.6 else 256, 0.5)
+    row = tile[100, :, 0].astype(float) - 128
+    frequencies = np.linspace(0.8, 1.2, 4001) / period_um
+    at = (np.arange(len(row)) + 0.5) * 0.5
+    power = np.abs(np.exp(-2j * np.pi * frequencies[:, None] * at) @ (row * np.hanning(len(row))))
+    assert frequencies[power.argmax()] * period_um == pytest.approx(1, abs=0.005)
+
+
+def test_resampling_is_the_mean_over_the_box_with_fractions():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    offset, scale, count = 0.37, 3.0, 12
+    first, length = extent(offset, scale, count)
+    assert (first, length) == (0, 37)
+    weights = np.zeros((count, 40))
+    for i in range(count):
+        for k in range(40):
+            weights[i, k] = max(0, min(offset + (i + 1) * scale, k + 1) - max(offset + i * scale, k)) / scale
+    expected = np.einsum("ik,jl,klc->ijc", weights, weights, pixels.astype(float))
+    found = resample(pixels[:length, :length], (offset, offset), (scale, scale), (count, count))
+    assert np.abs(found - expected).max() < 1.6  # rounded twice
+
+
+def test_sheet_mpp_overrides_the_header(tmp_path):
+    path = write_slide(tmp_path / "a.svs", ramp(300, 300), mpp=0.5)
+    with open_slide(path, mpp=0.25) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.25, "sheet")
+
+
+def test_check_gives_every_bad_slide_a_state_and_a_reason(tmp_path):
+    (tmp_path / "empty.svs").write_bytes(b"")
+    (tmp_path / "text.svs").write_text("not a slide")
+    paths = [
+        write_slide(tmp_path / "good.svs", ramp(300, 300)),
+        write_slide(tmp_path / "none.svs", ramp(300, 300), mpp=None),
+        write_slide(tmp_path / "huge.svs", ramp(300, 300), mpp=352.8),
+        tmp_path / "empty.svs",
+        tmp_path / "text.svs",
+        tmp_path / "absent.svs",
+    ]
+    table = check_slides(sheet(*paths), SlidesSpec(), quiet())
+    assert list(table.columns) == list(COLUMNS)
+    assert list(table.state) == ["ok", "no_mpp", "implausible_mpp", "not_a_slide", "not_a_slide", "unreadable"]
+    assert all(table.reason[1:])
+    assert list(check_slides(sheet(paths[1], mpp="0.5"), SlidesSpec(), quiet()).mpp_source) == ["sheet"]
+    assert list(check_slides(sheet(paths[0], labelled=False), SlidesSpec(), quiet()).state) == ["no_label"]
+    with pytest.raises(MilError, match="s0: no_mpp"):
+        check_slides(sheet(paths[1]), SlidesSpec(on_bad_slide="stop"), quiet())
+
+
+def test_fingerprint_covers_all_files_of_a_folder(tmp_path):
+    folder = tmp_path / "slide"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(b"a")
+    (folder / "b.dcm").write_bytes(b"b")
+    before = fingerprint(folder)
+    (folder / "b.dcm").write_bytes(b"c")
+    assert fingerprint(folder) != before
+    with pytest.raises(SlideError, match="not a file"):
+        fingerprint(tmp_path / "absent")
