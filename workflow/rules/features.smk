@@ -9,7 +9,7 @@ rule extract:
         manifest="<results>/sites/{site}/features/{encoder}/shard{shard}.csv",
     log:
         "<logs>/extract/{site}.{encoder}.{shard}.log",
-    threads: 2
+    threads: 1
     resources:
         mem_mb=8000,
     params:

@@ -17,7 +17,7 @@ rule train:
         spec="<results>/runs/{experiment}/spec.json",
     log:
         "<logs>/train/{experiment}.log",
-    threads: 2
+    threads: 1
     resources:
         mem_mb=16000,
     params:
