@@ -1,0 +1,84 @@
+"""Figures by name, and what drawing one gives: a picture, the values in it, and the words that go with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mil.config import FiguresSpec
+from mil.figures.results import Absent, Results
+from mil.figures.style import use_style
+from mil.registry import Registry
+
+KINDS = (
+    "predictions",
+    "metrics",
+    "comparisons",
+    "rounds",
+    "census",
+    "flow",
+    "bags",
+    "attention",
+    "thumbnails",
+    "features",
+    "patients",
+    "slides",
+    "runs",
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure, or the reason why it is left out (`left_out`, then there is no picture)."""
+
+    caption: str = ""
+    """What is seen, on how many patients, and how intervals were made."""
+    n: str = ""
+    """Patients (slides, tiles) in the figure, in words."""
+    data: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """The plotted values."""
+    figure: Figure | None = None
+    is_table: bool = False
+    """The values are the figure: the report shows them as a table."""
+    left_out: str = ""
+
+
+Draw = Callable[[Results, FiguresSpec], Drawn]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure that can be drawn: its title, the kinds of results it reads, and whether it reads pixels or features."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    per_site: bool
+    """Reads what lies behind the sites' walls (attention, thumbnails, slides, features), not only tables."""
+    function: Draw
+
+    def draw(self, results: Results, spec: FiguresSpec) -> Drawn:
+        """Draw it; a figure whose input this cohort lacks comes back left out, with the reason."""
+        with use_style():
+            try:
+                return self.function(results, spec)
+            except Absent as reason:
+                return Drawn(left_out=str(reason))
+
+
+FIGURES: Registry[Entry] = Registry("figure")
+
+
+def figure(title: str, needs: tuple[str, ...], per_site: bool = False) -> Callable[[Draw], Draw]:
+    """Decorator: enter a drawing function into `FIGURES` under its module's name."""
+    unknown = set(needs) - set(KINDS)
+    if unknown:
+        raise ValueError(f"figure '{title}' needs unknown kinds {sorted(unknown)}")
+
+    def enter(function: Draw) -> Draw:
+        name = function.__module__.rsplit(".", 1)[-1]
+        FIGURES.register(name)(Entry(name, title, needs, per_site, function))
+        return function
+
+    return enter

@@ -1,0 +1,249 @@
+"""A results folder -> its tables and arrays, read when asked for; what is not there is `Absent`, with the reason."""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mil import hdf5
+from mil.config import Config, EndpointSpec, ExperimentSpec
+from mil.errors import MilError
+from mil.metrics.localisation import SlideAttention
+from mil.metrics.truth import Truth, find, load_truth
+from mil.tables import read_table, read_text_table
+
+TEXT = ("slide_id", "patient_id", "site", "trained_on", "experiment", "reason", "state", "path", "slides", "step")
+
+
+class Absent(MilError):
+    """Something that a figure needs and this cohort or run does not have; the message is the reason that people read."""
+
+
+class Results:
+    """Everything under `folder` (`results/<cohort>/`), seen through the config that made it."""
+
+    def __init__(self, folder: str | Path, config: Config) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self._tables: dict[Path, pd.DataFrame] = {}
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that train, by name."""
+        return sorted(site for site, role in self.config.slides.roles.items() if role == "train")
+
+    @property
+    def external_sites(self) -> list[str]:
+        """Sites that no training or selection step reads, by name."""
+        return sorted(site for site, role in self.config.slides.roles.items() if role == "external")
+
+    @property
+    def sites(self) -> list[str]:
+        """All sites, training ones first: the order of every figure."""
+        return [*self.training_sites, *self.external_sites]
+
+    @property
+    def experiments(self) -> dict[str, ExperimentSpec]:
+        """The experiments of this run, in the config's order."""
+        return {name: self.config.experiments[name] for name in self.config.run}
+
+    @property
+    def endpoints(self) -> dict[str, EndpointSpec]:
+        """The endpoints that this run's experiments predict, in the order of their first use."""
+        names = dict.fromkeys(experiment.endpoint for experiment in self.experiments.values())
+        return {name: self.config.endpoints[name] for name in names}
+
+    @cached_property
+    def main(self) -> str:
+        """The experiment whose scores and attention are shown: `figures.main`, or the first of the run with attention."""
+        if self.config.figures.main is not None:
+            return self.config.figures.main
+        with_attention = [name for name in self.experiments if any(self._attention_files(name))]
+        if with_attention:
+            shared = [name for name in with_attention if self.experiments[name].strategy.name != "local"]
+            return (shared or with_attention)[-1]
+        if not self.experiments:
+            raise Absent("no experiment was run")
+        return next(iter(self.experiments))
+
+    def table(self, *parts: str) -> pd.DataFrame:
+        """The CSV at `parts` under the results folder; raises `Absent` when it is not there."""
+        path = self.folder.joinpath(*parts)
+        if path not in self._tables:
+            if not path.is_file():
+                raise Absent(f"{'/'.join(parts)} is not among the results")
+            self._tables[path] = read_table(path, text=TEXT)
+        return self._tables[path].copy()
+
+    def slides(self) -> pd.DataFrame:
+        """Every slide of every site as `mil check` saw it."""
+        return self._by_site("slide tables", lambda site: self.table("sites", site, "slides.csv"))
+
+    def census(self) -> pd.DataFrame:
+        """Every slide's last state and the reason, what may leave the sites."""
+        return self._by_site("census tables", lambda site: self.table("census", f"{site}.csv"))
+
+    def bags(self, endpoint: str) -> pd.DataFrame:
+        """Patients, slides, labels and folds of one endpoint."""
+        return self.table("bags", f"{endpoint}.csv")
+
+    def flow(self, endpoint: str) -> pd.DataFrame:
+        """Patients and slides after each step, by site."""
+        return self.table("bags", f"{endpoint}.flow.csv")
+
+    def predictions(self, experiment: str) -> pd.DataFrame:
+        """Predictions of every model of one experiment."""
+        return self.table("predictions", f"{experiment}.csv")
+
+    def metrics(self, *experiments: str) -> pd.DataFrame:
+        """Metrics of the named experiments (all of the run without names), stacked."""
+        return self._stacked("metrics", experiments, lambda name: self.table("metrics", f"{name}.csv"))
+
+    def localisation(self, *experiments: str) -> pd.DataFrame:
+        """Attention against truth, of the named experiments (all without names)."""
+        return self._stacked(
+            "attention scored against truth", experiments, lambda name: self.table("metrics", f"{name}.localisation.csv")
+        )
+
+    def comparisons(self) -> pd.DataFrame:
+        """Paired comparisons of the run's experiments."""
+        return self.table("metrics", "comparisons.csv")
+
+    def rounds(self, experiment: str) -> pd.DataFrame:
+        """Training and inner-validation curves by round."""
+        return self.table("runs", experiment, "rounds.csv")
+
+    def ledger(self, experiment: str) -> list[dict[str, Any]]:
+        """The run's ledger, an entry a line."""
+        path = self.folder / "runs" / experiment / "ledger.jsonl"
+        if not path.is_file():
+            raise Absent(f"runs/{experiment}/ledger.jsonl is not among the results")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    @cached_property
+    def sheet_folder(self) -> Path:
+        """The folder of the slide sheet, which relative paths of slides and truth start from."""
+        return Path(self.config.slides.sheet).parent
+
+    def patients(self) -> pd.DataFrame:
+        """The patient table as text cells: patient_id, labels and clinical columns; one row a patient."""
+        slides = self.config.slides
+        path = Path(slides.patients or slides.sheet)
+        if not path.is_file() and (self.sheet_folder / path).is_file():
+            path = self.sheet_folder / path
+        if not path.is_file():
+            raise Absent(f"the patient table {path} is not here")
+        table = read_text_table(path, "patient table")
+        if "patient_id" not in table.columns:
+            raise Absent(f"{path} has no column patient_id")
+        return table.drop_duplicates("patient_id").reset_index(drop=True)
+
+    def thumbnail(self, site: str, slide_id: str) -> np.ndarray:
+        """The slide's thumbnail, uint8 (h, w, 3)."""
+        path = self.folder / "sites" / site / "thumbnails" / f"{slide_id}.jpg"
+        if not path.is_file():
+            raise Absent(f"sites/{site}/thumbnails/{slide_id}.jpg is not among the results")
+        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if pixels is None:
+            raise MilError(f"{path} cannot be read as a JPEG; delete it and run `mil tile` again")
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+    def attention(self, site: str, experiment: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Level-0 corners (tiles, 2) and attention (tiles,) of one slide."""
+        path = self._attention_folder(site, experiment) / f"{slide_id}.h5"
+        if not path.is_file():
+            raise Absent(f"{experiment} has no attention for slide {slide_id} of site {site}")
+        coords, attention = hdf5.read(path, "coords", "attention")
+        return coords, attention
+
+    def has_attention(self, site: str, experiment: str, slide_id: str) -> bool:
+        """Whether attention of this slide was written."""
+        return (self._attention_folder(site, experiment) / f"{slide_id}.h5").is_file()
+
+    def geometry(self, site: str, slide_id: str) -> dict[str, Any]:
+        """What `mil tile` recorded of the slide: mpp, width, height, spec, ... (root attributes of its tiles file)."""
+        path = self.folder / "sites" / site / "tiles" / f"{slide_id}.h5"
+        if not path.is_file():
+            raise Absent(f"sites/{site}/tiles/{slide_id}.h5 is not among the results")
+        return hdf5.attributes(path)
+
+    def features(self, site: str, encoder: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Level-0 corners (tiles, 2) and features (tiles, width) of one slide."""
+        path = self.folder / "sites" / site / "features" / encoder / f"{slide_id}.h5"
+        if not path.is_file():
+            raise Absent(f"sites/{site}/features/{encoder}/{slide_id}.h5 is not among the results")
+        coords, features = hdf5.read(path, "coords", "features")
+        return coords, features
+
+    def slide_path(self, site: str, slide_id: str) -> Path:
+        """Where the slide itself is; raises `Absent` where it is not on this machine (any more)."""
+        rows = self.table("sites", site, "slides.csv")
+        rows = rows[rows["slide_id"] == slide_id]
+        path = find(str(rows["path"].iloc[0]), self.sheet_folder) if len(rows) else None
+        if path is None and len(rows):
+            folder = self.sheet_folder / str(rows["path"].iloc[0])
+            path = folder if folder.is_dir() else None
+        if path is None:
+            raise Absent(f"slide {slide_id} of site {site} is not on this machine, so its pixels cannot be shown")
+        return path
+
+    @cached_property
+    def truth(self) -> Truth:
+        """Where each slide's truth is; raises `Absent` for a cohort without."""
+        if self.config.truth is None:
+            raise Absent("this cohort has no truth for its tiles (`truth:` in the cohort file)")
+        return load_truth(self.config.truth, self.sheet_folder)
+
+    def tile_truth(self, site: str, slide_id: str, coords: np.ndarray) -> np.ndarray | None:
+        """Share of each tile that is positive; none where the slide's truth is not known."""
+        mpp = float(self.geometry(site, slide_id)["mpp"])
+        tiles = self.config.tiles
+        return self.truth.share(slide_id, coords, tiles.size_px * tiles.mpp, mpp)
+
+    def slides_with_truth(self, experiment: str) -> list[SlideAttention]:
+        """Attention beside truth for every slide of the experiment that has both."""
+        endpoint = self.experiments[experiment].endpoint
+        found = []
+        for row in self.bags(endpoint).itertuples():
+            slides = [s for s in str(row.slides).split(";") if self.has_attention(row.site, experiment, s)]
+            read = {slide: self.attention(row.site, experiment, slide) for slide in slides}
+            bag_tiles = sum(len(attention) for _, attention in read.values())
+            for slide, (coords, attention) in read.items():
+                share = self.tile_truth(row.site, slide, coords)
+                if share is None:
+                    continue
+                positive = share >= self.truth.spec.positive_share
+                found.append(
+                    SlideAttention(slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles)
+                )
+        return found
+
+    def _attention_folder(self, site: str, experiment: str) -> Path:
+        return self.folder / "sites" / site / "attention" / experiment
+
+    def _attention_files(self, experiment: str) -> Iterable[Path]:
+        return (path for site in self.sites for path in self._attention_folder(site, experiment).glob("*.h5"))
+
+    def _by_site(self, what: str, read) -> pd.DataFrame:
+        return self._stack(what, self.sites, read)
+
+    def _stacked(self, what: str, experiments: tuple[str, ...], read) -> pd.DataFrame:
+        return self._stack(what, experiments or list(self.experiments), read)
+
+    def _stack(self, what: str, names: Iterable[str], read) -> pd.DataFrame:
+        """The tables of `names` that are there, one under the other; `Absent` when none is."""
+        found = []
+        for name in names:
+            try:
+                found.append(read(name))
+            except Absent:
+                continue
+        if not found:
+            raise Absent(f"{what} are not among the results")
+        return pd.concat(found, ignore_index=True)
+

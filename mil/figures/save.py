@@ -1,0 +1,41 @@
+"""A drawn figure -> its files: pictures, plotted values (CSV) and words (JSON), each complete or absent."""
+
+import json
+from pathlib import Path
+
+from mil.config import FiguresSpec
+from mil.figures.registry import FIGURES, Drawn
+from mil.figures.style import use_style
+from mil.files import replacing, write_text
+from mil.tables import write_table
+
+SUFFIXES = ("pdf", "svg", "png")
+
+
+def save(name: str, drawn: Drawn, folder: str | Path, spec: FiguresSpec) -> None:
+    """Write `{name}.csv`, `{name}.json` and, unless left out or a table only, the pictures; older pictures are removed."""
+    folder = Path(folder)
+    formats = spec.formats if drawn.figure is not None else ()
+    for suffix in SUFFIXES:
+        if suffix not in formats:
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    if drawn.figure is not None:
+        for suffix in formats:
+            with replacing(folder / f"{name}.{suffix}") as partial, use_style():
+                drawn.figure.savefig(partial, format=suffix, dpi=spec.dpi, metadata=_undated(suffix))
+    write_table(drawn.data, folder / f"{name}.csv")
+    words = {
+        "name": name,
+        "title": FIGURES[name].title,
+        "caption": drawn.caption,
+        "n": drawn.n,
+        "left_out": drawn.left_out,
+        "is_table": drawn.is_table,
+        "formats": list(formats),
+    }
+    write_text(folder / f"{name}.json", json.dumps(words, indent=1, ensure_ascii=False) + "\n")
+
+
+def _undated(suffix: str) -> dict[str, str | None]:
+    """Metadata without a date, so that the same values give the same bytes."""
+    return {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}[suffix]  # type: ignore[return-value]

@@ -1,0 +1,168 @@
+"""One look for every figure: journal widths in mm, embedded fonts, one colour a strategy and one a site everywhere."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+MM_AN_INCH = 25.4
+# widths of a column, one and a half, and two, as Nature's journals ask
+SINGLE_MM, MIDDLE_MM, DOUBLE_MM = 89.0, 120.0, 183.0
+
+INK, SOFT, FAINT, HAIR, PAPER = "#1c1f23", "#5b626b", "#9aa1a9", "#dfe3e7", "#ffffff"
+
+# Okabe and Ito 2008, told apart under the common colour-vision deficiencies
+STRATEGY_COLOURS = {
+    "local": "#d55e00",
+    "ensemble": "#e69f00",
+    "pooled": "#6b7480",
+    "fedavg": "#0072b2",
+    "fedprox": "#009e73",
+    "scaffold": "#56b4e9",
+    "cyclic": "#cc79a7",
+    "finetune": "#8a6d00",
+}
+# Tol 2021, "muted": another family than the strategies, so that a site is never taken for one
+SITE_COLOURS = ("#332288", "#44aa99", "#882255", "#b8a137", "#88ccee", "#117733", "#cc6677", "#aa4499", "#999933")
+SITE_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+CLASS_COLOURS = {1: "#b2182b", 0: "#2166ac"}
+BASELINE_COLOUR = "#9aa1a9"
+SPARE_COLOURS = ("#7b4173", "#637939", "#8c6d31", "#843c39", "#3182bd", "#31a354")
+
+RC: dict[str, Any] = {
+    "font.family": ["Inter", "DejaVu Sans"],
+    "font.size": 7.0,
+    "axes.titlesize": 7.5,
+    "axes.titleweight": 600,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 5.0,
+    "axes.labelsize": 7.0,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 6.5,
+    "legend.handlelength": 1.4,
+    "lines.linewidth": 1.2,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "mil",
+}
+
+
+def use_style() -> Any:
+    """A context in which figures take this style: `with use_style(): ...`."""
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in sorted((Path(__file__).parent / "fonts").glob("*.ttf")):
+        if str(path) not in known:
+            font_manager.fontManager.addfont(str(path))
+    return mpl.rc_context(RC)
+
+
+def new_figure(width_mm: float, height_mm: float) -> Figure:
+    """An empty figure of that size that lays itself out; not known to pyplot, so nothing has to be closed."""
+    return Figure(figsize=(width_mm / MM_AN_INCH, height_mm / MM_AN_INCH), layout="constrained")
+
+
+def strategy_colour(name: str) -> str:
+    """The colour of a strategy, the same in every figure; an unknown one gets a spare colour by its name."""
+    if name in STRATEGY_COLOURS:
+        return STRATEGY_COLOURS[name]
+    return SPARE_COLOURS[sum(map(ord, name)) % len(SPARE_COLOURS)]
+
+
+def site_colour(site: str, sites: Sequence[str]) -> str:
+    """The colour of a site, by its place among the sites in alphabetic order."""
+    return SITE_COLOURS[sorted(sites).index(site) % len(SITE_COLOURS)]
+
+
+def site_marker(site: str, sites: Sequence[str]) -> str:
+    """The marker of a site, by its place among the sites in alphabetic order."""
+    return SITE_MARKERS[sorted(sites).index(site) % len(SITE_MARKERS)]
+
+
+STRATEGY_NAMES = {
+    "local": "Local",
+    "ensemble": "Ensemble of locals",
+    "pooled": "Pooled",
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "scaffold": "Scaffold",
+    "cyclic": "Cyclic",
+}
+MODEL_NAMES = {"mean": "mean pooling", "gated_attention": "gated attention"}
+
+
+def strategy_name(name: str) -> str:
+    """A strategy as it stands in legends."""
+    return STRATEGY_NAMES.get(name, name.replace("_", " "))
+
+
+def model_name(name: str) -> str:
+    """A model as it stands in legends."""
+    return MODEL_NAMES.get(name, name.replace("_", " "))
+
+
+def chance_line(axes: Axes, diagonal: bool = False, vertical: bool = False) -> None:
+    """A quiet line where a coin would be."""
+    style: dict[str, Any] = {"color": FAINT, "linewidth": 0.7, "linestyle": (0, (3, 2)), "zorder": 0}
+    if diagonal:
+        axes.plot([0, 1], [0, 1], **style)
+    elif vertical:
+        axes.axvline(0.5, **style)
+    else:
+        axes.axhline(0.5, **style)
+
+
+def light_grid(axes: Axes, axis: str = "y") -> None:
+    """Hair lines behind the data along one axis."""
+    axes.grid(True, axis=axis, color=HAIR, linewidth=0.5)  # type: ignore[arg-type]
+
+
+def bare_image(axes: Axes, pixels: np.ndarray, frame: str = HAIR) -> None:
+    """An image without ticks, in a thin frame."""
+    axes.imshow(pixels, interpolation="antialiased")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(frame)
+        spine.set_linewidth(0.6)
+
+
+def letters(panels: Iterable[Axes]) -> None:
+    """a, b, c, ... at the top left of each panel."""
+    for letter, axes in zip("abcdefghijklmnopqrstuvwxyz", panels, strict=False):
+        axes.annotate(
+            letter,
+            xy=(0, 1),
+            xycoords="axes fraction",
+            xytext=(-14, 6),
+            textcoords="offset points",
+            fontsize=8.5,
+            fontweight=600,
+            va="bottom",
+        )

@@ -1,0 +1,126 @@
+"""Predictions of every model -> one score a patient for every arm that can be scored or compared.
+
+An arm is a model as a user would have it: trained on one site (`A`), on all (`A+B`), and, for strategies that train one
+model a site, two more: `own site` (each training patient by their own hospital's model) and `ensemble` (the mean of all
+sites' models). A patient's score is the mean over the repeats and folds whose model never saw that patient.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mil.errors import MilError
+from mil.tables import require_columns
+
+OWN_SITE = "own site"
+ENSEMBLE = "ensemble"
+TRAINING_SITES = "training sites"
+EXTERNAL_SITES = "external sites"
+SPLITS = ("held_out", "transfer", "external")
+COLUMNS = (
+    "experiment",
+    "trained_on",
+    "repeat",
+    "fold",
+    "patient_id",
+    "site",
+    "role",
+    "split",
+    "label",
+    "score",
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One arm's scores for the patients of one site or group of sites: `table` has patient_id, site, label, score."""
+
+    trained_on: str
+    split: str
+    site: str
+    table: pd.DataFrame
+
+    @property
+    def labels(self) -> np.ndarray:
+        """0/1 labels (patients,)."""
+        return self.table["label"].to_numpy()
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Scores (patients,)."""
+        return self.table["score"].to_numpy()
+
+
+def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """`table` if it is a predictions table no patient of which is scored by a model that saw them twice over.
+
+    Raises for a missing column, a label other than 0/1, a score outside 0-1, an unknown split, a patient with two
+    labels or sites, and a patient who is predicted twice by one repeat's held-out models (two folds hold them).
+    """
+    require_columns(table, COLUMNS, where)
+    for column, valid in {
+        "label": table["label"].isin([0, 1]),
+        "score": table["score"].between(0, 1),
+        "split": table["split"].isin(SPLITS),
+    }.items():
+        if not valid.all():
+            row = table[~valid].iloc[0]
+            raise MilError(
+                f"{where}: patient {row['patient_id']}: {column} {row[column]!r} is refused; run `mil predict` again"
+            )
+    for column in ("label", "site", "role"):
+        doubled = table.groupby("patient_id")[column].nunique()
+        if (doubled > 1).any():
+            raise MilError(
+                f"{where}: patient {doubled[doubled > 1].index[0]} has two values of {column}; see bags.csv"
+            )
+    inside = table[table["split"] != "external"]
+    doubled = inside[inside.duplicated(["trained_on", "repeat", "patient_id"])]
+    if len(doubled):
+        row = doubled.iloc[0]
+        raise MilError(
+            f"{where}: patient {row['patient_id']} is predicted twice in repeat {row['repeat']} by models of "
+            f"{row['trained_on']}: they stand in two folds; run `mil bag` and `mil train` again"
+        )
+    return table
+
+
+def patient_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row a (trained_on, split, patient): the mean score over repeats and folds; the derived arms included."""
+    keys = ["trained_on", "split", "site", "role", "patient_id", "label"]
+    scores = predictions.groupby(keys, as_index=False, sort=True)["score"].mean()
+    if scores["trained_on"].nunique() < 2:
+        return scores
+    own = scores[scores["split"] == "held_out"].assign(trained_on=OWN_SITE)
+    return pd.concat([scores, own, _ensemble(scores)], ignore_index=True)
+
+
+def scopes(predictions: pd.DataFrame) -> Iterator[Scope]:
+    """Every arm on every site and on the training and the external sites together, in a fixed order."""
+    scores = patient_scores(predictions)
+    training = sorted(scores.loc[scores["role"] == "train", "site"].unique())
+    for (trained_on, split), arm in scores.groupby(["trained_on", "split"], sort=False):
+        for site, table in arm.groupby("site"):
+            if not (trained_on == OWN_SITE or (trained_on == ENSEMBLE and split == "transfer")):
+                yield Scope(trained_on, split, str(site), _plain(table))
+        if split == "external":
+            yield Scope(trained_on, split, EXTERNAL_SITES, _plain(arm))
+        elif split == "held_out" and sorted(arm["site"].unique()) == training:
+            yield Scope(trained_on, split, TRAINING_SITES, _plain(arm))
+
+
+def _ensemble(scores: pd.DataFrame) -> pd.DataFrame:
+    """The mean over the sites' models; every training patient by held-out models of their site and models of the others."""
+    external = scores[scores["split"] == "external"]
+    inside = scores[scores["split"] != "external"].assign(split="held_out")
+    together = pd.concat([inside, external], ignore_index=True)
+    keys = ["split", "site", "role", "patient_id", "label"]
+    counts = together.groupby(keys)["trained_on"].nunique()
+    mean = together.groupby(keys)["score"].mean()[counts == scores["trained_on"].nunique()].reset_index()
+    return mean.assign(trained_on=ENSEMBLE)[scores.columns.tolist()]
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    return table[["patient_id", "site", "label", "score"]].sort_values("patient_id").reset_index(drop=True)

@@ -1,0 +1,51 @@
+"""Patients -> resamples of patients, as weights, so that every metric is computed on all resamples at once."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+# (labels (n,), scores (n,), weights (resamples, n)) -> one value a resample
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def resamples(strata: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each patient is drawn, (count, patients) float: with replacement, within `strata` (site and label, say).
+
+    Drawing within labels keeps both classes in every resample; the interval is conditional on their numbers.
+    """
+    weights = np.zeros((count, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        drawn = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=count)
+        weights[:, members] = drawn
+    return weights
+
+
+def strata_of(*columns: np.ndarray) -> np.ndarray:
+    """One integer for each combination of the columns' values, in sorted order."""
+    table = np.stack([np.unique(np.asarray(column), return_inverse=True)[1] for column in columns], axis=1)
+    return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def percentile_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Percentile bounds of the resamples' values; resamples where the metric is not defined (nan) are left out."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def point(metric: Metric, labels: np.ndarray, scores: np.ndarray) -> float:
+    """The metric on the patients as they are."""
+    return float(metric(labels, scores, np.ones((1, len(labels))))[0])
+
+
+def p_of_difference(values: np.ndarray) -> float:
+    """Two-sided bootstrap p value of a difference whose resampled values are given (add-one, so never 0)."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan
+    below, above = int(np.sum(values <= 0)), int(np.sum(values >= 0))
+    return min(1.0, 2 * (min(below, above) + 1) / (len(values) + 1))

@@ -1,0 +1,160 @@
+"""Predictions of several experiments -> paired comparisons that differ in one thing: encoder, model or strategy."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from mil.config import ExperimentSpec, MetricsSpec
+from mil.errors import MilError
+from mil.metrics import delong, ranking
+from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, check_predictions, scopes
+from mil.metrics.bootstrap import p_of_difference, percentile_interval
+from mil.metrics.multiplicity import holm
+from mil.metrics.score import bootstrap_weights
+
+COLUMNS = (
+    "endpoint",
+    "factor",
+    "first",
+    "first_trained_on",
+    "second",
+    "second_trained_on",
+    "split",
+    "site",
+    "patients",
+    "positives",
+    "metric",
+    "first_value",
+    "second_value",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_adjusted",
+    "method",
+    "correction",
+)
+# a difference is the more collaborative strategy less the other
+COLLABORATION = {"local": 0, "pooled": 1}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two experiments and the one thing in which they differ; the difference is `first` less `second`."""
+
+    first: str
+    second: str
+    factor: str
+    endpoint: str = ""
+
+
+def compare(
+    predictions: Mapping[str, pd.DataFrame],
+    spec: MetricsSpec,
+    experiments: Mapping[str, ExperimentSpec] | None = None,
+) -> pd.DataFrame:
+    """Paired AUROC differences (DeLong's test; bootstrap of the difference) with Holm's correction.
+
+    With `experiments` only those pairs are compared that share the endpoint and differ in exactly one of encoder,
+    model, strategy and training settings; without, all pairs with the same labels. The correction runs over all
+    sites and pairs of one endpoint, factor and method.
+    """
+    arms = {name: _arms(name, table) for name, table in predictions.items()}
+    rows = [
+        row
+        for contrast in _contrasts(list(predictions), experiments)
+        for first, second in _pairs(arms[contrast.first], arms[contrast.second])
+        for row in _rows(contrast, first, second, spec)
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for _, family in table.groupby(["endpoint", "factor", "method"]):
+        table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
+        table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
+    return table
+
+
+def _arms(name: str, table: pd.DataFrame) -> dict[tuple[str, str, str], Scope]:
+    check_predictions(table, f"predictions of {name}")
+    return {(scope.trained_on, scope.split, scope.site): scope for scope in scopes(table)}
+
+
+def _contrasts(names: list[str], experiments: Mapping[str, ExperimentSpec] | None) -> Iterator[Contrast]:
+    for earlier, later in combinations(names, 2):
+        if experiments is None:
+            yield Contrast(later, earlier, "experiment")
+            continue
+        one, other = experiments[earlier], experiments[later]
+        parts = ("encoder", "model", "strategy", "training")
+        differing = [part for part in parts if getattr(one, part) != getattr(other, part)]
+        if one.endpoint != other.endpoint or len(differing) != 1:
+            continue
+        swap = differing[0] == "strategy" and _collaboration(one) > _collaboration(other)
+        first, second = (earlier, later) if swap else (later, earlier)
+        yield Contrast(first, second, differing[0], one.endpoint)
+
+
+def _collaboration(experiment: ExperimentSpec) -> int:
+    return COLLABORATION.get(experiment.strategy.name, 2)
+
+
+def _pairs(
+    first: Mapping[tuple[str, str, str], Scope], second: Mapping[tuple[str, str, str], Scope]
+) -> Iterator[tuple[Scope, Scope]]:
+    """Scopes to set side by side: the same arm where both have it, else one model of all against every local arm."""
+    for (trained_on, split, site), scope in first.items():
+        if split == "transfer":
+            continue
+        for (other_on, other_split, other_site), other in second.items():
+            if (split, site) != (other_split, other_site):
+                continue
+            if _comparable(trained_on, other_on, split, first, second):
+                yield scope, other
+
+
+def _comparable(
+    one: str, other: str, split: str, first: Mapping[tuple[str, str, str], Scope], second: Mapping[tuple[str, str, str], Scope]
+) -> bool:
+    locals_of = [any(key[0] == OWN_SITE for key in arms) for arms in (first, second)]
+    if all(locals_of):
+        return one == other and one == (ENSEMBLE if split == "external" else OWN_SITE)
+    if not any(locals_of):
+        return one == other
+    local = one if locals_of[0] else other
+    return split == "external" or local in {OWN_SITE, ENSEMBLE}
+
+
+def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+    both = first.table.merge(second.table, on=["patient_id", "site"], suffixes=("_first", "_second"))
+    if (both["label_first"] != both["label_second"]).any():
+        if contrast.endpoint:
+            raise MilError(f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again")
+        return
+    labels = both["label_first"].to_numpy()
+    if not delong.both_classes(labels):
+        return
+    scores = [both["score_first"].to_numpy(), both["score_second"].to_numpy()]
+    tested = delong.paired(labels, *scores, confidence=spec.confidence)
+    values = {"first_value": delong.auroc(labels, scores[0]), "second_value": delong.auroc(labels, scores[1])}
+    common = {
+        "endpoint": contrast.endpoint,
+        "factor": contrast.factor,
+        "first": contrast.first,
+        "first_trained_on": first.trained_on,
+        "second": contrast.second,
+        "second_trained_on": second.trained_on,
+        "split": first.split,
+        "site": first.site,
+        "patients": len(both),
+        "positives": int(labels.sum()),
+        "metric": "auroc",
+        **values,
+        "difference": tested.difference,
+    }
+    yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": "DeLong, paired"}
+    weights = bootstrap_weights(both, spec)
+    drawn = ranking.auroc(labels, scores[0], weights) - ranking.auroc(labels, scores[1], weights)
+    low, high = percentile_interval(drawn, spec.confidence)
+    yield {**common, "low": low, "high": high, "p": p_of_difference(drawn), "method": "patient bootstrap, paired"}

@@ -1,0 +1,140 @@
+"""Scores and labels -> AUROC, its variance and covariances (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837).
+
+Placement values come from mid-ranks, as in Sun and Xu 2014 (IEEE Signal Processing Letters 21:1389), so that ties count
+one half and nothing of size positives x negatives is formed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+from mil.errors import MilError
+
+
+@dataclass(frozen=True)
+class Placements:
+    """What DeLong needs of k scores on the same patients: AUROCs (k,) and their covariance matrix (k, k)."""
+
+    auroc: np.ndarray
+    covariance: np.ndarray
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two AUROCs with its interval, z and two-sided p value."""
+
+    difference: float
+    low: float
+    high: float
+    z: float
+    p: float
+
+
+def both_classes(labels: np.ndarray) -> bool:
+    """Whether `labels` (0/1) hold at least one of each."""
+    return bool(np.any(labels == 1) and np.any(labels == 0))
+
+
+def placements(labels: np.ndarray, scores: np.ndarray) -> Placements:
+    """AUROCs and covariance of `scores` (k, patients) on the same 0/1 `labels`. One patient of a class has no variance: nan."""
+    labels = np.asarray(labels)
+    scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    if not both_classes(labels):
+        raise MilError(f"AUROC needs patients of both classes; all {len(labels)} are of one")
+    if not np.isfinite(scores).all():
+        raise MilError("AUROC needs finite scores; at least one is blank or infinite")
+    positive, negative = scores[:, labels == 1], scores[:, labels == 0]
+    m, n = positive.shape[1], negative.shape[1]
+    everyone = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
+    # share of negatives below each positive, and of positives above each negative; ties count one half
+    of_positive = (everyone[:, :m] - stats.rankdata(positive, axis=1)) / n
+    of_negative = 1.0 - (everyone[:, m:] - stats.rankdata(negative, axis=1)) / m
+    return Placements(of_positive.mean(axis=1), _covariance(of_positive) / m + _covariance(of_negative) / n)
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties one half."""
+    return float(placements(labels, scores).auroc[0])
+
+
+def interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """AUROC with DeLong's normal interval, cut at 0 and 1 (as pROC does). nan bounds with one patient of a class."""
+    placed = placements(labels, scores)
+    area, half = float(placed.auroc[0]), _quantile(confidence) * float(np.sqrt(placed.covariance[0, 0]))
+    return area, max(area - half, 0.0) if half == half else np.nan, min(area + half, 1.0) if half == half else np.nan
+
+
+def logit_interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """AUROC with DeLong's variance on the logit scale: stays within 0-1 and keeps its level with few patients.
+
+    Where DeLong has no variance (perfect separation, one patient of a class) the bounds are Newcombe's.
+    """
+    placed = placements(labels, scores)
+    area, variance = float(placed.auroc[0]), float(placed.covariance[0, 0])
+    if not 0 < area < 1 or not variance > 0:
+        return area, *newcombe_interval(area, int(np.sum(labels == 1)), int(np.sum(labels == 0)), confidence)
+    centre, half = np.log(area / (1 - area)), _quantile(confidence) * np.sqrt(variance) / (area * (1 - area))
+    low, high = 1 / (1 + np.exp(-(centre - half))), 1 / (1 + np.exp(-(centre + half)))
+    return area, float(low), float(high)
+
+
+def newcombe_interval(area: float, positives: int, negatives: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score-like bounds of an AUROC from its value and the class sizes only (Newcombe 2006, Stat Med 25:559, method 5)."""
+    size, z = (positives + negatives) / 2, _quantile(confidence)
+
+    def excess(theta: float) -> float:
+        spread = 1 + (size - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return abs(theta - area) - z * np.sqrt(theta * (1 - theta) * spread / (positives * negatives))
+
+    low = 0.0 if area == 0 else float(optimize.brentq(excess, 0.0, area - 1e-12))
+    high = 1.0 if area == 1 else float(optimize.brentq(excess, area + 1e-12, 1.0))
+    return low, high
+
+
+def paired(labels: np.ndarray, first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Difference:
+    """AUROC of `first` less that of `second` on the same patients, with DeLong's paired test."""
+    placed = placements(labels, np.stack([first, second]))
+    contrast = np.array([1.0, -1.0])
+    return difference_of(
+        float(contrast @ placed.auroc), float(contrast @ placed.covariance @ contrast), confidence=confidence
+    )
+
+
+def unpaired(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], confidence: float = 0.95
+) -> Difference:
+    """AUROC difference of two (labels, scores) on different patients; p from Welch's t, as pROC's unpaired test."""
+    placed = [placements(*first), placements(*second)]
+    variances = [float(one.covariance[0, 0]) for one in placed]
+    sizes = [len(first[0]), len(second[0])]
+    difference, variance = float(placed[0].auroc[0] - placed[1].auroc[0]), sum(variances)
+    degrees = variance**2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
+    t = difference / np.sqrt(variance)
+    half = stats.t.ppf(0.5 + confidence / 2, degrees) * np.sqrt(variance)
+    return Difference(
+        difference, difference - half, difference + half, float(t), float(2 * stats.t.sf(abs(t), degrees))
+    )
+
+
+def difference_of(difference: float, variance: float, confidence: float = 0.95) -> Difference:
+    """A difference and its variance -> normal interval and test. No variance: p is 1 where there is no difference, else nan."""
+    if not variance > 0:
+        p = 1.0 if difference == 0 else np.nan
+        return Difference(difference, difference if p == 1 else np.nan, difference if p == 1 else np.nan, 0.0, p)
+    deviation = float(np.sqrt(variance))
+    z, half = difference / deviation, _quantile(confidence) * deviation
+    return Difference(difference, difference - half, difference + half, z, float(2 * stats.norm.sf(abs(z))))
+
+
+def _quantile(confidence: float) -> float:
+    return float(stats.norm.ppf(0.5 + confidence / 2))
+
+
+def _covariance(values: np.ndarray) -> np.ndarray:
+    """Covariance (k, k) of `values` (k, n), with n - 1; nan where n is 1."""
+    n = values.shape[1]
+    if n < 2:
+        return np.full((len(values), len(values)), np.nan)
+    centred = values - values.mean(axis=1, keepdims=True)
+    return centred @ centred.T / (n - 1)

@@ -1,0 +1,28 @@
+"""Many p values -> adjusted ones: Holm (family-wise) and Benjamini-Hochberg (false discovery rate)."""
+
+import numpy as np
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down adjustment (Holm 1979, Scand J Statist 6:65), valid under any dependence; nan stays nan."""
+    return _stepwise(p, lambda ranked: np.maximum.accumulate(ranked * np.arange(len(ranked), 0, -1)))
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Benjamini-Hochberg adjustment (1995, J R Stat Soc B 57:289) for the false discovery rate; nan stays nan."""
+
+    def step_up(ranked: np.ndarray) -> np.ndarray:
+        m = len(ranked)
+        return np.minimum.accumulate((ranked * m / np.arange(1, m + 1))[::-1])[::-1]
+
+    return _stepwise(p, step_up)
+
+
+def _stepwise(p: np.ndarray, adjust) -> np.ndarray:
+    p = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    if len(order):
+        adjusted[order] = np.minimum(adjust(p[order]), 1.0)
+    return adjusted
