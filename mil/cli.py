@@ -274,9 +274,9 @@ def predict(
     log: LogOption = None,
 ) -> None:
     """Predict every patient with the models that never saw them, and write the attention of every tile."""
+    from mil.attention import write_attention
     from mil.bags import TEXT
     from mil.predictions import predict as predict_run
-    from mil.predictions import write_attention
     from mil.tables import read_table, write_table
     from mil.training.run import Run
     from mil.training.store import FeatureStore
@@ -288,7 +288,7 @@ def predict(
     predictions = predict_run(trained, table, features)
     name = out.stem
     predictions.table.insert(0, "experiment", name)
-    write_attention(predictions, table, features, sites, name)
+    write_attention(predictions.attention, table, sites, trained.experiment.encoder, name)
     write_table(predictions.table, out)
     reporter.note(
         f"predict {name}: {predictions.table['patient_id'].nunique()} patients, {len(predictions.table)} predictions"

@@ -107,7 +107,9 @@ class Results:
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names)."""
         return self._stacked(
-            "attention scored against truth", experiments, lambda name: self.table("metrics", f"{name}.localisation.csv")
+            "attention scored against truth",
+            experiments,
+            lambda name: self.table("metrics", f"{name}.localisation.csv"),
         )
 
     def comparisons(self) -> pd.DataFrame:
@@ -219,7 +221,9 @@ class Results:
                     continue
                 positive = share >= self.truth.spec.positive_share
                 found.append(
-                    SlideAttention(slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles)
+                    SlideAttention(
+                        slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles
+                    )
                 )
         return found
 
@@ -246,4 +250,3 @@ class Results:
         if not found:
             raise Absent(f"{what} are not among the results")
         return pd.concat(found, ignore_index=True)
-

@@ -1,0 +1,37 @@
+"""Attention a patient -> one file a slide in its site's folder, beside the corners of the tiles that it belongs to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mil import hdf5
+from mil.errors import CorruptFile
+
+
+def write_attention(
+    attention: Mapping[str, np.ndarray], bags: pd.DataFrame, sites_folder: Path, encoder: str, experiment: str
+) -> None:
+    """Write `sites/{site}/attention/{experiment}/{slide}.h5`: `attention` float32 (tiles,), 1 over the bag, and `coords`.
+
+    A site's folder is made even if none of its patients has attention, so that the workflow finds it.
+    """
+    for site in sorted(bags["site"].unique()):
+        (sites_folder / site / "attention" / experiment).mkdir(parents=True, exist_ok=True)
+    for row in bags.itertuples():
+        if row.patient_id not in attention:
+            continue
+        weights, at = attention[str(row.patient_id)], 0
+        for slide in str(row.slides).split(";"):
+            (coords,) = hdf5.read(sites_folder / str(row.site) / "features" / encoder / f"{slide}.h5", "coords")
+            target = sites_folder / str(row.site) / "attention" / experiment / f"{slide}.h5"
+            with hdf5.writing(target) as file:
+                file.append("attention", weights[at : at + len(coords)].astype(np.float32))
+                file.append("coords", coords)
+                file.annotate({"stage": "attention", "slide_id": slide, "experiment": experiment})
+            at += len(coords)
+        if at != len(weights):
+            raise CorruptFile(
+                f"patient {row.patient_id}: {len(weights)} attention weights for {at} tiles; run `mil predict` again"
+            )
