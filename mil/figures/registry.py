@@ -1,5 +1,6 @@
 """Figures by name, and what drawing one gives: a picture, the values in it, and the words that go with it."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mil.config import FiguresSpec
+from mil.errors import MilError, nearest
 from mil.figures.results import Absent, Results
 from mil.figures.style import use_style
 from mil.registry import Registry
@@ -23,7 +25,7 @@ KINDS = (
     "thumbnails",
     "features",
     "patients",
-    "slides",
+    "localisation",
     "runs",
 )
 
@@ -44,7 +46,8 @@ class Drawn:
     left_out: str = ""
 
 
-Draw = Callable[[Results, FiguresSpec], Drawn]
+# (results, spec) -> Drawn, or (results, spec, site) -> Drawn for figures that are drawn a site
+Draw = Callable[..., Drawn]
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,20 @@ class Entry:
     title: str
     needs: tuple[str, ...]
     per_site: bool
-    """Reads what lies behind the sites' walls (attention, thumbnails, slides, features), not only tables."""
+    """Drawn once a site, from what lies behind that site's wall (attention, thumbnails, slides)."""
     function: Draw
+    code: str
+    """The module's file: when it changes, the figure is drawn anew."""
 
-    def draw(self, results: Results, spec: FiguresSpec) -> Drawn:
+    def draw(self, results: Results, spec: FiguresSpec, site: str | None = None) -> Drawn:
         """Draw it; a figure whose input this cohort lacks comes back left out, with the reason."""
+        if self.per_site and site is None:
+            raise MilError(f"figure '{self.name}' is drawn a site; give one of {', '.join(results.sites)}")
+        if site is not None and site not in results.sites:
+            raise MilError(f"unknown site '{site}'; {nearest(site, results.sites)}")
         with use_style():
             try:
-                return self.function(results, spec)
+                return self.function(results, spec, site) if self.per_site else self.function(results, spec)
             except Absent as reason:
                 return Drawn(left_out=str(reason))
 
@@ -78,7 +87,8 @@ def figure(title: str, needs: tuple[str, ...], per_site: bool = False) -> Callab
 
     def enter(function: Draw) -> Draw:
         name = function.__module__.rsplit(".", 1)[-1]
-        FIGURES.register(name)(Entry(name, title, needs, per_site, function))
+        code = str(sys.modules[function.__module__].__file__)
+        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code))
         return function
 
     return enter

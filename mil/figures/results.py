@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from mil import hdf5
-from mil.config import Config, EndpointSpec, ExperimentSpec
+from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
 from mil.errors import MilError
 from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
 from mil.tables import read_table, read_text_table
 
-TEXT = ("slide_id", "patient_id", "site", "trained_on", "experiment", "reason", "state", "path", "slides", "step")
+TEXT = ("slide_id", "patient_id", "site", "trained_on", "experiment", "reason", "state", "path", "slides", "step", "model", "phase")
 
 
 class Absent(MilError):
@@ -31,6 +31,14 @@ class Results:
         self.folder = Path(folder)
         self.config = config
         self._tables: dict[Path, pd.DataFrame] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Results":
+        """The results at `folder`, with the config that the workflow wrote there (`config.json`)."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise MilError(f"{path} does not exist; name a cohort's results folder, e.g. results/demo, after a run")
+        return cls(folder, read_spec(Config, path.read_text(encoding="utf-8")))
 
     @property
     def training_sites(self) -> list[str]:
@@ -70,6 +78,20 @@ class Results:
         if not self.experiments:
             raise Absent("no experiment was run")
         return next(iter(self.experiments))
+
+    @property
+    def endpoint(self) -> str:
+        """The main experiment's endpoint."""
+        return self.experiments[self.main].endpoint
+
+    def family(self) -> dict[str, ExperimentSpec]:
+        """The main experiment and those that differ from it in the strategy only: what local, pooled, federated compare."""
+        main = self.experiments[self.main]
+        return {
+            name: one
+            for name, one in self.experiments.items()
+            if (one.encoder, one.model, one.endpoint) == (main.encoder, main.model, main.endpoint)
+        }
 
     def table(self, *parts: str) -> pd.DataFrame:
         """The CSV at `parts` under the results folder; raises `Absent` when it is not there."""
@@ -119,6 +141,10 @@ class Results:
     def rounds(self, experiment: str) -> pd.DataFrame:
         """Training and inner-validation curves by round."""
         return self.table("runs", experiment, "rounds.csv")
+
+    def models(self, experiment: str) -> pd.DataFrame:
+        """The run's models: what each was trained on, its fold and its number of rounds."""
+        return self.table("runs", experiment, "models.csv")
 
     def ledger(self, experiment: str) -> list[dict[str, Any]]:
         """The run's ledger, an entry a line."""

@@ -5,15 +5,18 @@ from pathlib import Path
 
 from mil.config import FiguresSpec
 from mil.figures.registry import FIGURES, Drawn
-from mil.figures.style import use_style
+from mil.figures.style import MM_AN_INCH, use_style
 from mil.files import replacing, write_text
 from mil.tables import write_table
 
 SUFFIXES = ("pdf", "svg", "png")
 
 
-def save(name: str, drawn: Drawn, folder: str | Path, spec: FiguresSpec) -> None:
-    """Write `{name}.csv`, `{name}.json` and, unless left out or a table only, the pictures; older pictures are removed."""
+def save(name: str, drawn: Drawn, folder: str | Path, spec: FiguresSpec) -> list[Path]:
+    """Write `{name}.csv`, `{name}.json` and, unless left out, the pictures; older pictures are removed. Returns the paths.
+
+    `name` is a figure's name, or `{figure}.{site}` for one that is drawn a site.
+    """
     folder = Path(folder)
     formats = spec.formats if drawn.figure is not None else ()
     for suffix in SUFFIXES:
@@ -26,14 +29,16 @@ def save(name: str, drawn: Drawn, folder: str | Path, spec: FiguresSpec) -> None
     write_table(drawn.data, folder / f"{name}.csv")
     words = {
         "name": name,
-        "title": FIGURES[name].title,
+        "title": FIGURES[name.split(".")[0]].title,
         "caption": drawn.caption,
         "n": drawn.n,
         "left_out": drawn.left_out,
         "is_table": drawn.is_table,
+        "width_mm": 0 if drawn.figure is None else round(drawn.figure.get_figwidth() * MM_AN_INCH, 1),
         "formats": list(formats),
     }
     write_text(folder / f"{name}.json", json.dumps(words, indent=1, ensure_ascii=False) + "\n")
+    return [folder / f"{name}.{suffix}" for suffix in (*formats, "csv", "json")]
 
 
 def _undated(suffix: str) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ pooled it is multiplied by the bag's number of tiles (1 = the bag's mean).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,10 @@ from mil.metrics.bootstrap import percentile_interval, resamples, strata_of
 from mil.metrics.score import described
 from mil.rng import rng
 
+if TYPE_CHECKING:
+    from mil.figures.results import Results
+
 COLUMNS = (
-    "experiment",
-    "encoder",
-    "model",
-    "strategy",
-    "endpoint",
     "site",
     "patients",
     "slides",
@@ -75,7 +73,14 @@ def localise(
             "positive_tiles": int(sum(slide.truth.sum() for slide in members)),
         }
         rows += [{**common, **row} for row in (_pooled(members, spec, site), _mean(members, spec, site))]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=["experiment", *described(experiment), *COLUMNS])
+
+
+def localisation(results: "Results", name: str, spec: MetricsSpec) -> pd.DataFrame:
+    """`localise` for one experiment of a results folder; without truth or attention a table without rows."""
+    experiment = results.experiments[name]
+    slides = [] if results.config.truth is None else results.slides_with_truth(name)
+    return localise(slides, spec, name, experiment)
 
 
 def by_slide(slides: Iterable[SlideAttention]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Predictions -> metrics with intervals, by site and arm, as one tidy table."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,12 @@ from mil.metrics import delong, ranking
 from mil.metrics.arms import Scope, check_predictions, scopes
 from mil.metrics.bootstrap import percentile_interval, point, resamples, strata_of
 from mil.rng import rng
+from mil.tables import read_table
 
 # DeLong's plain normal interval (the one pROC gives) covers 90-93 % at 60 patients; on the logit scale it keeps 95 %
 # (benchmarks/coverage.py). Both are in the table; figures and the report show this one.
 PRIMARY = "DeLong, logit scale"
 COLUMNS = (
-    "experiment",
-    "encoder",
-    "model",
-    "strategy",
-    "endpoint",
     "trained_on",
     "split",
     "site",
@@ -38,7 +35,8 @@ def score(predictions: pd.DataFrame, spec: MetricsSpec, experiment: ExperimentSp
     """The metrics of one experiment's predictions: a row a (trained_on, split, site, metric, interval method).
 
     `site` is a site, "training sites" or "external sites". A metric that is not defined there (one class only) is a
-    row with a blank value and the reason as its method.
+    row with a blank value and the reason as its method. With `experiment` its encoder, model, strategy and endpoint
+    are columns too.
     """
     name = str(predictions["experiment"].iloc[0]) if len(predictions) else ""
     check_predictions(predictions, f"predictions of {name}")
@@ -47,13 +45,18 @@ def score(predictions: pd.DataFrame, spec: MetricsSpec, experiment: ExperimentSp
         for scope in scopes(predictions)
         for row in _rows(scope, spec)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=["experiment", *described(experiment), *COLUMNS])
+
+
+def read_predictions(path: str | Path) -> pd.DataFrame:
+    """A predictions table; ids stay text."""
+    return read_table(path, text=("experiment", "trained_on", "patient_id", "site", "role", "split"))
 
 
 def described(experiment: ExperimentSpec | None) -> Mapping[str, str]:
-    """What an experiment is made of, by name; blanks where it is not known."""
+    """What an experiment is made of, by name; nothing where it is not known."""
     if experiment is None:
-        return dict.fromkeys(("encoder", "model", "strategy", "endpoint"), "")
+        return {}
     return {
         "encoder": experiment.encoder,
         "model": experiment.model.name,

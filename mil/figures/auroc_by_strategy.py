@@ -1,0 +1,98 @@
+"""AUROC of every model and strategy with its interval: a row an arm, a column a site or group of sites."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mil.config import FiguresSpec
+from mil.figures.arms import Arm, arm, input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import DOUBLE_MM, HAIR, SOFT, chance_line, new_figure
+from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
+from mil.metrics.score import PRIMARY
+
+ROW_MM, HEAD_MM = 4.6, 22.0
+
+
+@figure("AUROC by strategy and site", needs=("metrics",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A dot and its interval for every arm at every site; one block of rows for each encoder and model."""
+    metrics = results.metrics()
+    metrics = metrics[(metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY) & (metrics["split"] != "transfer")]
+    metrics = metrics[metrics["endpoint"] == results.endpoint].dropna(subset=["value"])
+    if metrics.empty:
+        raise Absent("no AUROC is defined at any site")
+    blocks = _blocks(results, metrics)
+    columns = _columns(results, metrics)
+    rows = [(title, one) for title, arms in blocks.items() for one in [None, *arms]]
+    picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(rows))
+    panels = picture.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, scope in zip(panels, columns, strict=True):
+        _panel(axes, results, metrics, rows, scope)
+    panels[0].set_yticks(range(len(rows)), [one.name if one else title for title, one in rows])
+    for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight(400 if one else 600)
+        label.set_color(one.colour if one else "#1c1f23")
+    panels[0].set_ylim(len(rows) - 0.4, -0.8)
+    picture.supxlabel(f"AUROC, {results.config.metrics.confidence:.0%} interval", fontsize=7)
+    shown = metrics[metrics["site"].isin(columns)]
+    return Drawn(
+        figure=picture,
+        data=shown.reset_index(drop=True),
+        n=", ".join(f"{scope}: {int(part['patients'].max())}" for scope, part in shown.groupby("site", sort=False)),
+        caption=(
+            f"AUROC for {results.endpoint} with {results.config.metrics.confidence:.0%} intervals (DeLong, logit scale; the patient "
+            "bootstrap is in the table). Training sites: held-out patients. “Own site” is each "
+            "hospital's patients by its own model; the ensemble averages the local models' scores. The dashed line is chance."
+        ),
+    )
+
+
+def _blocks(results: Results, metrics: pd.DataFrame) -> dict[str, list[Arm]]:
+    """Arms by encoder and model, in the order of the run; single local models only where they are not an own site's."""
+    blocks: dict[str, list[Arm]] = {}
+    for name, experiment in results.experiments.items():
+        part = metrics[metrics["experiment"] == name]
+        arms = [arm(results, name, on) for on in part["trained_on"].unique()]
+        blocks.setdefault(input_name(experiment), []).extend(arms)
+    return {title: sorted(arms, key=lambda one: one.order) for title, arms in blocks.items() if arms}
+
+
+def _columns(results: Results, metrics: pd.DataFrame) -> list[str]:
+    there = set(metrics["site"])
+    wanted = [*results.training_sites, TRAINING_SITES, *results.external_sites]
+    if len(results.external_sites) > 1:
+        wanted.append(EXTERNAL_SITES)
+    return [scope for scope in wanted if scope in there]
+
+
+def _panel(
+    axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str
+) -> None:
+    chance_line(axes, vertical=True)
+    for place, (_, one) in enumerate(rows):
+        if one is None:
+            axes.axhline(place - 0.5, color=HAIR, linewidth=0.6, zorder=0)
+            continue
+        found = metrics[
+            (metrics["experiment"] == one.experiment)
+            & (metrics["trained_on"] == one.trained_on)
+            & (metrics["site"] == scope)
+        ]
+        if found.empty:
+            continue
+        row = found.iloc[0]
+        axes.plot([row["low"], row["high"]], [place, place], color=one.colour, linewidth=1.3, solid_capstyle="round")
+        hollow = one.trained_on in {OWN_SITE, ENSEMBLE}
+        axes.plot(row["value"], place, "o", color=one.colour, markersize=4, markerfacecolor="white" if hollow else one.colour)
+    group = scope in {TRAINING_SITES, EXTERNAL_SITES}
+    axes.set_title(scope if not group else scope.replace(" sites", "\nsites"), fontsize=7, loc="center")
+    patients = metrics.loc[metrics["site"] == scope, "patients"].max()
+    axes.set_xlabel(f"n = {int(patients)}", fontsize=6.3, color=SOFT)
+    axes.set_xlim(0.3, 1.02)
+    axes.set_xticks([0.5, 0.75, 1.0], ["0.5", "", "1"])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x", color=HAIR, linewidth=0.5)
+    if group:
+        axes.set_facecolor("#f6f7f8")

@@ -1,0 +1,142 @@
+"""The cohort by site: patients, labels, slides and clinical columns, with tests between sites."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mil.config import FiguresSpec
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.table import table_picture
+
+MAX_LEVELS = 8
+MIN_NUMBERS = 7  # fewer distinct numbers are levels (grade), not a measure
+
+
+@figure("The cohort by site", needs=("bags", "census", "patients"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A row a characteristic, a column a site; median [quartiles] or count (share)."""
+    bags = results.bags(results.endpoint)
+    sites = [site for site in results.sites if site in set(bags["site"])]
+    rows = [*_fixed_rows(results, bags, sites), *_clinical_rows(results, bags, sites)]
+    table = pd.DataFrame(rows, columns=["Characteristic", *sites, "All", "p"])
+    return Drawn(
+        figure=table_picture(table),
+        data=table,
+        is_table=True,
+        n=f"{len(bags)} patients at {len(sites)} sites",
+        caption=(
+            "Patients who are used, by site. Numbers: median [quartiles]; classes: count (share of the patients with a "
+            "value). p: difference between the sites, Kruskal-Wallis test for numbers, chi-squared test for classes (by "
+            "9,999 permutations where an expected count is below 5); not corrected for the number of rows."
+        ),
+    )
+
+
+def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
+    census = results.census()
+    yield ["Role", *("trains" if results.config.slides.roles[site] == "train" else "external" for site in sites), "", ""]
+    yield _counts("Patients", bags["site"], sites)
+    labels = bags.set_index("patient_id")["label"]
+    yield from _levels(f"Positive for {results.endpoint}", labels.map({1: "yes", 0: "no"}), bags, sites, only="yes")
+    used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")
+    slides = used[["slide_id", "patient_id", "site"]].merge(census[["slide_id", "mpp", "format", "num_tiles"]], on="slide_id")
+    yield _counts("Slides", slides["site"], sites)
+    tiles = slides.groupby("patient_id")["num_tiles"].sum()
+    yield _measure("Tiles a patient", tiles, bags, sites)
+    yield ["Microns a pixel", *(_spread(slides.loc[slides["site"] == site, "mpp"]) for site in sites), "", ""]
+    yield ["File format", *(", ".join(sorted(slides.loc[slides["site"] == site, "format"].unique())) for site in sites), "", ""]
+
+
+def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
+    try:
+        patients = results.patients().set_index("patient_id")
+    except Absent:
+        return
+    endpoints = {endpoint.column for endpoint in results.config.endpoints.values()}
+    for column in patients.columns:
+        values = patients.loc[patients.index.intersection(bags["patient_id"]), column]
+        values = values[values != ""]
+        if column in {*endpoints, "site", "path", "slide_id", "mpp"} or values.empty:
+            continue
+        numbers = pd.to_numeric(values, errors="coerce")
+        name = str(column).replace("_", " ")
+        if numbers.notna().all() and numbers.nunique() >= MIN_NUMBERS:
+            yield _measure(name, numbers, bags, sites)
+        elif values.nunique() <= MAX_LEVELS:
+            yield from _levels(name, values, bags, sites)
+
+
+def _counts(name: str, where: pd.Series, sites: list[str]) -> list[str]:
+    return [name, *(str(int((where == site).sum())) for site in sites), str(len(where)), ""]
+
+
+def _spread(values: pd.Series) -> str:
+    values = values.dropna().astype(float).round(4)
+    if values.empty:
+        return "–"
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+
+
+def _measure(name: str, values: pd.Series, bags: pd.DataFrame, sites: list[str]) -> list[str]:
+    site_of = bags.set_index("patient_id")["site"]
+    parts = [values[site_of.reindex(values.index) == site].to_numpy(float) for site in sites]
+    filled = [part for part in parts if len(part)]
+    p = ""
+    if len(filled) > 1 and np.unique(np.concatenate(filled)).size > 1:
+        p = p_text(float(stats.kruskal(*filled).pvalue))
+    return [name, *(_median(part) for part in parts), _median(np.concatenate(filled)), p]
+
+
+def _median(values: np.ndarray) -> str:
+    if not len(values):
+        return "–"
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{_short(middle)} [{_short(low)}, {_short(high)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.2g}"
+
+
+def _levels(
+    name: str, values: pd.Series, bags: pd.DataFrame, sites: list[str], only: str | None = None
+) -> Iterator[list[str]]:
+    site_of = bags.set_index("patient_id")["site"].reindex(values.index)
+    counts = pd.crosstab(values, site_of).reindex(columns=sites, fill_value=0)
+    p = p_text(_chi_squared(counts.to_numpy()))
+    totals = counts.sum()
+    if only is None:
+        yield [name, *("" for _ in sites), "", p]
+    for level, row in counts.iterrows():
+        if only is not None and level != only:
+            continue
+        cells = [_share(int(row[site]), int(totals[site])) for site in sites]
+        everyone = _share(int(row.sum()), int(totals.sum()))
+        yield [f"  {level}" if only is None else name, *cells, everyone, "" if only is None else p]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({count / total:.0%})" if total else "–"
+
+
+def _chi_squared(counts: np.ndarray) -> float:
+    """p of independence of rows and columns; by permutation where an expected count is below 5."""
+    counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
+    if min(counts.shape, default=0) < 2:
+        return np.nan
+    tested = stats.chi2_contingency(counts, correction=False)
+    if tested.expected_freq.min() >= 5:
+        return float(tested.pvalue)
+    method = stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
+    return float(stats.chi2_contingency(counts, correction=False, method=method).pvalue)
+
+
+def p_text(p: float) -> str:
+    """A p value as tables show it."""
+    if not np.isfinite(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

@@ -1,0 +1,186 @@
+"""Where the model looked: slides of one site in H&E, with their truth where there is one, and with their attention."""
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+from scipy import stats
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, bare_image, new_figure, strategy_name
+from mil.metrics import delong
+from mil.metrics.arms import OWN_SITE, patient_scores
+
+CMAP = "inferno"
+MARGIN = 0.04
+TRUTH_COLOUR = "#00a087"
+BAR_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One slide as drawn: pixels (h, w, 3) cropped to its tiles, tiles (n, 4) as x, y, wide, high in those pixels."""
+
+    slide_id: str
+    patient_id: str
+    label: int
+    score: float
+    pixels: np.ndarray
+    um_px: float
+    tiles: np.ndarray
+    attention: np.ndarray
+    truth: np.ndarray | None
+    coords: np.ndarray
+
+
+@figure("Attention over the slides", needs=("attention", "predictions", "bags", "thumbnails"), per_site=True)
+def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
+    """A row a slide: H&E, truth (tiles framed), attention as its rank within the slide."""
+    slides = [show(results, site, *choice) for choice in choose(results, site, spec.slides_a_site)]
+    with_truth = any(slide.truth is not None for slide in slides)
+    columns = 3 if with_truth else 2
+    wide = (DOUBLE_MM - 16) / columns
+    heights = [wide * min(max(s.pixels.shape[0] / s.pixels.shape[1], 0.35), 1.0) for s in slides]
+    picture = new_figure(DOUBLE_MM if with_truth else DOUBLE_MM * 0.75, sum(heights) + 7.5 * len(slides) + 8)
+    panels = picture.subplots(len(slides), columns, squeeze=False, height_ratios=heights)
+    values = []
+    for row, slide in zip(panels, slides, strict=True):
+        _draw_row(row, slide, with_truth)
+        values.append(_values(slide, site))
+    bar = picture.colorbar(
+        ScalarMappable(Normalize(0, 100), CMAP), ax=panels[:, -1], location="right", fraction=0.045, pad=0.02, aspect=40
+    )
+    bar.set_label("Attention, percentile within the slide", fontsize=6.5)
+    bar.outline.set_visible(False)
+    experiment = results.experiments[results.main]
+    truth = " Middle: tiles that are positive in the truth, framed." if with_truth else ""
+    return Drawn(
+        figure=picture,
+        data=pd.concat(values, ignore_index=True),
+        n=f"{len(slides)} slides of {len({slide.patient_id for slide in slides})} patients of site {site}",
+        caption=(
+            f"Attention of {strategy_name(experiment.strategy.name)}, {input_name(experiment)}, at site {site}, by models that did not train on these "
+            f"patients.{truth} Chosen by score, not by looks: the positive patient with the highest score, the negative "
+            "one with the lowest, then the positive one with the lowest and the negative one with the highest, and on."
+        ),
+    )
+
+
+def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int, float]]:
+    """(slide, patient, label, score) by score: best true positive, best true negative, worst miss, worst alarm, and on."""
+    bags = results.bags(results.endpoint)
+    bags = bags[bags["site"] == site].set_index("patient_id")
+    scores = patient_scores(results.predictions(results.main))
+    scores = scores[(scores["site"] == site) & (scores["split"] != "transfer") & (scores["trained_on"] != OWN_SITE)]
+    scores = scores.groupby("patient_id")["score"].mean()
+    positive = scores[bags["label"].reindex(scores.index) == 1].sort_values()
+    negative = scores[bags["label"].reindex(scores.index) == 0].sort_values()
+    queues = [list(positive.index[::-1]), list(negative.index), list(positive.index), list(negative.index[::-1])]
+    chosen: list[tuple[str, str, int, float]] = []
+    taken: set[str] = set()
+    while any(queues) and len(chosen) < count:
+        for queue in queues:
+            while queue and (queue[0] in taken or _first_slide(results, site, bags, queue[0]) is None):
+                queue.pop(0)
+            if queue and len(chosen) < count:
+                patient = queue.pop(0)
+                taken.add(patient)
+                slide = str(_first_slide(results, site, bags, patient))
+                chosen.append((slide, patient, int(bags.loc[patient, "label"]), float(scores[patient])))
+    if not chosen:
+        raise Absent(f"{results.main} has no attention at site {site}")
+    return chosen
+
+
+def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) -> str | None:
+    """The patient's slide with attention and most of it."""
+    slides = [s for s in str(bags.loc[patient, "slides"]).split(";") if results.has_attention(site, results.main, s)]
+    return max(slides, key=lambda s: float(results.attention(site, results.main, s)[1].sum()), default=None)
+
+
+def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> Shown:
+    """One slide's thumbnail, cut to its tiles, with tile squares in its pixels."""
+    coords, attention = results.attention(site, results.main, slide_id)
+    geometry, thumbnail = results.geometry(site, slide_id), results.thumbnail(site, slide_id)
+    scale = thumbnail.shape[1] / float(geometry["width"])
+    mpp = float(geometry["mpp"])
+    side = results.config.tiles.size_px * results.config.tiles.mpp / mpp * scale
+    corners = coords * scale
+    margin = MARGIN * max(thumbnail.shape[:2])
+    left, top = np.floor(np.maximum(corners.min(axis=0) - margin, 0)).astype(int)
+    right, bottom = np.ceil(corners.max(axis=0) + side + margin).astype(int)
+    try:
+        share = results.tile_truth(site, slide_id, coords)
+        truth = None if share is None else share >= results.truth.spec.positive_share
+    except Absent:
+        truth = None
+    tiles = np.column_stack([corners - (left, top), np.full((len(coords), 2), side)])
+    pixels = thumbnail[top:bottom, left:right]
+    return Shown(slide_id, patient_id, label, score, pixels, mpp / scale, tiles, attention, truth, coords)
+
+
+def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool) -> None:
+    for axes in row:
+        bare_image(axes, slide.pixels)
+        axes.set_anchor("N")
+    _scale_bar(row[0], slide)
+    said = "positive" if slide.label else "negative"
+    row[0].set_title(f"{slide.slide_id}", fontsize=7)
+    row[0].text(
+        1, 1.015, f"{said}, score {slide.score:.2f}", transform=row[0].transAxes, ha="right", va="bottom", fontsize=6.5,
+        color=CLASS_COLOURS[slide.label],
+    )  # fmt: skip
+    if with_truth and slide.truth is not None:
+        squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles[slide.truth]]
+        row[1].add_collection(
+            PatchCollection(squares, facecolor=(*mpl.colors.to_rgb(TRUTH_COLOUR), 0.25), edgecolor=TRUTH_COLOUR, linewidth=0.5)
+        )
+        row[1].set_title(f"Truth: {int(slide.truth.sum())} of {len(slide.truth)} tiles", fontsize=7, fontweight=400)
+    _draw_attention(row[-1], slide)
+
+
+def _draw_attention(axes: Axes, slide: Shown) -> None:
+    grey = slide.pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    axes.images[0].set_data((255 - (255 - grey) * 0.35).astype(np.uint8))
+    ranks = (stats.rankdata(slide.attention) - 0.5) / len(slide.attention)
+    squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles]
+    axes.add_collection(PatchCollection(squares, facecolor=mpl.colormaps[CMAP](ranks), edgecolor="none", antialiased=False))
+    title = "Attention"
+    if slide.truth is not None and delong.both_classes(slide.truth):
+        title += f", tile AUROC {delong.auroc(slide.truth.astype(int), slide.attention):.2f}"
+    axes.set_title(title, fontsize=7, fontweight=400)
+
+
+def _scale_bar(axes: Axes, slide: Shown) -> None:
+    """A round number of microns, at most a third of the picture, at the lower right."""
+    height, width = slide.pixels.shape[:2]
+    um = max((um for um in BAR_UM if um / slide.um_px <= width / 3), default=BAR_UM[0])
+    x, y, length = width * 0.97 - um / slide.um_px, height * 0.955, um / slide.um_px
+    axes.plot([x, x + length], [y, y], color=INK, linewidth=1.4, solid_capstyle="butt")
+    said = f"{um} µm" if um < 1000 else f"{um // 1000} mm"
+    axes.text(x + length / 2, y - height * 0.02, said, ha="center", va="bottom", fontsize=6, color=INK)
+
+
+def _values(slide: Shown, site: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "site": site,
+            "slide_id": slide.slide_id,
+            "patient_id": slide.patient_id,
+            "label": slide.label,
+            "score": slide.score,
+            "x": slide.coords[:, 0],
+            "y": slide.coords[:, 1],
+            "attention": slide.attention,
+            "truth": "" if slide.truth is None else slide.truth.astype(int),
+        }
+    )

@@ -1,0 +1,94 @@
+"""Loss and AUROC on the inner folds, round by round and site by site: a column a strategy."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, SOFT, chance_line, new_figure, site_colour, strategy_name
+
+TRAIN_LINE = (0, (1.5, 1.2))
+ROWS = (("val_loss", "Loss"), ("val_auroc", "AUROC"))
+
+
+@figure("Learning curves by round", needs=("rounds",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """Mean over folds with the middle 80 % of models; dotted: the training loss; ticks: the rounds that were chosen."""
+    found = {name: _curves(results, name) for name in results.family() if _has_rounds(results, name)}
+    if not found:
+        raise Absent("no run of this family has a table of rounds")
+    picture = new_figure(DOUBLE_MM if len(found) > 2 else MIDDLE_MM, 84)
+    panels = picture.subplots(2, len(found), squeeze=False, sharex="col", sharey="row")
+    for column, (name, table) in enumerate(found.items()):
+        for row, (metric, label) in enumerate(ROWS):
+            _panel(panels[row, column], results, table, metric)
+            if column == 0:
+                panels[row, 0].set_ylabel(f"{label}, inner folds")
+        panels[0, column].set_title(strategy_name(results.experiments[name].strategy.name))
+        _mark_chosen(panels[1, column], results, name)
+        panels[1, column].set_xlabel("Round")
+        chance_line(panels[1, column])
+    sites = [site for site in results.training_sites if any(site in set(table["site"]) for table in found.values())]
+    handles = [Line2D([], [], color=site_colour(site, results.sites), label=site) for site in sites]
+    handles += [
+        Line2D([], [], color=INK, label="all sites"),
+        Line2D([], [], color=SOFT, linestyle=TRAIN_LINE, label="training loss"),
+    ]
+    picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    data = pd.concat([table.assign(experiment=name) for name, table in found.items()], ignore_index=True)
+    main = results.experiments[results.main]
+    models = {name: results.rounds(name).loc[lambda t: t["phase"] == "inner", "model"].nunique() for name in found}
+    return Drawn(
+        figure=picture,
+        data=data,
+        n=", ".join(f"{strategy_name(results.experiments[name].strategy.name)}: {n} models" for name, n in models.items()),
+        caption=(
+            f"Loss and AUROC of {input_name(main)} on the inner folds, which the models of the selection phase did not "
+            "train on, by round and site. Lines: mean over repeats, folds and inner folds; bands: the middle 80 % of "
+            "models. Ticks at the bottom: the number of rounds chosen for each outer fold, where the inner loss is smallest."
+        ),
+    )
+
+
+def _has_rounds(results: Results, name: str) -> bool:
+    return (results.folder / "runs" / name / "rounds.csv").is_file()
+
+
+def _curves(results: Results, name: str) -> pd.DataFrame:
+    """Mean and the 10 % and 90 % quantiles over models: site, round, metric, mean, low, high."""
+    rounds = results.rounds(name)
+    rounds = rounds[rounds["phase"] == "inner"]
+    long = rounds.melt(["site", "round"], ["train_loss", "val_loss", "val_auroc"], "metric").dropna(subset=["value"])
+    grouped = long.groupby(["site", "metric", "round"])["value"]
+    return grouped.agg(
+        mean="mean", low=lambda v: float(np.quantile(v, 0.1)), high=lambda v: float(np.quantile(v, 0.9))
+    ).reset_index()
+
+
+def _panel(axes: Axes, results: Results, table: pd.DataFrame, metric: str) -> None:
+    several = any("+" in site for site in table["site"])
+    for site, part in table.groupby("site"):
+        together = site not in results.sites
+        colour = INK if together else site_colour(str(site), results.sites)
+        curve = part[part["metric"] == metric]
+        axes.plot(curve["round"], curve["mean"], color=colour, linewidth=1.6 if together else 1.1)
+        axes.fill_between(curve["round"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
+        if metric == "val_loss" and (together or not several):
+            train = part[part["metric"] == "train_loss"]
+            axes.plot(train["round"], train["mean"], color=colour, linewidth=0.9, linestyle=TRAIN_LINE)
+
+
+def _mark_chosen(axes: Axes, results: Results, name: str) -> None:
+    try:
+        models = results.models(name)
+    except Absent:
+        return
+    stream = np.linspace(-0.25, 0.25, len(models)) if len(models) > 1 else np.zeros(1)
+    for offset, row in zip(stream, models.sort_values("rounds").itertuples(), strict=True):
+        site = str(row.trained_on)
+        colour = site_colour(site, results.sites) if site in results.sites else INK
+        axes.axvline(row.rounds + offset, ymax=0.06, color=colour, linewidth=0.7)

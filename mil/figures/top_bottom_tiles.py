@@ -1,0 +1,131 @@
+"""The tiles that the model looked at most and least, read from the slides of one site."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mil.config import FiguresSpec
+from mil.errors import SlideError
+from mil.figures.arms import input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, FAINT, SOFT, bare_image, new_figure, strategy_name
+from mil.slides.slide import open_slide
+
+TILE_PX = 160  # pixels of a tile in the montage, whatever its size in the analysis
+PER_PATIENT = 2
+ROW_TITLES = {
+    ("top", 1): "Highest attention, positive patients",
+    ("top", 0): "Highest attention, negative patients",
+    ("bottom", 1): "Lowest attention, positive patients",
+    ("bottom", 0): "Lowest attention, negative patients",
+}
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One tile of the montage; `relative` is its attention relative to its bag's mean."""
+
+    slide_id: str
+    patient_id: str
+    label: int
+    x: int
+    y: int
+    relative: float
+
+
+@figure("Tiles with the highest and the lowest attention", needs=("attention", "bags", "thumbnails"), per_site=True)
+def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
+    """Four rows: highest and lowest attention, in positive and in negative patients; at most two tiles a patient."""
+    tiles = _all_tiles(results, site)
+    picks = {
+        (end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES
+    }
+    picks = {row: chosen for row, chosen in picks.items() if chosen}
+    pixels = {(p.slide_id, p.x, p.y): None for chosen in picks.values() for p in chosen}
+    pixels = read_tiles(results, site, list(pixels))
+    picture = _montage(picks, pixels, spec.tiles_a_site)
+    experiment = results.experiments[results.main]
+    rows = [{"row": ROW_TITLES[row], **vars(one)} for row, chosen in picks.items() for one in chosen]
+    side_um = results.config.tiles.size_px * results.config.tiles.mpp
+    return Drawn(
+        figure=picture,
+        data=pd.DataFrame(rows),
+        n=f"{len(rows)} tiles of {len({row['patient_id'] for row in rows})} patients of site {site}",
+        caption=(
+            f"Tiles of {side_um:g} µm at site {site}, chosen by attention of {strategy_name(experiment.strategy.name)}, "
+            f"{input_name(experiment)}, and by nothing else; at most {PER_PATIENT} a patient and row. The number "
+            "is the attention relative to the mean of the patient's tiles."
+        ),
+    )
+
+
+def _all_tiles(results: Results, site: str) -> pd.DataFrame:
+    bags = results.bags(results.endpoint)
+    rows = []
+    for bag in bags[bags["site"] == site].itertuples():
+        slides = [s for s in str(bag.slides).split(";") if results.has_attention(site, results.main, s)]
+        read = [(slide, *results.attention(site, results.main, slide)) for slide in slides]
+        count = sum(len(attention) for _, _, attention in read)
+        for slide, coords, attention in read:
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "slide_id": slide,
+                        "patient_id": bag.patient_id,
+                        "label": bag.label,
+                        "x": coords[:, 0],
+                        "y": coords[:, 1],
+                        "relative": attention.astype(float) * count,
+                    }
+                )
+            )
+    if not rows:
+        raise Absent(f"{results.main} has no attention at site {site}")
+    tiles = pd.concat(rows, ignore_index=True)
+    if np.ptp(tiles["relative"].to_numpy()) < 1e-6:
+        raise Absent(f"{results.main} looks at all tiles alike, so none is highest or lowest")
+    return tiles
+
+
+def pick(tiles: pd.DataFrame, end: str, count: int) -> list[Pick]:
+    """The `count` tiles with the highest (`top`) or lowest attention, at most `PER_PATIENT` of one patient."""
+    ranked = tiles.sort_values(["relative", "slide_id", "x", "y"], ascending=[end == "bottom", True, True, True])
+    chosen = ranked[ranked.groupby("patient_id").cumcount() < PER_PATIENT].head(count)
+    return [Pick(r.slide_id, r.patient_id, int(r.label), int(r.x), int(r.y), float(r.relative)) for r in chosen.itertuples()]
+
+
+def read_tiles(
+    results: Results, site: str, wanted: list[tuple[str, int, int]], size_px: int = TILE_PX
+) -> dict[tuple[str, int, int], np.ndarray]:
+    """Pixels (size_px, size_px, 3) of tiles by (slide, x, y), a slide opened once."""
+    spec = results.config.tiles
+    mpp = spec.size_px * spec.mpp / size_px
+    found = {}
+    for slide_id in dict.fromkeys(slide for slide, _, _ in wanted):
+        corners = [(x, y) for slide, x, y in wanted if slide == slide_id]
+        try:
+            with open_slide(results.slide_path(site, slide_id), float(results.geometry(site, slide_id)["mpp"])) as slide:
+                for x, y in corners:
+                    found[slide_id, x, y] = slide.read_tile(x, y, size_px, mpp)
+        except SlideError as error:
+            raise Absent(f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}") from error
+    return found
+
+
+def _montage(
+    picks: dict[tuple[str, int], list[Pick]], pixels: dict[tuple[str, int, int], np.ndarray], columns: int
+) -> Figure:
+    side = (DOUBLE_MM - 2) / columns
+    picture = new_figure(DOUBLE_MM, len(picks) * (side + 6.5))
+    panels = picture.subplots(len(picks), columns, squeeze=False)
+    for row, (kind, chosen) in zip(panels, picks.items(), strict=True):
+        for axes, one in zip(row, chosen, strict=False):
+            bare_image(axes, pixels[one.slide_id, one.x, one.y], frame=FAINT)
+            axes.set_xlabel(f"{one.patient_id}   {one.relative:.2g}×", fontsize=5.8, color=SOFT, labelpad=1.5)
+        for axes in row[len(chosen) :]:
+            axes.axis("off")
+        row[0].set_title(ROW_TITLES[kind], fontsize=7, color=CLASS_COLOURS[kind[1]])
+    return picture
