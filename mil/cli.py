@@ -201,17 +201,18 @@ def extract(
 @app.command()
 def census(
     slides: Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.")],
-    manifest: Annotated[list[str], typer.Option(help="STAGE=SHARD.csv, in the order of the stages; may be repeated.")],
+    manifests: Annotated[
+        list[Path], typer.Argument(help="Manifests of the stages, in their order; a stage is named by its folder.")
+    ],
     out: OutOption,
 ) -> None:
     """One site's slides with their states and counts: the only slide table that leaves the site's folder."""
     from mil.census import TEXT, read_manifests, take_census
     from mil.tables import read_table, write_table
 
-    stages: dict[str, list[str]] = {}
-    for item in manifest:
-        stage, _, path = item.partition("=")
-        stages.setdefault(stage, []).append(path)
+    stages: dict[str, list[Path]] = {}
+    for path in manifests:
+        stages.setdefault(path.parent.name, []).append(path)
     table = read_table(slides, text=(*TEXT, "path", "fingerprint", "levels"))
     write_table(take_census(table, {stage: read_manifests(paths) for stage, paths in stages.items()}), out)
 
@@ -299,7 +300,7 @@ def predict(
 def score(
     predictions: Annotated[Path, typer.Argument(help="Predictions of one experiment.")],
     out: OutOption,
-    describe: Annotated[str, typer.Option(help="The experiment's settings: JSON text or a file.")],
+    experiment: Annotated[str, typer.Option(help="The experiment's settings: JSON text or a file.")],
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
@@ -310,22 +311,13 @@ def score(
     from mil.tables import write_table
 
     reporter = _reporter(log)
-    table = score_table(read_predictions(predictions), read_spec(MetricsSpec, spec))
-    experiment = read_spec(ExperimentSpec, describe)
-    for at, (column, value) in enumerate(
-        {
-            "encoder": experiment.encoder,
-            "model": experiment.model.name,
-            "strategy": experiment.strategy.name,
-            "endpoint": experiment.endpoint,
-        }.items(),
-        1,
-    ):
-        table.insert(at, column, value)
+    settings = read_spec(MetricsSpec, spec)
+    table = score_table(read_predictions(predictions), settings, read_spec(ExperimentSpec, experiment))
     write_table(table, out)
     for row in table[table["metric"] == "auroc"].itertuples():
         reporter.note(
-            f"{row.experiment} trained on {row.trained_on}, {row.site}: AUROC {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] ({row.method})"
+            f"{row.experiment} trained on {row.trained_on}, {row.site}: "
+            f"AUROC {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] ({row.method})"
         )
 
 
@@ -333,19 +325,20 @@ def score(
 def compare(
     predictions: Annotated[list[Path], typer.Argument(help="Predictions of the experiments to compare.")],
     out: OutOption,
+    experiments: Annotated[str, typer.Option(help="Settings of the experiments by name: JSON text or a file.")],
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
-    """Compare experiments on the same patients, pairwise."""
-    from mil.config import MetricsSpec, read_spec
-    from mil.metrics.score import compare as compare_tables
+    """Compare experiments that differ in one thing on the same patients, pairwise."""
+    from mil.config import ExperimentsSpec, MetricsSpec, read_spec
+    from mil.metrics.comparison import compare as compare_tables
     from mil.metrics.score import read_predictions
     from mil.tables import write_table
 
     _reporter(log)
-    write_table(
-        compare_tables({path.stem: read_predictions(path) for path in predictions}, read_spec(MetricsSpec, spec)), out
-    )
+    tables = {path.stem: read_predictions(path) for path in predictions}
+    named = read_spec(ExperimentsSpec, experiments).root
+    write_table(compare_tables(tables, read_spec(MetricsSpec, spec), named), out)
 
 
 @app.command()
@@ -359,11 +352,13 @@ def localise(
     """Score an experiment's attention against the truth of every tile, where there is one."""
     from mil.config import MetricsSpec, read_spec
     from mil.figures.results import Results
-    from mil.metrics.localisation import localisation
+    from mil.metrics.localisation import localise as localise_slides
     from mil.tables import write_table
 
     _reporter(log)
-    write_table(localisation(Results.open(results), experiment, read_spec(MetricsSpec, spec)), out)
+    opened = Results.open(results)
+    slides = opened.slides_with_truth(experiment)
+    write_table(localise_slides(slides, read_spec(MetricsSpec, spec), experiment, opened.experiments[experiment]), out)
 
 
 @app.command()
@@ -377,18 +372,22 @@ def plot(
     log: LogOption = None,
 ) -> None:
     """Draw a figure: vector, raster, the plotted values, and its caption."""
-    from mil.figures import FIGURES, draw_figure
+    from mil.figures import FIGURES, save
 
     if name == "list":
         for figure in FIGURES:
             typer.echo(f"{figure:28s} {FIGURES[figure].title}")
         return
     from mil.config import FiguresSpec, read_spec
-    from mil.figures.results import Results
+    from mil.figures import Results
 
     reporter = _reporter(log)
-    for path in draw_figure(name, Results.open(results), read_spec(FiguresSpec, spec), site):
+    settings = read_spec(FiguresSpec, spec)
+    drawn = FIGURES[name].draw(Results.open(results), settings, site)
+    for path in save(f"{name}.{site}" if site else name, drawn, results / "figures", settings):
         reporter.note(f"wrote {path}")
+    if drawn.left_out:
+        reporter.note(f"{name} is left out: {drawn.left_out}")
 
 
 @app.command()

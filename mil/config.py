@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError, model_validator
 
 from mil.errors import MilError, nearest
 from mil.files import SAFE_NAME
 
-S = TypeVar("S", bound="Spec")
+S = TypeVar("S", bound=BaseModel)
 
 
 class Spec(BaseModel):
@@ -201,6 +201,10 @@ class ExperimentSpec(Spec):
     training: TrainingSpec = TrainingSpec()
 
 
+class ExperimentsSpec(RootModel[dict[str, ExperimentSpec]]):
+    """Named stanzas on their own, as `mil compare` takes them."""
+
+
 class MetricsSpec(Spec):
     """How predictions are scored."""
 
@@ -336,7 +340,7 @@ def load(*paths: str | Path) -> Config:
     return parse(Config, data, ", ".join(str(path) for path in paths))
 
 
-def _explain(spec: type[Spec], error: ValidationError) -> str:
+def _explain(spec: type[BaseModel], error: ValidationError) -> str:
     """The first fault in one line; unknown keys with the nearest known one."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])

@@ -142,7 +142,9 @@ def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool) -> None:
     if with_truth and slide.truth is not None:
         squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles[slide.truth]]
         row[1].add_collection(
-            PatchCollection(squares, facecolor=(*mpl.colors.to_rgb(TRUTH_COLOUR), 0.25), edgecolor=TRUTH_COLOUR, linewidth=0.5)
+            PatchCollection(
+                squares, facecolor=(*mpl.colors.to_rgb(TRUTH_COLOUR), 0.25), edgecolor=TRUTH_COLOUR, linewidth=0.5
+            )
         )
         row[1].set_title(f"Truth: {int(slide.truth.sum())} of {len(slide.truth)} tiles", fontsize=7, fontweight=400)
     _draw_attention(row[-1], slide)
@@ -153,7 +155,9 @@ def _draw_attention(axes: Axes, slide: Shown) -> None:
     axes.images[0].set_data((255 - (255 - grey) * 0.35).astype(np.uint8))
     ranks = (stats.rankdata(slide.attention) - 0.5) / len(slide.attention)
     squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles]
-    axes.add_collection(PatchCollection(squares, facecolor=mpl.colormaps[CMAP](ranks), edgecolor="none", antialiased=False))
+    axes.add_collection(
+        PatchCollection(squares, facecolor=mpl.colormaps[CMAP](ranks), edgecolor="none", antialiased=False)
+    )
     title = "Attention"
     if slide.truth is not None and delong.both_classes(slide.truth):
         title += f", tile AUROC {delong.auroc(slide.truth.astype(int), slide.attention):.2f}"

@@ -17,7 +17,20 @@ from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
 from mil.tables import read_table, read_text_table
 
-TEXT = ("slide_id", "patient_id", "site", "trained_on", "experiment", "reason", "state", "path", "slides", "step", "model", "phase")
+TEXT = (
+    "slide_id",
+    "patient_id",
+    "site",
+    "trained_on",
+    "experiment",
+    "reason",
+    "state",
+    "path",
+    "slides",
+    "step",
+    "model",
+    "phase",
+)
 
 
 class Absent(MilError):

@@ -1,11 +1,13 @@
 """The validated config, the cohort's sheet, and the names that rules share."""
 
+import json
 import os
 import sys
 
 from snakemake.exceptions import WorkflowError
 
-from mil.config import Config, ReportSpec, parse
+from mil.config import Config, ReportSpec
+from mil.config import parse as parse_spec
 from mil.errors import MilError
 from mil.slides.sheet import read_cohort
 
@@ -13,7 +15,7 @@ from mil.slides.sheet import read_cohort
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
 
 try:
-    settings_of_cohort = parse(Config, config, "config")
+    settings_of_cohort = parse_spec(Config, config, "config")
     if not settings_of_cohort.cohort:
         raise MilError("no cohort is named; run snakemake --configfile configs/cohorts/<name>.yaml")
     if not settings_of_cohort.run:
@@ -30,11 +32,13 @@ ENCODERS = sorted({experiment.encoder for experiment in EXPERIMENTS.values()})
 ENDPOINTS = sorted({experiment.endpoint for experiment in EXPERIMENTS.values()})
 SITES = cohort.sites
 TRAIN_SITES = [site for site in SITES if settings_of_cohort.slides.roles[site] == "train"]
+# `<results>` in the rules' files and logs; in params, where Snakemake does not put it in, RESULTS.
+RESULTS = f"{settings_of_cohort.results}/{settings_of_cohort.cohort}"
 
 
 pathvars:
-    results=f"{settings_of_cohort.results}/{settings_of_cohort.cohort}",
-    logs=f"{settings_of_cohort.results}/{settings_of_cohort.cohort}/logs",
+    results=RESULTS,
+    logs=f"{RESULTS}/logs",
 
 
 wildcard_constraints:
@@ -61,6 +65,11 @@ def feature_manifests(site, encoder):
         encoder=encoder,
         shard=shards(site),
     )
+
+
+def experiments_json():
+    """The settings of all selected experiments by name, as JSON."""
+    return json.dumps({name: experiment.model_dump(mode="json") for name, experiment in EXPERIMENTS.items()})
 
 
 def state_on_disk(site):

@@ -9,13 +9,14 @@ def figure_inputs(name, sites):
         "predictions": expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         "metrics": expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
         "comparisons": ["<results>/metrics/comparisons.csv"],
-        "localisation": expand("<results>/metrics/{experiment}.localisation.csv", experiment=EXPERIMENTS),
+        "localisation": LOCALISATION,
         "rounds": expand("<results>/runs/{experiment}/rounds.csv", experiment=EXPERIMENTS),
         "runs": expand("<results>/runs/{experiment}/ledger.jsonl", experiment=EXPERIMENTS),
         "census": expand("<results>/census/{site}.csv", site=SITES),
         "bags": expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
         "flow": expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),
         "patients": [settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet],
+        "slides": [],
         "thumbnails": [manifest for site in sites for manifest in tile_manifests(site)],
         "features": [
             manifest for site in sites for encoder in ENCODERS for manifest in feature_manifests(site, encoder)
@@ -58,7 +59,7 @@ rule figure:
         figure="|".join(name for name in FIGURES if not FIGURES[name].per_site) or "none",
     params:
         spec=settings_of_cohort.figures.to_json(),
-        results="<results>",
+        results=RESULTS,
     shell:
         "mil plot {wildcards.figure} --results {params.results} --spec {params.spec:q} --log {log}"
 
@@ -76,7 +77,7 @@ rule figure_of_site:
         figure="|".join(name for name in FIGURES if FIGURES[name].per_site) or "none",
     params:
         spec=settings_of_cohort.figures.to_json(),
-        results="<results>",
+        results=RESULTS,
     shell:
         "mil plot {wildcards.figure} --results {params.results} --site {wildcards.site} --spec {params.spec:q}"
         " --log {log}"

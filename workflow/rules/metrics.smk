@@ -1,5 +1,9 @@
 """predictions -> metrics: by site and strategy, with intervals; paired comparisons; attention against the truth."""
 
+LOCALISATION = expand(
+    "<results>/metrics/{experiment}.localisation.csv", experiment=EXPERIMENTS if settings_of_cohort.truth else []
+)
+
 
 rule score:
     input:
@@ -12,7 +16,7 @@ rule score:
         spec=settings_of_cohort.metrics.to_json(),
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
     shell:
-        "mil score {input.predictions} --spec {params.spec:q} --describe {params.experiment:q} --out {output.metrics}"
+        "mil score {input.predictions} --spec {params.spec:q} --experiment {params.experiment:q} --out {output.metrics}"
         " --log {log}"
 
 
@@ -25,8 +29,9 @@ rule compare:
         "<logs>/compare.log",
     params:
         spec=settings_of_cohort.metrics.to_json(),
+        experiments=experiments_json(),
     shell:
-        "mil compare {input.predictions} --spec {params.spec:q} --out {output.comparisons} --log {log}"
+        "mil compare {input.predictions} --experiments {params.experiments:q} --spec {params.spec:q} --out {output.comparisons} --log {log}"
 
 
 rule localise:
@@ -39,7 +44,7 @@ rule localise:
         "<logs>/localise/{experiment}.log",
     params:
         spec=settings_of_cohort.metrics.to_json(),
-        results="<results>",
+        results=RESULTS,
     shell:
         "mil localise {params.results} --experiment {wildcards.experiment} --spec {params.spec:q}"
         " --out {output.localisation} --log {log}"

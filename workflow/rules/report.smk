@@ -7,12 +7,14 @@ rule report:
         figures=figure_files(),
         metrics=expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
         flow=expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),
+        localisation=LOCALISATION,
+        comparisons="<results>/metrics/comparisons.csv",
     output:
         "<results>/report/index.html",
     log:
         "<logs>/report.log",
     params:
         spec=settings_of_cohort.report.to_json(),
-        results="<results>",
+        results=RESULTS,
     shell:
         "mil report {params.results} --spec {params.spec:q} --out {output} --log {log}"

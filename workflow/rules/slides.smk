@@ -35,4 +35,4 @@ rule census:
             for path in feature_manifests(wildcards.site, encoder)
         ],
     shell:
-        "mil census {input.slides} {params.stages} --out {output} 2> {log}"
+        "mil census {input.slides} {input.tiles} {input.features} --out {output} 2> {log}"

@@ -12,8 +12,8 @@ rule tile:
         mem_mb=4000,
     params:
         spec=settings_of_cohort.tiles.to_json(),
-        folder="<results>/sites/{site}/tiles",
-        thumbnails="<results>/sites/{site}/thumbnails",
+        folder=RESULTS + "/sites/{site}/tiles",
+        thumbnails=RESULTS + "/sites/{site}/thumbnails",
         shard_size=settings_of_cohort.shard_size,
     shell:
         "mil tile {input.slides} --shard {wildcards.shard} --shard-size {params.shard_size} --spec {params.spec:q}"
