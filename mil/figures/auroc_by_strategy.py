@@ -31,7 +31,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _panel(axes, results, metrics, rows, scope)
     panels[0].set_yticks(range(len(rows)), [one.name if one else title for title, one in rows])
     for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
-        label.set_fontweight(400 if one else 600)
+        label.set_fontweight(400 if one else 700)
         label.set_color(one.colour if one else "#1c1f23")
     panels[0].set_ylim(len(rows) - 0.4, -0.8)
     picture.supxlabel(f"AUROC, {results.config.metrics.confidence:.0%} interval", fontsize=7)
@@ -89,7 +89,7 @@ def _panel(
     axes.set_title(scope if not group else scope.replace(" sites", "\nsites"), fontsize=7, loc="center")
     patients = metrics.loc[metrics["site"] == scope, "patients"].max()
     axes.set_xlabel(f"n = {int(patients)}", fontsize=6.3, color=SOFT)
-    axes.set_xlim(0.3, 1.02)
+    axes.set_xlim(min(0.42, float(metrics["low"].min()) - 0.02), 1.02)
     axes.set_xticks([0.5, 0.75, 1.0], ["0.5", "", "1"])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -9,6 +9,7 @@ from scipy import stats
 from mil.config import FiguresSpec
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
+from mil.figures.style import column_name
 from mil.figures.table import table_picture
 
 MAX_LEVELS = 8
@@ -62,7 +63,7 @@ def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> It
         if column in {*endpoints, "site", "path", "slide_id", "mpp"} or values.empty:
             continue
         numbers = pd.to_numeric(values, errors="coerce")
-        name = str(column).replace("_", " ")
+        name = column_name(str(column))
         if numbers.notna().all() and numbers.nunique() >= MIN_NUMBERS:
             yield _measure(name, numbers, bags, sites)
         elif values.nunique() <= MAX_LEVELS:

@@ -30,7 +30,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     columns = min(PANELS_A_ROW, len(drawn))
     rows = math.ceil(len(drawn) / columns)
     most = max(len(found) for found in drawn.values())
-    picture = new_figure(DOUBLE_MM, rows * (DOUBLE_MM / columns + 4 + 3.6 * most))
+    width = min(DOUBLE_MM, 62 * columns)
+    picture = new_figure(width, rows * (width / columns + 4 + 3.6 * most))
     panels = picture.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     values = []
     for axes, (site, found) in zip(panels, drawn.items(), strict=False):

@@ -69,7 +69,7 @@ def compare(
         for first, second in _pairs(arms[contrast.first], arms[contrast.second])
         for row in _rows(contrast, first, second, spec)
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="")
     for _, family in table.groupby(["endpoint", "factor", "method"]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
         table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
@@ -154,7 +154,7 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
         "difference": tested.difference,
     }
     yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": "DeLong, paired"}
-    weights = bootstrap_weights(both, spec)
+    weights = bootstrap_weights(both.assign(label=labels), spec)
     drawn = ranking.auroc(labels, scores[0], weights) - ranking.auroc(labels, scores[1], weights)
     low, high = percentile_interval(drawn, spec.confidence)
     yield {**common, "low": low, "high": high, "p": p_of_difference(drawn), "method": "patient bootstrap, paired"}
