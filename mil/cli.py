@@ -323,22 +323,21 @@ def score(
 
 @app.command()
 def compare(
-    predictions: Annotated[list[Path], typer.Argument(help="Predictions of the experiments to compare.")],
+    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
     out: OutOption,
-    experiments: Annotated[str, typer.Option(help="Settings of the experiments by name: JSON text or a file.")],
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
-    """Compare experiments that differ in one thing on the same patients, pairwise."""
-    from mil.config import ExperimentsSpec, MetricsSpec, read_spec
+    """Compare the experiments that differ in one thing, on the same patients, pairwise."""
+    from mil.config import MetricsSpec, read_spec
+    from mil.figures.results import Results
     from mil.metrics.comparison import compare as compare_tables
-    from mil.metrics.score import read_predictions
     from mil.tables import write_table
 
     _reporter(log)
-    tables = {path.stem: read_predictions(path) for path in predictions}
-    named = read_spec(ExperimentsSpec, experiments).root
-    write_table(compare_tables(tables, read_spec(MetricsSpec, spec), named), out)
+    opened = Results.open(results)
+    predictions = {name: opened.predictions(name) for name in opened.experiments}
+    write_table(compare_tables(predictions, read_spec(MetricsSpec, spec), opened.experiments), out)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mil.errors import MilError, nearest
 from mil.files import SAFE_NAME
@@ -199,10 +199,6 @@ class ExperimentSpec(Spec):
     model: ModelSpec
     strategy: StrategySpec
     training: TrainingSpec = TrainingSpec()
-
-
-class ExperimentsSpec(RootModel[dict[str, ExperimentSpec]]):
-    """Named stanzas on their own, as `mil compare` takes them."""
 
 
 class MetricsSpec(Spec):

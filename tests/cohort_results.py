@@ -142,17 +142,13 @@ def draw_slide(slide_id: str, patient, stream: np.random.Generator) -> Slide:
     """Pink tissue with dark lymphocyte patches; truth at 4 microns a pixel."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     smooth = sum(
-        cv2.resize(
-            stream.normal(size=(cells, cells)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
-        )
+        cv2.resize(stream.normal(size=(cells, cells)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         / cells**0.4
         for cells in (4, 8, 16)
     )
     centre = ((x - WIDTH / 2) / (WIDTH * 0.46)) ** 2 + ((y - HEIGHT / 2) / (HEIGHT * 0.45)) ** 2
     tissue = centre + 0.12 * smooth < 0.95
-    patches = cv2.resize(
-        stream.normal(size=(22, 30)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
-    )
+    patches = cv2.resize(stream.normal(size=(22, 30)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
     level = np.quantile(patches[tissue], 1 - 0.03 - 0.35 * patient.density)
     lymphocytes = tissue & (patches > level)
     pixels = np.full((HEIGHT, WIDTH, 3), 246, np.float32)
@@ -185,11 +181,7 @@ def write_sheets(folder: Path, patients: pd.DataFrame, slides: list[Slide]) -> N
 def write_census(results: Path, folder: Path, slides: list[Slide], patients: pd.DataFrame) -> pd.DataFrame:
     """Slide tables and census; one slide without mpp, one truncated, one blank, as in a hospital's week."""
     flaws = {
-        slides[2].slide_id: (
-            "no_mpp",
-            "the file does not say its microns a pixel; fill the sheet's mpp column",
-            "check",
-        ),
+        slides[2].slide_id: ("no_mpp", "the file does not say its microns a pixel; fill the sheet's mpp column", "check"),
         slides[-1].slide_id: ("unreadable", "TIFF directory is truncated", "check"),
         slides[len(slides) // 2].slide_id: ("no_tissue", "no tile holds 50 % tissue", "tile"),
     }
@@ -283,11 +275,7 @@ def write_run(results: Path, name: str, bags: pd.DataFrame, patients: pd.DataFra
                         continue
                     own = rng(0, name, on, row.patient_id).normal(0, noise)
                     seen = 8 * (density[row.patient_id] - 0.4) + own + model.normal(0, 0.3) + bias
-                    split = (
-                        "external"
-                        if row.role == "external"
-                        else ("held_out" if row.site in on.split("+") else "transfer")
-                    )
+                    split = "external" if row.role == "external" else ("held_out" if row.site in on.split("+") else "transfer")
                     chance = float(1 / (1 + np.exp(-seen)))
                     rows.append((name, on, repeat, fold, row.patient_id, row.site, row.role, split, row.label, chance))
     columns = ["experiment", "trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
@@ -306,12 +294,7 @@ def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str)
                         stream = rng(0, "rounds", name, on, repeat, fold, inner, site)
                         for number in range(1, 21):
                             train = 0.2 + 0.5 * np.exp(-number / 6) + stream.normal(0, 0.01)
-                            loss = (
-                                0.48
-                                + 0.22 * np.exp(-number / 4)
-                                + 0.008 * max(0, number - 11)
-                                + stream.normal(0, 0.015)
-                            )
+                            loss = 0.48 + 0.22 * np.exp(-number / 4) + 0.008 * max(0, number - 11) + stream.normal(0, 0.015)
                             auroc = 0.8 - 0.28 * np.exp(-number / 4) + stream.normal(0, 0.03)
                             model = f"{on}/repeat{repeat}/fold{fold}/inner{inner}"
                             rows.append((model, "inner", number, repeat, fold, site, train, loss, auroc))

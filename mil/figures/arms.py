@@ -21,7 +21,7 @@ class Arm:
     name: str
     colour: str
     line: object
-    order: tuple[int, int, str]
+    order: tuple[int, int, bool, str]
 
 
 def arm(results: Results, experiment: str, trained_on: str) -> Arm:
@@ -40,7 +40,7 @@ def arm(results: Results, experiment: str, trained_on: str) -> Arm:
         colour, line, name = strategy_colour(strategy), "-", strategy_name(strategy)
         rank = 2 if strategy == "pooled" else 3
     place = list(results.experiments).index(experiment)
-    return Arm(experiment, trained_on, name, colour, line, (rank, place, trained_on))
+    return Arm(experiment, trained_on, name, colour, line, (rank, place, trained_on == OWN_SITE, trained_on))
 
 
 def input_name(spec: ExperimentSpec) -> str:

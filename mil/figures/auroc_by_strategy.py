@@ -18,9 +18,7 @@ ROW_MM, HEAD_MM = 4.6, 22.0
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot and its interval for every arm at every site; one block of rows for each encoder and model."""
     metrics = results.metrics()
-    metrics = metrics[
-        (metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY) & (metrics["split"] != "transfer")
-    ]
+    metrics = metrics[(metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY) & (metrics["split"] != "transfer")]
     metrics = metrics[metrics["endpoint"] == results.endpoint].dropna(subset=["value"])
     if metrics.empty:
         raise Absent("no AUROC is defined at any site")
@@ -33,7 +31,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _panel(axes, results, metrics, rows, scope)
     panels[0].set_yticks(range(len(rows)), [one.name if one else title for title, one in rows])
     for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
-        label.set_fontweight(400 if one else 600)
+        label.set_fontweight(400 if one else 700)
         label.set_color(one.colour if one else "#1c1f23")
     panels[0].set_ylim(len(rows) - 0.4, -0.8)
     picture.supxlabel(f"AUROC, {results.config.metrics.confidence:.0%} interval", fontsize=7)
@@ -68,7 +66,9 @@ def _columns(results: Results, metrics: pd.DataFrame) -> list[str]:
     return [scope for scope in wanted if scope in there]
 
 
-def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str) -> None:
+def _panel(
+    axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str
+) -> None:
     chance_line(axes, vertical=True)
     for place, (_, one) in enumerate(rows):
         if one is None:
@@ -84,14 +84,12 @@ def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple
         row = found.iloc[0]
         axes.plot([row["low"], row["high"]], [place, place], color=one.colour, linewidth=1.3, solid_capstyle="round")
         hollow = one.trained_on in {OWN_SITE, ENSEMBLE}
-        axes.plot(
-            row["value"], place, "o", color=one.colour, markersize=4, markerfacecolor="white" if hollow else one.colour
-        )
+        axes.plot(row["value"], place, "o", color=one.colour, markersize=4, markerfacecolor="white" if hollow else one.colour)
     group = scope in {TRAINING_SITES, EXTERNAL_SITES}
     axes.set_title(scope if not group else scope.replace(" sites", "\nsites"), fontsize=7, loc="center")
     patients = metrics.loc[metrics["site"] == scope, "patients"].max()
     axes.set_xlabel(f"n = {int(patients)}", fontsize=6.3, color=SOFT)
-    axes.set_xlim(0.3, 1.02)
+    axes.set_xlim(min(0.42, float(metrics["low"].min()) - 0.02), 1.02)
     axes.set_xticks([0.5, 0.75, 1.0], ["0.5", "", "1"])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

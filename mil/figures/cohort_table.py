@@ -9,6 +9,7 @@ from scipy import stats
 from mil.config import FiguresSpec
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
+from mil.figures.style import column_name
 from mil.figures.table import table_picture
 
 MAX_LEVELS = 8
@@ -37,29 +38,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
     census = results.census()
-    yield [
-        "Role",
-        *("trains" if results.config.slides.roles[site] == "train" else "external" for site in sites),
-        "",
-        "",
-    ]
+    yield ["Role", *("trains" if results.config.slides.roles[site] == "train" else "external" for site in sites), "", ""]
     yield _counts("Patients", bags["site"], sites)
     labels = bags.set_index("patient_id")["label"]
     yield from _levels(f"Positive for {results.endpoint}", labels.map({1: "yes", 0: "no"}), bags, sites, only="yes")
     used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")
-    slides = used[["slide_id", "patient_id", "site"]].merge(
-        census[["slide_id", "mpp", "format", "num_tiles"]], on="slide_id"
-    )
+    slides = used[["slide_id", "patient_id", "site"]].merge(census[["slide_id", "mpp", "format", "num_tiles"]], on="slide_id")
     yield _counts("Slides", slides["site"], sites)
     tiles = slides.groupby("patient_id")["num_tiles"].sum()
     yield _measure("Tiles a patient", tiles, bags, sites)
     yield ["Microns a pixel", *(_spread(slides.loc[slides["site"] == site, "mpp"]) for site in sites), "", ""]
-    yield [
-        "File format",
-        *(", ".join(sorted(slides.loc[slides["site"] == site, "format"].unique())) for site in sites),
-        "",
-        "",
-    ]
+    yield ["File format", *(", ".join(sorted(slides.loc[slides["site"] == site, "format"].unique())) for site in sites), "", ""]
 
 
 def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
@@ -74,7 +63,7 @@ def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> It
         if column in {*endpoints, "site", "path", "slide_id", "mpp"} or values.empty:
             continue
         numbers = pd.to_numeric(values, errors="coerce")
-        name = str(column).replace("_", " ")
+        name = column_name(str(column))
         if numbers.notna().all() and numbers.nunique() >= MIN_NUMBERS:
             yield _measure(name, numbers, bags, sites)
         elif values.nunique() <= MAX_LEVELS:

@@ -8,9 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
-from scipy import stats
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
@@ -38,13 +37,14 @@ class Shown:
     um_px: float
     tiles: np.ndarray
     attention: np.ndarray
+    """Relative to the mean of the patient's tiles."""
     truth: np.ndarray | None
     coords: np.ndarray
 
 
 @figure("Attention over the slides", needs=("attention", "predictions", "bags", "thumbnails"), per_site=True)
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
-    """A row a slide: H&E, truth (tiles framed), attention as its rank within the slide."""
+    """A row a slide: H&E, truth (tiles framed), attention relative to the mean of the patient's tiles."""
     slides = [show(results, site, *choice) for choice in choose(results, site, spec.slides_a_site)]
     with_truth = any(slide.truth is not None for slide in slides)
     columns = 3 if with_truth else 2
@@ -53,14 +53,20 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     picture = new_figure(DOUBLE_MM if with_truth else DOUBLE_MM * 0.75, sum(heights) + 7.5 * len(slides) + 8)
     panels = picture.subplots(len(slides), columns, squeeze=False, height_ratios=heights)
     values = []
+    reach = max(float(np.quantile(np.abs(np.log2(slide.attention)), 0.99)) for slide in slides)
+    reach = min(max(reach, 0.5), 6.0)  # a colour scale from 1/64 to 64 times the mean at most
+    norm = LogNorm(2**-reach, 2**reach)
     for row, slide in zip(panels, slides, strict=True):
-        _draw_row(row, slide, with_truth)
+        _draw_row(row, slide, with_truth, norm)
         values.append(_values(slide, site))
     bar = picture.colorbar(
-        ScalarMappable(Normalize(0, 100), CMAP), ax=panels[:, -1], location="right", fraction=0.045, pad=0.02, aspect=40
+        ScalarMappable(norm, CMAP), ax=panels, location="right", fraction=0.02, pad=0.015, aspect=40, extend="both"
     )
-    bar.set_label("Attention, percentile within the slide", fontsize=6.5)
-    bar.outline.set_visible(False)
+    ticks = [2.0**power for power in range(-6, 7) if 2**-reach <= 2.0**power <= 2**reach]
+    bar.set_ticks(ticks, labels=[f"{tick:g}×" if tick >= 1 else f"1/{1 / tick:g}×" for tick in ticks], minor=False)
+    bar.ax.minorticks_off()
+    bar.set_label("Attention, times the mean of the patient's tiles", fontsize=6.5)
+    bar.outline.set_visible(False)  # type: ignore[operator]
     experiment = results.experiments[results.main]
     truth = " Middle: tiles that are positive in the truth, framed." if with_truth else ""
     return Drawn(
@@ -110,6 +116,8 @@ def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) 
 def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> Shown:
     """One slide's thumbnail, cut to its tiles, with tile squares in its pixels."""
     coords, attention = results.attention(site, results.main, slide_id)
+    bag = results.bag_tiles(site, results.main, patient_id)
+    attention = np.maximum(attention.astype(float) * bag, 1e-6)
     geometry, thumbnail = results.geometry(site, slide_id), results.thumbnail(site, slide_id)
     scale = thumbnail.shape[1] / float(geometry["width"])
     mpp = float(geometry["mpp"])
@@ -128,7 +136,7 @@ def show(results: Results, site: str, slide_id: str, patient_id: str, label: int
     return Shown(slide_id, patient_id, label, score, pixels, mpp / scale, tiles, attention, truth, coords)
 
 
-def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool) -> None:
+def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm) -> None:
     for axes in row:
         bare_image(axes, slide.pixels)
         axes.set_anchor("N")
@@ -142,22 +150,17 @@ def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool) -> None:
     if with_truth and slide.truth is not None:
         squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles[slide.truth]]
         row[1].add_collection(
-            PatchCollection(
-                squares, facecolor=(*mpl.colors.to_rgb(TRUTH_COLOUR), 0.25), edgecolor=TRUTH_COLOUR, linewidth=0.5
-            )
+            PatchCollection(squares, facecolor=(*mpl.colors.to_rgb(TRUTH_COLOUR), 0.18), edgecolor=TRUTH_COLOUR, linewidth=0.4)
         )
         row[1].set_title(f"Truth: {int(slide.truth.sum())} of {len(slide.truth)} tiles", fontsize=7, fontweight=400)
-    _draw_attention(row[-1], slide)
+    _draw_attention(row[-1], slide, norm)
 
 
-def _draw_attention(axes: Axes, slide: Shown) -> None:
+def _draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
     grey = slide.pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     axes.images[0].set_data((255 - (255 - grey) * 0.35).astype(np.uint8))
-    ranks = (stats.rankdata(slide.attention) - 0.5) / len(slide.attention)
     squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles]
-    axes.add_collection(
-        PatchCollection(squares, facecolor=mpl.colormaps[CMAP](ranks), edgecolor="none", antialiased=False)
-    )
+    axes.add_collection(PatchCollection(squares, facecolor=mpl.colormaps[CMAP](norm(slide.attention)), edgecolor="none", antialiased=False))
     title = "Attention"
     if slide.truth is not None and delong.both_classes(slide.truth):
         title += f", tile AUROC {delong.auroc(slide.truth.astype(int), slide.attention):.2f}"

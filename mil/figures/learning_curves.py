@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
@@ -31,6 +32,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         panels[0, column].set_title(strategy_name(results.experiments[name].strategy.name))
         _mark_chosen(panels[1, column], results, name)
         panels[1, column].set_xlabel("Round")
+        panels[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         chance_line(panels[1, column])
     sites = [site for site in results.training_sites if any(site in set(table["site"]) for table in found.values())]
     handles = [Line2D([], [], color=site_colour(site, results.sites), label=site) for site in sites]
@@ -45,9 +47,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     return Drawn(
         figure=picture,
         data=data,
-        n=", ".join(
-            f"{strategy_name(results.experiments[name].strategy.name)}: {n} models" for name, n in models.items()
-        ),
+        n=", ".join(f"{strategy_name(results.experiments[name].strategy.name)}: {n} models" for name, n in models.items()),
         caption=(
             f"Loss and AUROC of {input_name(main)} on the inner folds, which the models of the selection phase did not "
             "train on, by round and site. Lines: mean over repeats, folds and inner folds; bands: the middle 80 % of "

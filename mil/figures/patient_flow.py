@@ -38,9 +38,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     reasons = {site: _excluded(flow, site) for site in sites}
     most = max((len(lines) for lines in reasons.values()), default=0)
     heights = [_height(2), _height(most + 1), _height(3)]
-    row_mm = 10 + sum(heights) + 2 * GAP_MM
+    row_mm = 11 + sum(heights) + 2 * GAP_MM
     rows = [sites[start : start + SITES_A_ROW] for start in range(0, len(sites), SITES_A_ROW)]
-    picture = new_figure(DOUBLE_MM, row_mm * len(rows))
+    picture = new_figure(DOUBLE_MM, row_mm * len(rows), by_hand=True)
     axes = picture.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, DOUBLE_MM), ylim=(0, row_mm * len(rows)))
     axes.axis("off")
@@ -95,33 +95,22 @@ class _Column:
         before, used = rows.loc["in_sheet"], rows.loc["used"]
         lost = int(before["patients"] - used["patients"])
         middle = self.left + self.width / 2
+        self.axes.text(middle, top - 2.6, site, ha="center", va="center", fontsize=8.5, fontweight=700, color=self.colour)
         self.axes.text(
-            middle, top - 2.6, site, ha="center", va="center", fontsize=8.5, fontweight=600, color=self.colour
-        )
-        self.axes.text(
-            middle,
-            top - 6.3,
-            "trains" if role == "train" else "external",
-            ha="center",
-            va="center",
-            fontsize=6.5,
-            color=SOFT,
+            middle, top - 6.3, "trains" if role == "train" else "external", ha="center", va="center", fontsize=6.5, color=SOFT
         )
         y = top - 9
-        y = self._box(
-            y, heights[0], [f"{before['patients']} patients", f"{before['slides']} slides in the sheet"], bold=1
-        )
+        y = self._box(y, heights[0], [f"{before['patients']} patients", f"{before['slides']} slides in the sheet"], bold=1)
         self._arrow(y)
         y -= GAP_MM
-        head = f"{int(before['slides'] - used['slides'])} slides, {lost} {_plural('patient', lost)} left out"
+        slides = int(before["slides"] - used["slides"])
+        head = f"{slides} {_plural('slide', slides)}, {lost} {_plural('patient', lost)} left out"
         y = self._box(y, heights[1], [head, *reasons] if reasons else ["none left out"], quiet=True)
         self._arrow(y)
         y -= GAP_MM
         positive, total = int(positives["sum"]), int(positives["count"])
         share = f"{positive} positive ({positive / max(total, 1):.0%})"
-        self._box(
-            y, heights[2], [f"{used['patients']} patients used", f"{used['slides']} slides", share], bold=1, strong=True
-        )
+        self._box(y, heights[2], [f"{used['patients']} patients used", f"{used['slides']} slides", share], bold=1, strong=True)
 
     def _box(
         self, top: float, height: float, lines: list[str], bold: int = 0, quiet: bool = False, strong: bool = False
@@ -145,7 +134,7 @@ class _Column:
                 ha="left" if quiet else "center",
                 va="center",
                 fontsize=6.3 if quiet else 7,
-                fontweight=600 if number < bold or (quiet and number == 0) else 400,
+                fontweight=700 if number < bold or (quiet and number == 0) else 400,
                 color=SOFT if quiet else INK,
             )
         return top - height
@@ -156,12 +145,5 @@ class _Column:
             "",
             xy=(middle, y - GAP_MM + 0.4),
             xytext=(middle, y - 0.4),
-            arrowprops={
-                "arrowstyle": "-|>",
-                "color": FAINT,
-                "linewidth": 0.8,
-                "mutation_scale": 6,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
+            arrowprops={"arrowstyle": "-|>", "color": FAINT, "linewidth": 0.8, "mutation_scale": 6, "shrinkA": 0, "shrinkB": 0},
         )

@@ -17,20 +17,7 @@ from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
 from mil.tables import read_table, read_text_table
 
-TEXT = (
-    "slide_id",
-    "patient_id",
-    "site",
-    "trained_on",
-    "experiment",
-    "reason",
-    "state",
-    "path",
-    "slides",
-    "step",
-    "model",
-    "phase",
-)
+TEXT = ("slide_id", "patient_id", "site", "trained_on", "experiment", "reason", "state", "path", "step", "model", "phase")
 
 
 class Absent(MilError):
@@ -81,16 +68,19 @@ class Results:
 
     @cached_property
     def main(self) -> str:
-        """The experiment whose scores and attention are shown: `figures.main`, or the first of the run with attention."""
+        """The experiment that is shown in detail: `figures.main`, or one of the run's first family whose model attends.
+
+        A family shares encoder, model and endpoint; of it the last strategy that is not local is taken.
+        """
         if self.config.figures.main is not None:
             return self.config.figures.main
-        with_attention = [name for name in self.experiments if any(self._attention_files(name))]
-        if with_attention:
-            shared = [name for name in with_attention if self.experiments[name].strategy.name != "local"]
-            return (shared or with_attention)[-1]
         if not self.experiments:
             raise Absent("no experiment was run")
-        return next(iter(self.experiments))
+        attending = [name for name, one in self.experiments.items() if one.model.name != "mean"]
+        first = self.experiments[(attending or list(self.experiments))[0]]
+        family = [name for name, one in self.experiments.items() if _same_input(one, first)]
+        shared = [name for name in family if self.experiments[name].strategy.name != "local"]
+        return (shared or family)[-1]
 
     @property
     def endpoint(self) -> str:
@@ -100,19 +90,15 @@ class Results:
     def family(self) -> dict[str, ExperimentSpec]:
         """The main experiment and those that differ from it in the strategy only: what local, pooled, federated compare."""
         main = self.experiments[self.main]
-        return {
-            name: one
-            for name, one in self.experiments.items()
-            if (one.encoder, one.model, one.endpoint) == (main.encoder, main.model, main.endpoint)
-        }
+        return {name: one for name, one in self.experiments.items() if _same_input(one, main)}
 
-    def table(self, *parts: str) -> pd.DataFrame:
+    def table(self, *parts: str, text: tuple[str, ...] = ()) -> pd.DataFrame:
         """The CSV at `parts` under the results folder; raises `Absent` when it is not there."""
         path = self.folder.joinpath(*parts)
         if path not in self._tables:
             if not path.is_file():
                 raise Absent(f"{'/'.join(parts)} is not among the results")
-            self._tables[path] = read_table(path, text=TEXT)
+            self._tables[path] = read_table(path, text=(*TEXT, *text))
         return self._tables[path].copy()
 
     def slides(self) -> pd.DataFrame:
@@ -125,7 +111,7 @@ class Results:
 
     def bags(self, endpoint: str) -> pd.DataFrame:
         """Patients, slides, labels and folds of one endpoint."""
-        return self.table("bags", f"{endpoint}.csv")
+        return self.table("bags", f"{endpoint}.csv", text=("slides",))
 
     def flow(self, endpoint: str) -> pd.DataFrame:
         """Patients and slides after each step, by site."""
@@ -142,9 +128,7 @@ class Results:
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names)."""
         return self._stacked(
-            "attention scored against truth",
-            experiments,
-            lambda name: self.table("metrics", f"{name}.localisation.csv"),
+            "attention scored against truth", experiments, lambda name: self.table("metrics", f"{name}.localisation.csv")
         )
 
     def comparisons(self) -> pd.DataFrame:
@@ -206,6 +190,13 @@ class Results:
         """Whether attention of this slide was written."""
         return (self._attention_folder(site, experiment) / f"{slide_id}.h5").is_file()
 
+    def bag_tiles(self, site: str, experiment: str, patient_id: str) -> int:
+        """Number of tiles in a patient's bag: those of all their slides with attention."""
+        bags = self.bags(self.experiments[experiment].endpoint)
+        slides = str(bags.loc[bags["patient_id"] == patient_id, "slides"].iloc[0]).split(";")
+        there = [slide for slide in slides if self.has_attention(site, experiment, slide)]
+        return sum(len(self.attention(site, experiment, slide)[1]) for slide in there)
+
     def geometry(self, site: str, slide_id: str) -> dict[str, Any]:
         """What `mil tile` recorded of the slide: mpp, width, height, spec, ... (root attributes of its tiles file)."""
         path = self.folder / "sites" / site / "tiles" / f"{slide_id}.h5"
@@ -260,17 +251,12 @@ class Results:
                     continue
                 positive = share >= self.truth.spec.positive_share
                 found.append(
-                    SlideAttention(
-                        slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles
-                    )
+                    SlideAttention(slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles)
                 )
         return found
 
     def _attention_folder(self, site: str, experiment: str) -> Path:
         return self.folder / "sites" / site / "attention" / experiment
-
-    def _attention_files(self, experiment: str) -> Iterable[Path]:
-        return (path for site in self.sites for path in self._attention_folder(site, experiment).glob("*.h5"))
 
     def _by_site(self, what: str, read) -> pd.DataFrame:
         return self._stack(what, self.sites, read)
@@ -289,3 +275,8 @@ class Results:
         if not found:
             raise Absent(f"{what} are not among the results")
         return pd.concat(found, ignore_index=True)
+
+
+
+def _same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:
+    return (one.encoder, one.model, one.endpoint) == (other.encoder, other.model, other.endpoint)

@@ -38,7 +38,7 @@ RC: dict[str, Any] = {
     "font.family": ["Inter", "DejaVu Sans"],
     "font.size": 7.0,
     "axes.titlesize": 7.5,
-    "axes.titleweight": 600,
+    "axes.titleweight": 700,
     "axes.titlelocation": "left",
     "axes.titlepad": 5.0,
     "axes.labelsize": 7.0,
@@ -66,6 +66,7 @@ RC: dict[str, Any] = {
     "lines.linewidth": 1.2,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
+    "text.hinting": "none",
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "path",
@@ -82,9 +83,9 @@ def use_style() -> Any:
     return mpl.rc_context(RC)
 
 
-def new_figure(width_mm: float, height_mm: float) -> Figure:
-    """An empty figure of that size that lays itself out; not known to pyplot, so nothing has to be closed."""
-    return Figure(figsize=(width_mm / MM_AN_INCH, height_mm / MM_AN_INCH), layout="constrained")
+def new_figure(width_mm: float, height_mm: float, by_hand: bool = False) -> Figure:
+    """An empty figure of that size, laid out by itself or `by_hand`; not known to pyplot, so nothing has to be closed."""
+    return Figure(figsize=(width_mm / MM_AN_INCH, height_mm / MM_AN_INCH), layout=None if by_hand else "constrained")
 
 
 def strategy_colour(name: str) -> str:
@@ -116,6 +117,24 @@ STRATEGY_NAMES = {
 MODEL_NAMES = {"mean": "mean pooling", "gated_attention": "gated attention"}
 
 
+COLUMN_NAMES = {
+    "ki67": "Ki67",
+    "til_percent": "TILs (%)",
+    "tils": "TILs (%)",
+    "t_stage": "T stage",
+    "n_stage": "N stage",
+    "er": "ER",
+    "pr": "PR",
+    "her2": "HER2",
+}
+
+
+def column_name(column: str) -> str:
+    """A column of the patient table as it stands in figures."""
+    words = column.replace("_", " ").strip()
+    return COLUMN_NAMES.get(column.lower(), words[:1].upper() + words[1:])
+
+
 def strategy_name(name: str) -> str:
     """A strategy as it stands in legends."""
     return STRATEGY_NAMES.get(name, name.replace("_", " "))
@@ -145,8 +164,8 @@ def light_grid(axes: Axes, axis: str = "y") -> None:
 def bare_image(axes: Axes, pixels: np.ndarray, frame: str = HAIR) -> None:
     """An image without ticks, in a thin frame."""
     axes.imshow(pixels, interpolation="antialiased")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
+    axes.set_autoscale_on(False)
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_color(frame)
@@ -163,6 +182,6 @@ def letters(panels: Iterable[Axes]) -> None:
             xytext=(-14, 6),
             textcoords="offset points",
             fontsize=8.5,
-            fontweight=600,
+            fontweight=700,
             va="bottom",
         )

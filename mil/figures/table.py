@@ -12,7 +12,7 @@ FIRST_SHARE = 0.26
 def table_picture(table: pd.DataFrame, width_mm: float = DOUBLE_MM, first_share: float = FIRST_SHARE) -> Figure:
     """Rules above, under the head and below; the first column left, the others centred; an indent makes a sub-row."""
     height = HEAD_MM + ROW_MM * len(table) + 3
-    picture = new_figure(width_mm, height)
+    picture = new_figure(width_mm, height, by_hand=True)
     axes = picture.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width_mm), ylim=(0, height))
     axes.axis("off")
@@ -21,9 +21,7 @@ def table_picture(table: pd.DataFrame, width_mm: float = DOUBLE_MM, first_share:
     step = (width_mm - first - 2) / max(len(columns) - 1, 1)
     places = [2.0, *(first + (number + 0.5) * step for number in range(len(columns) - 1))]
     for number, (column, x) in enumerate(zip(columns, places, strict=True)):
-        axes.text(
-            x, height - 4.2, str(column), ha="center" if number else "left", va="center", fontweight=600, fontsize=7
-        )
+        axes.text(x, height - 4.2, str(column), ha="center" if number else "left", va="center", fontweight=700, fontsize=7)
     for y, colour, wide in ((height - 0.8, INK, 0.9), (height - HEAD_MM, INK, 0.6), (1.2, INK, 0.9)):
         axes.plot([1, width_mm - 1], [y, y], color=colour, linewidth=wide)
     for place, row in enumerate(table.itertuples(index=False)):

@@ -69,7 +69,7 @@ def compare(
         for first, second in _pairs(arms[contrast.first], arms[contrast.second])
         for row in _rows(contrast, first, second, spec)
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="")
     for _, family in table.groupby(["endpoint", "factor", "method"]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
         table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
@@ -115,11 +115,7 @@ def _pairs(
 
 
 def _comparable(
-    one: str,
-    other: str,
-    split: str,
-    first: Mapping[tuple[str, str, str], Scope],
-    second: Mapping[tuple[str, str, str], Scope],
+    one: str, other: str, split: str, first: Mapping[tuple[str, str, str], Scope], second: Mapping[tuple[str, str, str], Scope]
 ) -> bool:
     locals_of = [any(key[0] == OWN_SITE for key in arms) for arms in (first, second)]
     if all(locals_of):
@@ -134,9 +130,7 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
     both = first.table.merge(second.table, on=["patient_id", "site"], suffixes=("_first", "_second"))
     if (both["label_first"] != both["label_second"]).any():
         if contrast.endpoint:
-            raise MilError(
-                f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again"
-            )
+            raise MilError(f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again")
         return
     labels = both["label_first"].to_numpy()
     if not delong.both_classes(labels):
@@ -160,7 +154,7 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
         "difference": tested.difference,
     }
     yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": "DeLong, paired"}
-    weights = bootstrap_weights(both, spec)
+    weights = bootstrap_weights(both.assign(label=labels), spec)
     drawn = ranking.auroc(labels, scores[0], weights) - ranking.auroc(labels, scores[1], weights)
     low, high = percentile_interval(drawn, spec.confidence)
     yield {**common, "low": low, "high": high, "p": p_of_difference(drawn), "method": "patient bootstrap, paired"}

@@ -1,6 +1,5 @@
 """The validated config, the cohort's sheet, and the names that rules share."""
 
-import json
 import os
 import sys
 
@@ -65,11 +64,6 @@ def feature_manifests(site, encoder):
         encoder=encoder,
         shard=shards(site),
     )
-
-
-def experiments_json():
-    """The settings of all selected experiments by name, as JSON."""
-    return json.dumps({name: experiment.model_dump(mode="json") for name, experiment in EXPERIMENTS.items()})
 
 
 def state_on_disk(site):

@@ -22,6 +22,7 @@ rule score:
 
 rule compare:
     input:
+        settings="<results>/config.json",
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
     output:
         comparisons="<results>/metrics/comparisons.csv",
@@ -29,9 +30,9 @@ rule compare:
         "<logs>/compare.log",
     params:
         spec=settings_of_cohort.metrics.to_json(),
-        experiments=experiments_json(),
+        results=RESULTS,
     shell:
-        "mil compare {input.predictions} --experiments {params.experiments:q} --spec {params.spec:q} --out {output.comparisons} --log {log}"
+        "mil compare {params.results} --spec {params.spec:q} --out {output.comparisons} --log {log}"
 
 
 rule localise:
