@@ -1,1 +1,5 @@
 """synthetic"""
+
+from mil.synthetic.cohort import make_cohort
+
+__all__ = ["make_cohort"]

@@ -1,0 +1,88 @@
+"""A seed -> the demo cohort on disk: slides, sheets, truth and the list of its flaws."""
+
+import os
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+
+from mil.errors import MilError
+from mil.progress import Reporter, quiet
+from mil.synthetic.flaws import flaws_by_slide, flaws_table, slide_ids
+from mil.synthetic.patients import Patient, clinical_table, draw_patients
+from mil.synthetic.sites import SITES
+from mil.synthetic.slides import SlideTask, make_slide
+from mil.tables import write_table
+
+MOST_PROCESSES = 8  # a slide in the making takes about half a gigabyte
+
+
+def make_cohort(folder: Path, seed: int = 0, patients_a_site: int = 15, reporter: Reporter | None = None) -> None:
+    """Write the cohort to `folder`: the slides and their truth first, `patients.csv`, `flaws.csv` and `slides.csv` last.
+
+    The same seed gives the same bytes, whatever the number of processes. A patient's tissue depends on the seed and the
+    patient's name only. Raises `MilError` when a site would have fewer than two patients.
+    """
+    if patients_a_site < 2:
+        raise MilError(f"a demo cohort of {patients_a_site} patients a site has no flaws to show; ask for 2 or more")
+    reporter = reporter or quiet()
+    folder = Path(folder)
+    patients = [patient for site in SITES for patient in draw_patients(seed, site, patients_a_site)]
+    flaws = flaws_by_slide(patients)
+    tasks = [
+        SlideTask(
+            seed=seed,
+            patient=patient,
+            slide_id=slide_id,
+            flaw=flaws[slide_id].name if slide_id in flaws else None,
+            path=folder / patient.site.name / f"{slide_id}{patient.site.scanner.suffix}",
+            truth=folder / "truth" / f"{slide_id}.png",
+        )
+        for patient in patients
+        for slide_id in slide_ids(patient, flaws)
+    ]
+    _make_slides(tasks, reporter)
+    write_table(_patients_table(seed, patients, [s.rsplit("-", 1)[0] for s, f in flaws.items() if f.name == "no_label"]), folder / "patients.csv")
+    write_table(flaws_table(flaws), folder / "flaws.csv")
+    write_table(_slides_table(tasks, folder), folder / "slides.csv")
+
+
+def _make_slides(tasks: list[SlideTask], reporter: Reporter) -> None:
+    """Make the slides, several at once."""
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES, len(tasks))
+    pool: Executor = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    with pool, reporter.steps("demo cohort", len(tasks), "slides") as steps:
+        try:
+            for future in as_completed([pool.submit(make_slide, task) for task in tasks]):
+                future.result()
+                steps.done()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _patients_table(seed: int, patients: list[Patient], unlabelled: list[str]) -> pd.DataFrame:
+    """The clinical table, with the response blank where it is unknown."""
+    table = clinical_table(seed, patients)
+    table["response"] = [
+        "" if patient_id in unlabelled else str(response)
+        for patient_id, response in zip(table["patient_id"], table["response"], strict=True)
+    ]
+    return table
+
+
+def _slides_table(tasks: list[SlideTask], folder: Path) -> pd.DataFrame:
+    """The slide sheet; the mpp is left to the files wherever they have one."""
+    return pd.DataFrame(
+        [
+            {
+                "slide_id": task.slide_id,
+                "patient_id": task.patient.patient_id,
+                "site": task.patient.site.name,
+                "path": task.path.relative_to(folder).as_posix(),
+                "mpp": task.patient.site.scanner.mpp if task.flaw == "mpp_in_sheet" else None,
+            }
+            for task in tasks
+        ]
+    )
