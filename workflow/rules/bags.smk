@@ -11,7 +11,7 @@ rule bag:
     log:
         "<logs>/bag/{endpoint}.log",
     params:
-        slides=settings_of_cohort.slides.to_json(),
+        slides=lambda wildcards: settings_of_cohort.slides.to_json(),
         spec=lambda wildcards: settings_of_cohort.endpoints[wildcards.endpoint].to_json(),
     shell:
         "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} --out {output.bags}"

@@ -41,7 +41,9 @@ rule settings:
     log:
         "<logs>/settings.log",
     params:
-        config=settings_of_cohort.model_copy(update={"report": ReportSpec(), "shard_size": 1}).to_json(),
+        config=lambda wildcards: settings_of_cohort.model_copy(
+            update={"report": ReportSpec(), "shard_size": 1}
+        ).to_json(),
     shell:
         "printf '%s' {params.config:q} > {output} 2> {log}"
 
@@ -58,7 +60,7 @@ rule figure:
     wildcard_constraints:
         figure="|".join(name for name in FIGURES if not FIGURES[name].per_site) or "none",
     params:
-        spec=settings_of_cohort.figures.to_json(),
+        spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=RESULTS,
     shell:
         "mil plot {wildcards.figure} --results {params.results} --spec {params.spec:q} --log {log}"
@@ -76,7 +78,7 @@ rule figure_of_site:
     wildcard_constraints:
         figure="|".join(name for name in FIGURES if FIGURES[name].per_site) or "none",
     params:
-        spec=settings_of_cohort.figures.to_json(),
+        spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=RESULTS,
     shell:
         "mil plot {wildcards.figure} --results {params.results} --site {wildcards.site} --spec {params.spec:q}"

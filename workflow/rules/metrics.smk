@@ -13,7 +13,7 @@ rule score:
     log:
         "<logs>/score/{experiment}.log",
     params:
-        spec=settings_of_cohort.metrics.to_json(),
+        spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
     shell:
         "mil score {input.predictions} --spec {params.spec:q} --experiment {params.experiment:q} --out {output.metrics}"
@@ -29,7 +29,7 @@ rule compare:
     log:
         "<logs>/compare.log",
     params:
-        spec=settings_of_cohort.metrics.to_json(),
+        spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         results=RESULTS,
     shell:
         "mil compare {params.results} --spec {params.spec:q} --out {output.comparisons} --log {log}"
@@ -44,7 +44,7 @@ rule localise:
     log:
         "<logs>/localise/{experiment}.log",
     params:
-        spec=settings_of_cohort.metrics.to_json(),
+        spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         results=RESULTS,
     shell:
         "mil localise {params.results} --experiment {wildcards.experiment} --spec {params.spec:q}"

@@ -14,7 +14,7 @@ rule report:
     log:
         "<logs>/report.log",
     params:
-        spec=settings_of_cohort.report.to_json(),
+        spec=lambda wildcards: settings_of_cohort.report.to_json(),
         results=RESULTS,
     shell:
         "mil report {params.results} --spec {params.spec:q} --out {output} --log {log}"

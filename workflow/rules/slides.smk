@@ -9,7 +9,7 @@ rule check:
     log:
         "<logs>/check/{site}.log",
     params:
-        spec=settings_of_cohort.slides.to_json(),
+        spec=lambda wildcards: settings_of_cohort.slides.to_json(),
         labels=",".join(sorted({settings_of_cohort.endpoints[name].column for name in ENDPOINTS})),
         rows=lambda wildcards: cohort.at(wildcards.site).to_csv(index=False),
         on_disk=lambda wildcards: state_on_disk(wildcards.site),

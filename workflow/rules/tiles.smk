@@ -11,7 +11,7 @@ rule tile:
     resources:
         mem_mb=4000,
     params:
-        spec=settings_of_cohort.tiles.to_json(),
+        spec=lambda wildcards: settings_of_cohort.tiles.to_json(),
         folder=RESULTS + "/sites/{site}/tiles",
         thumbnails=RESULTS + "/sites/{site}/thumbnails",
         shard_size=settings_of_cohort.shard_size,
