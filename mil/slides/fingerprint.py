@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mil.errors import SlideError
 from mil.files import sha256_of
+from mil.slides.readers.dicom import is_dicom, siblings
 
 MAX_FILES = 100_000
 
@@ -32,6 +33,8 @@ def files_of(path: Path) -> list[Path]:
         return [path, *_inside(data)]
     if path.suffix.lower() in {".vms", ".vmu"}:
         return sorted(file for file in path.parent.iterdir() if file.is_file() and file.name.startswith(path.stem))
+    if is_dicom(path):
+        return siblings(path)
     return [path]
 
 

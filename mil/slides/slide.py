@@ -8,16 +8,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from mil.errors import SlideError
+from mil.slides.cores import cores
+from mil.slides.passes import Regions, read_in_order
 from mil.slides.readers import MAX_PIXELS, MAX_REGION_PIXELS, Level, Reader
-from mil.slides.readers.openslide import OpenSlideReader
-from mil.slides.resample import extent, resample
+from mil.slides.readers.choose import reader_of
+from mil.slides.resample import extents
 
 COARSER_BY = 1.01  # a level may be this much coarser than what is asked for: 0.5027 microns serves 0.5
 BLOCK_PX = 1024  # output pixels a side that a thumbnail is put together from
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How tiles are read; the same names as in `TileSpec`, which documents them."""
+
+    level: Literal["finest", "nearest"] = "finest"
+    decoding: Literal["full", "scaled"] = "full"
+    drop_unreadable: bool = False
+
+
+EXACT = Reading()
+NEAREST_LEVEL = Reading(level="nearest")
 
 
 @dataclass(frozen=True)
@@ -53,36 +69,70 @@ class Slide:
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
         """`width` x `height` pixels of `level` from level-0 pixel (x, y), as stored; `SlideError('unreadable_region')` on faults."""
         downsample = self.levels[level].downsample
-        return self._read(level, round(x / downsample), round(y / downsample), width, height)
+        self._check_size(width, height)
+        return self.reader.read(level, round(x / downsample), round(y / downsample), width, height)
 
-    def read_area(self, x: float, y: float, size: tuple[int, int], mpp: float, level: int | None = None) -> np.ndarray:
+    def read_area(self, x: float, y: float, size: tuple[int, int], mpp: float, how: Reading = EXACT) -> np.ndarray:
         """`size` (width, height) pixels of exactly `mpp` microns from level-0 position (x, y).
 
-        Read from `level`, by default the coarsest that is not coarser than `mpp`, and brought to scale by area (or by
-        linear interpolation where the slide is coarser).
+        Brought to scale by area, or by linear interpolation where the slide is coarser.
         """
-        per_x, per_y = self.level0_px(mpp)
-        if level is None:
-            level = self.level_for(mpp)
-        downsample = self.levels[level].downsample
-        scale_x, scale_y = _snapped(per_x / downsample), _snapped(per_y / downsample)
-        left, top = x / downsample, y / downsample
-        first_x, columns = extent(left, scale_x, size[0])
-        first_y, rows = extent(top, scale_y, size[1])
-        pixels = self._read(level, first_x, first_y, columns, rows)
-        return resample(pixels, (left - first_x, top - first_y), (scale_x, scale_y), size)
+        regions = self.regions(np.array([[x, y]]), size, mpp, how)
+        left, top, width, height = regions.boxes[0].tolist()
+        self._check_size(width, height)
+        grid = regions.grid
+        if grid is None or grid.divisor == 1:
+            pixels = self.reader.read(regions.level, left, top, width, height)
+        else:
+            segments = {number: grid.load(number) for number in grid.touched(left, top, width, height)}
+            pixels = grid.assemble(left, top, width, height, segments)
+        return regions.resampled(0, pixels)
 
-    def read_tile(self, x: int, y: int, size_px: int, mpp: float) -> np.ndarray:
+    def read_tile(self, x: int, y: int, size_px: int, mpp: float, how: Reading = EXACT) -> np.ndarray:
         """The tile (size_px, size_px, 3) at `mpp` whose corner is level-0 pixel (x, y): `size_px * mpp` microns a side, exactly."""
-        return self.read_area(x, y, (size_px, size_px), mpp)
+        return self.read_area(x, y, (size_px, size_px), mpp, how)
 
     def read_tiles(
-        self, coords: np.ndarray, size_px: int, mpp: float, threads: int | None = None, batch: int = 64
+        self,
+        coords: np.ndarray,
+        size_px: int,
+        mpp: float,
+        threads: int | None = None,
+        how: Reading = EXACT,
+        batch: int = 64,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Tiles of `coords` (n, 2) in their order, as (indices, uint8 (n, size, size, 3)) of up to `batch` at a time."""
-        for start in range(0, len(coords), batch):
-            indices = np.arange(start, min(start + batch, len(coords)))
-            yield indices, np.stack([self.read_tile(int(x), int(y), size_px, mpp) for x, y in coords[indices]])
+        """Tiles of `coords` (n, 2) in their order, as (indices, uint8 (m, size, size, 3)), at most `batch` at a time.
+
+        `threads`: the cores this job was given where None. Every compressed tile of the file is decoded once a pass; memory
+        is bounded (see `mil.slides.passes`). A tile that cannot be decoded is `SlideError('unreadable_region')`, or with
+        `how.drop_unreadable` is left out, its index with it.
+        """
+        regions = self.regions(np.asarray(coords, np.float64).reshape(-1, 2), (size_px, size_px), mpp, how)
+        if len(regions.boxes):
+            self._check_size(*regions.boxes[0, 2:].tolist())
+        return read_in_order(self, regions, cores(threads), batch, how.drop_unreadable)
+
+    def regions(self, corners: np.ndarray, size: tuple[int, int], mpp: float, how: Reading = EXACT) -> Regions:
+        """Source boxes of areas of `size` pixels at `mpp` from level-0 positions `corners` (n, 2)."""
+        per_x, per_y = self.level0_px(mpp)
+        level = 0 if how.level == "finest" else self.level_for(mpp)
+        downsample = self.levels[level].downsample
+        grid, phase = self.reader.grid(level), 0.0
+        if grid is not None and how.decoding == "scaled":
+            grid = grid.divided(min(per_x, per_y) / downsample, corners / downsample)
+            downsample, phase = downsample * grid.divisor, grid.phase
+        scale_x, scale_y = _snapped(per_x / downsample), _snapped(per_y / downsample)
+        left, top = corners[:, 0] / downsample + phase, corners[:, 1] / downsample + phase
+        first_x, columns = extents(left, scale_x, size[0])
+        first_y, rows = extents(top, scale_y, size[1])
+        return Regions(
+            level=level,
+            boxes=np.stack([first_x, first_y, columns, rows], axis=1),
+            offsets=np.stack([left - first_x, top - first_y], axis=1),
+            scale=(scale_x, scale_y),
+            size=size,
+            grid=grid,
+        )
 
     def thumbnail(self, mpp: float) -> np.ndarray:
         """The whole slide at `mpp`, put together from blocks so that memory stays bounded."""
@@ -120,7 +170,7 @@ class Slide:
         per_x, per_y = self.level0_px(mpp)
         downsample = self.levels[self.level_for(mpp)].downsample
         if size[0] * size[1] * per_x * per_y / downsample**2 <= MAX_REGION_PIXELS / 16 or max(size) < 2:
-            return self.read_area(left * per_x, top * per_y, size, mpp)
+            return self.read_area(left * per_x, top * per_y, size, mpp, NEAREST_LEVEL)
         if size[0] >= size[1]:
             half = size[0] // 2
             parts = [self._block(left, top, (half, size[1]), mpp)]
@@ -131,17 +181,16 @@ class Slide:
         parts.append(self._block(left, top + half, (size[0], size[1] - half), mpp))
         return np.concatenate(parts, axis=0)
 
-    def _read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_REGION_PIXELS:
             raise SlideError("implausible_size", f"{self.path.name}: a region of {width} x {height} pixels is refused")
-        return self.reader.read(level, x, y, width, height)
 
 
 @contextmanager
 def open_slide(path: str | Path, mpp: float | None = None) -> Iterator[Slide]:
     """Open `path`; `mpp` (the sheet's) overrides the header's. `SlideError(state, reason)` where it is no slide."""
     path = Path(path)
-    reader = _reader_of(path)
+    reader = reader_of(path)
     try:
         header = reader.header
         width, height = header.levels[0].width, header.levels[0].height
@@ -161,12 +210,6 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Iterator[Slide]:
         )
     finally:
         reader.close()
-
-
-def _reader_of(path: Path) -> Reader:
-    if not path.exists():
-        raise SlideError("unreadable", f"{path}: does not exist; check the sheet's path column")
-    return OpenSlideReader(path)
 
 
 def _snapped(scale: float) -> float:

@@ -1,9 +1,12 @@
 """One slide file -> levels of RGB pixels: what every reader offers, and how a path finds its reader."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mil.slides.readers.segments import SegmentGrid
 
 MAX_PIXELS = 1e11  # the largest scans in use are about 250,000 x 250,000; a header that says more is a bomb or a fault
 MAX_REGION_PIXELS = 2**28  # one read, 0.8 GB as RGB; nothing here asks for a tenth of it
@@ -37,6 +40,10 @@ class Reader(Protocol):
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels of `level` from its own pixel (x, y), uint8 (height, width, 3); white outside, `SlideError` on faults."""
+        ...
+
+    def grid(self, level: int) -> "SegmentGrid | None":
+        """The level as compressed segments that can be read by their offsets; None where the reader has none."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,59 @@
+"""How many cores this job was given, which on a cluster is fewer than the machine has."""
+
+import os
+from pathlib import Path
+
+from mil.errors import MilError
+
+
+def cores(asked: int | None = None, root: Path = Path("/")) -> int:
+    """Threads to use: `asked` where given, else what affinity (SLURM sets it), cgroup v2 and cgroup v1 leave, at least 1."""
+    if asked is not None:
+        if asked < 1:
+            raise MilError(f"threads: {asked} is refused; give 1 or more")
+        return asked
+    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affine, *(int(quota + 0.5) or 1 for quota in _quotas(root)), affine))
+
+
+def _quotas(root: Path) -> list[float]:
+    """Cores by every cgroup limit between this process's group and the top."""
+    quotas = []
+    for version, group in _groups(root):
+        base = root / "sys/fs/cgroup" / ("" if version == 2 else "cpu")
+        folder = base / group.lstrip("/")
+        for place in [folder, *folder.parents]:
+            quotas.append(_quota_v2(place / "cpu.max") if version == 2 else _quota_v1(place))
+            if place == base:
+                break
+    return [quota for quota in quotas if quota is not None]
+
+
+def _groups(root: Path) -> list[tuple[int, str]]:
+    """(cgroup version, path of this process's group) from /proc/self/cgroup; none where there is no such file."""
+    text = _text(root / "proc/self/cgroup")
+    found = []
+    for line in (text or "").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            found.append((2, group))
+        elif "cpu" in controllers.split(","):
+            found.append((1, group))
+    return found
+
+
+def _quota_v2(path: Path) -> float | None:
+    quota, _, period = (_text(path) or "max 1").strip().partition(" ")
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota = int(_text(folder / "cpu.cfs_quota_us") or -1)
+    return None if quota <= 0 else quota / int(_text(folder / "cpu.cfs_period_us") or 100_000)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return None

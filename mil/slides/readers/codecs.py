@@ -1,0 +1,200 @@
+"""One compressed tile or strip of a TIFF -> RGB pixels, refusing whatever is not exactly what the header promised.
+
+JPEG is decoded by libjpeg-turbo (simplejpeg), strictly: where the decoder would only warn and fill the rest with grey, as
+imagecodecs and OpenCV let it, this is an error, as it is in OpenSlide. JPEG 2000 is decoded by OpenJPEG (imagecodecs).
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+import tifffile
+from PIL import Image
+
+Decode = Callable[[bytes, int], np.ndarray]
+"""A segment's bytes and a divisor -> its pixels, the sides divided by it; only 1 where `Codec.divisors` is empty."""
+
+JPEG, DEFLATE, ADOBE_DEFLATE = 7, 32946, 8
+JPEG2000_YCBCR, JPEG2000_RGB, JPEG2000 = 33003, 33005, 34712
+RGB, YCBCR = 2, 6
+# APP14 'Adobe' of version 100; its last byte says how the colours are coded: 0 as they are, 1 as YCbCr.
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+START, TABLES_END = b"\xff\xd8", b"\xff\xd9"
+FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; the others libjpeg-turbo does not read
+# What decoders raise on bytes that are not what they should be.
+DECODE_ERRORS = (ValueError, RuntimeError, zlib.error, struct.error, IndexError, KeyError, TypeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How the segments of one page become pixels, and by what they can be brought down while they are decoded."""
+
+    decode: Decode
+    divisors: tuple[int, ...] = ()
+    phase: float = 0.0
+    """Where a pixel decoded at half size has its middle, in full pixels off the middle of the square that it stands for."""
+
+
+def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
+    """The codec from a segment's bytes to uint8 (rows, width, 3) for this page; None where only OpenSlide knows how.
+
+    `height` and `width` are those of a full tile or strip; the last strip may have fewer rows.
+    """
+    compression, photometric = int(page.compression), int(page.photometric)
+    if int(page.planarconfig) != 1 or page.dtype != np.uint8:
+        return None
+    if compression == JPEG and photometric in {RGB, YCBCR} and page.samplesperpixel == 3:
+        # libjpeg's scaled inverse DCT gives, but for rounding, the mean over squares of 2, 4 or 8 pixels.
+        return Codec(_jpeg(page.jpegtables or b"", photometric == YCBCR, height, width), (2, 4, 8))
+    if compression in {JPEG2000_RGB, JPEG2000} and photometric == RGB and page.samplesperpixel == 3:
+        # The wavelet's low band at half size is centred on the even pixels, half a pixel before the squares' middles.
+        return Codec(_jpeg2000(height, width), (2,), phase=-0.5)
+    known = compression in tifffile.TIFF.DECOMPRESSORS and compression not in {JPEG, JPEG2000_YCBCR}
+    if photometric == RGB and page.samplesperpixel in {3, 4} and known:
+        return Codec(_other(page, height, width))
+    return None
+
+
+def jpeg_size(stream: bytes) -> tuple[int, int, int]:
+    """(height, width, components) of a JPEG stream from its frame header; `ValueError` where it has none."""
+    for marker, start, _ in _segments(stream):
+        if marker in FRAMES:
+            height, width, components = struct.unpack_from(">HHB", stream, start + 5)
+            return height, width, components
+    raise ValueError("no JPEG frame header that can be decoded")
+
+
+def complete_jpeg(stream: bytes, tables: bytes, is_ycbcr: bool) -> tuple[bytes, tuple[int, int, int]]:
+    """A JPEG that stands alone, and its (height, width, components): shared tables put in, colour coding as the TIFF says.
+
+    A TIFF's photometric tag decides on RGB or YCbCr; libjpeg would go by the stream's JFIF or Adobe marker, so those are
+    replaced by one that says the same as the tag.
+    """
+    parts = [START, ADOBE + (b"\x01" if is_ycbcr else b"\x00")]
+    if len(tables) > 4:
+        parts.append(tables[2:-2] if tables.endswith(TABLES_END) else tables[2:])
+    size = None
+    kept = 2
+    for marker, start, end in _segments(stream):
+        if marker in FRAMES:
+            size = struct.unpack_from(">HHB", stream, start + 5)
+        if marker in {0xE0, 0xEE}:
+            parts.append(stream[kept:start])
+            kept = end
+    if size is None:
+        raise ValueError("no JPEG frame header that can be decoded")
+    parts.append(stream[kept:])
+    return b"".join(parts), (size[0], size[1], size[2])
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of each marker segment before the scan."""
+    if stream[:2] != START:
+        raise ValueError("not a JPEG stream")
+    at = 2
+    while at + 4 <= len(stream):
+        if stream[at] != 0xFF:
+            raise ValueError("JPEG marker expected")
+        marker = stream[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0xDA:
+            return
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        yield marker, at, end
+        at = end
+
+
+def _jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
+    def decode(stream: bytes, divisor: int) -> np.ndarray:
+        whole, (rows, columns, components) = complete_jpeg(stream, tables, is_ycbcr)
+        if rows > height or columns != width or components != 3:
+            raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x 3 is due")
+        least = {"min_height": -(-rows // divisor), "min_width": -(-columns // divisor), "min_factor": divisor}
+        return simplejpeg.decode_jpeg(
+            whole, "RGB", fastdct=False, fastupsample=False, strict=True, **(least if divisor > 1 else {})
+        )
+
+    return decode
+
+
+def _jpeg2000(height: int, width: int) -> Decode:
+    def decode(stream: bytes, divisor: int) -> np.ndarray:
+        at = stream.find(b"\xff\x51", 0, 4096)  # SIZ: Lsiz, Rsiz, Xsiz, Ysiz, XOsiz, YOsiz
+        if at < 0:
+            raise ValueError("no JPEG 2000 size marker")
+        right, bottom, left, top = struct.unpack_from(">IIII", stream, at + 6)
+        if (right - left, bottom - top) != (width, height):
+            raise ValueError(f"JPEG 2000 of {right - left} x {bottom - top} where {width} x {height} is due")
+        if divisor == 2:
+            return _half_jpeg2000(stream, (-(-width // 2), -(-height // 2)))
+        pixels = imagecodecs.jpeg2k_decode(stream, numthreads=1)
+        if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"JPEG 2000 gave {pixels.shape} of {pixels.dtype}")
+        return pixels
+
+    return decode
+
+
+def _half_jpeg2000(stream: bytes, size: tuple[int, int]) -> np.ndarray:
+    """The stream without its finest wavelet level, which is where most of the time goes."""
+    with Image.open(io.BytesIO(stream), formats=("JPEG2000",)) as image:
+        image.reduce = 1  # pyright: ignore[reportAttributeAccessIssue]  Pillow's way to leave out wavelet levels
+        image.load()
+        if image.size != size or image.mode != "RGB":
+            raise ValueError(f"JPEG 2000 at half size gave {image.size} of {image.mode}")
+        return np.asarray(image)
+
+
+def _other(page: tifffile.TiffPage, height: int, width: int) -> Decode:
+    """Uncompressed, LZW, Deflate, ZSTD, WebP, ... through tifffile; alpha is laid over white."""
+    samples = page.samplesperpixel
+    row_bytes = width * samples
+    deflated = int(page.compression) in {DEFLATE, ADOBE_DEFLATE}
+
+    def decode(stream: bytes, divisor: int) -> np.ndarray:
+        if deflated:
+            stream = _inflate(stream, height * row_bytes)
+            pixels = np.frombuffer(stream, np.uint8)[: len(stream) // row_bytes * row_bytes].reshape(-1, width, samples)
+            if int(page.predictor) == 2:
+                pixels = np.cumsum(pixels, axis=1, dtype=np.uint8)
+            elif int(page.predictor) != 1:
+                raise ValueError(f"predictor {page.predictor} is not one of 8-bit images")
+        else:
+            if len(stream) > 2 * height * row_bytes + 65_536:
+                raise ValueError(f"{len(stream)} bytes for {height * row_bytes} bytes of pixels")
+            found = page.decode(stream, 0, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
+            if found is None:
+                raise ValueError("no pixels")
+            pixels = found.reshape(-1, width, samples)
+        if not len(pixels) or len(pixels) > height:
+            raise ValueError(f"{len(pixels)} rows where {height} are due")
+        return over_white(pixels) if samples == 4 else pixels
+
+    return decode
+
+
+def _inflate(stream: bytes, most: int) -> bytes:
+    """Deflated bytes, at most `most` of them: a bomb is cut short and refused."""
+    inflater = zlib.decompressobj()
+    data = inflater.decompress(stream, most)
+    if not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
+        raise ValueError(f"inflates to more than the {most} bytes of its pixels")
+    if not inflater.eof:
+        raise ValueError("deflated data end early")
+    return data
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """RGBA (not premultiplied) over white. Opaque pixels come out as they are."""
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    weight = alpha.astype(np.float32) / 255
+    return np.rint(rgba[..., :3] * weight + 255 * (1 - weight)).astype(np.uint8)

@@ -1,0 +1,140 @@
+"""A level of a TIFF as a grid of compressed segments: its tiles, or its strips, which are tiles as wide as the image."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mil.errors import SlideError
+from mil.slides.readers.codecs import DECODE_ERRORS, Codec
+
+MAX_SEGMENT_BYTES = 2**31
+Segment = np.ndarray | None | SlideError
+
+
+@dataclass(frozen=True)
+class SegmentGrid:
+    """Where the segments lie in the file and how one becomes pixels. Sizes in pixels of the level."""
+
+    name: str
+    width: int
+    height: int
+    segment_width: int
+    segment_height: int
+    offsets: np.ndarray
+    counts: np.ndarray
+    codec: Codec
+    handle: int
+    divisor: int = 1
+    """The grid is that of the level's pixels divided by this while they are decoded."""
+
+    @property
+    def across(self) -> int:
+        """Segments in a row."""
+        return -(-self.width // self.segment_width)
+
+    @property
+    def down(self) -> int:
+        """Rows of segments."""
+        return -(-self.height // self.segment_height)
+
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of a decoded segment."""
+        return self.segment_width * self.segment_height * 3
+
+    @property
+    def phase(self) -> float:
+        """Pixels of this grid to add to a position, since its pixels' middles are not where a mean's would be."""
+        return -self.codec.phase / self.divisor if self.divisor > 1 else 0.0
+
+    def divided(self, most: float, corners: np.ndarray) -> "SegmentGrid":
+        """The grid whose pixels are brought down while they are decoded, by the largest possible whole number up to `most`.
+
+        Only numbers that divide all `corners`, in pixels of this grid: half a pixel could not be made up for without blur.
+        """
+        possible = [
+            divisor
+            for divisor in self.codec.divisors
+            if divisor <= most * (1 + 1e-6)
+            and self.segment_width % divisor == 0
+            and self.segment_height % divisor == 0
+            and not (corners % divisor).any()
+        ]
+        if not possible:
+            return self
+        divisor = max(possible)
+        return replace(
+            self,
+            width=-(-self.width // divisor),
+            height=-(-self.height // divisor),
+            segment_width=self.segment_width // divisor,
+            segment_height=self.segment_height // divisor,
+            divisor=divisor,
+        )
+
+    def touched(self, x: int, y: int, width: int, height: int) -> list[int]:
+        """Numbers of the segments that a region touches, row by row."""
+        left, right = max(x, 0) // self.segment_width, (min(x + width, self.width) - 1) // self.segment_width
+        top, bottom = max(y, 0) // self.segment_height, (min(y + height, self.height) - 1) // self.segment_height
+        return [row * self.across + column for row in range(top, bottom + 1) for column in range(left, right + 1)]
+
+    def load(self, number: int) -> np.ndarray | None:
+        """Pixels uint8 (rows, segment_width, 3) of a segment; None where the file has none there, which is bare glass."""
+        offset, count = int(self.offsets[number]), int(self.counts[number])
+        if count == 0:
+            return None
+        try:
+            if count > MAX_SEGMENT_BYTES:
+                raise ValueError(f"{count} bytes in one segment")
+            stream = os.pread(self.handle, count, offset)
+            if len(stream) < count:
+                raise ValueError(f"the file ends {count - len(stream)} bytes early")
+            return self.codec.decode(stream, self.divisor)
+        except (*DECODE_ERRORS, OSError, OverflowError) as error:
+            x = number % self.across * self.segment_width * self.divisor
+            y = number // self.across * self.segment_height * self.divisor
+            raise SlideError(
+                "unreadable_region", f"{self.name}: the tile at x {x}, y {y} cannot be decoded ({_one_line(error)})"
+            ) from error
+
+    def assemble(self, x: int, y: int, width: int, height: int, segments: Mapping[int, Segment]) -> np.ndarray:
+        """The region from its decoded segments, uint8 (height, width, 3); white outside the level and where there is none.
+
+        A segment that is an error is raised.
+        """
+        touched = self.touched(x, y, width, height)
+        loaded: dict[int, np.ndarray | None] = {}
+        for number in touched:
+            segment = segments[number]
+            if isinstance(segment, SlideError):
+                raise segment
+            loaded[number] = segment
+        inside = x >= 0 and y >= 0 and x + width <= self.width and y + height <= self.height
+        if len(touched) == 1 and inside:
+            only = loaded[touched[0]]
+            top, left = y % self.segment_height, x % self.segment_width
+            if only is not None and top + height <= len(only):
+                return only[top : top + height, left : left + width]
+        region = np.empty((height, width, 3), np.uint8)
+        if not inside or any(loaded[number] is None for number in touched):
+            region.fill(255)
+        for number in touched:
+            pixels = loaded[number]
+            if pixels is None:
+                continue
+            row, column = divmod(number, self.across)
+            top, left = row * self.segment_height, column * self.segment_width
+            first_x, last_x = max(x, left), min(x + width, left + self.segment_width, self.width)
+            first_y, last_y = max(y, top), min(y + height, top + len(pixels), self.height)
+            if last_y < min(y + height, top + self.segment_height, self.height):
+                raise SlideError("unreadable_region", f"{self.name}: the tile at x {left}, y {top} has rows missing")
+            region[first_y - y : last_y - y, first_x - x : last_x - x] = pixels[
+                first_y - top : last_y - top, first_x - left : last_x - left
+            ]
+        return region
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
