@@ -105,15 +105,32 @@ class TileSpec(Spec):
 
 
 class EncoderSpec(Spec):
-    """A frozen tile -> vector model from the registry (`mil encoders list`)."""
+    """A frozen tile -> vector model from the registry (`mil encoders list`), or any other by `kind:name`."""
 
     version: Literal[1] = 1
     name: str = "efficientnet_lite0"
+    """A registered name, `timm:NAME`, `torchvision:NAME`, `torchscript:FILE` or `python:FILE.py:FUNCTION`."""
     weights: str | None = None
-    """File or folder with the weights; none: where the registry says."""
+    """File with the weights, or the folder that `mil encoders fetch` filled; none: where the registry says. `random`: untrained."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the encoder; `auto`: bf16 where the device is faster so. What was used is recorded in every file."""
     batch_size: int = Field(default=256, ge=1)
+    """Tiles a step on a GPU; halved by itself where memory is short. Says how work is cut up, never what comes out."""
+    stain: Literal["macenko", "reinhard"] | None = None
+    """Stain normalisation of the tiles; none: off."""
+    input_px: int | None = Field(default=None, ge=16, le=2048)
+    """Side of the encoder's input; only for encoders that are not registered, none: what the model says, else 224."""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    """Normalisation of RGB in 0-1; only for encoders that are not registered, none: what the model says, else ImageNet's."""
+
+    @model_validator(mode="after")
+    def _registered_is_fixed(self) -> "EncoderSpec":
+        if ":" not in self.name and (self.input_px, self.mean, self.std) != (None, None, None):
+            raise ValueError(
+                f"input_px, mean and std of the registered encoder '{self.name}' are fixed; leave them out"
+            )
+        return self
 
 
 class EndpointSpec(Spec):

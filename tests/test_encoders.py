@@ -1,18 +1,171 @@
+import http.server
+import io
+import os
+import threading
+
 import numpy as np
+import pytest
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 
-from mil.config import EncoderSpec
-from mil.encoders import ENCODERS, build
+from mil.config import EncoderSpec, parse
+from mil.encoders import ENCODERS, build, bundle
+from mil.encoders.build import make_random
+from mil.encoders.mahmood import PooledVit
+from mil.encoders.resnet import ResNet50
+from mil.encoders.state import from_huggingface, from_old_swin, load_huggingface, load_timm, resized_positions
+from mil.encoders.vit import Vit
+from mil.encoders.weights import UrlFile
+from mil.errors import MilError
 from mil.features import Engine
+from mil.progress import Reporter, quiet
+
+# Model cards and papers, written down apart from the registry: width, input, mean[0], sd[0], interpolation, resize.
+CARDS = {
+    "uni": (1024, 224, 0.485, 0.229, "bilinear", None),
+    "uni2_h": (1536, 224, 0.485, 0.229, "bilinear", None),
+    "conch": (512, 448, 0.48145466, 0.26862954, "bicubic", None),
+    "conch_v1_5": (768, 448, 0.485, 0.229, "bilinear", None),
+    "virchow": (2560, 224, 0.485, 0.229, "bicubic", None),
+    "virchow2": (2560, 224, 0.485, 0.229, "bicubic", None),
+    "prov_gigapath": (1536, 224, 0.485, 0.229, "bicubic", 256),
+    "h_optimus_0": (1536, 224, 0.707223, 0.211883, "bicubic", None),
+    "h_optimus_1": (1536, 224, 0.707223, 0.211883, "bicubic", None),
+    "h0_mini": (1536, 224, 0.707223, 0.211883, "bicubic", None),
+    "hibou_b": (768, 224, 0.7068, 0.195, "bicubic", None),
+    "hibou_l": (1024, 224, 0.7068, 0.195, "bicubic", None),
+    "phikon": (768, 224, 0.485, 0.229, "bilinear", None),
+    "phikon_v2": (1024, 224, 0.485, 0.229, "bilinear", None),
+    "ctranspath": (768, 224, 0.485, 0.229, "bilinear", None),
+    "gpfm": (1024, 224, 0.485, 0.229, "bicubic", None),
+    "midnight_12k": (3072, 224, 0.5, 0.5, "bilinear", None),
+    "kaiko_vits16": (384, 224, 0.5, 0.5, "bilinear", None),
+    "kaiko_vits8": (384, 224, 0.5, 0.5, "bilinear", None),
+    "kaiko_vitb16": (768, 224, 0.5, 0.5, "bilinear", None),
+    "kaiko_vitb8": (768, 224, 0.5, 0.5, "bilinear", None),
+    "kaiko_vitl14": (1024, 224, 0.5, 0.5, "bilinear", None),
+    "lunit_dino_s16": (384, 224, 0.70322989, 0.21716536, "bicubic", None),
+    "lunit_dino_s8": (384, 224, 0.70322989, 0.21716536, "bicubic", None),
+    "resnet50": (2048, 224, 0.485, 0.229, "bilinear", None),
+    "resnet50_layer3": (1024, 224, 0.485, 0.229, "bilinear", None),
+    "efficientnet_lite0": (192, 128, 0.5, 0.5, "bilinear", None),
+    "colour": (6, None, 0.0, 1.0, "bilinear", None),
+}
 
 
-def test_every_encoder_gives_its_width_and_has_its_parameters():
-    for name in ENCODERS:
-        entry = ENCODERS[name]
-        module = entry.make()
-        assert sum(parameter.numel() for parameter in module.parameters()) == entry.parameters, name
+def test_every_encoder_stands_in_the_table_of_cards():
+    assert set(ENCODERS) == set(CARDS)
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_an_encoder_is_what_its_card_says(name):
+    entry = ENCODERS[name]
+    card = (entry.width, entry.input_px, entry.mean[0], entry.std[0], entry.interpolation, entry.resize_px)
+    assert card == CARDS[name]
+    with torch.device("meta"):  # shapes and counts without memory: the largest has 4.5 GB
+        module = entry.make().eval()
         size = entry.input_px or 32
-        assert module.eval()(torch.zeros(2, 3, size, size)).shape == (2, entry.width), name
+        assert module(torch.zeros(2, 3, size, size)).shape == (2, entry.width)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    assert parameters == entry.parameters
+    if entry.published is not None:
+        assert parameters == pytest.approx(entry.published, rel=0.005)
+
+
+def tiny(pooling="class", **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Vit("vit_tiny_patch16_224", pooling, embed_dim=48, depth=3, num_heads=3, init_values=0.5, **settings)
+        for parameter in made.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return made.eval()
+
+
+def test_the_last_block_is_shortened_without_changing_the_class_token():
+    for settings in ({}, {"reg_tokens": 4, "no_embed_class": True}):
+        made = tiny(**settings)
+        tiles = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            assert torch.allclose(made(tiles), made.net(tiles), atol=1e-5)
+
+
+def to_huggingface(state):
+    """The names that transformers' DINOv2 gives the tensors of a timm ViT."""
+    named = {}
+    for name, tensor in state.items():
+        name = name.replace("net.", "").replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+        name = name.replace("cls_token", "embeddings.cls_token").replace("reg_token", "embeddings.register_tokens")
+        name = name.replace("pos_embed", "embeddings.position_embeddings").replace("blocks.", "encoder.layer.")
+        name = name.replace(".attn.proj.", ".attention.output.dense.")
+        name = name.replace(".ls1.gamma", ".layer_scale1.lambda1").replace(".ls2.gamma", ".layer_scale2.lambda1")
+        name = name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
+        if ".attn.qkv." in name:
+            for part, chunk in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                named[name.replace(".attn.qkv.", f".attention.attention.{part}.")] = chunk
+        else:
+            named[name] = tensor
+    return named | {"embeddings.mask_token": torch.zeros(1, 48)}
+
+
+def test_weights_from_transformers_are_those_of_timm():
+    given, empty = tiny(), tiny()
+    for parameter in empty.parameters():
+        parameter.data.zero_()
+    named = to_huggingface(given.state_dict())
+    assert set(from_huggingface(named)) - {"embeddings.mask_token"} == set(given.net.state_dict())
+    load_huggingface(empty, named)
+    tiles = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(given(tiles), empty(tiles))
+
+
+def test_positions_of_another_input_size_are_resized_and_the_class_tokens_stays():
+    positions = torch.randn(1, 1 + 37 * 37, 8)
+    resized = resized_positions(positions, 16, prefix=1, antialias=False)
+    assert resized.shape == (1, 257, 8)
+    assert torch.equal(resized[:, 0], positions[:, 0])
+    large, small = tiny(img_size=224), tiny(img_size=112)
+    load_timm(small, {"teacher": {f"backbone.{name}": tensor for name, tensor in large.net.state_dict().items()}})
+    assert small(torch.zeros(1, 3, 112, 112)).shape == (1, 48)
+
+
+def test_position_of_the_class_token_moves_into_it_where_the_network_keeps_none():
+    plain, registers = tiny(), tiny(reg_tokens=4, no_embed_class=True)
+    state = dict(registers.net.state_dict())
+    state["pos_embed"] = torch.cat([torch.full((1, 1, 48), 2.0), state["pos_embed"]], dim=1)
+    before = state["cls_token"].clone()
+    load_timm(registers, state)
+    assert torch.equal(registers.net.cls_token, before + 2)
+    assert plain.net.pos_embed.shape[1] == 197
+
+
+def test_old_swin_names_move_merging_to_the_next_stage():
+    old = {"model": {"layers.0.downsample.norm.weight": torch.ones(1), "layers.0.blocks.1.attn_mask": torch.ones(1)}}
+    assert list(from_old_swin(old)) == ["layers.1.downsample.norm.weight"]
+
+
+def test_conch_leaves_its_caption_head_out():
+    conch = ENCODERS["conch"]
+    with torch.device("meta"):
+        module = conch.make()
+    assert isinstance(module, PooledVit)
+    state = {f"visual.{name}": torch.zeros(tensor.shape) for name, tensor in module.state_dict().items()}
+    state |= {"visual.proj_contrast": torch.zeros(512, 512), "text.cls_emb": torch.zeros(768)}
+    conch.load(module, state)
+    assert not any(parameter.is_meta for parameter in module.parameters())
+
+
+def test_truncated_resnet_is_the_beginning_of_the_whole_one():
+    whole = make_random(ENCODERS["resnet50"]).eval()
+    cut = ResNet50(3)
+    ENCODERS["resnet50_layer3"].load(cut, whole.state_dict() | {"fc.weight": torch.zeros(1)})
+    planes = []
+    whole.get_submodule("layer3").register_forward_hook(lambda module, given, plane: planes.append(plane))
+    tiles = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        whole(tiles)
+        assert torch.allclose(cut.eval()(tiles), planes[0].mean((2, 3)), atol=1e-6)
 
 
 def test_the_embedded_weights_are_those_of_the_package_and_fp32_and_bf16_agree():
@@ -21,6 +174,177 @@ def test_the_embedded_weights_are_those_of_the_package_and_fp32_and_bf16_agree()
     exact = torch.from_numpy(Engine(build(spec), spec)(tiles)).float()
     short = torch.from_numpy(Engine(build(spec), spec.model_copy(update={"precision": "bf16"}))(tiles)).float()
     assert torch.cosine_similarity(exact, short).min() > 0.999
-    encoder = build(spec)
-    plain = encoder.module((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+    plain = build(spec).module((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
     assert torch.allclose(exact, plain, atol=2e-2, rtol=2e-3)
+
+
+def test_random_weights_depend_on_the_name_alone():
+    spec = EncoderSpec(name="torchvision:squeezenet1_1", weights="random", input_px=64)
+    first = build(spec)
+    torch.rand(3)
+    assert build(spec).weights_sha256 == first.weights_sha256
+    assert first.width == 512 * 3 * 3 or first.width == 512
+
+
+def test_timm_torchscript_and_python_encoders(tmp_path):
+    made = build(EncoderSpec(name="timm:resnet10t", weights="random", input_px=64))
+    assert (made.width, made.input_px) == (512, 64)
+    save_file(made.module.state_dict(), tmp_path / "resnet10t.safetensors")
+    again = build(EncoderSpec(name="timm:resnet10t", weights=str(tmp_path / "resnet10t.safetensors"), input_px=64))
+    tiles = torch.randn(2, 3, 64, 64)
+    assert torch.equal(again.module(tiles), made.module(tiles))
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import torch\ndef encoder():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten())\n"
+    )
+    mine = EncoderSpec(name=f"python:{code}:encoder", input_px=32, mean=(0, 0, 0), std=(1, 1, 1))
+    built = build(mine)
+    assert built.width == 3
+    code.write_text(code.read_text() + "# changed\n")
+    assert build(mine).weights_sha256 != built.weights_sha256
+    with pytest.raises(MilError, match="no function 'encodr'; did you mean 'encoder'"):
+        build(EncoderSpec(name=f"python:{code}:encodr"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_torchscript_file_is_an_encoder(tmp_path):
+    module = torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten())
+    torch.jit.save(torch.jit.trace(module, torch.zeros(2, 3, 32, 32)), tmp_path / "mine.pt")
+    built = build(EncoderSpec(name=f"torchscript:{tmp_path / 'mine.pt'}", input_px=32))
+    assert built.width == 12
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "unii"}, "unknown encoder 'unii'; did you mean 'uni'"),
+        ({"name": "uni"}, "ask for access at https://huggingface.co/MahmoodLab/UNI"),
+        ({"name": "uni", "weights": "/nowhere"}, "weights /nowhere do not exist; ask for access at"),
+        ({"name": "timm:resnt18"}, "no such model; did you mean"),
+        ({"name": "lite:x"}, "unknown kind 'lite'"),
+        ({"name": "torchvision:squeezenet"}, "no such classifier; did you mean"),
+        ({"name": "python:/nowhere.py:f"}, "does not exist"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(spec, message):
+    with pytest.raises(MilError, match=message) as caught:
+        build(EncoderSpec(**spec))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_registered_encoders_are_fixed():
+    with pytest.raises(MilError, match="are fixed"):
+        parse(EncoderSpec, {"name": "uni", "input_px": 256}, "config")
+
+
+def test_weights_of_another_network_or_broken_ones_are_refused(tmp_path):
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(MilError, match="do not fit encoder kaiko_vits16"):
+        build(EncoderSpec(name="kaiko_vits16", weights=str(tmp_path / "other.safetensors")))
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(MilError, match="cannot be read"):
+        build(EncoderSpec(name="kaiko_vits16", weights=str(tmp_path / "broken.safetensors")))
+    evil = tmp_path / "evil.pth"
+    evil.write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+    with pytest.raises(MilError, match="cannot be read"):
+        build(EncoderSpec(name="gpfm", weights=str(evil)))
+
+
+class Hub(http.server.SimpleHTTPRequestHandler):
+    """Answers like the hub: `owkin` is open at commit c0ffee, everything else is gated."""
+
+    def do_HEAD(self):
+        self.answer(b"")
+
+    def do_GET(self):
+        self.answer(self.server.content)
+
+    def answer(self, body):
+        if self.path.startswith("/owkin/phikon/resolve/"):
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", "c0ffee" + 34 * "0")
+            self.send_header("ETag", '"abc"')
+            self.send_header("Content-Length", str(len(self.server.content)))
+            self.end_headers()
+            self.wfile.write(body)
+        elif self.path.endswith(".pth"):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.content)))
+            self.end_headers()
+            self.wfile.write(body)
+        else:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.content = b"weights"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetch_fills_a_bundle_with_commits_and_hashes_and_names_the_page_of_a_gated_model(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder, mirror, said = tmp_path / "bundle", f"http://127.0.0.1:{hub.server_port}", io.StringIO()
+    bundle.fetch(["phikon", "colour"], folder, Reporter(stream=said), endpoint=mirror)
+    bundle.fetch(["phikon"], folder, Reporter(stream=said), endpoint=mirror)
+    assert "phikon/model.safetensors, 7 bytes" in said.getvalue()
+    assert "colour: none needed; nothing to fetch" in said.getvalue()
+    assert "model.safetensors is there" in said.getvalue()
+    assert '"commit": "c0ffee' in (folder / "bundle.json").read_text()
+    with pytest.raises(MilError, match=r"uni is gated: ask for access at https://huggingface\.co/MahmoodLab/UNI"):
+        bundle.fetch(["uni"], folder, quiet(), endpoint=mirror)
+    with pytest.raises(MilError, match="cannot be read"):
+        build(EncoderSpec(name="phikon", weights=str(folder)))
+    assert list(bundle.check(folder, ["uni", "colour"]).state) == ["missing", "ok"]
+
+
+def test_fetch_from_a_fixed_address_holds_the_file_to_its_hash(hub, tmp_path):
+    url = f"http://127.0.0.1:{hub.server_port}/net.pth"
+    bundle._from_url(UrlFile(url, "page"), tmp_path / "net.pth")
+    assert (tmp_path / "net.pth").read_bytes() == b"weights"
+    with pytest.raises(MilError, match="is not 00000000"):
+        bundle._from_url(UrlFile(url, "page", sha256="00000000"), tmp_path / "other.pth")
+    assert not (tmp_path / "other.pth").exists()
+
+
+def test_offline_fetch_is_one_line_with_the_page(tmp_path):
+    with pytest.raises(MilError, match=r"cannot be fetched from https://huggingface.co/owkin/phikon") as caught:
+        bundle.fetch(["phikon"], tmp_path, quiet())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_is_used_and_altered_weights_in_it_are_noticed(tmp_path):
+    entry = ENCODERS["kaiko_vits16"]
+    target = bundle.bundled(tmp_path, entry.name, entry.source)
+    target.parent.mkdir()
+    save_file(make_random(entry).net.state_dict(), target)
+    digest = bundle.sha256_of(target)
+    (tmp_path / "bundle.json").write_text(f'{{"kaiko_vits16": {{"sha256": "{digest}"}}}}')
+    assert build(EncoderSpec(name="kaiko_vits16", weights=str(tmp_path))).weights_sha256 == digest
+    assert list(bundle.check(tmp_path, ["kaiko_vits16"]).state) == ["ok"]
+    with target.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    assert list(bundle.check(tmp_path, ["kaiko_vits16"]).state) == ["altered"]
+    with pytest.raises(MilError, match=r"bundle\.json"):
+        build(EncoderSpec(name="kaiko_vits16", weights=str(tmp_path)))
+
+
+def test_list_and_show_tell_the_terms():
+    table = bundle.list_encoders().set_index("name")
+    assert bool(table.gated["uni"])
+    assert not bool(table.gated["phikon"])
+    assert "ask at https://huggingface.co/bioptimus/H-optimus-0" in bundle.show_encoder("h_optimus_0")
+    assert "resized to 256 px and cut to 224" in bundle.show_encoder("prov_gigapath")

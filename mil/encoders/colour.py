@@ -2,7 +2,7 @@
 
 import torch
 
-from mil.encoders.entry import ENCODERS, Entry
+from mil.encoders.entry import Entry, enter
 
 
 class Colour(torch.nn.Module):
@@ -14,7 +14,7 @@ class Colour(torch.nn.Module):
         return torch.cat([mean, deviation], dim=1)
 
 
-ENCODERS.register("colour")(
+enter(
     Entry(
         name="colour",
         summary="mean and standard deviation of RGB, the colour-only baseline",

@@ -5,7 +5,8 @@ from typing import Any
 import timm
 import torch
 
-from mil.encoders.entry import ENCODERS, HALF, Entry, StateDict
+from mil.encoders.entry import HALF, Entry, enter
+from mil.encoders.state import StateDict
 from mil.encoders.weights import PackageFile
 
 
@@ -38,12 +39,14 @@ def load_in_order(module: torch.nn.Module, state: StateDict) -> None:
     given = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
     mapped = dict(zip(names, given, strict=True))
     kept = set(module.state_dict())
-    missing, _ = module.load_state_dict({name: mapped[name] for name in names if name in kept}, strict=False)
+    missing, _ = module.load_state_dict(
+        {name: mapped[name] for name in names if name in kept}, strict=False, assign=True
+    )
     if any(not name.endswith("num_batches_tracked") for name in missing):
         raise RuntimeError(f"no weights for {', '.join(missing)}")
 
 
-ENCODERS.register("efficientnet_lite0")(
+enter(
     Entry(
         name="efficientnet_lite0",
         summary="EfficientNet-Lite0 (ImageNet), blocks 3 and 4, weights in a Python package: needs no network",

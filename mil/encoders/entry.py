@@ -1,23 +1,19 @@
 """What is known of an encoder before its weights are there: the registry's entry and the built encoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from mil.encoders.state import StateDict, load_strictly
 from mil.encoders.weights import NoWeights, Source
 from mil.registry import Registry
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-
-StateDict = Mapping[str, torch.Tensor]
-
-
-def load_strictly(module: torch.nn.Module, state: StateDict) -> None:
-    """Give `module` its weights by name; every name must be there and none too many."""
-    module.load_state_dict(state, strict=True)
+RGB = tuple[float, float, float]
+IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
+HALF: RGB = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +28,21 @@ class Entry:
     """Length of a tile's vector."""
     input_px: int | None
     """Side of the input; tiles of another size are resized on the device. None: tiles as they are read."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    resize_px: int | None = None
+    """Side that tiles are resized to before the middle `input_px` are cut out; None: `input_px`, nothing is cut."""
+    mean: RGB
+    std: RGB
     """Normalisation of RGB in 0-1."""
     mpp: float | None
-    """Microns a pixel that the encoder was trained at; None: not for slides."""
+    """Microns a pixel that the encoder was trained at; None: not on slides, or at several."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How tiles are resized (always antialiased)."""
     pooling: str
     """What of the network's output becomes the vector."""
     parameters: int
     """Parameters of the module as built here."""
+    published: float | None = None
+    """Parameters as published, to the digits given there; None where no number was."""
     source: Source = field(default_factory=NoWeights)
     """Where its weights come from."""
     load: Callable[[torch.nn.Module, StateDict], None] = load_strictly
@@ -58,6 +58,11 @@ class Entry:
 ENCODERS: Registry[Entry] = Registry("encoder")
 
 
+def enter(entry: Entry) -> None:
+    """Put an entry into the registry under its own name."""
+    ENCODERS.register(entry.name)(entry)
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A built encoder, ready to be put on a device."""
@@ -65,8 +70,9 @@ class Encoder:
     name: str
     width: int
     input_px: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    resize_px: int | None
+    mean: RGB
+    std: RGB
     interpolation: Literal["bilinear", "bicubic"]
     weights_sha256: str
     """Hash of the weights as loaded; `none` where there are none."""

@@ -1,19 +1,28 @@
-"""Where an encoder's weights come from: a Python package, a file, or nowhere."""
+"""Where an encoder's weights come from, and finding them without a network."""
 
+import hashlib
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mil.errors import MilError
 from mil.files import sha256_of
 
+BUNDLE = "bundle.json"
+
 
 @dataclass(frozen=True)
 class NoWeights:
     """The encoder has none: its arithmetic is its definition."""
+
+    def describe(self) -> str:
+        """In words, for the list."""
+        return "none needed"
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,10 @@ class PackageFile:
     distribution: str
     """What `pip install` calls it."""
 
+    def describe(self) -> str:
+        """In words, for the list."""
+        return f"package {self.distribution}"
+
     def locate(self) -> Path:
         """The file's path; a `MilError` where the package is not installed."""
         try:
@@ -38,19 +51,130 @@ class PackageFile:
         return Path(str(module.__file__)).parent / self.path
 
 
-Source = NoWeights | PackageFile
+@dataclass(frozen=True)
+class LocalFile:
+    """A file that only the user has; named in the spec's `weights`."""
+
+    def describe(self) -> str:
+        """In words, for the list."""
+        return "a file of yours"
 
 
-def checked(path: Path, sha256: str) -> str:
-    """The file's hash, which must be `sha256`."""
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a model on the Hugging Face hub. The commit and hash that `mil encoders fetch` met are kept with the bundle."""
+
+    repository: str
+    file: str
+    gated: bool
+    """Whether access has to be asked for on the model's page."""
+    revision: str = "main"
+
+    @property
+    def page(self) -> str:
+        """Where the model is described, and access asked for."""
+        return f"https://huggingface.co/{self.repository}"
+
+    def describe(self) -> str:
+        """In words, for the list."""
+        return f"hub {self.repository}/{self.file}"
+
+
+@dataclass(frozen=True)
+class UrlFile:
+    """A file at a fixed address whose name or authors give (the start of) its hash."""
+
+    url: str
+    page: str
+    sha256: str = ""
+    """The hash or its first digits; empty where none is published."""
+
+    @property
+    def file(self) -> str:
+        """The address's last part."""
+        return self.url.rsplit("/", 1)[1]
+
+    def describe(self) -> str:
+        """In words, for the list."""
+        return self.url.split("//", 1)[1]
+
+
+Fetched = HubFile | UrlFile
+Source = NoWeights | PackageFile | LocalFile | Fetched
+
+
+def locate(name: str, source: PackageFile | LocalFile | Fetched, weights: str | None) -> Path:
+    """The file with the weights of encoder `name`: `weights` (a file, or a folder that `mil encoders fetch` filled), or a package.
+
+    Never reaches for a network: a missing file ends with the line that says how to get it.
+    """
+    if weights is None:
+        if isinstance(source, PackageFile):
+            return source.locate()
+        raise MilError(f"encoder {name} needs weights: {how_to_get(name, source)}")
+    path = Path(weights)
+    if path.is_dir() and isinstance(source, Fetched):
+        path = bundled(path, name, source)
     if not path.is_file():
-        raise MilError(f"weights {path} do not exist")
+        raise MilError(f"encoder {name}: weights {path} do not exist; {how_to_get(name, source)}")
+    return path
+
+
+def bundled(folder: Path, name: str, source: Fetched) -> Path:
+    """Where the weights of encoder `name` lie in a bundle."""
+    return folder / name.replace(":", "_") / source.file.rsplit("/", 1)[-1]
+
+
+def read_bundle(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `mil encoders fetch` noted of a bundle, by encoder: file, sha256, bytes, source and commit."""
+    path = folder / BUNDLE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MilError(f"{path} is not JSON ({error}); fetch the weights again") from error
+
+
+def how_to_get(name: str, source: PackageFile | LocalFile | Fetched) -> str:
+    """One clause: where access is asked for, and the command that bundles the weights."""
+    if isinstance(source, PackageFile):
+        return f"leave `weights` out to take those of package {source.distribution}"
+    if isinstance(source, LocalFile):
+        return "give their file in `weights`"
+    ask = f"ask for access at {source.page}, then " if isinstance(source, HubFile) and source.gated else ""
+    return (
+        f"{ask}run `mil encoders fetch {name} --weights FOLDER` on a machine with a network "
+        f"and give FOLDER in `weights` (model page: {source.page})"
+    )
+
+
+def checked(path: Path, sha256: str, where: str) -> str:
+    """The file's hash, which must begin with `sha256`."""
     found = sha256_of(path)
-    if found != sha256:
-        raise MilError(f"weights {path}: sha256 {found[:16]} differs from the expected {sha256[:16]}; get them again")
+    if not found.startswith(sha256):
+        raise MilError(f"weights {path}: sha256 {found[:16]} is not {sha256[:16]} ({where}); get them again")
     return found
 
 
-def read_state(path: Path) -> Mapping[str, torch.Tensor]:
-    """The tensors of a PyTorch file, read without running any code from it."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_state(path: Path) -> Mapping[str, Any]:
+    """The tensors of a safetensors or PyTorch file, read without running any code from it."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MilError(
+            f"weights {path} cannot be read ({' '.join(str(error).split())[:200]}); get them again"
+        ) from error
+
+
+def hash_of_tensors(module: torch.nn.Module) -> str:
+    """SHA-256 over the module's tensors by name: for weights that are no file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,189 @@
+"""Weights from the hubs -> a folder that can be carried to a machine without a network, and what lies in it."""
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from mil.config import EncoderSpec
+from mil.encoders.build import loaded
+from mil.encoders.entry import ENCODERS, Entry
+from mil.encoders.generic import resolve
+from mil.encoders.weights import (
+    BUNDLE,
+    Fetched,
+    HubFile,
+    NoWeights,
+    PackageFile,
+    UrlFile,
+    bundled,
+    checked,
+    read_bundle,
+    read_state,
+)
+from mil.errors import MilError
+from mil.files import replacing, sha256_of, write_text
+from mil.progress import Reporter
+
+TIMEOUT_S = 60
+
+
+def list_encoders() -> pd.DataFrame:
+    """Every registered encoder, a row each: name, width, input_px, mpp, parameters, gated, weights_licence, source, summary."""
+    rows = []
+    for name in sorted(ENCODERS):
+        entry = ENCODERS[name]
+        rows.append(
+            {
+                "name": name,
+                "width": entry.width,
+                "input_px": entry.input_px,
+                "mpp": entry.mpp,
+                "parameters": entry.parameters,
+                "gated": isinstance(entry.source, HubFile) and entry.source.gated,
+                "weights_licence": entry.weights_licence,
+                "source": entry.source.describe(),
+                "summary": entry.summary,
+            }
+        )
+    return pd.DataFrame(rows).astype({"input_px": "Int64"})
+
+
+def show_encoder(name: str) -> str:
+    """One encoder's card as text, a line a property."""
+    entry = resolve(EncoderSpec(name=name))
+    lines = {
+        "name": entry.name,
+        "summary": entry.summary,
+        "input": "tiles as they are read" if entry.input_px is None else _input(entry),
+        "normalisation": f"mean {entry.mean}, sd {entry.std} of RGB in 0-1",
+        "trained at": "several resolutions, or not on slides" if entry.mpp is None else f"{entry.mpp} microns a pixel",
+        "output": f"{entry.width} numbers: {entry.pooling}",
+        "parameters": f"{entry.parameters:,}",
+        "weights": entry.source.describe(),
+        "access": f"ask at {entry.source.page}" if isinstance(entry.source, HubFile) and entry.source.gated else "open",
+        "licence": f"code {entry.licence}; weights {entry.weights_licence}",
+        "reference": entry.reference,
+    }
+    return "\n".join(f"{key:14s} {value}" for key, value in lines.items())
+
+
+def fetch(names: Iterable[str], folder: str | Path, reporter: Reporter, endpoint: str | None = None) -> None:
+    """Put the weights of the encoders `names` into `folder`, with their hashes and commits in `bundle.json`.
+
+    Files that are there and whole are left alone. A gated model whose access was not granted, or a hub that cannot be
+    reached, is one line that names the page. `endpoint` is a mirror of the hub; none: the hub itself.
+    """
+    folder = Path(folder)
+    for name in names:
+        entry = resolve(EncoderSpec(name=name))
+        source = entry.source
+        if not isinstance(source, Fetched):
+            reporter.say(f"{entry.name}: {source.describe()}; nothing to fetch")
+            continue
+        target = bundled(folder, entry.name, source)
+        noted = read_bundle(folder)
+        if target.is_file() and noted.get(entry.name, {}).get("sha256") == sha256_of(target):
+            reporter.say(f"{entry.name}: {target} is there")
+            continue
+        if isinstance(source, HubFile):
+            commit = _from_hub(entry.name, source, target, endpoint)
+        else:
+            commit = _from_url(source, target)
+        note = {
+            "file": str(target.relative_to(folder)),
+            "sha256": sha256_of(target),
+            "bytes": target.stat().st_size,
+            "source": source.describe(),
+            "commit": commit,
+        }
+        write_text(folder / BUNDLE, json.dumps(noted | {entry.name: note}, indent=2, sort_keys=True) + "\n")
+        reporter.say(f"{entry.name}: {target}, {note['bytes']:,} bytes, sha256 {note['sha256'][:16]}")
+
+
+def check(folder: str | Path, names: Iterable[str] = ()) -> pd.DataFrame:
+    """State of the encoders `names` (default: those noted in the bundle and those that need none): name, state, reason.
+
+    States: ok, missing (not in the bundle), altered (hash differs), unfit (tensors of another network).
+    """
+    folder = Path(folder)
+    noted = read_bundle(folder)
+    rows = []
+    for name in names or sorted({*noted, *(n for n in ENCODERS if not isinstance(ENCODERS[n].source, Fetched))}):
+        entry = resolve(EncoderSpec(name=name))
+        rows.append({"name": name, **dict(zip(("state", "reason"), _state_of(entry, folder, noted), strict=True))})
+    return pd.DataFrame(rows, columns=["name", "state", "reason"])
+
+
+def _state_of(entry: Entry, folder: Path, noted: dict[str, dict[str, str]]) -> tuple[str, str]:
+    source = entry.source
+    if isinstance(source, NoWeights):
+        return "ok", "needs no weights"
+    if isinstance(source, PackageFile):
+        path, expected = source.locate(), source.sha256
+    elif isinstance(source, Fetched):
+        path = bundled(folder, entry.name, source)
+        expected = noted.get(entry.name, {}).get("sha256", "")
+    else:
+        return "missing", "only you have its weights; give their file in `weights`"
+    if not path.is_file():
+        return "missing", f"{path} does not exist; run `mil encoders fetch {entry.name} --weights {folder}`"
+    try:
+        checked(path, expected, BUNDLE)
+    except MilError as error:
+        return "altered", str(error)
+    try:
+        loaded(entry, read_state(path), path)
+    except MilError as error:
+        return "unfit", str(error)
+    return "ok", str(path)
+
+
+def _from_hub(name: str, source: HubFile, target: Path, endpoint: str | None) -> str:
+    """Download a hub file to `target`; its commit."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    # The hub client's errors derive from those of its HTTP library, which differs between its versions.
+    unreachable: tuple[type[Exception], ...] = (
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        *HfHubHTTPError.__bases__,
+    )
+    try:
+        metadata = get_hf_file_metadata(
+            hf_hub_url(source.repository, source.file, revision=source.revision, endpoint=endpoint)
+        )
+        commit = metadata.commit_hash or source.revision
+        cached = hf_hub_download(source.repository, source.file, revision=commit, endpoint=endpoint)
+    except GatedRepoError as error:
+        raise MilError(
+            f"encoder {name} is gated: ask for access at {source.page}, log in with `hf auth login`, then fetch again"
+        ) from error
+    except unreachable as error:
+        reason = " ".join(str(error).split())[:160]
+        raise MilError(f"encoder {name} cannot be fetched from {source.page} ({reason})") from error
+    with replacing(target) as partial:
+        shutil.copyfile(cached, partial)
+    return commit
+
+
+def _from_url(source: UrlFile, target: Path) -> str:
+    """Download a file at a fixed address to `target`; empty, there is no commit."""
+    try:
+        with replacing(target) as partial:
+            with urllib.request.urlopen(source.url, timeout=TIMEOUT_S) as answer, open(partial, "wb") as file:
+                shutil.copyfileobj(answer, file)
+            checked(partial, source.sha256, source.page)
+    except urllib.error.URLError as error:
+        raise MilError(f"{source.url} cannot be fetched ({error.reason}); model page: {source.page}") from error
+    return ""
+
+
+def _input(entry: Entry) -> str:
+    cut = f"resized to {entry.resize_px} px and cut to " if entry.resize_px else "resized to "
+    return f"{cut}{entry.input_px} px ({entry.interpolation}, antialiased)"

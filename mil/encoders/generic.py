@@ -1,0 +1,212 @@
+"""Encoders that nobody registered: any model of timm or torchvision by name, a TorchScript file, a Python function."""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+
+from mil.config import EncoderSpec
+from mil.encoders.entry import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Entry
+from mil.encoders.state import StateDict, load_strictly, unwrapped
+from mil.encoders.weights import HubFile, LocalFile, NoWeights, Source, UrlFile
+from mil.errors import MilError, nearest
+
+
+def resolve(spec: EncoderSpec) -> Entry:
+    """The entry that `spec.name` means: a registered one, or one made up from `kind:name`."""
+    kind, colon, name = spec.name.partition(":")
+    if not colon:
+        return ENCODERS[spec.name]
+    if kind not in KINDS:
+        raise MilError(f"encoder '{spec.name}': unknown kind '{kind}'; {nearest(kind, KINDS)}")
+    return KINDS[kind](name, spec)
+
+
+class Headless(torch.nn.Module):
+    """A torchvision classifier without its last layer."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        net = torchvision.models.get_model(name)
+        for head in ("fc", "classifier", "heads", "head"):
+            if hasattr(net, head):
+                setattr(net, head, torch.nn.Identity())
+                break
+        else:
+            raise MilError(
+                f"encoder 'torchvision:{name}': no classification layer to leave out is known; use timm:NAME"
+            )
+        self.net = net
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Vectors of a batch."""
+        return self.net(tiles).flatten(1)
+
+
+def _timm(name: str, spec: EncoderSpec) -> Entry:
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise MilError(
+            f"encoder 'timm:{name}': timm {timm.__version__} has no such model; {nearest(name, timm.list_models())}"
+        )
+    given = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    known: dict[str, Any] = given.to_dict() if given is not None else {}
+    make = partial(timm.create_model, name, pretrained=False, num_classes=0)
+    hub = known.get("hf_hub_id")
+    source: Source = HubFile(hub, "model.safetensors", gated=False) if hub else LocalFile()
+    return _entry(
+        f"timm:{name}",
+        make,
+        spec,
+        source,
+        load=_load_headless,
+        input_px=known.get("input_size", (3, 224, 224))[-1],
+        mean=known.get("mean", IMAGENET_MEAN),
+        std=known.get("std", IMAGENET_STD),
+        licence="Apache-2.0 (timm)",
+        weights_licence=known.get("license") or "see the model page",
+    )
+
+
+def _torchvision(name: str, spec: EncoderSpec) -> Entry:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        known = torchvision.models.list_models(module=torchvision.models)
+        raise MilError(f"encoder 'torchvision:{name}': torchvision has no such classifier; {nearest(name, known)}")
+    weights = torchvision.models.get_model_weights(name)
+    url = next(iter(weights)).url
+    digits = url.rsplit("-", 1)[-1].removesuffix(".pth")
+    page = f"https://docs.pytorch.org/vision/stable/models/generated/torchvision.models.{name}.html"
+    return _entry(
+        f"torchvision:{name}",
+        partial(Headless, name),
+        spec,
+        UrlFile(url, page, digits if len(digits) == 8 else ""),
+        load=_load_torchvision,
+        licence="BSD-3-Clause (torchvision)",
+        weights_licence="BSD-3-Clause; trained on ImageNet",
+    )
+
+
+def _torchscript(name: str, spec: EncoderSpec) -> Entry:
+    path = _existing(name, "torchscript")
+
+    def make() -> torch.nn.Module:
+        try:
+            return torch.jit.load(path, map_location="cpu")
+        except (RuntimeError, ValueError) as error:
+            raise MilError(
+                f"encoder torchscript:{name}: not a TorchScript file ({str(error).splitlines()[0]})"
+            ) from error
+
+    return _entry(f"torchscript:{path.name}", make, spec, NoWeights(), licence="yours", weights_licence="yours")
+
+
+def _python(name: str, spec: EncoderSpec) -> Entry:
+    file, colon, function = name.rpartition(":")
+    if not colon:
+        raise MilError(f"encoder 'python:{name}': say which function makes the module: python:FILE.py:FUNCTION")
+    path = _existing(file, "python")
+
+    def make() -> torch.nn.Module:
+        found = importlib.util.spec_from_file_location(f"user_encoder_{path.stem}", path)
+        if found is None or found.loader is None:
+            raise MilError(f"encoder python:{name}: {path} is not a Python file")
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            known = [key for key, value in vars(module).items() if callable(value)]
+            raise MilError(f"encoder python:{name}: {path} has no function '{function}'; {nearest(function, known)}")
+        made = getattr(module, function)()
+        if not isinstance(made, torch.nn.Module):
+            raise MilError(f"encoder python:{name}: {function}() returned {type(made).__name__}, not a torch.nn.Module")
+        made.register_buffer(
+            "_source_sha256", _bytes_of(path), persistent=True
+        )  # the code is part of the weights' hash
+        return made
+
+    return _entry(f"python:{path.name}:{function}", make, spec, NoWeights(), licence="yours", weights_licence="yours")
+
+
+KINDS: dict[str, Callable[[str, EncoderSpec], Entry]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "torchscript": _torchscript,
+    "python": _python,
+}
+
+
+def _entry(
+    name: str,
+    make: Callable[[], torch.nn.Module],
+    spec: EncoderSpec,
+    source: Source,
+    load: Callable[[torch.nn.Module, StateDict], None] = load_strictly,
+    input_px: int = 224,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+    licence: str = "",
+    weights_licence: str = "",
+) -> Entry:
+    """An entry whose width and parameters are found by trying; the spec's input size and normalisation come first."""
+    input_px = spec.input_px or input_px
+    width, parameters = _measured(name, make, input_px)
+    return Entry(
+        name=name,
+        summary=name,
+        make=make,
+        width=width,
+        input_px=input_px,
+        mean=spec.mean or mean,
+        std=spec.std or std,
+        mpp=None,
+        pooling="the model's own",
+        parameters=parameters,
+        source=source,
+        load=load,
+        licence=licence,
+        weights_licence=weights_licence,
+        reference=source.page if isinstance(source, HubFile | UrlFile) else "yours",
+    )
+
+
+def _measured(name: str, make: Callable[[], torch.nn.Module], input_px: int) -> tuple[int, int]:
+    """Width of the vectors and number of parameters."""
+    module = make().eval()
+    with torch.inference_mode():
+        try:
+            vectors = module(torch.zeros(2, 3, input_px, input_px))
+        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+            raise MilError(f"encoder {name} fails on a (2, 3, {input_px}, {input_px}) batch: {error}") from error
+    shape = tuple(getattr(vectors, "shape", ()))
+    if len(shape) != 2 or shape[0] != 2:
+        raise MilError(
+            f"encoder {name} turns (2, 3, {input_px}, {input_px}) into {shape or type(vectors).__name__}, not (2, width)"
+        )
+    return shape[1], sum(parameter.numel() for parameter in module.parameters())
+
+
+def _load_headless(module: torch.nn.Module, state: StateDict) -> None:
+    """timm's weights without the classifier's, whatever it is called."""
+    known = module.state_dict()
+    load_strictly(module, {name: tensor for name, tensor in unwrapped(state).items() if name in known})
+
+
+def _load_torchvision(module: Any, state: StateDict) -> None:
+    _load_headless(module.net, state)
+
+
+def _existing(name: str, kind: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise MilError(f"encoder '{kind}:{name}': file {path} does not exist")
+    return path
+
+
+def _bytes_of(path: Path) -> torch.Tensor:
+    return torch.tensor(list(hashlib.sha256(path.read_bytes()).digest()), dtype=torch.uint8)
