@@ -18,7 +18,11 @@ from mil import hdf5
 from mil.bags import deal_folds
 from mil.census import flow
 from mil.config import Config
+from mil.figures import Results
 from mil.files import write_text
+from mil.metrics.comparison import compare
+from mil.metrics.localisation import localisation
+from mil.metrics.score import score
 from mil.rng import rng
 from mil.tables import write_table
 
@@ -96,7 +100,8 @@ def build_results(
     write_tiles(results, [slide for slide in slides if slide.slide_id in set(ok["slide_id"])])
     for name in experiments:
         write_run(results, name, bags, patients)
-        write_attention(results, name, bags, slides, informed=name.startswith("attention"))
+        if name.endswith("fedavg"):
+            write_attention(results, name, bags, slides, informed=name.startswith("attention"))
     write_text(results / "config.json", config.to_json())
     return config
 
@@ -142,13 +147,17 @@ def draw_slide(slide_id: str, patient, stream: np.random.Generator) -> Slide:
     """Pink tissue with dark lymphocyte patches; truth at 4 microns a pixel."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     smooth = sum(
-        cv2.resize(stream.normal(size=(cells, cells)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        cv2.resize(
+            stream.normal(size=(cells, cells)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+        )
         / cells**0.4
         for cells in (4, 8, 16)
     )
     centre = ((x - WIDTH / 2) / (WIDTH * 0.46)) ** 2 + ((y - HEIGHT / 2) / (HEIGHT * 0.45)) ** 2
     tissue = centre + 0.12 * smooth < 0.95
-    patches = cv2.resize(stream.normal(size=(22, 30)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    patches = cv2.resize(
+        stream.normal(size=(22, 30)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    )
     level = np.quantile(patches[tissue], 1 - 0.03 - 0.35 * patient.density)
     lymphocytes = tissue & (patches > level)
     pixels = np.full((HEIGHT, WIDTH, 3), 246, np.float32)
@@ -181,7 +190,11 @@ def write_sheets(folder: Path, patients: pd.DataFrame, slides: list[Slide]) -> N
 def write_census(results: Path, folder: Path, slides: list[Slide], patients: pd.DataFrame) -> pd.DataFrame:
     """Slide tables and census; one slide without mpp, one truncated, one blank, as in a hospital's week."""
     flaws = {
-        slides[2].slide_id: ("no_mpp", "the file does not say its microns a pixel; fill the sheet's mpp column", "check"),
+        slides[2].slide_id: (
+            "no_mpp",
+            "the file does not say its microns a pixel; fill the sheet's mpp column",
+            "check",
+        ),
         slides[-1].slide_id: ("unreadable", "TIFF directory is truncated", "check"),
         slides[len(slides) // 2].slide_id: ("no_tissue", "no tile holds 50 % tissue", "tile"),
     }
@@ -222,16 +235,20 @@ def write_census(results: Path, folder: Path, slides: list[Slide], patients: pd.
 
 
 def tile_coords(slide: Slide) -> np.ndarray:
-    side = int(TILE_PX * TILE_MPP / MPP)
-    y, x = np.mgrid[0 : HEIGHT - side + 1 : side, 0 : WIDTH - side + 1 : side].reshape(2, -1)
-    grey = slide.pixels.mean(axis=2)
-    tissue = [(grey[b : b + side, a : a + side] < 235).mean() >= 0.5 for a, b in zip(x, y, strict=True)]
-    return np.stack([x, y], axis=1)[np.array(tissue)].astype(np.int64)
+    """Level-0 corners of the tiles that are at least half tissue, row by row."""
+    rows, columns = HEIGHT // TILE_PX, WIDTH // TILE_PX
+    tissue = slide.pixels[: rows * TILE_PX, : columns * TILE_PX].mean(axis=2) < 235
+    share = tissue.reshape(rows, TILE_PX, columns, TILE_PX).mean(axis=(1, 3))
+    y, x = np.nonzero(share >= 0.5)
+    return np.stack([x, y], axis=1).astype(np.int64) * TILE_PX
 
 
 def lymphocyte_share(slide: Slide, coords: np.ndarray) -> np.ndarray:
-    side = int(TILE_PX * TILE_MPP / 4.0)
-    return np.array([(slide.truth[y // 2 : y // 2 + side, x // 2 : x // 2 + side] > 127).mean() for x, y in coords])
+    """Share of truth in each tile; the truth has half the slide's pixels a side."""
+    side = TILE_PX // 2
+    rows, columns = HEIGHT // TILE_PX, WIDTH // TILE_PX
+    share = (slide.truth[: rows * side, : columns * side] > 127).reshape(rows, side, columns, side).mean(axis=(1, 3))
+    return share[coords[:, 1] // TILE_PX, coords[:, 0] // TILE_PX]
 
 
 def write_tiles(results: Path, slides: list[Slide]) -> None:
@@ -275,7 +292,11 @@ def write_run(results: Path, name: str, bags: pd.DataFrame, patients: pd.DataFra
                         continue
                     own = rng(0, name, on, row.patient_id).normal(0, noise)
                     seen = 8 * (density[row.patient_id] - 0.4) + own + model.normal(0, 0.3) + bias
-                    split = "external" if row.role == "external" else ("held_out" if row.site in on.split("+") else "transfer")
+                    split = (
+                        "external"
+                        if row.role == "external"
+                        else ("held_out" if row.site in on.split("+") else "transfer")
+                    )
                     chance = float(1 / (1 + np.exp(-seen)))
                     rows.append((name, on, repeat, fold, row.patient_id, row.site, row.role, split, row.label, chance))
     columns = ["experiment", "trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
@@ -294,7 +315,12 @@ def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str)
                         stream = rng(0, "rounds", name, on, repeat, fold, inner, site)
                         for number in range(1, 21):
                             train = 0.2 + 0.5 * np.exp(-number / 6) + stream.normal(0, 0.01)
-                            loss = 0.48 + 0.22 * np.exp(-number / 4) + 0.008 * max(0, number - 11) + stream.normal(0, 0.015)
+                            loss = (
+                                0.48
+                                + 0.22 * np.exp(-number / 4)
+                                + 0.008 * max(0, number - 11)
+                                + stream.normal(0, 0.015)
+                            )
                             auroc = 0.8 - 0.28 * np.exp(-number / 4) + stream.normal(0, 0.03)
                             model = f"{on}/repeat{repeat}/fold{fold}/inner{inner}"
                             rows.append((model, "inner", number, repeat, fold, site, train, loss, auroc))
@@ -325,3 +351,21 @@ def write_attention(results: Path, name: str, bags: pd.DataFrame, slides: list[S
                 file.append("coords", coords)
                 file.append("attention", (values / total).astype(np.float32))
                 file.annotate({"stage": "attention", "experiment": name, "slide_id": slide_id})
+
+
+def score_all(results: Results) -> None:
+    """What `mil score`, `mil compare` and `mil localise` write."""
+    spec, folder = results.config.metrics, results.folder / "metrics"
+    predictions = {name: results.predictions(name) for name in results.experiments}
+    for name, experiment in results.experiments.items():
+        write_table(score(predictions[name], spec, experiment), folder / f"{name}.csv")
+        write_table(localisation(results, name, spec), folder / f"{name}.localisation.csv")
+    write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
+
+
+def shared_results(folder: Path) -> Results:
+    """The results folder that several test files read: built and scored once a session, under pytest's own folder."""
+    if not (folder / "cohort/results/metrics/comparisons.csv").is_file():
+        build_results(folder / "cohort", patients_a_site=8)
+        score_all(Results.open(folder / "cohort/results"))
+    return Results.open(folder / "cohort/results")

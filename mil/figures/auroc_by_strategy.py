@@ -18,7 +18,9 @@ ROW_MM, HEAD_MM = 4.6, 22.0
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot and its interval for every arm at every site; one block of rows for each encoder and model."""
     metrics = results.metrics()
-    metrics = metrics[(metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY) & (metrics["split"] != "transfer")]
+    metrics = metrics[
+        (metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY) & (metrics["split"] != "transfer")
+    ]
     metrics = metrics[metrics["endpoint"] == results.endpoint].dropna(subset=["value"])
     if metrics.empty:
         raise Absent("no AUROC is defined at any site")
@@ -39,7 +41,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     return Drawn(
         figure=picture,
         data=shown.reset_index(drop=True),
-        n=", ".join(f"{scope}: {int(part['patients'].max())}" for scope, part in shown.groupby("site", sort=False)),
+        n=", ".join(f"{scope} {int(shown.loc[shown['site'] == scope, 'patients'].max())}" for scope in columns),
         caption=(
             f"AUROC for {results.endpoint} with {results.config.metrics.confidence:.0%} intervals (DeLong, logit scale; the patient "
             "bootstrap is in the table). Training sites: held-out patients. “Own site” is each "
@@ -66,9 +68,7 @@ def _columns(results: Results, metrics: pd.DataFrame) -> list[str]:
     return [scope for scope in wanted if scope in there]
 
 
-def _panel(
-    axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str
-) -> None:
+def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str) -> None:
     chance_line(axes, vertical=True)
     for place, (_, one) in enumerate(rows):
         if one is None:
@@ -84,7 +84,9 @@ def _panel(
         row = found.iloc[0]
         axes.plot([row["low"], row["high"]], [place, place], color=one.colour, linewidth=1.3, solid_capstyle="round")
         hollow = one.trained_on in {OWN_SITE, ENSEMBLE}
-        axes.plot(row["value"], place, "o", color=one.colour, markersize=4, markerfacecolor="white" if hollow else one.colour)
+        axes.plot(
+            row["value"], place, "o", color=one.colour, markersize=4, markerfacecolor="white" if hollow else one.colour
+        )
     group = scope in {TRAINING_SITES, EXTERNAL_SITES}
     axes.set_title(scope if not group else scope.replace(" sites", "\nsites"), fontsize=7, loc="center")
     patients = metrics.loc[metrics["site"] == scope, "patients"].max()

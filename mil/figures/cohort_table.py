@@ -22,7 +22,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     bags = results.bags(results.endpoint)
     sites = [site for site in results.sites if site in set(bags["site"])]
     rows = [*_fixed_rows(results, bags, sites), *_clinical_rows(results, bags, sites)]
-    table = pd.DataFrame(rows, columns=["Characteristic", *sites, "All", "p"])
+    table = pd.DataFrame(rows, columns=["Characteristic", "Level", *sites, "All", "p"])
     return Drawn(
         figure=table_picture(table),
         data=table,
@@ -38,17 +38,31 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
     census = results.census()
-    yield ["Role", *("trains" if results.config.slides.roles[site] == "train" else "external" for site in sites), "", ""]
+    yield [
+        "Role",
+        "",
+        *("trains" if results.config.slides.roles[site] == "train" else "external" for site in sites),
+        "",
+        "",
+    ]
     yield _counts("Patients", bags["site"], sites)
     labels = bags.set_index("patient_id")["label"]
     yield from _levels(f"Positive for {results.endpoint}", labels.map({1: "yes", 0: "no"}), bags, sites, only="yes")
     used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")
-    slides = used[["slide_id", "patient_id", "site"]].merge(census[["slide_id", "mpp", "format", "num_tiles"]], on="slide_id")
+    slides = used[["slide_id", "patient_id", "site"]].merge(
+        census[["slide_id", "mpp", "format", "num_tiles"]], on="slide_id"
+    )
     yield _counts("Slides", slides["site"], sites)
     tiles = slides.groupby("patient_id")["num_tiles"].sum()
     yield _measure("Tiles a patient", tiles, bags, sites)
-    yield ["Microns a pixel", *(_spread(slides.loc[slides["site"] == site, "mpp"]) for site in sites), "", ""]
-    yield ["File format", *(", ".join(sorted(slides.loc[slides["site"] == site, "format"].unique())) for site in sites), "", ""]
+    yield ["Microns a pixel", "", *(_spread(slides.loc[slides["site"] == site, "mpp"]) for site in sites), "", ""]
+    yield [
+        "File format",
+        "",
+        *(", ".join(sorted(slides.loc[slides["site"] == site, "format"].unique())) for site in sites),
+        "",
+        "",
+    ]
 
 
 def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
@@ -71,7 +85,7 @@ def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> It
 
 
 def _counts(name: str, where: pd.Series, sites: list[str]) -> list[str]:
-    return [name, *(str(int((where == site).sum())) for site in sites), str(len(where)), ""]
+    return [name, "", *(str(int((where == site).sum())) for site in sites), str(len(where)), ""]
 
 
 def _spread(values: pd.Series) -> str:
@@ -89,7 +103,7 @@ def _measure(name: str, values: pd.Series, bags: pd.DataFrame, sites: list[str])
     p = ""
     if len(filled) > 1 and np.unique(np.concatenate(filled)).size > 1:
         p = p_text(float(stats.kruskal(*filled).pvalue))
-    return [name, *(_median(part) for part in parts), _median(np.concatenate(filled)), p]
+    return [name, "", *(_median(part) for part in parts), _median(np.concatenate(filled)), p]
 
 
 def _median(values: np.ndarray) -> str:
@@ -111,13 +125,19 @@ def _levels(
     p = p_text(_chi_squared(counts.to_numpy()))
     totals = counts.sum()
     if only is None:
-        yield [name, *("" for _ in sites), "", p]
+        yield [name, "", *("" for _ in sites), "", p]
     for level, row in counts.iterrows():
         if only is not None and level != only:
             continue
         cells = [_share(int(row[site]), int(totals[site])) for site in sites]
         everyone = _share(int(row.sum()), int(totals.sum()))
-        yield [f"  {level}" if only is None else name, *cells, everyone, "" if only is None else p]
+        yield [
+            "" if only is None else name,
+            str(level) if only is None else "",
+            *cells,
+            everyone,
+            "" if only is None else p,
+        ]
 
 
 def _share(count: int, total: int) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
@@ -150,7 +150,7 @@ def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm) ->
     if with_truth and slide.truth is not None:
         squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles[slide.truth]]
         row[1].add_collection(
-            PatchCollection(squares, facecolor=(*mpl.colors.to_rgb(TRUTH_COLOUR), 0.18), edgecolor=TRUTH_COLOUR, linewidth=0.4)
+            PatchCollection(squares, facecolor=(*to_rgb(TRUTH_COLOUR), 0.18), edgecolor=TRUTH_COLOUR, linewidth=0.4)
         )
         row[1].set_title(f"Truth: {int(slide.truth.sum())} of {len(slide.truth)} tiles", fontsize=7, fontweight=400)
     _draw_attention(row[-1], slide, norm)
@@ -160,7 +160,11 @@ def _draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
     grey = slide.pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     axes.images[0].set_data((255 - (255 - grey) * 0.35).astype(np.uint8))
     squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles]
-    axes.add_collection(PatchCollection(squares, facecolor=mpl.colormaps[CMAP](norm(slide.attention)), edgecolor="none", antialiased=False))
+    axes.add_collection(
+        PatchCollection(
+            squares, facecolor=mpl.colormaps[CMAP](norm(slide.attention)), edgecolor="none", antialiased=False
+        )
+    )
     title = "Attention"
     if slide.truth is not None and delong.both_classes(slide.truth):
         title += f", tile AUROC {delong.auroc(slide.truth.astype(int), slide.attention):.2f}"

@@ -47,7 +47,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     return Drawn(
         figure=picture,
         data=data,
-        n=", ".join(f"{strategy_name(results.experiments[name].strategy.name)}: {n} models" for name, n in models.items()),
+        n=", ".join(
+            f"{strategy_name(results.experiments[name].strategy.name)}: {n} models" for name, n in models.items()
+        ),
         caption=(
             f"Loss and AUROC of {input_name(main)} on the inner folds, which the models of the selection phase did not "
             "train on, by round and site. Lines: mean over repeats, folds and inner folds; bands: the middle 80 % of "

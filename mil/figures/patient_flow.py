@@ -95,12 +95,22 @@ class _Column:
         before, used = rows.loc["in_sheet"], rows.loc["used"]
         lost = int(before["patients"] - used["patients"])
         middle = self.left + self.width / 2
-        self.axes.text(middle, top - 2.6, site, ha="center", va="center", fontsize=8.5, fontweight=700, color=self.colour)
         self.axes.text(
-            middle, top - 6.3, "trains" if role == "train" else "external", ha="center", va="center", fontsize=6.5, color=SOFT
+            middle, top - 2.6, site, ha="center", va="center", fontsize=8.5, fontweight=700, color=self.colour
+        )
+        self.axes.text(
+            middle,
+            top - 6.3,
+            "trains" if role == "train" else "external",
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color=SOFT,
         )
         y = top - 9
-        y = self._box(y, heights[0], [f"{before['patients']} patients", f"{before['slides']} slides in the sheet"], bold=1)
+        y = self._box(
+            y, heights[0], [f"{before['patients']} patients", f"{before['slides']} slides in the sheet"], bold=1
+        )
         self._arrow(y)
         y -= GAP_MM
         slides = int(before["slides"] - used["slides"])
@@ -110,7 +120,9 @@ class _Column:
         y -= GAP_MM
         positive, total = int(positives["sum"]), int(positives["count"])
         share = f"{positive} positive ({positive / max(total, 1):.0%})"
-        self._box(y, heights[2], [f"{used['patients']} patients used", f"{used['slides']} slides", share], bold=1, strong=True)
+        self._box(
+            y, heights[2], [f"{used['patients']} patients used", f"{used['slides']} slides", share], bold=1, strong=True
+        )
 
     def _box(
         self, top: float, height: float, lines: list[str], bold: int = 0, quiet: bool = False, strong: bool = False
@@ -145,5 +157,12 @@ class _Column:
             "",
             xy=(middle, y - GAP_MM + 0.4),
             xytext=(middle, y - 0.4),
-            arrowprops={"arrowstyle": "-|>", "color": FAINT, "linewidth": 0.8, "mutation_scale": 6, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": FAINT,
+                "linewidth": 0.8,
+                "mutation_scale": 6,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
         )

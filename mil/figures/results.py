@@ -17,7 +17,19 @@ from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
 from mil.tables import read_table, read_text_table
 
-TEXT = ("slide_id", "patient_id", "site", "trained_on", "experiment", "reason", "state", "path", "step", "model", "phase")
+TEXT = (
+    "slide_id",
+    "patient_id",
+    "site",
+    "trained_on",
+    "experiment",
+    "reason",
+    "state",
+    "path",
+    "step",
+    "model",
+    "phase",
+)
 
 
 class Absent(MilError):
@@ -128,7 +140,9 @@ class Results:
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names)."""
         return self._stacked(
-            "attention scored against truth", experiments, lambda name: self.table("metrics", f"{name}.localisation.csv")
+            "attention scored against truth",
+            experiments,
+            lambda name: self.table("metrics", f"{name}.localisation.csv"),
         )
 
     def comparisons(self) -> pd.DataFrame:
@@ -251,7 +265,9 @@ class Results:
                     continue
                 positive = share >= self.truth.spec.positive_share
                 found.append(
-                    SlideAttention(slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles)
+                    SlideAttention(
+                        slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles
+                    )
                 )
         return found
 
@@ -274,8 +290,8 @@ class Results:
                 continue
         if not found:
             raise Absent(f"{what} are not among the results")
-        return pd.concat(found, ignore_index=True)
-
+        filled = [table for table in found if len(table)]
+        return pd.concat(filled, ignore_index=True) if filled else found[0]
 
 
 def _same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:

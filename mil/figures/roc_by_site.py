@@ -100,7 +100,9 @@ def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope
     )  # fmt: skip
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="1 − specificity", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     axes.set_box_aspect(1)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.27), fontsize=6, borderpad=0, handlelength=1.6, labelspacing=0.35)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.27), fontsize=6, borderpad=0, handlelength=1.6, labelspacing=0.35
+    )
     return values
 
 
@@ -113,8 +115,6 @@ def _band(scope: Scope, results: Results) -> tuple[np.ndarray, np.ndarray]:
     negative = weights[:, order] * (scope.labels[order] == 0)
     true_rate = np.cumsum(positive, axis=1) / positive.sum(axis=1, keepdims=True)
     false_rate = np.cumsum(negative, axis=1) / negative.sum(axis=1, keepdims=True)
-    curves = np.stack(
-        [np.interp(GRID, np.r_[0, x], np.r_[0, y]) for x, y in zip(false_rate, true_rate, strict=True)]
-    )
+    curves = np.stack([np.interp(GRID, np.r_[0, x], np.r_[0, y]) for x, y in zip(false_rate, true_rate, strict=True)])
     tail = (1 - spec.confidence) / 2
     return tuple(np.quantile(curves, [tail, 1 - tail], axis=0))  # type: ignore[return-value]

@@ -80,7 +80,7 @@ def use_style() -> Any:
     for path in sorted((Path(__file__).parent / "fonts").glob("*.ttf")):
         if str(path) not in known:
             font_manager.fontManager.addfont(str(path))
-    return mpl.rc_context(RC)
+    return mpl.rc_context(RC)  # type: ignore[arg-type]
 
 
 def new_figure(width_mm: float, height_mm: float, by_hand: bool = False) -> Figure:

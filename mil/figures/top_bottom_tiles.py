@@ -40,9 +40,7 @@ class Pick:
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """Four rows: highest and lowest attention, in positive and in negative patients; at most two tiles a patient."""
     tiles = _all_tiles(results, site)
-    picks = {
-        (end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES
-    }
+    picks = {(end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES}
     picks = {row: chosen for row, chosen in picks.items() if chosen}
     pixels = {(p.slide_id, p.x, p.y): None for chosen in picks.values() for p in chosen}
     pixels = read_tiles(results, site, list(pixels))
@@ -94,7 +92,9 @@ def pick(tiles: pd.DataFrame, end: str, count: int) -> list[Pick]:
     """The `count` tiles with the highest (`top`) or lowest attention, at most `PER_PATIENT` of one patient."""
     ranked = tiles.sort_values(["relative", "slide_id", "x", "y"], ascending=[end == "bottom", True, True, True])
     chosen = ranked[ranked.groupby("patient_id").cumcount() < PER_PATIENT].head(count)
-    return [Pick(r.slide_id, r.patient_id, int(r.label), int(r.x), int(r.y), float(r.relative)) for r in chosen.itertuples()]
+    return [
+        Pick(r.slide_id, r.patient_id, int(r.label), int(r.x), int(r.y), float(r.relative)) for r in chosen.itertuples()
+    ]
 
 
 def read_tiles(
@@ -107,11 +107,15 @@ def read_tiles(
     for slide_id in dict.fromkeys(slide for slide, _, _ in wanted):
         corners = [(x, y) for slide, x, y in wanted if slide == slide_id]
         try:
-            with open_slide(results.slide_path(site, slide_id), float(results.geometry(site, slide_id)["mpp"])) as slide:
+            with open_slide(
+                results.slide_path(site, slide_id), float(results.geometry(site, slide_id)["mpp"])
+            ) as slide:
                 for x, y in corners:
                     found[slide_id, x, y] = slide.read_tile(x, y, size_px, mpp)
         except SlideError as error:
-            raise Absent(f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}") from error
+            raise Absent(
+                f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}"
+            ) from error
     return found
 
 

@@ -68,14 +68,12 @@ def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
         if not valid.all():
             row = table[~valid].iloc[0]
             raise MilError(
-                f"{where}: patient {row['patient_id']}: {column} {row[column]!r} is refused; run `mil predict` again"
+                f"{where}: patient {row['patient_id']}: {column} '{row[column]}' is refused; run `mil predict` again"
             )
     for column in ("label", "site", "role"):
         doubled = table.groupby("patient_id")[column].nunique()
         if (doubled > 1).any():
-            raise MilError(
-                f"{where}: patient {doubled[doubled > 1].index[0]} has two values of {column}; see bags.csv"
-            )
+            raise MilError(f"{where}: patient {doubled[doubled > 1].index[0]} has two values of {column}; see bags.csv")
     inside = table[table["split"] != "external"]
     doubled = inside[inside.duplicated(["trained_on", "repeat", "patient_id"])]
     if len(doubled):

@@ -115,7 +115,11 @@ def _pairs(
 
 
 def _comparable(
-    one: str, other: str, split: str, first: Mapping[tuple[str, str, str], Scope], second: Mapping[tuple[str, str, str], Scope]
+    one: str,
+    other: str,
+    split: str,
+    first: Mapping[tuple[str, str, str], Scope],
+    second: Mapping[tuple[str, str, str], Scope],
 ) -> bool:
     locals_of = [any(key[0] == OWN_SITE for key in arms) for arms in (first, second)]
     if all(locals_of):
@@ -130,7 +134,9 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
     both = first.table.merge(second.table, on=["patient_id", "site"], suffixes=("_first", "_second"))
     if (both["label_first"] != both["label_second"]).any():
         if contrast.endpoint:
-            raise MilError(f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again")
+            raise MilError(
+                f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again"
+            )
         return
     labels = both["label_first"].to_numpy()
     if not delong.both_classes(labels):

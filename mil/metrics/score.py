@@ -31,9 +31,7 @@ COLUMNS = (
 )
 
 
-def score(
-    predictions: pd.DataFrame, spec: MetricsSpec, experiment: ExperimentSpec | None = None
-) -> pd.DataFrame:
+def score(predictions: pd.DataFrame, spec: MetricsSpec, experiment: ExperimentSpec | None = None) -> pd.DataFrame:
     """The metrics of one experiment's predictions: a row a (trained_on, split, site, metric, interval method).
 
     `site` is a site, "training sites" or "external sites". A metric that is not defined there (one class only) is a

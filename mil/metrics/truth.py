@@ -29,7 +29,11 @@ class Truth:
         corners = coords.astype(np.float64) * mpp
         if self.spec.table is not None:
             squares = self.squares.get(slide_id)
-            return None if squares is None else _share_of_squares(corners, side_um, squares, float(self.spec.square_um or 0))
+            return (
+                None
+                if squares is None
+                else _share_of_squares(corners, side_um, squares, float(self.spec.square_um or 0))
+            )
         mask = self.mask(slide_id)
         return None if mask is None else _share_of_mask(corners, side_um, mask, float(self.spec.mask_mpp or 0))
 

@@ -1,1 +1,5 @@
-"""report"""
+"""Results -> the report: one HTML file that opens without a network."""
+
+from mil.report.build import build
+
+__all__ = ["build"]

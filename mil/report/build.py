@@ -1,0 +1,76 @@
+"""Results -> one HTML file: story, figures, tables, methods and limits, with every image, font and script inside."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from mil import __version__
+from mil.config import ReportSpec
+from mil.figures.results import Results
+from mil.report.claims import claims, headline
+from mil.report.methods import limits, methods
+from mil.report.pictures import Picture, pictures_of
+from mil.report.story import STORY, Chapter
+from mil.report.tables import Table, tables_of
+
+HERE = Path(__file__).parent
+FONTS = Path(__file__).parents[1] / "figures" / "fonts"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chapter with what this cohort has for it."""
+
+    chapter: Chapter
+    pictures: list[Picture]
+    tables: list[Table]
+
+
+def build(results: Results, spec: ReportSpec | None = None) -> str:
+    """The report of `results` as HTML. What the cohort lacks is left out and listed with the reason at the end."""
+    spec = spec or results.config.report
+    drawn = {name: pictures_of(results, name) for chapter in STORY for name in chapter.figures}
+    sections = [
+        Section(
+            chapter,
+            [picture for name in chapter.figures for picture in drawn[name] if not picture.left_out],
+            [table for name in chapter.tables if (table := tables_of(results, name)) is not None],
+        )
+        for chapter in STORY
+    ]
+    sections = [section for section in sections if section.pictures or section.tables]
+    _number(sections)
+    left_out = [picture for found in drawn.values() for picture in found if picture.left_out]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        spec=spec,
+        cohort=results.config.cohort,
+        version=__version__,
+        headline=headline(results),
+        claims=claims(results),
+        sections=sections,
+        methods=methods(results),
+        limits=limits(results),
+        left_out=left_out,
+        settings=results.config.model_dump_json(indent=2),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        fonts={
+            weight: base64.b64encode((FONTS / f"inter-{cut}.ttf").read_bytes()).decode()
+            for weight, cut in ((400, "regular"), (700, "semibold"))
+        },
+    )
+
+
+def _number(sections: list[Section]) -> None:
+    """Figures and tables get numbers in the order in which they stand."""
+    figures = (picture for section in sections for picture in section.pictures)
+    for number, picture in enumerate(figures, 1):
+        picture.number = number
+    for number, table in enumerate((table for section in sections for table in section.tables), 1):
+        table.number = number

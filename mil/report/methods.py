@@ -1,0 +1,189 @@
+"""The run's own specs -> the methods in sentences, and what its results cannot say."""
+
+from dataclasses import dataclass
+from importlib import metadata
+
+import pandas as pd
+
+from mil import __version__
+from mil.config import Config, EncoderSpec, ExperimentSpec, Spec
+from mil.figures.results import Absent, Results
+from mil.figures.style import model_name, strategy_name
+
+LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
+FEW_PATIENTS = 100
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A heading and its sentences."""
+
+    title: str
+    text: str
+
+
+def methods(results: Results) -> list[Paragraph]:
+    """Slides to metrics, a paragraph a stage, every number from the specs that made the results."""
+    config = results.config
+    return [
+        Paragraph("Slides", _slides(config)),
+        Paragraph("Tiles", _tiles(config)),
+        Paragraph("Features", _features(config, results.experiments)),
+        Paragraph("Endpoints and folds", _folds(results)),
+        Paragraph("Models and strategies", _models(results.experiments)),
+        Paragraph("Training", _training(results.experiments)),
+        Paragraph("Evaluation", _evaluation(config)),
+        Paragraph("Software", _software()),
+    ]
+
+
+def limits(results: Results) -> list[str]:
+    """What a reader should hold against the numbers, as far as the run itself can tell."""
+    said = []
+    try:
+        bags = results.bags(results.endpoint)
+        said += _limits_of_size(results, bags)
+    except Absent:
+        said.append("No table of patients was found, so nothing is known of the cohort's size.")
+    said += [
+        "A patient's score is the mean over models of several folds; scores of different folds, sites and strategies "
+        "need not lie on one scale, which AUROC over several sites together does not forgive.",
+        "Intervals are conditional on the trained models: they say how the result would vary with other patients at these "
+        "sites, not with other training runs or other hospitals.",
+        "Attention says where a model looked, not why, and not that the tissue caused the outcome.",
+    ]
+    if results.config.truth is None:
+        said.append("No tile-level truth was given, so attention is shown but not scored.")
+    return said
+
+
+def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
+    said = []
+    counts = bags.groupby("site")["label"].agg(["size", "sum"])
+    small = counts[counts["size"] < FEW_PATIENTS]
+    if len(small):
+        listed = ", ".join(f"{site} {int(row['size'])} ({int(row['sum'])} positive)" for site, row in small.iterrows())
+        said.append(
+            f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in AUROC are noise."
+        )
+    if not results.external_sites:
+        said.append("There is no external site: nothing here says how the models do in another hospital.")
+    elif len(results.external_sites) == 1:
+        said.append("There is one external site; how results vary between hospitals cannot be told from it.")
+    rates = counts["sum"] / counts["size"]
+    if len(rates) > 1 and rates.max() - rates.min() > 0.1:
+        said.append(
+            f"The share of positives differs between sites ({rates.min():.0%} to {rates.max():.0%}); a model that only tells "
+            "sites apart would score above 0.5 on several sites together."
+        )
+    return said
+
+
+def _slides(config: Config) -> str:
+    spec = config.slides
+    return (
+        "Slides were opened with their pixel size (microns a pixel, mpp) read from the header or, where given, the sheet; a slide whose mpp "
+        f"is unknown, outside {spec.mpp_min:g}–{spec.mpp_max:g} or differs by more than {spec.anisotropy_max:.0%} between the axes was "
+        "excluded, as was every slide that could not be read; nothing was guessed."
+    )
+
+
+def _tiles(config: Config) -> str:
+    spec = config.tiles
+    stride = spec.stride_px or spec.size_px
+    overlap = "without overlap" if stride >= spec.size_px else f"every {stride} px"
+    return (
+        f"Tissue was found on a thumbnail of {spec.tissue.mpp:g} mpp ({spec.tissue.method.replace('_', ' ')}; specks below "
+        f"{spec.tissue.min_area_um2:,.0f} µm² removed, holes up to {spec.tissue.fill_holes_um2:,.0f} µm² filled). Tiles are squares of "
+        f"{spec.size_px} px at exactly {spec.mpp:g} mpp ({spec.size_px * spec.mpp:g} µm) on every scanner, {overlap}, with at "
+        f"least {spec.min_tissue:.0%} tissue."
+    )
+
+
+def _features(config: Config, experiments: dict[str, ExperimentSpec]) -> str:
+    names = dict.fromkeys(one.encoder for one in experiments.values())
+    said = [f"“{name}” is {_encoder(config.encoders[name])}" for name in names]
+    return f"Each tile became a vector by a frozen encoder: {'; '.join(said)}. Encoders were not trained or tuned here."
+
+
+def _encoder(spec: EncoderSpec) -> str:
+    weights = f" with weights {spec.weights}" if spec.weights else ""
+    return f"{spec.name.replace('_', ' ')}{weights} ({spec.precision} precision)"
+
+
+def _folds(results: Results) -> str:
+    said = []
+    for name, spec in results.endpoints.items():
+        repeats = "once" if spec.repeats == 1 else f"{spec.repeats} times"
+        said.append(
+            f"{name} (column “{spec.column}”; positive: {', '.join(spec.positive)}; negative: {', '.join(spec.negative)}): "
+            f"patients of training sites were split {repeats} into {spec.folds} outer folds, within site and label, and the rest "
+            f"of each into {spec.inner_folds} inner folds (seed {spec.seed})"
+        )
+    return (
+        f"{'; '.join(said)}. All slides of a patient form one bag and stand in one fold. Folds were written to a table once, "
+        "and every experiment used the same."
+    )
+
+
+def _models(experiments: dict[str, ExperimentSpec]) -> str:
+    models = {one.model.name: one.model for one in experiments.values()}
+    strategies = dict.fromkeys(one.strategy.name for one in experiments.values())
+    described = "; ".join(f"{model_name(name)}{_settings(spec)}" for name, spec in models.items())
+    meaning = {
+        "local": "one model a training site on its own patients",
+        "pooled": "one model on all training patients in one place, as no federation could",
+        "fedavg": "federated averaging, weighted by patients",
+    }
+    listed = "; ".join(
+        f"{strategy_name(name)}{f' ({meaning[name]})' if name in meaning else ''}" for name in strategies
+    )
+    return f"Models: {described}. Strategies: {listed}. Only model weights, counts and metrics leave a site in federated training."
+
+
+def _settings(spec: Spec) -> str:
+    values = {key: value for key, value in spec.model_dump().items() if key != "name" and value is not None}
+    listed = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+    return f" ({listed})" if listed else ""
+
+
+def _training(experiments: dict[str, ExperimentSpec]) -> str:
+    groups: dict[str, list[str]] = {}
+    for name, one in experiments.items():
+        spec = one.training
+        drawn = (
+            "all tiles of a bag" if spec.max_tiles is None else f"{spec.max_tiles:,} tiles drawn from a bag each epoch"
+        )
+        text = (
+            f"{spec.optimiser} (learning rate {spec.lr:g}, weight decay {spec.weight_decay:g}), {spec.batch_size} patients a step, "
+            f"{drawn}, {spec.local_epochs} local epoch{'s' if spec.local_epochs > 1 else ''} a round, at most {spec.rounds} rounds, "
+            f"features scaled: {spec.scaling}, seed {spec.seed}"
+        )
+        groups.setdefault(text, []).append(name)
+    listed = "; ".join(text if len(groups) == 1 else f"{', '.join(names)}: {text}" for text, names in groups.items())
+    return (
+        f"{listed}. For each outer fold the number of rounds with the smallest loss on the held-out inner folds was chosen, and "
+        "the model was trained anew on all outer training patients for exactly so many rounds. No outer-fold and no external "
+        "patient was read by training or selection."
+    )
+
+
+def _evaluation(config: Config) -> str:
+    spec = config.metrics
+    return (
+        "A patient's score is the mean over the models that did not see them (one a repeat at training sites, all at external "
+        f"sites). AUROC has {spec.confidence:.0%} intervals by DeLong's variance on the logit scale and by {spec.bootstrap:,} "
+        f"bootstrap resamples of patients within site and label (seed {spec.seed}). Differences are paired on the same patients (DeLong's test, and "
+        "the bootstrap of the difference); p values are corrected by Holm's method within each factor. “Own site” scores each "
+        "training patient by their own hospital's model; the ensemble is the mean of the local models' scores."
+    )
+
+
+def _software() -> str:
+    versions = []
+    for name in LIBRARIES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return f"mil {__version__}; {', '.join(versions)}."

@@ -1,0 +1,204 @@
+"""Tidy tables -> the report's tables: few columns, numbers with their intervals, sortable by the number itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from mil.figures.arms import arm, input_name
+from mil.figures.cohort_table import p_text
+from mil.figures.patient_flow import reason_name
+from mil.figures.results import Absent, Results
+from mil.figures.table import folded
+from mil.metrics.score import PRIMARY
+from mil.registry import Registry
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, and the number that it sorts by (none: the text)."""
+
+    text: str
+    number: float | None = None
+    indented: bool = False
+    strong: bool = False
+
+
+@dataclass
+class Table:
+    """One table of the page. `sortable` tables start in the order given."""
+
+    title: str
+    caption: str
+    head: list[str]
+    rows: list[list[Cell]]
+    sortable: bool = True
+    number: int = 0
+    numeric: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        columns = list(zip(*self.rows, strict=True)) or [[] for _ in self.head]
+        self.numeric = [any(cell.number is not None for cell in column) for column in columns]
+
+
+TABLES: Registry[Callable[[Results], Table]] = Registry("table")
+
+
+def tables_of(results: Results, name: str) -> Table | None:
+    """The table `name`, or none where its input is absent or it would have no rows."""
+    try:
+        table = TABLES[name](results)
+    except Absent:
+        return None
+    return table if table.rows else None
+
+
+def table_of_figure(table: pd.DataFrame) -> Table:
+    """A figure that is a table: its text as it is; rows with a `Level` are sub-rows."""
+    table, indented = folded(table)
+    rows = [
+        [Cell(str(cell), indented=is_level) for cell in row]
+        for row, is_level in zip(table.to_numpy(dtype=str), indented, strict=True)
+    ]
+    return Table("", "", [str(column) for column in table.columns], rows, sortable=False)
+
+
+@TABLES.register("excluded")
+def excluded(results: Results) -> Table:
+    """Every slide that was left out, with the stage and the reason."""
+    census = results.census()
+    bags = results.bags(results.endpoint)
+    used = {slide for slides in bags["slides"].astype(str) for slide in slides.split(";")}
+    rows = []
+    for row in census[~census["slide_id"].isin(used)].sort_values(["site", "slide_id"]).itertuples():
+        state = row.state if row.state != "ok" else "no_label"
+        reason = row.reason if row.state != "ok" else f"the patient has no label for {results.endpoint}"
+        rows.append(
+            [Cell(row.site), Cell(row.patient_id), Cell(row.slide_id), Cell(reason_name(state)), Cell(str(reason))]
+        )
+    return Table(
+        "Slides that were left out",
+        "Every slide of the sheet that is not in the analysis.",
+        ["Site", "Patient", "Slide", "State", "Reason"],
+        rows,
+    )
+
+
+@TABLES.register("performance")
+def performance(results: Results) -> Table:
+    """AUROC of every arm at every site, with both intervals."""
+    metrics = results.metrics()
+    metrics = metrics[metrics["metric"] == "auroc"]
+    keys = ["experiment", "trained_on", "split", "site"]
+    boot = metrics[metrics["method"] == "patient bootstrap"].set_index(keys)
+    rows = []
+    for row in metrics[metrics["method"] == PRIMARY].itertuples():
+        one = arm(results, row.experiment, row.trained_on)
+        drawn = boot.loc[(row.experiment, row.trained_on, row.split, row.site)]
+        rows.append(
+            [
+                Cell(input_name(results.experiments[row.experiment])),
+                Cell(one.name),
+                Cell(row.site),
+                Cell(row.split.replace("_", "-")),
+                _count(row.patients),
+                _count(row.positives),
+                Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
+                Cell(f"{drawn['low']:.2f} to {drawn['high']:.2f}", float(drawn["low"])),
+            ]
+        )
+    return Table(
+        "AUROC by model, strategy and site",
+        f"In brackets {results.config.metrics.confidence:.0%} intervals by DeLong's variance on the logit scale; the last "
+        f"column by {results.config.metrics.bootstrap:,} bootstrap resamples of patients within site and label. Transfer: "
+        "patients of another training site.",
+        ["Input and model", "Strategy", "Scored on", "Split", "Patients", "Positive", "AUROC", "Bootstrap"],
+        rows,
+    )
+
+
+@TABLES.register("comparisons")
+def comparisons(results: Results) -> Table:
+    """Paired differences between strategies, models and encoders."""
+    table = results.comparisons()
+    table = table[table["method"].str.startswith("DeLong")]
+    rows = []
+    for row in table.itertuples():
+        first, second = arm(results, row.first, row.first_trained_on), arm(results, row.second, row.second_trained_on)
+        named = [f"{one.name} ({input_name(results.experiments[one.experiment])})" for one in (first, second)]
+        if row.factor == "strategy":
+            named = [f"{first.name}", f"{second.name} ({input_name(results.experiments[second.experiment])})"]
+        rows.append(
+            [
+                Cell(str(row.factor)),
+                Cell(f"{named[0]} − {named[1]}"),
+                Cell(row.site),
+                _count(row.patients),
+                Cell(signed_interval(row.difference, row.low, row.high), row.difference, strong=True),
+                Cell(p_text(row.p), _number(row.p)),
+                Cell(p_text(row.p_adjusted), _number(row.p_adjusted)),
+            ]
+        )
+    corrections = sorted({str(name) for name in table["correction"]})
+    return Table(
+        "Paired comparisons of AUROC",
+        "Difference on the same patients with its interval and DeLong's paired test. Adjusted p values: "
+        + "; ".join(corrections)
+        + " (over all sites and pairs of one factor).",
+        ["Factor", "Difference", "Scored on", "Patients", "ΔAUROC", "p", "p adjusted"],
+        rows,
+    )
+
+
+@TABLES.register("localisation")
+def localisation(results: Results) -> Table:
+    """Attention against truth, tile by tile."""
+    table = results.localisation().dropna(subset=["value"])
+    names = {"tile_auroc_mean": "mean over slides", "tile_auroc_pooled": "all tiles pooled"}
+    rows = [
+        [
+            Cell(input_name(results.experiments[row.experiment])),
+            Cell(arm(results, row.experiment, "").name if row.strategy != "local" else "Local"),
+            Cell(row.site),
+            _count(row.patients),
+            _count(row.tiles),
+            _count(row.positive_tiles),
+            Cell(names.get(str(row.metric), str(row.metric))),
+            Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
+        ]
+        for row in table.itertuples()
+    ]
+    return Table(
+        "Attention against the truth of every tile",
+        f"AUROC of attention for tiles that are positive in the truth; {results.config.metrics.confidence:.0%} intervals by "
+        "bootstrap of patients. 0.5 is what a model gets that looks at all tiles alike.",
+        ["Input and model", "Strategy", "Site", "Patients", "Tiles", "Positive tiles", "Over", "Tile AUROC"],
+        rows,
+    )
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`0.81 [0.70, 0.89]`; a dash where it is not defined."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{value:.2f}"
+
+
+def signed_interval(value: float, low: float, high: float) -> str:
+    """`+0.08 [−0.02, +0.18]` with true minus signs."""
+    if not np.isfinite(low):
+        return _signed(value)
+    return f"{_signed(value)} [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _count(number: float) -> Cell:
+    return Cell(f"{int(number):,}", float(number))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
