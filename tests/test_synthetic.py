@@ -151,6 +151,21 @@ def test_truth_lies_where_the_lymphocytes_are(cohort: Path, slides: pd.DataFrame
     assert dark[inside].mean() > 2 * dark[tissue & ~inside].mean()
 
 
+def test_lymphocyte_tiles_can_be_told_from_their_pixels(cohort: Path, slides: pd.DataFrame):
+    """Learnable in the least: how much of a tile is dark already finds the truth's tiles, at every hospital."""
+    for site in SITES:
+        row = slides[(slides.site == site.name) & slides.flaw.isin(["", "no_label", "mpp_in_sheet"])].iloc[0]
+        mask = cv2.imread(str(cohort / "truth" / f"{row.slide_id}.png"), cv2.IMREAD_UNCHANGED) > 127
+        with open_slide(cohort / row.path, sheet_mpp(row.mpp)) as slide:
+            coords = tile_slide(slide, TILES).coords
+            pixels = np.concatenate([part for _, part in slide.read_tiles(coords, TILES.size_px, TILES.mpp, threads=1)])
+            cells = np.floor(coords * slide.mpp / TRUTH_UM).astype(int)
+        side = round(TILES.size_px * TILES.mpp / TRUTH_UM)
+        truth = np.array([mask[y : y + side, x : x + side].mean() >= 0.3 for x, y in cells])
+        dark = (pixels.min(axis=3) < np.quantile(pixels.min(axis=3), 0.08)).mean(axis=(1, 2))
+        assert roc_auc_score(truth, dark) > 0.8, (site.name, truth.sum())
+
+
 def test_layouts_hold_the_share_of_lymphocytes_that_response_was_drawn_from():
     patients = [patient for site in SITES for patient in draw_patients(1, site, 9)]
     wanted = np.array([patient.traits.lymphocytes for patient in patients])

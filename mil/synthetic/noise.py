@@ -27,7 +27,7 @@ def smooth_noise(stream: np.random.Generator, shape: tuple[int, int], scale: flo
 
 def grain(stream: np.random.Generator, shape: tuple[int, int], sigma: float = 0.0) -> Field:
     """White noise of deviation 1, blurred by `sigma` pixels; one block is laid side by side, which no eye sees."""
-    block = stream.standard_normal((509, 521), dtype=np.float32)
+    block = stream.standard_normal((min(shape[0], 509), min(shape[1], 521)), dtype=np.float32)
     if sigma > 0:
         block = _wrapped(block, sigma)
         block /= block.std()
