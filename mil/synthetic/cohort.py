@@ -1,7 +1,8 @@
 """A seed -> the demo cohort on disk: slides, sheets, truth and the list of its flaws."""
 
 import os
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def make_cohort(folder: Path, seed: int = 0, patients_a_site: int = 15, reporter
     """Write the cohort to `folder`: the slides and their truth first, `patients.csv`, `flaws.csv` and `slides.csv` last.
 
     The same seed gives the same bytes, whatever the number of processes. A patient's tissue depends on the seed and the
-    patient's name only. Raises `MilError` when a site would have fewer than two patients.
+    patient's name only. Raises `MilError` where a site would have fewer than two patients or the folder cannot be written.
     """
     if patients_a_site < 2:
         raise MilError(f"a demo cohort of {patients_a_site} patients a site has no flaws to show; ask for 2 or more")
@@ -42,27 +43,43 @@ def make_cohort(folder: Path, seed: int = 0, patients_a_site: int = 15, reporter
         for patient in patients
         for slide_id in slide_ids(patient, flaws)
     ]
+    _make_folders(folder, tasks)
     _make_slides(tasks, reporter)
-    write_table(_patients_table(seed, patients, [s.rsplit("-", 1)[0] for s, f in flaws.items() if f.name == "no_label"]), folder / "patients.csv")
+    unlabelled = {task.patient.patient_id for task in tasks if task.flaw == "no_label"}
+    write_table(_patients_table(seed, patients, unlabelled), folder / "patients.csv")
     write_table(flaws_table(flaws), folder / "flaws.csv")
     write_table(_slides_table(tasks, folder), folder / "slides.csv")
+
+
+def _make_folders(folder: Path, tasks: list[SlideTask]) -> None:
+    """Before any slide is made, so that a folder that cannot be is known at once."""
+    for path in dict.fromkeys([folder, *(task.path.parent for task in tasks), folder / "truth"]):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MilError(f"folder {path} cannot be made ({error.strerror}); give another folder") from error
 
 
 def _make_slides(tasks: list[SlideTask], reporter: Reporter) -> None:
     """Make the slides, several at once."""
     processes = min(os.cpu_count() or 1, MOST_PROCESSES, len(tasks))
-    pool: Executor = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     with pool, reporter.steps("demo cohort", len(tasks), "slides") as steps:
         try:
             for future in as_completed([pool.submit(make_slide, task) for task in tasks]):
                 future.result()
                 steps.done()
+        except BrokenProcessPool as error:
+            raise MilError(
+                f"a process that made slides was ended from outside after {steps.count} of {len(tasks)} slides, "
+                "perhaps for want of memory; run again with some 1 GB free a core"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _patients_table(seed: int, patients: list[Patient], unlabelled: list[str]) -> pd.DataFrame:
+def _patients_table(seed: int, patients: list[Patient], unlabelled: set[str]) -> pd.DataFrame:
     """The clinical table, with the response blank where it is unknown."""
     table = clinical_table(seed, patients)
     table["response"] = [

@@ -24,7 +24,9 @@ class Fibres:
     """Direction in radians (y down), on the layout's grid."""
 
 
-def draw_fibres(flow: Field, layout_um: float, shape: tuple[int, int], looseness: float, stream: np.random.Generator) -> Fibres:
+def draw_fibres(
+    flow: Field, layout_um: float, shape: tuple[int, int], looseness: float, stream: np.random.Generator
+) -> Fibres:
     """Draw collagen for a flow potential (layout grid) on the drawing's grid of `shape`; loose tissue has more clefts."""
     rise_y, rise_x = np.gradient(cv2.GaussianBlur(flow, (0, 0), 3.0))
     angle = np.arctan2(-rise_x, rise_y).astype(np.float32)  # along the level line

@@ -37,7 +37,9 @@ def cytoplasm(centres: np.ndarray, shape: Shape, stream: np.random.Generator) ->
     seen = np.clip(np.float32(0.25) + np.float32(0.5) * broad, 0, 1)  # borders show in places only
     pale = enlarge(1 - np.float32(0.75) * border * seen, shape)
     pale *= 1 - np.float32(0.9) * ramp(mottled - np.float32(2.4), 0.5)  # vacuoles
-    h = enlarge(np.float32(0.17) + np.float32(0.03) * cv2.GaussianBlur(shade_h, (0, 0), 1.0) + np.float32(0.03) * broad, shape)
+    h = enlarge(
+        np.float32(0.17) + np.float32(0.03) * cv2.GaussianBlur(shade_h, (0, 0), 1.0) + np.float32(0.03) * broad, shape
+    )
     e = enlarge(np.float32(0.20) + np.float32(0.04) * cv2.GaussianBlur(shade_e, (0, 0), 1.0), shape)
     h += np.float32(0.035) * mottled
     e += np.float32(0.025) * mottled

@@ -11,6 +11,7 @@ LAYOUT_UM = 4.0
 TRUTH_UM = 8.0  # two layout cells: layouts have an even number of them
 MARGIN_UM = 120.0
 GAP_UM = 90.0
+SPECK_UM2 = 10_000.0
 PAD = 6  # layout cells around a piece
 
 
@@ -91,6 +92,7 @@ class Layout:
 def lay_out(traits: Traits, stream: np.random.Generator) -> Layout:
     """Draw one slide's layout: one to three pieces of a core biopsy and what is in them."""
     tissue, axis = _pieces(stream)
+    tissue = _without_specks(tissue)
     inside = tissue > 0
     shape = (tissue.shape[0], tissue.shape[1])
     fat = _cut(_noise(stream, shape, 260, 2) + 0.4 * _noise(stream, shape, 60), inside, traits.fat)
@@ -136,12 +138,21 @@ def _pieces(stream: np.random.Generator) -> tuple[Field, Field]:
     top = MARGIN_UM
     for k in range(number):
         middle_y = top + reach[k]
-        middle_x = width_um / 2 + stream.uniform(-0.5, 0.5) * max(width_um - parts[k] - 2 * half_um[k] - 2 * MARGIN_UM, 0)
+        middle_x = width_um / 2 + stream.uniform(-0.5, 0.5) * max(
+            width_um - parts[k] - 2 * half_um[k] - 2 * MARGIN_UM, 0
+        )
         outline, across = _core(stream, x - middle_x, y - middle_y, parts[k], half_um[k], bend_um[k], tilt[k])
         axis = np.where(outline > tissue, across, axis)
         tissue = np.maximum(tissue, outline)
         top += 2 * reach[k] + GAP_UM
     return tissue, axis
+
+
+def _without_specks(tissue: Field) -> Field:
+    """Only pieces that could be seen."""
+    number, labels, stats, _ = cv2.connectedComponentsWithStats((tissue > 0).astype(np.uint8))
+    specks = [label for label in range(1, number) if stats[label, cv2.CC_STAT_AREA] * LAYOUT_UM**2 < SPECK_UM2]
+    return np.where(np.isin(labels, specks), np.float32(-LAYOUT_UM), tissue)
 
 
 def _core(
@@ -196,5 +207,5 @@ def _spots(
         x, y = (columns[pick] + 0.5) * LAYOUT_UM, (rows[pick] + 0.5) * LAYOUT_UM
         radius = stream.uniform(*radii_um)
         if len(found) < number and all(np.hypot(x - a, y - b) > apart_um for a, b, _ in found):
-            found.append((x, y, radius))
+            found.append((float(x), float(y), float(radius)))
     return np.array(found, np.float64).reshape(-1, 3)

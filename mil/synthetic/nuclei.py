@@ -101,7 +101,9 @@ def draw_banks(tumour: Kind, stream: np.random.Generator) -> dict[Kind, Bank]:
 def draw_bank(kind: Kind, stream: np.random.Generator) -> Bank:
     """Draw a bank of variants; a directed kind has `variants` for each of `ANGLES` directions, direction by direction."""
     number = kind.variants * (ANGLES if kind.directed else 1)
-    angle = np.repeat(np.arange(ANGLES) * np.pi / ANGLES, kind.variants) if kind.directed else stream.random(number) * np.pi
+    angle = (
+        np.repeat(np.arange(ANGLES) * np.pi / ANGLES, kind.variants) if kind.directed else stream.random(number) * np.pi
+    )
     diameter = kind.diameter_um / DRAW_MPP * np.exp(kind.spread * np.clip(stream.standard_normal(number), -2, 2.4))
     aspect = stream.uniform(*kind.aspect, number)
     long, short = diameter / 2 / np.sqrt(aspect), diameter / 2 * np.sqrt(aspect)
@@ -137,7 +139,7 @@ def _chromatin(
         there = stream.random(number) < kind.nucleoli / 3
         at_x, at_y = (radius * 0.5 * _column(stream.uniform(-1, 1, number)) for _ in range(2))
         size = _column(stream.uniform(1.2, 2.3, number))
-        blob = np.exp(-(((x - at_x) ** 2 + (y - at_y) ** 2) / size**2) ** 1.5)
+        blob = np.exp(-((((x - at_x) ** 2 + (y - at_y) ** 2) / size**2) ** 1.5))
         stain = stain + _column(there * stream.uniform(0.45, 0.8, number)) * blob
     return np.clip(stain, 0.02, 2.0)
 

@@ -87,7 +87,7 @@ def _clinical(patient: Patient, stream: np.random.Generator) -> dict[str, object
         "t_stage": f"T{t_stage + 1}",
         "n_stage": f"N{n_stage}",
         "til_percent": max(til, 1),
-        "time_months": round(min(relapse, followed), 1),
+        "time_months": round(max(min(relapse, followed), 0.1), 1),
         "event": int(relapse < followed),
     }
 
