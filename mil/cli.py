@@ -111,8 +111,6 @@ def check(
     log: LogOption = None,
 ) -> None:
     """Open every slide of the sheet; say which can be used, and why the others cannot."""
-    import pandas as pd
-
     from mil.config import SlidesSpec, read_spec
     from mil.slides.check import check_slides
     from mil.slides.sheet import read_cohort
@@ -121,15 +119,14 @@ def check(
     reporter = _reporter(log)
     settings = read_spec(SlidesSpec, spec)
     cohort = read_cohort(settings, [column for column in labels.split(",") if column])
-    sites = [site] if site else cohort.sites
-    table = pd.concat([check_slides(cohort.at(name), settings, reporter) for name in sites], ignore_index=True)
+    table = check_slides(cohort.at(site) if site else cohort.slides, settings, reporter)
     if out is not None:
         write_table(table, out)
     bad = table[table["state"] != "ok"]
     for row in bad.itertuples():
         reporter.note(f"slide {row.slide_id} ({row.path}): {row.state}: {row.reason}")
     counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
-    reporter.say(f"check {', '.join(sites)}: {len(table)} slides: {counts}")
+    reporter.say(f"check {site or 'all sites'}: {len(table)} slides: {counts}")
     if len(bad) and (strict or settings.on_bad_slide == "stop"):
         first = bad.iloc[0]
         raise MilError(

@@ -4,13 +4,13 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mil.errors import MilError
 
 # Names that become file names: no separators, no leading dash or dot, no surprises on any file system.
-SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
 def check_name(kind: str, name: str, where: str) -> str:
@@ -27,9 +27,9 @@ def check_name(kind: str, name: str, where: str) -> str:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; on a clean exit it is flushed and takes `path`'s place, else it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with open(partial, "rb+") as handle:
             os.fsync(handle.fileno())
@@ -38,7 +38,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise MilError(f"{path}: cannot be written ({error.strerror or error}); nothing was left there") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, or no folder to remove it from
+            partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

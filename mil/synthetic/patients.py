@@ -50,7 +50,7 @@ def _responses(seed: int, site: Site, names: list[str], infiltrate: np.ndarray) 
 def _traits(infiltrate: float, stream: np.random.Generator) -> Traits:
     """Lymphocytes follow the infiltrate; all else is independent of it, so that it cannot give the response away."""
     return Traits(
-        lymphocytes=float(_logistic(-1.9 + 1.1 * infiltrate)),
+        lymphocytes=float(_logistic(-2.4 + 1.7 * infiltrate)),
         cellularity=float(stream.uniform(0.28, 0.68)),
         nest_um=float(stream.uniform(55, 190)),
         fat=float(max(stream.uniform(-0.10, 0.24), 0)),
