@@ -1,0 +1,67 @@
+"""The README's commands are executed: make's targets as far as make plans them, all others for real."""
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from mil.synthetic import make_cohort
+
+
+@pytest.fixture(scope="module")
+def commands(repository):
+    blocks = re.findall(r"```sh\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, repository):
+    """A checkout as a user has it, and two patients a site to stand in for the user's own cohort."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "README.md"):
+        shutil.copy(repository / name, folder / name)
+    for name in ("configs", "workflow", "profiles", "mil"):
+        shutil.copytree(repository / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    make_cohort(folder / "theirs", patients_a_site=2)
+    return folder
+
+
+def run(command, folder):
+    return subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_every_command_of_the_readme_runs(commands, folder):
+    assert len(commands) >= 5
+    for command in commands:
+        if command.startswith(("git clone", "cd ", "pip ", "conda ")):
+            continue  # getting the code and the environment: what the tests themselves stand on
+        if command.startswith("make "):
+            command = command.replace("make ", "make --dry-run ", 1)
+        if "configs/cohorts/mine.yaml" in command:
+            _fill_in(folder)
+            command += " --dry-run"
+        process = run(command, folder)
+        assert process.returncode == 0, f"{command}\n{process.stdout}{process.stderr}"
+
+
+def _fill_in(folder):
+    """What a user does after `mil init mine`: the sheets, and the sites' roles."""
+    for name in ("slides.csv", "patients.csv"):
+        shutil.copy(folder / "theirs" / name, folder / "data/mine" / name)
+    for site in ("north", "south", "east", "west"):
+        shutil.copytree(folder / "theirs" / site, folder / "data/mine" / site, dirs_exist_ok=True)
+    config = folder / "configs/cohorts/mine.yaml"
+    text = config.read_text()
+    for ours, theirs in (("hospital_a", "north"), ("hospital_b", "south"), ("hospital_c: external", "east: external\n    west: external")):
+        text = text.replace(ours, theirs)
+    config.write_text(text)
+
+
+def test_every_file_that_the_readme_names_exists(repository):
+    text = (repository / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (repository / target).exists(), target
