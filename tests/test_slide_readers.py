@@ -141,7 +141,7 @@ def test_little_memory_means_more_decoding_never_other_pixels(tmp_path):
     with open_slide(path) as slide:
         grid = slide.reader.grid(0)
         boxes = np.array([[x, y, 120, 120] for y in range(0, 570, 60) for x in range(0, 1880, 60)])
-        roomy, tight = plan(grid, boxes), plan(grid, boxes, kept_bytes=grid.segment_bytes * 4)
+        roomy, tight = plan(grid, boxes, TILES_A_RUN), plan(grid, boxes, TILES_A_RUN, kept_bytes=grid.segment_bytes * 4)
     assert len(roomy.segments) == len(set(roomy.segments.tolist())) == grid.across * grid.down
     assert len(tight.segments) > len(roomy.segments)
     assert set(tight.segments.tolist()) == set(roomy.segments.tolist())

@@ -11,7 +11,7 @@ from mil.slides.check import check_slides
 from mil.slides.slide import open_slide
 from mil.tiles import COLUMNS, tile_shard, tile_slide
 
-SPEC = TileSpec(size_px=64, mpp=0.5, tissue=TissueSpec(mpp=4.0, min_area_um2=100))
+SPEC = TileSpec(size_px=64, mpp=0.5, tissue=TissueSpec(mpp=4.0, min_area_um2=100, margin_um=0))
 
 
 def blob(width: int = 1000, height: int = 800) -> np.ndarray:
