@@ -106,7 +106,7 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
         remarks.append(
             f"{slide.mpp:g} microns a pixel is unusual for an objective of {slide.objective_power:g}x (about {10 / slide.objective_power:g})"
         )
-    colours = len(np.unique(pixels, axis=0))
+    colours = len(np.unique(pixels[::3].astype(np.uint32) @ np.array([1, 256, 65_536], np.uint32)))
     if 2 < colours <= FEW_COLOURS:
         remarks.append(f"has {colours} colours only: is it a segmentation?")
     return "; ".join(remarks)

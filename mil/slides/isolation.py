@@ -4,6 +4,7 @@ The process is kept for the next call; after a crash or a timeout the next call 
 """
 
 import atexit
+import contextlib
 import os
 import pickle
 import queue
@@ -30,7 +31,10 @@ class Isolated:
 
     def call(self, function: Callable[..., Any], *arguments: Any, name: str, timeout_s: float) -> Any:
         """`function(*arguments)`; `SlideError('decoder_crash')` about `name` if the process dies, `('timeout')` if it hangs."""
-        process = self._process if self._process is not None and self._process.poll() is None else self._start()
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        process = self._process
+        assert process is not None
         assert process.stdin is not None
         try:
             _send(process.stdin, pickle.dumps((function, arguments)))
@@ -44,7 +48,7 @@ class Isolated:
             ) from error
         if answer is None:
             code = process.wait()
-            self._process = None
+            self.close()
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise SlideError("decoder_crash", f"{name}: the library that decodes it died ({how}); the file is damaged")
         kind, *content = pickle.loads(answer)  # from our own process
@@ -58,12 +62,17 @@ class Isolated:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # what it did not read any more
+                process.stdin.close()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        self.close()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-c", "from mil.slides.isolation import serve; serve()"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -71,7 +80,6 @@ class Isolated:
         answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=_collect, args=(process.stdout, answers), daemon=True).start()
         self._process, self._answers = process, answers
-        return process
 
 
 def isolated(function: Callable[..., Any], *arguments: Any, name: str, timeout_s: float) -> Any:

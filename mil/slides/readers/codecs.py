@@ -16,8 +16,8 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
-Decode = Callable[[bytes, int], np.ndarray]
-"""A segment's bytes and a divisor -> its pixels, the sides divided by it; only 1 where `Codec.divisors` is empty."""
+Decode = Callable[[bytes, int, int], np.ndarray]
+"""A segment's bytes, its number and a divisor -> its pixels, the sides divided by it (only 1 where `Codec.divisors` is empty)."""
 
 JPEG, DEFLATE, ADOBE_DEFLATE = 7, 32946, 8
 JPEG2000_YCBCR, JPEG2000_RGB, JPEG2000 = 33003, 33005, 34712
@@ -112,7 +112,7 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
-    def decode(stream: bytes, divisor: int) -> np.ndarray:
+    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         whole, (rows, columns, components) = complete_jpeg(stream, tables, is_ycbcr)
         if rows > height or columns != width or components != 3:
             raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x 3 is due")
@@ -125,7 +125,7 @@ def _jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
 
 
 def _jpeg2000(height: int, width: int) -> Decode:
-    def decode(stream: bytes, divisor: int) -> np.ndarray:
+    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         at = stream.find(b"\xff\x51", 0, 4096)  # SIZ: Lsiz, Rsiz, Xsiz, Ysiz, XOsiz, YOsiz
         if at < 0:
             raise ValueError("no JPEG 2000 size marker")
@@ -158,9 +158,9 @@ def _other(page: tifffile.TiffPage, height: int, width: int) -> Decode:
     row_bytes = width * samples
     deflated = int(page.compression) in {DEFLATE, ADOBE_DEFLATE}
 
-    def decode(stream: bytes, divisor: int) -> np.ndarray:
-        if deflated:
-            stream = _inflate(stream, height * row_bytes)
+    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
+        if deflated or int(page.compression) == 1:
+            stream = _inflate(stream, height * row_bytes) if deflated else stream
             pixels = np.frombuffer(stream, np.uint8)[: len(stream) // row_bytes * row_bytes].reshape(-1, width, samples)
             if int(page.predictor) == 2:
                 pixels = np.cumsum(pixels, axis=1, dtype=np.uint8)
@@ -169,7 +169,7 @@ def _other(page: tifffile.TiffPage, height: int, width: int) -> Decode:
         else:
             if len(stream) > 2 * height * row_bytes + 65_536:
                 raise ValueError(f"{len(stream)} bytes for {height * row_bytes} bytes of pixels")
-            found = page.decode(stream, 0, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
+            found = page.decode(stream, number, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
             if found is None:
                 raise ValueError("no pixels")
             pixels = found.reshape(-1, width, samples)

@@ -91,7 +91,7 @@ class SegmentGrid:
             stream = os.pread(self.handle, count, offset)
             if len(stream) < count:
                 raise ValueError(f"the file ends {count - len(stream)} bytes early")
-            return self.codec.decode(stream, self.divisor)
+            return self.codec.decode(stream, number, self.divisor)
         except (*DECODE_ERRORS, OSError, OverflowError) as error:
             x = number % self.across * self.segment_width * self.divisor
             y = number // self.across * self.segment_height * self.divisor

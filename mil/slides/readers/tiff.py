@@ -4,6 +4,7 @@ Where OpenSlide opens the file, it says what the levels and the mpp are and read
 knows, or with tiles missing that it fills from another level). Where it does not, tifffile's series are the levels.
 """
 
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
@@ -16,6 +17,9 @@ from mil.slides.readers import MAX_PIXELS, Header, Reader, levels_of
 from mil.slides.readers.codecs import DECODE_ERRORS, codec_of
 from mil.slides.readers.segments import SegmentGrid
 from mil.slides.scale import tiff_objective_power, tiff_scale
+
+# Its complaints about damaged tags; what follows from them for the slide is ours to say, once.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 PLAIN = {"aperio", "generic-tiff"}  # OpenSlide's vendors whose levels are plain pages of tiles
 MAX_SEGMENTS = 2**26
