@@ -38,6 +38,7 @@ class TiffReader:
         self._kept: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
         self._lock = Lock()
         self._file = open(path, "rb")  # noqa: SIM115  open as long as the slide
+        self._size = path.stat().st_size
         try:
             with tifffile.TiffFile(path) as tiff:
                 check_pages(path, tiff)
@@ -137,6 +138,12 @@ class TiffReader:
             raise SlideError(
                 "unreadable",
                 f"{self.path.name}: lists {len(grid.offsets)} offsets and {len(grid.counts)} sizes for {number} tiles",
+            )
+        beyond = int((grid.offsets + grid.counts > self._size).sum())
+        if beyond:
+            raise SlideError(
+                "unreadable",
+                f"{self.path.name}: is cut off: {beyond} of {number} tiles lie beyond its {self._size:,} bytes; copy it again",
             )
         return grid
 
