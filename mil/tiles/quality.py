@@ -63,7 +63,7 @@ def ink(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
     inks = [
         ((hue <= 6) | (hue >= 175)) & (saturation >= 190) & (value >= 110),
         (hue >= 35) & (hue <= 92) & (saturation >= 60) & (value >= 30),
-        (hue >= 93) & (hue <= 121) & (saturation >= 105) & (value >= 40),
+        (hue >= 93) & (hue <= 121) & (saturation >= 140) & (value >= 40),
         (value <= 75) & (neutral <= 28),
     ]
     return np.stack([_large(mask, INK_SPECK_UM2 / mpp**2) for mask in inks])
@@ -81,10 +81,11 @@ def straight_edges(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.n
     bulk = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((max(round(BULK_UM / mpp), 3),) * 2, np.uint8))
     edges = cv2.Canny((np.minimum(found, 1) * 255).astype(np.uint8), 8, 16)
     edges[cv2.erode(bulk, np.ones((5, 5), np.uint8)) > 0] = 0
+    edges = cv2.dilate(edges, np.ones((3, 3), np.uint8))  # a slanted line is a staircase, and may bend by a pixel
     length = EDGE_UM / mpp
     lines = np.zeros(thumbnail.shape[:2], np.uint8)
     segments = cv2.HoughLinesP(
-        edges, 1, np.pi / 360, threshold=round(length / 2), minLineLength=length, maxLineGap=EDGE_GAP_UM / mpp
+        edges, 1, np.pi / 720, threshold=round(length / 2), minLineLength=length, maxLineGap=EDGE_GAP_UM / mpp
     )
     for x0, y0, x1, y1 in segments.reshape(-1, 4).astype(int).tolist() if segments is not None else []:
         cv2.line(lines, (x0, y0), (x1, y1), 1, 1)

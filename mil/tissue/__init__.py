@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from mil.config import TissueSpec
+from mil.errors import SlideError
 from mil.tissue import contrast, otsu
 from mil.tissue.registry import TISSUE, TissueMethod
 
@@ -34,6 +35,14 @@ def tidied(mask: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:
         if is_hole and area <= spec.fill_holes_um2 / mpp**2:
             cv2.drawContours(pixels, [outline], -1, 1, cv2.FILLED)
     return pixels.astype(bool)
+
+
+@TISSUE.register("mask")
+def mask(thumbnail: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:
+    """No method at all: the mask that somebody brought (`spec.masks`), without which there is no tissue to be found."""
+    raise SlideError(
+        "no_mask", "tissue method 'mask' finds nothing by itself; bring the slide's mask (tiles.tissue.masks)"
+    )
 
 
 def _pieces(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, float, bool]]:
