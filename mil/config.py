@@ -144,8 +144,8 @@ class TileSpec(Spec):
     """Level that tiles are read from: the finest, so that all pyramids give the same tiles; or the coarsest that is not
     coarser than `mpp` (by more than 1 %), up to 4 times faster where there is one, but compressed once more (features: cosine about 0.98)."""
     decoding: Literal["full", "scaled"] = "full"
-    """`scaled`: where whole ratios allow, the codec brings pixels down while decoding; faster, features differ a little (JPEG cosine
-    above 0.999, JPEG 2000 above 0.99). Tile corners are then multiples of 8 level-0 pixels."""
+    """`scaled`: where a slide is finer than `mpp` by 2, 4 or 8, libjpeg brings JPEG tiles down by that while it decodes them: a third
+    faster, features differ a little (cosine 0.999 and more). Tile corners are then multiples of 8 level-0 pixels."""
     unreadable: Literal["refuse", "drop"] = "refuse"
     """A tile that cannot be decoded refuses the slide (`unreadable_region`), or is left out and counted."""
     max_tiles: int = Field(default=1_000_000, ge=1)

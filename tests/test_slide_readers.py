@@ -191,17 +191,18 @@ def test_openslide_reads_on_after_a_broken_region(shared, tmp_path):
     whole.close()
 
 
-def test_scaled_decoding_is_close_and_says_how_close(shared):
+def test_scaled_decoding_is_close_where_corners_allow_it_and_exact_elsewhere(shared):
     scaled = Reading(decoding="scaled")
-    for name, at_most in [("cmu-1-small-region.svs", 0.3), ("tcga-cr-7395-01a-01-ts1.svs", 4)]:
-        with open_slide(shared / "data" / "slides" / name, mpp=0.25) as slide:
-            exact = slide.read_tile(500, 1000, 224, 0.5).astype(float)
-            close = slide.read_tile(500, 1000, 224, 0.5, scaled)
-            assert 0 < np.abs(exact - close).mean() < at_most
-            np.testing.assert_array_equal(
-                next(slide.read_tiles(np.array([[500, 1000]]), 224, 0.5, 1, scaled))[1][0], close
-            )
-            # half a pixel of the scaled image cannot be made up for: such corners are decoded in full
-            np.testing.assert_array_equal(
-                slide.read_tile(501, 1000, 224, 0.5, scaled), slide.read_tile(501, 1000, 224, 0.5)
-            )
+    with open_slide(shared / "data" / "slides" / "cmu-1-small-region.svs", mpp=0.25) as slide:
+        exact = slide.read_tile(504, 1000, 224, 0.5).astype(float)
+        close = slide.read_tile(504, 1000, 224, 0.5, scaled)
+        assert 0 < np.abs(exact - close).mean() < 0.3
+        np.testing.assert_array_equal(next(slide.read_tiles(np.array([[504, 1000]]), 224, 0.5, 1, scaled))[1][0], close)
+        # half a pixel of the scaled image cannot be made up for: such corners are decoded in full
+        np.testing.assert_array_equal(
+            slide.read_tile(501, 1000, 224, 0.5, scaled), slide.read_tile(501, 1000, 224, 0.5)
+        )
+    with open_slide(shared / "data" / "slides" / "tcga-cr-7395-01a-01-ts1.svs", mpp=0.25) as slide:
+        np.testing.assert_array_equal(
+            slide.read_tile(504, 1000, 224, 0.5, scaled), slide.read_tile(504, 1000, 224, 0.5)
+        )

@@ -42,9 +42,7 @@ class Regions:
     def resampled(self, index: int, pixels: np.ndarray) -> np.ndarray:
         """The pixels of one box brought to the size and scale that is wanted."""
         offset_x, offset_y = self.offsets[index].tolist()
-        # A phase of a quarter pixel must be undone without the blur that a linear shift would be.
-        shift_by = cv2.INTER_CUBIC if self.grid is not None and self.grid.phase else cv2.INTER_LINEAR
-        return resample(pixels, (offset_x, offset_y), self.scale, self.size, shift_by)
+        return resample(pixels, (offset_x, offset_y), self.scale, self.size)
 
 
 @dataclass(frozen=True)

@@ -120,22 +120,21 @@ class Slide:
         per_x, per_y = self.level0_px(mpp)
         level = 0 if how.level == "finest" else self.level_for(mpp)
         downsample = self.levels[level].downsample
-        grid, phase = self.reader.grid(level), 0.0
+        grid = self.reader.grid(level)
         if grid is not None and how.decoding == "scaled":
             grid = grid.divided(min(per_x, per_y) / downsample, corners / downsample)
-            downsample, phase = downsample * grid.divisor, grid.phase
-        scale_x, scale_y = _snapped(per_x / downsample), _snapped(per_y / downsample)
-        left, top = corners[:, 0] / downsample + phase, corners[:, 1] / downsample + phase
-        first_x, columns = extents(left, scale_x, size[0])
-        first_y, rows = extents(top, scale_y, size[1])
-        return Regions(
-            level=level,
-            boxes=np.stack([first_x, first_y, columns, rows], axis=1),
-            offsets=np.stack([left - first_x, top - first_y], axis=1),
-            scale=(scale_x, scale_y),
-            size=size,
-            grid=grid,
-        )
+            downsample *= grid.divisor
+        scale = _snapped(per_x / downsample), _snapped(per_y / downsample)
+        left, top = corners[:, 0] / downsample, corners[:, 1] / downsample
+        first_x, columns = extents(left, scale[0], size[0])
+        first_y, rows = extents(top, scale[1], size[1])
+        boxes = np.stack([first_x, first_y, columns, rows], axis=1)
+        offsets = np.stack([left - first_x, top - first_y], axis=1)
+        if grid is not None and grid.divisor == 1 and scale[0] == scale[1] and not offsets.any():
+            grid = grid.averaged(scale[0], boxes)
+            if grid.divisor > 1:
+                boxes, scale = boxes // grid.divisor, (1.0, 1.0)
+        return Regions(level=level, boxes=boxes, offsets=offsets, scale=scale, size=size, grid=grid)
 
     def thumbnail(self, mpp: float, threads: int | None = None, drop_unreadable: bool = False) -> np.ndarray:
         """The whole slide at `mpp`, put together from blocks so that memory stays bounded.
