@@ -175,6 +175,21 @@ def test_anisotropic_pixels(tmp_path):
         assert slide.mpp_y == pytest.approx(0.50505, rel=1e-4)
 
 
+def test_a_scale_that_does_not_fit_the_objective_and_a_drawing_are_remarked_on(tmp_path):
+    def described(name: str, pixels: np.ndarray, text: str) -> tuple[str, str]:
+        path = tmp_path / name
+        tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), description=text, metadata=None)
+        return state_of(path)
+
+    pixels = texture(300, 200)
+    assert described("a.svs", pixels, "Aperio Image Library |AppMag = 40|MPP = 0.25") == ("ok", "")
+    state, remark = described("b.svs", pixels, "Aperio Image Library |AppMag = 20|MPP = 0.25")
+    assert (state, "20x (about 0.5)" in remark) == ("ok", True)
+    drawing = pixels // 128 * 100
+    state, remark = described("c.svs", drawing, "Aperio Image Library |AppMag = 40|MPP = 0.25")
+    assert (state, "is it a segmentation?" in remark) == ("ok", True)
+
+
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path):
     path = write_slide(tmp_path / "bomb.svs", np.full((256, 256, 3), 240, np.uint8))
     with tifffile.TiffFile(path) as tiff:

@@ -187,8 +187,17 @@ def test_openslide_reads_on_after_a_broken_region(shared, tmp_path):
             continue
         np.testing.assert_array_equal(found, np.asarray(whole.read_region((0, y), 0, (3968, 64)))[..., :3])
     assert 0 < bad < 5
-    reader.close()
     whole.close()
+    with open_slide(path) as slide:  # threads beside each other, of which one meets the fault
+        corners = np.array([[x, y] for y in range(0, 4608, 256) for x in range(0, 3840, 256)])
+        mpp = slide.mpp
+        got = list(slide.read_tiles(corners, 256, mpp, 3, Reading(drop_unreadable=True)))
+        indices = np.concatenate([index for index, _ in got])
+        assert 0.7 * len(corners) < len(indices) < len(corners)
+        for index, tiles in got[::5]:
+            x, y = corners[index[0]].tolist()
+            np.testing.assert_array_equal(tiles[0], reader.read(0, x, y, 256, 256))
+    reader.close()
 
 
 def test_scaled_decoding_is_close_where_corners_allow_it_and_exact_elsewhere(shared):
