@@ -141,7 +141,7 @@ def test_little_memory_means_more_decoding_never_other_pixels(tmp_path):
     with open_slide(path) as slide:
         grid = slide.reader.grid(0)
         boxes = np.array([[x, y, 120, 120] for y in range(0, 570, 60) for x in range(0, 1880, 60)])
-        roomy, tight = plan(grid, boxes), plan(grid, boxes, kept_bytes=grid.segment_bytes * 4)
+        roomy, tight = plan(grid, boxes, TILES_A_RUN), plan(grid, boxes, TILES_A_RUN, kept_bytes=grid.segment_bytes * 4)
     assert len(roomy.segments) == len(set(roomy.segments.tolist())) == grid.across * grid.down
     assert len(tight.segments) > len(roomy.segments)
     assert set(tight.segments.tolist()) == set(roomy.segments.tolist())
@@ -187,21 +187,31 @@ def test_openslide_reads_on_after_a_broken_region(shared, tmp_path):
             continue
         np.testing.assert_array_equal(found, np.asarray(whole.read_region((0, y), 0, (3968, 64)))[..., :3])
     assert 0 < bad < 5
-    reader.close()
     whole.close()
+    with open_slide(path) as slide:  # threads beside each other, of which one meets the fault
+        corners = np.array([[x, y] for y in range(0, 4608, 256) for x in range(0, 3840, 256)])
+        mpp = slide.mpp
+        got = list(slide.read_tiles(corners, 256, mpp, 3, Reading(drop_unreadable=True)))
+        indices = np.concatenate([index for index, _ in got])
+        assert 0.7 * len(corners) < len(indices) < len(corners)
+        for index, tiles in got[::5]:
+            x, y = corners[index[0]].tolist()
+            np.testing.assert_array_equal(tiles[0], reader.read(0, x, y, 256, 256))
+    reader.close()
 
 
-def test_scaled_decoding_is_close_and_says_how_close(shared):
+def test_scaled_decoding_is_close_where_corners_allow_it_and_exact_elsewhere(shared):
     scaled = Reading(decoding="scaled")
-    for name, at_most in [("cmu-1-small-region.svs", 0.3), ("tcga-cr-7395-01a-01-ts1.svs", 4)]:
-        with open_slide(shared / "data" / "slides" / name, mpp=0.25) as slide:
-            exact = slide.read_tile(500, 1000, 224, 0.5).astype(float)
-            close = slide.read_tile(500, 1000, 224, 0.5, scaled)
-            assert 0 < np.abs(exact - close).mean() < at_most
-            np.testing.assert_array_equal(
-                next(slide.read_tiles(np.array([[500, 1000]]), 224, 0.5, 1, scaled))[1][0], close
-            )
-            # half a pixel of the scaled image cannot be made up for: such corners are decoded in full
-            np.testing.assert_array_equal(
-                slide.read_tile(501, 1000, 224, 0.5, scaled), slide.read_tile(501, 1000, 224, 0.5)
-            )
+    with open_slide(shared / "data" / "slides" / "cmu-1-small-region.svs", mpp=0.25) as slide:
+        exact = slide.read_tile(504, 1000, 224, 0.5).astype(float)
+        close = slide.read_tile(504, 1000, 224, 0.5, scaled)
+        assert 0 < np.abs(exact - close).mean() < 0.3
+        np.testing.assert_array_equal(next(slide.read_tiles(np.array([[504, 1000]]), 224, 0.5, 1, scaled))[1][0], close)
+        # half a pixel of the scaled image cannot be made up for: such corners are decoded in full
+        np.testing.assert_array_equal(
+            slide.read_tile(501, 1000, 224, 0.5, scaled), slide.read_tile(501, 1000, 224, 0.5)
+        )
+    with open_slide(shared / "data" / "slides" / "tcga-cr-7395-01a-01-ts1.svs", mpp=0.25) as slide:
+        np.testing.assert_array_equal(
+            slide.read_tile(504, 1000, 224, 0.5, scaled), slide.read_tile(504, 1000, 224, 0.5)
+        )

@@ -92,7 +92,7 @@ def test_files_are_what_the_site_says(cohort: Path, slides: pd.DataFrame, site):
 def test_every_flaw_comes_out_as_its_state(cohort: Path, slides: pd.DataFrame):
     flaws = read_text_table(cohort / "flaws.csv", "flaws")
     expected = {
-        "truncated": "not_a_slide", "no_mpp": "no_mpp", "pen_marks": "ok", "blank": "no_tissue", "no_label": "no_label",
+        "truncated": "unreadable", "no_mpp": "no_mpp", "pen_marks": "ok", "blank": "no_tissue", "no_label": "no_label",
         "mpp_in_sheet": "ok",
     }  # fmt: skip
     assert dict(zip(flaws.flaw, flaws.state, strict=True)) == expected

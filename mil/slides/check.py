@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mil.config import SlidesSpec
 from mil.errors import MilError, SlideError
 from mil.progress import Reporter
 from mil.slides.fingerprint import fingerprint, size_of
+from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
 
 COLUMNS = (
@@ -28,6 +30,10 @@ COLUMNS = (
     "fingerprint",
     "bytes",
 )
+SECONDS_A_SLIDE = 3600.0  # most of it is for hashing the file
+SAMPLE_PX = 128
+DARK, BRIGHT = 48, 160  # of 255
+FEW_COLOURS = 16
 
 
 def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter) -> pd.DataFrame:
@@ -41,19 +47,69 @@ def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter) -> p
 
 
 def check_slide(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
-    """One slide's columns from `state` on; `mpp` is the sheet's cell, blank where the header is to be believed."""
+    """One slide's columns from `state` on; `mpp` is the sheet's cell, blank where the header is to be believed.
+
+    The file is opened in a process of its own: one that kills its decoder is a row like any other.
+    """
+    try:
+        return isolated(look_at, path, mpp, spec, name=path.name, timeout_s=SECONDS_A_SLIDE)
+    except SlideError as error:
+        return {"state": error.state, "reason": str(error)}
+
+
+def look_at(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
+    """`check_slide`, in this process."""
     found: dict[str, object] = {"state": "ok", "reason": ""}
     try:
         with open_slide(path, sheet_mpp(mpp)) as slide:
             found |= _described(slide)
             found |= {"fingerprint": fingerprint(path), "bytes": size_of(path)}
             check_scale(slide, spec)
-            slide.read_region(slide.width // 2, slide.height // 2, len(slide.levels) - 1, 1, 1)
+            found["reason"] = remark(slide, *sampled(slide, spec.unreadable == "drop"))
     except SlideError as error:
         found |= {"state": error.state, "reason": str(error)}
     except OSError as error:
         found |= {"state": "unreadable", "reason": f"{path.name}: {error.strerror or error}"}
     return found
+
+
+def sampled(slide: Slide, drop_unreadable: bool) -> tuple[np.ndarray, int]:
+    """Pixels (n, 3) of a lattice of places, corners among them, on the coarsest level and, fewer, on the finest.
+
+    A place that cannot be decoded is `SlideError('unreadable_region')`, or is counted with `drop_unreadable`.
+    """
+    pixels, unreadable = [np.empty((0, 3), np.uint8)], 0
+    for level, places in ((len(slide.levels) - 1, 6), (0, 3)):
+        width, height = min(slide.levels[level].width, SAMPLE_PX), min(slide.levels[level].height, SAMPLE_PX)
+        span = slide.levels[level].downsample
+        for y in np.linspace(0, max(slide.height - height * span, 0), places):
+            for x in np.linspace(0, max(slide.width - width * span, 0), places):
+                try:
+                    pixels.append(slide.read_region(round(x), round(y), level, width, height).reshape(-1, 3))
+                except SlideError as error:
+                    if not drop_unreadable or error.state != "unreadable_region" or unreadable >= 10:
+                        raise
+                    unreadable += 1
+    return np.concatenate(pixels), unreadable
+
+
+def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
+    """What a person should look at in a slide that can be used; `SlideError('not_a_slide')` where it is fluorescence."""
+    brightest = pixels.max(axis=1)
+    if len(pixels) and (brightest < DARK).mean() > 0.5 and (pixels.min(axis=1) > BRIGHT).mean() < 0.01:
+        raise SlideError(
+            "not_a_slide",
+            f"{slide.path.name}: its background is black ({(brightest < DARK).mean():.0%} of it): fluorescence, not brightfield",
+        )
+    remarks = [f"{unreadable} of 45 places looked at cannot be decoded"] if unreadable else []
+    if slide.objective_power and slide.mpp and not 0.6 < slide.mpp * slide.objective_power / 10 < 1.7:
+        remarks.append(
+            f"{slide.mpp:g} microns a pixel is unusual for an objective of {slide.objective_power:g}x (about {10 / slide.objective_power:g})"
+        )
+    colours = len(np.unique(pixels[::3].astype(np.uint32) @ np.array([1, 256, 65_536], np.uint32)))
+    if 2 < colours <= FEW_COLOURS:
+        remarks.append(f"has {colours} colours only: is it a segmentation?")
+    return "; ".join(remarks)
 
 
 def sheet_mpp(cell: str) -> float | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mil.slides.slide import Slide
 
 TILES_A_RUN = 16
+RUN_BYTES = 2**25  # of source pixels; fewer tiles make a run where tiles are large
 KEPT_BYTES = 2**29
 
 
@@ -41,14 +42,12 @@ class Regions:
     def resampled(self, index: int, pixels: np.ndarray) -> np.ndarray:
         """The pixels of one box brought to the size and scale that is wanted."""
         offset_x, offset_y = self.offsets[index].tolist()
-        # A phase of a quarter pixel must be undone without the blur that a linear shift would be.
-        shift_by = cv2.INTER_CUBIC if self.grid is not None and self.grid.phase else cv2.INTER_LINEAR
-        return resample(pixels, (offset_x, offset_y), self.scale, self.size, shift_by)
+        return resample(pixels, (offset_x, offset_y), self.scale, self.size)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which run (TILES_A_RUN tiles) uses and which decodes each stay of a segment in memory."""
+    """Which run uses and which decodes each stay of a segment in memory."""
 
     segments: np.ndarray
     """Segment number of each stay."""
@@ -60,14 +59,14 @@ class Plan:
     """Stays that each run uses."""
 
 
-def plan(grid: SegmentGrid, boxes: np.ndarray, kept_bytes: int = KEPT_BYTES) -> Plan:
-    """Stays of segments in memory for runs of tiles read in order."""
+def plan(grid: SegmentGrid, boxes: np.ndarray, tiles_a_run: int, kept_bytes: int = KEPT_BYTES) -> Plan:
+    """Stays of segments in memory for runs of `tiles_a_run` tiles read in order."""
     runs, numbers = [], []
     for index, (x, y, width, height) in enumerate(boxes.tolist()):
         touched = grid.touched(x, y, width, height)
         numbers += touched
-        runs += [index // TILES_A_RUN] * len(touched)
-    num_runs = -(-len(boxes) // TILES_A_RUN)
+        runs += [index // tiles_a_run] * len(touched)
+    num_runs = -(-len(boxes) // tiles_a_run)
     pairs = np.unique(np.asarray(numbers, np.int64) * num_runs + np.asarray(runs, np.int64))
     segment, run = np.divmod(pairs, max(num_runs, 1))
     gap = np.diff(run, prepend=run[:1])
@@ -97,14 +96,15 @@ def read_in_order(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(indices, tiles) of up to `batch` tiles, in order. An unreadable tile raises, or is left out with `drop`."""
     reading = _Reading(slide, regions, drop)
-    batch = max(batch // TILES_A_RUN, 1) * TILES_A_RUN
+    a_run = reading.tiles_a_run
+    batch = max(batch // a_run, 1) * a_run
     starts = range(0, len(regions.boxes), batch)
     waiting: deque[tuple[int, np.ndarray, np.ndarray, list[Future]]] = deque()
     with ThreadPoolExecutor(threads, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         try:
             for start in starts:
                 waiting.append(_submit(pool, reading, start, min(batch, len(regions.boxes) - start)))
-                if len(waiting) > 1 + -(-threads * TILES_A_RUN // batch):
+                if len(waiting) > 1 + -(-threads * a_run // batch):
                     yield from _collected(*waiting.popleft())
             while waiting:
                 yield from _collected(*waiting.popleft())
@@ -116,7 +116,7 @@ def read_in_order(
 def _submit(pool: ThreadPoolExecutor, reading: "_Reading", start: int, count: int):
     width, height = reading.regions.size
     tiles, good = np.empty((count, height, width, 3), np.uint8), np.ones(count, bool)
-    runs = range(start // TILES_A_RUN, -(-(start + count) // TILES_A_RUN))
+    runs = range(start // reading.tiles_a_run, -(-(start + count) // reading.tiles_a_run))
     return start, tiles, good, [pool.submit(reading.run, run, start, tiles, good) for run in runs]
 
 
@@ -138,7 +138,9 @@ class _Reading:
     def __init__(self, slide: "Slide", regions: Regions, drop: bool) -> None:
         self.slide, self.regions, self.drop = slide, regions, drop
         self.grid = regions.grid
-        self.plan = plan(self.grid, regions.boxes) if self.grid is not None else None
+        largest = 3 * int((regions.boxes[:, 2] * regions.boxes[:, 3]).max(initial=1))
+        self.tiles_a_run = max(1, min(TILES_A_RUN, RUN_BYTES // largest))
+        self.plan = plan(self.grid, regions.boxes, self.tiles_a_run) if self.grid is not None else None
         self.decoded: dict[int, Segment] = {}
         self.lock = threading.Lock()
         if self.plan is not None:
@@ -153,7 +155,7 @@ class _Reading:
     def run(self, run: int, start: int, tiles: np.ndarray, good: np.ndarray) -> None:
         """Read the tiles of one run into `tiles`, whose first row is tile `start`."""
         segments = self._segments(run) if self.plan is not None else {}
-        for index in range(run * TILES_A_RUN, min((run + 1) * TILES_A_RUN, len(self.regions.boxes))):
+        for index in range(run * self.tiles_a_run, min((run + 1) * self.tiles_a_run, len(self.regions.boxes))):
             try:
                 tiles[index - start] = self._tile(index, segments)
             except SlideError as error:

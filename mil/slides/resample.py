@@ -19,7 +19,6 @@ def resample(
     offset: tuple[float, float],
     scale: tuple[float, float],
     size: tuple[int, int],
-    shift_by: int = cv2.INTER_LINEAR,
 ) -> np.ndarray:
     """Source (rows, columns, 3) -> output uint8 (height, width, 3), `size` = (width, height).
 
@@ -33,17 +32,19 @@ def resample(
         middle = np.array(
             [[scale_x, 0, offset_x + scale_x / 2 - 0.5], [0, scale_y, offset_y + scale_y / 2 - 0.5]], np.float64
         )
-        return _interpolated(pixels, middle, size, cv2.INTER_LINEAR)
+        return _interpolated(pixels, middle, size)
     if moved:
         # A linear shift followed by the mean over a whole number of pixels is that mean with fractional coverage.
         rows, columns = pixels.shape[:2]
         shift = np.array([[1, 0, offset_x], [0, 1, offset_y]], np.float64)
-        pixels = _interpolated(pixels, shift, (columns, rows), shift_by)
+        pixels = _interpolated(pixels, shift, (columns, rows))
     if scale_x == scale_y == 1:
         return pixels[:height, :width]
     # Given the factors instead of a size, OpenCV keeps them as they are; given a size it would round the ratio.
     return cv2.resize(pixels, None, fx=1 / scale_x, fy=1 / scale_y, interpolation=cv2.INTER_AREA)[:height, :width]
 
 
-def _interpolated(pixels: np.ndarray, source_of: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
-    return cv2.warpAffine(pixels, source_of, size, flags=method | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+def _interpolated(pixels: np.ndarray, source_of: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.warpAffine(
+        pixels, source_of, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )

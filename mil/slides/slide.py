@@ -21,6 +21,9 @@ from mil.slides.resample import extents
 
 COARSER_BY = 1.01  # a level may be this much coarser than what is asked for: 0.5027 microns serves 0.5
 BLOCK_PX = 1024  # output pixels a side that a thumbnail is put together from
+BLOCK_SOURCE_PX = 2048  # source pixels a side that a block is made of, at most
+SMALLEST_PATCH_PX = 16
+UNREADABLE_GREY = 128
 
 
 @dataclass(frozen=True)
@@ -117,25 +120,27 @@ class Slide:
         per_x, per_y = self.level0_px(mpp)
         level = 0 if how.level == "finest" else self.level_for(mpp)
         downsample = self.levels[level].downsample
-        grid, phase = self.reader.grid(level), 0.0
+        grid = self.reader.grid(level)
         if grid is not None and how.decoding == "scaled":
             grid = grid.divided(min(per_x, per_y) / downsample, corners / downsample)
-            downsample, phase = downsample * grid.divisor, grid.phase
-        scale_x, scale_y = _snapped(per_x / downsample), _snapped(per_y / downsample)
-        left, top = corners[:, 0] / downsample + phase, corners[:, 1] / downsample + phase
-        first_x, columns = extents(left, scale_x, size[0])
-        first_y, rows = extents(top, scale_y, size[1])
-        return Regions(
-            level=level,
-            boxes=np.stack([first_x, first_y, columns, rows], axis=1),
-            offsets=np.stack([left - first_x, top - first_y], axis=1),
-            scale=(scale_x, scale_y),
-            size=size,
-            grid=grid,
-        )
+            downsample *= grid.divisor
+        scale = _snapped(per_x / downsample), _snapped(per_y / downsample)
+        left, top = corners[:, 0] / downsample, corners[:, 1] / downsample
+        first_x, columns = extents(left, scale[0], size[0])
+        first_y, rows = extents(top, scale[1], size[1])
+        boxes = np.stack([first_x, first_y, columns, rows], axis=1)
+        offsets = np.stack([left - first_x, top - first_y], axis=1)
+        if grid is not None and grid.divisor == 1 and scale[0] == scale[1] and not offsets.any():
+            grid = grid.averaged(scale[0], boxes)
+            if grid.divisor > 1:
+                boxes, scale = boxes // grid.divisor, (1.0, 1.0)
+        return Regions(level=level, boxes=boxes, offsets=offsets, scale=scale, size=size, grid=grid)
 
-    def thumbnail(self, mpp: float) -> np.ndarray:
-        """The whole slide at `mpp`, put together from blocks so that memory stays bounded."""
+    def thumbnail(self, mpp: float, threads: int | None = None, drop_unreadable: bool = False) -> np.ndarray:
+        """The whole slide at `mpp`, put together from blocks so that memory stays bounded.
+
+        With `drop_unreadable`, what cannot be decoded is grey, so that nobody takes it for glass.
+        """
         per_x, per_y = self.level0_px(mpp)
         width, height = max(math.ceil(self.width / per_x), 1), max(math.ceil(self.height / per_y), 1)
         if width * height > MAX_REGION_PIXELS:
@@ -144,11 +149,18 @@ class Slide:
                 f"{self.path.name}: {self.width} x {self.height} pixels of {self.mpp:g} microns are "
                 f"{width} x {height} at {mpp:g} microns; too many for a thumbnail, check the mpp",
             )
-        whole = np.empty((height, width, 3), np.uint8)
-        for top in range(0, height, BLOCK_PX):
-            for left in range(0, width, BLOCK_PX):
-                size = min(BLOCK_PX, width - left), min(BLOCK_PX, height - top)
-                whole[top : top + size[1], left : left + size[0]] = self._block(left, top, size, mpp)
+        source = max(per_x, per_y) / self.levels[self.level_for(mpp)].downsample
+        block = max(min(BLOCK_PX, int(BLOCK_SOURCE_PX / source), max(width, height)), 1)
+        corners = np.array([(x, y) for y in range(0, height, block) for x in range(0, width, block)])
+        whole = np.full((height, width, 3), UNREADABLE_GREY, np.uint8)
+        how = Reading(level="nearest", drop_unreadable=drop_unreadable)
+        missing = np.ones(len(corners), bool)
+        for indices, blocks in self.read_tiles(corners * (per_x, per_y), block, mpp, threads, how, batch=1):
+            missing[indices] = False
+            for (x, y), pixels in zip(corners[indices], blocks, strict=True):
+                whole[y : y + block, x : x + block] = pixels[: height - y, : width - x]
+        for x, y in corners[missing].tolist():
+            self._patch(whole, x, y, block, mpp)
         return whole
 
     def level_for(self, mpp: float) -> int:
@@ -165,21 +177,21 @@ class Slide:
             )
         return mpp / self.mpp_x, mpp / self.mpp_y
 
-    def _block(self, left: int, top: int, size: tuple[int, int], mpp: float) -> np.ndarray:
-        """A block of the thumbnail; cut up again where the best level is so fine that the source would not fit."""
+    def _patch(self, whole: np.ndarray, x: int, y: int, side: int, mpp: float) -> None:
+        """Fill a thumbnail's square with what can be read of it, cutting it up around what cannot."""
+        place = whole[y : y + side, x : x + side]
+        if not place.size:
+            return
         per_x, per_y = self.level0_px(mpp)
-        downsample = self.levels[self.level_for(mpp)].downsample
-        if size[0] * size[1] * per_x * per_y / downsample**2 <= MAX_REGION_PIXELS / 16 or max(size) < 2:
-            return self.read_area(left * per_x, top * per_y, size, mpp, NEAREST_LEVEL)
-        if size[0] >= size[1]:
-            half = size[0] // 2
-            parts = [self._block(left, top, (half, size[1]), mpp)]
-            parts.append(self._block(left + half, top, (size[0] - half, size[1]), mpp))
-            return np.concatenate(parts, axis=1)
-        half = size[1] // 2
-        parts = [self._block(left, top, (size[0], half), mpp)]
-        parts.append(self._block(left, top + half, (size[0], size[1] - half), mpp))
-        return np.concatenate(parts, axis=0)
+        try:
+            place[:] = self.read_area(x * per_x, y * per_y, (place.shape[1], place.shape[0]), mpp, NEAREST_LEVEL)
+        except SlideError as error:
+            if error.state != "unreadable_region":
+                raise
+            if side > SMALLEST_PATCH_PX:
+                half = -(-side // 2)
+                for left, top in ((x, y), (x + half, y), (x, y + half), (x + half, y + half)):
+                    self._patch(whole[: y + side, : x + side], left, top, half, mpp)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_REGION_PIXELS:

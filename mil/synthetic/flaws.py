@@ -31,7 +31,7 @@ class Flaw:
 
 
 FLAWS = (
-    Flaw("truncated", "north", 1, 1, "not_a_slide", "the file ends after 60 % of its bytes"),
+    Flaw("truncated", "north", 1, 1, "unreadable", "the file ends after 60 % of its bytes"),
     Flaw("no_mpp", "south", 1, 0, "no_mpp", "neither the file nor the sheet gives the mpp"),
     Flaw("pen_marks", "east", 0, 0, "ok", "a felt pen drew on the glass and over tissue"),
     Flaw("blank", "east", 1, 1, "no_tissue", "empty glass"),

@@ -4,7 +4,6 @@ JPEG is decoded by libjpeg-turbo (simplejpeg), strictly: where the decoder would
 imagecodecs and OpenCV let it, this is an error, as it is in OpenSlide. JPEG 2000 is decoded by OpenJPEG (imagecodecs).
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,10 +13,9 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 import tifffile
-from PIL import Image
 
-Decode = Callable[[bytes, int], np.ndarray]
-"""A segment's bytes and a divisor -> its pixels, the sides divided by it; only 1 where `Codec.divisors` is empty."""
+Decode = Callable[[bytes, int, int], np.ndarray]
+"""A segment's bytes, its number and a divisor -> its pixels, the sides divided by it (only 1 where `Codec.divisors` is empty)."""
 
 JPEG, DEFLATE, ADOBE_DEFLATE = 7, 32946, 8
 JPEG2000_YCBCR, JPEG2000_RGB, JPEG2000 = 33003, 33005, 34712
@@ -36,8 +34,6 @@ class Codec:
 
     decode: Decode
     divisors: tuple[int, ...] = ()
-    phase: float = 0.0
-    """Where a pixel decoded at half size has its middle, in full pixels off the middle of the square that it stands for."""
 
 
 def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
@@ -52,8 +48,7 @@ def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
         # libjpeg's scaled inverse DCT gives, but for rounding, the mean over squares of 2, 4 or 8 pixels.
         return Codec(_jpeg(page.jpegtables or b"", photometric == YCBCR, height, width), (2, 4, 8))
     if compression in {JPEG2000_RGB, JPEG2000} and photometric == RGB and page.samplesperpixel == 3:
-        # The wavelet's low band at half size is centred on the even pixels, half a pixel before the squares' middles.
-        return Codec(_jpeg2000(height, width), (2,), phase=-0.5)
+        return Codec(_jpeg2000(height, width))
     known = compression in tifffile.TIFF.DECOMPRESSORS and compression not in {JPEG, JPEG2000_YCBCR}
     if photometric == RGB and page.samplesperpixel in {3, 4} and known:
         return Codec(_other(page, height, width))
@@ -112,7 +107,7 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
-    def decode(stream: bytes, divisor: int) -> np.ndarray:
+    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         whole, (rows, columns, components) = complete_jpeg(stream, tables, is_ycbcr)
         if rows > height or columns != width or components != 3:
             raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x 3 is due")
@@ -125,15 +120,13 @@ def _jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
 
 
 def _jpeg2000(height: int, width: int) -> Decode:
-    def decode(stream: bytes, divisor: int) -> np.ndarray:
+    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         at = stream.find(b"\xff\x51", 0, 4096)  # SIZ: Lsiz, Rsiz, Xsiz, Ysiz, XOsiz, YOsiz
         if at < 0:
             raise ValueError("no JPEG 2000 size marker")
         right, bottom, left, top = struct.unpack_from(">IIII", stream, at + 6)
         if (right - left, bottom - top) != (width, height):
             raise ValueError(f"JPEG 2000 of {right - left} x {bottom - top} where {width} x {height} is due")
-        if divisor == 2:
-            return _half_jpeg2000(stream, (-(-width // 2), -(-height // 2)))
         pixels = imagecodecs.jpeg2k_decode(stream, numthreads=1)
         if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"JPEG 2000 gave {pixels.shape} of {pixels.dtype}")
@@ -142,25 +135,15 @@ def _jpeg2000(height: int, width: int) -> Decode:
     return decode
 
 
-def _half_jpeg2000(stream: bytes, size: tuple[int, int]) -> np.ndarray:
-    """The stream without its finest wavelet level, which is where most of the time goes."""
-    with Image.open(io.BytesIO(stream), formats=("JPEG2000",)) as image:
-        image.reduce = 1  # pyright: ignore[reportAttributeAccessIssue]  Pillow's way to leave out wavelet levels
-        image.load()
-        if image.size != size or image.mode != "RGB":
-            raise ValueError(f"JPEG 2000 at half size gave {image.size} of {image.mode}")
-        return np.asarray(image)
-
-
 def _other(page: tifffile.TiffPage, height: int, width: int) -> Decode:
     """Uncompressed, LZW, Deflate, ZSTD, WebP, ... through tifffile; alpha is laid over white."""
     samples = page.samplesperpixel
     row_bytes = width * samples
     deflated = int(page.compression) in {DEFLATE, ADOBE_DEFLATE}
 
-    def decode(stream: bytes, divisor: int) -> np.ndarray:
-        if deflated:
-            stream = _inflate(stream, height * row_bytes)
+    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
+        if deflated or int(page.compression) == 1:
+            stream = _inflate(stream, height * row_bytes) if deflated else stream
             pixels = np.frombuffer(stream, np.uint8)[: len(stream) // row_bytes * row_bytes].reshape(-1, width, samples)
             if int(page.predictor) == 2:
                 pixels = np.cumsum(pixels, axis=1, dtype=np.uint8)
@@ -169,7 +152,7 @@ def _other(page: tifffile.TiffPage, height: int, width: int) -> Decode:
         else:
             if len(stream) > 2 * height * row_bytes + 65_536:
                 raise ValueError(f"{len(stream)} bytes for {height * row_bytes} bytes of pixels")
-            found = page.decode(stream, 0, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
+            found = page.decode(stream, number, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
             if found is None:
                 raise ValueError("no pixels")
             pixels = found.reshape(-1, width, samples)

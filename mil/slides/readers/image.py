@@ -32,7 +32,7 @@ class ImageReader:
                 self._is_jpeg = image.format == "JPEG"
         except Image.DecompressionBombError as error:
             raise SlideError("implausible_size", f"{path.name}: {error}; rewrite it as tiled TIFF") from error
-        except (UnidentifiedImageError, OSError, *DECODE_ERRORS) as error:
+        except (UnidentifiedImageError, SyntaxError, OSError, *DECODE_ERRORS) as error:
             raise SlideError("unreadable", f"{path.name}: is no PNG or JPEG that can be read ({error})") from error
         mpp_x, mpp_y, source = resolution_scale(dots[0], dots[1], "inch")
         self.header = Header(

@@ -28,14 +28,14 @@ MPP_FIELD = {
 
 
 class OpenSlideReader:
-    """A slide through OpenSlide. Each thread has its own handle, since OpenSlide keeps a handle's first error for ever."""
+    """A slide through OpenSlide. Reads that run beside each other have a handle each, and one that failed is not used again:
+    OpenSlide keeps a handle's first error for ever."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._own = threading.local()
         self._lock = threading.Lock()
-        self._handles: set[openslide.OpenSlide] = set()
-        slide = self._handle()
+        slide = _open(path)
+        self._free = [slide]
         self._downsamples = slide.level_downsamples
         self.header = _header(slide)
 
@@ -46,37 +46,27 @@ class OpenSlideReader:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels of `level` from its own pixel (x, y), uint8 (height, width, 3); white outside the scanned area."""
         downsample = self._downsamples[level]
-        slide = self._handle()
+        with self._lock:
+            slide = self._free.pop() if self._free else None
+        slide = slide or _open(self.path)
         try:
             image = slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
         except openslide.OpenSlideError as error:
-            self._drop(slide)
+            slide.close()
             raise SlideError(
                 "unreadable_region",
                 f"{self.path.name}: level {level}, x {x}, y {y}, {width} x {height} pixels cannot be decoded "
                 f"({_one_line(error)})",
             ) from error
+        with self._lock:
+            self._free.append(slide)
         return over_white(np.asarray(image))
 
     def close(self) -> None:
         """Release the file."""
-        for handle in list(self._handles):
-            self._drop(handle)
-
-    def _handle(self) -> openslide.OpenSlide:
-        handle = getattr(self._own, "handle", None)
-        if handle is None:
-            handle = _open(self.path)
-            self._own.handle = handle
-            with self._lock:
-                self._handles.add(handle)
-        return handle
-
-    def _drop(self, handle: openslide.OpenSlide) -> None:
         with self._lock:
-            self._handles.discard(handle)
-        handle.close()
-        self._own.handle = None
+            while self._free:
+                self._free.pop().close()
 
 
 def _open(path: Path) -> openslide.OpenSlide:

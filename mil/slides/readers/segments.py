@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from mil.errors import SlideError
@@ -27,7 +28,8 @@ class SegmentGrid:
     codec: Codec
     handle: int
     divisor: int = 1
-    """The grid is that of the level's pixels divided by this while they are decoded."""
+    """The grid is that of the level's pixels divided by this, by the codec or by their mean, as soon as they are decoded."""
+    by_codec: bool = False
 
     @property
     def across(self) -> int:
@@ -44,27 +46,27 @@ class SegmentGrid:
         """Bytes of a decoded segment."""
         return self.segment_width * self.segment_height * 3
 
-    @property
-    def phase(self) -> float:
-        """Pixels of this grid to add to a position, since its pixels' middles are not where a mean's would be."""
-        return -self.codec.phase / self.divisor if self.divisor > 1 else 0.0
-
     def divided(self, most: float, corners: np.ndarray) -> "SegmentGrid":
-        """The grid whose pixels are brought down while they are decoded, by the largest possible whole number up to `most`.
+        """The grid whose pixels the codec brings down, by the largest number up to `most` that it can and that divides `corners`.
 
-        Only numbers that divide all `corners`, in pixels of this grid: half a pixel could not be made up for without blur.
+        Corners are in pixels of this grid; half a pixel could not be made up for without blur.
         """
-        possible = [
-            divisor
-            for divisor in self.codec.divisors
-            if divisor <= most * (1 + 1e-6)
-            and self.segment_width % divisor == 0
-            and self.segment_height % divisor == 0
-            and not (corners % divisor).any()
-        ]
-        if not possible:
-            return self
-        divisor = max(possible)
+        fitting = (divisor for divisor in reversed(self.codec.divisors) if divisor <= most * (1 + 1e-6))
+        found = next((divisor for divisor in fitting if self._divides(divisor, corners)), 1)
+        return self._by(found, by_codec=found > 1)
+
+    def averaged(self, scale: float, boxes: np.ndarray) -> "SegmentGrid":
+        """The grid of means over `scale` x `scale` pixels, where that gives every box (n, 4: x, y, width, height) the same pixels as
+        a mean afterwards: a whole number that divides segments and boxes, and boxes within the image. Itself elsewhere."""
+        times = int(scale)
+        right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0, initial=0)
+        inside = boxes.min(initial=0) >= 0 and right <= self.width and bottom <= self.height
+        return self._by(times) if times == scale > 1 and inside and self._divides(times, boxes) else self
+
+    def _divides(self, divisor: int, positions: np.ndarray) -> bool:
+        return not (self.segment_width % divisor or self.segment_height % divisor or (positions % divisor).any())
+
+    def _by(self, divisor: int, by_codec: bool = False) -> "SegmentGrid":
         return replace(
             self,
             width=-(-self.width // divisor),
@@ -72,6 +74,7 @@ class SegmentGrid:
             segment_width=self.segment_width // divisor,
             segment_height=self.segment_height // divisor,
             divisor=divisor,
+            by_codec=by_codec,
         )
 
     def touched(self, x: int, y: int, width: int, height: int) -> list[int]:
@@ -91,13 +94,16 @@ class SegmentGrid:
             stream = os.pread(self.handle, count, offset)
             if len(stream) < count:
                 raise ValueError(f"the file ends {count - len(stream)} bytes early")
-            return self.codec.decode(stream, self.divisor)
+            pixels = self.codec.decode(stream, number, self.divisor if self.by_codec else 1)
         except (*DECODE_ERRORS, OSError, OverflowError) as error:
             x = number % self.across * self.segment_width * self.divisor
             y = number // self.across * self.segment_height * self.divisor
             raise SlideError(
                 "unreadable_region", f"{self.name}: the tile at x {x}, y {y} cannot be decoded ({_one_line(error)})"
             ) from error
+        if self.divisor == 1 or self.by_codec:
+            return pixels
+        return cv2.resize(pixels, None, fx=1 / self.divisor, fy=1 / self.divisor, interpolation=cv2.INTER_AREA)
 
     def assemble(self, x: int, y: int, width: int, height: int, segments: Mapping[int, Segment]) -> np.ndarray:
         """The region from its decoded segments, uint8 (height, width, 3); white outside the level and where there is none.

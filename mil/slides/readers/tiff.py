@@ -4,6 +4,7 @@ Where OpenSlide opens the file, it says what the levels and the mpp are and read
 knows, or with tiles missing that it fills from another level). Where it does not, tifffile's series are the levels.
 """
 
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
@@ -16,6 +17,9 @@ from mil.slides.readers import MAX_PIXELS, Header, Reader, levels_of
 from mil.slides.readers.codecs import DECODE_ERRORS, codec_of
 from mil.slides.readers.segments import SegmentGrid
 from mil.slides.scale import tiff_objective_power, tiff_scale
+
+# Its complaints about damaged tags; what follows from them for the slide is ours to say, once.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 PLAIN = {"aperio", "generic-tiff"}  # OpenSlide's vendors whose levels are plain pages of tiles
 MAX_SEGMENTS = 2**26
@@ -34,6 +38,7 @@ class TiffReader:
         self._kept: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
         self._lock = Lock()
         self._file = open(path, "rb")  # noqa: SIM115  open as long as the slide
+        self._size = path.stat().st_size
         try:
             with tifffile.TiffFile(path) as tiff:
                 check_pages(path, tiff)
@@ -133,6 +138,12 @@ class TiffReader:
             raise SlideError(
                 "unreadable",
                 f"{self.path.name}: lists {len(grid.offsets)} offsets and {len(grid.counts)} sizes for {number} tiles",
+            )
+        beyond = int((grid.offsets + grid.counts > self._size).sum())
+        if beyond:
+            raise SlideError(
+                "unreadable",
+                f"{self.path.name}: is cut off: {beyond} of {number} tiles lie beyond its {self._size:,} bytes; copy it again",
             )
         return grid
 

@@ -1,0 +1,152 @@
+"""A call in a process of its own, so that a C library that dies or hangs on a damaged file costs one slide and not the job.
+
+The process is kept for the next call; after a crash or a timeout the next call starts a fresh one.
+"""
+
+import atexit
+import contextlib
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+from mil.errors import MilError, SlideError
+
+MEMORY_SHARE = 0.8  # of the machine's memory; a decoder that asks for more gets a MemoryError
+LENGTH = struct.Struct("<Q")
+
+
+class Isolated:
+    """One worker process. `call` runs a module-level function in it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, name: str, timeout_s: float) -> Any:
+        """`function(*arguments)`; `SlideError('decoder_crash')` about `name` if the process dies, `('timeout')` if it hangs."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            _send(process.stdin, pickle.dumps((function, arguments)))
+            answer = self._answers.get(timeout=timeout_s)
+        except BrokenPipeError:
+            answer = None
+        except queue.Empty as error:
+            self.close()
+            raise SlideError(
+                "timeout", f"{name}: was not read within {timeout_s:g} s; the file is damaged or the disk is slow"
+            ) from error
+        if answer is None:
+            code = process.wait()
+            self.close()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise SlideError("decoder_crash", f"{name}: the library that decodes it died ({how}); the file is damaged")
+        kind, *content = pickle.loads(answer)  # from our own process
+        if kind == "slide":
+            raise SlideError(*content)
+        if kind == "user":
+            raise MilError(*content)
+        if kind == "fault":
+            raise RuntimeError(f"{name}: {content[0]}")
+        return content[0]
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # what it did not read any more
+                process.stdin.close()
+
+    def _start(self) -> None:
+        self.close()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-c", "from mil.slides.isolation import serve; serve()"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert process.stdout is not None
+        answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=_collect, args=(process.stdout, answers), daemon=True).start()
+        self._process, self._answers = process, answers
+
+
+def isolated(function: Callable[..., Any], *arguments: Any, name: str, timeout_s: float) -> Any:
+    """`Isolated.call` in the process that this program keeps for it."""
+    return _kept().call(function, *arguments, name=name, timeout_s=timeout_s)
+
+
+def serve() -> None:
+    """Answer calls from standard input on standard output until it closes; anything printed goes to standard error."""
+    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory()
+    while (message := _receive(calls)) is not None:
+        function, arguments = pickle.loads(message)  # from our own parent
+        _send(answers, pickle.dumps(_answer(function, arguments)))
+
+
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    try:
+        return "done", function(*arguments)
+    except SlideError as error:
+        return "slide", error.state, str(error)
+    except MilError as error:
+        return "user", str(error)
+    except MemoryError:
+        return "slide", "unreadable", "reading it takes more memory than this machine has"
+    except Exception as error:  # noqa: BLE001  carried to the parent and raised there
+        return "fault", f"{type(error).__name__}: {error}"
+
+
+def _limit_memory() -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (int(total * MEMORY_SHARE), resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _collect(stream: IO[bytes], answers: "queue.SimpleQueue[bytes | None]") -> None:
+    while (answer := _receive(stream)) is not None:
+        answers.put(answer)
+    answers.put(None)
+    stream.close()
+
+
+def _send(stream: IO[bytes], message: bytes) -> None:
+    stream.write(LENGTH.pack(len(message)) + message)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes | None:
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    message = stream.read(length)
+    return message if len(message) == length else None
+
+
+_worker: list[Isolated] = []
+
+
+def _kept() -> Isolated:
+    if not _worker:
+        _worker.append(Isolated())
+        atexit.register(_worker[0].close)
+    return _worker[0]

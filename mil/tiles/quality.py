@@ -1,0 +1,153 @@
+"""Tiles -> what is wrong with each: ink of pens, blur, the coverslip's edge, bare glass. Scores from 0 to 1, flags by threshold.
+
+Pens and coverslip edges are found on the thumbnail; blur and blankness on the tile's own pixels at `QualitySpec.mpp`.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mil.config import QualitySpec, TileSpec
+from mil.slides.slide import NEAREST_LEVEL, Slide
+from mil.tissue.contrast import LEAST_DENSITY, density, glass_of
+
+if TYPE_CHECKING:
+    from mil.tiles.grid import Tiles
+
+FLAGS = ("pen", "blurred", "coverslip", "blank")
+WHITE = 245.0
+INK_SPECK_UM2 = 20_000.0  # smaller patches of ink's colour are tissue: pigment, a vessel
+EDGE_UM = 3_000.0  # tissue has no straighter edge than this
+EDGE_GAP_UM = 250.0
+BULK_UM = 120.0  # tissue wider than this cannot be a line
+
+
+def assess(slide: Slide, tiles: "Tiles", spec: TileSpec, quality: QualitySpec, threads: int | None) -> "Tiles":
+    """The tiles with their scores; those with a flag in `quality.drop` left out and counted."""
+    glass, _ = glass_of(tiles.thumbnail)
+    scores: dict[str, np.ndarray] = {}
+    dropped: dict[str, np.ndarray] = {}
+    if quality.pen is not None:
+        scores["pen"] = _share(slide, tiles, np.any(ink(tiles.thumbnail, glass, tiles.thumbnail_mpp), axis=0))
+    if quality.coverslip is not None:
+        lines = straight_edges(tiles.thumbnail, glass, tiles.thumbnail_mpp)
+        # A line of one pixel across a square of n pixels covers 1 / n of it.
+        side_px = tiles.size_level0[0] / slide.width * lines.shape[1]
+        scores["coverslip"] = np.minimum(_share(slide, tiles, lines) * np.float32(side_px), np.float32(1))
+    if quality.blurred is not None or quality.blank is not None:
+        seen, unreadable = _looked_at(slide, tiles, spec, quality, glass, threads)
+        scores |= {flag: score for flag, score in seen.items() if getattr(quality, flag) is not None}
+        dropped["unreadable"] = unreadable
+    tiles = replace(tiles, scores={flag: scores[flag] for flag in FLAGS if flag in scores})
+    return _without_dropped(tiles, dropped, quality)
+
+
+def flagged(tiles: "Tiles", quality: QualitySpec | None) -> dict[str, np.ndarray]:
+    """By flag, which tiles (bool (n,)) reach the spec's score."""
+    if quality is None:
+        return {}
+    return {flag: scores >= getattr(quality, flag) for flag, scores in tiles.scores.items()}
+
+
+def ink(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
+    """Pixels of red, green, blue and black ink, bool (4, h, w); colours are judged with the glass made white.
+
+    H&E and DAB know no green, no saturated pure blue (haematoxylin is violet) and nothing that is both black and neutral over an area.
+    """
+    balance = np.stack([np.clip(np.arange(256) * WHITE / colour, 0, 255) for colour in glass], axis=-1)
+    pixels = cv2.LUT(cv2.medianBlur(thumbnail, 3), np.rint(balance).astype(np.uint8)[None])
+    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))  # hue in 2 degrees
+    neutral = value.astype(np.int16) - pixels.min(axis=2)
+    inks = [
+        ((hue <= 6) | (hue >= 175)) & (saturation >= 190) & (value >= 110),
+        (hue >= 35) & (hue <= 92) & (saturation >= 60) & (value >= 30),
+        (hue >= 93) & (hue <= 121) & (saturation >= 140) & (value >= 40),
+        (value <= 75) & (neutral <= 28),
+    ]
+    return np.stack([_large(mask, INK_SPECK_UM2 / mpp**2) for mask in inks])
+
+
+def straight_edges(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
+    """Pixels on straight lines longer than tissue makes, bool (h, w), one pixel wide.
+
+    The steps between scanned and unscanned areas (pure white) are no edges of the glass and are made even first.
+    """
+    pixels = thumbnail.copy()
+    pixels[(thumbnail >= 254).all(axis=2)] = np.rint(glass).astype(np.uint8)
+    found = density(cv2.GaussianBlur(pixels, (0, 0), 1.0), glass)
+    dark = (found > LEAST_DENSITY).astype(np.uint8)
+    bulk = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((max(round(BULK_UM / mpp), 3),) * 2, np.uint8))
+    edges = cv2.Canny((np.minimum(found, 1) * 255).astype(np.uint8), 8, 16)
+    edges[cv2.erode(bulk, np.ones((5, 5), np.uint8)) > 0] = 0
+    edges = cv2.dilate(edges, np.ones((3, 3), np.uint8))  # a slanted line is a staircase, and may bend by a pixel
+    length = EDGE_UM / mpp
+    lines = np.zeros(thumbnail.shape[:2], np.uint8)
+    segments = cv2.HoughLinesP(
+        edges, 1, np.pi / 720, threshold=round(length / 2), minLineLength=length, maxLineGap=EDGE_GAP_UM / mpp
+    )
+    for x0, y0, x1, y1 in segments.reshape(-1, 4).astype(int).tolist() if segments is not None else []:
+        cv2.line(lines, (x0, y0), (x1, y1), 1, 1)
+    return lines.astype(bool)
+
+
+def blur_of(grey: np.ndarray) -> float:
+    """0 crisp ... 1 without edges: how little is lost when the image is blurred once more (Crete et al. 2007, doi:10.1117/12.702790)."""
+    image = grey.astype(np.float32)
+    worst = 0.0
+    for axis, size in ((0, (1, 9)), (1, (9, 1))):
+        before = np.abs(np.diff(image, axis=axis))
+        after = np.abs(np.diff(cv2.blur(image, size), axis=axis))
+        total = float(before.sum())
+        lost = float(np.maximum(before - after, 0).sum())
+        worst = max(worst, (total - lost) / total if total else 1.0)
+    return worst
+
+
+def _looked_at(
+    slide: Slide, tiles: "Tiles", spec: TileSpec, quality: QualitySpec, glass: np.ndarray, threads: int | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Blur and blankness of each tile from its pixels, and which tiles cannot be read (where the spec lets them be dropped)."""
+    blurred, blank = (np.zeros(len(tiles.coords), np.float32) for _ in range(2))
+    unreadable = np.ones(len(tiles.coords), bool)
+    size_px = max(round(spec.size_px * spec.mpp / quality.mpp), 16)
+    mpp = spec.size_px * spec.mpp / size_px
+    how = replace(NEAREST_LEVEL, drop_unreadable=spec.unreadable == "drop")
+    for indices, pixels in slide.read_tiles(tiles.coords, size_px, mpp, threads, how):
+        unreadable[indices] = False
+        for index, tile in zip(indices.tolist(), pixels, strict=True):
+            blurred[index] = blur_of(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY))
+            blank[index] = (density(tile, glass) < spec.tissue.min_density).mean()
+    return {"blurred": blurred, "blank": blank}, unreadable
+
+
+def _without_dropped(tiles: "Tiles", dropped: dict[str, np.ndarray], quality: QualitySpec) -> "Tiles":
+    raised = flagged(tiles, quality)
+    dropped = dropped | {flag: raised[flag] for flag in quality.drop if flag in raised}
+    keep = np.ones(len(tiles.coords), bool)
+    counts = {}
+    for flag, bad in dropped.items():
+        counts[flag] = int((bad & keep).sum())
+        keep &= ~bad
+    scores = {flag: values[keep] for flag, values in tiles.scores.items()}
+    return replace(tiles, coords=tiles.coords[keep], tissue=tiles.tissue[keep], scores=scores, dropped=counts)
+
+
+def _share(slide: Slide, tiles: "Tiles", mask: np.ndarray) -> np.ndarray:
+    """Share of `mask`, a map of the whole slide, in each tile, float32 (n,)."""
+    scale = np.array([mask.shape[1] / slide.width, mask.shape[0] / slide.height])
+    low = np.clip(np.rint(tiles.coords * scale).astype(int), 0, np.array(mask.shape[::-1]) - 1)
+    high = np.clip(np.rint((tiles.coords + tiles.size_level0) * scale).astype(int), low + 1, mask.shape[::-1])
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
+    total[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    (x0, y0), (x1, y1) = low.T, high.T
+    inside = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
+    return (inside / ((x1 - x0) * (y1 - y0))).astype(np.float32)
+
+
+def _large(mask: np.ndarray, area_px: float) -> np.ndarray:
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = statistics[:, cv2.CC_STAT_AREA] >= area_px
+    keep[0] = False
+    return keep[labels.astype(np.intp, copy=False)] if keep.any() else np.zeros_like(mask)

@@ -1,0 +1,116 @@
+"""Masks that people bring or take away: GeoJSON in level-0 pixels (QuPath's), or a PNG of the whole slide at any size."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mil.errors import SlideError
+from mil.slides.readers.image import MAX_IMAGE_PIXELS
+
+MAX_GEOJSON_BYTES = 2**28
+POLYGONS = {"Polygon": 1, "MultiPolygon": 2}
+
+
+def read_mask(path: Path, size: tuple[int, int], slide_size: tuple[int, int]) -> np.ndarray:
+    """The mask at `path` as bool (height, width) of `size` = (width, height), for a slide of `slide_size` level-0 pixels."""
+    if not path.is_file():
+        raise SlideError("no_mask", f"mask {path} does not exist; see tiles.tissue.masks")
+    if path.suffix.lower() in {".geojson", ".json"}:
+        return _drawn(_polygons(path), size, (size[0] / slide_size[0], size[1] / slide_size[1]))
+    return _pixels(path, size)
+
+
+def to_geojson(mask: np.ndarray, slide_size: tuple[int, int]) -> str:
+    """The mask's outlines and holes as a GeoJSON collection in level-0 pixels, one polygon a piece, classified 'Tissue'."""
+    height, width = mask.shape
+    scale = np.array([slide_size[0] / width, slide_size[1] / height])
+    # Outlines run through pixel middles; on a mask blown up three times they come within a sixth of a pixel of the edges.
+    outlines, tree = _outlines(mask)
+    features = []
+    for index, outline in enumerate(outlines):
+        if tree[index][3] >= 0:
+            continue
+        rings = [_ring(outline, scale)]
+        hole = tree[index][2]
+        while hole >= 0:
+            rings.append(_ring(outlines[hole], scale))
+            hole = tree[hole][0]
+        properties = {"objectType": "annotation", "classification": {"name": "Tissue", "color": [0, 160, 60]}}
+        geometry = {"type": "Polygon", "coordinates": rings}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":")) + "\n"
+
+
+def _outlines(mask: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Corner points (n, 2) along pixel edges, in pixels, and OpenCV's tree (next, previous, first hole, parent)."""
+    thrice = cv2.resize(mask.astype(np.uint8), None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
+    found, tree = cv2.findContours(thrice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    # 3k + 0..2 are the columns of pixel k: the first one's middle stands for the edge k, the last one's for k + 1.
+    snapped = [np.floor((outline[:, 0, :] + 2) / 3).astype(int) for outline in found]
+    return snapped, tree[0] if tree is not None else np.empty((0, 4), int)
+
+
+def _ring(points: np.ndarray, scale: np.ndarray) -> list[list[float]]:
+    ring = np.round(points * scale, 1).tolist()
+    return [*ring, ring[0]]
+
+
+def _polygons(path: Path) -> list[list[np.ndarray]]:
+    """Rings of every polygon of a GeoJSON file; objects classified as `Ignore*` are QuPath's to leave out."""
+    if path.stat().st_size > MAX_GEOJSON_BYTES:
+        raise SlideError("no_mask", f"mask {path} has {path.stat().st_size:,} bytes; simplify its outlines")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        features = data["features"] if isinstance(data, dict) and "features" in data else data
+        features = features if isinstance(features, list) else [features]
+        polygons: list[list[np.ndarray]] = []
+        for feature in features:
+            if not _name(feature).startswith("Ignore"):
+                geometry = feature.get("geometry", feature)
+                rings = geometry["coordinates"]
+                polygons += [rings] if POLYGONS[geometry["type"]] == 1 else rings
+        return [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in polygons]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise SlideError(
+            "no_mask", f"mask {path} is not a GeoJSON of polygons in level-0 pixels ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _name(feature: dict[str, Any]) -> str:
+    classification = feature.get("properties", {}).get("classification") or {}
+    return str(classification.get("name", ""))
+
+
+def _drawn(polygons: list[list[np.ndarray]], size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
+    """Pixels whose middle lies in a polygon and not in its holes."""
+    mask = np.zeros((size[1], size[0]), np.uint8)
+    fraction = 4  # bits: OpenCV takes fixed-point corners
+    for rings in polygons:
+        piece = np.zeros_like(mask)
+        corners = [(ring * scale - 0.5) * 2**fraction for ring in rings]
+        if any(not np.isfinite(ring).all() or np.abs(ring).max(initial=0) > 2**30 for ring in corners):
+            raise SlideError("no_mask", "a mask's outline has corners that are no numbers or far outside the slide")
+        cv2.fillPoly(piece, [np.rint(ring).astype(np.int32) for ring in corners], 1, shift=fraction)
+        mask |= piece
+    return mask.astype(bool)
+
+
+def _pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.width * image.height > MAX_IMAGE_PIXELS:
+                    raise SlideError(
+                        "no_mask", f"mask {path} has {image.width} x {image.height} pixels; make it smaller"
+                    )
+                grey = np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise SlideError("no_mask", f"mask {path} is not a PNG that can be read ({error})") from error
+    share = cv2.resize((grey > 127).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return share >= 0.5

@@ -1,0 +1,98 @@
+"""Crashes, hangs and cores: what one bad slide or a small job may cost."""
+
+import os
+import signal
+import time
+
+import pytest
+from test_slide import ramp, write_slide
+
+from mil.errors import MilError, SlideError
+from mil.slides.cores import cores
+from mil.slides.isolation import Isolated, isolated
+
+
+def die(how: int) -> None:
+    os.kill(os.getpid(), how)
+
+
+def hang() -> None:
+    time.sleep(60)
+
+
+def refuse() -> None:
+    raise SlideError("no_mpp", "says nothing")
+
+
+def talk(text: str) -> str:
+    print("a library's chatter on standard output")
+    return text + "!"
+
+
+def greedy() -> int:
+    return len(bytearray(2**50))
+
+
+def test_a_dead_decoder_is_one_slides_reason_and_the_next_call_works():
+    with pytest.raises(SlideError, match=r"a\.svs: .*SIGSEGV") as raised:
+        isolated(die, signal.SIGSEGV, name="a.svs", timeout_s=30)
+    assert raised.value.state == "decoder_crash"
+    assert isolated(talk, "hello", name="b.svs", timeout_s=30) == "hello!"
+    with pytest.raises(SlideError, match="says nothing") as raised:
+        isolated(refuse, name="c.svs", timeout_s=30)
+    assert raised.value.state == "no_mpp"
+    with pytest.raises(SlideError, match="memory"):
+        isolated(greedy, name="d.svs", timeout_s=30)
+    with pytest.raises(RuntimeError, match="ValueError"):
+        isolated(int, "x", name="e.svs", timeout_s=30)
+
+
+def test_a_hang_ends_in_time():
+    worker = Isolated()
+    worker.call(talk, "", name="warm", timeout_s=30)
+    start = time.monotonic()
+    with pytest.raises(SlideError) as raised:
+        worker.call(hang, name="a.svs", timeout_s=0.2)
+    assert raised.value.state == "timeout"
+    assert time.monotonic() - start < 5
+    worker.close()
+
+
+def cgroup(root, version: int, quota: str, period: str = "100000"):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("0::/job\n" if version == 2 else "4:cpu,cpuacct:/job\n")
+    folder = root / "sys/fs/cgroup" / ("job" if version == 2 else "cpu/job")
+    folder.mkdir(parents=True)
+    if version == 2:
+        (folder / "cpu.max").write_text(f"{quota} {period}\n")
+    else:
+        (folder / "cpu.cfs_quota_us").write_text(quota)
+        (folder / "cpu.cfs_period_us").write_text(period)
+    return root
+
+
+def test_threads_follow_the_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert cores(None, cgroup(tmp_path / "v2", 2, "400000")) == 4
+    assert cores(None, cgroup(tmp_path / "v1", 1, "250000")) == 3
+    assert cores(None, cgroup(tmp_path / "small", 2, "10000")) == 1
+    assert cores(None, cgroup(tmp_path / "free", 2, "max")) == 64
+    assert cores(None, tmp_path / "nothing") == 64
+    assert cores(5, tmp_path / "nothing") == 5
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert cores(None, tmp_path / "v2") == 2
+    with pytest.raises(MilError, match="threads"):
+        cores(0)
+
+
+def test_a_slide_id_that_would_leave_the_folder_is_refused(tmp_path):
+    import pandas as pd
+
+    from mil.config import TileSpec
+    from mil.progress import quiet
+    from mil.tiles import tile_shard
+
+    path = write_slide(tmp_path / "a.svs", ramp(300, 300))
+    row = {"slide_id": "../../x", "path": str(path), "state": "ok", "reason": "", "mpp": 0.5, "mpp_source": "aperio.MPP", "fingerprint": "0"}  # fmt: skip
+    with pytest.raises(MilError, match="cannot be a file name"):
+        tile_shard(pd.DataFrame([row]), TileSpec(), tmp_path / "t", tmp_path / "p", quiet())

@@ -1,0 +1,158 @@
+"""Quality flags on made tiles; the contact sheet and the slides that stand out."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from test_slide import sheet, write_slide
+from test_slide_readers import texture
+
+from mil import hdf5
+from mil.config import QualitySpec, SlidesSpec, TileSpec, TissueSpec
+from mil.progress import quiet
+from mil.slides.check import check_slides
+from mil.slides.slide import open_slide
+from mil.tiles import contact_sheet, tile_shard, tile_slide, tissue_outliers
+from mil.tiles.quality import FLAGS, blur_of, flagged, ink, straight_edges
+
+GLASS = np.array([244.0, 243.0, 245.0])
+SPEC = TileSpec(size_px=112, mpp=1.0, tissue=TissueSpec(mpp=8.0, margin_um=0))
+
+
+def glass(width: int, height: int) -> np.ndarray:
+    return np.clip(GLASS + np.random.default_rng(1).normal(0, 1.5, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def stained(width: int, height: int) -> np.ndarray:
+    """Pink and violet structures of some ten microns at 1 micron a pixel."""
+    grain = cv2.GaussianBlur(np.random.default_rng(2).normal(0, 1, (height, width)), (0, 0), 2)
+    share = np.clip(grain / grain.std() / 3 + 0.5, 0, 1)[..., None]
+    return (share * np.array([225, 150, 190]) + (1 - share) * np.array([110, 60, 140])).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def slide_path(tmp_path_factory):
+    """1 micron a pixel: crisp tissue, blurred tissue below it, ink on glass and on tissue, a long thin line."""
+    pixels = glass(4480, 2240)
+    pixels[112:896, 112:1568] = stained(1456, 784)
+    pixels[1120:1904, 112:1568] = cv2.GaussianBlur(stained(1456, 784), (0, 0), 4)
+    for row, colour in enumerate([(215, 20, 40), (20, 140, 60), (20, 60, 200), (25, 25, 30)]):
+        pixels[200 + 450 * row : 424 + 450 * row, 2500:3000] = colour
+    pixels[400:500, 112:800] = (20, 140, 60)
+    cv2.line(pixels, (0, 2100), (4479, 2150), (150, 150, 150), 40)
+    return write_slide(tmp_path_factory.mktemp("quality") / "a.svs", pixels, mpp=1.0)
+
+
+def test_each_fault_raises_its_flag_and_crisp_tissue_none(slide_path):
+    spec = SPEC.model_copy(update={"min_tissue": 0.2})
+    with open_slide(slide_path) as slide:
+        tiles = tile_slide(slide, spec)
+    flags = flagged(tiles, spec.quality)
+    x, y = tiles.coords.T
+    line = y > 1950
+    on_tissue = (x < 1600) & (y < 1900)
+    inked = (y + 112 > 400) & (y < 500) & (x < 800)
+    on_glass = (x > 2450) & (x < 2900) & (y < 1700)
+    assert flags["pen"][inked | on_glass].mean() > 0.95
+    assert not flags["pen"][~inked & (x < 2350) | (x > 3200) | line].any()
+    crisp = on_tissue & (y < 1000) & ~inked
+    assert crisp.sum() > 40
+    assert not any(flags[flag][crisp].any() for flag in FLAGS)
+    blurred = on_tissue & (y > 1150) & (y < 1750) & (x > 150) & (x < 1400)
+    assert flags["blurred"][blurred].all()
+    assert line.sum() > 10
+    assert flags["coverslip"][line].mean() > 0.9
+    assert not flags["coverslip"][~line].any()
+
+
+def test_flagged_tiles_are_left_out_where_the_spec_says_so_and_counted(slide_path):
+    keep = SPEC
+    drop = SPEC.model_copy(update={"quality": QualitySpec(drop=("pen", "blurred"))})
+    with open_slide(slide_path) as slide:
+        all_tiles, fewer = tile_slide(slide, keep), tile_slide(slide, drop)
+        none = tile_slide(slide, SPEC.model_copy(update={"quality": None}))
+    flags = flagged(all_tiles, keep.quality)
+    left = ~(flags["pen"] | flags["blurred"])
+    np.testing.assert_array_equal(fewer.coords, all_tiles.coords[left])
+    assert sum(fewer.dropped.values()) == (~left).sum()
+    np.testing.assert_array_equal(none.coords, all_tiles.coords)
+    assert none.scores == {}
+
+
+@pytest.mark.parametrize(
+    ("index", "colour"), list(enumerate([(215, 20, 40), (20, 140, 60), (20, 60, 200), (25, 25, 30)]))
+)
+def test_inks_are_told_apart_on_bright_and_dim_slides(index, colour):
+    for light in (1.0, 0.7):
+        picture = glass(300, 200)
+        picture[50:100, 50:150] = colour
+        picture[120:180, 50:250] = stained(200, 60)
+        found = ink((picture * light).astype(np.uint8), GLASS * light, 8.0)
+        assert found[index, 55:95, 55:145].all()
+        assert not found[np.arange(4) != index].any()
+        assert not found[:, 118:].any()
+
+
+def test_stains_are_no_ink():
+    for colour in [(200, 60, 90), (230, 120, 160), (90, 50, 130), (70, 80, 140), (120, 70, 30), (60, 40, 90), (235, 215, 225)]:  # fmt: skip
+        picture = glass(200, 200)
+        picture[50:150, 50:150] = colour
+        assert not ink(picture, GLASS, 8.0).any(), colour
+
+
+def test_blur_grows_with_blur_and_not_with_contrast():
+    grey = cv2.cvtColor(stained(224, 224), cv2.COLOR_RGB2GRAY)
+    scores = [blur_of(cv2.GaussianBlur(grey, (0, 0), sigma)) for sigma in (0.5, 1, 2, 4)]
+    assert scores == sorted(scores)
+    assert blur_of(grey // 2) == pytest.approx(blur_of(grey), abs=0.05)
+    assert blur_of(np.full((50, 50), 7, np.uint8)) == 1
+
+
+def test_the_border_of_the_scanned_area_is_no_coverslip():
+    picture = glass(600, 500)
+    picture[:, :100] = 255
+    picture[300:] = 255
+    assert not straight_edges(picture, GLASS, 8.0).any()
+    cv2.line(picture, (150, 0), (160, 299), (120, 120, 120), 2)
+    assert not straight_edges(picture, GLASS, 8.0).any()  # 2.4 mm: shorter than a coverslip
+    cv2.line(picture, (120, 50), (590, 70), (120, 120, 120), 2)
+    assert straight_edges(picture, GLASS, 8.0).any()
+
+
+def test_blank_tiles_are_flagged(tmp_path):
+    pixels = glass(1344, 896)
+    pixels[:448:8, :896] = pixels[1:448:8, :896] = (150, 60, 140)  # fibres: a quarter of the pixels
+    pixels[448:, :896] = stained(896, 448)
+    spec = SPEC.model_copy(update={"min_tissue": 0.3, "quality": QualitySpec(blank=0.7)})
+    with open_slide(write_slide(tmp_path / "a.svs", pixels, mpp=1.0)) as slide:
+        tiles = tile_slide(slide, spec)
+    flags = flagged(tiles, spec.quality)
+    np.testing.assert_array_equal(flags["blank"], tiles.coords[:, 1] < 400)
+    assert flags["blank"].any()
+
+
+def test_outliers_of_a_site():
+    shares = pd.Series([0.30, 0.32, 0.28, 0.35, 0.27, 0.31, 0.01, np.nan], index=list("abcdefgh"))
+    assert tissue_outliers(shares).to_dict() == {key: key == "g" for key in "abcdefgh"}
+    assert not tissue_outliers(shares[-3:]).any()
+
+
+def test_contact_sheet_shows_every_slide(tmp_path):
+    paths = []
+    for index in range(7):
+        pixels = glass(700, 500)
+        pixels[50 : 60 + (380 if index else 40), 50:600] = texture(550, 10 + (380 if index else 40), index) // 2 + 60
+        paths.append(write_slide(tmp_path / f"{index}.svs", pixels, mpp=1.0))
+    slides = check_slides(sheet(*paths, tmp_path / "gone.svs"), SlidesSpec(), quiet())
+    manifest = tile_shard(slides, SPEC, tmp_path / "tiles", tmp_path / "thumbnails", quiet())
+    page = contact_sheet(manifest, tmp_path / "tiles", tmp_path / "thumbnails")
+    assert page.dtype == np.uint8
+    assert page.shape[2] == 3
+    orange = (page == (225, 140, 0)).all(axis=2).sum()
+    red = (page == (200, 30, 30)).all(axis=2).sum()
+    assert orange > 1000  # the frame of the slide with little tissue
+    assert red > 1000  # the frame of the slide that is gone
+    assert contact_sheet(manifest[:0], tmp_path / "tiles", tmp_path / "thumbnails").shape[0] > 0
+    about = hdf5.attributes(tmp_path / "tiles" / "s1.h5")
+    assert set(about["flagged"]) == set(FLAGS)
+    assert manifest.loc[1, list(FLAGS)].notna().all()
