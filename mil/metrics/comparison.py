@@ -10,7 +10,7 @@ import pandas as pd
 from mil.config import ExperimentSpec, MetricsSpec
 from mil.errors import MilError
 from mil.metrics import delong, ranking
-from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, check_predictions, scopes
+from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES, Scope, check_predictions, scopes
 from mil.metrics.bootstrap import p_of_difference, percentile_interval
 from mil.metrics.multiplicity import holm
 from mil.metrics.score import bootstrap_weights
@@ -38,6 +38,7 @@ COLUMNS = (
     "correction",
 )
 # a difference is the more collaborative strategy less the other
+GROUPS = (TRAINING_SITES, EXTERNAL_SITES)
 COLLABORATION = {"local": 0, "pooled": 1}
 
 
@@ -59,8 +60,9 @@ def compare(
     """Paired AUROC differences (DeLong's test; bootstrap of the difference) with Holm's correction.
 
     With `experiments` only those pairs are compared that share the endpoint and differ in exactly one of encoder,
-    model, strategy and training settings; without, all pairs with the same labels. The correction runs over all
-    sites and pairs of one endpoint, factor and method.
+    model, strategy and training settings; without, all pairs with the same labels. The correction runs over all pairs
+    of one endpoint, factor and method: once over training and external sites as groups, once over single sites. A site
+    that is a group by itself stands as the group only.
     """
     arms = {name: _arms(name, table) for name, table in predictions.items()}
     rows = [
@@ -70,7 +72,8 @@ def compare(
         for row in _rows(contrast, first, second, spec)
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="")
-    for _, family in table.groupby(["endpoint", "factor", "method"]):
+    grouped = table["site"].isin(GROUPS)
+    for _, family in table.groupby(["endpoint", "factor", "method", grouped]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
         table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
     return table
@@ -104,8 +107,9 @@ def _pairs(
     first: Mapping[tuple[str, str, str], Scope], second: Mapping[tuple[str, str, str], Scope]
 ) -> Iterator[tuple[Scope, Scope]]:
     """Scopes to set side by side: the same arm where both have it, else one model of all against every local arm."""
+    groups = {scope.split: set(scope.table["site"]) for scope in first.values() if scope.site in GROUPS}
     for (trained_on, split, site), scope in first.items():
-        if split == "transfer":
+        if split == "transfer" or groups.get(split) == {site}:
             continue
         for (other_on, other_split, other_site), other in second.items():
             if (split, site) != (other_split, other_site):
