@@ -226,6 +226,20 @@ class MetricsSpec(Spec):
     bootstrap: int = Field(default=2000, ge=100)
     """Patient bootstrap resamples."""
     seed: int = 0
+    clinical: tuple[str, ...] = ()
+    """Columns of the patient table for the clinical baseline, late fusion and Cox models; numbers or classes."""
+    annotation: str | None = None
+    """Column with an expert's annotation (TILs in per cent, say) that stands as a baseline alone."""
+    subgroups: tuple[str, ...] = ()
+    """Columns of the patient table for subgroups; numbers are cut at their median."""
+    time: str | None = None
+    """Column with the follow-up time; with `event`, survival is analysed."""
+    event: str | None = None
+    """Column with 1 where the event happened and 0 where the patient was censored."""
+    decision_thresholds: tuple[float, ...] = (0.2, 0.35, 0.5)
+    """Chances at which net benefit stands in the table of metrics; the figure shows the whole curve."""
+    permutations: int = Field(default=200, ge=10)
+    """Permuted labels in the null controls."""
 
 
 class FiguresSpec(Spec):

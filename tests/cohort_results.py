@@ -62,7 +62,15 @@ def config_of(folder: Path, experiments: tuple[str, ...]) -> Config:
             "endpoints": {"response": {"folds": 3, "inner_folds": 2, "repeats": 2}},
             "experiments": stanzas,
             "run": list(experiments),
-            "metrics": {"bootstrap": 200},
+            "metrics": {
+                "bootstrap": 200,
+                "permutations": 20,
+                "clinical": ["age", "grade", "ki67", "t_stage", "n_stage"],
+                "annotation": "til_percent",
+                "subgroups": ["age", "t_stage", "n_stage", "ki67", "site"],
+                "time": "time_months",
+                "event": "event",
+            },
             "figures": {"dpi": 110, "slides_a_site": 2, "tiles_a_site": 5},
             "report": {"title": "Response to chemotherapy, four drawn hospitals", "remarks": "Made by a program."},
         }

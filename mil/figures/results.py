@@ -149,6 +149,14 @@ class Results:
         """Paired comparisons of the run's experiments."""
         return self.table("metrics", "comparisons.csv")
 
+    def baselines(self, endpoint: str) -> pd.DataFrame:
+        """Predictions of the baselines of one endpoint, several experiments in one table."""
+        return self.table("baselines", f"{endpoint}.csv")
+
+    def baseline_metrics(self, endpoint: str) -> pd.DataFrame:
+        """Metrics of the baselines of one endpoint."""
+        return self.table("metrics", f"baselines.{endpoint}.csv")
+
     def rounds(self, experiment: str) -> pd.DataFrame:
         """Training and inner-validation curves by round."""
         return self.table("runs", experiment, "rounds.csv")
@@ -225,6 +233,10 @@ class Results:
             raise Absent(f"sites/{site}/features/{encoder}/{slide_id}.h5 is not among the results")
         coords, features = hdf5.read(path, "coords", "features")
         return coords, features
+
+    def has_features(self, encoder: str) -> bool:
+        """Whether any site holds features of this encoder."""
+        return any(any((self.folder / "sites" / site / "features" / encoder).glob("*.h5")) for site in self.sites)
 
     def slide_path(self, site: str, slide_id: str) -> Path:
         """Where the slide itself is; raises `Absent` where it is not on this machine (any more)."""

@@ -11,7 +11,8 @@ from mil.figures.cohort_table import p_text
 from mil.figures.patient_flow import reason_name
 from mil.figures.results import Absent, Results
 from mil.figures.table import folded
-from mil.metrics.score import PRIMARY
+from mil.metrics.arms import EXTERNAL_SITES
+from mil.metrics.score import primary
 from mil.registry import Registry
 
 
@@ -89,13 +90,14 @@ def excluded(results: Results) -> Table:
 def performance(results: Results) -> Table:
     """AUROC of every arm at every site, with both intervals."""
     metrics = results.metrics()
-    metrics = metrics[metrics["metric"] == "auroc"]
-    keys = ["experiment", "trained_on", "split", "site"]
+    keys = ["experiment", "trained_on", "split", "site", "metric"]
     boot = metrics[metrics["method"] == "patient bootstrap"].set_index(keys)
     rows = []
-    for row in metrics[metrics["method"] == PRIMARY].itertuples():
+    for row in primary(metrics).itertuples():
+        if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
+            continue  # the site itself stands in the table
         one = arm(results, row.experiment, row.trained_on)
-        drawn = boot.loc[(row.experiment, row.trained_on, row.split, row.site)]
+        drawn = boot.loc[(row.experiment, row.trained_on, row.split, row.site, row.metric)]
         rows.append(
             [
                 Cell(input_name(results.experiments[row.experiment])),
@@ -112,7 +114,7 @@ def performance(results: Results) -> Table:
         "AUROC by model, strategy and site",
         f"In brackets {results.config.metrics.confidence:.0%} intervals by DeLong's variance on the logit scale; the last "
         f"column by {results.config.metrics.bootstrap:,} bootstrap resamples of patients within site and label. Transfer: "
-        "patients of another training site.",
+        "patients of another training site. On groups of sites only pairs of patients of the same site count.",
         ["Input and model", "Strategy", "Scored on", "Split", "Patients", "Positive", "AUROC", "Bootstrap"],
         rows,
     )
