@@ -251,6 +251,16 @@ class FiguresSpec(Spec):
     """Slides a site in the heat-map figure."""
     tiles_a_site: int = Field(default=8, ge=1)
     """Top and bottom tiles a site in the montage."""
+    clusters: int = Field(default=6, ge=2, le=12)
+    """Clusters of tiles in the figure of tile clusters."""
+    review_tiles: int = Field(default=16, ge=2)
+    """Tiles of either kind (highest, lowest attention) in the review sheet for pathologists."""
+    patterns: tuple[str, ...] = ("lymphocytes", "tumour", "necrosis", "fibrosis", "fat", "apocrine_change", "haemorrhage")
+    """Columns of the review sheet, to be filled with 0 or 1."""
+    reviews: tuple[str, ...] = ()
+    """Filled review sheets, one a pathologist."""
+    resamplings: int = Field(default=20, ge=2)
+    """Draws of patients or tiles a point of the sample-size curves."""
     main: str | None = None
     """Experiment whose attention is drawn; none: the first under `run` with attention."""
 

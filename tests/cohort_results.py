@@ -5,7 +5,6 @@ patches (whose outline is the truth), and is what the scores of better strategie
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mil import hdf5
 from mil.bags import deal_folds
 from mil.census import flow
 from mil.config import Config
+from mil.federation.ledger import Ledger
 from mil.figures import Results
 from mil.files import write_text
 from mil.metrics.comparison import compare
@@ -336,12 +336,17 @@ def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str)
     write_table(pd.DataFrame(rows, columns=columns), results / f"runs/{name}/rounds.csv")
     columns = ["model", "trained_on", "repeat", "fold", "rounds", "patients"]
     write_table(pd.DataFrame(models, columns=columns), results / f"runs/{name}/models.csv")
-    entries, previous = [], "0" * 64
-    for number in range(12):
-        entry = {"round": number, "strategy": strategy, "previous": previous}
-        previous = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-        entries.append({**entry, "hash": previous})
-    write_text(results / f"runs/{name}/ledger.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    ledger = Ledger()
+    for model, on, *_ in models:
+        for number in range(1, 9):
+            digest = hashlib.sha256(f"{model} {number}".encode()).hexdigest()
+            for site in on.split("+"):
+                update = hashlib.sha256(f"{model} {number} {site}".encode()).hexdigest()
+                ledger.add(
+                    {"model": model, "phase": "refit", "round": number, "site": site, "patients": 9,
+                     "update_sha256": update, "global_sha256": digest}
+                )  # fmt: skip
+    ledger.save(results / f"runs/{name}/ledger.jsonl")
 
 
 def write_attention(results: Path, name: str, bags: pd.DataFrame, slides: list[Slide], informed: bool) -> None:

@@ -1,5 +1,6 @@
 """Where the model looked: slides of one site in H&E, with their truth where there is one, and with their attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +59,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     picture = new_figure(DOUBLE_MM if with_truth else DOUBLE_MM * 0.75, sum(heights) + 7.5 * len(slides) + 8)
     panels = picture.subplots(len(slides), columns, squeeze=False, height_ratios=heights)
     values = []
-    reach = max(float(np.quantile(np.abs(np.log2(slide.attention)), 0.99)) for slide in slides)
-    reach = min(max(reach, 0.5), 6.0)  # a colour scale from 1/64 to 64 times the mean at most
-    norm = LogNorm(2**-reach, 2**reach)
+    norm, reach = scale_of(slides)
     for row, slide in zip(panels, slides, strict=True):
         _draw_row(row, slide, with_truth, norm)
         values.append(_values(slide, site))
@@ -86,6 +85,13 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
             "one with the lowest, then the positive one with the lowest and the negative one with the highest, and on."
         ),
     )
+
+
+def scale_of(slides: Sequence[Shown]) -> tuple[LogNorm, float]:
+    """One colour scale for attention on these slides, even about the mean: from 1/64 to 64 times it at most."""
+    reach = max(float(np.quantile(np.abs(np.log2(slide.attention)), 0.99)) for slide in slides)
+    reach = min(max(reach, 0.5), 6.0)
+    return LogNorm(2**-reach, 2**reach), reach
 
 
 def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int, float]]:
@@ -181,10 +187,11 @@ def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm) ->
             PatchCollection(squares, facecolor=(*to_rgb(TRUTH_COLOUR), 0.18), edgecolor=TRUTH_COLOUR, linewidth=0.4)
         )
         row[1].set_title(f"Truth: {int(slide.truth.sum())} of {len(slide.truth)} tiles", fontsize=7, fontweight=400)
-    _draw_attention(row[-1], slide, norm)
+    draw_attention(row[-1], slide, norm)
 
 
-def _draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
+def draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
+    """Squares coloured by attention over the greyed slide, which `axes` already shows."""
     grey = slide.pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     axes.images[0].set_data((255 - (255 - grey) * 0.35).astype(np.uint8))
     squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles]

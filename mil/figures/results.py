@@ -13,6 +13,7 @@ import pandas as pd
 from mil import hdf5
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
 from mil.errors import MilError
+from mil.metrics.arms import Scope, scopes
 from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
 from mil.tables import read_table, read_text_table
@@ -43,6 +44,7 @@ class Results:
         self.folder = Path(folder)
         self.config = config
         self._tables: dict[Path, pd.DataFrame] = {}
+        self._scopes: dict[str, list[Scope]] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> "Results":
@@ -132,6 +134,21 @@ class Results:
     def predictions(self, experiment: str) -> pd.DataFrame:
         """Predictions of every model of one experiment."""
         return self.table("predictions", f"{experiment}.csv")
+
+    def scopes(self, experiment: str) -> list[Scope]:
+        """Every arm of an experiment on every site, in a fixed order; read once."""
+        if experiment not in self._scopes:
+            self._scopes[experiment] = list(scopes(self.predictions(experiment)))
+        return self._scopes[experiment]
+
+    def baseline_scopes(self, endpoint: str) -> dict[str, list[Scope]]:
+        """The same of every baseline, by its name (`clinical_pooled`, ...)."""
+        found = {}
+        for name, part in self.baselines(endpoint).groupby("experiment", sort=False):
+            if str(name) not in self._scopes:
+                self._scopes[str(name)] = list(scopes(part))
+            found[str(name)] = self._scopes[str(name)]
+        return found
 
     def metrics(self, *experiments: str) -> pd.DataFrame:
         """Metrics of the named experiments (all of the run without names), stacked."""

@@ -39,7 +39,7 @@ class Pick:
 @figure("Tiles with the highest and the lowest attention", needs=("attention", "bags", "thumbnails"), per_site=True)
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """Four rows: highest and lowest attention, in positive and in negative patients; at most two tiles a patient."""
-    tiles = _all_tiles(results, site)
+    tiles = all_tiles(results, site)
     picks = {(end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES}
     picks = {row: chosen for row, chosen in picks.items() if chosen}
     pixels = {(p.slide_id, p.x, p.y): None for chosen in picks.values() for p in chosen}
@@ -60,7 +60,8 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     )
 
 
-def _all_tiles(results: Results, site: str) -> pd.DataFrame:
+def all_tiles(results: Results, site: str) -> pd.DataFrame:
+    """slide_id, patient_id, label, x, y, relative (attention to the mean of the patient's tiles) of every tile of a site."""
     bags = results.bags(results.endpoint)
     rows = []
     for bag in bags[bags["site"] == site].itertuples():

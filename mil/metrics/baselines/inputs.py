@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from mil.metrics.arms import ENSEMBLE, OWN_SITE
-from mil.metrics.baselines.protocol import INNER, PREDICTIONS, STRATEGIES, Folded, run_protocol
+from mil.metrics.baselines.protocol import INNER, PREDICTIONS, STRATEGIES, Folded, permuted_labels, run_protocol
 from mil.metrics.calibration import logit
 from mil.metrics.clinical import clinical_inputs
 from mil.registry import Registry
-from mil.rng import rng
 
 if TYPE_CHECKING:
     from mil.figures.results import Results
@@ -113,10 +112,7 @@ def run_baselines(results: "Results", endpoint: str) -> Folded:
 
 def permuted(inputs: pd.DataFrame, bags: pd.DataFrame, seed: int, number: int = 0) -> Folded:
     """The same protocol with labels permuted within each site: whatever it finds, it found nothing."""
-    shuffled = bags.copy()
-    for site_name, part in bags.groupby("site"):
-        order = rng(seed, "permuted", number, site_name).permutation(len(part))
-        shuffled.loc[part.index, "label"] = part["label"].to_numpy()[order]
+    shuffled = permuted_labels(bags, seed, number)
     return run_protocol("permuted", inputs, shuffled, strategies=("pooled",))
 
 

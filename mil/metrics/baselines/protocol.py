@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mil.metrics.baselines.logistic import Logistic, fit_federated, fit_together, log_loss
+from mil.rng import rng
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 STRATEGIES = ("local", "pooled", "federated")
@@ -109,3 +110,34 @@ def _fit(
     sites = [chosen & (bags["site"] == site).to_numpy() for site in sorted(bags.loc[chosen, "site"].unique())]
     fit = fit_federated if strategy == "federated" else fit_together
     return fit([values[site] for site in sites], [labels[site] for site in sites], strength)
+
+
+def permuted_predictions(
+    inputs: pd.DataFrame, bags: pd.DataFrame, seed: int, number: int, strength: float = 0.1
+) -> pd.DataFrame:
+    """A pooled ridge regression of fixed strength on labels permuted within sites: quick, so that it can be repeated often."""
+    bags = bags.reset_index(drop=True)
+    shuffled = permuted_labels(bags, seed, number)
+    values, labels = inputs.reindex(bags["patient_id"]).to_numpy(dtype=float), shuffled["label"].to_numpy(dtype=int)
+    external = (bags["role"] == "external").to_numpy()
+    rows = []
+    for repeat, fold in outer_folds(bags):
+        outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").to_numpy()
+        train, judged = ~external & (outer != fold), external | (outer == fold)
+        if len(np.unique(labels[train])) < 2:
+            continue
+        model = fit_together([values[train]], [labels[train]], strength)
+        table = shuffled.loc[judged, ["patient_id", "site", "role", "label"]]
+        split = np.where(external[judged], "external", "held_out")
+        rows.append(table.assign(repeat=repeat, fold=fold, split=split, score=model.chance(values[judged])))
+    trained_on = "+".join(sorted(bags.loc[~external, "site"].unique()))
+    return pd.concat(rows, ignore_index=True).assign(experiment="permuted", trained_on=trained_on)[PREDICTIONS]
+
+
+def permuted_labels(bags: pd.DataFrame, seed: int, number: int) -> pd.DataFrame:
+    """The bag table with labels permuted within each site."""
+    shuffled = bags.copy()
+    for site, part in bags.groupby("site"):
+        order = rng(seed, "permuted", number, site).permutation(len(part))
+        shuffled.loc[part.index, "label"] = part["label"].to_numpy()[order]
+    return shuffled
