@@ -271,6 +271,10 @@ class ReportSpec(Spec):
     title: str = "Federated multiple-instance learning on whole-slide images"
     remarks: str = ""
     """Free text shown under the title: what the cohort is, what to beware of."""
+    viewer_slides: int = Field(default=4, ge=0)
+    """Slides a site in the slide viewer beside the report; 0: no viewer."""
+    viewer_px: int = Field(default=3072, ge=512)
+    """Longer side of a slide in the viewer, in pixels; tiles with the highest attention are there at their full size besides."""
 
 
 class Config(Spec):

@@ -80,7 +80,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
         data=pd.concat(values, ignore_index=True),
         n=f"{len(slides)} slides of {len({slide.patient_id for slide in slides})} patients of site {site}",
         caption=(
-            f"Attention of {strategy_name(experiment.strategy.name)}, {input_name(experiment)}, at site {site}, by models that did not train on these "
+            f"Attention of {strategy_name(experiment.strategy.name)}, {input_name(experiment)}, by models that did not train on these "
             f"patients.{truth} Chosen by score, not by looks: the positive patient with the highest score, the negative "
             "one with the lowest, then the positive one with the lowest and the negative one with the highest, and on."
         ),

@@ -174,6 +174,10 @@ class Results:
         """Metrics of the baselines of one endpoint."""
         return self.table("metrics", f"baselines.{endpoint}.csv")
 
+    def deep_check(self) -> pd.DataFrame:
+        """What `mil check --deep` found."""
+        return self.table("checks", "deep.csv", text=("check", "subject"))
+
     def rounds(self, experiment: str) -> pd.DataFrame:
         """Training and inner-validation curves by round."""
         return self.table("runs", experiment, "rounds.csv")
