@@ -20,7 +20,7 @@ from mil.config import Config
 from mil.federation.ledger import Ledger
 from mil.figures import Results
 from mil.files import write_text
-from mil.metrics.baselines import run_baselines
+from mil.metrics.baselines import write_baselines
 from mil.metrics.comparison import compare
 from mil.metrics.localisation import localisation
 from mil.metrics.score import score
@@ -375,10 +375,7 @@ def score_all(results: Results) -> None:
         write_table(score(predictions[name], spec, experiment), folder / f"{name}.csv")
         write_table(localisation(results, name, spec), folder / f"{name}.localisation.csv")
     write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
-    folded = run_baselines(results, "response")
-    write_table(folded.predictions, results.folder / "baselines/response.csv")
-    write_table(folded.inner, results.folder / "baselines/response.inner.csv")
-    write_table(score(folded.predictions, spec, None, folded.inner), folder / "baselines.response.csv")
+    write_baselines(results, "response", results.folder / "baselines/response")
 
 
 def shared_results(folder: Path) -> Results:

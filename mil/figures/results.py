@@ -168,11 +168,11 @@ class Results:
 
     def baselines(self, endpoint: str) -> pd.DataFrame:
         """Predictions of the baselines of one endpoint, several experiments in one table."""
-        return self.table("baselines", f"{endpoint}.csv")
+        return self.table("baselines", endpoint, "predictions.csv")
 
     def baseline_metrics(self, endpoint: str) -> pd.DataFrame:
         """Metrics of the baselines of one endpoint."""
-        return self.table("metrics", f"baselines.{endpoint}.csv")
+        return self.table("baselines", endpoint, "metrics.csv")
 
     def deep_check(self) -> pd.DataFrame:
         """What `mil check --deep` found."""

@@ -32,7 +32,10 @@ PROBE_TILES = 64  # tiles a bag that the probe trains on: it asks what is read, 
 
 
 def deep_check(results: "Results", reporter: Reporter | None = None) -> pd.DataFrame:
-    """All findings over every endpoint and experiment of the run; see `mil.metrics.leaks` for what each means."""
+    """All findings over every endpoint and experiment of the run; see `mil.metrics.leaks` for what each means.
+
+    Training itself is probed for the main experiment and the other strategies on its encoder and model.
+    """
     found: list[Finding] = []
     for endpoint in results.endpoints:
         bags = results.bags(endpoint)
@@ -42,7 +45,7 @@ def deep_check(results: "Results", reporter: Reporter | None = None) -> pd.DataF
     found += _slides(results)
     for name, experiment in results.experiments.items():
         found += _predictions(results, name)
-        if results.has_features(experiment.encoder):
+        if name in results.family() and results.has_features(experiment.encoder):
             found += _probe(results, name, experiment, reporter or quiet())
     return findings_table(found)
 

@@ -60,7 +60,7 @@ def write_viewer(
         return []
     experiment = results.experiments[results.main]
     page = {
-        "title": results.config.report.title,
+        "title": spec.title,
         "model": f"{strategy_name(experiment.strategy.name)}, {input_name(experiment)}",
         "endpoint": experiment.endpoint,
         "slides": written,
