@@ -108,9 +108,19 @@ def check(
     ] = "",
     out: Annotated[Optional[Path], typer.Option("--out", help="Slide table to write.", show_default=False)] = None,  # noqa: UP045
     strict: Annotated[bool, typer.Option(help="Exit with 1 if any slide cannot be used.")] = False,
+    deep: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Results folder of a run: look for leaks in its folds, inputs and training instead.",
+            show_default=False,
+        ),
+    ] = None,
     log: LogOption = None,
 ) -> None:
     """Open every slide of the sheet; say which can be used, and why the others cannot."""
+    if deep is not None:
+        _deep_check(deep, out, log)
+        return
     from mil.config import SlidesSpec, read_spec
     from mil.slides.check import check_slides
     from mil.slides.sheet import read_cohort
@@ -132,6 +142,26 @@ def check(
         raise MilError(
             f"{len(bad)} slides cannot be used; the first: slide {first['slide_id']} ({first['path']}): {first['state']}: {first['reason']}"
         )
+
+
+def _deep_check(results: Path, out: Path | None, log: Path | None) -> None:
+    """Print what the leak checks found; a leak is an error."""
+    from mil.figures.results import Results
+    from mil.metrics.deep_check import deep_check
+    from mil.tables import write_table
+
+    reporter = _reporter(log)
+    found = deep_check(Results.open(results), reporter)
+    if out is not None:
+        write_table(found, out)
+    for row in found.itertuples():
+        (reporter.note if row.state == "ok" else reporter.say)(f"{row.state}: {row.check}: {row.subject} {row.reason}")
+    counts = ", ".join(f"{number} {state}" for state, number in found["state"].value_counts().items())
+    reporter.say(f"leak checks: {counts}")
+    leaks = found[found["state"] == "leak"]
+    if len(leaks):
+        first = leaks.iloc[0]
+        raise MilError(f"{len(leaks)} leaks; the first: {first['check']}: {first['subject']} {first['reason']}")
 
 
 def _shard(slides: Path, shard: int, shard_size: int):
@@ -338,6 +368,22 @@ def compare(
 
 
 @app.command()
+def baseline(
+    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    endpoint: Annotated[str, typer.Option(help="Endpoint to predict.")],
+    folder: Annotated[Path, typer.Option(help="Folder for predictions.csv, inner.csv and metrics.csv.")],
+    log: LogOption = None,
+) -> None:
+    """What a slide model has to beat, on the same folds: clinical columns, annotation, colour, bag size, site."""
+    from mil.figures.results import Results
+    from mil.metrics.baselines import write_baselines
+
+    metrics = write_baselines(Results.open(results), endpoint, folder)
+    names = ", ".join(metrics["experiment"].unique())
+    _reporter(log).say(f"baselines of {endpoint}: {names}")
+
+
+@app.command()
 def localise(
     results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
     experiment: Annotated[str, typer.Option(help="Experiment whose attention is scored.")],
@@ -393,14 +439,16 @@ def report(
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
-    """Write the cohort's report: one HTML file that opens without a network."""
+    """Write the cohort's report: one HTML file that opens without a network, and a slide viewer beside it."""
     from mil.config import ReportSpec, read_spec
     from mil.figures.results import Results
     from mil.files import write_text
-    from mil.report import build
+    from mil.report import build, write_viewer
 
     reporter = _reporter(log)
-    write_text(out, build(Results.open(results), read_spec(ReportSpec, spec)))
+    opened, settings = Results.open(results), read_spec(ReportSpec, spec)
+    in_viewer = write_viewer(opened, out.parent / "viewer", settings, reporter)
+    write_text(out, build(opened, settings, in_viewer))
     reporter.say(f"report: {out}")
 
 

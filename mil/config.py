@@ -277,6 +277,20 @@ class MetricsSpec(Spec):
     bootstrap: int = Field(default=2000, ge=100)
     """Patient bootstrap resamples."""
     seed: int = 0
+    clinical: tuple[str, ...] = ()
+    """Columns of the patient table for the clinical baseline, late fusion and Cox models; numbers or classes."""
+    annotation: str | None = None
+    """Column with an expert's annotation (TILs in per cent, say) that stands as a baseline alone."""
+    subgroups: tuple[str, ...] = ()
+    """Columns of the patient table for subgroups; numbers are cut at their median."""
+    time: str | None = None
+    """Column with the follow-up time; with `event`, survival is analysed."""
+    event: str | None = None
+    """Column with 1 where the event happened and 0 where the patient was censored."""
+    decision_thresholds: tuple[float, ...] = (0.2, 0.35, 0.5)
+    """Chances at which net benefit stands in the table of metrics; the figure shows the whole curve."""
+    permutations: int = Field(default=200, ge=10)
+    """Permuted labels in the null controls."""
 
 
 class FiguresSpec(Spec):
@@ -288,6 +302,16 @@ class FiguresSpec(Spec):
     """Slides a site in the heat-map figure."""
     tiles_a_site: int = Field(default=8, ge=1)
     """Top and bottom tiles a site in the montage."""
+    clusters: int = Field(default=6, ge=2, le=12)
+    """Clusters of tiles in the figure of tile clusters."""
+    review_tiles: int = Field(default=16, ge=2)
+    """Tiles of either kind (highest, lowest attention) in the review sheet for pathologists."""
+    patterns: tuple[str, ...] = ("lymphocytes", "tumour", "necrosis", "fibrosis", "fat", "apocrine_change", "haemorrhage")
+    """Columns of the review sheet, to be filled with 0 or 1."""
+    reviews: tuple[str, ...] = ()
+    """Filled review sheets, one a pathologist."""
+    resamplings: int = Field(default=20, ge=2)
+    """Draws of patients or tiles a point of the sample-size curves."""
     main: str | None = None
     """Experiment whose attention is drawn; none: the first under `run` with attention."""
 
@@ -298,6 +322,10 @@ class ReportSpec(Spec):
     title: str = "Federated multiple-instance learning on whole-slide images"
     remarks: str = ""
     """Free text shown under the title: what the cohort is, what to beware of."""
+    viewer_slides: int = Field(default=4, ge=0)
+    """Slides a site in the slide viewer beside the report; 0: no viewer."""
+    viewer_px: int = Field(default=3072, ge=512)
+    """Longer side of a slide in the viewer, in pixels; tiles with the highest attention are there at their full size besides."""
 
 
 class Config(Spec):

@@ -5,7 +5,6 @@ patches (whose outline is the truth), and is what the scores of better strategie
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from mil import hdf5
 from mil.bags import deal_folds
 from mil.census import flow
 from mil.config import Config
+from mil.federation.ledger import Ledger
 from mil.figures import Results
 from mil.files import write_text
+from mil.metrics.baselines import write_baselines
 from mil.metrics.comparison import compare
 from mil.metrics.localisation import localisation
 from mil.metrics.score import score
@@ -62,7 +63,15 @@ def config_of(folder: Path, experiments: tuple[str, ...]) -> Config:
             "endpoints": {"response": {"folds": 3, "inner_folds": 2, "repeats": 2}},
             "experiments": stanzas,
             "run": list(experiments),
-            "metrics": {"bootstrap": 200},
+            "metrics": {
+                "bootstrap": 200,
+                "permutations": 20,
+                "clinical": ["age", "grade", "ki67", "t_stage", "n_stage"],
+                "annotation": "til_percent",
+                "subgroups": ["age", "t_stage", "n_stage", "ki67", "site"],
+                "time": "time_months",
+                "event": "event",
+            },
             "figures": {"dpi": 110, "slides_a_site": 2, "tiles_a_site": 5},
             "report": {"title": "Response to chemotherapy, four drawn hospitals", "remarks": "Made by a program."},
         }
@@ -328,12 +337,17 @@ def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str)
     write_table(pd.DataFrame(rows, columns=columns), results / f"runs/{name}/rounds.csv")
     columns = ["model", "trained_on", "repeat", "fold", "rounds", "patients"]
     write_table(pd.DataFrame(models, columns=columns), results / f"runs/{name}/models.csv")
-    entries, previous = [], "0" * 64
-    for number in range(12):
-        entry = {"round": number, "strategy": strategy, "previous": previous}
-        previous = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-        entries.append({**entry, "hash": previous})
-    write_text(results / f"runs/{name}/ledger.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    ledger = Ledger()
+    for model, on, *_ in models:
+        for number in range(1, 9):
+            digest = hashlib.sha256(f"{model} {number}".encode()).hexdigest()
+            for site in on.split("+"):
+                update = hashlib.sha256(f"{model} {number} {site}".encode()).hexdigest()
+                ledger.add(
+                    {"model": model, "phase": "refit", "round": number, "site": site, "patients": 9,
+                     "update_sha256": update, "global_sha256": digest}
+                )  # fmt: skip
+    ledger.save(results / f"runs/{name}/ledger.jsonl")
 
 
 def write_attention(results: Path, name: str, bags: pd.DataFrame, slides: list[Slide], informed: bool) -> None:
@@ -361,6 +375,7 @@ def score_all(results: Results) -> None:
         write_table(score(predictions[name], spec, experiment), folder / f"{name}.csv")
         write_table(localisation(results, name, spec), folder / f"{name}.localisation.csv")
     write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
+    write_baselines(results, "response", results.folder / "baselines/response")
 
 
 def shared_results(folder: Path) -> Results:

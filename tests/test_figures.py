@@ -4,6 +4,7 @@ import json
 import shutil
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
 from cohort_results import shared_results
@@ -11,11 +12,13 @@ from cohort_results import shared_results
 from mil.errors import MilError
 from mil.figures import FIGURES, Absent, Results, draw_figure
 from mil.figures.heatmaps import choose
+from mil.figures.stain import stain_vectors
 from mil.figures.style import SITE_COLOURS, STRATEGY_COLOURS, site_colour, use_style
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
 
 PER_SITE = [name for name in FIGURES if FIGURES[name].per_site]
-OVERALL = [name for name in FIGURES if not FIGURES[name].per_site]
+REVIEWED = "review_statistics"  # needs what people fill in; has a test of its own
+OVERALL = [name for name in FIGURES if not FIGURES[name].per_site and name != REVIEWED]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,48 @@ def test_the_montage_takes_few_tiles_of_a_patient():
     assert [one.x for one in pick(tiles, "top", 4)] == [5, 4, 3]
     assert [one.x for one in pick(tiles, "bottom", 2)] == [0, 1]
     assert PER_PATIENT == 2
+
+
+def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(results, tmp_path):
+    draw_figure("review_sheet", results, results.config.figures)
+    folder = results.folder / "figures/review_sheet"
+    sheet, key = pd.read_csv(folder / "sheet.csv", dtype=str), pd.read_csv(folder / "key.csv")
+    patterns = list(results.config.figures.patterns)
+    assert list(sheet.columns) == ["tile", *patterns, "remark"]
+    assert sheet[patterns].isna().all(axis=None)
+    assert len(list(folder.glob("tile_*.png"))) == len(sheet) == len(key)
+    assert key["kind"].value_counts()["top"] == len(key) / 2
+    assert key["kind"].ne(key["kind"].shift()).sum() > 3  # shuffled
+    paths = []
+    for reviewer in range(3):
+        filled = sheet.assign(**dict.fromkeys(patterns, "0"))
+        filled["lymphocytes"] = (key["kind"] == "top").astype(int).astype(str)
+        filled.loc[reviewer, "fat"] = "1"
+        paths.append(tmp_path / f"reviewer{reviewer}.csv")
+        filled.to_csv(paths[-1], index=False)
+    spec = results.config.figures.model_copy(update={"reviews": tuple(map(str, paths))})
+    drawn = FIGURES[REVIEWED].draw(results, spec)
+    table = drawn.data.set_index("pattern")
+    assert drawn.figure is not None
+    assert table.loc["lymphocytes", "p_adjusted"] < 0.001
+    assert table.loc["lymphocytes", "kappa"] == 1
+    assert table.loc["fat", "kappa"] < 0.1
+    (tmp_path / "reviewer0.csv").write_text(
+        (tmp_path / "reviewer0.csv").read_text().replace("tile_001,", "tile_001,yes", 1)
+    )
+    with pytest.raises(MilError, match="write 0 or 1"):
+        FIGURES[REVIEWED].draw(results, spec)
+
+
+def test_stains_are_found_in_pixels_that_were_mixed_from_them():
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+    amounts = np.random.default_rng(0).gamma(1.5, 0.6, (6000, 2))
+    pixels = np.clip(256 * np.exp(-amounts @ stains) - 1, 0, 255).astype(np.uint8)
+    found = stain_vectors(pixels)
+    assert (found * (stains / np.linalg.norm(stains, axis=1, keepdims=True))).sum(axis=1) == pytest.approx(
+        [1, 1], abs=0.02
+    )
+    assert stain_vectors(np.full((6000, 3), 250, np.uint8)) is None
 
 
 def test_sites_and_strategies_share_no_colour(results):

@@ -1,16 +1,29 @@
 """The report: one file, nothing from outside, every figure in it, and tables that sort in a real browser."""
 
+import json
 import re
 import shutil
+from contextlib import contextmanager
 
+import cv2
 import pytest
 from cohort_results import shared_results
 
+from mil.config import ReportSpec
 from mil.figures import FIGURES, Results, draw_figure
-from mil.report import build
+from mil.report import build, write_viewer
 from mil.report.story import STORY
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+# how many pixels of the overlay are painted; read from a copy, since reading a canvas itself makes Chromium remark on it
+PAINTED = """() => {
+  const pen = Object.assign(document.createElement("canvas"), {width: 900, height: 700}).getContext("2d", {willReadFrequently: true});
+  pen.drawImage(document.querySelector(".marks"), 0, 0);
+  return pen.getImageData(0, 0, 900, 700).data.filter((value, place) => place % 4 === 3 && value > 0).length;
+}"""
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +32,38 @@ def results(tmp_path_factory) -> Results:
     spec = small_results.config.figures.model_copy(update={"formats": ("svg", "png"), "dpi": 80})
     for name in FIGURES:
         for site in small_results.sites if FIGURES[name].per_site else [None]:
-            draw_figure(name, small_results, spec, site)
+            file = f"{name}.{site}.json" if site else f"{name}.json"
+            if not (small_results.folder / "figures" / file).is_file():  # other tests may have drawn it
+                draw_figure(name, small_results, spec, site)
     return small_results
 
 
 @pytest.fixture(scope="module")
 def page(results, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(build(results), encoding="utf-8")
+    slides = write_viewer(results, path.parent / "viewer", ReportSpec(viewer_slides=1, viewer_px=1024))
+    path.write_text(build(results, in_viewer=slides), encoding="utf-8")
     return path
+
+
+@contextmanager
+def opened(page, width: int, height: int):
+    """A tab of a headless Chromium with `page`; after the test no console line and no request to a network may be left."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": width, "height": height})
+        said, asked = [], []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(page.as_uri())
+        yield tab
+        assert said == []
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        browser.close()
 
 
 def test_every_figure_has_its_place_in_the_story():
@@ -37,7 +73,9 @@ def test_every_figure_has_its_place_in_the_story():
 
 def test_the_page_asks_nothing_of_a_network(page):
     text = page.read_text(encoding="utf-8")
-    outside = re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*|url\((?!"data:)[^)]*|@import[^;]*""", text)
+    outside = re.findall(
+        r"""(?:src|href)=["'](?!data:|#|viewer/index.html)[^"']*|url\((?!"data:)[^)]*|@import[^;]*""", text
+    )
     assert outside == []
     assert page.stat().st_size < 30e6
 
@@ -67,23 +105,18 @@ def test_a_report_of_nothing_is_still_a_page(results, tmp_path):
     assert "Methods" in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_the_page_opens_and_its_tables_sort(page):
-    from playwright.sync_api import sync_playwright
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
+@needs_browser
+def test_the_page_opens_at_both_widths(page, size):
+    with opened(page, *size) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert tab.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+        assert tab.locator("figure").count() > 25
 
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        for width, height in ((1280, 900), (390, 844)):
-            tab = browser.new_page(viewport={"width": width, "height": height})
-            said, asked = [], []
-            tab.on("console", lambda message, said=said: said.append(message.text))
-            tab.on("pageerror", lambda error, said=said: said.append(str(error)))
-            tab.on("request", lambda request, asked=asked: asked.append(request.url))
-            tab.goto(page.as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            assert tab.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
-            assert said == []
-            assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+@needs_browser
+def test_tables_sort_by_mouse_and_keyboard(page):
+    with opened(page, 1280, 900) as tab:
         table = tab.locator("table.sortable").nth(1)
         column = table.locator("thead th", has_text="AUROC")
         place = column.evaluate("(head) => head.cellIndex")
@@ -94,4 +127,62 @@ def test_the_page_opens_and_its_tables_sort(page):
         column.locator("button").click()
         assert table.evaluate(values) == sorted(up, reverse=True)
         assert column.get_attribute("aria-sort") == "descending"
-        browser.close()
+
+
+@needs_browser
+def test_the_viewer_zooms_toggles_and_opens_tiles_from_the_montage(page):
+    with opened(page, 1280, 900) as tab:
+        tab.locator("a.spot").first.click()
+        tab.wait_for_function(
+            "window.viewer && viewer.world.getItemCount() && document.querySelector('#tile-facts dd')"
+        )
+        assert "slide=" in tab.evaluate("location.hash")
+        tab.wait_for_function("viewer.viewport.getZoom(true) > 2")  # it goes to the tile
+        drawn = PAINTED
+        with_overlay = tab.evaluate(drawn)
+        tab.keyboard.press("o")
+        assert tab.evaluate("document.body.dataset.overlay") == "false"
+        assert tab.evaluate(drawn) < with_overlay / 2
+        tab.keyboard.press("o")
+        tab.locator("#threshold").evaluate("(input) => { input.value = 1; input.dispatchEvent(new Event('input')); }")
+        assert tab.evaluate(drawn) < with_overlay
+        before = tab.locator("#tile-facts").inner_text()
+        tab.keyboard.press("n")
+        assert tab.locator("#tile-facts").inner_text() != before
+        tab.keyboard.press("0")
+        tab.wait_for_function("Math.abs(viewer.viewport.getZoom(true) - viewer.viewport.getHomeZoom()) < 0.01")
+        tab.locator("#stage .openseadragon-canvas").first.focus()
+        tab.keyboard.press("+")
+        tab.wait_for_function("viewer.viewport.getZoom(true) > 1.05 * viewer.viewport.getHomeZoom()")
+        tab.locator("#slides button").nth(1).click()
+        tab.wait_for_function("document.querySelectorAll('#slides button')[1].getAttribute('aria-current') === 'true'")
+        tab.wait_for_timeout(300)
+
+
+@needs_browser
+def test_the_viewer_fits_a_phone(page):
+    with opened(page.parent / "viewer/index.html", 390, 844) as tab:
+        tab.wait_for_function("viewer.world.getItemCount() > 0")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        tab.wait_for_timeout(300)
+
+
+def test_the_viewers_pyramid_is_the_slide(page, results):
+    folder = page.parent / "viewer"
+    slides = json.loads((folder / "slides.js").read_text().removeprefix("window.VIEWER = ").rstrip(";\n"))["slides"]
+    assert [slide["site"] for slide in slides] == ["north", "south", "east", "west"]
+    one = slides[0]
+    width, height = one["pixels"]
+    last = folder / one["id"] / str(one["levels"][1])
+    assert len(list(last.glob("*.jpg"))) == -(-width // one["square"]) * -(-height // one["square"])
+    smallest = cv2.imread(str(folder / one["id"] / str(one["levels"][0]) / "0_0.jpg"))
+    assert max(smallest.shape) <= 256
+    _, attention = results.attention("north", results.main, one["id"])
+    assert len(one["tiles"]) == len(attention)
+    assert (folder / "openseadragon.LICENSE.txt").read_text().startswith("Copyright (C) 2009 CodePlex Foundation")
+
+
+def test_a_cohort_whose_slides_are_gone_has_no_viewer(results, tmp_path):
+    poor = Results(tmp_path, results.config)
+    assert write_viewer(poor, tmp_path / "viewer") == []
+    assert not (tmp_path / "viewer").exists()

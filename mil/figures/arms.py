@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from mil.config import ExperimentSpec
-from mil.figures.results import Results
-from mil.figures.style import model_name, strategy_colour, strategy_name
-from mil.metrics.arms import ENSEMBLE, OWN_SITE
+from mil.figures.results import Absent, Results
+from mil.figures.style import BASELINE_COLOUR, BASELINE_COLOURS, model_name, strategy_colour, strategy_name
+from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope
+from mil.metrics.baselines.inputs import NAMES as BASELINE_NAMES
+from mil.metrics.delong import both_classes
 
+STRATEGY_ORDER = {"local": 0, "pooled": 1}
 LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1, 1, 1)))
 
 
@@ -48,9 +49,46 @@ def input_name(spec: ExperimentSpec) -> str:
     return f"{spec.encoder}, {model_name(spec.model.name)}"
 
 
-def shown(table: pd.DataFrame, role: str) -> pd.DataFrame:
-    """The rows of a metrics table to draw for sites of `role`: at training sites local models stand for their own site."""
-    if role == "train":
-        held_out = table[table["split"] == "held_out"]
-        return held_out[~held_out["trained_on"].isin([OWN_SITE])]
-    return table[table["split"] == "external"]
+def arms_at(results: Results, site: str, derived: bool = False) -> list[tuple[Arm, Scope]]:
+    """Every arm of the main experiment's family at one site that has patients of both classes, least collaborative first.
+
+    `derived`: also each training site's own models as one arm, and the ensemble.
+    """
+    found = []
+    for name in results.family():
+        try:
+            there = results.scopes(name)
+        except Absent:
+            continue
+        for scope in there:
+            wanted = scope.site == site and scope.split != "transfer"
+            if wanted and (derived or scope.trained_on not in {OWN_SITE, ENSEMBLE}) and both_classes(scope.labels):
+                found.append((arm(results, name, scope.trained_on), scope))
+    return sorted(found, key=lambda pair: pair[0].order)
+
+
+def main_at(results: Results, site: str) -> Scope:
+    """The main experiment's scores at one site or group of sites: of a local strategy the own site's, or the ensemble's."""
+    there = [scope for scope in results.scopes(results.main) if scope.site == site and scope.split != "transfer"]
+    for wanted in (OWN_SITE, site, ENSEMBLE):
+        found = [scope for scope in there if scope.trained_on == wanted]
+        if found:
+            return found[0]
+    if not there:
+        raise Absent(f"{results.main} has no predictions at {site}")
+    return there[0]
+
+
+def baseline_arm(results: Results, name: str) -> Arm:
+    """A baseline's looks: grey for controls, its strategy's colour for models a hospital could use, hollow in either case."""
+    kind, strategy = name.rsplit("_", 1)
+    title = BASELINE_NAMES.get(kind, kind.replace("_", " ").capitalize())
+    place = list(BASELINE_NAMES).index(kind) if kind in BASELINE_NAMES else len(BASELINE_NAMES)
+    return Arm(
+        name,
+        "",
+        title,
+        BASELINE_COLOURS.get(kind, BASELINE_COLOUR),
+        "-",
+        (place, STRATEGY_ORDER.get(strategy, 2), False, strategy),
+    )

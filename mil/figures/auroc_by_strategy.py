@@ -9,7 +9,7 @@ from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, HAIR, SOFT, chance_line, new_figure
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
-from mil.metrics.score import PRIMARY
+from mil.metrics.score import primary
 
 ROW_MM, HEAD_MM = 4.6, 22.0
 
@@ -17,10 +17,8 @@ ROW_MM, HEAD_MM = 4.6, 22.0
 @figure("AUROC by strategy and site", needs=("metrics",))
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot and its interval for every arm at every site; one block of rows for each encoder and model."""
-    metrics = results.metrics()
-    metrics = metrics[
-        (metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY) & (metrics["split"] != "transfer")
-    ]
+    metrics = primary(results.metrics())
+    metrics = metrics[metrics["split"] != "transfer"]
     metrics = metrics[metrics["endpoint"] == results.endpoint].dropna(subset=["value"])
     if metrics.empty:
         raise Absent("no AUROC is defined at any site")
@@ -45,7 +43,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"AUROC for {results.endpoint} with {results.config.metrics.confidence:.0%} intervals (DeLong, logit scale; the patient "
             "bootstrap is in the table). Training sites: held-out patients. “Own site” is each "
-            "hospital's patients by its own model; the ensemble averages the local models' scores. The dashed line is chance."
+            "hospital's patients by its own model; the ensemble averages the local models' scores. In grey columns only pairs of "
+            "patients of the same site count. The dashed line is chance."
         ),
     )
 

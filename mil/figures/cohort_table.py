@@ -160,4 +160,4 @@ def p_text(p: float) -> str:
     """A p value as tables show it."""
     if not np.isfinite(p):
         return "–"
-    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

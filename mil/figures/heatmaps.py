@@ -1,6 +1,8 @@
 """Where the model looked: slides of one site in H&E, with their truth where there is one, and with their attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,17 +12,21 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from mil.config import FiguresSpec
+from mil.errors import SlideError
 from mil.figures.arms import input_name
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, bare_image, new_figure, strategy_name
 from mil.metrics import delong
 from mil.metrics.arms import OWN_SITE, patient_scores
+from mil.slides.slide import open_slide
 
 CMAP = "inferno"
 MARGIN = 0.04
+MAX_PX = 700  # longer side of a slide's picture
 TRUTH_COLOUR = "#00a087"
 BAR_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -49,21 +55,21 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     with_truth = any(slide.truth is not None for slide in slides)
     columns = 3 if with_truth else 2
     wide = (DOUBLE_MM - 16) / columns
-    heights = [wide * min(max(s.pixels.shape[0] / s.pixels.shape[1], 0.35), 1.0) for s in slides]
+    heights = [wide * min(max(s.pixels.shape[0] / s.pixels.shape[1], 0.25), 1.0) for s in slides]
     picture = new_figure(DOUBLE_MM if with_truth else DOUBLE_MM * 0.75, sum(heights) + 7.5 * len(slides) + 8)
     panels = picture.subplots(len(slides), columns, squeeze=False, height_ratios=heights)
     values = []
-    reach = max(float(np.quantile(np.abs(np.log2(slide.attention)), 0.99)) for slide in slides)
-    reach = min(max(reach, 0.5), 6.0)  # a colour scale from 1/64 to 64 times the mean at most
-    norm = LogNorm(2**-reach, 2**reach)
+    norm, reach = scale_of(slides)
     for row, slide in zip(panels, slides, strict=True):
         _draw_row(row, slide, with_truth, norm)
         values.append(_values(slide, site))
     bar = picture.colorbar(
         ScalarMappable(norm, CMAP), ax=panels, location="right", fraction=0.02, pad=0.015, aspect=40, extend="both"
     )
-    ticks = [2.0**power for power in range(-6, 7) if 2**-reach <= 2.0**power <= 2**reach]
-    bar.set_ticks(ticks, labels=[f"{tick:g}×" if tick >= 1 else f"1/{1 / tick:g}×" for tick in ticks], minor=False)
+    step = 1.0 if reach >= 1 else 0.5
+    ticks = 2.0 ** np.arange(-6, 6 + step, step)
+    ticks = ticks[(ticks >= 2**-reach) & (ticks <= 2**reach)]
+    bar.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}×" for tick in ticks], minor=False)
     bar.ax.minorticks_off()
     bar.set_label("Attention, times the mean of the patient's tiles", fontsize=6.5)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -74,11 +80,18 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
         data=pd.concat(values, ignore_index=True),
         n=f"{len(slides)} slides of {len({slide.patient_id for slide in slides})} patients of site {site}",
         caption=(
-            f"Attention of {strategy_name(experiment.strategy.name)}, {input_name(experiment)}, at site {site}, by models that did not train on these "
+            f"Attention of {strategy_name(experiment.strategy.name)}, {input_name(experiment)}, by models that did not train on these "
             f"patients.{truth} Chosen by score, not by looks: the positive patient with the highest score, the negative "
             "one with the lowest, then the positive one with the lowest and the negative one with the highest, and on."
         ),
     )
+
+
+def scale_of(slides: Sequence[Shown]) -> tuple[LogNorm, float]:
+    """One colour scale for attention on these slides, even about the mean: from 1/64 to 64 times it at most."""
+    reach = max(float(np.quantile(np.abs(np.log2(slide.attention)), 0.99)) for slide in slides)
+    reach = min(max(reach, 0.5), 6.0)
+    return LogNorm(2**-reach, 2**reach), reach
 
 
 def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int, float]]:
@@ -114,26 +127,48 @@ def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) 
 
 
 def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> Shown:
-    """One slide's thumbnail, cut to its tiles, with tile squares in its pixels."""
+    """One slide, cut to its tiles, with tile squares in its pixels; read from the slide, or from its thumbnail if that is gone."""
     coords, attention = results.attention(site, results.main, slide_id)
     bag = results.bag_tiles(site, results.main, patient_id)
     attention = np.maximum(attention.astype(float) * bag, 1e-6)
-    geometry, thumbnail = results.geometry(site, slide_id), results.thumbnail(site, slide_id)
-    scale = thumbnail.shape[1] / float(geometry["width"])
+    geometry = results.geometry(site, slide_id)
     mpp = float(geometry["mpp"])
-    side = results.config.tiles.size_px * results.config.tiles.mpp / mpp * scale
-    corners = coords * scale
-    margin = MARGIN * max(thumbnail.shape[:2])
-    left, top = np.floor(np.maximum(corners.min(axis=0) - margin, 0)).astype(int)
-    right, bottom = np.ceil(corners.max(axis=0) + side + margin).astype(int)
+    side = results.config.tiles.size_px * results.config.tiles.mpp / mpp  # level-0 pixels
+    bounds = _bounds(coords, side, geometry)
+    pixels, scale = _pixels(results, site, slide_id, bounds, geometry)
     try:
         share = results.tile_truth(site, slide_id, coords)
         truth = None if share is None else share >= results.truth.spec.positive_share
     except Absent:
         truth = None
-    tiles = np.column_stack([corners - (left, top), np.full((len(coords), 2), side)])
-    pixels = thumbnail[top:bottom, left:right]
+    tiles = np.column_stack([(coords - bounds[:2]) * scale, np.full((len(coords), 2), side * scale)])
     return Shown(slide_id, patient_id, label, score, pixels, mpp / scale, tiles, attention, truth, coords)
+
+
+def _bounds(coords: np.ndarray, side: float, geometry: dict[str, Any]) -> np.ndarray:
+    """Left, top, right, bottom of the tiles with a margin, in level-0 pixels within the slide."""
+    low, high = coords.min(axis=0), coords.max(axis=0) + side
+    margin = MARGIN * float(max(high - low))
+    size = np.array([geometry["width"], geometry["height"]], dtype=float)
+    return np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin, size)])
+
+
+def _pixels(
+    results: Results, site: str, slide_id: str, bounds: np.ndarray, geometry: dict[str, Any]
+) -> tuple[np.ndarray, float]:
+    """The slide within `bounds`, at most `MAX_PX` a side, and its pixels a level-0 pixel."""
+    wide, high = bounds[2:] - bounds[:2]
+    scale = min(1.0, MAX_PX / max(wide, high))
+    mpp = float(geometry["mpp"])
+    try:
+        with open_slide(results.slide_path(site, slide_id), mpp) as slide:
+            size = max(round(wide * scale), 1), max(round(high * scale), 1)
+            return slide.read_area(bounds[0], bounds[1], size, mpp / scale), scale
+    except (Absent, SlideError):
+        thumbnail = results.thumbnail(site, slide_id)
+        scale = thumbnail.shape[1] / float(geometry["width"])
+        left, top, right, bottom = np.rint(bounds * scale).astype(int)
+        return thumbnail[top:bottom, left:right], scale
 
 
 def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm) -> None:
@@ -143,20 +178,20 @@ def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm) ->
     _scale_bar(row[0], slide)
     said = "positive" if slide.label else "negative"
     row[0].set_title(f"{slide.slide_id}", fontsize=7)
-    row[0].text(
-        1, 1.015, f"{said}, score {slide.score:.2f}", transform=row[0].transAxes, ha="right", va="bottom", fontsize=6.5,
-        color=CLASS_COLOURS[slide.label],
-    )  # fmt: skip
+    row[0].set_title(
+        f"{said}, score {slide.score:.2f}", loc="right", fontsize=6.5, fontweight=400, color=CLASS_COLOURS[slide.label]
+    )
     if with_truth and slide.truth is not None:
         squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles[slide.truth]]
         row[1].add_collection(
             PatchCollection(squares, facecolor=(*to_rgb(TRUTH_COLOUR), 0.18), edgecolor=TRUTH_COLOUR, linewidth=0.4)
         )
         row[1].set_title(f"Truth: {int(slide.truth.sum())} of {len(slide.truth)} tiles", fontsize=7, fontweight=400)
-    _draw_attention(row[-1], slide, norm)
+    draw_attention(row[-1], slide, norm)
 
 
-def _draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
+def draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
+    """Squares coloured by attention over the greyed slide, which `axes` already shows."""
     grey = slide.pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     axes.images[0].set_data((255 - (255 - grey) * 0.35).astype(np.uint8))
     squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles]
@@ -176,9 +211,11 @@ def _scale_bar(axes: Axes, slide: Shown) -> None:
     height, width = slide.pixels.shape[:2]
     um = max((um for um in BAR_UM if um / slide.um_px <= width / 3), default=BAR_UM[0])
     x, y, length = width * 0.97 - um / slide.um_px, height * 0.955, um / slide.um_px
+    axes.plot([x, x + length], [y, y], color="white", linewidth=2.6, solid_capstyle="butt")
     axes.plot([x, x + length], [y, y], color=INK, linewidth=1.4, solid_capstyle="butt")
     said = f"{um} µm" if um < 1000 else f"{um // 1000} mm"
-    axes.text(x + length / 2, y - height * 0.02, said, ha="center", va="bottom", fontsize=6, color=INK)
+    halo = [withStroke(linewidth=1.8, foreground="white")]
+    axes.text(x + length / 2, y, said, ha="center", va="bottom", fontsize=6, color=INK, path_effects=halo)
 
 
 def _values(slide: Shown, site: str) -> pd.DataFrame:

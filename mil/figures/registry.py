@@ -26,6 +26,7 @@ KINDS = (
     "features",
     "patients",
     "localisation",
+    "baselines",
     "runs",
 )
 
@@ -41,6 +42,8 @@ class Drawn:
     data: pd.DataFrame = field(default_factory=pd.DataFrame)
     """The plotted values."""
     figure: Figure | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Further files, by their path in the folder `figures/{name}/`."""
     is_table: bool = False
     """The values are the figure: the report shows them as a table."""
     left_out: str = ""

@@ -13,6 +13,7 @@ import pandas as pd
 from mil import hdf5
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
 from mil.errors import MilError
+from mil.metrics.arms import Scope, scopes
 from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
 from mil.tables import read_table, read_text_table
@@ -43,6 +44,7 @@ class Results:
         self.folder = Path(folder)
         self.config = config
         self._tables: dict[Path, pd.DataFrame] = {}
+        self._scopes: dict[str, list[Scope]] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> "Results":
@@ -133,6 +135,21 @@ class Results:
         """Predictions of every model of one experiment."""
         return self.table("predictions", f"{experiment}.csv")
 
+    def scopes(self, experiment: str) -> list[Scope]:
+        """Every arm of an experiment on every site, in a fixed order; read once."""
+        if experiment not in self._scopes:
+            self._scopes[experiment] = list(scopes(self.predictions(experiment)))
+        return self._scopes[experiment]
+
+    def baseline_scopes(self, endpoint: str) -> dict[str, list[Scope]]:
+        """The same of every baseline, by its name (`clinical_pooled`, ...)."""
+        found = {}
+        for name, part in self.baselines(endpoint).groupby("experiment", sort=False):
+            if str(name) not in self._scopes:
+                self._scopes[str(name)] = list(scopes(part))
+            found[str(name)] = self._scopes[str(name)]
+        return found
+
     def metrics(self, *experiments: str) -> pd.DataFrame:
         """Metrics of the named experiments (all of the run without names), stacked."""
         return self._stacked("metrics", experiments, lambda name: self.table("metrics", f"{name}.csv"))
@@ -148,6 +165,18 @@ class Results:
     def comparisons(self) -> pd.DataFrame:
         """Paired comparisons of the run's experiments."""
         return self.table("metrics", "comparisons.csv")
+
+    def baselines(self, endpoint: str) -> pd.DataFrame:
+        """Predictions of the baselines of one endpoint, several experiments in one table."""
+        return self.table("baselines", endpoint, "predictions.csv")
+
+    def baseline_metrics(self, endpoint: str) -> pd.DataFrame:
+        """Metrics of the baselines of one endpoint."""
+        return self.table("baselines", endpoint, "metrics.csv")
+
+    def deep_check(self) -> pd.DataFrame:
+        """What `mil check --deep` found."""
+        return self.table("checks", "deep.csv", text=("check", "subject"))
 
     def rounds(self, experiment: str) -> pd.DataFrame:
         """Training and inner-validation curves by round."""
@@ -225,6 +254,10 @@ class Results:
             raise Absent(f"sites/{site}/features/{encoder}/{slide_id}.h5 is not among the results")
         coords, features = hdf5.read(path, "coords", "features")
         return coords, features
+
+    def has_features(self, encoder: str) -> bool:
+        """Whether any site holds features of this encoder."""
+        return any(any((self.folder / "sites" / site / "features" / encoder).glob("*.h5")) for site in self.sites)
 
     def slide_path(self, site: str, slide_id: str) -> Path:
         """Where the slide itself is; raises `Absent` where it is not on this machine (any more)."""

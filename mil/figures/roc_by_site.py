@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import Arm, arm, input_name
+from mil.figures.arms import Arm, arms_at, input_name
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, SOFT, chance_line, new_figure
 from mil.metrics import delong
-from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, scopes
+from mil.metrics.arms import Scope
 from mil.metrics.ranking import roc_curve
 from mil.metrics.score import bootstrap_weights
 
@@ -23,7 +23,7 @@ GRID = np.linspace(0, 1, 101)
 @figure("ROC curves by site", needs=("predictions", "bags"))
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the band belongs to the most collaborative one."""
-    drawn = {site: _arms_at(results, site) for site in results.sites}
+    drawn = {site: arms_at(results, site) for site in results.sites}
     drawn = {site: found for site, found in drawn.items() if found}
     if not drawn:
         raise Absent("no site has patients of both classes with predictions")
@@ -53,20 +53,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "of the last curve in the legend."
         ),
     )
-
-
-def _arms_at(results: Results, site: str) -> list[tuple[Arm, Scope]]:
-    found = []
-    for name in results.family():
-        try:
-            predictions = results.predictions(name)
-        except Absent:
-            continue
-        for scope in scopes(predictions):
-            wanted = scope.site == site and scope.split != "transfer" and scope.trained_on not in {OWN_SITE, ENSEMBLE}
-            if wanted and delong.both_classes(scope.labels):
-                found.append((arm(results, name, scope.trained_on), scope))
-    return sorted(found, key=lambda pair: pair[0].order)
 
 
 def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope]]) -> list[pd.DataFrame]:

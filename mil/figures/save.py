@@ -26,6 +26,9 @@ def save(name: str, drawn: Drawn, folder: str | Path, spec: FiguresSpec) -> list
         for suffix in formats:
             with replacing(folder / f"{name}.{suffix}") as partial, use_style():
                 drawn.figure.savefig(partial, format=suffix, dpi=spec.dpi, metadata=_undated(suffix))
+    for path, content in drawn.files.items():
+        with replacing(folder / name / path) as partial:
+            partial.write_bytes(content)
     write_table(drawn.data, folder / f"{name}.csv")
     words = {
         "name": name,

@@ -32,6 +32,7 @@ SITE_COLOURS = ("#332288", "#44aa99", "#882255", "#b8a137", "#88ccee", "#117733"
 SITE_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 CLASS_COLOURS = {1: "#b2182b", 0: "#2166ac"}
 BASELINE_COLOUR = "#9aa1a9"
+BASELINE_COLOURS = {"clinical": "#8c510a", "annotation": "#01665e", "fusion": "#5e3c99", "mean_features": "#4d4d4d"}
 SPARE_COLOURS = ("#7b4173", "#637939", "#8c6d31", "#843c39", "#3182bd", "#31a354")
 
 RC: dict[str, Any] = {
@@ -113,6 +114,7 @@ STRATEGY_NAMES = {
     "fedprox": "FedProx",
     "scaffold": "Scaffold",
     "cyclic": "Cyclic",
+    "federated": "Federated",
 }
 MODEL_NAMES = {"mean": "mean pooling", "gated_attention": "gated attention"}
 
@@ -126,6 +128,7 @@ COLUMN_NAMES = {
     "er": "ER",
     "pr": "PR",
     "her2": "HER2",
+    "time_months": "Time (months)",
 }
 
 
@@ -170,6 +173,26 @@ def bare_image(axes: Axes, pixels: np.ndarray, frame: str = HAIR) -> None:
         spine.set_visible(True)
         spine.set_color(frame)
         spine.set_linewidth(0.6)
+
+
+def site_panels(
+    sites: Sequence[str], panel_mm: float | None = None, below_mm: float = 12.0, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A square panel a site, at most four a row, and `below_mm` under each row for labels; spare panels are switched off."""
+    columns = min(4, max(len(sites), 1))
+    rows = -(-len(sites) // columns)
+    width = min(DOUBLE_MM, (panel_mm or 62) * columns)
+    picture = new_figure(width, rows * (width / columns + below_mm))
+    panels = list(picture.subplots(rows, columns, squeeze=False, sharey=sharey).ravel())
+    for axes in panels[len(sites) :]:
+        axes.axis("off")
+    return picture, panels[: len(sites)]
+
+
+def title_of_site(axes: Axes, site: str, aside: str) -> None:
+    """The site's name at the left, and what there is to say of it in small at the right."""
+    axes.set_title(site)
+    axes.set_title(aside, loc="right", fontsize=6.3, fontweight=400, color=SOFT)
 
 
 def letters(panels: Iterable[Axes]) -> None:

@@ -39,28 +39,31 @@ class Pick:
 @figure("Tiles with the highest and the lowest attention", needs=("attention", "bags", "thumbnails"), per_site=True)
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """Four rows: highest and lowest attention, in positive and in negative patients; at most two tiles a patient."""
-    tiles = _all_tiles(results, site)
+    tiles = all_tiles(results, site)
     picks = {(end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES}
     picks = {row: chosen for row, chosen in picks.items() if chosen}
     pixels = {(p.slide_id, p.x, p.y): None for chosen in picks.values() for p in chosen}
     pixels = read_tiles(results, site, list(pixels))
-    picture = _montage(picks, pixels, spec.tiles_a_site)
+    picture, places = _montage(picks, pixels, spec.tiles_a_site)
     experiment = results.experiments[results.main]
-    rows = [{"row": ROW_TITLES[row], **vars(one)} for row, chosen in picks.items() for one in chosen]
+    rows = [
+        {"row": ROW_TITLES[row], **vars(one), **places[row, one]} for row, chosen in picks.items() for one in chosen
+    ]
     side_um = results.config.tiles.size_px * results.config.tiles.mpp
     return Drawn(
         figure=picture,
         data=pd.DataFrame(rows),
         n=f"{len(rows)} tiles of {len({row['patient_id'] for row in rows})} patients of site {site}",
         caption=(
-            f"Tiles of {side_um:g} µm at site {site}, chosen by attention of {strategy_name(experiment.strategy.name)}, "
+            f"Tiles of {side_um:g} µm, chosen by attention of {strategy_name(experiment.strategy.name)}, "
             f"{input_name(experiment)}, and by nothing else; at most {PER_PATIENT} a patient and row. The number "
             "is the attention relative to the mean of the patient's tiles."
         ),
     )
 
 
-def _all_tiles(results: Results, site: str) -> pd.DataFrame:
+def all_tiles(results: Results, site: str) -> pd.DataFrame:
+    """slide_id, patient_id, label, x, y, relative (attention to the mean of the patient's tiles) of every tile of a site."""
     bags = results.bags(results.endpoint)
     rows = []
     for bag in bags[bags["site"] == site].itertuples():
@@ -121,7 +124,8 @@ def read_tiles(
 
 def _montage(
     picks: dict[tuple[str, int], list[Pick]], pixels: dict[tuple[str, int, int], np.ndarray], columns: int
-) -> Figure:
+) -> tuple[Figure, dict[tuple[tuple[str, int], Pick], dict[str, float]]]:
+    """The picture, and where each tile lies in it (left, top, wide, high as shares), for links."""
     side = (DOUBLE_MM - 2) / columns
     picture = new_figure(DOUBLE_MM, len(picks) * (side + 6.5))
     panels = picture.subplots(len(picks), columns, squeeze=False)
@@ -132,4 +136,11 @@ def _montage(
         for axes in row[len(chosen) :]:
             axes.axis("off")
         row[0].set_title(ROW_TITLES[kind], fontsize=7, color=CLASS_COLOURS[kind[1]])
-    return picture
+    picture.draw_without_rendering()
+    places = {}
+    for row, (kind, chosen) in zip(panels, picks.items(), strict=True):
+        for axes, one in zip(row, chosen, strict=False):
+            box = axes.get_position()
+            shares = {"left": box.x0, "top": 1 - box.y1, "wide": box.width, "high": box.height}
+            places[kind, one] = {name: round(float(share), 4) for name, share in shares.items()}
+    return picture, places

@@ -48,6 +48,16 @@ class Scope:
         return self.table["label"].to_numpy()
 
     @property
+    def sites(self) -> np.ndarray:
+        """Site of every patient (patients,)."""
+        return self.table["site"].to_numpy()
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether any site has patients of both classes."""
+        return bool((self.table.groupby("site")["label"].nunique() > 1).any())
+
+    @property
     def scores(self) -> np.ndarray:
         """Scores (patients,)."""
         return self.table["score"].to_numpy()

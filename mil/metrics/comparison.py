@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
@@ -12,8 +13,9 @@ from mil.errors import MilError
 from mil.metrics import delong, ranking
 from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, check_predictions, scopes
 from mil.metrics.bootstrap import p_of_difference, percentile_interval
+from mil.metrics.folds import corrected_resampled_t, fold_aurocs
 from mil.metrics.multiplicity import holm
-from mil.metrics.score import bootstrap_weights
+from mil.metrics.score import GROUPS, bootstrap_weights
 
 COLUMNS = (
     "endpoint",
@@ -56,21 +58,26 @@ def compare(
     spec: MetricsSpec,
     experiments: Mapping[str, ExperimentSpec] | None = None,
 ) -> pd.DataFrame:
-    """Paired AUROC differences (DeLong's test; bootstrap of the difference) with Holm's correction.
+    """Paired AUROC differences (DeLong; bootstrap; on folds the corrected resampled t-test) with Holm's correction.
 
     With `experiments` only those pairs are compared that share the endpoint and differ in exactly one of encoder,
-    model, strategy and training settings; without, all pairs with the same labels. The correction runs over all
-    sites and pairs of one endpoint, factor and method.
+    model, strategy and training settings; without, all pairs with the same labels. On a group of sites only pairs of
+    patients of the same site count, so that a model a site is not rewarded for the sites' rates. The correction runs over all pairs
+    of one endpoint, factor and method: once over training and external sites as groups, once over single sites. A site
+    that is a group by itself stands as the group only.
     """
     arms = {name: _arms(name, table) for name, table in predictions.items()}
-    rows = [
-        row
-        for contrast in _contrasts(list(predictions), experiments)
-        for first, second in _pairs(arms[contrast.first], arms[contrast.second])
-        for row in _rows(contrast, first, second, spec)
-    ]
+    folds = {name: fold_aurocs(table) for name, table in predictions.items()}
+    rows = []
+    for contrast in _contrasts(list(predictions), experiments):
+        for first, second in _pairs(arms[contrast.first], arms[contrast.second]):
+            rows += _rows(contrast, first, second, spec)
+            if first.split == "held_out" and rows:
+                pair = (folds[contrast.first], first), (folds[contrast.second], second)
+                rows += [{**rows[-1], **row} for row in _fold_rows(pair, spec)]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="")
-    for _, family in table.groupby(["endpoint", "factor", "method"]):
+    grouped = table["site"].isin(GROUPS)
+    for _, family in table.groupby(["endpoint", "factor", table["method"].str.split(",").str[0], grouped]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
         table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
     return table
@@ -104,8 +111,9 @@ def _pairs(
     first: Mapping[tuple[str, str, str], Scope], second: Mapping[tuple[str, str, str], Scope]
 ) -> Iterator[tuple[Scope, Scope]]:
     """Scopes to set side by side: the same arm where both have it, else one model of all against every local arm."""
+    groups = {scope.split: set(scope.table["site"]) for scope in first.values() if scope.site in GROUPS}
     for (trained_on, split, site), scope in first.items():
-        if split == "transfer":
+        if split == "transfer" or groups.get(split) == {site}:
             continue
         for (other_on, other_split, other_site), other in second.items():
             if (split, site) != (other_split, other_site):
@@ -138,12 +146,12 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
                 f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again"
             )
         return
-    labels = both["label_first"].to_numpy()
-    if not delong.both_classes(labels):
+    labels, sites = both["label_first"].to_numpy(), both["site"].to_numpy()
+    if not any(delong.both_classes(labels[sites == site]) for site in np.unique(sites)):
         return
     scores = [both["score_first"].to_numpy(), both["score_second"].to_numpy()]
-    tested = delong.paired(labels, *scores, confidence=spec.confidence)
-    values = {"first_value": delong.auroc(labels, scores[0]), "second_value": delong.auroc(labels, scores[1])}
+    tested = delong.paired(labels, *scores, confidence=spec.confidence, strata=sites)
+    values = delong.within(labels, np.stack(scores), sites).auroc
     common = {
         "endpoint": contrast.endpoint,
         "factor": contrast.factor,
@@ -155,12 +163,37 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
         "site": first.site,
         "patients": len(both),
         "positives": int(labels.sum()),
-        "metric": "auroc",
-        **values,
+        "metric": "auroc_within_sites" if first.site in GROUPS else "auroc",
+        "first_value": values[0],
+        "second_value": values[1],
         "difference": tested.difference,
     }
     yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": "DeLong, paired"}
     weights = bootstrap_weights(both.assign(label=labels), spec)
-    drawn = ranking.auroc(labels, scores[0], weights) - ranking.auroc(labels, scores[1], weights)
+    drawn = np.subtract(*(ranking.auroc_within(labels, score, weights, sites) for score in scores))
     low, high = percentile_interval(drawn, spec.confidence)
     yield {**common, "low": low, "high": high, "p": p_of_difference(drawn), "method": "patient bootstrap, paired"}
+
+
+def _fold_rows(pair: tuple[tuple[pd.DataFrame, Scope], ...], spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+    """The same contrast on AUROCs fold by fold; values are means over the folds that both have."""
+    parts = []
+    for table, scope in pair:
+        mine = (
+            (table["trained_on"] == scope.trained_on) & (table["split"] == scope.split) & (table["site"] == scope.site)
+        )
+        parts.append(table[mine].set_index(["repeat", "fold"])["auroc"])
+    both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner")
+    folds = both.index.get_level_values("fold").nunique()
+    if len(both) < 2 or folds < 2:
+        return
+    tested = corrected_resampled_t((both["first"] - both["second"]).to_numpy(), 1 / (folds - 1), spec.confidence)
+    yield {
+        "first_value": both["first"].mean(),
+        "second_value": both["second"].mean(),
+        "difference": tested.difference,
+        "low": tested.low,
+        "high": tested.high,
+        "p": tested.p,
+        "method": f"corrected resampled t-test, {len(both)} folds",
+    }

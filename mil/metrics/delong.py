@@ -53,6 +53,25 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> Placements:
     return Placements(of_positive.mean(axis=1), _covariance(of_positive) / m + _covariance(of_negative) / n)
 
 
+def within(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> Placements:
+    """AUROCs over pairs of the same stratum (site), and their covariance: strata weighted by their number of pairs.
+
+    Strata are independent, so covariances add with squared weights. A stratum of one class has no pair and is left out.
+    """
+    scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    members = [rows for rows in members if both_classes(labels[rows])]
+    if not members:
+        raise MilError("AUROC within sites needs a site with patients of both classes")
+    placed = [placements(labels[rows], scores[:, rows]) for rows in members]
+    pairs = np.array([np.sum(labels[rows] == 1) * np.sum(labels[rows] == 0) for rows in members], dtype=float)
+    weights = pairs / pairs.sum()
+    return Placements(
+        sum((w * one.auroc for w, one in zip(weights, placed, strict=True)), np.zeros(len(scores))),
+        sum((w**2 * one.covariance for w, one in zip(weights, placed, strict=True)), np.zeros((len(scores),) * 2)),
+    )
+
+
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties one half."""
     return float(placements(labels, scores).auroc[0])
@@ -71,9 +90,25 @@ def logit_interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0
     Where DeLong has no variance (perfect separation, one patient of a class) the bounds are Newcombe's.
     """
     placed = placements(labels, scores)
-    area, variance = float(placed.auroc[0]), float(placed.covariance[0, 0])
+    numbers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
+    return logit_bounds(float(placed.auroc[0]), float(placed.covariance[0, 0]), *numbers, confidence)
+
+
+def within_interval(
+    labels: np.ndarray, scores: np.ndarray, strata: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """`logit_interval` of the AUROC within strata."""
+    placed = within(labels, scores, strata)
+    numbers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
+    return logit_bounds(float(placed.auroc[0]), float(placed.covariance[0, 0]), *numbers, confidence)
+
+
+def logit_bounds(
+    area: float, variance: float, positives: int, negatives: int, confidence: float
+) -> tuple[float, float, float]:
+    """An AUROC of known variance with its interval on the logit scale; Newcombe's where the variance is no use."""
     if not 0 < area < 1 or not variance > 0:
-        return area, *newcombe_interval(area, int(np.sum(labels == 1)), int(np.sum(labels == 0)), confidence)
+        return area, *newcombe_interval(area, positives, negatives, confidence)
     centre, half = np.log(area / (1 - area)), _quantile(confidence) * np.sqrt(variance) / (area * (1 - area))
     low, high = 1 / (1 + np.exp(-(centre - half))), 1 / (1 + np.exp(-(centre + half)))
     return area, float(low), float(high)
@@ -92,9 +127,16 @@ def newcombe_interval(area: float, positives: int, negatives: int, confidence: f
     return low, high
 
 
-def paired(labels: np.ndarray, first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Difference:
-    """AUROC of `first` less that of `second` on the same patients, with DeLong's paired test."""
-    placed = placements(labels, np.stack([first, second]))
+def paired(
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    confidence: float = 0.95,
+    strata: np.ndarray | None = None,
+) -> Difference:
+    """AUROC of `first` less that of `second` on the same patients, with DeLong's paired test; within `strata` if given."""
+    both = np.stack([first, second])
+    placed = placements(labels, both) if strata is None else within(labels, both, strata)
     contrast = np.array([1.0, -1.0])
     return difference_of(
         float(contrast @ placed.auroc), float(contrast @ placed.covariance @ contrast), confidence=confidence

@@ -50,7 +50,7 @@ class SlideAttention:
     @property
     def relative(self) -> np.ndarray:
         """Attention relative to the bag's mean."""
-        return self.attention * self.bag_tiles
+        return np.round(self.attention * self.bag_tiles, 5)  # equal attention is equal, whatever float32 made of it
 
 
 def localise(

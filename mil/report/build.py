@@ -1,6 +1,7 @@
 """Results -> one HTML file: story, figures, tables, methods and limits, with every image, font and script inside."""
 
 import base64
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mil.config import ReportSpec
 from mil.figures.results import Results
 from mil.report.claims import claims, headline
 from mil.report.methods import limits, methods
-from mil.report.pictures import Picture, pictures_of
+from mil.report.pictures import Picture, picture_of
 from mil.report.story import STORY, Chapter
 from mil.report.tables import Table, tables_of
 
@@ -28,21 +29,24 @@ class Section:
     tables: list[Table]
 
 
-def build(results: Results, spec: ReportSpec | None = None) -> str:
-    """The report of `results` as HTML. What the cohort lacks is left out and listed with the reason at the end."""
+def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collection[str] = ()) -> str:
+    """The report of `results` as HTML. What the cohort lacks is left out and listed with the reason at the end.
+
+    `in_viewer` are the slides that `write_viewer` put beside it; the page then links to them.
+    """
     spec = spec or results.config.report
-    drawn = {name: pictures_of(results, name) for chapter in STORY for name in chapter.figures}
+    drawn = {name: picture_of(results, name, in_viewer) for chapter in STORY for name in chapter.figures}
     sections = [
         Section(
             chapter,
-            [picture for name in chapter.figures for picture in drawn[name] if not picture.left_out],
+            [drawn[name] for name in chapter.figures if not drawn[name].left_out],
             [table for name in chapter.tables if (table := tables_of(results, name)) is not None],
         )
         for chapter in STORY
     ]
     sections = [section for section in sections if section.pictures or section.tables]
     _number(sections)
-    left_out = [picture for found in drawn.values() for picture in found if picture.left_out]
+    left_out = [picture for picture in drawn.values() if picture.left_out]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -57,6 +61,7 @@ def build(results: Results, spec: ReportSpec | None = None) -> str:
         methods=methods(results),
         limits=limits(results),
         left_out=left_out,
+        in_viewer=len(in_viewer),
         settings=results.config.model_dump_json(indent=2),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),

@@ -8,7 +8,7 @@ from mil.figures.arms import arm, input_name
 from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
-from mil.metrics.score import PRIMARY
+from mil.metrics.score import primary
 from mil.report.tables import signed_interval, with_interval
 
 
@@ -55,7 +55,7 @@ def _main_auroc(results: Results) -> pd.Series | None:
         table = results.metrics(results.main)
     except Absent:
         return None
-    table = table[(table["metric"] == "auroc") & (table["method"] == PRIMARY)].dropna(subset=["value"])
+    table = primary(table).dropna(subset=["value"])
     for site in (EXTERNAL_SITES, TRAINING_SITES):
         rows = table[table["site"] == site]
         if len(rows):

@@ -2,69 +2,112 @@
 
 import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
+import pandas as pd
 
 from mil.errors import MilError
 from mil.figures import FIGURES
 from mil.figures.results import Results
 from mil.report.tables import Table, table_of_figure
-from mil.tables import read_text_table
+from mil.tables import read_table, read_text_table
 
 MAX_SVG_BYTES = 700_000
 WEBP_QUALITY = 88
 PX_A_MM = 4.72  # a double-column figure (183 mm) fills the page's 54 rem
 
 
+@dataclass(frozen=True)
+class Link:
+    """A place in a part that opens the slide viewer; lengths are shares of the part in per cent."""
+
+    address: str
+    label: str
+    left: float
+    top: float
+    wide: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One image of a figure, a data address; figures that are drawn a site have one a site."""
+
+    label: str
+    address: str
+    width_px: int
+    links: tuple[Link, ...] = ()
+
+
 @dataclass
 class Picture:
-    """One figure in the page; `address` is a data address, `table` stands for figures that are tables."""
+    """One figure in the page; `table` stands for figures that are tables."""
 
     name: str
     title: str
-    caption: str
-    n: str
+    caption: str = ""
+    n: str = ""
     left_out: str = ""
-    address: str = ""
-    width_px: int = 0
+    parts: list[Part] = field(default_factory=list)
     table: Table | None = None
     number: int = 0
 
 
-def pictures_of(results: Results, name: str) -> list[Picture]:
-    """The figure `name` as drawn, one picture a site where it is drawn a site."""
-    if not FIGURES[name].per_site:
-        return [_picture(results.folder / "figures", name, FIGURES[name].title)]
-    return [
-        _picture(results.folder / "figures", f"{name}.{site}", f"{FIGURES[name].title}: {site}")
-        for site in results.sites
-    ]
-
-
-def _picture(folder: Path, name: str, title: str) -> Picture:
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        return Picture(name, title, "", "", left_out=f"not drawn; run `mil plot {name.split('.')[0]}`")
-    words = json.loads(path.read_text(encoding="utf-8"))
-    picture = Picture(name, title, words["caption"], words["n"], words["left_out"])
-    if picture.left_out:
-        return picture
-    if words["is_table"]:
-        picture.table = table_of_figure(read_text_table(folder / f"{name}.csv", "figure table"))
-    elif set(words["formats"]) & {"svg", "png"}:
-        picture.address = _address(folder, name)
-        picture.width_px = round(words["width_mm"] * PX_A_MM)
-    else:
-        picture.left_out = "drawn as PDF only; add svg or png to figures.formats to see it here"
+def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> Picture:
+    """The figure `name` as drawn; `in_viewer` are slides that the slide viewer beside the report holds."""
+    folder, entry = results.folder / "figures", FIGURES[name]
+    picture = Picture(name, entry.title)
+    reasons, counts = [], []
+    for site in results.sites if entry.per_site else [""]:
+        file = f"{name}.{site}" if site else name
+        if not (folder / f"{file}.json").is_file():
+            reasons.append(f"not drawn; run `mil plot {name}`")
+            continue
+        words = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
+        if words["left_out"]:
+            reasons.append(words["left_out"])
+        elif words["is_table"]:
+            picture.table = table_of_figure(read_text_table(folder / f"{file}.csv", "figure table"))
+        elif not set(words["formats"]) & {"svg", "png"}:
+            reasons.append("drawn as PDF only; add svg or png to figures.formats to see it here")
+        else:
+            links = tuple(_links(folder / f"{file}.csv", in_viewer)) if entry.per_site else ()
+            picture.parts.append(Part(site, _address(folder, file), round(words["width_mm"] * PX_A_MM), links))
+        if not words["left_out"]:
+            picture.caption = picture.caption or words["caption"]
+            counts.append(words["n"])
+    picture.n = "; ".join(counts)
+    if not picture.parts and picture.table is None:
+        picture.left_out = "; ".join(dict.fromkeys(reasons)) or "no site to draw it for"
     return picture
+
+
+def _links(path: Path, in_viewer: Collection[str]) -> list[Link]:
+    """Links to the viewer for tiles whose place in the picture stands in the figure's values."""
+    table = read_table(path, text=("slide_id", "patient_id"))
+    if "left" not in table.columns:
+        return []
+    table = table[table["slide_id"].isin(in_viewer)]
+    return [
+        Link(
+            f"viewer/index.html#slide={quote(str(row.slide_id))}&x={int(row.x)}&y={int(row.y)}",
+            f"Tile of {row.patient_id} in the slide viewer",
+            *(round(100 * float(share), 2) for share in (row.left, row.top, row.wide, row.high)),
+        )
+        for row in pd.DataFrame(table).itertuples()
+    ]
 
 
 def _address(folder: Path, name: str) -> str:
     """A data address: the SVG where it is small (lines), else the PNG as WebP."""
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-    if svg.is_file() and (svg.stat().st_size <= MAX_SVG_BYTES or not png.is_file()):
+    if svg.is_file() and (
+        not png.is_file() or (svg.stat().st_size <= MAX_SVG_BYTES and b"<image" not in svg.read_bytes())
+    ):
         return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
     pixels = cv2.imread(str(png), cv2.IMREAD_COLOR)
     if pixels is None:

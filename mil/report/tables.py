@@ -11,7 +11,8 @@ from mil.figures.cohort_table import p_text
 from mil.figures.patient_flow import reason_name
 from mil.figures.results import Absent, Results
 from mil.figures.table import folded
-from mil.metrics.score import PRIMARY
+from mil.metrics.arms import EXTERNAL_SITES
+from mil.metrics.score import PRIMARY, primary
 from mil.registry import Registry
 
 
@@ -89,13 +90,14 @@ def excluded(results: Results) -> Table:
 def performance(results: Results) -> Table:
     """AUROC of every arm at every site, with both intervals."""
     metrics = results.metrics()
-    metrics = metrics[metrics["metric"] == "auroc"]
-    keys = ["experiment", "trained_on", "split", "site"]
+    keys = ["experiment", "trained_on", "split", "site", "metric"]
     boot = metrics[metrics["method"] == "patient bootstrap"].set_index(keys)
     rows = []
-    for row in metrics[metrics["method"] == PRIMARY].itertuples():
+    for row in primary(metrics).itertuples():
+        if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
+            continue  # the site itself stands in the table
         one = arm(results, row.experiment, row.trained_on)
-        drawn = boot.loc[(row.experiment, row.trained_on, row.split, row.site)]
+        drawn = boot.loc[(row.experiment, row.trained_on, row.split, row.site, row.metric)]
         rows.append(
             [
                 Cell(input_name(results.experiments[row.experiment])),
@@ -112,7 +114,7 @@ def performance(results: Results) -> Table:
         "AUROC by model, strategy and site",
         f"In brackets {results.config.metrics.confidence:.0%} intervals by DeLong's variance on the logit scale; the last "
         f"column by {results.config.metrics.bootstrap:,} bootstrap resamples of patients within site and label. Transfer: "
-        "patients of another training site.",
+        "patients of another training site. On groups of sites only pairs of patients of the same site count.",
         ["Input and model", "Strategy", "Scored on", "Split", "Patients", "Positive", "AUROC", "Bootstrap"],
         rows,
     )
@@ -147,6 +149,71 @@ def comparisons(results: Results) -> Table:
         + "; ".join(corrections)
         + " (over all sites and pairs of one factor).",
         ["Factor", "Difference", "Scored on", "Patients", "ΔAUROC", "p", "p adjusted"],
+        rows,
+    )
+
+
+MAIN_METRICS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "prevalence": "Prevalence",
+    "brier": "Brier",
+    "calibration_slope": "Slope",
+    "calibration_intercept": "Intercept",
+    "ece": "ECE",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "balanced_accuracy": "Balanced accuracy",
+}
+
+
+@TABLES.register("metrics")
+def metrics_of_main(results: Results) -> Table:
+    """Every metric of the main experiment by site."""
+    table = results.metrics(results.main)
+    table = table[(table["split"] != "transfer") & (table["method"] != "DeLong") & table["metric"].isin(MAIN_METRICS)]
+    table = table[(table["metric"] != "auroc") | (table["method"] == PRIMARY)]
+    present = [name for name in MAIN_METRICS if name in set(table["metric"])]
+    rows = []
+    for (trained_on, site), part in table.groupby(["trained_on", "site"], sort=False):
+        if site == EXTERNAL_SITES and len(results.external_sites) == 1:
+            continue
+        by_metric = part.drop_duplicates("metric").set_index("metric")
+        cells = [Cell(str(site)), Cell(arm(results, results.main, str(trained_on)).name)]
+        for name in present:
+            if name in by_metric.index:
+                value, low, high = (float(by_metric.loc[name, column]) for column in ("value", "low", "high"))
+                cells.append(Cell(with_interval(value, low, high).replace("-", "−"), _number(value)))
+            else:
+                cells.append(Cell("–"))
+        rows.append(cells)
+    return Table(
+        "The main model's metrics",
+        f"With {results.config.metrics.confidence:.0%} intervals: AUROC by DeLong's variance (logit scale), prevalence by Wilson's, the others by "
+        "bootstrap of patients. AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
+        "Sensitivity and specificity are at thresholds that were chosen on inner folds, where the run kept their predictions.",
+        ["Site", "Strategy", *(MAIN_METRICS[name] for name in present)],
+        rows,
+    )
+
+
+@TABLES.register("leaks")
+def leaks(results: Results) -> Table:
+    """What `mil check --deep` found."""
+    table = results.deep_check()
+    rows = [
+        [
+            Cell(str(row.state), strong=row.state != "ok"),
+            Cell(str(row.check)),
+            Cell(str(row.subject)),
+            Cell(str(row.reason) if pd.notna(row.reason) else ""),
+        ]
+        for row in table.itertuples()
+    ]
+    return Table(
+        "Leak checks",
+        "Could a label, or a patient who is to be judged, have got into training? Each check, and what it found.",
+        ["State", "Check", "Subject", "Finding"],
         rows,
     )
 

@@ -10,6 +10,7 @@ def figure_inputs(name, sites):
         "metrics": expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
         "comparisons": ["<results>/metrics/comparisons.csv"],
         "localisation": LOCALISATION,
+        "baselines": expand("<results>/baselines/{endpoint}/metrics.csv", endpoint=ENDPOINTS),
         "rounds": expand("<results>/runs/{experiment}/rounds.csv", experiment=EXPERIMENTS),
         "runs": expand("<results>/runs/{experiment}/ledger.jsonl", experiment=EXPERIMENTS),
         "census": expand("<results>/census/{site}.csv", site=SITES),

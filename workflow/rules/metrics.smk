@@ -49,3 +49,39 @@ rule localise:
     shell:
         "mil localise {params.results} --experiment {wildcards.experiment} --spec {params.spec:q}"
         " --out {output.localisation} --log {log}"
+
+
+rule baseline:
+    input:
+        settings="<results>/config.json",
+        bags="<results>/bags/{endpoint}.csv",
+        census=expand("<results>/census/{site}.csv", site=SITES),
+        patients=settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet,
+        predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
+    output:
+        predictions="<results>/baselines/{endpoint}/predictions.csv",
+        inner="<results>/baselines/{endpoint}/inner.csv",
+        metrics="<results>/baselines/{endpoint}/metrics.csv",
+    log:
+        "<logs>/baseline/{endpoint}.log",
+    params:
+        results=RESULTS,
+        folder="<results>/baselines/{endpoint}",
+    shell:
+        "mil baseline {params.results} --endpoint {wildcards.endpoint} --folder {params.folder} --log {log}"
+
+
+rule deep_check:
+    input:
+        settings="<results>/config.json",
+        bags=expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
+        census=expand("<results>/census/{site}.csv", site=SITES),
+        predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
+    output:
+        findings="<results>/checks/deep.csv",
+    log:
+        "<logs>/deep_check.log",
+    params:
+        results=RESULTS,
+    shell:
+        "mil check --deep {params.results} --out {output.findings} --log {log}"

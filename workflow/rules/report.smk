@@ -1,4 +1,4 @@
-"""figures -> report: one HTML file that opens without a network."""
+"""figures -> report: one HTML file that opens without a network, and a slide viewer beside it."""
 
 
 rule report:
@@ -9,6 +9,7 @@ rule report:
         flow=expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),
         localisation=LOCALISATION,
         comparisons="<results>/metrics/comparisons.csv",
+        leaks="<results>/checks/deep.csv",
     output:
         "<results>/report/index.html",
     log:

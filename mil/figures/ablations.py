@@ -1,0 +1,59 @@
+"""Encoders and models at equal strategy: AUROC of each pair at training and external sites."""
+
+import pandas as pd
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import MIDDLE_MM, SPARE_COLOURS, chance_line, light_grid, model_name, new_figure, strategy_name
+from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
+from mil.metrics.score import primary
+
+
+@figure("Encoders and models", needs=("metrics",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A row an encoder and model with the main experiment's strategy; one colour an encoder."""
+    main = results.experiments[results.main]
+    chosen = {
+        name: one
+        for name, one in results.experiments.items()
+        if one.strategy == main.strategy and one.endpoint == main.endpoint
+    }
+    if len({input_name(one) for one in chosen.values()}) < 2:
+        raise Absent(f"the run has one encoder and model only with strategy {main.strategy.name}")
+    metrics = primary(results.metrics(*chosen)).dropna(subset=["value"])
+    if main.strategy.name == "local":
+        metrics = metrics[metrics["trained_on"].isin([OWN_SITE, ENSEMBLE])]
+    groups = [group for group in (TRAINING_SITES, EXTERNAL_SITES) if group in set(metrics["site"])]
+    encoders = list(dict.fromkeys(one.encoder for one in chosen.values()))
+    picture = new_figure(MIDDLE_MM + 30, 18 + 6.5 * len(chosen))
+    panels = picture.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        light_grid(axes, "x")
+        chance_line(axes, vertical=True)
+        table = metrics[metrics["site"] == group].drop_duplicates("experiment").set_index("experiment")
+        for place, (name, one) in enumerate(chosen.items()):
+            if name not in table.index:
+                continue
+            row, colour = table.loc[name], SPARE_COLOURS[encoders.index(one.encoder) % len(SPARE_COLOURS)]
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.4)
+            axes.plot(row["value"], place, "o", color=colour, markersize=4.5)
+            axes.text(row["value"], place - 0.2, f"{row['value']:.2f}", ha="center", va="bottom", fontsize=6)
+        axes.set(xlim=(min(0.4, float(metrics["low"].min()) - 0.02), 1.02), xlabel="AUROC within sites")
+        axes.set_title(f"{group[0].upper()}{group[1:]}")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    names = [f"{one.encoder}, {model_name(one.model.name)}" for one in chosen.values()]
+    panels[0].set_yticks(range(len(chosen)), names)
+    panels[0].set_ylim(len(chosen) - 0.4, -0.6)
+    shown = metrics[metrics["site"].isin(groups)]
+    return Drawn(
+        figure=picture,
+        data=pd.DataFrame(shown).reset_index(drop=True),
+        n=", ".join(f"{group} {int(shown.loc[shown['site'] == group, 'patients'].max())}" for group in groups),
+        caption=(
+            f"Encoders and models with {strategy_name(main.strategy.name)} for {main.endpoint}: AUROC within sites with {results.config.metrics.confidence:.0%} "
+            "intervals (DeLong, logit scale). “colour” is the mean and deviation of RGB in a tile: what an encoder has to beat."
+        ),
+    )

@@ -1,0 +1,70 @@
+"""Whether the main model's scores are chances: observed against predicted, one panel a site."""
+
+import numpy as np
+import pandas as pd
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name, main_at
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import SOFT, chance_line, site_colour, site_panels, strategy_name, title_of_site
+from mil.metrics.bootstrap import percentile_interval, point
+from mil.metrics.calibration import BINS, bin_of, expected_calibration_error, intercept, slope
+from mil.metrics.delong import both_classes
+from mil.metrics.score import bootstrap_weights, wilson_interval
+
+
+@figure("Calibration by site", needs=("predictions", "bags"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """Share of positives against the mean score in bins of equally many patients, with slope, intercept and error."""
+    scopes = {site: main_at(results, site) for site in results.sites}
+    scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
+    if not scopes:
+        raise Absent("no site has patients of both classes with predictions")
+    picture, panels = site_panels(list(scopes), below_mm=21)
+    metrics, values = results.config.metrics, []
+    for axes, (site, scope) in zip(panels, scopes.items(), strict=True):
+        colour = site_colour(site, results.sites)
+        chance_line(axes, diagonal=True)
+        table = _bins(scope.labels, scope.scores, metrics.confidence).assign(site=site)
+        axes.vlines(table["score"], table["low"], table["high"], color=colour, linewidth=0.9)
+        axes.plot(table["score"], table["share"], "o-", color=colour, markersize=3.5, linewidth=1)
+        for label, height, up in ((1, 1.0, -0.04), (0, 0.0, 0.04)):
+            axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
+        weights = bootstrap_weights(scope.table, metrics)
+        lines = []
+        for name, metric in (("Slope", slope), ("Intercept", intercept), ("ECE", expected_calibration_error)):
+            low, high = percentile_interval(metric(scope.labels, scope.scores, weights), metrics.confidence)
+            value = point(metric, scope.labels, scope.scores)
+            lines.append(f"{name} {value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−"))
+        axes.text(
+            0.5, -0.3, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6, linespacing=1.5
+        )
+        title_of_site(axes, site, f"n = {len(scope.table)}")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Mean score", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        axes.set_box_aspect(1)
+        values.append(table)
+    panels[0].set_ylabel("Share of positives")
+    main = results.experiments[results.main]
+    return Drawn(
+        figure=picture,
+        data=pd.concat(values, ignore_index=True),
+        n=f"{sum(len(scope.table) for scope in scopes.values())} patients at {len(scopes)} sites",
+        caption=(
+            f"Calibration of {strategy_name(main.strategy.name)}, {input_name(main)}: share of positives against the mean score in "
+            f"{BINS} bins of equally many patients (Wilson's {metrics.confidence:.0%} intervals), each patient's score as a "
+            "tick (positives above). Slope and intercept of the logistic recalibration (1 and 0 are ideal) and expected calibration error "
+            "with patient-bootstrap intervals. A score is a mean over models."
+        ),
+    )
+
+
+def _bins(labels: np.ndarray, scores: np.ndarray, confidence: float) -> pd.DataFrame:
+    """Mean score, share of positives and its interval in each bin."""
+    bins = bin_of(scores, min(BINS, max(len(labels) // 4, 1)))
+    rows = []
+    for number in np.unique(bins):
+        chosen = bins == number
+        share, low, high = wilson_interval(int(labels[chosen].sum()), int(chosen.sum()), confidence)
+        rows.append((float(scores[chosen].mean()), share, low, high, int(chosen.sum())))
+    return pd.DataFrame(rows, columns=["score", "share", "low", "high", "patients"])

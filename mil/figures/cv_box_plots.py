@@ -1,0 +1,94 @@
+"""Every model and baseline in cross-validation at its own site: a box over folds, a column of boxes a site."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mil.config import FiguresSpec
+from mil.figures.arms import baseline_arm, input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import DOUBLE_MM, INK, chance_line, light_grid, new_figure, strategy_colour, title_of_site
+from mil.metrics.folds import fold_aurocs
+from mil.rng import rng
+
+LOCAL_BASELINES = ("clinical", "annotation", "mean_features", "fusion")
+
+
+@figure("Local training: models and baselines by site", needs=("predictions", "bags", "baselines"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """AUROC on held-out folds of models trained on the site alone."""
+    tables = {**_models(results), **_baselines(results)}
+    tables = {name: (table, colour) for name, (table, colour) in tables.items() if len(table)}
+    if not tables:
+        raise Absent("no experiment or baseline trains a model a site (strategy local)")
+    sites = [site for site in results.training_sites if any(site in set(table["site"]) for table, _ in tables.values())]
+    picture = new_figure(DOUBLE_MM, 22 + 6.2 * len(tables))
+    panels = picture.subplots(1, len(sites), squeeze=False, sharey=True)[0]
+    for axes, site in zip(panels, sites, strict=True):
+        light_grid(axes, "x")
+        chance_line(axes, vertical=True)
+        for place, (name, (table, colour)) in enumerate(tables.items()):
+            _box(axes, place, table.loc[table["site"] == site, "auroc"].to_numpy(), colour, f"{site} {name}")
+        title_of_site(axes, site, f"n = {_patients(results, site)}")
+        axes.set(xlim=(-0.02, 1.03), xlabel="AUROC of a held-out fold", xticks=[0, 0.25, 0.5, 0.75, 1])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    panels[0].set_yticks(range(len(tables)), list(tables))
+    panels[0].set_ylim(len(tables) - 0.4, -0.6)
+    data = pd.concat([table.assign(model=name) for name, (table, _) in tables.items()], ignore_index=True)
+    return Drawn(
+        figure=picture,
+        data=data,
+        n=", ".join(f"{site} {_patients(results, site)}" for site in sites),
+        caption=(
+            f"AUROC for {results.endpoint} on held-out folds of models that were trained on the site's own patients alone: "
+            "boxes are medians and quartiles over folds and repeats, dots single folds, diamonds means. Folds overlap in training, so a box says "
+            "how folds vary, not how sure the mean is; intervals are in the tables."
+        ),
+    )
+
+
+def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
+    found = {}
+    for name, experiment in results.experiments.items():
+        if experiment.strategy.name == "local" and experiment.endpoint == results.endpoint:
+            try:
+                table = fold_aurocs(results.predictions(name))
+            except Absent:
+                continue
+            found[input_name(experiment)] = (_own(table), strategy_colour("local"))
+    return found
+
+
+def _baselines(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
+    try:
+        table = results.baselines(results.endpoint)
+    except Absent:
+        return {}
+    found = {}
+    for kind in LOCAL_BASELINES:
+        part = table[table["experiment"] == f"{kind}_local"]
+        if len(part):
+            look = baseline_arm(results, f"{kind}_local")
+            found[look.name] = (_own(fold_aurocs(part)), look.colour)
+    return found
+
+
+def _own(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["split"] == "held_out") & (table["trained_on"] == table["site"])]
+
+
+def _box(axes: Axes, place: int, values: np.ndarray, colour: str, name: str) -> None:
+    if not len(values):
+        return
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.22, edgecolor=colour, linewidth=0.8)
+    axes.vlines(middle, place - 0.25, place + 0.25, color=colour, linewidth=1.6)
+    jitter = rng(0, "jitter", name).uniform(-0.16, 0.16, len(values))
+    axes.plot(values, place + jitter, "o", color=colour, markersize=2.2, alpha=0.6, markeredgewidth=0)
+    axes.plot(values.mean(), place, "D", color=INK, markersize=2.8)
+
+
+def _patients(results: Results, site: str) -> int:
+    return int((results.bags(results.endpoint)["site"] == site).sum())

@@ -1,0 +1,83 @@
+"""Net benefit of acting on the model, on a clinical model, on nobody and on everybody, one panel a site."""
+
+import numpy as np
+import pandas as pd
+
+from mil.config import FiguresSpec
+from mil.figures.arms import baseline_arm, input_name, main_at
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import FAINT, SOFT, site_panels, strategy_colour, strategy_name, title_of_site
+from mil.metrics.arms import Scope
+from mil.metrics.decision import net_benefit, treat_all
+from mil.metrics.delong import both_classes
+from mil.metrics.score import bootstrap_weights
+
+THRESHOLDS = np.round(np.arange(0.05, 0.81, 0.025), 3)
+BAND_RESAMPLES = 500
+
+
+@figure("Decision curves by site", needs=("predictions", "bags", "baselines"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """Net benefit over the range of thresholds, with a bootstrap band for the main model."""
+    scopes = {site: main_at(results, site) for site in results.sites}
+    scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
+    if not scopes:
+        raise Absent("no site has patients of both classes with predictions")
+    picture, panels = site_panels(list(scopes), below_mm=16)
+    main = results.experiments[results.main]
+    colour, name = strategy_colour(main.strategy.name), strategy_name(main.strategy.name)
+    values, top = [], 1.1 * max(float(scope.labels.mean()) for scope in scopes.values())
+    for axes, (site, scope) in zip(panels, scopes.items(), strict=True):
+        everybody = [treat_all(scope.labels, threshold) for threshold in THRESHOLDS]
+        axes.plot(THRESHOLDS, everybody, color=FAINT, linewidth=1, label="Everybody")
+        axes.axhline(0, color=SOFT, linewidth=0.8, label="Nobody")
+        weights = bootstrap_weights(scope.table, results.config.metrics)[:BAND_RESAMPLES]
+        curve, band = _curve(scope, weights, results.config.metrics.confidence)
+        axes.fill_between(THRESHOLDS, *band, color=colour, alpha=0.15, linewidth=0)
+        clinical = _clinical(results, site)
+        if clinical is not None:
+            look = baseline_arm(results, "clinical_pooled")
+            other = _curve(clinical, weights, results.config.metrics.confidence)[0]
+            axes.plot(THRESHOLDS, other, color=look.colour, linewidth=1.1, label=look.name)
+            values.append(
+                pd.DataFrame({"site": site, "model": look.name, "threshold": THRESHOLDS, "net_benefit": other})
+            )
+        axes.plot(THRESHOLDS, curve, color=colour, linewidth=1.5, label=name)
+        title_of_site(axes, site, f"n = {len(scope.table)}")
+        axes.set(xlim=(0, 0.82), ylim=(-0.12, top), xlabel="Threshold", xticks=[0, 0.25, 0.5, 0.75])
+        axes.set_box_aspect(1)
+        stated = {"site": site, "threshold": THRESHOLDS}
+        values.append(pd.DataFrame({**stated, "model": name, "net_benefit": curve, "low": band[0], "high": band[1]}))
+        values.append(pd.DataFrame({**stated, "model": "Everybody", "net_benefit": everybody}))
+    panels[0].set_ylabel("Net benefit a patient")
+    handles, labels = panels[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return Drawn(
+        figure=picture,
+        data=pd.concat(values, ignore_index=True),
+        n=f"{sum(len(scope.table) for scope in scopes.values())} patients at {len(scopes)} sites",
+        caption=(
+            f"Net benefit (true positives less false positives weighed by the odds of the threshold, a patient) of acting "
+            f"on {name}, {input_name(main)}, against acting on everybody, on nobody and, where there are clinical columns, on the pooled "
+            f"clinical model. Band: {results.config.metrics.confidence:.0%} patient bootstrap."
+        ),
+    )
+
+
+def _curve(scope: Scope, weights: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Net benefit at each threshold, and its band (2, thresholds)."""
+    one = np.ones((1, len(scope.table)))
+    curve = np.array([net_benefit(scope.labels, scope.scores, one, t)[0] for t in THRESHOLDS])
+    drawn = np.stack([net_benefit(scope.labels, scope.scores, weights, t) for t in THRESHOLDS], axis=1)
+    tail = (1 - confidence) / 2
+    return curve, np.quantile(drawn, [tail, 1 - tail], axis=0)
+
+
+def _clinical(results: Results, site: str) -> Scope | None:
+    """The pooled clinical baseline at a site, on the very patients that the slide model has there."""
+    try:
+        there = results.baseline_scopes(results.endpoint).get("clinical_pooled", [])
+    except Absent:
+        return None
+    return next((scope for scope in there if scope.site == site and scope.split != "transfer"), None)

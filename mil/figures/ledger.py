@@ -1,0 +1,60 @@
+"""The run's ledger: what each site sent in each round, by digest, and whether the chain of entries holds."""
+
+import pandas as pd
+
+from mil.config import FiguresSpec
+from mil.errors import CorruptFile
+from mil.federation.ledger import verify
+from mil.figures.arms import input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import strategy_name
+from mil.figures.table import table_picture
+
+ROUNDS = 6
+DIGITS = 10
+
+
+@figure("Ledger of the run", needs=("runs",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """The first rounds of the main experiment's first final model; the caption counts the rest."""
+    name = results.main
+    entries = pd.DataFrame(results.ledger(name))
+    if entries.empty:
+        raise Absent(f"the ledger of {name} has no entry")
+    try:
+        lines, verdict = (
+            verify(results.folder / "runs" / name / "ledger.jsonl"),
+            "every entry follows from the one before",
+        )
+    except CorruptFile as error:
+        lines, verdict = len(entries), f"THE CHAIN IS BROKEN: {error}"
+    final = entries[entries["phase"] == "refit"] if "phase" in entries.columns else entries
+    final = final if len(final) else entries
+    first = final[final["model"] == final["model"].iloc[0]]
+    shown = first[first["round"] <= ROUNDS]
+    table = pd.DataFrame(
+        {
+            "Round": shown["round"].astype(str),
+            "Site": shown["site"],
+            "Patients": shown["patients"].astype(str),
+            "Update sent": shown["update_sha256"].str[:DIGITS],
+            "Global model": shown["global_sha256"].str[:DIGITS],
+            "Entry": shown["hash"].str[:DIGITS],
+            "Entry before": shown["prev_hash"].str[:DIGITS],
+        }
+    ).reset_index(drop=True)
+    sent = entries.groupby("site").size()
+    main = results.experiments[name]
+    return Drawn(
+        figure=table_picture(table, first_share=0.12),
+        data=table,
+        is_table=True,
+        n=f"{lines:,} entries, {entries['model'].nunique()} models",
+        caption=(
+            f"Ledger of {strategy_name(main.strategy.name)}, {input_name(main)}: the first {min(ROUNDS, int(first['round'].max()))} of "
+            f"{int(first['round'].max())} rounds of model {first['model'].iloc[0]} (first {DIGITS} hex digits of SHA-256). Checked when drawn: "
+            f"{verdict}. Updates recorded: {', '.join(f'{site} {number:,}' for site, number in sent.items())}. An entry holds "
+            "counts and digests, no patient and no score."
+        ),
+    )

@@ -1,0 +1,124 @@
+"""What a model reaches that knows nothing of the tissue, beside the main model: permuted labels, site, bag size, colour."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mil.config import FiguresSpec
+from mil.figures.arms import BASELINE_NAMES, input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import BASELINE_COLOUR, DOUBLE_MM, FAINT, chance_line, new_figure, strategy_colour, strategy_name
+from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES, scopes
+from mil.metrics.baselines.inputs import mean_features
+from mil.metrics.baselines.protocol import permuted_predictions
+from mil.metrics.delong import within
+from mil.metrics.folds import within_folds
+from mil.metrics.score import primary
+
+CONTROLS = ("site", "bag_size", "colour")
+
+
+@figure("Null controls", needs=("predictions", "metrics", "bags", "baselines", "features"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """Rows of controls with intervals, and the spread of models that were taught permuted labels."""
+    groups = [TRAINING_SITES, *([EXTERNAL_SITES] if results.external_sites else [])]
+    inputs = mean_features(results, results.endpoint)
+    if inputs is None:
+        raise Absent("features are not on this machine, so models cannot be taught permuted labels")
+    null = _permuted(results, inputs)
+    table = _rows(results)
+    picture = new_figure(DOUBLE_MM, 24 + 7 * (len(table["model"].unique()) + 1))
+    panels = picture.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    names = ["Permuted labels", *table["model"].unique()]
+    for axes, group in zip(panels, groups, strict=True):
+        _panel(axes, results, table[table["site"] == group], null[null["site"] == group])
+        axes.set_title(f"{group[0].upper()}{group[1:]}")
+    panels[0].set_yticks(range(len(names)), names)
+    data = pd.concat([table, null.assign(model="Permuted labels")], ignore_index=True)
+    main = results.experiments[results.main]
+    shares = {
+        group: float(
+            (null.loc[null["site"] == group, "value"] >= _value(table, group, strategy_name(main.strategy.name))).mean()
+        )
+        for group in groups
+    }
+    said = "; ".join(f"{group}: {share:.1%}" for group, share in shares.items())
+    return Drawn(
+        figure=picture,
+        data=data,
+        n=f"{results.config.metrics.permutations} permutations",
+        caption=(
+            "AUROC within sites (at training sites also within folds) of models that were given the hospital, the "
+            f"number of tiles or the colour alone, of {strategy_name(main.strategy.name)} ({input_name(main)}), and of ridge regressions on the mean of "
+            f"its features that were taught labels permuted within each site (grey dots; bar: the middle {results.config.metrics.confidence:.0%}). Share of "
+            f"permutations that reach the main model's AUROC: {said}. Intervals: {results.config.metrics.confidence:.0%}, DeLong."
+        ),
+    )
+
+
+def _permuted(results: Results, inputs: pd.DataFrame) -> pd.DataFrame:
+    """site (a group), permutation, value."""
+    bags, metrics = results.bags(results.endpoint), results.config.metrics
+    rows = []
+    for number in range(metrics.permutations):
+        predictions = permuted_predictions(inputs, bags, metrics.seed, number)
+        inside = within_folds(predictions[predictions["repeat"] == 0])
+        for row in inside[inside["site"] == TRAINING_SITES].itertuples():
+            rows.append((TRAINING_SITES, number, row.value))
+        for scope in scopes(predictions):
+            if scope.site == EXTERNAL_SITES and scope.has_pairs:
+                rows.append((EXTERNAL_SITES, number, float(within(scope.labels, scope.scores, scope.sites).auroc[0])))
+    return pd.DataFrame(rows, columns=["site", "permutation", "value"])
+
+
+def _rows(results: Results) -> pd.DataFrame:
+    """model, site, value, low, high of the controls and of the main experiment."""
+    parts = []
+    for kind in CONTROLS:
+        try:
+            metrics = results.baseline_metrics(results.endpoint)
+        except Absent:
+            break
+        part = metrics[metrics["experiment"] == f"{kind}_pooled"]
+        if len(part):
+            parts.append(_of(part, BASELINE_NAMES[kind]))
+    main = results.experiments[results.main]
+    metrics = results.metrics(results.main)
+    if main.strategy.name == "local":
+        metrics = metrics[metrics["trained_on"].isin([OWN_SITE, ENSEMBLE])]
+    parts.append(_of(metrics, strategy_name(main.strategy.name)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _of(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
+    inside = metrics[(metrics["metric"] == "auroc_within_folds") & (metrics["site"] == TRAINING_SITES)]
+    outside = primary(metrics)
+    outside = outside[outside["site"] == EXTERNAL_SITES]
+    table = pd.concat([part for part in (inside, outside) if len(part)])
+    return table[["site", "value", "low", "high"]].assign(model=name).drop_duplicates(["model", "site"])
+
+
+def _value(table: pd.DataFrame, group: str, name: str) -> float:
+    found = table[(table["site"] == group) & (table["model"] == name)]["value"]
+    return float(found.iloc[0]) if len(found) else np.nan
+
+
+def _panel(axes: Axes, results: Results, table: pd.DataFrame, null: pd.DataFrame) -> None:
+    main = results.experiments[results.main]
+    chance_line(axes, vertical=True)
+    if len(null):
+        values = np.sort(null["value"].to_numpy())
+        spread = 0.3 * np.sin(np.arange(len(values)) * 2.4)  # the golden angle keeps neighbours apart
+        axes.plot(values, spread, "o", color=FAINT, markersize=2, markeredgewidth=0, alpha=0.8)
+        tail = (1 - results.config.metrics.confidence) / 2
+        low, middle, high = np.quantile(values, [tail, 0.5, 1 - tail])
+        axes.plot([low, high], [0, 0], color=BASELINE_COLOUR, linewidth=1.6)
+        axes.plot(middle, 0, "o", color=BASELINE_COLOUR, markersize=4)
+    for place, row in enumerate(table.itertuples(), 1):
+        colour = strategy_colour(main.strategy.name) if place == len(table) else BASELINE_COLOUR
+        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
+        axes.plot(row.value, place, "o", color=colour, markersize=4.5)
+    axes.set(xlim=(0.1, 1.02), ylim=(len(table) + 0.6, -0.6), xlabel="AUROC", xticks=[0.25, 0.5, 0.75, 1])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)

@@ -1,0 +1,105 @@
+"""From a slide of this run to its score: slide, tiles, features, attention and the chance that comes out."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name
+from mil.figures.heatmaps import choose, draw_attention, scale_of, show
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import (
+    DOUBLE_MM,
+    HAIR,
+    INK,
+    SOFT,
+    bare_image,
+    new_figure,
+    site_colour,
+    strategy_colour,
+    strategy_name,
+)
+from mil.figures.top_bottom_tiles import read_tiles
+
+GRID = 3
+ROWS, COLUMNS = 48, 64
+
+
+@figure("The pipeline on a slide of this run", needs=("attention", "predictions", "bags", "thumbnails", "features"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """Five steps from left to right on the first training site's positive patient with the highest score."""
+    site = results.training_sites[0] if results.training_sites else results.sites[0]
+    chosen = choose(results, site, 1)[0]
+    slide = show(results, site, *chosen)
+    picture = new_figure(DOUBLE_MM, 48)
+    panels = picture.subplots(1, 5, width_ratios=(1.25, 1.25, 1, 0.85, 1.25))
+    for axes in (panels[0], panels[1], panels[4]):
+        bare_image(axes, slide.pixels)
+    colour = site_colour(site, results.sites)
+    squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles]
+    panels[1].add_collection(
+        PatchCollection(squares, facecolor=(*to_rgb(colour), 0.12), edgecolor=colour, linewidth=0.3)
+    )
+    order = np.argsort(-slide.attention, kind="stable")
+    _montage(panels[2], results, site, slide.slide_id, slide.coords[order[: GRID * GRID]])
+    width = _features(panels[3], results, site, slide.slide_id, order)
+    draw_attention(panels[4], slide, scale_of([slide])[0])
+    heads = ("Slide", "Tissue, tiles", "Tiles", "Features", "Attention")
+    aside = (
+        f"{results.geometry(site, slide.slide_id)['mpp']:.4g} µm a pixel", f"{len(slide.coords):,} tiles of "
+        f"{results.config.tiles.size_px * results.config.tiles.mpp:g} µm", f"{results.config.tiles.size_px} px each",
+        f"{width} numbers a tile", f"score {slide.score:.2f}",
+    )  # fmt: skip
+    for axes, head, words in zip(panels, heads, aside, strict=True):
+        axes.set_title(head)
+        axes.set_anchor("N")
+        axes.text(0.5, -0.06, words, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=SOFT)
+    experiment = results.experiments[results.main]
+    panels[4].texts[0].set_color(strategy_colour(experiment.strategy.name))
+    return Drawn(
+        figure=picture,
+        data=pd.DataFrame({"x": slide.coords[:, 0], "y": slide.coords[:, 1], "attention": slide.attention}).assign(
+            slide_id=slide.slide_id
+        ),
+        n=f"slide {slide.slide_id} of site {site}",
+        caption=(
+            f"The pipeline on slide {slide.slide_id} (the positive patient with the highest score at site {site}): tissue is found and cut into "
+            f"tiles, a frozen encoder turns each tile into numbers (shown: a sample of tiles, those with the highest attention on top), and "
+            f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)}) weighs the tiles and gives the patient's score. The tiles "
+            "shown are the nine with the highest attention."
+        ),
+    )
+
+
+def _montage(axes: Axes, results: Results, site: str, slide_id: str, corners: np.ndarray) -> None:
+    if not len(corners):
+        raise Absent(f"slide {slide_id} has no tile")
+    read = read_tiles(results, site, [(slide_id, int(x), int(y)) for x, y in corners], size_px=96)
+    tiles = list(read.values())
+    gap, side = 6, 96
+    canvas = np.full((GRID * (side + gap) - gap,) * 2 + (3,), 255, np.uint8)
+    for number, pixels in enumerate(tiles):
+        y, x = divmod(number, GRID)
+        canvas[y * (side + gap) : y * (side + gap) + side, x * (side + gap) : x * (side + gap) + side] = pixels
+    bare_image(axes, canvas, frame="white")
+
+
+def _features(axes: Axes, results: Results, site: str, slide_id: str, order: np.ndarray) -> int:
+    """Standardised features of a sample of tiles, by attention; returns the encoder's width."""
+    _, features = results.features(site, results.experiments[results.main].encoder, slide_id)
+    features = features.astype(np.float64)
+    rows = order[np.linspace(0, len(order) - 1, min(ROWS, len(order))).astype(int)]
+    columns = np.linspace(0, features.shape[1] - 1, min(COLUMNS, features.shape[1])).astype(int)
+    shown = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+    axes.imshow(shown[np.ix_(rows, columns)], cmap="PuOr", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_box_aspect(1.2)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(HAIR)
+    axes.set_ylabel("tiles", fontsize=6, color=INK)
+    return features.shape[1]

@@ -1,0 +1,57 @@
+"""The main model's scores of positive and negative patients, site by site."""
+
+import numpy as np
+import pandas as pd
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name, main_at
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, light_grid, new_figure, strategy_name
+from mil.rng import rng
+
+
+@figure("Scores of positive and negative patients", needs=("predictions", "bags"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A dot a patient, a box a class and site."""
+    scopes = {site: main_at(results, site) for site in results.sites}
+    if not scopes:
+        raise Absent("no site has predictions")
+    picture = new_figure(min(DOUBLE_MM, 30 + 38 * len(scopes)), 62)
+    axes = picture.subplots()
+    light_grid(axes)
+    values = []
+    for place, (site, scope) in enumerate(scopes.items()):
+        for label, offset in ((0, -0.19), (1, 0.19)):
+            scores = scope.scores[scope.labels == label]
+            if not len(scores):
+                continue
+            jitter = rng(0, "jitter", site, label).uniform(-0.11, 0.11, len(scores))
+            axes.plot(
+                place + offset + jitter,
+                scores,
+                "o",
+                color=CLASS_COLOURS[label],
+                markersize=2.6,
+                alpha=0.55,
+                markeredgewidth=0,
+            )
+            low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
+            axes.vlines(place + offset, low, high, color=INK, linewidth=1)
+            axes.hlines(middle, place + offset - 0.13, place + offset + 0.13, color=INK, linewidth=1.6)
+        values.append(scope.table)
+    axes.set_xticks(range(len(scopes)), [f"{site}\nn = {len(scope.table)}" for site, scope in scopes.items()])
+    axes.set(xlim=(-0.55, len(scopes) - 0.45), ylim=(-0.02, 1.02), ylabel="Score")
+    for label, name in ((1, "positive"), (0, "negative")):
+        axes.plot([], [], "o", color=CLASS_COLOURS[label], markersize=4, label=name)
+    picture.legend(loc="outside upper right", ncols=2)
+    main = results.experiments[results.main]
+    return Drawn(
+        figure=picture,
+        data=pd.concat(values, ignore_index=True),
+        n=", ".join(f"{site} {len(scope.table)}" for site, scope in scopes.items()),
+        caption=(
+            f"Scores of {strategy_name(main.strategy.name)}, {input_name(main)} by label ({main.endpoint}) and site, a dot a patient; lines: median and "
+            "quartiles. Training sites: mean over the repeats' held-out models; external sites: mean over all models."
+        ),
+    )

@@ -1,0 +1,111 @@
+"""Local, ensemble, pooled and federated on the same folds: a line a fold, a panel a training site and an external one."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mil.config import FiguresSpec
+from mil.figures.arms import Arm, arm, input_name
+from mil.figures.cohort_table import p_text
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import FAINT, SOFT, chance_line, light_grid, site_panels, title_of_site
+from mil.metrics.arms import OWN_SITE
+from mil.metrics.folds import corrected_resampled_t, fold_aurocs
+from mil.metrics.multiplicity import holm
+
+
+@figure("Strategies fold by fold", needs=("predictions", "bags"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """AUROC of each fold's models; lines join one fold; below each arm the test of the last arm against it."""
+    family = results.family()
+    tables = []
+    for name in family:
+        try:
+            tables.append(fold_aurocs(results.predictions(name)).assign(experiment=name))
+        except Absent:
+            continue
+    table = pd.concat([part for part in tables if len(part)], ignore_index=True) if any(map(len, tables)) else None
+    if table is None:
+        raise Absent("no fold has patients of both classes")
+    table = table[
+        (table["split"] != "transfer") & table["site"].isin(results.sites) & (table["trained_on"] != OWN_SITE)
+    ]
+    sites = [site for site in results.sites if site in set(table["site"])]
+    arms = {site: _arms(results, table[table["site"] == site]) for site in sites}
+    picture, panels = site_panels(sites, below_mm=14)
+    tests = []
+    for axes, site in zip(panels, sites, strict=True):
+        mine = table[table["site"] == site]
+        tests += _panel(axes, results, site, mine, arms[site])
+    panels[0].set(ylabel="AUROC of a fold", ylim=(min(0.35, float(table["auroc"].min())) - 0.08, 1.03))
+    adjusted = holm(np.array([row["p"] for row in tests])) if tests else np.array([])
+    tested = pd.DataFrame(tests).assign(p_adjusted=adjusted) if tests else pd.DataFrame()
+    _write_p(panels, sites, arms, tested)
+    main = results.experiments[results.main]
+    data = pd.concat([table.assign(kind="fold"), tested.assign(kind="test")], ignore_index=True) if tests else table
+    return Drawn(
+        figure=picture,
+        data=data,
+        n=f"{table.groupby(['repeat', 'fold']).ngroups} folds",
+        caption=(
+            f"AUROC of {input_name(main)} for {main.endpoint}, fold by fold (at external sites: of each fold's models on all "
+            "patients); lines join the same fold, bars are means. p: corrected resampled t-test (Nadeau and Bengio) of the last arm against each "
+            "other at training sites, after Holm's correction over all of them; at external sites all folds share their patients, so none is given."
+        ),
+    )
+
+
+def _arms(results: Results, table: pd.DataFrame) -> list[Arm]:
+    pairs = table[["experiment", "trained_on"]].drop_duplicates().itertuples(index=False)
+    return sorted((arm(results, name, on) for name, on in pairs), key=lambda one: one.order)
+
+
+def _panel(axes: Axes, results: Results, site: str, table: pd.DataFrame, arms: list[Arm]) -> list[dict[str, object]]:
+    wide = table.pivot_table(index=["repeat", "fold"], columns=["experiment", "trained_on"], values="auroc")
+    columns = [(one.experiment, one.trained_on) for one in arms]
+    for _, row in wide.iterrows():
+        axes.plot(range(len(arms)), row[columns], color=FAINT, linewidth=0.5, alpha=0.7, zorder=1)
+    for place, (one, column) in enumerate(zip(arms, columns, strict=True)):
+        values = wide[column].dropna()
+        axes.plot([place] * len(values), values, "o", color=one.colour, markersize=3, alpha=0.75, markeredgewidth=0)
+        axes.hlines(values.mean(), place - 0.28, place + 0.28, color=one.colour, linewidth=2)
+    chance_line(axes)
+    light_grid(axes)
+    role = results.config.slides.roles[site]
+    title_of_site(axes, site, "held out" if role == "train" else "external")
+    axes.set_xticks(
+        range(len(arms)), [one.name.replace(", ", "\n").replace(" of locals", "") for one in arms], fontsize=6
+    )
+    axes.set_xlim(-0.5, len(arms) - 0.5)
+    if role != "train":
+        return []
+    folds = table["fold"].nunique()
+    last = columns[-1]
+    return [
+        {
+            "site": site,
+            "experiment": one.experiment,
+            "trained_on": one.trained_on,
+            "p": corrected_resampled_t((wide[last] - wide[column]).to_numpy(), 1 / max(folds - 1, 1)).p,
+        }
+        for one, column in zip(arms[:-1], columns[:-1], strict=True)
+    ]
+
+
+def _write_p(panels: list[Axes], sites: list[str], arms: dict[str, list[Arm]], tested: pd.DataFrame) -> None:
+    for row in tested.itertuples():
+        axes = panels[sites.index(str(row.site))]
+        place = [(one.experiment, one.trained_on) for one in arms[str(row.site)]].index(
+            (row.experiment, row.trained_on)
+        )
+        text = p_text(float(row.p_adjusted))  # type: ignore[arg-type]
+        low = axes.get_ylim()[0]
+        axes.text(
+            place,
+            low + 0.015,
+            f"p {text}" if text.startswith("<") else f"p = {text}",
+            ha="center",
+            fontsize=5.6,
+            color=SOFT,
+        )

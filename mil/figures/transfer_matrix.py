@@ -1,0 +1,80 @@
+"""Trained here, tested there: AUROC of every site's own model at every site."""
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import INK, PAPER, new_figure, strategy_name
+from mil.metrics.arms import OWN_SITE
+from mil.metrics.score import PRIMARY
+
+CELL_MM = 24.0
+
+
+@figure("Trained on one site, tested on another", needs=("metrics",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A row an arm (each site's own model first), a column a site; the frame marks held-out patients of the own site."""
+    family = results.family()
+    metrics = results.metrics(*family)
+    metrics = metrics[(metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY)]
+    metrics = metrics[metrics["site"].isin(results.sites) & (metrics["trained_on"] != OWN_SITE)].dropna(
+        subset=["value"]
+    )
+    local = [name for name, one in family.items() if one.strategy.name == "local"]
+    if not local:
+        raise Absent("no experiment of this family trains a model a site (strategy local)")
+    rows = [(name, on) for name in family for on in metrics.loc[metrics["experiment"] == name, "trained_on"].unique()]
+    rows.sort(key=lambda row: (row[0] not in local, row[1] not in results.sites))
+    table = metrics.set_index(["experiment", "trained_on", "site"])
+    picture = new_figure(38 + CELL_MM * len(results.sites), 22 + 11 * len(rows))
+    axes = picture.subplots()
+    grid = np.full((len(rows), len(results.sites)), np.nan)
+    for i, key in enumerate(rows):
+        for j, site in enumerate(results.sites):
+            if (*key, site) in table.index:
+                row = table.loc[(*key, site)]
+                grid[i, j] = row["value"]
+                light = 0.3 < row["value"] < 0.75
+                text = f"{row['value']:.2f}\n[{row['low']:.2f}, {row['high']:.2f}]"
+                axes.text(
+                    j, i, text, ha="center", va="center", fontsize=6.3, color=INK if light else PAPER, linespacing=1.3
+                )
+                if row["split"] == "held_out":
+                    axes.add_patch(_frame(j, i))
+    image = axes.imshow(grid, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(
+        range(len(results.sites)), [f"{site}\n{results.config.slides.roles[site]}" for site in results.sites]
+    )
+    axes.set_yticks(range(len(rows)), [_row_name(results, *row) for row in rows])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set_ylabel("Trained on")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = picture.colorbar(image, ax=axes, fraction=0.035, pad=0.02)
+    bar.set_label("AUROC")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    main = results.experiments[results.main]
+    return Drawn(
+        figure=picture,
+        data=metrics.reset_index(drop=True),
+        n=", ".join(f"{site} {int(part['patients'].max())}" for site, part in metrics.groupby("site")),
+        caption=(
+            f"AUROC of {input_name(main)} for {main.endpoint} by where the model was trained and where it is tested, with "
+            f"{results.config.metrics.confidence:.0%} intervals (DeLong, logit scale). Framed: held-out patients of sites that trained; "
+            "the other cells are sites that the model never saw."
+        ),
+    )
+
+
+def _row_name(results: Results, experiment: str, trained_on: str) -> str:
+    strategy = results.experiments[experiment].strategy.name
+    if strategy == "local":
+        return f"{trained_on}" if trained_on in results.sites else strategy_name("ensemble")
+    return f"{trained_on.replace('+', ' + ')}\n{strategy_name(strategy)}"
+
+
+def _frame(column: int, row: int) -> Rectangle:
+    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor=INK, linewidth=0.9)

@@ -1,0 +1,75 @@
+"""Columns of the patient table -> numbers for a model, scaled by sums alone, so that sites can share the scaling."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mil.errors import MilError, nearest
+
+# a class that ends in a number stands for it: T2 -> 2, N0 -> 0, "grade 3" -> 3, T1c -> 1
+NUMBERED = re.compile(r"^[A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
+MAX_LEVELS = 12
+
+
+def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Numbers by patient_id: a column as it is, a class that ends in a number as that number, else a column a class.
+
+    `patients` holds text cells; a blank is nan. Raises for a column that is not there, or has too many classes.
+    """
+    by_patient = patients.set_index("patient_id")
+    parts = []
+    for column in columns:
+        if column not in by_patient.columns:
+            raise MilError(
+                f"metrics: column '{column}' is not in the patient table; {nearest(column, map(str, by_patient.columns))}"
+            )
+        parts.append(_numbers(by_patient[column].astype(str), column))
+    return pd.concat(parts, axis=1) if parts else pd.DataFrame(index=by_patient.index)
+
+
+def _numbers(cells: pd.Series, column: str) -> pd.DataFrame:
+    known = cells[cells != ""]
+    numbers = pd.to_numeric(known, errors="coerce")
+    if numbers.isna().any():
+        numbers = pd.to_numeric(known.str.extract(NUMBERED, expand=False), errors="coerce")
+    if not numbers.isna().any():
+        return numbers.reindex(cells.index).to_frame(column).astype(float)
+    levels = sorted(known.unique())
+    if len(levels) > MAX_LEVELS:
+        raise MilError(
+            f"metrics: column '{column}' has {len(levels)} classes ({levels[0]}, {levels[1]}, ...); at most {MAX_LEVELS} "
+            "can be used, so group them, or leave it out of metrics.clinical"
+        )
+    return pd.DataFrame(
+        {f"{column} = {level}": (known == level).astype(float).reindex(cells.index) for level in levels[1:]},
+        index=cells.index,
+    )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Means and deviations that inputs are scaled by; a blank becomes the mean, that is 0."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[np.ndarray]) -> "Scaling":
+        """From the sites' matrices (patients, width): only their counts, sums and sums of squares are used."""
+        width = parts[0].shape[1]
+        count, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
+        for part in parts:
+            count += np.isfinite(part).sum(axis=0)
+            total += np.nansum(part, axis=0)
+            squares += np.nansum(part**2, axis=0)
+        count = np.maximum(count, 1)
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0)
+        return cls(mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0))
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Scaled values (patients, width) without blanks."""
+        return np.nan_to_num((values - self.mean) / self.deviation)

@@ -1,0 +1,106 @@
+"""Predictions -> AUROC fold by fold, and tests on folds that allow for their overlap."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mil.metrics.arms import Scope, scopes
+from mil.metrics.delong import logit_bounds, within
+
+KEYS = ("trained_on", "split", "site")
+
+
+@dataclass(frozen=True)
+class FoldTest:
+    """Mean difference over folds with its interval and two-sided p."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def fold_aurocs(predictions: pd.DataFrame) -> pd.DataFrame:
+    """trained_on, split, site, repeat, fold, patients, positives, auroc: each fold's models alone, derived arms included.
+
+    Folds in which a site has patients of one class only are left out.
+    """
+    rows = [
+        (scope.trained_on, scope.split, scope.site, repeat, fold, len(scope.table), int(scope.labels.sum()),
+         float(within(scope.labels, scope.scores, scope.sites).auroc[0]))
+        for (repeat, fold), part in predictions.groupby(["repeat", "fold"])
+        for scope in scopes(part)
+        if scope.has_pairs
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=[*KEYS, "repeat", "fold", "patients", "positives", "auroc"])
+
+
+def within_folds(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """AUROC over pairs of patients of one site judged by one model: trained_on, split, site, patients, positives, value, low, high.
+
+    Scores of different folds come from different models; laid together they rank patients partly by their fold, which
+    for a model that knows nothing is worse than chance (a fold short of positives leaves a training set rich in them).
+    Here a patient's placement (share of the other class in the same fold on the right side, mean over repeats) takes the
+    part it has in DeLong's variance; the interval is on the logit scale.
+    """
+    parts: dict[tuple[str, ...], list[pd.DataFrame]] = {}
+    inside = predictions[predictions["split"] != "external"]
+    for _, fold in inside.groupby(["repeat", "fold"]):
+        for scope in scopes(fold):
+            if scope.has_pairs:
+                key = (scope.trained_on, scope.split, scope.site)
+                placed = scope.table[["patient_id", "label"]].assign(placement=_placements(scope))
+                parts.setdefault(key, []).append(placed)
+    rows = []
+    for key, placed in parts.items():
+        table = (
+            pd.concat(placed)
+            .dropna()
+            .groupby("patient_id")
+            .agg(label=("label", "first"), placement=("placement", "mean"))
+        )
+        positive, negative = (table.loc[table["label"] == label, "placement"].to_numpy() for label in (1, 0))
+        rows.append((*key, len(table), len(positive), *_interval(positive, negative, confidence)))
+    return pd.DataFrame(rows, columns=[*KEYS, "patients", "positives", "value", "low", "high"])
+
+
+def _placements(scope: Scope) -> np.ndarray:
+    """Of each patient, the share of the other class at their site that they are on the right side of; ties one half.
+
+    nan for a patient whose site has nobody of the other class.
+    """
+    labels, scores, sites = scope.labels, scope.scores, scope.sites
+    above = (scores[:, None] > scores[None]) + 0.5 * (scores[:, None] == scores[None])
+    right = np.where(labels[:, None] == 1, above, 1 - above)
+    pairs = (sites[:, None] == sites[None]) & (labels[:, None] != labels[None])
+    number = pairs.sum(axis=1)
+    return np.where(number > 0, (right * pairs).sum(axis=1) / np.maximum(number, 1), np.nan)
+
+
+def _interval(positive: np.ndarray, negative: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    value = float(positive.mean() + negative.mean()) / 2
+    if min(len(positive), len(negative)) < 2:
+        return value, np.nan, np.nan
+    variance = float(positive.var(ddof=1) / len(positive) + negative.var(ddof=1) / len(negative))
+    return logit_bounds(value, variance, len(positive), len(negative), confidence)
+
+
+def corrected_resampled_t(differences: np.ndarray, test_share: float, confidence: float = 0.95) -> FoldTest:
+    """Nadeau and Bengio's corrected resampled t-test (2003, Mach Learn 52:239) on differences of k folds (all repeats).
+
+    `test_share` is the number of test patients over that of training patients, 1 / (folds - 1) for cross-validation.
+    Training sets overlap, so the variance of the mean is (1 / k + test_share) times that of the folds, not 1 / k.
+    """
+    differences = np.asarray(differences, dtype=np.float64)
+    differences = differences[np.isfinite(differences)]
+    k = len(differences)
+    if k < 2:
+        return FoldTest(float(differences.mean()) if k else np.nan, np.nan, np.nan, np.nan)
+    mean, spread = float(differences.mean()), float(differences.var(ddof=1))
+    if spread == 0:
+        return FoldTest(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    error = np.sqrt((1 / k + test_share) * spread)
+    half = float(stats.t.ppf(0.5 + confidence / 2, k - 1)) * error
+    return FoldTest(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, k - 1)))

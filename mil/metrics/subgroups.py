@@ -1,0 +1,73 @@
+"""Scores and the patient table -> AUROC in subgroups, with a test of whether they differ."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mil.errors import MilError, nearest
+from mil.metrics import delong
+
+MAX_LEVELS = 6
+MIN_OF_A_CLASS = 3  # patients of either class below which a subgroup's AUROC is not drawn
+COLUMNS = ["variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs"]
+
+
+def subgroup_aurocs(
+    scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[str], confidence: float = 0.95
+) -> pd.DataFrame:
+    """AUROC for everybody and each level of `columns` (numbers are cut at their median); `COLUMNS`.
+
+    `scores` has patient_id, site, label, score. `p_differs`: chi-squared test that a variable's AUROCs (logit scale) are
+    equal. Levels with too few patients of a class have blanks.
+    """
+    by_patient = patients.set_index("patient_id").reindex(scores["patient_id"])
+    rows = [("All", "", *_auroc(scores, confidence), np.nan)]
+    for column in columns:
+        if column != "site" and column not in by_patient.columns:
+            raise MilError(
+                f"metrics.subgroups: column '{column}' is not in the patient table; {nearest(column, map(str, by_patient))}"
+            )
+        values = scores["site"] if column == "site" else by_patient[column].fillna("")
+        found = [
+            (level, _auroc(scores[chosen], confidence)) for level, chosen in _levels(np.asarray(values, dtype=str))
+        ]
+        p = _equal([numbers for _, numbers in found], confidence)
+        rows += [(column, level, *numbers, p) for level, numbers in found]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _levels(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Each level's name and its patients; blanks are in none."""
+    known = values != ""
+    numbers = pd.to_numeric(pd.Series(values[known]), errors="coerce")
+    distinct = np.unique(values[known])
+    if len(numbers) and numbers.notna().all() and len(distinct) > MAX_LEVELS:
+        median = float(numbers.median())
+        as_numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy()
+        yield f"< {median:g}", known & (as_numbers < median)
+        yield f"≥ {median:g}", known & (as_numbers >= median)
+        return
+    for level in distinct[:MAX_LEVELS]:
+        yield str(level), values == level
+
+
+def _auroc(scores: pd.DataFrame, confidence: float) -> tuple[int, int, float, float, float]:
+    labels = scores["label"].to_numpy()
+    numbers = len(labels), int(labels.sum())
+    if min(numbers[1], numbers[0] - numbers[1]) < MIN_OF_A_CLASS:
+        return *numbers, np.nan, np.nan, np.nan
+    return *numbers, *delong.logit_interval(labels, scores["score"].to_numpy(), confidence)
+
+
+def _equal(found: list[tuple[int, int, float, float, float]], confidence: float) -> float:
+    """Cochran's Q of the AUROCs on the logit scale, errors from their intervals."""
+    usable = [(area, low, high) for _, _, area, low, high in found if 0 < area < 1 and low > 0 and high < 1]
+    if len(usable) < 2:
+        return np.nan
+    area, low, high = np.array(usable).T
+    logits = np.log(area / (1 - area))
+    variance = ((np.log(high / (1 - high)) - np.log(low / (1 - low))) / (2 * stats.norm.ppf(0.5 + confidence / 2))) ** 2
+    mean = np.average(logits, weights=1 / variance)
+    return float(stats.chi2.sf((((logits - mean) ** 2) / variance).sum(), len(usable) - 1))

@@ -1,0 +1,158 @@
+"""Baselines: the cohort's own folds, federated equal to pooled, real clinical tables, and simulations of the intervals."""
+
+import importlib.util
+
+import numpy as np
+import pandas as pd
+import pytest
+from cohort_results import shared_results
+from scipy import stats
+from test_leaks import cohort
+
+from mil.config import MetricsSpec
+from mil.metrics import delong, ranking
+from mil.metrics.arms import check_predictions
+from mil.metrics.baselines import run_baselines, run_protocol
+from mil.metrics.baselines.inputs import permuted
+from mil.metrics.baselines.logistic import fit_federated, fit_together
+from mil.metrics.bootstrap import percentile_interval, resamples
+from mil.metrics.folds import within_folds
+from mil.metrics.score import PRIMARY, score
+from mil.rng import rng
+
+
+def test_federated_newton_is_scikit_learns_regression_on_the_pooled_table():
+    stream = rng(0, "logistic")
+    values = [stream.normal(size=(n, 5)) for n in (30, 12, 50)]
+    values[1][3, 2] = np.nan
+    labels = [(part[:, 0].round(2) + stream.normal(size=len(part)) > 0).astype(int) for part in values]
+    for strength in (0.01, 1.0, 100.0):
+        pooled, federated = fit_together(values, labels, strength), fit_federated(values, labels, strength)
+        assert federated.coefficients == pytest.approx(pooled.coefficients, abs=1e-6)
+        assert federated.chance(values[0]) == pytest.approx(pooled.chance(values[0]), abs=1e-6)
+
+
+def test_baselines_stand_on_the_same_folds_and_give_the_same_table_as_models():
+    bags, features = cohort()
+    inputs = pd.DataFrame({patient: tiles.mean(axis=0) for patient, tiles in features.items()}).T
+    folded = run_protocol("clinical", inputs, bags)
+    for _, table in folded.predictions.groupby("experiment"):
+        check_predictions(table, "baselines")
+    pooled = folded.predictions[folded.predictions["experiment"] == "clinical_pooled"]
+    held = pooled[pooled["split"] == "held_out"].merge(bags[["patient_id", "repeat0"]], on="patient_id")
+    assert (held["fold"] == held["repeat0"]).all()
+    assert len(pooled[pooled["split"] == "external"]) == 3 * (bags["role"] == "external").sum()
+    federated = folded.predictions[folded.predictions["experiment"] == "clinical_federated"]
+    assert federated["score"].to_numpy() == pytest.approx(pooled["score"].to_numpy(), abs=1e-5)
+    inner = folded.inner[folded.inner["experiment"] == "clinical_pooled"].merge(bags[["patient_id", "repeat0", "role"]])
+    assert (inner["role"] == "train").all()
+    assert (inner["fold"] != inner["repeat0"]).all()
+
+
+def test_no_baseline_is_fitted_on_a_patient_it_is_judged_on():
+    bags, features = cohort()
+    inputs = pd.DataFrame({patient: tiles.mean(axis=0) for patient, tiles in features.items()}).T
+    before = run_protocol("x", inputs, bags, ("pooled",)).predictions
+    spoiled, other = inputs.copy(), bags.copy()
+    judged = bags.loc[bags["repeat0"] == 0, "patient_id"]
+    outside = bags.loc[bags["role"] == "external", "patient_id"]
+    spoiled.loc[[*judged.iloc[1:], *outside.iloc[1:]]] = 1e3
+    other["label"] = np.where(bags["patient_id"].isin([*judged, *outside]), 1 - bags["label"], bags["label"])
+    after = run_protocol("x", spoiled, other, ("pooled",)).predictions
+    kept = [judged.iloc[0], outside.iloc[0]]
+    scores = [t[(t["fold"] == 0) & t["patient_id"].isin(kept)]["score"].tolist() for t in (before, after)]
+    assert scores[0] == scores[1]
+
+
+def test_a_cohort_gets_every_baseline_it_has_columns_for(tmp_path_factory):
+    results = shared_results(tmp_path_factory.getbasetemp())
+    folded = run_baselines(results, "response")
+    names = set(folded.predictions["experiment"])
+    assert {"clinical_local", "clinical_federated", "annotation_pooled", "bag_size_pooled", "site_pooled"} <= names
+    assert {"mean_features_pooled", "permuted_pooled", "fusion_fedavg", "fusion_local"} <= names
+    site = within_folds(folded.predictions[folded.predictions["experiment"] == "site_pooled"])
+    assert site["value"].tolist() == pytest.approx([0.5] * len(site))  # knows the site, so nothing within one
+    table = score(folded.predictions, results.config.metrics, None, folded.inner)
+    assert set(table["experiment"]) == names
+
+
+@pytest.fixture(scope="module")
+def clinical_tables(repository):
+    path = repository / "benchmarks/clinical_tables.py"
+    spec = importlib.util.spec_from_file_location("clinical_tables", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_single_measures_of_real_cohorts_are_the_published_tables(clinical_tables, shared):
+    patients = clinical_tables.read_patients(shared / "data/clinical")
+
+    def auroc(column: str, **chosen: str) -> float:
+        part = patients[np.logical_and.reduce([patients[name] == value for name, value in chosen.items()])]
+        part = part.dropna(subset=[column])
+        return delong.auroc(part["response"].to_numpy(), part[column].to_numpy())
+
+    assert auroc("lymphocytes", site="Cambridge", subtype="TNBC") == pytest.approx(0.644, abs=5e-4)
+    assert 1 - auroc("age", site="Ohio", subtype="TNBC") == pytest.approx(0.633, abs=5e-4)  # younger respond
+    assert auroc("lymphocytes", site="Ohio", subtype="TNBC") == pytest.approx(0.695, abs=5e-4)
+    assert auroc("lymphocytes", site="Cambridge", subtype="HER2+") == pytest.approx(0.701, abs=5e-4)
+    assert auroc("lymphocytes", site="Cambridge") == pytest.approx(0.696, abs=5e-4)
+    assert 1 - auroc("age", site="Cambridge") == pytest.approx(0.623, abs=5e-4)
+    assert auroc("grade", site="Cambridge") == pytest.approx(0.637, abs=5e-4)
+    assert 1 - auroc("nodes", site="Cambridge") == pytest.approx(0.623, abs=5e-4)
+    assert auroc("lymphocytes", site="Validation", subtype="HER2+") == pytest.approx(0.584, abs=5e-4)
+
+
+def test_real_clinical_tables_go_the_same_way_as_a_cohorts(clinical_tables, shared):
+    patients = clinical_tables.read_patients(shared / "data/clinical")
+    chosen = patients[patients["subtype"] == "TNBC"]
+    assert len(chosen) == 109
+    assert chosen["response"].sum() == 44
+    metrics, inside, comparisons = clinical_tables.run(
+        chosen, MetricsSpec(bootstrap=200), clinical_tables.ENDPOINT.model_copy(update={"repeats": 1})
+    )
+    assert set(metrics["site"]) == {"Cambridge", "Ohio", "Validation", "training sites", "external sites"}
+    same = comparisons[(comparisons["first"] == "clinical_federated") & (comparisons["second"] == "clinical_pooled")]
+    assert same["difference"].tolist() == pytest.approx([0] * len(same), abs=1e-9)
+    pooled = inside[(inside["experiment"] == "clinical_pooled") & (inside["site"] == "training sites")]
+    assert 0.6 < pooled["value"].item() < 0.8
+
+
+def test_intervals_keep_their_level_in_simulated_cohorts():
+    """300 cohorts of 60; the full run of 2,000 is benchmarks/coverage.py. Bounds: 95 % +- 3 binomial deviations."""
+    truth, runs, stream = 0.75, 300, rng(0, "coverage")
+    hits = {"logit": 0, "bootstrap": 0}
+    for _ in range(runs):
+        labels = (np.arange(60) < 24).astype(int)
+        scores = stream.normal(size=60) + labels * stats.norm.ppf(truth) * np.sqrt(2)
+        _, low, high = delong.logit_interval(labels, scores)
+        hits["logit"] += low <= truth <= high
+        drawn = ranking.auroc(labels, scores, resamples(labels, 300, stream))
+        low, high = percentile_interval(drawn, 0.95)
+        hits["bootstrap"] += low <= truth <= high
+    assert 0.912 <= hits["logit"] / runs <= 0.988
+    assert hits["bootstrap"] / runs >= 0.885  # the percentile bootstrap is a little short at this size, and said to be
+
+
+def test_p_values_are_uniform_when_nothing_differs():
+    stream, found = rng(0, "null"), []
+    for _ in range(400):
+        labels = (np.arange(80) < 32).astype(int)
+        shared_part = stream.normal(size=80) + 0.8 * labels
+        first, second = (shared_part + stream.normal(size=80) for _ in range(2))
+        found.append(delong.paired(labels, first, second).p)
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+
+
+def test_permuted_labels_teach_nothing():
+    bags, features = cohort(20)
+    inputs = pd.DataFrame({patient: tiles.mean(axis=0) for patient, tiles in features.items()}).T
+    values = []
+    for number in range(25):
+        table = permuted(inputs, bags, 0, number).predictions
+        metrics = score(table, MetricsSpec(bootstrap=100))
+        external = metrics[(metrics["site"] == "C") & (metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY)]
+        values.append(external["value"].item())
+    low, high = np.mean(values) + np.array([-1, 1]) * 2.8 * np.std(values, ddof=1) / 5
+    assert low < 0.5 < high
