@@ -59,7 +59,7 @@ def test_batches_that_cross_slides_change_nothing(tmp_path):
 def test_processes_and_threads_read_the_same(kind, tmp_path):
     slides = make_shard(tmp_path, {"a": 4})
     (coords,) = hdf5.read(tmp_path / "tiles" / "a.h5", "coords")
-    order = {"path": slides.path[0], "slide_mpp": None, "size_px": SIZE, "mpp": 0.5, "options": {}}
+    order = {"path": slides.path[0], "slide_mpp": None, "size_px": SIZE, "mpp": 0.5, "reading": {}}
     memory = SharedMemory(20 * SIZE * SIZE * 3)
     readers = kind(2, memory)
     readers.order(order | {"number": 1, "coords": coords[:12].tolist(), "offset": 0})

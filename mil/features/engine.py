@@ -86,6 +86,11 @@ class Engine:
         """uint8 (tiles, size, size, 3) -> float16 (tiles, width)."""
         return self.finish(self.start(torch.from_numpy(np.ascontiguousarray(tiles)), len(tiles), stains))
 
+    def warm_up(self, size_px: int) -> None:
+        """Compile for tiles of this size, so that the first batch does not wait for it; nothing to do where nothing is compiled."""
+        if self.compiled:
+            self(np.zeros((self.step, size_px, size_px, 3), np.uint8))
+
     def start(self, tiles: torch.Tensor, count: int, stains: np.ndarray | None = None) -> Ticket:
         """Begin with the first `count` of `tiles` (uint8 (n, size, size, 3) on the host, pinned for the GPU's sake)."""
         if self.device.type == "cpu":

@@ -49,7 +49,7 @@ class Part:
             "coords": tiling.coords[self.first : self.first + self.count].tolist(),
             "size_px": tiling.size_px,
             "mpp": tiling.mpp,
-            "options": options_of(tiling),
+            "reading": dict(tiling.reading),
             "offset": memory_offset + self.offset * tile_bytes,
         }
 
@@ -70,11 +70,6 @@ class Batch:
     def kept(self, place: int) -> np.ndarray:
         """Which of a part's tiles were read, as offsets into the part."""
         return np.setdiff1d(np.arange(self.parts[place].count), self.missing.get(place, []))
-
-
-def options_of(tiling: Tiling) -> dict[str, Any]:
-    """What `Slide.read_tiles` is told besides size and resolution."""
-    return {}
 
 
 def parts_of(works: list[Work], batch_tiles: int, failed: Callable[[Work], bool]) -> Iterator[list[Part]]:

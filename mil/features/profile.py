@@ -13,6 +13,17 @@ class Profile:
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     tiles: int = 0
+    wall: float = 0.0
+    """Seconds from start to stop."""
+
+    def stop(self) -> None:
+        """End of the work."""
+        self.wall = max(time.perf_counter() - self.started, 1e-9)
+
+    @property
+    def rate(self) -> float:
+        """Tiles a second, all in all."""
+        return self.tiles / self.wall
 
     def add(self, stage: str, seconds: float) -> None:
         """Count `seconds` to a stage."""
@@ -20,11 +31,8 @@ class Profile:
 
     def lines(self) -> list[str]:
         """The whole in a few lines: rate, the device's busy share, then each stage's own rate if it ran alone."""
-        wall = max(time.perf_counter() - self.started, 1e-9)
-        busy = self.seconds.get("encoder", 0.0) / wall
-        found = [
-            f"{self.tiles:,} tiles in {wall:,.1f} s: {self.tiles / wall:,.0f} tiles/s; {self.device} busy {busy:.0%}"
-        ]
+        busy = self.seconds.get("encoder", 0.0) / self.wall
+        found = [f"{self.tiles:,} tiles in {self.wall:,.1f} s: {self.rate:,.0f} tiles/s; {self.device} busy {busy:.0%}"]
         for stage, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
             if stage.startswith("waiting"):
                 found.append(f"  {stage}: {seconds:,.1f} s")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mil.errors import MilError, SlideError
-from mil.slides.slide import Slide, open_slide
+from mil.slides.slide import Reading, Slide, open_slide
 
 OPEN_SLIDES = 2  # the one being read and the one that comes next
 
@@ -54,8 +54,9 @@ def fulfil(order: dict[str, Any], slides: OpenSlides, memory: mmap.mmap) -> dict
     target = np.frombuffer(memory, np.uint8, int(np.prod(shape)), order["offset"]).reshape(shape)
     seen = np.zeros(len(coords), bool)
     try:
+        how = Reading(**order["reading"])
         slide = slides.get(order["path"], order["slide_mpp"])
-        for index, tiles in slide.read_tiles(coords, size, order["mpp"], threads=1, **order["options"]):
+        for index, tiles in slide.read_tiles(coords, size, order["mpp"], threads=1, how=how):
             target[index] = tiles
             seen[index] = True
         answer["missing"] = np.flatnonzero(~seen).tolist()

@@ -61,7 +61,7 @@ def extract_shard(
     """
     folder = Path(folder)
     built = build(encoder)
-    shard = _sorted_out(slides, Path(tiles_folder), encoder, built.weights_sha256, folder)
+    shard = sorted_out(slides, Path(tiles_folder), encoder, built.weights_sha256, folder)
     with reporter.steps(f"extract {built.name}", len(shard.rows) + len(shard.works), "slides") as steps:
         for row in shard.rows.values():
             steps.done()
@@ -70,13 +70,11 @@ def extract_shard(
         if shard.works:
             total = sum(len(work.tiling.coords) for work in shard.works)
             engine = Engine(built, encoder, torch.device(device) if device else None, total, reporter)
-            _extract(shard, engine, folder, readers or _readers_for(engine), reporter, steps, profile)
+            extract(shard, engine, folder, readers or _readers_for(engine), reporter, steps, profile)
     return pd.DataFrame([shard.rows[str(name)] for name in slides["slide_id"]], columns=list(COLUMNS))
 
 
-def _sorted_out(
-    slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, weights_sha256: str, folder: Path
-) -> Shard:
+def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, weights_sha256: str, folder: Path) -> Shard:
     """Which slides cannot be extracted, which need not be, and which are to do."""
     shard = Shard()
     for slide in slides.to_dict("records"):
@@ -115,13 +113,17 @@ def _problem(slide: Mapping[str, Any], tiling: Tiling) -> tuple[str, str] | None
     return None
 
 
-def _extract(
+def extract(
     shard: Shard, engine: Engine, folder: Path, readers: int, reporter: Reporter, steps: Steps, tell: bool
-) -> None:
-    """Run the pipeline over the slides to do, one pass a tile size (a shard has one, unless its tiles' settings changed)."""
+) -> Profile:
+    """Run the pipeline over the slides to do, one pass a tile size (a shard has one, unless its tiles' settings changed).
+
+    The rows of `shard` are settled as slides finish or fail. Returns where the time went, compiling not counted.
+    """
     name = engine.encoder.name
     way = f"{engine.precision}{', compiled' if engine.compiled else ''}"
     reporter.say(f"encoder {name} on {describe(engine.device)}, {way}; {readers} readers")
+    engine.warm_up(shard.works[0].tiling.size_px)
     profile = Profile(describe(engine.device).split(" (")[0], readers)
 
     def finished(work: Work, checksum: str, num_tiles: int) -> None:
@@ -149,8 +151,10 @@ def _extract(
             shard.settle(work.slide_id, *work.error)
             steps.done()
             reporter.say(f"slide {work.slide_id}: {work.error[0]}: {work.error[1]}")
+    profile.stop()
     for line in profile.lines():
         (reporter.say if tell else reporter.note)(line)
+    return profile
 
 
 def _with_stains(works: list[Work], engine: Engine) -> list[Work]:

@@ -12,7 +12,7 @@ import torch
 
 from mil.errors import SlideError
 from mil.features.plan import Work
-from mil.slides.slide import open_slide
+from mil.slides.slide import Reading, open_slide
 
 Method = Literal["macenko", "reinhard"]
 SAMPLE_TILES = 32
@@ -31,8 +31,9 @@ def estimate(method: Method, work: Work) -> np.ndarray:
     """What `Stain` needs to know of a slide, from a sample of its tiles; `SlideError` where no stain is found."""
     tiling = work.tiling
     places = np.unique(np.linspace(0, len(tiling.coords) - 1, SAMPLE_TILES).round().astype(int))
+    how = Reading(**dict(tiling.reading))
     with open_slide(work.path, tiling.slide_mpp) as slide:
-        pixels = [tiles for _, tiles in slide.read_tiles(tiling.coords[places], tiling.size_px, tiling.mpp)]
+        pixels = [tiles for _, tiles in slide.read_tiles(tiling.coords[places], tiling.size_px, tiling.mpp, how=how)]
     sample = np.concatenate(pixels).reshape(-1, 3)
     return macenko_of(sample) if method == "macenko" else reinhard_of(sample)
 
