@@ -1,126 +1,201 @@
-import sys
-import types
-
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from feature_slides import SIZE, make_shard, write_slide, write_tiles
 
 from mil import hdf5
-from mil.config import EncoderSpec, TileSpec
+from mil.config import EncoderSpec
 from mil.encoders import build
-from mil.errors import SlideError
+from mil.errors import MilError
 from mil.features import Engine, extract_shard
+from mil.features.plan import parts_of
+from mil.features.readers import ProcessReaders, SharedMemory, ThreadReaders
+from mil.features.shard import COLUMNS
 from mil.progress import quiet
 
-SIZE = 64
+COLOUR = EncoderSpec(name="colour")
 
 
-class PaintedSlide:
-    """Stands in for `mil.slides.slide.Slide`: tiles whose colours follow from their place."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
-    def read_tiles(self, coords, size_px, mpp, threads=1):
-        for start in range(0, len(coords), 10):
-            index = np.arange(start, min(start + 10, len(coords)))
-            if "broken" in self.path and start:
-                raise SlideError("unreadable_region", "tile at (640, 0) cannot be decoded")
-            tiles = np.stack(
-                [
-                    np.random.default_rng(int(x + 7 * y)).integers(0, 255, (size_px, size_px, 3))
-                    for x, y in coords[index]
-                ]
-            )
-            yield index, tiles.astype(np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def painted(monkeypatch):
-    module = types.ModuleType("mil.slides.slide")
-    module.open_slide = lambda path, mpp=None: PaintedSlide(path)
-    monkeypatch.setitem(sys.modules, "mil.slides.slide", module)
-
-
-def write_tiles(folder, slide_id, num_tiles):
-    coords = np.stack([np.arange(num_tiles) * SIZE, np.zeros(num_tiles, int)], axis=1).astype(np.int64)
-    with hdf5.writing(folder / f"{slide_id}.h5") as writer:
-        writer.append("coords", coords)
-        writer.annotate({"patch_size": SIZE, "name": slide_id}, on="coords")
-        writer.annotate(
-            {
-                "stage": "tiles",
-                "slide_id": slide_id,
-                "spec": TileSpec(size_px=SIZE).to_json(),
-                "mpp": 0.25,
-                "mpp_source": "header",
-                "fingerprint": f"f-{slide_id}",
-                "recipe": "r",
-            }
-        )
-    return coords
-
-
-def table(*slide_ids):
-    return pd.DataFrame({"slide_id": slide_ids, "path": slide_ids, "state": "ok", "reason": ""})
-
-
-def extract(slides, tmp_path, spec):
-    return extract_shard(slides, tmp_path / "tiles", spec, tmp_path / "features", quiet())
+def extract(slides, root, spec=COLOUR, **options):
+    return extract_shard(slides, root / "tiles", spec, root / "features", quiet(), **options)
 
 
 def test_a_shard_becomes_a_file_a_slide_and_a_manifest(tmp_path):
-    coords = write_tiles(tmp_path / "tiles", "a", 37)
-    write_tiles(tmp_path / "tiles", "b", 1)
-    manifest = extract(table("a", "b"), tmp_path, EncoderSpec(name="colour"))
-    assert list(manifest.columns) == ["slide_id", "state", "reason", "num_tiles", "checksum"]
-    assert list(manifest.num_tiles) == [37, 1]
-    features, stored = hdf5.read(tmp_path / "features" / "a.h5", "features", "coords")
-    assert features.dtype == np.float16
-    assert features.shape == (37, 6)
-    assert stored.dtype == np.int64
-    assert np.array_equal(stored, coords)
-    painted = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3)) / 255
-    by_hand = [*painted.mean((0, 1)), *painted.std((0, 1))]
-    assert features[0] == pytest.approx(by_hand, abs=2e-3)
-    assert hdf5.attributes(tmp_path / "features" / "a.h5", on="coords") == {"patch_size": SIZE, "name": "a"}
+    slides = make_shard(tmp_path, {"a": 9, "b": 1})
+    manifest = extract(slides, tmp_path)
+    assert list(manifest.columns) == list(COLUMNS)
+    assert list(manifest.num_tiles) == [36, 4]
+    features, coords = hdf5.read(tmp_path / "features" / "a.h5", "features", "coords")
+    assert (features.dtype, features.shape) == (np.float16, (36, 6))
+    (tiled,) = hdf5.read(tmp_path / "tiles" / "a.h5", "coords")
+    assert coords.dtype == np.int64
+    assert np.array_equal(coords, tiled)
+    pixels = write_slide(tmp_path / "again.tif", 9) / 255
+    for row in (0, 17, 35):
+        x, y = coords[row]
+        tile = pixels[y : y + SIZE, x : x + SIZE]
+        assert features[row] == pytest.approx([*tile.mean((0, 1)), *tile.std((0, 1))], abs=1e-3)
     about = hdf5.attributes(tmp_path / "features" / "a.h5")
     assert about["encoder"] == "colour"
-    assert about["fingerprint"] == "f-a"
+    assert about["num_tiles"] == 36
+    assert about["fingerprint"] == slides.fingerprint[0]
     assert about["checksum"] == manifest.checksum[0]
+    assert hdf5.attributes(tmp_path / "features" / "a.h5", on="coords")["patch_size_level0"] == SIZE
+
+
+def test_batches_that_cross_slides_change_nothing(tmp_path):
+    slides = make_shard(tmp_path, {"a": 40, "b": 1, "c": 35, "d": 2})
+    together = extract(slides, tmp_path, COLOUR.model_copy(update={"batch_size": 100}))
+    for slide_id, num_tiles in zip(together.slide_id, together.num_tiles, strict=True):
+        one = slides[slides.slide_id == slide_id]
+        assert extract_shard(one, tmp_path / "tiles", COLOUR, tmp_path / "alone", quiet()).num_tiles[0] == num_tiles
+        for name in ("features", "coords"):
+            (apart,) = hdf5.read(tmp_path / "alone" / f"{slide_id}.h5", name)
+            assert np.array_equal(hdf5.read(tmp_path / "features" / f"{slide_id}.h5", name)[0], apart)
+
+
+@pytest.mark.parametrize("kind", [ProcessReaders, ThreadReaders])
+def test_processes_and_threads_read_the_same(kind, tmp_path):
+    slides = make_shard(tmp_path, {"a": 4})
+    (coords,) = hdf5.read(tmp_path / "tiles" / "a.h5", "coords")
+    order = {"path": slides.path[0], "slide_mpp": None, "size_px": SIZE, "mpp": 0.5, "reading": {}}
+    memory = SharedMemory(20 * SIZE * SIZE * 3)
+    readers = kind(2, memory)
+    readers.order(order | {"number": 1, "coords": coords[:12].tolist(), "offset": 0})
+    readers.order(order | {"number": 2, "coords": coords[12:].tolist(), "offset": 12 * SIZE * SIZE * 3})
+    readers.order(order | {"number": 3, "path": "/nowhere.tif", "coords": [], "offset": 0})
+    answers = {}
+    while len(answers) < 3:
+        answers |= {answer["number"]: answer for answer in readers.answers(60)}
+    readers.close()
+    assert answers[3]["error"][0] == "unreadable"
+    assert answers[1]["error"] is answers[2]["error"] is None
+    tiles = np.frombuffer(memory.map, np.uint8).reshape(20, SIZE, SIZE, 3)[:16]
+    pixels = write_slide(tmp_path / "again.tif", 4)
+    assert all(
+        np.array_equal(tile, pixels[y : y + SIZE, x : x + SIZE]) for tile, (x, y) in zip(tiles, coords, strict=True)
+    )
+
+
+def test_parts_fill_batches_in_order_and_leave_failed_slides_out(tmp_path):
+    class Tiling:
+        def __init__(self, tiles):
+            self.coords = np.zeros((tiles, 2))
+
+    class Slide:
+        def __init__(self, tiles):
+            self.tiling = Tiling(tiles)
+            self.error = None
+
+    works = [Slide(150), Slide(7), Slide(200)]
+    batches = list(parts_of(works, 100, failed=lambda work: work.error is not None))
+    assert [[(works.index(part.work), part.first, part.count, part.offset) for part in batch] for batch in batches] == [
+        [(0, 0, 100, 0)],
+        [(0, 100, 50, 0), (1, 0, 7, 50), (2, 0, 43, 57)],
+        [(2, 43, 100, 0)],
+        [(2, 143, 57, 0)],
+    ]
+    plan = parts_of(works, 100, failed=lambda work: work.error is not None)
+    next(plan)
+    works[0].error = ("unreadable", "")
+    assert [(works.index(part.work), part.first) for part in next(plan)] == [(1, 0), (2, 0)]
 
 
 def test_files_that_are_up_to_date_are_left_alone(tmp_path):
-    write_tiles(tmp_path / "tiles", "a", 12)
-    first = extract(table("a"), tmp_path, EncoderSpec(name="colour"))
+    slides = make_shard(tmp_path, {"a": 3})
+    first = extract(slides, tmp_path)
     path = tmp_path / "features" / "a.h5"
     written = path.stat().st_mtime_ns
-    assert extract(table("a"), tmp_path, EncoderSpec(name="colour", batch_size=3)).equals(first)
+    assert extract(slides, tmp_path, EncoderSpec(name="colour", batch_size=3)).equals(first)
     assert path.stat().st_mtime_ns == written
-    write_tiles(tmp_path / "tiles", "a", 13)
-    assert extract(table("a"), tmp_path, EncoderSpec(name="colour")).num_tiles[0] == 13
+    write_tiles(tmp_path / "tiles", "a", tmp_path / "a.tif", 11)
+    assert extract(slides, tmp_path).num_tiles[0] == 11
 
 
-def test_a_slide_that_fails_half_way_is_a_row_and_no_file(tmp_path):
-    for slide_id in ("good", "broken"):
-        write_tiles(tmp_path / "tiles", slide_id, 25)
-    manifest = extract(table("good", "broken", "untiled"), tmp_path, EncoderSpec(name="colour"))
-    assert list(manifest.state) == ["ok", "unreadable_region", "no_tiles"]
-    assert "(640, 0)" in manifest.reason[1]
+def test_existence_does_not_make_a_file_up_to_date(tmp_path):
+    slides = make_shard(tmp_path, {"a": 3})
+    manifest = extract(slides, tmp_path)
+    path = tmp_path / "features" / "a.h5"
+    whole = path.read_bytes()
+    (features,) = hdf5.read(path, "features")
+    at = whole.index(features.tobytes()[:64])
+    path.write_bytes(whole[: at + 5] + bytes([whole[at + 5] ^ 1]) + whole[at + 6 :])
+    assert extract(slides, tmp_path).equals(manifest)
+    assert path.read_bytes()[at : at + 64] == whole[at : at + 64]
+    path.write_bytes(whole[:1000])
+    assert extract(slides, tmp_path).equals(manifest)
+
+
+def test_a_slide_that_fails_is_a_row_and_no_file(tmp_path):
+    slides = make_shard(tmp_path, {"good": 5, "gone": 3, "stale": 3, "empty": 3})
+    (tmp_path / "gone.tif").unlink()
+    write_slide(tmp_path / "stale.tif", 4, seed=9)
+    slides.loc[slides.slide_id == "stale", "fingerprint"] = "that of the new file"
+    write_tiles(tmp_path / "tiles", "empty", tmp_path / "empty.tif", 0)
+    extra = [
+        {"slide_id": "untiled", "path": "x", "state": "ok", "reason": "", "fingerprint": ""},
+        {"slide_id": "bad", "path": "x", "state": "no_mpp", "reason": "no mpp", "fingerprint": ""},
+    ]
+    slides = pd.concat([slides, pd.DataFrame(extra)], ignore_index=True)
+    manifest = extract(slides, tmp_path)
+    assert dict(zip(manifest.slide_id, manifest.state, strict=True)) == {
+        "good": "ok",
+        "gone": "unreadable",
+        "stale": "stale_tiles",
+        "empty": "no_tissue",
+        "untiled": "no_tiles",
+        "bad": "no_mpp",
+    }
+    assert manifest.reason[1].startswith(str(tmp_path / "gone.tif"))
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["good.h5"]
 
 
-def test_a_tile_has_the_same_vector_whatever_stands_beside_it(tmp_path):
+def test_a_slide_that_breaks_half_way_leaves_nothing_and_the_others_go_on(tmp_path):
+    slides = make_shard(tmp_path, {"a": 40, "broken": 80, "c": 40})
+    path = tmp_path / "broken.tif"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])  # its header is at the beginning
+    slides.loc[1, "fingerprint"] = ""
+    manifest = extract(slides, tmp_path, COLOUR.model_copy(update={"batch_size": 64}))
+    assert list(manifest.state[[0, 2]]) == ["ok", "ok"]
+    assert manifest.state[1] in {"unreadable_region", "unreadable"}
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["a.h5", "c.h5"]
+
+
+def test_ids_that_stand_twice_are_refused(tmp_path):
+    slides = make_shard(tmp_path, {"a": 1})
+    with pytest.raises(MilError, match="'a' stands twice"):
+        extract(pd.concat([slides, slides]), tmp_path)
+
+
+def test_a_tile_has_the_same_vector_whatever_stands_beside_it():
     spec = EncoderSpec(name="efficientnet_lite0")
     engine = Engine(build(spec), spec)
-    tiles = np.random.default_rng(1).integers(0, 255, (21, 224, 224, 3)).astype(np.uint8)
+    tiles = np.random.default_rng(1).integers(0, 255, (37, 96, 96, 3)).astype(np.uint8)
     together = engine(tiles)
-    for index in (0, 5, 20):
+    for index in (0, 5, 20, 36):
         assert np.array_equal(engine(tiles[index : index + 1])[0], together[index])
     assert np.array_equal(engine(tiles[::-1]), together[::-1])
+
+
+def test_resizing_and_cutting_follow_the_card():
+    spec = EncoderSpec(name="prov_gigapath", weights="random", precision="fp32")
+    encoder = build(EncoderSpec(name="colour"))
+    cut = Engine(type(encoder)(**{**vars(encoder), "input_px": 32, "resize_px": 48}), spec, torch.device("cpu"))
+    tiles = np.zeros((1, 48, 48, 3), np.uint8)
+    tiles[:, 8:40, 8:40] = 255  # the middle 32 pixels
+    assert cut(tiles)[0].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_value_beyond_float16_fails_its_slide(tmp_path):
+    code = tmp_path / "big.py"
+    code.write_text(
+        "import torch\nclass Big(torch.nn.Module):\n    def forward(self, tiles):\n        return tiles.mean((2, 3)) * 1e6\n"
+    )
+    slides = make_shard(tmp_path, {"a": 2})
+    spec = EncoderSpec(name=f"python:{code}:Big", precision="fp32", mean=(0, 0, 0), std=(1, 1, 1))
+    manifest = extract(slides, tmp_path, spec)
+    assert list(manifest.state) == ["not_finite"]
+    assert "tile at (0, 0)" in manifest.reason[0]
+    assert not (tmp_path / "features").exists()

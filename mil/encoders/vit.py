@@ -23,20 +23,18 @@ class Vit(torch.nn.Module):
         super().__init__()
         self.net: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **settings)
         self.pooling = pooling
+        block = self.net.blocks[-1]
+        plain = type(block).__name__ == "Block" and type(block.attn).__name__ == "Attention"
+        self.short = pooling == "class" and plain and getattr(block.attn, "gate", None) is None
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Vectors of a batch."""
-        if self.pooling == "class" and self._can_shorten():
+        if self.short:
             return self._class_only(tiles)
         tokens = self.net.forward_features(tiles)
         if self.pooling == "class":
             return tokens[:, 0]
         return torch.cat([tokens[:, 0], tokens[:, self.net.num_prefix_tokens :].mean(1)], dim=1)
-
-    def _can_shorten(self) -> bool:
-        block = self.net.blocks[-1]
-        plain = type(block).__name__ == "Block" and type(block.attn).__name__ == "Attention"
-        return plain and getattr(block.attn, "gate", None) is None
 
     def _class_only(self, tiles: torch.Tensor) -> torch.Tensor:
         net = self.net

@@ -1,65 +1,168 @@
 """Tiles as bytes -> vectors: the encoder made fast on the device that is there, always in batches of one shape."""
 
-import copy
-from itertools import pairwise
-from typing import Literal
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mil.config import EncoderSpec
 from mil.encoders import Encoder
-from mil.errors import MilError
+from mil.features.accelerate import COMPILE_FROM_TILES, choose_precision, compiled, fuse_batchnorm
+from mil.features.stain import Stain
+from mil.progress import Reporter, quiet
+from mil.slides.cores import cores
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Tiles a step on the CPU: 16 images of 128 px keep a network's planes in the cache (16: 806 tiles/s, 64: 523, two cores).
 CPU_STEP = 16
+SHORTEST_STEP = 1
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A batch on its way through the device; the events are None where the device is the CPU and all is done."""
+
+    count: int
+    vectors: torch.Tensor
+    """Where its vectors arrive on the host."""
+    began: "torch.cuda.Event | None" = None
+    computed: "torch.cuda.Event | None" = None
+    arrived: "torch.cuda.Event | None" = None
+    seconds: float = 0.0
+
+    def ready(self) -> bool:
+        """Whether its vectors have arrived."""
+        return self.arrived is None or self.arrived.query()
+
+    def device_seconds(self) -> float:
+        """Time that the device worked on it; only once it has arrived."""
+        if self.began is None or self.computed is None:
+            return self.seconds
+        return self.began.elapsed_time(self.computed) / 1000
 
 
 class Engine:
     """Runs one encoder on one device. Batches have one shape, padded, so that a tile's vector never depends on its neighbours."""
 
-    def __init__(self, encoder: Encoder, spec: EncoderSpec, device: torch.device | None = None) -> None:
-        self.encoder = encoder
+    def __init__(
+        self,
+        encoder: Encoder,
+        spec: EncoderSpec,
+        device: torch.device | None = None,
+        tiles: int = 0,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """`tiles`: how many are to come; on CUDA the encoder is compiled where that pays."""
+        self.encoder, self.spec = encoder, spec
+        self.reporter = reporter or quiet()
         self.device = device or best_device()
-        self.precision = choose_precision(spec.precision, self.device)
-        self.step = CPU_STEP if self.device.type == "cpu" else spec.batch_size
+        weightless = next(encoder.module.parameters(), None) is None
+        self.precision = choose_precision("fp32" if weightless else spec.precision, self.device)
         self.dtype = DTYPES[self.precision]
+        self.step = CPU_STEP if self.device.type == "cpu" else spec.batch_size
         module = fuse_batchnorm(encoder.module, encoder.input_px).to(self.device, self.dtype)
-        self.module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  torch's stub lacks it
-        scale = torch.tensor(encoder.std, device=self.device).view(1, 3, 1, 1) * 255
-        self.scale = 1 / scale
-        self.shift = -torch.tensor(encoder.mean, device=self.device).view(1, 3, 1, 1) * 255 / scale
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  torch's stub lacks it
+        self.compiled = self.device.type == "cuda" and tiles >= COMPILE_FROM_TILES
+        self.module = compiled(module) if self.compiled else module
+        std = torch.tensor(encoder.std, device=self.device).view(1, 3, 1, 1)
+        mean = torch.tensor(encoder.mean, device=self.device).view(1, 3, 1, 1)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+        self.stain = Stain(spec.stain) if spec.stain is not None else None
+        if self.device.type == "cpu":
+            # Threads with a step each, not one step on several threads: those wait for each other at every layer, and
+            # where the machine is shared the slowest holds up all (39 tiles/s instead of 444 beside five busy processes).
+            self.workers = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
+        else:
+            self.copies, self.returns = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
 
-    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+    def __call__(self, tiles: np.ndarray, stains: np.ndarray | None = None) -> np.ndarray:
         """uint8 (tiles, size, size, 3) -> float16 (tiles, width)."""
-        vectors = np.empty((len(tiles), self.encoder.width), np.float16)
-        for start in range(0, len(tiles), self.step):
-            part = tiles[start : start + self.step]
-            vectors[start : start + len(part)] = self._step(part)
-        return vectors
+        return self.finish(self.start(torch.from_numpy(np.ascontiguousarray(tiles)), len(tiles), stains))
+
+    def warm_up(self, size_px: int) -> None:
+        """Compile for tiles of this size, so that the first batch does not wait for it; nothing to do where nothing is compiled."""
+        if self.compiled:
+            self(np.zeros((self.step, size_px, size_px, 3), np.uint8))
+
+    def start(self, tiles: torch.Tensor, count: int, stains: np.ndarray | None = None) -> Ticket:
+        """Begin with the first `count` of `tiles` (uint8 (n, size, size, 3) on the host, pinned for the GPU's sake)."""
+        if self.device.type == "cpu":
+            started = time.perf_counter()
+            vectors = self._in_steps(tiles[:count], stains)
+            return Ticket(count, vectors, seconds=time.perf_counter() - started)
+        computing = torch.cuda.current_stream(self.device)
+        began, computed = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.stream(self.copies):
+            there = tiles.to(self.device, non_blocking=True)
+        computing.wait_stream(self.copies)
+        there.record_stream(computing)
+        began.record(computing)
+        vectors = self._in_steps(there[:count], stains)
+        computed.record(computing)
+        host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+        self.returns.wait_event(computed)
+        arrived = torch.cuda.Event()
+        with torch.cuda.stream(self.returns):
+            host.copy_(vectors, non_blocking=True)
+            vectors.record_stream(self.returns)
+            arrived.record(self.returns)
+        return Ticket(count, host, began, computed, arrived)
+
+    def finish(self, ticket: Ticket) -> np.ndarray:
+        """Wait for a batch; its vectors, float16 (count, width)."""
+        if ticket.arrived is not None:
+            ticket.arrived.synchronize()
+        return ticket.vectors[: ticket.count].numpy()
+
+    def _in_steps(self, tiles: torch.Tensor, stains: np.ndarray | None) -> torch.Tensor:
+        """All tiles, `step` at a time; the step is halved where the device's memory is too small for it."""
+        while True:
+            try:
+                starts = range(0, len(tiles), self.step)
+                pieces = [tiles[at : at + self.step] for at in starts]
+                marks = [None if stains is None else stains[at : at + self.step] for at in starts]
+                run = self.workers.map if self.device.type == "cpu" else map
+                parts = list(run(self._step, pieces, marks))
+                return torch.cat(parts) if parts else torch.empty(0, self.encoder.width, dtype=torch.float16)
+            except torch.cuda.OutOfMemoryError:
+                if self.step <= SHORTEST_STEP:
+                    raise
+                self.step = math.ceil(self.step / 2)
+                torch.cuda.empty_cache()
+                self.reporter.say(
+                    f"the GPU's memory is too small for {self.step * 2} tiles at once; going on with {self.step}"
+                )
 
     @torch.inference_mode()
-    def _step(self, tiles: np.ndarray) -> np.ndarray:
-        padded = tiles
-        if len(tiles) < self.step:
-            padded = np.concatenate([tiles, np.zeros((self.step - len(tiles), *tiles.shape[1:]), np.uint8)])
-        pixels = torch.from_numpy(np.ascontiguousarray(padded)).to(self.device).permute(0, 3, 1, 2)
-        size = self.encoder.input_px
+    def _step(self, tiles: torch.Tensor, stains: np.ndarray | None) -> torch.Tensor:
+        count = len(tiles)
+        if count < self.step:
+            tiles = torch.cat([tiles, tiles.new_zeros(self.step - count, *tiles.shape[1:])])
+        pixels = self._prepared(tiles.permute(0, 3, 1, 2), stains)
+        return self.module(pixels)[:count].to(torch.float16)
+
+    def _prepared(self, pixels: torch.Tensor, stains: np.ndarray | None) -> torch.Tensor:
+        """Bytes (n, 3, size, size) -> the encoder's input: stain, size, normalisation, in its arithmetic."""
+        if self.stain is not None and stains is not None:
+            pixels = self.stain.apply(pixels, torch.from_numpy(stains).to(self.device))
+        size = self.encoder.resize_px or self.encoder.input_px
         if size is not None and pixels.shape[2] != size:
             if self.device.type != "cpu":
                 pixels = pixels.float()  # CUDA resizes no bytes
             pixels = interpolate(pixels, (size, size), mode=self.encoder.interpolation, antialias=True)
-        pixels = torch.addcmul(self.shift, pixels.float(), self.scale).clamp_(*self._bounds())
-        vectors = self.module(pixels.to(self.dtype, memory_format=torch.channels_last))
-        return vectors[: len(tiles)].float().cpu().numpy().astype(np.float16)
-
-    def _bounds(self) -> tuple[float, float]:
-        """What black and white become in the widest channel; bicubic resizing may overshoot them."""
-        return float(self.shift.min()), float((self.shift + 255 * self.scale).max())
+            pixels = pixels.clamp(0, 255)  # bicubic overshoots
+        if self.encoder.resize_px is not None and self.encoder.input_px is not None:
+            margin = (self.encoder.resize_px - self.encoder.input_px) // 2
+            pixels = pixels[:, :, margin : margin + self.encoder.input_px, margin : margin + self.encoder.input_px]
+        pixels = torch.addcmul(self.shift, pixels.float(), self.scale)
+        return pixels.to(self.dtype, memory_format=torch.channels_last)
 
 
 def best_device() -> torch.device:
@@ -67,43 +170,24 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """The arithmetic to use: as asked for, or under `auto` bf16 where the device has instructions for it."""
-    if wanted in ("fp32", "bf16"):
-        return wanted  # type: ignore[return-value]  narrowed by the line above
-    if wanted == "fp16":
-        if device.type == "cpu":
-            raise MilError("precision fp16 is for GPUs; on this machine's CPU use auto, bf16 or fp32")
-        return "fp16"
+def describe(device: torch.device) -> str:
+    """The device in words for the log."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+        return torch.cuda.get_device_name(device)
+    return f"the CPU ({torch.get_num_threads()} threads; no CUDA device here)"
 
 
-def fuse_batchnorm(module: torch.nn.Module, input_px: int | None) -> torch.nn.Module:
-    """A copy whose batch normalisations are folded into the convolutions before them; refused if the output changes."""
-    fused = copy.deepcopy(module)
-    folded = 0
-    for parent in list(fused.modules()):
-        children = list(parent.named_children())
-        for (_, first), (name, second) in pairwise(children):
-            if not (isinstance(first, torch.nn.Conv2d) and isinstance(second, torch.nn.BatchNorm2d)):
-                continue
-            if second.running_mean is not None and second.running_var is not None:
-                first.weight, first.bias = fuse_conv_bn_weights(
-                    first.weight,
-                    first.bias,
-                    second.running_mean,
-                    second.running_var,
-                    second.eps,
-                    second.weight,
-                    second.bias,
-                )
-                setattr(parent, name, getattr(second, "act", None) or torch.nn.Identity())
-                folded += 1
-    if not folded:
-        return module
-    with torch.inference_mode():
-        probe = torch.randn(2, 3, input_px or 64, input_px or 64, generator=torch.Generator().manual_seed(0))
-        same = torch.allclose(fused(probe), module(probe), rtol=1e-3, atol=1e-3)
-    return fused if same else module
+@contextmanager
+def pinned(memory: torch.Tensor, device: torch.device) -> Iterator[None]:
+    """Keep host `memory` where it is, so that the GPU copies from it by itself; nothing to do for the CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    runtime: Any = torch.cuda.cudart()
+    failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel() * memory.element_size(), 0))
+    try:
+        yield  # memory that cannot be pinned is copied more slowly, nothing else
+    finally:
+        if not failed:
+            torch.cuda.synchronize(device)
+            runtime.cudaHostUnregister(memory.data_ptr())

@@ -1,14 +1,12 @@
 """A shard of one site's slides -> a features file each, and the manifest that says how every slide fared."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -16,31 +14,32 @@ import mil
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.encoders import build
-from mil.errors import CorruptFile, SlideError
-from mil.features.engine import Engine
+from mil.errors import CorruptFile, MilError, SlideError
+from mil.features.engine import Engine, describe
+from mil.features.pipeline import Pipeline
+from mil.features.plan import Work
+from mil.features.profile import Profile
+from mil.features.stain import estimate
+from mil.features.tiling import Tiling, up_to_date
+from mil.features.writing import FeatureWriter
 from mil.files import check_name
-from mil.progress import Reporter
+from mil.progress import Reporter, Steps
+from mil.slides.cores import cores
 
-MANIFEST = ("slide_id", "state", "reason", "num_tiles", "checksum")
+COLUMNS = ("slide_id", "state", "reason", "num_tiles", "checksum")
+LIBRARIES = ("torch", "timm", "numpy", "h5py", "openslide-python", "openslide-bin", "opencv-python-headless")
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """What a tiles file says: where the tiles of a slide are and how they are cut."""
+@dataclass
+class Shard:
+    """The rows of the manifest as they become known, and the slides that are still to do."""
 
-    coords: np.ndarray
-    size_px: int
-    tile_mpp: float
-    attributes: Mapping[str, Any]
-    coords_attributes: Mapping[str, Any]
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    works: list[Work] = field(default_factory=list)
 
-    @classmethod
-    def read(cls, path: Path) -> "Tiling":
-        """The tiling in a file of `mil tile`."""
-        (coords,) = hdf5.read(path, "coords")
-        attributes = hdf5.attributes(path)
-        spec = attributes["spec"]
-        return cls(coords, spec["size_px"], spec["mpp"], attributes, hdf5.attributes(path, on="coords"))
+    def settle(self, slide_id: str, state: str, reason: str = "", num_tiles: int = 0, checksum: str = "") -> None:
+        """Write down how a slide fared."""
+        self.rows[slide_id] = dict(zip(COLUMNS, (slide_id, state, reason, num_tiles, checksum), strict=True))
 
 
 def extract_shard(
@@ -49,123 +48,158 @@ def extract_shard(
     encoder: EncoderSpec,
     folder: str | Path,
     reporter: Reporter,
+    readers: int | None = None,
+    device: str | None = None,
+    profile: bool = False,
 ) -> pd.DataFrame:
-    """Write `folder/{slide_id}.h5` for every usable slide and return the shard's manifest, one row a slide.
+    """Write `folder/{slide_id}.h5` for every usable slide and return the shard's manifest, one row a slide in their order.
 
     A slide whose file is up to date (same recipe, checksum holds) is left alone. One that fails is a row with a state
-    and a reason and leaves no file. `slides`: rows of the slides table (slide_id, path, state, reason).
+    and a reason and leaves no file. `slides`: rows of the slides table (slide_id, path, state, reason, fingerprint).
+    `readers`: reader processes, by default as many as this job's cores allow. `profile`: say where the time went on
+    standard error too, not only in the log.
     """
-    tiles_folder, folder = Path(tiles_folder), Path(folder)
+    folder = Path(folder)
     built = build(encoder)
-    engine = Engine(built, encoder)
-    reporter.say(f"encoder {built.name} on {describe(engine.device)}, {engine.precision}")
-    rows = []
-    with reporter.steps(f"extract {built.name}", len(slides), "slides") as steps:
-        for slide in slides.to_dict("records"):
-            row = _extract_or_explain(slide, tiles_folder, encoder, engine, folder, reporter)
-            rows.append(row)
-            steps.done(tiles=row["num_tiles"])
-    return pd.DataFrame(rows, columns=list(MANIFEST))
+    shard = sorted_out(slides, Path(tiles_folder), encoder, built.weights_sha256, folder)
+    with reporter.steps(f"extract {built.name}", len(shard.rows) + len(shard.works), "slides") as steps:
+        for row in shard.rows.values():
+            steps.done()
+            if row["state"] != "ok":
+                reporter.note(f"slide {row['slide_id']}: {row['state']}: {row['reason']}")
+        if shard.works:
+            total = sum(len(work.tiling.coords) for work in shard.works)
+            engine = Engine(built, encoder, torch.device(device) if device else None, total, reporter)
+            extract(shard, engine, folder, readers or _readers_for(engine), reporter, steps, profile)
+    return pd.DataFrame([shard.rows[str(name)] for name in slides["slide_id"]], columns=list(COLUMNS))
 
 
-def describe(device: torch.device) -> str:
-    """The device in words for the log."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"the CPU ({torch.get_num_threads()} threads; no CUDA device here)"
-
-
-def recipe_of(tiling: Tiling, spec: EncoderSpec, weights_sha256: str) -> str:
-    """A hash of everything that decides the features: slide, where the tiles are and how they are cut, encoder, weights."""
-    ingredients = {
-        "stage": "features",
-        "encoder": spec.model_dump(mode="json", exclude={"weights", "batch_size"}),
-        "weights": weights_sha256,
-        "fingerprint": tiling.attributes["fingerprint"],
-        "slide_mpp": tiling.attributes["mpp"],
-        "size_px": tiling.size_px,
-        "tile_mpp": tiling.tile_mpp,
-        "coords": hashlib.sha256(np.ascontiguousarray(tiling.coords, "<i8").tobytes()).hexdigest(),
-    }
-    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
-
-
-def up_to_date(path: Path, recipe: str) -> str | None:
-    """The checksum of the file at `path` if it is whole and made by `recipe`, else None."""
-    if not path.is_file():
-        return None
-    try:
-        return hdf5.verify(path) if hdf5.attributes(path).get("recipe") == recipe else None
-    except CorruptFile:
-        return None
-
-
-def _extract_or_explain(
-    slide: Mapping[str, Any], tiles_folder: Path, spec: EncoderSpec, engine: Engine, folder: Path, reporter: Reporter
-) -> dict[str, Any]:
-    """The manifest's row of one slide, its file written if it was not there."""
-    slide_id = check_name("slide_id", str(slide["slide_id"]), "slides")
-    row = {"slide_id": slide_id, "state": slide.get("state", "ok"), "reason": slide.get("reason", "")}
-    nothing = {"num_tiles": 0, "checksum": ""}
-    if row["state"] != "ok":
-        return row | nothing
-    path = folder / f"{slide_id}.h5"
-    try:
-        tiling = Tiling.read(tiles_folder / f"{slide_id}.h5")
-        recipe = recipe_of(tiling, spec, engine.encoder.weights_sha256)
-        checksum = up_to_date(path, recipe)
-        if checksum is None:
+def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, weights_sha256: str, folder: Path) -> Shard:
+    """Which slides cannot be extracted, which need not be, and which are to do."""
+    shard = Shard()
+    for slide in slides.to_dict("records"):
+        slide_id = check_name("slide_id", str(slide["slide_id"]), "extract")
+        if slide_id in shard.rows or any(work.slide_id == slide_id for work in shard.works):
+            raise MilError(f"slide_id '{slide_id}' stands twice in the slides table; ids name files, make them unique")
+        state = str(slide.get("state", "ok"))
+        if state != "ok":
+            shard.settle(slide_id, state, str(slide.get("reason", "")))
+            continue
+        try:
+            tiling = Tiling.read(tiles_folder / f"{slide_id}.h5")
+        except CorruptFile as error:
+            shard.settle(slide_id, "no_tiles", str(error))
+            continue
+        problem = _problem(slide, tiling)
+        recipe = tiling.recipe(spec, weights_sha256)
+        path = folder / f"{slide_id}.h5"
+        if problem is not None:
+            shard.settle(slide_id, *problem)
+        elif (checksum := up_to_date(path, recipe)) is not None:
+            shard.settle(slide_id, "ok", "", int(hdf5.attributes(path)["num_tiles"]), checksum)
+        else:
             path.unlink(missing_ok=True)
-            _extract(slide, tiling, spec, engine, recipe, path)
-            checksum = str(hdf5.attributes(path)[hdf5.CHECKSUM])
-    except SlideError as error:
-        reporter.say(f"{slide_id}: {error.state}: {error}")
-        return row | {"state": error.state, "reason": str(error)} | nothing
-    except CorruptFile as error:
-        reporter.say(f"{slide_id}: no_tiles: {error}")
-        return row | {"state": "no_tiles", "reason": str(error)} | nothing
-    return row | {"num_tiles": len(tiling.coords), "checksum": checksum}
+            shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe))
+    return shard
 
 
-def _extract(
-    slide: Mapping[str, Any], tiling: Tiling, spec: EncoderSpec, engine: Engine, recipe: str, path: Path
-) -> None:
-    """Read, encode and write one slide."""
-    from mil.slides.slide import open_slide
-
-    from_sheet = str(tiling.attributes.get("mpp_source", "")).startswith("sheet")
-    mpp = float(tiling.attributes["mpp"]) if from_sheet else None
-    with open_slide(str(slide["path"]), mpp=mpp) as source, hdf5.writing(path) as writer:
-        writer.append("features", np.empty((0, engine.encoder.width), np.float16))
-        writer.append("coords", np.empty((0, 2), np.int64))
-        for index, tiles in source.read_tiles(tiling.coords, tiling.size_px, tiling.tile_mpp, threads=2):
-            vectors = engine(tiles)
-            if not np.isfinite(vectors).all():
-                raise SlideError("not_finite", f"the encoder gave a value that is not finite for a tile of {path.stem}")
-            writer.append("features", vectors)
-            writer.append("coords", tiling.coords[index].astype(np.int64))
-        writer.annotate(tiling.coords_attributes, on="coords")
-        writer.annotate(provenance(tiling, spec, engine, recipe))
+def _problem(slide: Mapping[str, Any], tiling: Tiling) -> tuple[str, str] | None:
+    """State and reason of a slide whose tiles cannot be used; None where they can."""
+    if not len(tiling.coords):
+        return "no_tissue", "the slide has no tiles; see its thumbnail"
+    known = slide.get("fingerprint")
+    if isinstance(known, str) and known and known != tiling.attributes["fingerprint"]:
+        return "stale_tiles", "the tiles are of another file that had this slide's name; run `mil tile` again"
+    return None
 
 
-def provenance(tiling: Tiling, spec: EncoderSpec, engine: Engine, recipe: str) -> dict[str, Any]:
+def extract(
+    shard: Shard, engine: Engine, folder: Path, readers: int, reporter: Reporter, steps: Steps, tell: bool
+) -> Profile:
+    """Run the pipeline over the slides to do, one pass a tile size (a shard has one, unless its tiles' settings changed).
+
+    The rows of `shard` are settled as slides finish or fail. Returns where the time went, compiling not counted.
+    """
+    name = engine.encoder.name
+    way = f"{engine.precision}{', compiled' if engine.compiled else ''}"
+    reporter.say(f"encoder {name} on {describe(engine.device)}, {way}; {readers} readers")
+    engine.warm_up(shard.works[0].tiling.size_px)
+    profile = Profile(describe(engine.device).split(" (")[0], readers)
+
+    def finished(work: Work, checksum: str, num_tiles: int) -> None:
+        shard.settle(work.slide_id, "ok", "", num_tiles, checksum)
+        steps.done(tiles=num_tiles)
+
+    def progress(tiles: int) -> None:
+        profile.tiles += tiles
+
+    by_size = sorted(shard.works, key=lambda work: work.tiling.size_px)
+    for size_px, works in groupby(by_size, key=lambda work: work.tiling.size_px):
+        group = _with_stains(list(works), engine)
+        writer = FeatureWriter(
+            lambda work: folder / f"{work.slide_id}.h5", lambda work: provenance(work, engine), finished
+        )
+        try:
+            Pipeline(group, engine, readers, size_px, writer, profile).run(progress)
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
+        profile.add("writing", writer.seconds)
+    for work in shard.works:
+        if work.error is not None:
+            shard.settle(work.slide_id, *work.error)
+            steps.done()
+            reporter.say(f"slide {work.slide_id}: {work.error[0]}: {work.error[1]}")
+    profile.stop()
+    for line in profile.lines():
+        (reporter.say if tell else reporter.note)(line)
+    return profile
+
+
+def _with_stains(works: list[Work], engine: Engine) -> list[Work]:
+    """The slides with what stain normalisation needs to know of each; those where it cannot be found fail."""
+    if engine.spec.stain is None:
+        return works
+    for work in works:
+        try:
+            work.stain = estimate(engine.spec.stain, work)
+        except SlideError as error:
+            work.error = error.state, str(error)
+    return [work for work in works if work.error is None]
+
+
+def _readers_for(engine: Engine) -> int:
+    """One reader a core; one core is left to the process that feeds a GPU."""
+    given = cores()
+    return max(given - 1, 1) if engine.device.type == "cuda" else given
+
+
+def provenance(work: Work, engine: Engine) -> dict[str, Any]:
     """The root attributes of a features file."""
-    about = tiling.attributes
+    about = work.tiling.attributes
     return {
         "stage": "features",
-        "slide_id": about["slide_id"],
-        "spec": spec.to_json(),
+        "slide_id": work.slide_id,
+        "spec": engine.spec.to_json(),
         "mpp": about["mpp"],
         "mpp_source": about["mpp_source"],
         "fingerprint": about["fingerprint"],
-        "size_px": tiling.size_px,
-        "tile_mpp": tiling.tile_mpp,
+        "size_px": work.tiling.size_px,
+        "tile_mpp": work.tiling.mpp,
         "tiles_recipe": about["recipe"],
         "encoder": engine.encoder.name,
         "weights_sha256": engine.encoder.weights_sha256,
         "precision": engine.precision,
         "device": engine.device.type,
         "mil_version": mil.__version__,
-        "versions": {name: version(name) for name in ("torch", "timm", "h5py", "openslide-python")},
-        "recipe": recipe,
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "recipe": work.recipe,
     }
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"

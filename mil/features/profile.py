@@ -1,0 +1,44 @@
+"""Where a shard's time went: seconds by stage, tiles a second, the share of time that the device was busy."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Profile:
+    """Seconds spent in each stage. `reading` counts the seconds of all `readers` together; those of the others are of one thread each."""
+
+    device: str
+    readers: int
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    tiles: int = 0
+    wall: float = 0.0
+    """Seconds from start to stop."""
+
+    def stop(self) -> None:
+        """End of the work."""
+        self.wall = max(time.perf_counter() - self.started, 1e-9)
+
+    @property
+    def rate(self) -> float:
+        """Tiles a second, all in all."""
+        return self.tiles / self.wall
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count `seconds` to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def lines(self) -> list[str]:
+        """The whole in a few lines: rate, the device's busy share, then each stage's own rate if it ran alone."""
+        busy = self.seconds.get("encoder", 0.0) / self.wall
+        found = [f"{self.tiles:,} tiles in {self.wall:,.1f} s: {self.rate:,.0f} tiles/s; {self.device} busy {busy:.0%}"]
+        for stage, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
+            if stage.startswith("waiting"):
+                found.append(f"  {stage}: {seconds:,.1f} s")
+                continue
+            workers = self.readers if stage == "reading" else 1
+            alone = self.tiles * workers / seconds if seconds > 0 else float("inf")
+            who = f" of {workers} readers" if workers > 1 else ""
+            found.append(f"  {stage}: {seconds:,.1f} s{who}, {alone:,.0f} tiles/s if nothing else ran")
+        return found
