@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mil.config import EndpointSpec, ExperimentSpec
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.experiments import ExperimentSpec
 from mil.errors import CorruptFile, MilError
 from mil.federation import ledger
 from mil.predictions import predict
@@ -60,8 +61,8 @@ def test_a_run_learns_saves_and_predicts(strategy, model, tmp_path):
     run.save(tmp_path)
     loaded = Run.load(tmp_path)
     assert ledger.verify(tmp_path / "ledger.jsonl") == len(run.ledger.lines)
-    for name, weight in run.weights.items():
-        assert torch.equal(weight, loaded.weights[name])
+    for name, weight in run.families[0].weights.items():
+        assert torch.equal(weight, loaded.families[0].weights[name])
     found = predict(loaded, bags, FeatureStore.of(arrays, {"encoder": "e"}))
     external = (
         found.table[found.table.split == "external"]
