@@ -102,7 +102,7 @@ def masked_extremes(scores: Tensor, mask: Tensor, count: int) -> tuple[Tensor, T
     spread = scores.unsqueeze(-2).masked_fill(~mask, float("-inf"))
     ranked = spread.topk(min(count, spread.shape[-1]), dim=-1)
     last = mask.sum(-1, keepdim=True).clamp(min=1) - 1
-    ranks = torch.minimum(torch.arange(count, device=scores.device), last).clamp(max=ranked.indices.shape[-1] - 1)
+    ranks = torch.minimum(torch.arange(count, device=scores.device), last).expand(*spread.shape[:-1], count)
     values = ranked.values.gather(-1, ranks)
     return values.masked_fill(~mask.any(-1, keepdim=True), 0.0), ranked.indices.gather(-1, ranks)
 
