@@ -78,9 +78,9 @@ class NystromLayer:
         between = pseudo_inverse((q_marks @ k_marks.mT).softmax(-1), spec.iterations)
         from_marks = (q_marks @ k.mT).softmax(-1)
         mixed = (to_marks @ between) @ (from_marks @ v) + self.residual(weights, v.unsqueeze(0)).squeeze(0)
-        y = dropout(self.out(weights, mixed.transpose(0, 1).flatten(1)), spec.dropout, keys, layer)
+        y = self.out(weights, mixed[:, -tokens:].transpose(0, 1).flatten(1))
         attention = (to_marks[:, -tokens, None] @ between @ from_marks).mean((0, 1))  # of the first real token
-        return x + y[-tokens:], attention[-tokens:]
+        return x + dropout(y, spec.dropout, keys, layer), attention[-tokens:]
 
 
 def pseudo_inverse(x: Tensor, iterations: int) -> Tensor:
