@@ -111,9 +111,12 @@ class Run:
 
 
 def model_table(
-    tasks: Sequence[Task], clients: Clients, strategy: Strategy, family: Family, number: int
+    tasks: Sequence[Task], clients: Clients, strategy: Strategy, family: Family, number: int, sites: Sequence[str]
 ) -> pd.DataFrame:
-    """A row a model of family `number`: one a task, or one a task and site where models are personal."""
+    """A row a model of family `number`: one a task, or one a task and site where models are personal.
+
+    `sites` are all training sites: what models that are judged together are trained on.
+    """
     rows = []
     for k, task in enumerate(tasks):
         members = task.group.trained_on if strategy.personal else ("",)
@@ -124,8 +127,8 @@ def model_table(
             rows.append(
                 {
                     "model": name,
-                    "trained_on": "+".join(task.group.trained_on),
-                    "member": member or ("+".join(task.group.trained_on) if strategy.together else ""),
+                    "trained_on": "+".join(sites if strategy.together else task.group.trained_on),
+                    "member": "+".join(task.group.trained_on) if strategy.together else member,
                     "repeat": task.group.repeat,
                     "fold": task.group.fold,
                     "family": number,

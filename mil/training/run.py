@@ -124,7 +124,7 @@ class Trainer:
             weights |= {name: buffer[first].cpu().clone() for name, buffer in buffers.items()}
             family = Family(model, weights)
             families.append(family)
-            tables.append(model_table(mine, clients, self.strategy, family, number))
+            tables.append(model_table(mine, clients, self.strategy, family, number, self.cohort.sites))
         return families, pd.concat(tables, ignore_index=True)
 
     def _run(self, model: ModelSpec, tasks: list[Task], name: str, phase: str) -> tuple[Driver, Phase, Clients]:
