@@ -7,30 +7,19 @@ raised when the same settings would give other numbers. Precedence: defaults < `
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mil.errors import MilError, nearest
 from mil.files import SAFE_NAME
+from mil.specs.base import Spec
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.experiments import ExperimentSpec
+from mil.specs.experiments import ExperimentsSpec as ExperimentsSpec
 
 S = TypeVar("S", bound=BaseModel)
-
-
-class Spec(BaseModel):
-    """Base of all specs: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    def to_json(self) -> str:
-        """The spec as canonical JSON: what `--spec` takes and what files record."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
-
-
-def _named(value: Any) -> Any:
-    """`attention` is short for `{name: attention}`."""
-    return {"name": value} if isinstance(value, str) else value
 
 
 class TruthSpec(Spec):
@@ -67,7 +56,7 @@ class SlidesSpec(Spec):
     """Slide sheet, one row a slide: slide_id, patient_id, site, path (absolute or relative to the sheet), optional mpp."""
     patients: str | None = None
     """Patient table: patient_id, labels, clinical columns, optional time/event. Without it, the sheet's extra columns serve."""
-    roles: dict[str, Literal["train", "external"]] = {}
+    roles: dict[str, Literal["train", "external"]] = Field(default={})
     """Role of every site of the sheet. External sites are never read by training or selection."""
     mpp_min: float = Field(default=0.05, gt=0)
     mpp_max: float = Field(default=5.0, gt=0)
@@ -184,91 +173,6 @@ class EncoderSpec(Spec):
         return self
 
 
-class EndpointSpec(Spec):
-    """What is predicted, from which column, and how patients are split."""
-
-    version: Literal[1] = 1
-    kind: Literal["binary"] = "binary"
-    column: str = "response"
-    """Column of the patient table; blank means unknown."""
-    positive: tuple[str, ...] = ("1",)
-    negative: tuple[str, ...] = ("0",)
-    repeats: int = Field(default=1, ge=1)
-    folds: int = Field(default=5, ge=2)
-    """Outer folds in every training site, stratified by label; a fold's patients are never seen by its model."""
-    inner_folds: int = Field(default=4, ge=2)
-    """Inner folds of the training patients, for selection (number of rounds) only."""
-    seed: int = 0
-
-
-class MeanSpec(Spec):
-    """Linear layer on the mean of the tiles."""
-
-    name: Literal["mean"] = "mean"
-
-
-class GatedAttentionSpec(Spec):
-    """Gated attention of Ilse et al. 2018 (ABMIL); widths as in Owkin's FLamby Fed-Camelyon16 DeepMIL."""
-
-    name: Literal["gated_attention"] = "gated_attention"
-    hidden: int = Field(default=128, ge=1)
-    """Width of the tile embedding before attention."""
-    attention: int = Field(default=128, ge=1)
-    """Width of the gated attention branches."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-class LocalSpec(Spec):
-    """One model a training site, on that site's patients only."""
-
-    name: Literal["local"] = "local"
-
-
-class PooledSpec(Spec):
-    """One model on all training sites' patients together, as no federation could."""
-
-    name: Literal["pooled"] = "pooled"
-
-
-class FedAvgSpec(Spec):
-    """Federated averaging (McMahan et al. 2017), weighted by patients."""
-
-    name: Literal["fedavg"] = "fedavg"
-
-
-ModelSpec = Annotated[MeanSpec | GatedAttentionSpec, Field(discriminator="name"), BeforeValidator(_named)]
-StrategySpec = Annotated[LocalSpec | PooledSpec | FedAvgSpec, Field(discriminator="name"), BeforeValidator(_named)]
-
-
-class TrainingSpec(Spec):
-    """How one model is trained: the same for every fold, site and strategy."""
-
-    version: Literal[1] = 1
-    rounds: int = Field(default=30, ge=1)
-    """Most rounds; the number used is chosen on the inner folds. For local and pooled a round is `local_epochs` epochs."""
-    local_epochs: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    """Patients a step."""
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    scaling: Literal["standard", "none"] = "standard"
-    """Features are centred and scaled by the training patients' mean and deviation (merged from the sites' sums)."""
-    max_tiles: int | None = Field(default=None, ge=1)
-    """Tiles drawn from a bag an epoch; none: all."""
-    seed: int = 0
-
-
-class ExperimentSpec(Spec):
-    """A named stanza: encoder x model x strategy x endpoint."""
-
-    encoder: str
-    endpoint: str
-    model: ModelSpec
-    strategy: StrategySpec
-    training: TrainingSpec = TrainingSpec()
-
-
 class MetricsSpec(Spec):
     """How predictions are scored."""
 
@@ -339,9 +243,9 @@ class Config(Spec):
     slides: SlidesSpec = SlidesSpec()
     truth: TruthSpec | None = None
     tiles: TileSpec = TileSpec()
-    encoders: dict[str, EncoderSpec] = {"effnet": EncoderSpec(), "colour": EncoderSpec(name="colour")}
-    endpoints: dict[str, EndpointSpec] = {"response": EndpointSpec()}
-    experiments: dict[str, ExperimentSpec] = {}
+    encoders: dict[str, EncoderSpec] = Field(default={"effnet": EncoderSpec(), "colour": EncoderSpec(name="colour")})
+    endpoints: dict[str, EndpointSpec] = Field(default={"response": EndpointSpec()})
+    experiments: dict[str, ExperimentSpec] = Field(default={})
     """Named stanzas; those of `configs/experiments.yaml` and the cohort's own."""
     run: tuple[str, ...] = ()
     """Names of the experiments to run, in the order of the figures."""

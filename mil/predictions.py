@@ -6,11 +6,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil.endpoints import build_endpoint
+from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import CorruptFile
+from mil.federation.strategies import build_strategy
 from mil.models import build
-from mil.training.engine import Engine, Learners
-from mil.training.run import SCALE, Run
+from mil.models.head import Output
+from mil.training.artefact import Family, Run
+from mil.training.cohort import covariate_table
+from mil.training.engine import Data, Engine, Learners, Method
+from mil.training.packing import Places
 from mil.training.store import FeatureStore
 
 COLUMNS = ["trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
@@ -26,45 +30,121 @@ class Predictions:
 
 
 def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions:
-    """Each model on the patients it may judge.
+    """Each model on the patients it may judge, the scores of models that judge together averaged.
 
     `held_out`: patients of a site it was trained on, in its own outer fold. `transfer`: patients of a training site that
-    it never saw, in the same fold number. `external`: every patient of an external site, by every model.
+    it never saw, in the same fold number. `external`: every patient of an external site, by every model. Where sites
+    have models of their own, their patients are judged by these, and others' by the mean of all.
     """
     _check_encoder(run, features)
-    endpoint = build_endpoint(run.endpoint)
-    head = build(run.experiment.model, features.width, endpoint.outputs)
-    targets = np.zeros((len(features.patients), endpoint.outputs), np.float32)
-    engine = Engine(head, endpoint, run.experiment.training, features, targets)
-    learners = _learners(run, engine)
-    index = features.index()
-    bag = np.array([index[patient] for patient in bags.patient_id], np.int64)
-    splits = [_splits(bags, model.trained_on.split("+"), model.repeat, model.fold) for model in run.models.itertuples()]
-    found = engine.logits(learners, [bag[split != ""] for split in splits])
-    tables = []
-    for model, split, logits in zip(run.models.itertuples(), splits, found, strict=True):
-        judged = bags.loc[split != "", ["patient_id", "site", "role", "label"]]
-        origin = pd.DataFrame(
-            {"trained_on": model.trained_on, "repeat": model.repeat, "fold": model.fold}, judged.index
-        )
-        outcome = {"split": split[split != ""], "score": endpoint.probability(logits)}
-        tables.append(pd.concat([origin, judged], axis=1).assign(**outcome)[COLUMNS])
-    seen = [bag[(split == "held_out") | (split == "external")] for split in splits]
+    bags = bags.reset_index(drop=True)
+    judge = Judge(run, bags, features)
+    scores: dict[tuple[str, int, int], list[pd.DataFrame]] = {}
     sums: dict[str, np.ndarray] = {}
-    for own, many in zip(seen, engine.attention(learners, seen), strict=True):
-        for number, attention in zip(own, many, strict=True):
-            patient = features.patients[number]
-            sums[patient] = sums.get(patient, 0.0) + attention.astype(np.float64)
-    mean = {patient: (total / total.sum()).astype(np.float32) for patient, total in sums.items()}
-    return Predictions(pd.concat(tables, ignore_index=True), mean)
+    for number, family in enumerate(run.families):
+        own = run.models[run.models["family"] == number].sort_values("row")
+        for model, found in zip(own.itertuples(), judge.scores(family, own), strict=True):
+            scores.setdefault((model.trained_on, model.repeat, model.fold), []).append(found)
+        judge.add_attention(family, own, sums)
+    tables = []
+    for (trained_on, repeat, fold), found in sorted(scores.items(), key=lambda item: item[0]):
+        mean = pd.concat(found).groupby(level=0).mean()
+        judged = bags.loc[mean.index, ["patient_id", "site", "role", "label"]]
+        split = splits(bags, trained_on.split("+"), repeat, fold)[mean.index]
+        origin = {"trained_on": trained_on, "repeat": repeat, "fold": fold, "split": split}
+        tables.append(pd.concat([judged.assign(**origin), mean], axis=1))
+    table = pd.concat(tables, ignore_index=True)
+    attention = {patient: (total / total.sum()).astype(np.float32) for patient, total in sums.items()}
+    return Predictions(table[COLUMNS + [name for name in table if name not in COLUMNS]], attention)
 
 
-def _splits(bags: pd.DataFrame, trained_on: list[str], repeat: int, fold: int) -> np.ndarray:
+def splits(bags: pd.DataFrame, trained_on: list[str], repeat: int, fold: int) -> np.ndarray:
     """What each row of `bags` is to a model; '' where it may not judge it."""
-    in_fold = (pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce") == fold).to_numpy()
-    external = (bags.role == "external").to_numpy()
-    own = bags.site.isin(trained_on).to_numpy()
+    placed = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").astype(float)
+    in_fold = (placed == fold).to_numpy(bool)
+    external = (bags["role"] == "external").to_numpy(bool)
+    own = bags["site"].isin(trained_on).to_numpy(bool)
     return np.where(external, "external", np.where(in_fold, np.where(own, "held_out", "transfer"), ""))
+
+
+class Judge:
+    """Applies a run's models to bags."""
+
+    def __init__(self, run: Run, bags: pd.DataFrame, features: FeatureStore) -> None:
+        self.run, self.bags, self.features = run, bags, features
+        self.endpoint: Endpoint = build_endpoint(run.endpoint)
+        self.personal = build_strategy(run.experiment.strategy).personal
+        self.bag = features.require(bags["patient_id"].astype(str))
+        self.places = Places.of(features.starts, features.sizes)
+        known = covariate_table(bags, run.experiment.covariates)
+        self.covariates = np.full((len(features.patients), known.shape[1]), np.nan, np.float32)
+        self.covariates[self.bag] = known
+
+    def scores(self, family: Family, models: pd.DataFrame) -> list[pd.DataFrame]:
+        """For each model the endpoint's score columns, indexed by row of the bag table."""
+        engine, learners = self._engine(family), self._learners(family)
+        rows = [np.flatnonzero(self._judged(model)) for model in models.itertuples()]
+        tables = []
+        logits = engine.logits(learners, [self.bag[own] for own in rows], self.places)
+        for row, (own, found) in enumerate(zip(rows, logits, strict=True)):
+            if self.endpoint.scaled:
+                deviation, mean = (family.weights[f"target.{name}"][row].numpy() for name in ("deviation", "mean"))
+                found = found * deviation + mean
+            tables.append(pd.DataFrame(self.endpoint.scores(found), index=own))
+        return tables
+
+    def add_attention(self, family: Family, models: pd.DataFrame, sums: dict[str, np.ndarray]) -> None:
+        """Add each model's attention to those patients' `sums` whom it may see: held out or external ones."""
+        engine, learners = self._engine(family), self._learners(family)
+        seen = []
+        for model in models.itertuples():
+            split = self._judged(model)
+            seen.append(self.bag[(split == "held_out") | (split == "external")])
+
+        found: dict[tuple[int, str], np.ndarray] = {}
+
+        def receive(learner: int, batch: np.ndarray, output: Output, row: int) -> None:
+            ends = np.cumsum(self.features.sizes[batch])
+            for place, (number, end) in enumerate(zip(batch.tolist(), ends.tolist(), strict=True)):
+                size = int(self.features.sizes[number])
+                weights = np.full(size, 1 / size)
+                if output.attention is not None:
+                    weights = output.attention[row, place, end - size : end].double().cpu().numpy()
+                found[learner, self.features.patients[number]] = weights
+
+        engine.apply(learners, seen, self.places, receive)
+        for (_, patient), weights in sorted(found.items(), key=lambda item: item[0]):
+            sums[patient] = sums[patient] + weights if patient in sums else weights
+
+    def _judged(self, model) -> np.ndarray:
+        """What each row of the bag table is to a model; '' where it does not judge it."""
+        split = splits(self.bags, model.trained_on.split("+"), model.repeat, model.fold)
+        if not self.personal:
+            return split
+        others = self.bags["site"].isin(model.trained_on.split("+")) & (self.bags["site"] != model.member)
+        return np.where(others, "", split)
+
+    def _engine(self, family: Family) -> Engine:
+        covariates = self.covariates.shape[1]
+        head = build(family.model, self.features.width, self.endpoint.outputs, covariates)
+        data = Data(
+            self.features.source(torch.device("cpu")),
+            self.features.width,
+            torch.zeros(len(self.features.patients), len(self.endpoint.columns)),
+            self.features.patient_keys(),
+            torch.from_numpy(self.covariates) if covariates else None,
+        )
+        return Engine(head, self.endpoint, data, Method(precision=self.run.experiment.training.precision))
+
+    def _learners(self, family: Family) -> Learners:
+        names = [name for name in sorted(family.weights) if name not in BUFFERS]
+        rows = torch.cat([family.weights[name].flatten(1) for name in names], dim=1)
+        buffers = {name: family.weights[name] for name in BUFFERS if name in family.weights}
+        none = torch.zeros(len(rows), 1)
+        return Learners(rows, buffers, none, none, none)
+
+
+BUFFERS = tuple(f"{what}.{part}" for what in ("features", "covariates", "target") for part in ("mean", "deviation"))
 
 
 def _check_encoder(run: Run, features: FeatureStore) -> None:
@@ -73,11 +153,3 @@ def _check_encoder(run: Run, features: FeatureStore) -> None:
             raise CorruptFile(
                 f"features: {key} is {features.about.get(key)!r}, but the run was trained on {trained!r}; extract them with the same spec"
             )
-
-
-def _learners(run: Run, engine: Engine) -> Learners:
-
-    rows = torch.cat([run.weights[name].reshape(len(run.models), -1) for name in engine.layout.shapes], dim=1)
-    mean, deviation = (run.weights[name] for name in SCALE)
-    none = torch.zeros(len(rows), 1)
-    return Learners(rows, mean, deviation, none, none)

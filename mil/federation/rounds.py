@@ -1,194 +1,232 @@
 """Rounds of all models of a phase at once: broadcast, train every site's learner, aggregate, watch the inner fold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mil.federation.ledger import Ledger, digest
-from mil.federation.strategies import Strategy, shares
+from mil.federation.checkpoint import Checkpoint
+from mil.federation.clients import Clients, participants, visits
+from mil.federation.records import Records
+from mil.federation.strategies import Answers, Strategy, control_after, shares
 from mil.progress import Steps
-from mil.rng import seed_of
+from mil.specs.experiments import TrainingSpec
 from mil.training.cohort import Cohort
-from mil.training.engine import Engine, Learners
-from mil.training.optimisers import OptimiserState
+from mil.training.engine import Engine, Learners, Plan
+from mil.training.optimisers import OptimiserState, schedule
+from mil.training.plans import Rounds, dropout_stream, first_weights
 from mil.training.protocol import Task
-from mil.training.scaling import Moments
+from mil.training.setup import Setup
+
+SLAB = 2**22
+"""Numbers of the global models that the server takes at once, so that float64 sums stay in the cache."""
 
 
 @dataclass
 class Phase:
-    """What came of a phase: final rows (tasks, size) and scales, the round table's rows, watched losses."""
+    """Where a phase stands: everything that the next round needs."""
 
-    rows: torch.Tensor
-    mean: torch.Tensor
-    deviation: torch.Tensor
-    table: list[dict[str, object]] = field(default_factory=list)
-    losses: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-
-@dataclass(frozen=True)
-class Clients:
-    """The learners of a phase, task by task and site by site: `task[i]` and `site[i]` own the patients `patients[i]`."""
-
-    task: np.ndarray
-    site: tuple[str, ...]
-    patients: tuple[np.ndarray, ...]
-
-
-def clients_of(tasks: Sequence[Task], cohort: Cohort, strategy: Strategy) -> Clients:
-    """A learner for every task and site where the strategy is federated, else one for every task."""
-    task, site, patients = [], [], []
-    for number, one in enumerate(tasks):
-        groups = [(name,) for name in one.trained_on] if strategy.federated else [one.trained_on]
-        for group in groups:
-            task.append(number)
-            site.append("+".join(group))
-            patients.append(one.train[np.isin(cohort.site[one.train], group)])
-    return Clients(np.array(task), tuple(site), tuple(patients))
+    rows: Tensor
+    """Global models (tasks, size)."""
+    learners: Learners
+    """Models at the sites (tasks x sites, size), with their buffers."""
+    state: OptimiserState
+    server: dict[str, Tensor]
+    """The server's own tensors, named `part/row` (tasks, size)."""
+    controls: Tensor | None
+    """SCAFFOLD: the sites' control variates (tasks x sites, size)."""
+    live: np.ndarray
+    """Tasks that are still training."""
 
 
 class Driver:
-    """Runs the rounds of a list of tasks under one strategy."""
+    """Runs the rounds of a list of tasks under one strategy, all tasks and sites along one axis."""
 
-    def __init__(self, engine: Engine, cohort: Cohort, moments: Moments, strategy: Strategy, ledger: Ledger) -> None:
-        self.engine, self.cohort, self.moments, self.strategy, self.ledger = engine, cohort, moments, strategy, ledger
-        self.training = engine.training
-        self.bag = np.array([engine.store.index()[patient] for patient in cohort.patients])
+    def __init__(
+        self,
+        engine: Engine,
+        rounds: Rounds,
+        cohort: Cohort,
+        setup: Setup,
+        strategy: Strategy,
+        training: TrainingSpec,
+        records: Records,
+    ) -> None:
+        self.engine, self.rounds, self.cohort, self.setup = engine, rounds, cohort, setup
+        self.strategy, self.training, self.records = strategy, training, records
+        self.bag = rounds.store.require(cohort.patients)
 
-    def run(self, tasks: Sequence[Task], phase: str, steps: Steps) -> Phase:
-        """Every task for its number of rounds; a task that is finished costs nothing more."""
-        clients = clients_of(tasks, self.cohort, self.strategy)
-        mean, deviation = self._scales(tasks)
-        rows = torch.from_numpy(np.stack([self._initial(task) for task in tasks]))
-        result = Phase(rows, mean, deviation)
-        rounds = max(task.rounds for task in tasks)
-        result.losses = np.full((len(tasks), rounds), np.inf)
-        result.counts = np.array([len(task.watched) for task in tasks])
-        learners = self._learners(clients, result)
-        state = OptimiserState.zeros(learners.rows)
-        for number in range(1, rounds + 1):
-            live = np.array([task.rounds >= number for task in tasks])
-            if self.strategy.federated:  # a site starts every round from the global model, with a fresh optimiser
-                learners.rows.copy_(result.rows[torch.from_numpy(clients.task)])
-                state = OptimiserState.zeros(learners.rows)
-            losses = self._train(learners, state, clients, tasks, live, number)
-            self._aggregate(result, learners, clients, live)
-            self._record(result, learners, clients, tasks, live, number, phase, losses)
-            steps.done(models=int(live.sum()))
-        return result
+    def run(
+        self, tasks: Sequence[Task], name: str, kind: str, steps: Steps, checkpoint: Checkpoint | None = None
+    ) -> tuple[Phase, Clients]:
+        """Every task for its number of rounds; a task that is finished costs nothing more.
 
-    def _initial(self, task: Task) -> np.ndarray:
-        generator = np.random.default_rng(seed_of(self.training.seed, "initial", task.repeat, task.fold))
+        `name` names the phase in checkpoints; its `kind`, inner or refit, in the tables.
+        """
+        clients = Clients.of(tasks, self.cohort, self.strategy)
+        phase = self._begin(tasks, clients)
+        self.records.begin(tasks, clients)
+        done = checkpoint.resume(name, phase, self.records) if checkpoint else 0
+        last = max(task.rounds for task in tasks)
+        for number in range(1, last + 1):
+            if number <= done:
+                steps.done()
+                continue
+            phase.live = phase.live & np.array([task.rounds >= number for task in tasks])
+            if phase.live.any():
+                self._round(phase, clients, tasks, number, kind)
+            if checkpoint:
+                checkpoint.save(name, number, phase, self.records)
+            steps.done(models=int(phase.live.sum()))
+        if self.strategy.finetune_epochs and kind == "refit":
+            self._finetune(phase, clients, tasks)
+        return phase, clients
+
+    def _begin(self, tasks: Sequence[Task], clients: Clients) -> Phase:
+        first = [self._first(task) for task in tasks]
+        rows = torch.from_numpy(np.stack(first)).to(self.engine.device)
+        of = torch.arange(len(clients.patients), device=rows.device) // clients.sites
+        buffers = {name: value.to(rows.device)[of] for name, value in self.setup.buffers(tasks).items()}
+        weighted = self.training.imbalance == "weights"
+        balance = self.setup.balance(tasks) if weighted else torch.ones(len(tasks), self.setup.endpoint.classes)
+        decay = torch.tensor([[task.candidate.weight_decay] for task in tasks]).to(rows.device)[of]
+        learners = Learners(rows[of], buffers, torch.zeros_like(decay), decay, balance.to(rows.device)[of])
+        if self.strategy.mu:
+            learners.pull = torch.full_like(decay, self.strategy.mu)
+            learners.anchor = learners.rows.clone()
+        controls = torch.zeros_like(learners.rows) if self.strategy.controls else None
+        state = self.engine.fresh(learners.rows)
+        return Phase(rows, learners, state, self.strategy.begin({"row": rows}), controls, np.ones(len(tasks), bool))
+
+    def _first(self, task: Task) -> np.ndarray:
+        generator = first_weights(self.training.seed, task.group.repeat, task.group.fold, task.replica)
         return self.engine.layout.flat(self.engine.head.initial(generator))
 
-    def _scales(self, tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of every task's training tiles, merged from its sites' moments in the order of their names."""
-        width = self.engine.store.width
-        if self.training.scaling == "none":
-            return torch.zeros(len(tasks), width), torch.ones(len(tasks), width)
-        scales = []
-        for task in tasks:
-            groups = [task.train[self.cohort.site[task.train] == site] for site in task.trained_on]
-            scales.append(Moments.stacked([self.moments.merged(self.bag[group]) for group in groups]).scale())
-        mean, deviation = (torch.from_numpy(np.stack(part)) for part in zip(*scales, strict=True))
-        return mean, deviation
-
-    def _learners(self, clients: Clients, result: Phase) -> Learners:
-        count = len(clients.task)
-        chosen = torch.from_numpy(clients.task)
-        lr = torch.full((count, 1), self.training.lr)
-        decay = torch.full((count, 1), self.training.weight_decay)
-        return Learners(result.rows[chosen], result.mean[chosen], result.deviation[chosen], lr, decay)
+    def _round(self, phase: Phase, clients: Clients, tasks: Sequence[Task], number: int, kind: str) -> None:
+        seed, spec = self.training.seed, self.strategy.spec
+        share = getattr(getattr(spec, "base", spec), "participation", 1.0)
+        active = np.repeat(phase.live[:, None], clients.sites, 1)
+        if self.strategy.federated:
+            active &= participants(clients.sites, share, seed, number)
+        if self.strategy.cyclic:
+            losses = np.full(active.shape, np.nan)
+            shuffled = getattr(getattr(spec, "base", spec), "shuffled", False)
+            for site in visits(clients.sites, shuffled, seed, number):
+                turn = active & (np.arange(clients.sites) == site)
+                losses[:, site] = self._train(phase, clients, tasks, turn, number)[:, site]
+                self._pass_on(phase, clients, turn)
+        else:
+            losses = self._train(phase, clients, tasks, active, number)
+            self._aggregate(phase, clients, active)
+        self.records.round(self.engine, phase, self.personal(phase, clients), losses, active, number, kind)
+        if kind == "inner":
+            phase.live = phase.live & ~self.records.stalled(tasks, number, self.training.patience)
 
     def _train(
-        self,
-        learners: Learners,
-        state: OptimiserState,
-        clients: Clients,
-        tasks: Sequence[Task],
-        live: np.ndarray,
-        number: int,
+        self, phase: Phase, clients: Clients, tasks: Sequence[Task], active: np.ndarray, number: int
     ) -> np.ndarray:
-        order = self._order(number)
-        plans, streams = [], []
-        for task, site, patients in zip(clients.task, clients.site, clients.patients, strict=True):
-            plan: list[np.ndarray] = []
-            for epoch in order if live[task] else []:
-                chosen = patients[np.argsort(epoch[patients], kind="stable")]
-                plan += [
-                    self.bag[chosen[k : k + self.training.batch_size]]
-                    for k in range(0, len(chosen), self.training.batch_size)
-                ]
-            plans.append(plan)
-            names = (tasks[task].repeat, tasks[task].fold, tasks[task].inner, site, number)
-            streams.append(seed_of(self.training.seed, "dropout", *names))
-        return self.engine.train(learners, state, plans, streams)
+        """Broadcast and train the active learners; their mean losses (tasks, sites)."""
+        learners = phase.learners
+        starts = self.personal(phase, clients)
+        if self.strategy.federated:  # a site starts every round from the global model, with a fresh optimiser
+            where = torch.from_numpy(np.flatnonzero(active.ravel())).to(starts.device)
+            learners.rows[where] = starts[where]
+            phase.state = self.engine.fresh(learners.rows)
+        if learners.anchor is not None:
+            learners.anchor.copy_(starts)
+        if phase.controls is not None:
+            of = torch.arange(len(starts), device=starts.device) // clients.sites
+            learners.shift = phase.server["control/row"][of] - phase.controls
+        factor = schedule(self.training.schedule, number - 1, self.training.rounds, self.training.warmup)
+        rates = [tasks[clients.task(k)].candidate.lr * factor for k in range(len(clients.patients))]
+        learners.lr.copy_(torch.tensor(rates).unsqueeze(1))
+        plans = self._plans(clients, tasks, active, number)
+        epochs = max((self.rounds.epochs(len(own)) for own in clients.patients), default=1)
+        losses = self.engine.train(learners, phase.state, plans, self.rounds.places(number, epochs))
+        self.travelled = torch.tensor([rate * len(plan.batches) for rate, plan in zip(rates, plans, strict=True)])
+        self.starts = starts
+        return losses.reshape(active.shape)
 
-    def _order(self, number: int) -> list[np.ndarray]:
-        """For every local epoch a key of each patient, drawn from the patient's own name; patients are visited by rising key."""
-        return [
-            np.array([seed_of(self.training.seed, "order", number, epoch, patient) for patient in self.cohort.patients])
-            for epoch in range(self.training.local_epochs)
-        ]
+    def _plans(self, clients: Clients, tasks: Sequence[Task], active: np.ndarray, number: int) -> list[Plan]:
+        balances = self.setup.balance(tasks) if self.training.imbalance == "sampling" else None
+        classes = self.setup.endpoint.class_of(torch.from_numpy(self.cohort.targets))
+        plans = []
+        for learner, (wanted, patients) in enumerate(zip(active.ravel(), clients.patients, strict=True)):
+            task, site = tasks[clients.task(learner)], clients.name(learner)
+            if not wanted or not len(patients):
+                plans.append(Plan())
+                continue
+            balance = None
+            if balances is not None:
+                balance = balances[clients.task(learner)][classes[patients]].numpy().astype(np.float64)
+            batches = self.rounds.batches(self.bag[patients], number, balance, f"{task.name}/{site}")
+            plans.append(Plan(batches, dropout_stream(self.training.seed, task.name, site, number)))
+        return plans
 
-    def _aggregate(self, result: Phase, learners: Learners, clients: Clients, live: np.ndarray) -> None:
-        counts = np.array([len(patients) for patients in clients.patients])
-        for task in np.flatnonzero(live).tolist():
-            mine = np.flatnonzero(clients.task == task)
-            updates = {"row": learners.rows[mine[0] : mine[-1] + 1]}
-            weights = shares(torch.from_numpy(counts[mine]))
-            result.rows[task] = self.strategy.server_step({"row": result.rows[task]}, updates, weights)["row"]
+    def personal(self, phase: Phase, clients: Clients) -> Tensor:
+        """The model of every learner (tasks x sites, size): the global one, but for the parts that stay at the site."""
+        of = torch.arange(len(phase.learners.rows), device=phase.rows.device) // clients.sites
+        rows = phase.rows[of]
+        for name, place in self.engine.layout.places.items():
+            if name.split(".")[0] in self.strategy.local_parts:
+                rows[:, place] = phase.learners.rows[:, place]
+        return rows
 
-    def _record(
-        self,
-        result: Phase,
-        learners: Learners,
-        clients: Clients,
-        tasks: Sequence[Task],
-        live: np.ndarray,
-        number: int,
-        phase: str,
-        train_losses: np.ndarray,
+    def _pass_on(self, phase: Phase, clients: Clients, turn: np.ndarray) -> None:
+        for task, site in zip(*np.nonzero(turn), strict=True):
+            learner = int(task) * clients.sites + int(site)
+            if len(clients.patients[learner]):
+                phase.rows[int(task)] = phase.learners.rows[learner]
+
+    def _aggregate(self, phase: Phase, clients: Clients, active: np.ndarray) -> None:
+        """The server's step of every task that had an answer, some tasks at a time."""
+        if not self.strategy.federated:
+            phase.rows.copy_(phase.learners.rows)
+            return
+        weighting = getattr(getattr(self.strategy.spec, "base", self.strategy.spec), "weighting", "patients")
+        counts = clients.counts()
+        answered = counts * torch.from_numpy(active)
+        tasks = torch.nonzero(answered.sum(1) > 0).squeeze(1)
+        for slab in tasks.split(max(1, SLAB // phase.rows.shape[1])):
+            self._serve(phase, clients, slab, counts, answered, weighting)
+
+    def _serve(
+        self, phase: Phase, clients: Clients, slab: Tensor, counts: Tensor, answered: Tensor, weighting: str
     ) -> None:
-        """Watch the inner folds with the new global models; a ledger line a site, a table row a site and one for all."""
-        everyone = Learners(result.rows, result.mean, result.deviation, learners.lr, learners.decay)
-        watched = [self.bag[task.watched] if live[k] else self.bag[:0] for k, task in enumerate(tasks)]
-        found = self.engine.logits(everyone, watched)
-        for k in np.flatnonzero(live).tolist():
-            task = tasks[k]
-            mine = np.flatnonzero(clients.task == k)
-            counts = [len(clients.patients[i]) for i in mine]
-            stated = {"model": task.name, "phase": phase, "round": number}
-            digest_now = {"global_sha256": digest([result.rows[k].numpy().tobytes()])}
-            for i, count in zip(mine, counts, strict=True):
-                sent = digest([learners.rows[i].numpy().tobytes()])
-                self.ledger.add(
-                    stated | digest_now | {"site": clients.site[i], "patients": count, "update_sha256": sent}
-                )
-            losses, targets = self._losses(found[k], task)
-            result.losses[k, number - 1] = losses.sum()
-            site_of = self.cohort.site[task.watched]
-            views = [(clients.site[i], train_losses[i], np.isin(site_of, clients.site[i].split("+"))) for i in mine]
-            if len(mine) > 1:
-                together = float(np.average(train_losses[mine], weights=counts))
-                views.append(("+".join(task.trained_on), together, np.ones(len(site_of), bool)))
-            for site, train_loss, chosen in views:
-                result.table.append(
-                    {
-                        **stated,
-                        "repeat": task.repeat,
-                        "fold": task.fold,
-                        "site": site,
-                        "train_loss": train_loss,
-                        "val_loss": losses[chosen].mean() if chosen.any() else float("nan"),
-                        "val_auroc": self.engine.endpoint.metric(found[k][chosen], targets[chosen]),
-                    }
-                )
+        device = phase.rows.device
+        wanted = (slab.unsqueeze(0) * clients.sites + torch.arange(clients.sites).unsqueeze(1)).to(
+            device
+        )  # (sites, tasks)
+        slab = slab.to(device)
+        weights = shares(answered[slab.cpu()].T, weighting).to(device)
+        answers = Answers({"row": phase.learners.rows[wanted]}, weights)
+        if phase.controls is not None:
+            own, server = phase.controls[wanted], phase.server["control/row"][slab]
+            travelled = self.travelled.to(device)[wanted].unsqueeze(-1)
+            moved = control_after(own, server, self.starts[wanted], phase.learners.rows[wanted], travelled)
+            kept = torch.where((weights > 0).unsqueeze(-1), moved, own)
+            standing = shares(counts[slab.cpu()].T, weighting).to(device)
+            answers = replace(answers, controls={"row": kept - own}, standing=standing)
+            phase.controls[wanted] = kept
+        server = {name: value[slab] for name, value in phase.server.items()}
+        state, server = self.strategy.server_step({"row": phase.rows[slab]}, server, answers)
+        phase.rows[slab] = state["row"]
+        for name, value in server.items():
+            phase.server[name][slab] = value
 
-    def _losses(self, logits: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
-        targets = self.cohort.targets[task.watched]
-        losses = self.engine.endpoint.losses(torch.from_numpy(logits).double(), torch.from_numpy(targets).double())
-        return losses.numpy(), targets
+    def _finetune(self, phase: Phase, clients: Clients, tasks: Sequence[Task]) -> None:
+        """Epochs of plain training at every site from the global model; the learners' rows are the result."""
+        phase.learners.rows.copy_(self.personal(phase, clients))
+        phase.learners.pull = phase.learners.shift = None
+        phase.learners.lr.copy_(
+            torch.tensor([[tasks[clients.task(k)].candidate.lr] for k in range(len(clients.patients))])
+        )
+        state = self.engine.fresh(phase.learners.rows)
+        active = np.ones((clients.tasks, clients.sites), bool)
+        for epoch in range(self.strategy.finetune_epochs):
+            number = self.training.rounds + 1 + epoch
+            plans = self._plans(clients, tasks, active, number)
+            epochs = max(self.rounds.epochs(len(own)) for own in clients.patients)
+            self.engine.train(phase.learners, state, plans, self.rounds.places(number, epochs))

@@ -1,12 +1,14 @@
 """Registry of heads: a bag's tiles -> logits. Importing this package registers every head."""
 
-from mil.config import ModelSpec
-from mil.models import gated_attention, mean  # noqa: F401  registering
-from mil.models.head import HEADS, Head, Output, attention_of
+from mil.models import attention, chowder, clam, clinical, dsmil, pooling, transmil  # noqa: F401  registering
+from mil.models.covariates import WithCovariates
+from mil.models.head import HEADS, Head, Output
+from mil.specs.models import ModelSpec
 
-__all__ = ["HEADS", "Head", "Output", "attention_of", "build"]
+__all__ = ["HEADS", "Head", "Output", "build"]
 
 
-def build(spec: ModelSpec, width: int, outputs: int) -> Head:
-    """The head of `spec` for tiles of `width` numbers and `outputs` logits."""
-    return HEADS[spec.name](spec, width, outputs)
+def build(spec: ModelSpec, width: int, outputs: int, covariates: int = 0) -> Head:
+    """The head of `spec` for tiles of `width` numbers and `outputs` logits, with late fusion of `covariates` numbers."""
+    head = HEADS[spec.name](spec, width, outputs)
+    return WithCovariates(head, covariates, outputs) if covariates else head

@@ -6,43 +6,83 @@ axis; a column of the mask without a True is padding and reaches nothing.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from mil.registry import Registry
 
+if TYPE_CHECKING:
+    from mil.endpoints import Endpoint
+
 Weights = Mapping[str, Tensor]
 
 
 class Output(NamedTuple):
-    """Logits (..., bags, outputs) and, where the head has one, the attention (..., bags, tiles) that sums to 1 a bag."""
+    """What a head says of every bag."""
 
     logits: Tensor
-    attention: Tensor | None
+    """(..., bags, outputs)"""
+    attention: Tensor | None = None
+    """(..., bags, tiles), not negative, summing to 1 over a bag's own tiles; none: every tile weighs the same."""
+    side: Tensor | None = None
+    """What else the head's loss needs, its own matter."""
 
 
-class Head(Protocol):
-    """Weights' names, shapes and first values; and the function itself."""
+class Inputs(NamedTuple):
+    """What a head sees of some bags."""
 
-    only_mean: bool
+    tiles: Tensor
+    """(..., tiles, width)"""
+    mask: Tensor
+    """(..., bags, tiles) bool"""
+    covariates: Tensor | None = None
+    """(..., bags, covariates)"""
+    training: bool = False
+    """The loss is wanted, not only the logits."""
+    keys: Tensor | None = None
+    """(..., tiles) int64, seeds of dropout; none: no dropout."""
+
+
+class Head:
+    """Base of the heads: named weights, and the loss where it is the endpoint's own."""
+
+    only_mean = False
     """The head sees a bag through the mean of its tiles alone, so that the mean may be taken once, before training."""
+    positional = False
+    """The order of the tiles matters."""
+    dropout = 0.0
+    """Share of numbers that training sets to zero."""
+    needs_classes = False
+    """The loss speaks of classes, so that only endpoints with classes will do."""
+
+    parts: "tuple[Part, ...]" = ()
+    """Layers in the order in which their first values are drawn."""
+
+    def __init__(self, spec: Any, width: int, outputs: int) -> None:
+        """From its spec, for tiles of `width` numbers and `outputs` logits a bag."""
+        raise NotImplementedError
 
     def initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """First values, float32, drawn from `generator` in a fixed order."""
-        ...
+        """First values of all weights, float32."""
+        return {name: value for part in self.parts for name, value in part.initial(generator).items()}
 
-    def __call__(self, weights: Weights, tiles: Tensor, mask: Tensor, keys: Tensor | None = None) -> Output:
-        """Logits and attention; `keys` (...,) int64 seed each model's dropout, none: no dropout."""
-        ...
+    def __call__(self, weights: Weights, inputs: Inputs) -> Output:
+        """Logits and attention of every bag."""
+        raise NotImplementedError
+
+    def losses(self, output: Output, targets: Tensor, present: Tensor, endpoint: "Endpoint") -> Tensor:
+        """Loss of every bag (..., bags) from targets (..., bags, targets) where `present` (..., bags)."""
+        return endpoint.losses(output.logits, targets, present)
 
 
-HEADS: Registry[Any] = Registry("model")
+class Part:
+    """A layer: it knows the first values of its weights."""
+
+    def initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """First values by full name, float32."""
+        raise NotImplementedError
 
 
-def attention_of(output: Output, mask: Tensor) -> Tensor:
-    """The head's attention, or equal weight on every tile of the bag where it has none."""
-    if output.attention is not None:
-        return output.attention
-    return mask / mask.sum(-1, keepdim=True)
+HEADS: Registry[type[Head]] = Registry("model")

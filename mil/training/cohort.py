@@ -1,4 +1,4 @@
-"""The bag table as arrays: patients in sorted order, their site, target and folds."""
+"""The bag table as arrays: patients by site and id, their targets, covariates and folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mil.config import EndpointSpec
-from mil.endpoints import Binary
+from mil.endpoints import Endpoint
 from mil.errors import MilError
+from mil.specs.endpoints import EndpointSpec
 from mil.tables import require_columns
 
 NO_FOLD = -1
@@ -21,44 +21,47 @@ class Cohort:
     patients: tuple[str, ...]
     site: np.ndarray
     targets: np.ndarray
+    """(patients, target columns) float32"""
+    covariates: np.ndarray
+    """(patients, covariates) float32, NaN where not known"""
     outer: np.ndarray
     inner: np.ndarray
     folds: int
     inner_folds: int
 
     @classmethod
-    def of(cls, bags: pd.DataFrame, spec: EndpointSpec, endpoint: Binary) -> "Cohort":
+    def of(cls, bags: pd.DataFrame, spec: EndpointSpec, endpoint: Endpoint, covariates: Sequence[str] = ()) -> "Cohort":
         """Read the folds as they stand in the table; a row of any other site than a training one is refused."""
         columns = [f"repeat{r}" for r in range(spec.repeats)]
         columns += [f"repeat{r}_fold{f}_inner" for r in range(spec.repeats) for f in range(spec.folds)]
-        require_columns(bags, ["patient_id", "site", "role", "label", *columns], "bags")
-        foreign = bags[bags.role != "train"]
+        require_columns(bags, ["patient_id", "site", "role", *endpoint.columns, *columns], "bags")
+        foreign = bags[bags["role"] != "train"]
         if len(foreign):
             row = foreign.iloc[0]
             raise MilError(
                 f"bags: patient {row.patient_id} of site {row.site} has role {row.role}; training is given training sites only"
             )
-        if bags.patient_id.duplicated().any():
-            raise MilError(
-                f"bags: patient {bags.patient_id[bags.patient_id.duplicated()].iloc[0]} stands twice; keep one row"
-            )
+        doubled = bags["patient_id"][bags["patient_id"].duplicated()]
+        if len(doubled):
+            raise MilError(f"bags: patient {doubled.iloc[0]} stands twice; keep one row")
         bags = bags.sort_values(["site", "patient_id"], kind="stable")
-        patients = tuple(bags.patient_id.astype(str))
         outer = np.stack([_folds(bags[f"repeat{r}"]) for r in range(spec.repeats)], axis=1)
-        inner = np.stack(
-            [
-                np.stack([_folds(bags[f"repeat{r}_fold{f}_inner"]) for f in range(spec.folds)], axis=1)
-                for r in range(spec.repeats)
-            ],
-            axis=1,
+        inner = [[_folds(bags[f"repeat{r}_fold{f}_inner"]) for f in range(spec.folds)] for r in range(spec.repeats)]
+        return cls(
+            tuple(bags["patient_id"].astype(str)),
+            bags["site"].to_numpy(str),
+            endpoint.targets(bags),
+            covariate_table(bags, covariates),
+            outer,
+            np.array(inner).transpose(2, 0, 1),
+            spec.folds,
+            spec.inner_folds,
         )
-        targets = endpoint.targets(list(bags.label), patients)
-        return cls(patients, bags.site.to_numpy(str), targets, outer, inner, spec.folds, spec.inner_folds)
 
     @property
     def sites(self) -> list[str]:
         """Sites in sorted order."""
-        return sorted(set(self.site))
+        return sorted(set(self.site.tolist()))
 
     def outer_train(self, sites: Sequence[str], repeat: int, fold: int) -> np.ndarray:
         """Patients of `sites` that the models of this outer fold may see, by number."""
@@ -66,5 +69,22 @@ class Cohort:
         return np.flatnonzero(np.isin(self.site, sites) & (placed != fold) & (placed != NO_FOLD))
 
 
+def covariate_table(bags: pd.DataFrame, covariates: Sequence[str]) -> np.ndarray:
+    """The covariates' columns as float32 (patients, covariates); blank is NaN, text is an error that names the patient."""
+    require_columns(bags, covariates, "bags")
+    table = np.full((len(bags), len(covariates)), np.nan, np.float32)
+    for column, name in enumerate(covariates):
+        blank = bags[name].isna() | (bags[name].astype(str).str.strip() == "")
+        numbers = pd.to_numeric(bags[name].where(~blank), errors="coerce")
+        bad = bags[numbers.isna() & ~blank]
+        if len(bad):
+            patient, value = bad["patient_id"].iloc[0], bad[name].iloc[0]
+            raise MilError(
+                f"bags: patient {patient}: covariate {name} is {value!r}, not a number; give categories as 0/1 columns"
+            )
+        table[:, column] = numbers.to_numpy(np.float32)
+    return table
+
+
 def _folds(column: pd.Series) -> np.ndarray:
-    return pd.to_numeric(column, errors="coerce").fillna(NO_FOLD).to_numpy(np.int64)
+    return pd.to_numeric(column, errors="coerce").astype(float).fillna(NO_FOLD).to_numpy(np.int64)

@@ -1,188 +1,298 @@
 """Many small models over the same bags, trained together along one leading axis of models.
 
 A learner is one model at one site (or at all of them): a row of parameters, a row of optimiser state, its own bags and
-its own random streams, so that what it becomes does not depend on what is trained beside it. Learners are taken in
-chunks that fit the cache (CPU); a chunk goes through all steps of a round before the next one starts. A step's bags lie
-end to end, so that no arithmetic is spent on padding; the mask says which tile is whose.
+its own random streams, so that what it becomes does not depend on what is trained beside it. On a CPU learners are
+taken in chunks that fit the cache, a thread a chunk, and a chunk goes through all steps of a round before the next one
+starts. A step's bags lie end to end, so that no arithmetic is spent on padding; the mask says which tile is whose.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mil.config import TrainingSpec
-from mil.endpoints import Binary
-from mil.models import Head
-from mil.models.head import Output
-from mil.rng import seed_of
+from mil.endpoints import Endpoint
+from mil.models.head import Head, Inputs, Output
+from mil.training.dropout import combined, step_key
 from mil.training.layout import Layout
-from mil.training.optimisers import OPTIMISERS, OptimiserState
-from mil.training.store import FeatureStore
+from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
+from mil.training.packing import Places, chunks, pack, padded_length, pieces, runs
+from mil.training.sources import Source
 
-FLOATS_A_CHUNK = 2**20
-"""Gathered tile numbers a chunk of learners may hold at once: 4 MB, a share of a CPU's last-level cache."""
+CPU_NUMBERS = 2**20
+"""Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
+GPU_NUMBERS = 2**31
+"""The same on a GPU: 4 GB in bf16, and about four times as much for what is kept for the backward pass."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a step is taken; the same for all learners."""
+
+    optimiser: str = "adamw"
+    momentum: float = 0.0
+    clip_norm: float | None = None
+    precision: str = "fp32"
 
 
 @dataclass
 class Learners:
-    """Rows of all learners: parameters (learners, size) and the buffers and settings that go with them."""
+    """Rows of all learners: parameters (learners, size), and the buffers and settings (learners, ...) that go with them."""
 
     rows: Tensor
-    mean: Tensor
-    deviation: Tensor
+    buffers: dict[str, Tensor]
+    """By name: mean and deviation of the features, of the covariates, of the target."""
     lr: Tensor
     decay: Tensor
+    balance: Tensor
+    """Weight of each class in the loss (learners, classes)."""
+    pull: Tensor | None = None
+    """FedProx's mu (learners, 1), towards `anchor`."""
+    anchor: Tensor | None = None
+    shift: Tensor | None = None
+    """Added to every gradient: SCAFFOLD's c - c_i."""
 
     def __getitem__(self, chosen: slice) -> "Learners":
-        return Learners(*(getattr(self, name)[chosen] for name in ("rows", "mean", "deviation", "lr", "decay")))
+        rest = (self.pull, self.anchor, self.shift)
+        buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
+        own = (part[chosen] for part in (self.lr, self.decay, self.balance))
+        return Learners(self.rows[chosen], buffers, *own, *(None if part is None else part[chosen] for part in rest))
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step of a chunk: tiles (learners, tiles, width), mask (learners, bags, tiles), bag numbers, -1 for none."""
+class Plan:
+    """What a learner does in a round: its batches of places, and the seed of its dropout."""
 
-    tiles: Tensor
-    mask: Tensor
-    bags: np.ndarray
+    batches: Sequence[np.ndarray] = ()
+    stream: int = 0
 
 
+@dataclass
+class Data:
+    """What the models learn from: tiles, and a row of targets and covariates for every bag."""
+
+    source: Source
+    width: int
+    targets: Tensor
+    patients: Tensor
+    """A number of each patient's own (bags,) int64."""
+    covariates: Tensor | None = None
+
+
+@dataclass
 class Engine:
-    """Trains and applies one kind of head on one store."""
+    """Trains and applies one kind of head on one set of bags."""
 
-    def __init__(
-        self, head: Head, endpoint: Binary, training: TrainingSpec, store: FeatureStore, targets: np.ndarray
+    head: Head
+    endpoint: Endpoint
+    data: Data
+    method: Method = field(default_factory=Method)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compiled: bool = False
+    """Let torch.compile fuse the step; worth its minutes on a GPU."""
+
+    def __post_init__(self) -> None:
+        self.layout = Layout(self.head.initial(np.random.default_rng(0)))
+        self.optimise = OPTIMISERS[self.method.optimiser]
+        self.budget = (CPU_NUMBERS if self.device.type == "cpu" else GPU_NUMBERS) // self.data.width
+        self.objective = torch.compile(self._objective, dynamic=True) if self.compiled else self._objective
+
+    def fresh(self, rows: Tensor) -> OptimiserState:
+        """The optimiser's state before its first step."""
+        return OptimiserState.zeros(rows, second=self.method.optimiser != "sgd")
+
+    def train(self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], places: Places) -> np.ndarray:
+        """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none)."""
+        total, seen = np.zeros((2, len(plans)))
+        places = places.to(self.device)
+        sizes = places.sizes.cpu().numpy()
+        tiles = [[int(sizes[batch].sum()) for batch in plan.batches] for plan in plans]
+
+        def step(chunk: slice, number: int) -> None:
+            for part in self._alike(plans, tiles, chunk, number):
+                batches = [plan.batches[number] for plan in plans[part]]
+                keys = torch.tensor([step_key(plan.stream, number) for plan in plans[part]], device=self.device)
+                losses, counts = self._step(learners[part], state[part], batches, keys, places, sizes)
+                total[part] += losses
+                seen[part] += counts
+
+        self._each(tiles, step)
+        return np.divide(total, seen, out=np.full(len(total), np.nan), where=seen > 0)
+
+    def apply(
+        self,
+        learners: Learners,
+        bags: Sequence[np.ndarray],
+        places: Places,
+        receive: Callable[[int, np.ndarray, Output, int], None],
     ) -> None:
-        self.head, self.endpoint, self.training = head, endpoint, training
-        self.store = store
-        self.targets = torch.from_numpy(targets)
-        self.layout = Layout(head.initial(np.random.default_rng(0)))
-        self.optimise = OPTIMISERS[training.optimiser]
+        """Give `receive` (learner, places of a piece, output of the chunk, its row there) for all bags of all learners."""
+        places = places.to(self.device)
+        sizes = places.sizes.cpu().numpy()
+        plans = [Plan(pieces(own, sizes, self.budget)) for own in bags]
+        tiles = [[int(sizes[batch].sum()) for batch in plan.batches] for plan in plans]
 
-    def train(
-        self, learners: Learners, state: OptimiserState, plans: Sequence[Sequence[np.ndarray]], streams: Sequence[int]
-    ) -> np.ndarray:
-        """Take every learner through its plan (a list of batches of bag numbers), in place; mean loss of each (NaN: no step).
+        def step(chunk: slice, number: int) -> None:
+            for part in self._alike(plans, tiles, chunk, number):
+                batches = [plan.batches[number] for plan in plans[part]]
+                inputs = self._inputs(learners[part], self._numbers(batches), batches, places, sizes)
+                with torch.no_grad(), self._arithmetic():
+                    output = self.head(self.layout.views(learners[part].rows), inputs)
+                for row, batch in enumerate(batches):
+                    receive(part.start + row, batch, output, row)
 
-        `streams` are the learners' dropout seeds of this round.
-        """
-        losses = np.full(len(plans), np.nan)
-        for chunk in self._chunks(plans):
-            total, seen = np.zeros((2, chunk.stop - chunk.start))
-            for step in range(max((len(plan) for plan in plans[chunk]), default=0)):
-                for part in _runs([len(plan) > step for plan in plans[chunk]], chunk.start):
-                    batch = self._batch(learners[part], [plan[step] for plan in plans[part]])
-                    keys = torch.tensor([seed_of(stream, step) & 0xFFFFFFFF for stream in streams[part]])
-                    loss = self._step(learners[part], state[part], batch, keys)
-                    here = slice(part.start - chunk.start, part.stop - chunk.start)
-                    total[here] += loss.numpy().sum(1)
-                    seen[here] += (batch.bags >= 0).sum(1)
-            losses[chunk] = np.divide(total, seen, out=np.full(len(total), np.nan), where=seen > 0)
-        return losses
+        self._each(tiles, step)
 
-    @torch.no_grad()
-    def logits(self, learners: Learners, bags: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its own bags, float32."""
-        return [np.concatenate([logits for logits, _ in found]) for found in self._apply(learners, bags)]
+        found: list[list[np.ndarray]] = [[np.empty((0, self.endpoint.outputs), np.float32)] for _ in bags]
 
-    @torch.no_grad()
-    def attention(self, learners: Learners, bags: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Attention (tiles,) of every learner for each of its own bags; equal weights for a head without."""
-        return [[one for _, many in found for one in many] for found in self._apply(learners, bags)]
+        def receive(learner: int, batch: np.ndarray, output: Output, row: int) -> None:
+            found[learner].append(output.logits[row, : len(batch)].float().cpu().numpy())
 
-    def _apply(self, learners: Learners, bags: Sequence[np.ndarray]) -> list[list[tuple[np.ndarray, list[np.ndarray]]]]:
-        plans = [_pieces(own, self.store.sizes, FLOATS_A_CHUNK // self.store.width) for own in bags]
-        found: list[list[tuple[np.ndarray, list[np.ndarray]]]] = [
-            [(np.empty((0, self.endpoint.outputs), np.float32), [])] for _ in plans
-        ]
-        for chunk in self._chunks(plans):
-            for step in range(max((len(plan) for plan in plans[chunk]), default=0)):
-                for part in _runs([len(plan) > step for plan in plans[chunk]], chunk.start):
-                    batch = self._batch(learners[part], [plan[step] for plan in plans[part]])
-                    output = self.head(self.layout.views(learners.rows[part]), batch.tiles, batch.mask)
-                    for row, number in enumerate(range(part.start, part.stop)):
-                        found[number].append(self._unpacked(output, batch, row))
-        return found
+        self.apply(learners, bags, places, receive)
+        return [np.concatenate(parts) for parts in found]
 
-    def _unpacked(self, output: Output, batch: Batch, row: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        numbers = batch.bags[row][batch.bags[row] >= 0]
-        logits = output.logits[row, : len(numbers)].numpy()
-        ends = np.cumsum(self.store.sizes[numbers])
-        attention = []
-        for place, (number, end) in enumerate(zip(numbers, ends, strict=True)):
-            size = int(self.store.sizes[number])
-            if output.attention is None:
-                attention.append(np.full(size, 1 / size, np.float32))
-            else:
-                attention.append(output.attention[row, place, end - size : end].numpy().copy())
-        return logits, attention
-
-    def _step(self, learners: Learners, state: OptimiserState, batch: Batch, keys: Tensor) -> Tensor:
-        """One optimiser step of the chunk on its batch; the loss of every bag (learners, bags), 0 where there is none."""
+    def _step(
+        self,
+        learners: Learners,
+        state: OptimiserState,
+        batches: Sequence[np.ndarray],
+        keys: Tensor,
+        places: Places,
+        sizes: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
         weights = {name: view.detach().requires_grad_() for name, view in self.layout.views(learners.rows).items()}
-        output = self.head(weights, batch.tiles, batch.mask, keys)
-        present = torch.from_numpy(batch.bags >= 0)
-        targets = self.targets[torch.from_numpy(np.maximum(batch.bags, 0))]
-        losses = self.endpoint.losses(output.logits, targets) * present
-        gradients = torch.autograd.grad((losses.sum(1) / present.sum(1)).sum(), list(weights.values()))
-        gradient = torch.cat([part.flatten(1) for part in gradients], dim=1)
+        targets, present, _ = self._targets(learners, self._numbers(batches), places)
+        counts = self.endpoint.counts(targets, present).sum(-1)
+        gradient = torch.zeros_like(learners.rows)
+        total = torch.zeros(len(batches), device=self.device)
+        for part in self._split(batches, sizes):
+            numbers = self._numbers(part)
+            inputs = self._inputs(learners, numbers, part, places, sizes, keys)
+            targets, present, balance = self._targets(learners, numbers, places)
+            with self._arithmetic():
+                losses = self.objective(weights, inputs, targets, present) * balance
+            share = losses.sum(-1) / counts.clamp(min=1)
+            parts = torch.autograd.grad(share.sum(), list(weights.values()))
+            gradient += torch.cat([one.flatten(1) for one in parts], dim=1)
+            total += losses.detach().sum(-1)
         with torch.no_grad():
-            self.optimise(learners.rows, gradient, state, learners.lr, learners.decay)
-        return losses.detach()
+            if learners.pull is not None and learners.anchor is not None:
+                gradient += learners.pull * (learners.rows - learners.anchor)
+            if learners.shift is not None:
+                gradient += learners.shift
+            if self.method.clip_norm is not None:
+                clip(gradient, self.method.clip_norm)
+            self.optimise(learners.rows, gradient, state, learners.lr, learners.decay, self.method.momentum)
+        return total.cpu().numpy(), counts.cpu().numpy()
 
-    def _batch(self, learners: Learners, bags: Sequence[np.ndarray]) -> Batch:
-        sizes, starts = self.store.sizes, self.store.starts
-        longest = max(int(sizes[own].sum()) for own in bags)
-        numbers = np.full((len(bags), max(map(len, bags))), -1)
-        rows = np.zeros((len(bags), longest), np.int64)
-        owner = np.full((len(bags), longest), -1, np.int32)
-        for place, own in enumerate(bags):
-            numbers[place, : len(own)] = own
-            count = int(sizes[own].sum())
-            ends = np.cumsum(sizes[own])
-            rows[place, :count] = np.repeat(starts[own] - ends + sizes[own], sizes[own]) + np.arange(count)
-            owner[place, :count] = np.repeat(np.arange(len(own)), sizes[own])
-        tiles = self.store.tiles.index_select(0, torch.from_numpy(rows.ravel())).view(len(bags), longest, -1)
-        tiles.sub_(learners.mean[:, None]).div_(learners.deviation[:, None])
-        mask = torch.from_numpy(owner)[:, None] == torch.arange(numbers.shape[1], dtype=torch.int32)[:, None]
-        return Batch(tiles, mask, numbers)
+    def _objective(self, weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
+        output = self.head(weights, inputs)
+        side = None if output.side is None else output.side.float()
+        output = Output(output.logits.float(), None, side)
+        return self.head.losses(output, targets, present, self.endpoint)
 
-    def _chunks(self, plans: Sequence[Sequence[np.ndarray]]) -> Iterator[slice]:
-        """Neighbouring learners whose largest batches fit into `FLOATS_A_CHUNK` together; at least one."""
-        largest = [
-            max((int(self.store.sizes[batch].sum()) for batch in plan), default=0) * self.store.width for plan in plans
-        ]
-        start = 0
-        while start < len(plans):
-            stop, widest = start + 1, largest[start]
-            while stop < len(plans) and max(widest, largest[stop]) * (stop + 1 - start) <= FLOATS_A_CHUNK:
-                widest = max(widest, largest[stop])
-                stop += 1
-            yield slice(start, stop)
-            start = stop
+    def _inputs(
+        self,
+        learners: Learners,
+        numbers: Tensor,
+        batches: Sequence[np.ndarray],
+        places: Places,
+        sizes: np.ndarray,
+        keys: Tensor | None = None,
+    ) -> Inputs:
+        """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
+        longest = max(int(sizes[batch].sum()) for batch in batches)
+        packed = pack(numbers, places, padded_length(longest, alone=2 * longest > self.budget))
+        tiles = self.data.source.take(packed.rows.flatten()).view(*packed.rows.shape, -1)
+        mean, deviation = (learners.buffers[f"features.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
+        tiles = tiles.sub_(mean).div_(deviation)
+        covariates, drawn = None, None
+        if self.data.covariates is not None:
+            mean, deviation = (learners.buffers[f"covariates.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
+            known = self.data.covariates[numbers.clamp(min=0) % places.bags]
+            covariates = ((known - mean) / deviation).nan_to_num(0.0)  # not known: the training patients' mean
+        if keys is not None and self.head.dropout:
+            drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % places.bags], packed.rank)
+        return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
+
+    def _targets(self, learners: Learners, numbers: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets (learners, bags, columns), which bags there are, and their weights in the loss."""
+        present = numbers >= 0
+        targets = self.data.targets[numbers.clamp(min=0) % places.bags]
+        balance = learners.balance.gather(-1, self.endpoint.class_of(targets))
+        if self.endpoint.scaled:
+            mean, deviation = (learners.buffers[f"target.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
+            targets = (targets - mean) / deviation
+        return targets, present, balance
+
+    def _numbers(self, batches: Sequence[np.ndarray]) -> Tensor:
+        """Batches as one table (learners, bags), -1 for none; at least two bags wide, see `layers.NARROW`."""
+        table = np.full((len(batches), max(2, *(len(batch) for batch in batches))), -1, np.int64)
+        for row, batch in enumerate(batches):
+            table[row, : len(batch)] = batch
+        return torch.from_numpy(table).to(self.device)
+
+    def _split(self, batches: Sequence[np.ndarray], sizes: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """The batches as they are if they fit, else cut into pieces whose gradients are added up."""
+        fits = len(batches) * max(int(sizes[batch].sum()) for batch in batches) <= 4 * self.budget
+        if fits or not self.endpoint.separable:
+            yield list(batches)
+            return
+        cut = [pieces(batch, sizes, max(1, self.budget // len(batches))) for batch in batches]
+        for number in range(max(map(len, cut))):
+            yield [own[number] if number < len(own) else own[0][:0] for own in cut]
+
+    def _alike(
+        self, plans: Sequence[Plan], tiles: Sequence[Sequence[int]], chunk: slice, number: int
+    ) -> Iterator[slice]:
+        """Neighbours of a chunk whose step `number` has the same shape, so that no learner is padded to another's size."""
+        keys: list[object] = []
+        for plan, own in zip(plans[chunk], tiles[chunk], strict=True):
+            alone = number < len(own) and 2 * own[number] > self.budget
+            shape = None if number >= len(own) else (padded_length(own[number], alone), len(plan.batches[number]))
+            keys.append((shape, len(keys)) if alone and self.device.type == "cpu" else shape)
+        return (slice(part.start + chunk.start, part.stop + chunk.start) for part in runs(keys))
+
+    def _each(self, tiles: Sequence[Sequence[int]], step: Callable[[slice, int], None]) -> None:
+        """Every step of every chunk: chunk after chunk on threads, or step after step where tiles come from afar."""
+        parts = list(chunks([max(own, default=0) for own in tiles], self.budget))
+        steps = [max((len(own) for own in tiles[part]), default=0) for part in parts]
+        if self.data.source.ahead:
+            for number in range(max(steps, default=0)):
+                for part, count in zip(parts, steps, strict=True):
+                    if number < count:
+                        step(part, number)
+            return
+
+        def run(part: slice, count: int) -> None:
+            for number in range(count):
+                step(part, number)
+
+        if self.device.type != "cpu" or torch.get_num_threads() == 1:
+            for part, count in zip(parts, steps, strict=True):
+                run(part, count)
+            return
+        with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
+            for done in [pool.submit(run, part, count) for part, count in zip(parts, steps, strict=True)]:
+                done.result()
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.method.precision == "bf16")
 
 
-def _runs(active: Sequence[bool], first: int) -> Iterator[slice]:
-    """Stretches of neighbours that are active, counted from `first`."""
-    start = None
-    for place, is_active in enumerate([*active, False]):
-        if is_active and start is None:
-            start = place
-        elif not is_active and start is not None:
-            yield slice(first + start, first + place)
-            start = None
-
-
-def _pieces(bags: np.ndarray, sizes: np.ndarray, tiles: int) -> list[np.ndarray]:
-    """Consecutive bags of at most `tiles` tiles together, at least one bag a piece."""
-    pieces: list[list[int]] = []
-    held = 0
-    for bag in bags:
-        if not pieces or held + sizes[bag] > tiles:
-            pieces.append([])
-            held = 0
-        pieces[-1].append(int(bag))
-        held += int(sizes[bag])
-    return [np.array(piece) for piece in pieces]
+@contextmanager
+def one_thread_each() -> Iterator[int]:
+    """Number of workers; inside, every operation runs on one thread, so that sums do not depend on how many there are."""
+    workers = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield workers
+    finally:
+        torch.set_num_threads(workers)

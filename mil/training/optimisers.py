@@ -1,5 +1,7 @@
 """Adam, AdamW and SGD on rows of parameters: every model has its own learning rate, decay and step count."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,49 +14,79 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Kingma & Ba 2015, and PyTorch's defa
 
 @dataclass
 class OptimiserState:
-    """Of rows (models, size): both moments, and the steps taken (models,)."""
+    """Of rows (models, size): both moments (sgd: the velocity in the first), and the steps taken (models, 1)."""
 
     first: Tensor
     second: Tensor
     steps: Tensor
 
     @classmethod
-    def zeros(cls, rows: Tensor) -> "OptimiserState":
-        """Before the first step."""
-        return cls(torch.zeros_like(rows), torch.zeros_like(rows), torch.zeros(len(rows), 1, dtype=torch.float64))
+    def zeros(cls, rows: Tensor, second: bool = True) -> "OptimiserState":
+        """Before the first step; without `second` that moment takes no memory."""
+        return cls(
+            torch.zeros_like(rows),
+            torch.zeros_like(rows) if second else rows.new_zeros((len(rows), 1)),
+            torch.zeros(len(rows), 1, dtype=torch.float64, device=rows.device),
+        )
 
     def __getitem__(self, chosen: slice) -> "OptimiserState":
         return OptimiserState(self.first[chosen], self.second[chosen], self.steps[chosen])
 
 
-OPTIMISERS: Registry = Registry("optimiser")
+Step = Callable[[Tensor, Tensor, OptimiserState, Tensor, Tensor, float], None]
+"""(rows, gradient, state, lr (models, 1), decay (models, 1), momentum): one step in place; the gradient is used up."""
+
+OPTIMISERS: Registry[Step] = Registry("optimiser")
 
 
 @OPTIMISERS.register("adamw")
-def adamw(rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor) -> None:
-    """One step in place; decay acts on the weights themselves (Loshchilov & Hutter 2019). lr, decay (models, 1)."""
+def adamw(
+    rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor, momentum: float = 0.0
+) -> None:
+    """Adam; decay acts on the weights themselves (Loshchilov & Hutter 2019)."""
     rows.mul_(1 - lr * decay)
     _adam_step(rows, gradient, state, lr)
 
 
 @OPTIMISERS.register("adam")
-def adam(rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor) -> None:
-    """One step in place; decay is part of the gradient."""
-    _adam_step(rows, gradient.add_(rows * decay), state, lr)
+def adam(
+    rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor, momentum: float = 0.0
+) -> None:
+    """Adam; decay is part of the gradient."""
+    _adam_step(rows, gradient.addcmul_(rows, decay), state, lr)
 
 
 @OPTIMISERS.register("sgd")
-def sgd(rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor) -> None:
-    """One plain step in place; decay is part of the gradient."""
+def sgd(
+    rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor, momentum: float = 0.0
+) -> None:
+    """Gradient descent, with momentum as PyTorch has it; decay is part of the gradient."""
     state.steps += 1
-    rows.sub_(gradient.add_(rows * decay).mul_(lr))
+    gradient.addcmul_(rows, decay)
+    if momentum:
+        gradient = state.first.mul_(momentum).add_(gradient)
+    rows.addcmul_(gradient, lr, value=-1)
+
+
+def clip(gradient: Tensor, longest: float) -> None:
+    """Shorten each model's gradient (models, size) to norm `longest`, in place, as PyTorch's `clip_grad_norm_`."""
+    norm = gradient.square().sum(-1, keepdim=True).sqrt()
+    gradient.mul_((longest / (norm + 1e-6)).clamp(max=1))
+
+
+def schedule(kind: str, done: int, rounds: int, warmup: int) -> float:
+    """What the learning rate is multiplied with in the round after `done` rounds of at most `rounds`."""
+    rise = min(1.0, (done + 1) / (warmup + 1))
+    share = done / rounds
+    fall = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[kind]
+    return rise * fall
 
 
 def _adam_step(rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor) -> None:
     state.steps += 1
-    correction1 = (1 - BETA1**state.steps).to(rows.dtype).to(rows.device)
-    correction2 = (1 - BETA2**state.steps).to(rows.dtype).to(rows.device)
+    correction1 = (1 - BETA1**state.steps).to(rows.dtype)
+    correction2 = (1 - BETA2**state.steps).to(rows.dtype)
     state.first.lerp_(gradient, 1 - BETA1)
     state.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    scale = state.second.div(correction2).sqrt_().add_(EPSILON)
-    rows.sub_(state.first.div(scale).mul_(lr / correction1))
+    scale = torch.div(state.second, correction2, out=gradient).sqrt_().add_(EPSILON)
+    rows.sub_(torch.div(state.first, scale, out=scale).mul_(lr / correction1))

@@ -1,93 +1,142 @@
 """Nested cross-validation -> the models to train: one for each inner fold (selection), then one on all outer training.
 
-Number of rounds: the loss on the held-out inner folds, every patient of the outer training set once, summed over the
-training sites, is smallest there. The patients of the outer fold and of external sites are in no list made here.
+Selection: the loss on the held-out inner folds, every patient of the outer training set once, all training sites
+together, is smallest for the chosen candidate after the chosen number of rounds. The patients of the outer fold and of
+external sites are in no list made here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
 from mil.errors import MilError
+from mil.specs.experiments import ExperimentSpec
+from mil.specs.models import ModelSpec
 from mil.training.cohort import NO_FOLD, Cohort
 
 
 @dataclass(frozen=True)
-class Task:
-    """One model to train: who teaches it, who is watched, for how many rounds."""
+class Candidate:
+    """One choice of what a search may vary."""
+
+    model: ModelSpec
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a selection is made for: the sites trained on, the repeat and the outer fold."""
 
     trained_on: tuple[str, ...]
     repeat: int
     fold: int
-    inner: int | None
-    """Inner fold that is held out; none: the refit."""
+
+    @property
+    def name(self) -> str:
+        """E.g. `A+B/repeat0/fold1`."""
+        return f"{'+'.join(self.trained_on)}/repeat{self.repeat}/fold{self.fold}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model to train: who teaches it, who is watched, how and for how many rounds."""
+
+    group: Group
+    candidate: Candidate
     train: np.ndarray
     """Patient numbers."""
     watched: np.ndarray
     rounds: int
+    inner: int | None = None
+    """Inner fold that is held out; none: a refit."""
+    choice: int = 0
+    """Number of the candidate."""
+    replica: int = 0
 
     @property
     def name(self) -> str:
-        """E.g. `A+B/repeat0/fold1/inner2`."""
-        inner = "" if self.inner is None else f"/inner{self.inner}"
-        return f"{'+'.join(self.trained_on)}/repeat{self.repeat}/fold{self.fold}{inner}"
+        """E.g. `A+B/repeat0/fold1/inner2`, with the candidate and the replica where there are several."""
+        parts = {"choice": self.choice, "inner": self.inner, "replica": self.replica}
+        shown = (
+            f"/{name}{number}" for name, number in parts.items() if number or (name == "inner" and number is not None)
+        )
+        return self.group.name + "".join(shown)
 
 
-def inner_tasks(cohort: Cohort, trained_on: Sequence[tuple[str, ...]], rounds: int) -> list[Task]:
-    """A task for every choice of sites, repeat, outer fold and inner fold."""
+def candidates(experiment: ExperimentSpec) -> list[Candidate]:
+    """The search's lists crossed, the stanza's own values where a list is empty."""
+    search, training = experiment.search, experiment.training
+    models = (search and search.model) or (experiment.model,)
+    lrs = (search and search.lr) or (training.lr,)
+    decays = (search and search.weight_decay) or (training.weight_decay,)
+    return [Candidate(model, lr, decay) for model, lr, decay in product(models, lrs, decays)]
+
+
+def groups(cohort: Cohort, trained_on: Sequence[tuple[str, ...]]) -> list[Group]:
+    """Every choice of sites, repeat and outer fold."""
+    return [
+        Group(sites, repeat, fold)
+        for sites in trained_on
+        for repeat in range(cohort.outer.shape[1])
+        for fold in range(cohort.folds)
+    ]
+
+
+def inner_tasks(cohort: Cohort, wanted: Sequence[Group], choices: Sequence[Candidate], rounds: int) -> list[Task]:
+    """A task for every group, candidate and inner fold, in this order."""
     tasks = []
-    for sites in trained_on:
-        for repeat, fold in _outer(cohort):
-            seen = cohort.outer_train(sites, repeat, fold)
-            inner = cohort.inner[seen, repeat, fold]
-            if (inner == NO_FOLD).any():
-                patient = cohort.patients[seen[int(np.argmax(inner == NO_FOLD))]]
-                raise MilError(
-                    f"bags: patient {patient} has no inner fold for repeat {repeat}, fold {fold}; run `mil bag` again"
-                )
-            usable = [
-                number for number in range(cohort.inner_folds) if (inner == number).any() and (inner != number).any()
-            ]
-            if not usable:
-                raise MilError(
-                    f"bags: sites {'+'.join(sites)}, repeat {repeat}, fold {fold}: {len(seen)} training patients leave no "
-                    "inner fold to watch; use fewer folds"
-                )
-            for number in usable:
-                task = Task(sites, repeat, fold, number, seen[inner != number], seen[inner == number], rounds)
-                tasks.append(_checked(task, cohort))
+    for group in wanted:
+        seen = cohort.outer_train(group.trained_on, group.repeat, group.fold)
+        inner = cohort.inner[seen, group.repeat, group.fold]
+        if (inner == NO_FOLD).any():
+            patient = cohort.patients[seen[int(np.argmax(inner == NO_FOLD))]]
+            raise MilError(f"bags: patient {patient} has no inner fold for {group.name}; run `mil bag` again")
+        usable = [one for one in range(cohort.inner_folds) if (inner == one).any() and (inner != one).any()]
+        if not usable:
+            raise MilError(
+                f"bags: {group.name}: {len(seen)} training patients leave no inner fold to watch; use fewer folds"
+            )
+        for choice, candidate in enumerate(choices):
+            for fold in usable:
+                split = (seen[inner != fold], seen[inner == fold])
+                tasks.append(checked(Task(group, candidate, *split, rounds, inner=fold, choice=choice), cohort))
     return tasks
 
 
-def refit_tasks(cohort: Cohort, chosen: dict[tuple[tuple[str, ...], int, int], int]) -> list[Task]:
-    """A task for every (sites, repeat, outer fold) on all its training patients, for the chosen number of rounds."""
+def refit_tasks(cohort: Cohort, chosen: Sequence[Task], replicas: int) -> list[Task]:
+    """The chosen tasks on all outer training patients, `replicas` times."""
     tasks = []
-    for (sites, repeat, fold), rounds in chosen.items():
-        seen = cohort.outer_train(sites, repeat, fold)
-        tasks.append(_checked(Task(sites, repeat, fold, None, seen, seen[:0], rounds), cohort))
+    for task in chosen:
+        seen = cohort.outer_train(task.group.trained_on, task.group.repeat, task.group.fold)
+        whole = replace(task, train=seen, watched=seen[:0], inner=None)
+        tasks += [checked(replace(whole, replica=replica), cohort) for replica in range(replicas)]
     return tasks
 
 
-def choose_rounds(
-    tasks: Sequence[Task], losses: np.ndarray, counts: np.ndarray
-) -> dict[tuple[tuple[str, ...], int, int], int]:
-    """Losses summed over watched patients (tasks, rounds) and their counts (tasks,) -> best number of rounds, the first of equals."""
-    groups: dict[tuple[tuple[str, ...], int, int], list[int]] = {}
+def select(tasks: Sequence[Task], losses: np.ndarray, counts: np.ndarray) -> list[Task]:
+    """For each group a task with the best candidate and number of rounds, the first of equals.
+
+    Losses (tasks, rounds) and counts (tasks, rounds) are summed over each task's watched patients; infinite after the
+    last round that was tried.
+    """
+    members: dict[tuple[Group, int], list[int]] = {}
     for number, task in enumerate(tasks):
-        groups.setdefault((task.trained_on, task.repeat, task.fold), []).append(number)
-    return {
-        group: 1 + int(np.argmin(losses[members].sum(0) / counts[members].sum())) for group, members in groups.items()
-    }
+        members.setdefault((task.group, task.choice), []).append(number)
+    best: dict[Group, tuple[float, Task]] = {}
+    for (group, _), own in members.items():
+        curve = losses[own].sum(0) / np.maximum(counts[own].sum(0), 1e-12)
+        rounds = int(np.argmin(np.where(np.isnan(curve), np.inf, curve)))
+        if group not in best or curve[rounds] < best[group][0]:
+            best[group] = (float(curve[rounds]), replace(tasks[own[0]], rounds=rounds + 1))
+    return [task for _, task in best.values()]
 
 
-def _outer(cohort: Cohort) -> list[tuple[int, int]]:
-    return [(repeat, fold) for repeat in range(cohort.outer.shape[1]) for fold in range(cohort.folds)]
-
-
-def _checked(task: Task, cohort: Cohort) -> Task:
+def checked(task: Task, cohort: Cohort) -> Task:
     """The task, once it is certain that nobody is both taught and watched and that the outer fold is in neither list."""
-    allowed = cohort.outer_train(task.trained_on, task.repeat, task.fold)
+    allowed = cohort.outer_train(task.group.trained_on, task.group.repeat, task.group.fold)
     seen = np.concatenate([task.train, task.watched])
     if not len(task.train) or len(np.unique(seen)) != len(seen) or not np.isin(seen, allowed).all():
         raise MilError(

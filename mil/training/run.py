@@ -1,146 +1,182 @@
-"""experiment + bags + features -> a run: one model for every choice of sites, repeat and outer fold."""
+"""experiment + bags + features -> a run: models for every choice of sites, repeat and outer fold."""
 
+import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
-import mil
-from mil.config import EndpointSpec, ExperimentSpec, parse
-from mil.endpoints import build_endpoint
-from mil.errors import CorruptFile, MilError
-from mil.federation.ledger import Ledger, digest
-from mil.federation.rounds import Driver
-from mil.federation.strategies import build_strategy
-from mil.files import replacing, write_text
+from mil.endpoints import Endpoint, build_endpoint
+from mil.errors import MilError
+from mil.federation.checkpoint import Checkpoint
+from mil.federation.clients import Clients
+from mil.federation.records import Records
+from mil.federation.rounds import Driver, Phase
+from mil.federation.strategies import Strategy, build_strategy
 from mil.models import build
 from mil.progress import Reporter
-from mil.tables import read_table, write_table
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.experiments import ExperimentSpec
+from mil.specs.models import ModelSpec
+from mil.training.artefact import Family, Run, model_table
 from mil.training.cohort import Cohort
-from mil.training.engine import Engine
-from mil.training.protocol import Task, choose_rounds, inner_tasks, refit_tasks
+from mil.training.engine import Data, Engine, Method
+from mil.training.packing import Places
+from mil.training.plans import Rounds
+from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select
 from mil.training.scaling import Moments
+from mil.training.setup import Setup
 from mil.training.store import FeatureStore
 
-SCALE = ("scaling.mean", "scaling.deviation")
-
-
-@dataclass(frozen=True)
-class Run:
-    """The trained models: weights by name (models, ...), scaling included, and a table with a row each."""
-
-    experiment: ExperimentSpec
-    endpoint: EndpointSpec
-    weights: dict[str, torch.Tensor]
-    models: pd.DataFrame
-    """model, trained_on, repeat, fold, rounds, patients, sha256."""
-    rounds: pd.DataFrame
-    """model, phase, repeat, fold, round, site, train_loss, val_loss, val_auroc."""
-    ledger: Ledger
-    about: dict[str, object]
-    """What the features say of their encoder."""
-
-    def save(self, folder: str | Path) -> None:
-        """Write weights.safetensors, models.csv, rounds.csv, ledger.jsonl and spec.json; spec.json, the last, completes it."""
-        folder = Path(folder)
-        with replacing(folder / "weights.safetensors") as partial:
-            save_file({name: value.contiguous() for name, value in sorted(self.weights.items())}, partial)
-        write_table(self.models, folder / "models.csv")
-        write_table(self.rounds, folder / "rounds.csv")
-        self.ledger.save(folder / "ledger.jsonl")
-        spec = {
-            "experiment": self.experiment.model_dump(mode="json"),
-            "endpoint": self.endpoint.model_dump(mode="json"),
-            "features": self.about,
-            "mil_version": mil.__version__,
-        }
-        write_text(folder / "spec.json", json.dumps(spec, indent=1, sort_keys=True) + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Run":
-        """Read what `save` wrote; weights that differ from the table's digests are refused."""
-        folder = Path(folder)
-        if not (folder / "spec.json").is_file():
-            raise MilError(f"run {folder} is not there or not finished; run `mil train`")
-        spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-        models = read_table(folder / "models.csv", text=("model", "trained_on", "sha256"))
-        weights = load_file(folder / "weights.safetensors")
-        for row, (name, stated) in enumerate(zip(models.model, models.sha256, strict=True)):
-            if model_digest(weights, row) != stated:
-                raise CorruptFile(
-                    f"{folder}/weights.safetensors: {name} differs from models.csv; run `mil train` again"
-                )
-        ledger = Ledger()
-        ledger.lines = (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
-        return cls(
-            parse(ExperimentSpec, spec["experiment"], f"{folder}/spec.json"),
-            parse(EndpointSpec, spec["endpoint"], f"{folder}/spec.json"),
-            weights,
-            models,
-            read_table(folder / "rounds.csv", text=("model", "phase", "site")),
-            ledger,
-            spec["features"],
-        )
+__all__ = ["Run", "train"]
 
 
 def train(
-    experiment: ExperimentSpec, endpoint: EndpointSpec, bags: pd.DataFrame, features: FeatureStore, reporter: Reporter
+    experiment: ExperimentSpec,
+    endpoint: EndpointSpec,
+    bags: pd.DataFrame,
+    features: FeatureStore,
+    reporter: Reporter,
+    checkpoint: Path | None = None,
 ) -> Run:
-    """Select the number of rounds on the inner folds, refit on all outer training patients, for every fold at once.
+    """Select on the inner folds, refit on all outer training patients, for every fold at once.
 
-    `bags` and `features` hold training sites only; a row of another role, or features of anybody else, is an error.
+    `bags` and `features` hold training sites only; a row of another role, or features of anybody else, is an error. With
+    a `checkpoint` folder an interrupted call goes on where it stood, and gives what an undisturbed one would have given.
     """
     target = build_endpoint(endpoint)
-    cohort = Cohort.of(bags, endpoint, target)
+    cohort = Cohort.of(bags, endpoint, target, experiment.covariates)
     strangers = sorted(set(features.patients) - set(cohort.patients))
     if strangers:
         raise MilError(
             f"features: patient {strangers[0]} is not in the training rows; training is given training sites only"
         )
-    strategy = build_strategy(experiment.strategy)
-    head = build(experiment.model, features.width, target.outputs)
-    store = features.only(cohort.patients)
-    moments = Moments.of(store)
-    if head.only_mean and experiment.training.max_tiles is None:
-        store = store.means()
-    engine = Engine(head, target, experiment.training, store, cohort.targets)
-    ledger = Ledger()
-    driver = Driver(engine, cohort, moments, strategy, ledger)
-    trained_on = [(site,) for site in cohort.sites] if strategy.by_site else [tuple(cohort.sites)]
-    inner = inner_tasks(cohort, trained_on, experiment.training.rounds)
-    with reporter.steps(f"select rounds, {len(inner)} models", experiment.training.rounds, "rounds") as steps:
-        selection = driver.run(inner, "inner", steps)
-    chosen = choose_rounds(inner, selection.losses, selection.counts)
-    refits = refit_tasks(cohort, chosen)
-    with reporter.steps(f"refit, {len(refits)} models", max(chosen.values()), "rounds") as steps:
-        final = driver.run(refits, "refit", steps)
-    weights = {name: view.clone() for name, view in engine.layout.views(final.rows).items()}
-    weights |= dict(zip(SCALE, (final.mean, final.deviation), strict=True))
-    models = _model_table(refits, weights)
-    rounds = pd.DataFrame(selection.table + final.table)
-    return Run(experiment, endpoint, weights, models, rounds, ledger, dict(features.about))
+    trainer = Trainer(experiment, target, cohort, features, reporter)
+    if checkpoint is not None:
+        trainer.checkpoint = Checkpoint(checkpoint, _key(experiment, endpoint, cohort, features))
+    chosen = trainer.selected()
+    families, models = trainer.refitted(chosen)
+    if trainer.checkpoint is not None:
+        trainer.checkpoint.clear()
+    about = dict(features.about)
+    table = pd.DataFrame(trainer.records.table)
+    return Run(experiment, endpoint, families, models, table, trainer.records.ledger, about)
 
 
-def model_digest(weights: dict[str, torch.Tensor], row: int) -> str:
-    """SHA-256 of one model's tensors, scaling included, names sorted."""
-    return digest(weights[name][row].numpy().tobytes() for name in sorted(weights))
+class Trainer:
+    """An experiment on its cohort: what selection and refit share."""
+
+    checkpoint: Checkpoint | None = None
+
+    def __init__(
+        self, experiment: ExperimentSpec, endpoint: Endpoint, cohort: Cohort, features: FeatureStore, reporter: Reporter
+    ) -> None:
+        self.experiment, self.endpoint, self.cohort, self.features = experiment, endpoint, cohort, features
+        self.reporter = reporter
+        self.strategy: Strategy = build_strategy(experiment.strategy)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        moments = Moments.of_bags(features)
+        own = features.require(cohort.patients)
+        moments = Moments(moments.count[own], moments.mean[own], moments.squares[own])
+        self.setup = Setup(cohort, endpoint, experiment.training, moments)
+        self.bag = own
+        places = Places.of(features.starts, features.sizes)
+        personal = bool(self.strategy.local_parts)
+        self.records = Records(cohort, endpoint, own, places, personal)
+        self.engines: dict[str, tuple[Engine, FeatureStore]] = {}
+        self.means: FeatureStore | None = None
+
+    def selected(self) -> list[Task]:
+        """For every sites, repeat and outer fold a task with the best candidate and number of rounds."""
+        sites = self.cohort.sites
+        trained_on = [(site,) for site in sites] if self.strategy.by_site else [tuple(sites)]
+        wanted = groups(self.cohort, trained_on)
+        tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
+        losses = np.full((len(tasks), self.experiment.training.rounds), np.inf)
+        counts = np.ones_like(losses)
+        for number, (model, own) in enumerate(_by_model(tasks)):
+            name = "inner" if not number else f"inner{number}"
+            mine = [tasks[k] for k in own]
+            if not (self.checkpoint and self.checkpoint.finished(name, self.records)):
+                self._run(model, mine, name, "inner")
+                if self.checkpoint:
+                    self.checkpoint.finish(name, self.records)
+            reached = self.records.losses.shape[1]
+            losses[own, :reached], counts[own, :reached] = self.records.losses, self.records.counts
+        return select(tasks, losses, counts)
+
+    def refitted(self, chosen: list[Task]) -> tuple[list[Family], pd.DataFrame]:
+        """The chosen tasks trained on all their patients: weights, by head, and the table of models."""
+        tasks = refit_tasks(self.cohort, chosen, self.experiment.training.replicas)
+        families, tables = [], []
+        for number, (model, own) in enumerate(_by_model(tasks)):
+            mine = [tasks[k] for k in own]
+            driver, phase, clients = self._run(model, mine, "refit" if not number else f"refit{number}", "refit")
+            rows, buffers = phase.rows, phase.learners.buffers
+            first = slice(None, None, clients.sites)
+            if self.strategy.personal:
+                rows = phase.learners.rows if self.strategy.finetune_epochs else driver.personal(phase, clients)
+                first = slice(None)
+            layout = self._engine(model)[0].layout
+            weights = {name: view.cpu().clone() for name, view in layout.views(rows).items()}
+            weights |= {name: buffer[first].cpu().clone() for name, buffer in buffers.items()}
+            family = Family(model, weights)
+            families.append(family)
+            tables.append(model_table(mine, clients, self.strategy, family, number, self.cohort.sites))
+        return families, pd.concat(tables, ignore_index=True)
+
+    def _run(self, model: ModelSpec, tasks: list[Task], name: str, phase: str) -> tuple[Driver, Phase, Clients]:
+        """One phase of one head."""
+        engine, store = self._engine(model)
+        rounds = Rounds(self.experiment.training, store)
+        self.records.places = Places.of(store.starts, store.sizes)
+        driver = Driver(engine, rounds, self.cohort, self.setup, self.strategy, self.experiment.training, self.records)
+        title = f"{'select' if phase == 'inner' else 'refit'} {model.name}, {len(tasks)} models"
+        with self.reporter.steps(title, max(task.rounds for task in tasks), "rounds") as steps:
+            return driver, *driver.run(tasks, name, phase, steps, self.checkpoint)
+
+    def _engine(self, model: ModelSpec) -> tuple[Engine, FeatureStore]:
+        """The engine of a head, on all tiles or, where the head sees no more than that, on the bags' means."""
+        key = model.to_json()
+        if key not in self.engines:
+            training = self.experiment.training
+            covariates = self.cohort.covariates
+            head = build(model, self.features.width, self.endpoint.outputs, covariates.shape[1])
+            if head.needs_classes and self.endpoint.classes < 2:
+                raise MilError(
+                    f"model {model.name} needs an endpoint with classes (binary, multiclass); choose another model"
+                )
+            store = self.features
+            if head.only_mean and training.max_tiles is None:
+                self.means = self.means or self.features.means()
+                store = self.means
+            places = np.argsort(self.bag)  # the patient of every bag
+            data = Data(
+                store.source(self.device),
+                store.width,
+                torch.from_numpy(self.cohort.targets[places]).to(self.device),
+                store.patient_keys().to(self.device),
+                torch.from_numpy(covariates[places]).to(self.device) if covariates.shape[1] else None,
+            )
+            method = Method(training.optimiser, training.momentum, training.clip_norm, training.precision)
+            self.engines[key] = Engine(head, self.endpoint, data, method, self.device), store
+        return self.engines[key]
 
 
-def _model_table(tasks: list[Task], weights: dict[str, torch.Tensor]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "model": task.name,
-                "trained_on": "+".join(task.trained_on),
-                "repeat": task.repeat,
-                "fold": task.fold,
-                "rounds": task.rounds,
-                "patients": len(task.train),
-                "sha256": model_digest(weights, row),
-            }
-            for row, task in enumerate(tasks)
-        ]
-    )
+def _by_model(tasks: list[Task]) -> list[tuple[ModelSpec, list[int]]]:
+    """Numbers of the tasks of each head, heads in the order of their first task."""
+    found: dict[str, tuple[ModelSpec, list[int]]] = {}
+    for number, task in enumerate(tasks):
+        found.setdefault(task.candidate.model.to_json(), (task.candidate.model, []))[1].append(number)
+    return list(found.values())
+
+
+def _key(experiment: ExperimentSpec, endpoint: EndpointSpec, cohort: Cohort, features: FeatureStore) -> str:
+    """What a checkpoint is for: settings, patients, folds, targets and features."""
+    stated = [experiment.to_json(), endpoint.to_json(), cohort.patients, features.sizes.tolist(), dict(features.about)]
+    found = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
+    for part in (cohort.targets, cohort.covariates, cohort.outer, cohort.inner):
+        found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()

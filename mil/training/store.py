@@ -1,5 +1,6 @@
-"""Feature files -> the tiles of all bags, end to end in one array, with the patient as the key."""
+"""Feature files -> the tiles of all bags, end to end, with the patient as the key."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,100 +11,147 @@ import torch
 
 from mil import hdf5
 from mil.errors import CorruptFile, MilError
+from mil.rng import seed_of
+from mil.training.sources import Pinned, Resident, Source, Streamed, read_tiles
 
 SAME_EVERYWHERE = ("encoder", "weights_sha256", "size_px", "tile_mpp")
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """Tiles of bags: `tiles` (all tiles, width) float32; bag i is `tiles[starts[i] : starts[i] + sizes[i]]`."""
+    """Bag i is tiles `starts[i]` to `starts[i] + sizes[i]` of all tiles, which are in memory (`tiles`) or in `files`."""
 
     patients: tuple[str, ...]
-    tiles: torch.Tensor
     starts: np.ndarray
     sizes: np.ndarray
-    about: Mapping[str, object]
+    width: int
+    tiles: torch.Tensor | None
+    """All tiles (tiles, width), float16 or float32 as they were stored; none: they stay in the files."""
+    files: tuple[tuple[Path, int], ...] = ()
+    """Every slide's file and number of tiles, in order."""
+    memory: int = 0
+    """Bytes that tiles in files may take up at once."""
+    about: Mapping[str, object] = None  # type: ignore[assignment]  set by the constructors
     """What the files say of the encoder: name, hash of its weights, size and resolution of the tiles."""
 
     @classmethod
-    def open(cls, bags: pd.DataFrame, sites_folder: str | Path, encoder: str) -> "FeatureStore":
-        """Read `{sites_folder}/{site}/features/{encoder}/{slide}.h5` of every row; a bag is its slides in the row's order."""
-        about: dict[str, object] = {}
-        first, parts, sizes = None, [], []
-        for row in bags.itertuples():
-            slides = str(row.slides).split(";")
-            paths = [Path(sites_folder) / str(row.site) / "features" / encoder / f"{slide}.h5" for slide in slides]
-            for path in paths:
-                stated = hdf5.attributes(path)
-                found = {key: stated[key] for key in SAME_EVERYWHERE if key in stated}
-                if first is None:
-                    first, about = path, found
-                _same(about, found, first, path)
-            bag = np.concatenate([_features(path) for path in paths])
-            if not len(bag):
-                raise CorruptFile(
-                    f"{paths[0]}: patient {row.patient_id} has no tile; leave the patient out of the bags"
-                )
-            parts.append(bag)
-            sizes.append(len(bag))
-        if not parts:
+    def open(
+        cls, bags: pd.DataFrame, sites_folder: str | Path, encoder: str, memory: int | None = None
+    ) -> "FeatureStore":
+        """`{sites_folder}/{site}/features/{encoder}/{slide}.h5` of every row; a bag is its slides in the row's order.
+
+        Tiles that take more than `memory` bytes (none: half of the machine's) stay in their files and are streamed.
+        """
+        if not len(bags):
             raise MilError("bags: no row, so there is nothing to learn from; see the flow table beside it")
-        return cls.of(dict(zip(bags.patient_id.astype(str), parts, strict=True)), about)
+        files: list[tuple[Path, int]] = []
+        sizes, about, width, item = [], None, 0, 2
+        for row in bags.itertuples():
+            folder = Path(sites_folder) / str(row.site) / "features" / encoder
+            held = 0
+            for slide in str(row.slides).split(";"):
+                path = folder / f"{slide}.h5"
+                shape, item, found = _stated(path)
+                if about is None:
+                    about, width = found, shape[1]
+                _same(about | {"width": width}, found | {"width": shape[1]}, files[0][0] if files else path, path)
+                files.append((path, shape[0]))
+                held += shape[0]
+            if not held:
+                raise CorruptFile(f"{folder}: patient {row.patient_id} has no tile; leave the patient out of the bags")
+            sizes.append(held)
+        allowed = _main_memory() // 2 if memory is None else memory
+        small = sum(sizes) * width * item <= allowed
+        tiles = torch.from_numpy(np.concatenate([read_tiles(path) for path, _ in files])) if small else None
+        return cls._made(list(bags["patient_id"].astype(str)), sizes, width, tiles, tuple(files), allowed, about or {})
 
     @classmethod
     def of(cls, bags: Mapping[str, np.ndarray], about: Mapping[str, object] | None = None) -> "FeatureStore":
         """From arrays (tiles, width) in memory, by patient."""
-        sizes = np.array([len(bag) for bag in bags.values()], np.int64)
-        tiles = torch.from_numpy(np.concatenate([np.asarray(bag, np.float32) for bag in bags.values()]))
+        tiles = torch.from_numpy(np.concatenate(list(bags.values())))
         if not torch.isfinite(tiles).all():
             culprit = next(patient for patient, bag in bags.items() if not np.isfinite(bag).all())
             raise CorruptFile(
                 f"features of patient {culprit} hold NaN or infinity; extract that patient's slides again"
             )
-        return cls(tuple(bags), tiles, np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes, dict(about or {}))
+        sizes = [len(bag) for bag in bags.values()]
+        return cls._made(list(bags), sizes, tiles.shape[1], tiles, (), 0, about or {})
 
-    @property
-    def width(self) -> int:
-        """Numbers a tile."""
-        return self.tiles.shape[1]
+    @classmethod
+    def _made(
+        cls,
+        patients: list[str],
+        sizes: list[int],
+        width: int,
+        tiles: torch.Tensor | None,
+        files: tuple[tuple[Path, int], ...],
+        memory: int,
+        about: Mapping[str, object],
+    ) -> "FeatureStore":
+        counts = np.array(sizes, np.int64)
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        return cls(tuple(patients), starts, counts, width, tiles, files, memory, dict(about))
 
-    def bag(self, index: int) -> torch.Tensor:
+    def bag(self, index: int) -> np.ndarray:
         """The tiles of bag `index` (tiles, width)."""
-        return self.tiles[self.starts[index] : self.starts[index] + self.sizes[index]]
+        start, stop = int(self.starts[index]), int(self.starts[index] + self.sizes[index])
+        if self.tiles is not None:
+            return self.tiles[start:stop].numpy()
+        ends = np.cumsum([count for _, count in self.files])
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
+        return np.concatenate([read_tiles(path) for path, _ in self.files[first : last + 1]])
 
     def index(self) -> dict[str, int]:
         """Bag number of every patient."""
         return {patient: number for number, patient in enumerate(self.patients)}
 
-    def only(self, patients: Iterable[str]) -> "FeatureStore":
-        """The store of these patients and nobody else, in the order given."""
+    def patient_keys(self) -> torch.Tensor:
+        """A number of each patient's own (bags,) int64, to seed what is drawn for that patient."""
+        return torch.tensor([seed_of(0, "patient", patient) for patient in self.patients])
+
+    def means(self) -> "FeatureStore":
+        """Every bag as one tile, the mean of its tiles (in float64, then float32)."""
+        bags = (self.bag(number).mean(0, dtype=np.float64, keepdims=True) for number in range(len(self.patients)))
+        return FeatureStore.of(
+            {patient: bag.astype(np.float32) for patient, bag in zip(self.patients, bags, strict=True)}, self.about
+        )
+
+    def source(self, device: torch.device) -> Source:
+        """Tiles as the device gets them: its own memory if they fit into half of what is free there, else from the host."""
+        if self.tiles is None:
+            paths, sizes = zip(*self.files, strict=True)
+            return Streamed(paths, np.array(sizes), self.width, self.memory, device)
+        if device.type == "cuda" and self.tiles.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+            return Pinned(self.tiles, device)
+        return Resident(self.tiles, device)
+
+    def require(self, patients: Iterable[str]) -> np.ndarray:
+        """Bag numbers of the patients; one that was not read is an error."""
         known = self.index()
         missing = [patient for patient in patients if patient not in known]
         if missing:
             raise MilError(f"features: patient {missing[0]} is not among the {len(known)} patients that were read")
-        return FeatureStore.of({patient: self.bag(known[patient]).numpy() for patient in patients}, self.about)
+        return np.array([known[patient] for patient in patients], np.int64)
 
-    def means(self) -> "FeatureStore":
-        """Every bag as one tile, the mean of its tiles (in float64)."""
-        return FeatureStore.of(
-            {
-                patient: self.bag(number).numpy().mean(0, dtype=np.float64, keepdims=True)
-                for number, patient in enumerate(self.patients)
-            },
-            self.about,
-        )
+
+def _stated(path: Path) -> tuple[tuple[int, int], int, dict[str, object]]:
+    """Shape of a file's features, bytes a number, and what it says of the encoder; no tile is read."""
+    with hdf5.reading(path) as file:
+        if "features" not in file or file["features"].ndim != 2:
+            raise CorruptFile(f"{path}: has no features (tiles, width); extract the slide again")
+        shape, item = file["features"].shape, file["features"].dtype.itemsize
+    stated = hdf5.attributes(path)
+    return shape, item, {key: stated[key] for key in SAME_EVERYWHERE if key in stated}
 
 
 def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path, path: Path) -> None:
-    for key in SAME_EVERYWHERE:
+    for key in (*SAME_EVERYWHERE, "width"):
         if about.get(key) != found.get(key):
             raise CorruptFile(
                 f"{path}: {key} is {found.get(key)!r}, but {about.get(key)!r} in {first}; extract both with the same spec"
             )
 
 
-def _features(path: Path) -> np.ndarray:
-    (features,) = hdf5.read(path, "features")
-    if features.ndim != 2:
-        raise CorruptFile(f"{path}: features have {features.ndim} axes, not 2 (tiles, width); extract the slide again")
-    return features
+def _main_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,1 @@
+"""Specs of endpoints, models, strategies and training, put together into experiments."""

@@ -1,0 +1,38 @@
+"""Settings of an endpoint: what is predicted, from which columns, and how patients are dealt into folds."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mil.specs.base import Spec
+
+
+class EndpointSpec(Spec):
+    """What is predicted, from which column, and how patients are split."""
+
+    version: Literal[1] = 1
+    kind: Literal["binary", "multiclass", "survival", "regression"] = "binary"
+    column: str = "response"
+    """Column of the patient table; blank means unknown. Survival: time to the event or to the end of follow-up."""
+    positive: tuple[str, ...] = ("1",)
+    """Binary: values that mean yes. Survival: values of `event` that mean that it happened."""
+    negative: tuple[str, ...] = ("0",)
+    """Binary: values that mean no. Survival: values of `event` that mean censored."""
+    classes: tuple[str, ...] = ()
+    """Multiclass: the values of the column, in the order of the logits."""
+    event: str | None = None
+    """Survival: column that says whether the event happened."""
+    repeats: int = Field(default=1, ge=1)
+    folds: int = Field(default=5, ge=2)
+    """Outer folds in every training site, stratified by label; a fold's patients are never seen by its model."""
+    inner_folds: int = Field(default=4, ge=2)
+    """Inner folds of the training patients, for selection only."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _complete(self) -> "EndpointSpec":
+        if self.kind == "multiclass" and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise ValueError("kind multiclass needs classes: at least two different values of the column")
+        if self.kind == "survival" and self.event is None:
+            raise ValueError("kind survival needs event: the column that says whether the event happened")
+        return self

@@ -1,0 +1,84 @@
+"""Settings of training, of the search over them, and the stanza that names an experiment."""
+
+from typing import Literal
+
+from pydantic import Field, RootModel, model_validator
+
+from mil.specs.base import Spec
+from mil.specs.models import ClinicalSpec, ModelSpec
+from mil.specs.strategies import ScaffoldSpec, StrategySpec
+
+
+class TrainingSpec(Spec):
+    """How one model is trained: the same for every fold, site and strategy."""
+
+    version: Literal[1] = 1
+    rounds: int = Field(default=30, ge=1)
+    """Most rounds; the number used is chosen on the inner folds. For local and pooled a round is `local_epochs` epochs."""
+    patience: int | None = Field(default=None, ge=1)
+    """Rounds without a better inner-fold loss after which an outer fold's selection stops; none: all rounds are tried."""
+    local_epochs: int = Field(default=1, ge=1)
+    """Passes over a site's patients a round."""
+    local_steps: int | None = Field(default=None, ge=1)
+    """Batches a round instead of epochs, as many at every site."""
+    batch_size: int = Field(default=16, ge=1)
+    """Patients a step."""
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Of sgd."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls over `rounds`, to zero after the last."""
+    warmup: int = Field(default=0, ge=0)
+    """Rounds over which the learning rate rises to its value."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Longest gradient of a model; longer ones are shortened to it."""
+    imbalance: Literal["none", "weights", "sampling"] = "none"
+    """Classes that are rare among the training patients: as they are, weighted in the loss, or drawn more often."""
+    scaling: Literal["standard", "none"] = "standard"
+    """Features are centred and scaled by the training patients' mean and deviation (merged from the sites' sums)."""
+    max_tiles: int | None = Field(default=None, ge=1)
+    """Tiles drawn from a bag an epoch; none: all."""
+    replicas: int = Field(default=1, ge=1)
+    """Models a fold, each from its own first weights; their probabilities are averaged."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the matrix products; weights, sums and the optimiser are fp32 always."""
+    seed: int = 0
+
+
+class SearchSpec(Spec):
+    """Candidates to choose from on the inner folds, all of them crossed; an empty list keeps the stanza's own value."""
+
+    lr: tuple[float, ...] = ()
+    weight_decay: tuple[float, ...] = ()
+    model: tuple[ModelSpec, ...] = ()
+
+
+class ExperimentSpec(Spec):
+    """A named stanza: encoder x model x strategy x endpoint."""
+
+    encoder: str
+    endpoint: str
+    model: ModelSpec
+    strategy: StrategySpec
+    covariates: tuple[str, ...] = ()
+    """Numeric columns of the bag table that are joined to the bag's logits (late fusion)."""
+    training: TrainingSpec = TrainingSpec()
+    search: SearchSpec | None = None
+    """What else to choose on the inner folds besides the number of rounds."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ExperimentSpec":
+        scaffold = isinstance(getattr(self.strategy, "base", self.strategy), ScaffoldSpec)
+        if scaffold and (self.training.optimiser != "sgd" or self.training.momentum):
+            raise ValueError(
+                "strategy scaffold needs training.optimiser sgd without momentum: its controls are gradients"
+            )
+        if isinstance(self.model, ClinicalSpec) and not self.covariates:
+            raise ValueError("model clinical needs covariates")
+        return self
+
+
+class ExperimentsSpec(RootModel[dict[str, ExperimentSpec]]):
+    """Experiments by name."""

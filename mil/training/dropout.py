@@ -1,0 +1,24 @@
+"""Dropout seeds that name what they are for: the step of a learner, the patient, the tile's place in the bag."""
+
+import torch
+from torch import Tensor
+
+from mil.models.layers import mixed32
+
+
+def step_key(stream: int, number: int) -> int:
+    """A 32-bit key for step `number` of a learner's stream of this round."""
+    bits = (stream ^ (number * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
+    return (bits ^ (bits >> 29)) & 0xFFFFFFFF
+
+
+def tile_keys(steps: Tensor, patients: Tensor, sizes: Tensor) -> Tensor:
+    """Keys of the tiles of some bags end to end: step (), patients (bags,), sizes (bags,) -> (tiles,) int64."""
+    ends = sizes.cumsum(0)
+    place = torch.arange(int(ends[-1])) - (ends - sizes).repeat_interleave(sizes)
+    return combined(steps, patients.repeat_interleave(sizes), place)
+
+
+def combined(steps: Tensor, patients: Tensor, place: Tensor) -> Tensor:
+    """One key from the step's, the patient's and the tile's place in its bag."""
+    return mixed32(mixed32(patients ^ mixed32(steps)) + place)

@@ -1,0 +1,104 @@
+"""Where tiles lie, and how some of them get to the device: resident, from pinned host memory, or streamed from files.
+
+All three hand out the same numbers; which one serves is a matter of size (see `choose`).
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil import hdf5
+from mil.errors import CorruptFile
+
+
+class Source(Protocol):
+    """All tiles of a store, numbered end to end."""
+
+    ahead: bool
+    """Tiles take time to come, so that the next ones should be fetched while the device works."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The tiles of `rows` (tiles,) int64, as float32 (tiles, width) on the device."""
+        ...
+
+
+class Resident:
+    """Tiles in the device's own memory, in the type they were stored in."""
+
+    ahead = False
+
+    def __init__(self, tiles: Tensor, device: torch.device) -> None:
+        self.tiles = tiles.to(device)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Gathered on the device."""
+        return self.tiles.index_select(0, rows.to(self.tiles.device)).float()
+
+
+class Pinned:
+    """Tiles in host memory that the device can copy from without help; gathered on the host."""
+
+    ahead = True
+
+    def __init__(self, tiles: Tensor, device: torch.device) -> None:
+        self.tiles = tiles.pin_memory() if device.type == "cuda" else tiles
+        self.device = device
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Gathered into pinned memory, copied beside the device's own work."""
+        wanted = torch.empty(
+            (len(rows), self.tiles.shape[1]), dtype=self.tiles.dtype, pin_memory=self.device.type == "cuda"
+        )
+        torch.index_select(self.tiles, 0, rows.cpu(), out=wanted)
+        return wanted.to(self.device, non_blocking=True).float()
+
+
+class Streamed:
+    """Tiles in files, read slide by slide when they are needed; the slides used last are kept up to `memory` bytes."""
+
+    ahead = True
+
+    def __init__(self, files: Sequence[Path], sizes: np.ndarray, width: int, memory: int, device: torch.device) -> None:
+        self.files, self.sizes, self.width, self.memory, self.device = list(files), sizes, width, memory, device
+        self.ends = np.cumsum(sizes)
+        self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.held = self.peak = self.read = 0
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Each slide's part in one go."""
+        numbers = rows.cpu().numpy()
+        wanted = np.empty((len(numbers), self.width), np.float32)
+        file_of = np.searchsorted(self.ends, numbers, side="right")
+        for file in np.unique(file_of).tolist():
+            mine = file_of == file
+            wanted[mine] = self._slide(file)[numbers[mine] - (self.ends[file] - self.sizes[file])]
+        return torch.from_numpy(wanted).to(self.device)
+
+    def _slide(self, file: int) -> np.ndarray:
+        if file in self.kept:
+            self.kept.move_to_end(file)
+            return self.kept[file]
+        tiles = read_tiles(self.files[file])
+        self.read += tiles.nbytes
+        while self.kept and self.held + tiles.nbytes > self.memory:
+            _, oldest = self.kept.popitem(last=False)
+            self.held -= oldest.nbytes
+        self.kept[file] = tiles
+        self.held += tiles.nbytes
+        self.peak = max(self.peak, self.held)
+        return tiles
+
+
+def read_tiles(path: Path) -> np.ndarray:
+    """The features (tiles, width) of one slide's file, finite."""
+    (features,) = hdf5.read(path, "features")
+    if features.ndim != 2:
+        raise CorruptFile(f"{path}: features have {features.ndim} axes, not 2 (tiles, width); extract the slide again")
+    if not np.isfinite(features).all():
+        raise CorruptFile(f"{path}: features hold NaN or infinity; extract the slide again")
+    return features
