@@ -1,0 +1,58 @@
+"""The operator's line to FLARE's server: who is connected, submit, abort."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nvflare.apis.fl_exception import FLCommunicationError
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InternalError,
+    InvalidJobDefinition,
+    JobNotFound,
+    NoConnection,
+    SessionClosed,
+)
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
+from mil.errors import MilError
+from mil.federation.config import ServerSpec
+from mil.federation.nvflare.kits import OPERATOR_KIT
+
+LOST = (NoConnection, SessionClosed, InternalError, FLCommunicationError, AuthenticationError)
+
+
+class ServerAway(MilError):
+    """The server cannot be reached just now."""
+
+
+@contextmanager
+def session(
+    spec: ServerSpec, operator: str | None = None, kit: str = OPERATOR_KIT, wait_s: float = 15.0
+) -> Iterator[Session]:
+    """A session as the operator; FLARE's errors come out as ours."""
+    name = operator or spec.operator
+    opened: Session | None = None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it connects
+            opened = new_secure_session(name, str(Path(spec.workspace) / kit), timeout=wait_s)
+        yield opened
+    except LOST as error:
+        raise ServerAway(
+            f"the server does not answer {name} ({type(error).__name__}: {error}); is it running?"
+        ) from error
+    except AuthorizationError as error:
+        raise MilError(f"{name} may not do this: {error}; a certificate of role lead is needed") from error
+    except (InvalidJobDefinition, JobNotFound) as error:
+        raise MilError(f"the server refused: {error}") from error
+    finally:
+        if opened is not None:
+            opened.close()
+
+
+def connected(line: Session) -> set[str]:
+    """Sites that are connected now."""
+    return {client.name for client in line.get_system_info().client_info}

@@ -1,0 +1,203 @@
+"""The coordinator's side of a run: which question comes next, and what becomes of the sites' answers.
+
+Knows no engine: `question` says what to ask, `asked` whom, `receive` takes what came back and who stayed silent. After
+every round the state is one file on disk, written before the next question, so that a server that was killed goes on from
+there and ends with the same weights bit for bit. Everything that happened stands in the ledger.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from mil.errors import MilError
+from mil.federation import course
+from mil.federation.config import FederationSpec
+from mil.federation.forms import Forms, groups_of, shapes_of
+from mil.federation.identity import differences, identity
+from mil.federation.ledger import LedgerFile
+from mil.federation.models import rounds_table, run_of
+from mil.federation.payload import Message, PayloadError, digest, pack, unpack
+from mil.tables import write_table
+
+COMPARED = ("width", "encoder", "weights_sha256", "tile_mpp", "size_px")
+
+
+class SitesMissing(MilError):
+    """Sites without whose answers the run cannot go on; it waits where it is."""
+
+    def __init__(self, needed: str, missing: Mapping[str, str]) -> None:
+        self.missing = dict(missing)
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(missing.items()))
+        super().__init__(f"{needed} ({reasons}); the run goes on from its last round when they are back")
+
+
+class Server:
+    """One run of a federation, in one folder."""
+
+    def __init__(self, protocol: FederationSpec, run: str, folder: str | Path) -> None:
+        self.protocol, self.run, self.folder = protocol, run, Path(folder)
+        self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server")
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+        self.course = course.load(protocol, self.checkpoint)
+        self.max_bytes = protocol.payload.max_mb_a_round * 1e6
+        self.joined = False
+        self.away: dict[str, str] = {}
+        """Training sites that are not asked again in this job, and why."""
+        event = "started" if self.course.progress.stage == "new" else "resumed"
+        self.ledger.add({"event": event, "run": run, **identity(protocol), **self.course.progress.place})
+
+    @property
+    def kind(self) -> str:
+        """Kind of the next question; `done` when there is none."""
+        stage = self.course.progress.stage
+        return stage if self.joined or stage == "done" else "join"
+
+    @property
+    def asked(self) -> list[str]:
+        """Sites that the next question goes to."""
+        if self.kind in {"join", "finish"}:
+            return sorted(self.protocol.sites)
+        return [site for site in self.protocol.training_sites if site not in self.away]
+
+    def question(self) -> bytes:
+        """The next question."""
+        progress, live = self.course.progress, self.course.live
+        values = {"run": self.run, "ledger": self.ledger.last}
+        tensors = {}
+        if self.kind == "join":
+            values |= identity(self.protocol)
+        else:
+            values |= {"phase": progress.phase, "slots": live, "spec_sha256": self.protocol.sha256}
+        if self.kind in {"train", "watch"}:
+            values["round"] = progress.round
+        if self.kind == "finish":
+            values["rounds"] = progress.rounds
+        if self.kind not in {"join", "moments"}:
+            tensors = {name: value[live] for name, value in self.course.models.items()}
+        form = self._forms().question(self.kind, len(live))
+        return pack(Message(self.kind, values, tensors), form, self.max_bytes, "server")
+
+    def receive(self, answers: Mapping[str, bytes], silent: Mapping[str, str]) -> None:
+        """Take the answers to the last question, by site, and why the other sites gave none.
+
+        Raises `SitesMissing` when too few answered as they should: nothing has changed then but the ledger.
+        """
+        kind, place = self.kind, self.course.progress.place
+        found, missing = self._judged(kind, answers)
+        missing = {**self.away, **silent, **missing}
+        entry = {
+            "run": self.run,
+            "kind": kind,
+            **place,
+            "slots": self.course.live,
+            "missing": dict(sorted(missing.items())),
+        }
+        entry["answered"] = {site: _told(message, answers[site]) for site, message in sorted(found.items())}
+        try:
+            self._enough(kind, found, missing)
+            self._advance(kind, found)
+        except MilError as error:
+            self.ledger.add({"event": "waiting", "reason": str(error), **entry})
+            raise
+        self.away = {site: why for site, why in missing.items() if site in self.protocol.training_sites}
+        self.ledger.add({"event": "answered", "global_sha256": self.course.digest(), **entry})
+        course.save(self.course, self.checkpoint)
+
+    def _forms(self) -> Forms:
+        width = self.course.progress.width
+        return Forms(shapes_of(self.protocol.experiment, width) if width else {}, width)
+
+    def _judged(self, kind: str, answers: Mapping[str, bytes]) -> tuple[dict[str, Message], dict[str, str]]:
+        """Answers that may be used, and why the others may not."""
+        form = self._forms().answer(
+            kind, len(self.course.live), len(groups_of(self.protocol, self.course.progress.phase))
+        )
+        found, refused = {}, {}
+        for site, blob in answers.items():
+            try:
+                found[site] = unpack(blob, form, self.max_bytes, f"site {site}, answer to '{kind}'")
+                self._check(site, kind, found[site])
+            except PayloadError as error:
+                found.pop(site, None)
+                refused[site] = f"refused: {error}"
+        return found, refused
+
+    def _check(self, site: str, kind: str, message: Message) -> None:
+        least = self.protocol.payload.min_patients
+        if message.values["site"] != site:
+            raise PayloadError(f"the answer of site {site} says it is from {message.values['site']}")
+        if "num_bags" in message.tensors and (message.tensors["num_bags"] < least).any():
+            raise PayloadError(f"site {site}: an update from fewer than {least} patients")
+        if "num_steps" in message.tensors and (message.tensors["num_steps"] < 1).any():
+            raise PayloadError(f"site {site}: an update from no step")
+        if kind != "join":
+            return
+        differing = differences(identity(self.protocol), dict(message.values))
+        if self.course.progress.data.get(site, message.values["data_sha256"]) != message.values["data_sha256"]:
+            differing.append("its data have changed since the run began")
+        for key, stated in self.protocol.features.model_dump().items():
+            if stated is not None and message.values[key] != stated:
+                differing.append(f"{key} of its features is {message.values[key]}, not {stated}")
+        if differing:
+            raise PayloadError(f"site {site}: {'; '.join(differing)}")
+
+    def _enough(self, kind: str, found: Mapping[str, Message], missing: Mapping[str, str]) -> None:
+        needed = self.protocol.required_sites
+        if kind == "finish":
+            needed = needed + self.protocol.external_sites
+        lacking = [site for site in needed if site not in found]
+        if lacking:
+            reasons = {site: missing.get(site, "no answer") for site in lacking}
+            raise SitesMissing(f"{self.run}: without {', '.join(lacking)} no round counts", reasons)
+        present = len([site for site in self.protocol.training_sites if site in found])
+        if present < self.protocol.minimum_sites:
+            raise SitesMissing(
+                f"{self.run}: {present} of at least {self.protocol.minimum_sites} sites answered", missing
+            )
+
+    def _advance(self, kind: str, found: Mapping[str, Message]) -> None:
+        if kind == "join":
+            self._join(found)
+            return
+        if kind == "finish":
+            self._save_result(found)
+        self.course.take({site: found[site] for site in self.protocol.training_sites if site in found})
+
+    def _join(self, found: Mapping[str, Message]) -> None:
+        first = min(found)
+        for site, message in found.items():
+            for key in COMPARED:
+                if message.values[key] != found[first].values[key]:
+                    raise MilError(
+                        f"site {site}: {key} of its features is {message.values[key]}, but {found[first].values[key]} at "
+                        f"{first}; extract both with the same encoder and tiles"
+                    )
+        about = {key: found[first].values[key] for key in COMPARED[1:]}
+        self.course.join(int(found[first].values["width"]), about)  # type: ignore[arg-type]
+        self.course.progress.data |= {site: str(message.values["data_sha256"]) for site, message in found.items()}
+        self.joined = True
+
+    def _save_result(self, found: Mapping[str, Message]) -> None:
+        """The run as `mil train` saves one, and every site's own metrics."""
+        progress = self.course.progress
+        table = rounds_table(self.protocol, self.run, self.ledger)
+        about = {key: value for key, value in progress.about.items() if value is not None}
+        run = run_of(self.protocol, self.course.models, progress.rounds, about, progress.num_bags, table)
+        run.save(self.folder / "result")
+        keys = ("patients", "positives", "auroc", "auroc_variance")
+        rows = [
+            {"site": site, "role": self.protocol.sites[site].role, **{key: message.values[key] for key in keys}}
+            for site, message in sorted(found.items())
+        ]
+        write_table(pd.DataFrame(rows), self.folder / "result" / "sites.csv")
+
+
+def _told(message: Message, blob: bytes) -> dict[str, object]:
+    """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
+    told: dict[str, object] = {"answer_sha256": digest(message.tensors), "bytes": len(blob)}
+    told["ledger"] = message.values["ledger"]
+    for name in ("num_bags", "train_loss", "watched_loss", "watched_bags"):
+        if name in message.tensors:
+            told[name] = message.tensors[name].tolist()
+    return told
