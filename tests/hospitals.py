@@ -1,5 +1,7 @@
 """A small federation on disk: three hospitals with features and bag tables of their own, and the files of every side."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +81,17 @@ def write_data(results: Path, site: str, role: str, patients: int, endpoint: End
         rows[-1]["label"] = label
     bags = deal_folds(pd.DataFrame(rows), endpoint)
     write_table(bags, results / "bags" / "response.csv")
+
+
+@contextmanager
+def rewrite_protocol(hospitals: Hospitals, **changes) -> Iterator[None]:
+    """Every side's copy of the protocol with `changes`, for a while."""
+    copies = list(hospitals.folder.glob("*/federation.yaml"))
+    before = copies[0].read_text()
+    for path in copies:
+        path.write_text(yaml.safe_dump({**yaml.safe_load(before), **changes}))
+    try:
+        yield
+    finally:
+        for path in copies:
+            path.write_text(before)

@@ -34,7 +34,10 @@ class Progress:
     """Everything of a run but its tensors."""
 
     stage: str = "new"
-    """What is asked next: `new` (nothing is known of the sites yet), `moments`, `train`, `watch`, `finish`, `done`."""
+    """What is asked next: `new` (nothing is known of the sites yet), `moments`, `train`, `watch`, `finish`, `done`.
+
+    In a rehearsal `canary` stands for all of them.
+    """
     phase: str = "inner"
     round: int = 1
     rounds: list[int] = field(default_factory=list)
@@ -58,8 +61,8 @@ class Progress:
 class Course:
     """State of a run, and its transitions."""
 
-    def __init__(self, protocol: FederationSpec) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: FederationSpec, canary: bool = False) -> None:
+        self.protocol, self.canary = protocol, canary
         self.strategy = build_strategy(protocol.experiment.strategy)
         self.progress = Progress()
         self.models: dict[str, Tensor] = {}
@@ -69,6 +72,8 @@ class Course:
         """Slots of the phase that are not finished."""
         if self.progress.stage == "train":
             return [number for number, rounds in enumerate(self.progress.rounds) if rounds >= self.progress.round]
+        if self.progress.stage == "canary":
+            return [0]
         return list(range(len(self.progress.rounds)))
 
     def join(self, width: int, about: Mapping[str, str | float | int | None]) -> None:
@@ -79,9 +84,8 @@ class Course:
 
     def take(self, found: Answers) -> None:
         """Move on by the training sites' answers to the question of this stage."""
-        {"moments": self._scale, "train": self._aggregate, "watch": self._select, "finish": self._end}[
-            self.progress.stage
-        ](found)
+        moves = {"moments": self._scale, "train": self._aggregate, "watch": self._select}
+        moves.get(self.progress.stage, self._end)(found)
 
     def digest(self) -> str:
         """SHA-256 of the global models as they stand."""
@@ -101,6 +105,8 @@ class Course:
         self.progress.phase, self.progress.round, self.progress.rounds = phase, 1, rounds
         self.progress.num_bags = [0] * len(first)
         self.progress.stage = "train" if experiment.training.scaling == "none" else "moments"
+        if self.canary:
+            self.progress.stage = "canary"
 
     def _scale(self, found: Answers) -> None:
         """Sites' moments -> mean and deviation of every model's training tiles, merged in the order of their names."""
@@ -150,6 +156,14 @@ class Course:
         self._begin("refit", [1 + int(best) for best in losses.argmin(0)])
 
     def _end(self, found: Answers) -> None:
+        """After the canary nothing may have changed; after the finish there is nothing left."""
+        if self.progress.stage == "canary":
+            own = {name: value[self.live] for name, value in self.models.items() if name not in SCALE}
+            for site, message in sorted(found.items()):
+                if digest(message.tensors) != digest(own):
+                    raise MilError(
+                        f"site {site}: the canary's weights came back changed; look at the connection's middle boxes"
+                    )
         self.progress.stage = "done"
 
 
@@ -160,9 +174,20 @@ def save(course: Course, path: Path) -> None:
         save_file({name: value.contiguous() for name, value in course.models.items()}, partial, metadata=about)
 
 
-def load(protocol: FederationSpec, path: Path) -> Course:
+def progress_of(path: Path) -> Progress:
+    """Where the run of a checkpoint stands, its tensors unread; a new run's where there is no file."""
+    if not path.exists():
+        return Progress()
+    try:
+        with safe_open(path, "pt") as file:
+            return Progress(**json.loads(file.metadata()["progress"]))
+    except SafetensorError as error:
+        raise CorruptFile(f"{path}: not a checkpoint of ours ({error}); restore it from the backup") from error
+
+
+def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Course:
     """The course as `save` left it, or a new one; a state of another protocol is refused."""
-    course = Course(protocol)
+    course = Course(protocol, canary)
     if not path.exists():
         return course
     try:
@@ -176,5 +201,5 @@ def load(protocol: FederationSpec, path: Path) -> Course:
             f"{path}: belongs to another protocol ({about['spec_sha256'][:12]}, not {protocol.sha256[:12]}); "
             "give the run another name, or put the old federation.yaml back"
         )
-    course.progress = Progress(**json.loads(about["progress"]))
+    course.progress = progress_of(path)
     return course

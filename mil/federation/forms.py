@@ -79,6 +79,8 @@ class Forms:
             return Form(kind, {}, ASKED)
         if kind == "finish":
             return Form(kind, self._models(live), ASKED | {"rounds": list[int]})
+        if kind == "canary":
+            return Form(kind, self._models(live), ASKED)
         return Form(kind, self._models(live), ASKED | {"round": int})
 
     def answer(self, kind: str, live: int, groups: int) -> Form:
@@ -88,6 +90,7 @@ class Forms:
             "moments": Form(kind, self._moments(live), ANSWERED),
             "train": Form(kind, self._states(live) | _watched(groups) | _trained(live), ANSWERED),
             "watch": Form(kind, _watched(groups), ANSWERED),
+            "canary": Form(kind, self._states(live), ANSWERED | {"seconds": float}),
             "finish": Form(kind, {}, ANSWERED | dict.fromkeys(("patients", "positives"), COUNT) | AUROC),
         }[kind]
 
@@ -135,7 +138,7 @@ IDENTITY: dict[str, Kind] = {
 ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "slots": list[int], "spec_sha256": SHA256, "ledger": SHA256}
 ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256}
 AUROC: dict[str, Kind] = {"auroc": NUMBER, "auroc_variance": NUMBER}
-JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256})
+JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool})
 JOIN_ANSWER = Form(
     "join",
     {},

@@ -90,6 +90,12 @@ class LocalWork:
             torch.from_numpy(losses),
         )
 
+    def rehearse(self, models: dict[str, Tensor]) -> None:
+        """One step of the models on all bags there are, to see that it works; what comes of it is dropped."""
+        learners = self._learners(models)
+        plans = [[self.bag] for _ in range(len(learners.rows))]
+        self.engine.train(learners, OptimiserState.zeros(learners.rows), plans, [0] * len(plans))
+
     def watch(
         self, models: dict[str, Tensor], slots: Sequence[Slot], groups: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:

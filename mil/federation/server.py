@@ -35,11 +35,11 @@ class SitesMissing(MilError):
 class Server:
     """One run of a federation, in one folder."""
 
-    def __init__(self, protocol: FederationSpec, run: str, folder: str | Path) -> None:
+    def __init__(self, protocol: FederationSpec, run: str, folder: str | Path, canary: bool = False) -> None:
         self.protocol, self.run, self.folder = protocol, run, Path(folder)
         self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server")
         self.checkpoint = self.folder / "checkpoint.safetensors"
-        self.course = course.load(protocol, self.checkpoint)
+        self.course = course.load(protocol, self.checkpoint, canary)
         self.max_bytes = protocol.payload.max_mb_a_round * 1e6
         self.joined = False
         self.away: dict[str, str] = {}
@@ -66,7 +66,7 @@ class Server:
         values = {"run": self.run, "ledger": self.ledger.last}
         tensors = {}
         if self.kind == "join":
-            values |= identity(self.protocol)
+            values |= {**identity(self.protocol), "canary": self.course.canary}
         else:
             values |= {"phase": progress.phase, "slots": live, "spec_sha256": self.protocol.sha256}
         if self.kind in {"train", "watch"}:
@@ -103,6 +103,10 @@ class Server:
         self.away = {site: why for site, why in missing.items() if site in self.protocol.training_sites}
         self.ledger.add({"event": "answered", "global_sha256": self.course.digest(), **entry})
         course.save(self.course, self.checkpoint)
+
+    def pause(self) -> None:
+        """The job ends here and the next one goes on."""
+        self.ledger.add({"event": "paused", "run": self.run, **self.course.progress.place})
 
     def _forms(self) -> Forms:
         width = self.course.progress.width

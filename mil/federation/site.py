@@ -4,6 +4,7 @@ Every question is judged before anything is computed and every answer before it 
 ledger. Which engine carries the bytes is not known here.
 """
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,15 @@ class Site:
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
     @classmethod
-    def open(cls, spec: SiteSpec) -> "Site":
-        """The site of a hospital's own file: its bag table and feature files are read here and nowhere else."""
+    def open(cls, spec: SiteSpec, canary: bool = False) -> "Site":
+        """The site of a hospital's own file: its bag table and feature files are read here and nowhere else.
+
+        For the canary, those of two patients only.
+        """
         protocol = own_protocol(spec)
         results = Path(spec.results)
         bags = own_bags(results / "bags" / f"{protocol.experiment.endpoint}.csv", spec.site, protocol)
+        bags = bags.head(2).reset_index(drop=True) if canary else bags
         features = FeatureStore.open(bags, results / "sites", protocol.experiment.encoder)
         folder = results / "sites" / spec.site / "features" / protocol.experiment.encoder
         files = [folder / f"{slide}.h5" for row in bags.slides for slide in str(row).split(";")]
@@ -79,9 +84,9 @@ class Site:
 
     def _read(self, blob: bytes, kind: str, where: str) -> Message:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
-        if kind not in {"join", "finish"} and self.work is None:
+        if kind in {"moments", "train", "watch", "canary"} and self.work is None:
             raise PayloadError(f"{where}: '{kind}' is for training sites; this one is external")
-        if kind not in {"join", "moments", "train", "watch", "finish"}:
+        if kind not in {"join", "moments", "train", "watch", "finish", "canary"}:
             raise PayloadError(f"{where}: '{kind}' is not a question of the protocol; refused")
         if kind == "join":
             question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
@@ -103,7 +108,7 @@ class Site:
         return question
 
     def _reply(self, question: Message) -> tuple[Message, Form]:
-        values = {"site": self.spec.site, "ledger": self.ledger.last}
+        values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
         if question.kind == "join":
             own: dict[str, Value] = {
                 **identity(self.protocol),
@@ -119,13 +124,19 @@ class Site:
         phase = str(question.values["phase"])
         asked, groups = slots(self.protocol, phase), groups_of(self.protocol, phase)
         chosen = [asked[number] for number in question.values["slots"]]  # type: ignore[union-attr]
+        models = dict(question.tensors)
+        if question.kind == "canary":
+            started = time.monotonic()
+            self.work.rehearse(models)
+            values["seconds"] = time.monotonic() - started
+            same = {name: value for name, value in models.items() if name not in SCALE}
+            return Message("canary", values, same), self.forms.answer("canary", len(chosen), 0)
         few = [slot for slot in chosen if len(self.work.train_patients(slot)) < self.limits.min_patients]
         if few:
             raise TooFewPatients(
                 f"site {self.spec.site}: {few[0].name} would learn from {len(self.work.train_patients(few[0]))} patients, "
                 f"fewer than {self.limits.min_patients}; nothing was sent"
             )
-        models = dict(question.tensors)
         if question.kind == "moments":
             tensors = self.work.moments_of(chosen)
         elif question.kind == "watch":

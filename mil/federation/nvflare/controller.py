@@ -29,9 +29,9 @@ POLL_S = 0.05
 class RunController(Controller):
     """Runs a stretch of the run named `run`."""
 
-    def __init__(self, run: str, spec_sha256: str) -> None:
+    def __init__(self, run: str, spec_sha256: str, canary: bool = False) -> None:
         super().__init__()
-        self.run_name, self.spec_sha256 = run, spec_sha256
+        self.run_name, self.spec_sha256, self.canary = run, spec_sha256, canary
         self.answers: dict[str, bytes | str] = {}
         self.lock = Lock()
 
@@ -56,7 +56,7 @@ class RunController(Controller):
             if protocol.sha256 != self.spec_sha256:
                 raise MilError(f"{spec.federation} has changed since the job was submitted; submit it again")
             with only_one(folder):
-                self._rounds(Server(protocol, self.run_name, folder), abort_signal, fl_ctx)
+                self._rounds(Server(protocol, self.run_name, folder, self.canary), abort_signal, fl_ctx)
         except MilError as error:
             self.log_error(fl_ctx, f"the job ends: {error}", fire_event=False)
 
@@ -73,6 +73,8 @@ class RunController(Controller):
             if abort_signal.triggered:
                 return
             server.receive({site: blob for site, blob in self.answers.items() if isinstance(blob, bytes)}, silent)
+        if server.kind != "done":
+            server.pause()
 
     def _ask(
         self, question: Shareable, sites: list[str], timeout: float, abort_signal: Signal, fl_ctx: FLContext

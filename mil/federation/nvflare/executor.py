@@ -9,6 +9,7 @@ from nvflare.apis.signal import Signal
 from mil.errors import MilError
 from mil.federation.config import SiteSpec, read_own
 from mil.federation.nvflare.wire import MESSAGE, TASK, envelope, own_file, refusal
+from mil.federation.payload import header
 from mil.federation.site import Site
 
 
@@ -22,21 +23,21 @@ class SiteExecutor(Executor):
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Answer; whatever goes wrong at the site is told to the other side in one word, and to the site in full."""
         try:
-            site = self._opened(fl_ctx)
             message = shareable.get(MESSAGE)
             if task_name != TASK or not isinstance(message, bytes):
                 raise MilError(f"a FLARE task '{task_name}' without a message of ours; refused")
-            return envelope(site.answer(message))
+            return envelope(self._opened(fl_ctx, message).answer(message))
         except MilError as error:
             self.log_error(fl_ctx, f"no answer: {error}", fire_event=False)
             return refusal(getattr(error, "code", "data"))
 
-    def _opened(self, fl_ctx: FLContext) -> Site:
+    def _opened(self, fl_ctx: FLContext, message: bytes) -> Site:
         if self.site is None:
             spec = read_own(SiteSpec, own_file(fl_ctx))
             if spec.site != fl_ctx.get_identity_name():
                 raise MilError(f"the kit is of site {fl_ctx.get_identity_name()}, but its file says {spec.site}")
             torch.set_num_threads(spec.threads)
             torch.use_deterministic_algorithms(True)
-            self.site = Site.open(spec)
+            canary = header(message, f"site {spec.site}, question")["values"].get("canary") is True
+            self.site = Site.open(spec, canary)
         return self.site

@@ -10,7 +10,7 @@ EXECUTOR = "mil.federation.nvflare.executor.SiteExecutor"
 CONTROLLER = "mil.federation.nvflare.controller.RunController"
 
 
-def write_job(folder: Path, protocol: FederationSpec, run: str) -> Path:
+def write_job(folder: Path, protocol: FederationSpec, run: str, canary: bool = False) -> Path:
     """The job's folder, to be submitted; who takes part is decided by the run's policy, not by the engine."""
     silent = protocol.rounds.silent_s
     interval = min(1.0, protocol.rounds.timeout_s / 50, silent / 20)
@@ -25,7 +25,7 @@ def write_job(folder: Path, protocol: FederationSpec, run: str) -> Path:
         "server": {"task_request_interval": interval},
         "dead_client_grace_period": min(10.0, silent / 4),
         "workflows": [
-            {"id": "run", "path": CONTROLLER, "args": {"run": run, "spec_sha256": protocol.sha256}},
+            {"id": "run", "path": CONTROLLER, "args": {"run": run, "spec_sha256": protocol.sha256, "canary": canary}},
         ],
     }
     client = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from nvflare.fuel.flare_api.api_spec import (
     InternalError,
     InvalidJobDefinition,
     JobNotFound,
+    JobNotRunning,
     NoConnection,
     SessionClosed,
 )
@@ -22,7 +24,7 @@ from mil.errors import MilError
 from mil.federation.config import ServerSpec
 from mil.federation.nvflare.kits import OPERATOR_KIT
 
-LOST = (NoConnection, SessionClosed, InternalError, FLCommunicationError, AuthenticationError)
+LOST = (NoConnection, SessionClosed, FLCommunicationError)
 
 
 class ServerAway(MilError):
@@ -36,6 +38,8 @@ def session(
     """A session as the operator; FLARE's errors come out as ours."""
     name = operator or spec.operator
     opened: Session | None = None
+    silence = logging.NullHandler()  # its warnings about a lost connection; the error itself comes out below
+    logging.getLogger().addHandler(silence)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints that it connects
             opened = new_secure_session(name, str(Path(spec.workspace) / kit), timeout=wait_s)
@@ -46,13 +50,20 @@ def session(
         ) from error
     except AuthorizationError as error:
         raise MilError(f"{name} may not do this: {error}; a certificate of role lead is needed") from error
-    except (InvalidJobDefinition, JobNotFound) as error:
+    except (InternalError, InvalidJobDefinition, JobNotFound, AuthenticationError) as error:
         raise MilError(f"the server refused: {error}") from error
     finally:
         if opened is not None:
             opened.close()
+        logging.getLogger().removeHandler(silence)
 
 
 def connected(line: Session) -> set[str]:
     """Sites that are connected now."""
     return {client.name for client in line.get_system_info().client_info}
+
+
+def abort(line: Session, job: str) -> None:
+    """End a job, where there is one: after a crash the engine believes for ever in jobs that do not run."""
+    with contextlib.suppress(InternalError, JobNotRunning, JobNotFound):
+        line.abort_job(job)
