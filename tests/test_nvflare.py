@@ -16,6 +16,7 @@ from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
 from mil.errors import MilError
 from mil.federation import hospital, inprocess
 from mil.federation.config import SiteSpec
+from mil.federation.crosscheck import cross_check
 from mil.federation.nvflare import kits
 from mil.federation.nvflare.job import write_job
 from mil.federation.nvflare.processes import site_command
@@ -163,6 +164,10 @@ def test_every_side_holds_the_result_and_the_ledgers_agree(deployment: Deploymen
     for name in "ABC":
         own = Run.load(Path(deployment.hospitals.site(name).workspace) / "runs" / "killed")
         assert list(own.models["sha256"]) == list(result.models["sha256"])
+    sites = {name: Path(deployment.hospitals.site(name).workspace) / "ledger.jsonl" for name in "ABC"}
+    agreement = cross_check(Path(spec.workspace) / "runs" / "killed" / "ledger.jsonl", sites)
+    assert agreement.faults == []
+    assert agreement.answers == sum(len(line.get("answered", {})) for line in deployment.ledger("killed"))
 
 
 def test_a_site_that_never_answers_is_left_out_only_where_the_protocol_says_so(

@@ -136,7 +136,7 @@ IDENTITY: dict[str, Kind] = {
     "spec_sha256": SHA256,
 }
 ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "slots": list[int], "spec_sha256": SHA256, "ledger": SHA256}
-ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256}
+ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256}
 AUROC: dict[str, Kind] = {"auroc": NUMBER, "auroc_variance": NUMBER}
 JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool})
 JOIN_ANSWER = Form(

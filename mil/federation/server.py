@@ -5,6 +5,7 @@ every round the state is one file on disk, written before the next question, so 
 there and ends with the same weights bit for bit. Everything that happened stands in the ledger.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Server:
         self.course = course.load(protocol, self.checkpoint, canary)
         self.max_bytes = protocol.payload.max_mb_a_round * 1e6
         self.joined = False
+        self.asked_sha256, self.question_sha256 = "", ""
         self.away: dict[str, str] = {}
         """Training sites that are not asked again in this job, and why."""
         event = "started" if self.course.progress.stage == "new" else "resumed"
@@ -75,8 +77,11 @@ class Server:
             values["rounds"] = progress.rounds
         if self.kind not in {"join", "moments"}:
             tensors = {name: value[live] for name, value in self.course.models.items()}
+        self.asked_sha256 = digest(tensors)
         form = self._forms().question(self.kind, len(live))
-        return pack(Message(self.kind, values, tensors), form, self.max_bytes, "server")
+        blob = pack(Message(self.kind, values, tensors), form, self.max_bytes, "server")
+        self.question_sha256 = hashlib.sha256(blob).hexdigest()
+        return blob
 
     def receive(self, answers: Mapping[str, bytes], silent: Mapping[str, str]) -> None:
         """Take the answers to the last question, by site, and why the other sites gave none.
@@ -93,6 +98,7 @@ class Server:
             "slots": self.course.live,
             "missing": dict(sorted(missing.items())),
         }
+        entry["asked_sha256"] = self.asked_sha256
         entry["answered"] = {site: _told(message, answers[site]) for site, message in sorted(found.items())}
         try:
             self._enough(kind, found, missing)
@@ -131,6 +137,8 @@ class Server:
         least = self.protocol.payload.min_patients
         if message.values["site"] != site:
             raise PayloadError(f"the answer of site {site} says it is from {message.values['site']}")
+        if message.values["question_sha256"] != self.question_sha256:
+            raise PayloadError(f"site {site}: the answer is to another question than this one")
         if "num_bags" in message.tensors and (message.tensors["num_bags"] < least).any():
             raise PayloadError(f"site {site}: an update from fewer than {least} patients")
         if "num_steps" in message.tensors and (message.tensors["num_steps"] < 1).any():

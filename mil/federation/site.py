@@ -4,6 +4,7 @@ Every question is judged before anything is computed and every answer before it 
 ledger. Which engine carries the bytes is not known here.
 """
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pandas as pd
 from mil.errors import MilError
 from mil.federation.config import FederationSpec, SiteSpec, limits, own_protocol
 from mil.federation.forms import SCALE, Forms, groups_of, is_subset, shapes_of, slots
-from mil.federation.identity import data_sha256, differences, identity, own_secret
+from mil.federation.identity import code_sha256, data_sha256, differences, identity, own_secret
 from mil.federation.ledger import LedgerFile
 from mil.federation.local import LocalWork
 from mil.federation.models import run_of
@@ -74,7 +75,7 @@ class Site:
         try:
             kind = str(header(blob, where)["kind"])
             question = self._read(blob, kind, where)
-            reply, form = self._reply(question)
+            reply, form = self._reply(question, hashlib.sha256(blob).hexdigest())
             sent = pack(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'")
         except MilError as error:
             self.ledger.add({"event": "refused", "reason": str(error)})
@@ -107,8 +108,9 @@ class Site:
             )
         return question
 
-    def _reply(self, question: Message) -> tuple[Message, Form]:
+    def _reply(self, question: Message, question_sha256: str) -> tuple[Message, Form]:
         values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
+        values["question_sha256"] = question_sha256
         if question.kind == "join":
             own: dict[str, Value] = {
                 **identity(self.protocol),
@@ -162,11 +164,10 @@ class Site:
         entry = {key: question.values[key] for key in ("run", "phase", "round") if key in question.values}
         if "num_bags" in reply.tensors:
             entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
-        models = {name: value for name, value in question.tensors.items() if name not in SCALE}
         self.ledger.add(
             {"event": "answered", "kind": question.kind, **entry}
-            | {"global_sha256": digest(models), "answer_sha256": digest(reply.tensors), "data_sha256": self.data}
-            | {"spec_sha256": self.protocol.sha256, "code_sha256": identity(self.protocol)["code_sha256"]}
+            | {"asked_sha256": digest(question.tensors), "answer_sha256": digest(reply.tensors)}
+            | {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256()}
             | {"server_ledger": question.values.get("ledger"), "bytes_received": received, "bytes_sent": sent}
         )
 
