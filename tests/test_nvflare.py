@@ -86,7 +86,7 @@ def reference(hospitals: Hospitals, folder: Path, silent: dict[str, tuple[str, i
     def note(server: Server) -> None:
         entry = json.loads(server.ledger.lines[-1])
         if entry["kind"] != "join":  # every job asks for it anew
-            digests[entry["kind"], entry["phase"], entry["round"]] = server.course.digest()
+            digests[entry["kind"], entry["phase"], entry["round"]] = server.stages.digest()
 
     inprocess.run(Server(protocol, "reference", folder / "server"), Leaving(sites, silent or {}), note)
     return digests

@@ -208,7 +208,7 @@ def test_a_refused_round_changes_nothing_and_the_next_job_goes_on(
     inprocess.run(again, sites)
     plain = Server(hospitals.protocol, "run", tmp_path / "plain")
     inprocess.run(plain, sites)
-    assert again.course.digest() == plain.course.digest()
+    assert again.stages.digest() == plain.stages.digest()
 
 
 def test_an_answer_to_another_question_is_refused(hospitals: Hospitals, sites: dict[str, Site], tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_an_answer_to_another_question_is_refused(hospitals: Hospitals, sites: d
     server = Server(hospitals.protocol, "replay", tmp_path)
     with pytest.raises(SitesMissing, match="A: refused: .*another question"):
         inprocess.run(server, {**sites, "A": Replaying(sites["A"], "", None)})
-    assert server.course.progress.round == 2
+    assert server.stages.progress.round == 2
 
 
 @pytest.mark.parametrize(
@@ -317,14 +317,14 @@ def test_resume_at_every_round_boundary_gives_the_same_digest(
 ) -> None:
     plain = Server(hospitals.protocol, "run", tmp_path / "plain")
     digests: list[str] = []
-    inprocess.run(plain, sites, lambda server: digests.append(server.course.digest()))
+    inprocess.run(plain, sites, lambda server: digests.append(server.stages.digest()))
     resumed: list[str] = []
     server = Server(hospitals.protocol, "run", tmp_path / "resumed")
     while server.kind != "done":
         for _ in range(2 if not server.joined else 1):  # the join and one question, then the process is gone
             question = server.question()
             server.receive({name: sites[name].answer(question) for name in server.asked}, {})
-            resumed.append(server.course.digest())
+            resumed.append(server.stages.digest())
         server = Server(hospitals.protocol, "run", tmp_path / "resumed")
     assert [one for place, one in enumerate(resumed) if place == 0 or place % 2] == digests
     assert np.array_equal(

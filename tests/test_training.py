@@ -3,12 +3,12 @@ import pandas as pd
 import pytest
 import torch
 
-from mil.specs.endpoints import EndpointSpec
-from mil.specs.experiments import ExperimentSpec
 from mil.errors import CorruptFile, MilError
 from mil.federation import ledger
 from mil.predictions import predict
 from mil.progress import quiet
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.experiments import ExperimentSpec
 from mil.training.run import Run, train
 from mil.training.store import FeatureStore
 

@@ -11,10 +11,24 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mil.config import EndpointSpec, ExperimentSpec, Spec, parse, read_yaml
+from mil.config import parse, read_yaml
 from mil.errors import MilError, nearest
 from mil.files import SAFE_NAME
+from mil.specs.base import Spec
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.experiments import ExperimentSpec
 
+BETWEEN_HOSPITALS = (
+    "fedavg",
+    "fedavgm",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "scaffold",
+    "median",
+    "trimmed_mean",
+)
 FLOOR_PATIENTS = 20
 FLOOR_CELL = 5
 
@@ -153,13 +167,30 @@ class FederationSpec(Spec):
                 raise ValueError(f"rounds.required: '{name}' is no training site; {nearest(name, self.training_sites)}")
         if (self.rounds.required is not None or self.rounds.minimum is not None) and not self.rounds.allow_subset:
             raise ValueError("rounds: required and minimum say how few sites will do; they need allow_subset: true")
-        if self.experiment.strategy.name in {"local", "pooled"}:
-            raise ValueError(f"experiment.strategy: '{self.experiment.strategy.name}' is not federated")
-        if self.privacy is not None and self.experiment.training.scaling != "none":
+        experiment = self.experiment
+        if experiment.strategy.name not in BETWEEN_HOSPITALS:
             raise ValueError(
-                "privacy: experiment.training.scaling must be 'none', for means of features carry no noise"
+                f"experiment.strategy: '{experiment.strategy.name}' is not run between hospitals; choose one of "
+                f"{', '.join(BETWEEN_HOSPITALS)}"
             )
+        if experiment.search is not None or experiment.training.replicas > 1:
+            raise ValueError("experiment: search and replicas are not run between hospitals; leave them out")
+        if self.privacy is not None:
+            self._check_private(experiment)
         return self
+
+    def _check_private(self, experiment: ExperimentSpec) -> None:
+        """Raise where something would leave a site without noise."""
+        training = experiment.training
+        if training.scaling != "none" or training.imbalance != "none" or experiment.covariates:
+            raise ValueError(
+                "privacy: means and class counts carry no noise; set experiment.training.scaling and imbalance to 'none', "
+                "and leave covariates out"
+            )
+        if self.endpoint.kind not in {"binary", "multiclass"} or experiment.strategy.name == "scaffold":
+            raise ValueError(
+                "privacy: only endpoints with classes, and no scaffold, whose control variates carry no noise"
+            )
 
 
 class ServerSpec(Spec):

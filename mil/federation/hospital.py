@@ -15,9 +15,9 @@ from nvflare.fuel.flare_api.flare_api import Session
 
 from mil.errors import MilError
 from mil.federation.config import FederationSpec, ServerSpec, read_federation
-from mil.federation.course import Progress, progress_of
 from mil.federation.nvflare.job import write_job
 from mil.federation.nvflare.session import ServerAway, abort, connected, session
+from mil.federation.stages import Progress, progress_of
 from mil.files import check_name
 from mil.progress import Reporter
 

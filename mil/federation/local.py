@@ -1,49 +1,46 @@
-"""One site's part of the rounds: global models in, the site's updates out. Knows patients and features, and no network."""
+"""One site's part of the rounds: global models in, the site's updates out. Knows patients and features, and no network.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The arithmetic is `client_update`, the same that the reference driver calls.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from mil.endpoints import build_endpoint
+from mil.federation.client import Job, SiteData, Update, client_update
 from mil.federation.config import FederationSpec
-from mil.federation.forms import SCALE, Slot
-from mil.models import build
-from mil.rng import seed_of
+from mil.federation.forms import BALANCE, PARTS, Shapes, Slot
+from mil.federation.strategies import build_strategy
 from mil.training.cohort import Cohort
-from mil.training.engine import Engine, Learners
-from mil.training.optimisers import OptimiserState
+from mil.training.engine import Data, Engine, Learners
+from mil.training.packing import Places
 from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
 
-
-@dataclass(frozen=True)
-class Update:
-    """A site's answer about some models: their states (models, ...), patients, steps and mean training loss (models,)."""
-
-    state: dict[str, Tensor]
-    num_bags: Tensor
-    num_steps: Tensor
-    train_loss: Tensor
+Named = Mapping[str, Tensor]
+Trained = tuple[Update, dict[str, Tensor] | None]
+"""A slot's update, and the control variate that the site keeps."""
 
 
 class LocalWork:
-    """A training site's cohort and engine."""
+    """A training site's cohort, in the shapes of the protocol's models."""
 
-    def __init__(self, protocol: FederationSpec, site: str, bags: pd.DataFrame, features: FeatureStore) -> None:
-        endpoint = build_endpoint(protocol.endpoint)
-        self.site, self.training = site, protocol.experiment.training
-        self.cohort = Cohort.of(bags, protocol.endpoint, endpoint)
-        store = features.only(self.cohort.patients)
-        self.moments = Moments.of(store)
-        head = build(protocol.experiment.model, features.width, endpoint.outputs)
-        if head.only_mean and self.training.max_tiles is None:
-            store = store.means()
-        self.engine = Engine(head, endpoint, self.training, store, self.cohort.targets)
-        self.bag = np.array([store.index()[patient] for patient in self.cohort.patients])
+    def __init__(
+        self, protocol: FederationSpec, shapes: Shapes, site: str, bags: pd.DataFrame, features: FeatureStore
+    ) -> None:
+        self.protocol, self.shapes, self.site, self.features = protocol, shapes, site, features
+        self.training = protocol.experiment.training
+        self.strategy = build_strategy(protocol.experiment.strategy)
+        self.cohort = Cohort.of(bags, protocol.endpoint, shapes.endpoint, protocol.experiment.covariates)
+        self.bag = features.require(self.cohort.patients)
+        order = np.argsort(self.bag)  # the patient of every bag
+        self.targets = torch.from_numpy(self.cohort.targets[order])
+        known = self.cohort.covariates[order]
+        self.covariates = torch.from_numpy(known) if known.shape[1] else None
+        self.measured: dict[str, Moments] = {}
 
     def train_patients(self, slot: Slot) -> np.ndarray:
         """Patient numbers that a slot's model learns from."""
@@ -56,79 +53,101 @@ class LocalWork:
         return seen[:0] if slot.inner is None else seen[inner == slot.inner]
 
     def moments_of(self, slots: Sequence[Slot]) -> dict[str, Tensor]:
-        """Number, mean and sum of squared deviations of the tiles that each slot's model learns from."""
-        parts = [self.moments.merged(self.bag[self.train_patients(slot)]) for slot in slots]
-        together = Moments.stacked(parts)
-        patients = torch.tensor([len(self.train_patients(slot)) for slot in slots], dtype=torch.int64)
-        return {
-            "count": torch.from_numpy(together.count),
-            "mean": torch.from_numpy(together.mean),
-            "squares": torch.from_numpy(together.squares),
-            "num_bags": patients,
-        }
+        """Of each slot: its patients' number, and the moments (and classes) of what its model learns from."""
+        patients = [self.train_patients(slot) for slot in slots]
+        found = {"num_bags": torch.tensor([len(own) for own in patients], dtype=torch.int64)}
+        for name in self.shapes.measured:
+            parts = Moments.stacked([self._moments(name).merged(own) for own in patients])
+            found |= {f"{name}.{part}": torch.from_numpy(getattr(parts, part)) for part in PARTS}
+        if self.shapes.balanced:
+            classes = self.shapes.endpoint.class_of(torch.from_numpy(self.cohort.targets)).numpy()
+            counts = [np.bincount(classes[own], minlength=self.shapes.endpoint.classes) for own in patients]
+            found["classes"] = torch.from_numpy(np.stack(counts).astype(np.int64))
+        return found
 
-    def train(self, models: dict[str, Tensor], slots: Sequence[Slot], number: int) -> Update:
-        """Every slot's global model, trained for round `number` on the site's own patients with a fresh optimiser."""
-        learners = self._learners(models)
-        order = self._order(number)
-        plans, streams = [], []
-        for slot in slots:
-            patients = self.train_patients(slot)
-            plan: list[np.ndarray] = []
-            for epoch in order:
-                chosen = self.bag[patients[np.argsort(epoch[patients], kind="stable")]]
-                size = self.training.batch_size
-                plan += [chosen[k : k + size] for k in range(0, len(chosen), size)]
-            plans.append(plan)
-            names = (slot.repeat, slot.fold, slot.inner, self.site, number)
-            streams.append(seed_of(self.training.seed, "dropout", *names))
-        losses = self.engine.train(learners, OptimiserState.zeros(learners.rows), plans, streams)
-        return Update(
-            {name: view.clone() for name, view in self.engine.layout.views(learners.rows).items()},
-            torch.tensor([len(self.train_patients(slot)) for slot in slots], dtype=torch.int64),
-            torch.tensor([len(plan) for plan in plans], dtype=torch.int64),
-            torch.from_numpy(losses),
-        )
+    def train(
+        self, models: Named, slots: Sequence[Slot], number: int, controls: Sequence[tuple[Named, Named] | None]
+    ) -> list[Trained]:
+        """Every slot's global model after round `number` on the site's own patients.
 
-    def rehearse(self, models: dict[str, Tensor]) -> None:
-        """One step of the models on all bags there are, to see that it works; what comes of it is dropped."""
-        learners = self._learners(models)
-        plans = [[self.bag] for _ in range(len(learners.rows))]
-        self.engine.train(learners, OptimiserState.zeros(learners.rows), plans, [0] * len(plans))
+        `controls`: of each slot the server's control variate and the site's own, where the strategy has them.
+        """
+        trained = []
+        sampling = self.training.imbalance == "sampling"
+        for place, (slot, control) in enumerate(zip(slots, controls, strict=True)):
+            rates = (self.training.lr, self.training.weight_decay, self.strategy.mu)
+            job = Job(slot.name, self.site, number, *rates, sampling)
+            state = {name: models[name][place] for name in self.shapes.state}
+            data = self.site_data(slot, {name: models[name][place] for name in self.shapes.buffers})
+            trained.append(client_update(state, job, data, *(control or ())))
+        return trained
 
-    def watch(
-        self, models: dict[str, Tensor], slots: Sequence[Slot], groups: Sequence[Sequence[int]]
-    ) -> dict[str, Tensor]:
-        """Sum of the loss over the site's patients of the inner folds, and their number, for each group of slots."""
+    def site_data(self, slot: Slot, buffers: Named) -> SiteData:
+        """What `client_update` needs to know of the site for a slot's model."""
+        scales = {name: value for name, value in buffers.items() if name != BALANCE}
+        own = self.bag[self.train_patients(slot)]
+        model = (self.shapes.head, self.shapes.endpoint, self.training)
+        return SiteData(*model, self.features, self.targets, own, scales, buffers[BALANCE], self.covariates)
+
+    def rehearse(self, models: Named, slot: Slot) -> None:
+        """A slot's model on all patients there are, to see that it works; what comes of it is dropped."""
+        data = self.site_data(slot, {name: models[name][0] for name in self.shapes.buffers})
+        whole = SiteData(**{**vars(data), "bags": self.bag})
+        job = Job(slot.name, self.site, 1, self.training.lr, self.training.weight_decay)
+        client_update({name: models[name][0] for name in self.shapes.state}, job, whole)
+
+    def watch(self, models: Named, slots: Sequence[Slot], groups: Sequence[Sequence[Slot]]) -> dict[str, Tensor]:
+        """Loss over the site's patients of the inner folds, and what to divide it by, summed over each group's slots."""
         if not groups:
             return {}
+        sums = dict(zip(slots, self._losses(models, slots), strict=True))
+        found = torch.tensor(
+            [[sum(sums[slot][part] for slot in group if slot in sums) for group in groups] for part in (0, 1)],
+            dtype=torch.float64,
+        )
+        return {"watched_loss": found[0], "watched_count": found[1]}
+
+    def _losses(self, models: Named, slots: Sequence[Slot]) -> list[tuple[float, float]]:
+        """Summed loss of each slot's model over its watched patients, and the number to divide it by."""
+        endpoint = self.shapes.endpoint
+        data = Data(
+            self.features.source(torch.device("cpu")),
+            self.features.width,
+            self.targets,
+            self.features.patient_keys(),
+            self.covariates,
+        )
+        engine = Engine(self.shapes.head, endpoint, data)
+        rows = torch.cat([models[name].reshape(len(slots), -1) for name in engine.layout.shapes], dim=1)
+        scales = {name: models[name] for name in self.shapes.buffers if name != BALANCE}
+        none = torch.zeros(len(rows), 1)
         patients = [self.watched_patients(slot) for slot in slots]
-        logits = self.engine.logits(self._learners(models), [self.bag[group] for group in patients])
-        endpoint = self.engine.endpoint
-        sums = [
-            endpoint.losses(
-                torch.from_numpy(found).double(), torch.from_numpy(self.cohort.targets[group]).double()
-            ).sum()
-            for found, group in zip(logits, patients, strict=True)
-        ]
-        return {
-            "watched_loss": torch.stack([torch.stack([sums[number] for number in group]).sum() for group in groups]),
-            "watched_bags": torch.tensor([sum(len(patients[number]) for number in group) for group in groups]),
-        }
+        places = Places.of(self.features.starts, self.features.sizes)
+        judges = Learners(rows, scales, none, none, none)
+        found = engine.logits(judges, [self.bag[own] for own in patients], places)
+        sums = []
+        for place, (logits, own) in enumerate(zip(found, patients, strict=True)):
+            targets = torch.from_numpy(self.cohort.targets[own]).double()
+            if endpoint.scaled:
+                targets = (targets - scales["target.mean"][place]) / scales["target.deviation"][place]
+            present = torch.ones(len(targets), dtype=torch.bool)
+            losses = (
+                endpoint.losses(torch.from_numpy(logits).double(), targets, present) if len(own) else torch.zeros(0)
+            )
+            sums.append((float(losses.sum()), float(endpoint.counts(targets, present).sum())))
+        return sums
 
     def _seen(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
         seen = self.cohort.outer_train([self.site], slot.repeat, slot.fold)
         return seen, self.cohort.inner[seen, slot.repeat, slot.fold]
 
-    def _order(self, number: int) -> list[np.ndarray]:
-        """For every local epoch a key of each patient, drawn from the patient's own name; patients are visited by rising key."""
-        return [
-            np.array([seed_of(self.training.seed, "order", number, epoch, patient) for patient in self.cohort.patients])
-            for epoch in range(self.training.local_epochs)
-        ]
-
-    def _learners(self, models: dict[str, Tensor]) -> Learners:
-        rows = torch.cat([models[name].reshape(len(models[name]), -1) for name in self.engine.layout.shapes], dim=1)
-        mean, deviation = (models[name] for name in SCALE)
-        lr, decay = self.training.lr, self.training.weight_decay
-        return Learners(rows, mean, deviation, torch.full((len(rows), 1), lr), torch.full((len(rows), 1), decay))
+    def _moments(self, name: str) -> Moments:
+        """Moments with a group for every patient, in the cohort's order."""
+        if name not in self.measured:
+            if name == "features":
+                found = Moments.of_bags(self.features)
+                found = Moments(found.count[self.bag], found.mean[self.bag], found.squares[self.bag])
+            else:
+                found = Moments.of_table(self.cohort.covariates if name == "covariates" else self.cohort.targets)
+            self.measured[name] = found
+        return self.measured[name]

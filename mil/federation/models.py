@@ -6,9 +6,9 @@ import pandas as pd
 from torch import Tensor
 
 from mil.federation.config import FederationSpec
-from mil.federation.forms import slots
+from mil.federation.forms import BALANCE, slots
 from mil.federation.ledger import Ledger, parsed
-from mil.training.run import Run, model_digest
+from mil.training.artefact import Family, Run
 
 ROUND_COLUMNS = ["model", "phase", "repeat", "fold", "round", "site", "train_loss", "val_loss", "val_auroc"]
 
@@ -19,33 +19,39 @@ def run_of(
     rounds: Sequence[int],
     about: Mapping[str, object],
     patients: Sequence[int] | None = None,
-    table: pd.DataFrame | None = None,
+    ledger: Ledger | None = None,
+    run: str = "",
 ) -> Run:
-    """The refit models (models, ...) with their rounds; patients a model only where the server knows them."""
-    trained_on = "+".join(protocol.training_sites)
-    weights = dict(tensors)
+    """The refit models and their scales (models, ...), with their rounds; patients and ledger only where they are known."""
+    experiment, training = protocol.experiment, protocol.experiment.training
+    weights = {name: value for name, value in tensors.items() if name != BALANCE}
+    family = Family(experiment.model, weights)
     models = pd.DataFrame(
         [
             {
-                "model": f"{trained_on}/{slot.name}",
-                "trained_on": trained_on,
+                "model": slot.name,
+                "trained_on": slot.sites,
+                "member": "",
                 "repeat": slot.repeat,
                 "fold": slot.fold,
+                "family": 0,
+                "row": number,
                 "rounds": rounds[number],
+                "lr": training.lr,
+                "weight_decay": training.weight_decay,
                 "patients": patients[number] if patients is not None else "",
-                "sha256": model_digest(weights, number),
+                "sha256": family.digest(number),
             }
             for number, slot in enumerate(slots(protocol, "refit"))
         ]
     )
-    empty = pd.DataFrame(columns=ROUND_COLUMNS)
-    rounds_of_run = empty if table is None else table
-    return Run(protocol.experiment, protocol.endpoint, weights, models, rounds_of_run, Ledger(), dict(about))
+    record = ledger or Ledger()
+    table = rounds_table(protocol, run, record)
+    return Run(experiment, protocol.endpoint, [family], models, table, record, dict(about))
 
 
 def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataFrame:
     """A row a round, model and site from the ledger's lines of `run`; a round that was done again stands once."""
-    trained_on = "+".join(protocol.training_sites)
     rows: dict[tuple, dict[str, object]] = {}
     for entry in parsed(ledger.lines):
         if entry.get("run") != run or entry["event"] != "answered" or entry.get("kind") != "train":
@@ -55,7 +61,7 @@ def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataF
             for slot, loss in zip(live, told["train_loss"], strict=True):
                 place = (entry["phase"], entry["round"], slot.name, site)
                 rows[place] = {
-                    "model": f"{trained_on}/{slot.name}",
+                    "model": slot.name,
                     "phase": entry["phase"],
                     "repeat": slot.repeat,
                     "fold": slot.fold,

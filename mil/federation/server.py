@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 
 from mil.errors import MilError
-from mil.federation import course
+from mil.federation import stages
 from mil.federation.config import FederationSpec
-from mil.federation.forms import Forms, groups_of, shapes_of
+from mil.federation.forms import Forms, groups_of
 from mil.federation.identity import differences, identity
 from mil.federation.ledger import LedgerFile
-from mil.federation.models import rounds_table, run_of
+from mil.federation.models import run_of
 from mil.federation.payload import Message, PayloadError, digest, pack, unpack
 from mil.tables import write_table
 
@@ -40,19 +40,19 @@ class Server:
         self.protocol, self.run, self.folder = protocol, run, Path(folder)
         self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server")
         self.checkpoint = self.folder / "checkpoint.safetensors"
-        self.course = course.load(protocol, self.checkpoint, canary)
+        self.stages = stages.load(protocol, self.checkpoint, canary)
         self.max_bytes = protocol.payload.max_mb_a_round * 1e6
         self.joined = False
         self.asked_sha256, self.question_sha256 = "", ""
         self.away: dict[str, str] = {}
         """Training sites that are not asked again in this job, and why."""
-        event = "started" if self.course.progress.stage == "new" else "resumed"
-        self.ledger.add({"event": event, "run": run, **identity(protocol), **self.course.progress.place})
+        event = "started" if self.stages.progress.stage == "new" else "resumed"
+        self.ledger.add({"event": event, "run": run, **identity(protocol), **self.stages.progress.place})
 
     @property
     def kind(self) -> str:
         """Kind of the next question; `done` when there is none."""
-        stage = self.course.progress.stage
+        stage = self.stages.progress.stage
         return stage if self.joined or stage == "done" else "join"
 
     @property
@@ -60,23 +60,25 @@ class Server:
         """Sites that the next question goes to."""
         if self.kind in {"join", "finish"}:
             return sorted(self.protocol.sites)
-        return [site for site in self.protocol.training_sites if site not in self.away]
+        return [site for site in self.stages.drawn if site not in self.away]
 
     def question(self) -> bytes:
         """The next question."""
-        progress, live = self.course.progress, self.course.live
+        progress, live = self.stages.progress, self.stages.live
         values = {"run": self.run, "ledger": self.ledger.last}
         tensors = {}
         if self.kind == "join":
-            values |= {**identity(self.protocol), "canary": self.course.canary}
+            values |= {**identity(self.protocol), "canary": self.stages.canary}
         else:
             values |= {"phase": progress.phase, "slots": live, "spec_sha256": self.protocol.sha256}
         if self.kind in {"train", "watch"}:
             values["round"] = progress.round
+        if self.kind == "train":
+            values["used"] = [progress.used.get(site, 0) for site in self.protocol.training_sites]
         if self.kind == "finish":
             values["rounds"] = progress.rounds
         if self.kind not in {"join", "moments"}:
-            tensors = {name: value[live] for name, value in self.course.models.items()}
+            tensors = self.stages.models()
         self.asked_sha256 = digest(tensors)
         form = self._forms().question(self.kind, len(live))
         blob = pack(Message(self.kind, values, tensors), form, self.max_bytes, "server")
@@ -88,14 +90,14 @@ class Server:
 
         Raises `SitesMissing` when too few answered as they should: nothing has changed then but the ledger.
         """
-        kind, place = self.kind, self.course.progress.place
+        kind, place = self.kind, self.stages.progress.place
         found, missing = self._judged(kind, answers)
         missing = {**self.away, **silent, **missing}
         entry = {
             "run": self.run,
             "kind": kind,
             **place,
-            "slots": self.course.live,
+            "slots": self.stages.live,
             "missing": dict(sorted(missing.items())),
         }
         entry["asked_sha256"] = self.asked_sha256
@@ -107,21 +109,20 @@ class Server:
             self.ledger.add({"event": "waiting", "reason": str(error), **entry})
             raise
         self.away = {site: why for site, why in missing.items() if site in self.protocol.training_sites}
-        self.ledger.add({"event": "answered", "global_sha256": self.course.digest(), **entry})
-        course.save(self.course, self.checkpoint)
+        self.ledger.add({"event": "answered", "global_sha256": self.stages.digest(), **entry})
+        stages.save(self.stages, self.checkpoint)
 
     def pause(self) -> None:
         """The job ends here and the next one goes on."""
-        self.ledger.add({"event": "paused", "run": self.run, **self.course.progress.place})
+        self.ledger.add({"event": "paused", "run": self.run, **self.stages.progress.place})
 
     def _forms(self) -> Forms:
-        width = self.course.progress.width
-        return Forms(shapes_of(self.protocol.experiment, width) if width else {}, width)
+        return Forms(self.stages.shapes)
 
     def _judged(self, kind: str, answers: Mapping[str, bytes]) -> tuple[dict[str, Message], dict[str, str]]:
         """Answers that may be used, and why the others may not."""
         form = self._forms().answer(
-            kind, len(self.course.live), len(groups_of(self.protocol, self.course.progress.phase))
+            kind, len(self.stages.live), len(groups_of(self.protocol, self.stages.progress.phase, kind))
         )
         found, refused = {}, {}
         for site, blob in answers.items():
@@ -146,7 +147,7 @@ class Server:
         if kind != "join":
             return
         differing = differences(identity(self.protocol), dict(message.values))
-        if self.course.progress.data.get(site, message.values["data_sha256"]) != message.values["data_sha256"]:
+        if self.stages.progress.data.get(site, message.values["data_sha256"]) != message.values["data_sha256"]:
             differing.append("its data have changed since the run began")
         for key, stated in self.protocol.features.model_dump().items():
             if stated is not None and message.values[key] != stated:
@@ -155,7 +156,7 @@ class Server:
             raise PayloadError(f"site {site}: {'; '.join(differing)}")
 
     def _enough(self, kind: str, found: Mapping[str, Message], missing: Mapping[str, str]) -> None:
-        needed = self.protocol.required_sites
+        needed = [site for site in self.protocol.required_sites if site in self.stages.drawn]
         if kind == "finish":
             needed = needed + self.protocol.external_sites
         lacking = [site for site in needed if site not in found]
@@ -163,10 +164,9 @@ class Server:
             reasons = {site: missing.get(site, "no answer") for site in lacking}
             raise SitesMissing(f"{self.run}: without {', '.join(lacking)} no round counts", reasons)
         present = len([site for site in self.protocol.training_sites if site in found])
-        if present < self.protocol.minimum_sites:
-            raise SitesMissing(
-                f"{self.run}: {present} of at least {self.protocol.minimum_sites} sites answered", missing
-            )
+        least = min(self.protocol.minimum_sites, len(self.stages.drawn))
+        if present < least:
+            raise SitesMissing(f"{self.run}: {present} of at least {least} sites answered", missing)
 
     def _advance(self, kind: str, found: Mapping[str, Message]) -> None:
         if kind == "join":
@@ -174,7 +174,7 @@ class Server:
             return
         if kind == "finish":
             self._save_result(found)
-        self.course.take({site: found[site] for site in self.protocol.training_sites if site in found})
+        self.stages.take({site: found[site] for site in self.protocol.training_sites if site in found})
 
     def _join(self, found: Mapping[str, Message]) -> None:
         first = min(found)
@@ -186,16 +186,17 @@ class Server:
                         f"{first}; extract both with the same encoder and tiles"
                     )
         about = {key: found[first].values[key] for key in COMPARED[1:]}
-        self.course.join(int(found[first].values["width"]), about)  # type: ignore[arg-type]
-        self.course.progress.data |= {site: str(message.values["data_sha256"]) for site, message in found.items()}
+        self.stages.join(int(found[first].values["width"]), about)  # type: ignore[arg-type]
+        self.stages.progress.data |= {site: str(message.values["data_sha256"]) for site, message in found.items()}
         self.joined = True
 
     def _save_result(self, found: Mapping[str, Message]) -> None:
         """The run as `mil train` saves one, and every site's own metrics."""
-        progress = self.course.progress
-        table = rounds_table(self.protocol, self.run, self.ledger)
+        progress = self.stages.progress
         about = {key: value for key, value in progress.about.items() if value is not None}
-        run = run_of(self.protocol, self.course.models, progress.rounds, about, progress.num_bags, table)
+        patients = [sum(counts) for counts in zip(*progress.num_bags.values(), strict=True)]
+        tensors = self.stages.state | self.stages.buffers
+        run = run_of(self.protocol, tensors, progress.rounds, about, patients, self.ledger, self.run)
         run.save(self.folder / "result")
         keys = ("patients", "positives", "auroc", "auroc_variance")
         rows = [
@@ -209,7 +210,7 @@ def _told(message: Message, blob: bytes) -> dict[str, object]:
     """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
     told: dict[str, object] = {"answer_sha256": digest(message.tensors), "bytes": len(blob)}
     told["ledger"] = message.values["ledger"]
-    for name in ("num_bags", "train_loss", "watched_loss", "watched_bags"):
+    for name in ("num_bags", "train_loss", "watched_loss", "watched_count"):
         if name in message.tensors:
             told[name] = message.tensors[name].tolist()
     return told

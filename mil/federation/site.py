@@ -7,13 +7,17 @@ ledger. Which engine carries the bytes is not known here.
 import hashlib
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from mil.errors import MilError
 from mil.federation.config import FederationSpec, SiteSpec, limits, own_protocol
-from mil.federation.forms import SCALE, Forms, groups_of, is_subset, shapes_of, slots
+from mil.federation.controls import Controls
+from mil.federation.forms import CONTROL, Forms, Shapes, Slot, groups_of, is_subset, slots
 from mil.federation.identity import code_sha256, data_sha256, differences, identity, own_secret
 from mil.federation.ledger import LedgerFile
 from mil.federation.local import LocalWork
@@ -48,9 +52,10 @@ class Site:
         self.limits = limits(protocol, spec)
         self.max_bytes = self.limits.max_mb_a_round * 1e6
         self.role = protocol.sites[spec.site].role
-        self.forms = Forms(shapes_of(protocol.experiment, features.width), features.width)
+        self.shapes = Shapes(protocol, features.width)
+        self.forms = Forms(self.shapes)
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site)
-        self.work = LocalWork(protocol, spec.site, bags, features) if self.role == "train" else None
+        self.work = LocalWork(protocol, self.shapes, spec.site, bags, features) if self.role == "train" else None
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
     @classmethod
@@ -122,41 +127,71 @@ class Site:
             return Message("join", values | own), self.forms.answer("join", 0, 0)
         if question.kind == "finish":
             return Message("finish", values | self._finish(question)), self.forms.answer("finish", 0, 0)
-        assert self.work is not None
         phase = str(question.values["phase"])
-        asked, groups = slots(self.protocol, phase), groups_of(self.protocol, phase)
-        chosen = [asked[number] for number in question.values["slots"]]  # type: ignore[union-attr]
-        models = dict(question.tensors)
+        everyone = slots(self.protocol, phase)
+        groups = [[everyone[number] for number in group] for group in groups_of(self.protocol, phase, question.kind)]
+        chosen = [everyone[number] for number in cast(list[int], question.values["slots"])]
+        form = self.forms.answer(question.kind, len(chosen), len(groups))
+        work, models = self._work(chosen, question.kind), dict(question.tensors)
         if question.kind == "canary":
             started = time.monotonic()
-            self.work.rehearse(models)
+            work.rehearse(models, chosen[0])
             values["seconds"] = time.monotonic() - started
-            same = {name: value for name, value in models.items() if name not in SCALE}
-            return Message("canary", values, same), self.forms.answer("canary", len(chosen), 0)
-        few = [slot for slot in chosen if len(self.work.train_patients(slot)) < self.limits.min_patients]
-        if few:
-            raise TooFewPatients(
-                f"site {self.spec.site}: {few[0].name} would learn from {len(self.work.train_patients(few[0]))} patients, "
-                f"fewer than {self.limits.min_patients}; nothing was sent"
-            )
+            return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
         if question.kind == "moments":
-            tensors = self.work.moments_of(chosen)
-        elif question.kind == "watch":
-            tensors = self.work.watch(models, chosen, groups)
-        else:
-            tensors = self.work.watch(models, chosen, groups)
-            update = self.work.train(models, chosen, int(question.values["round"]))  # type: ignore[arg-type]
-            tensors |= update.state
-            tensors |= {"num_bags": update.num_bags, "num_steps": update.num_steps, "train_loss": update.train_loss}
-        return Message(question.kind, values, tensors), self.forms.answer(question.kind, len(chosen), len(groups))
+            return Message("moments", values, work.moments_of(chosen)), form
+        tensors = work.watch(models, chosen, groups)
+        if question.kind == "train":
+            tensors |= self._train(question, work, chosen)
+        return Message(question.kind, values, tensors), form
+
+    def _work(self, chosen: list[Slot], kind: str) -> LocalWork:
+        """The site's part of the work, once it is certain that no model would learn from too few patients."""
+        if self.work is None:
+            raise PayloadError(f"site {self.spec.site} is external; it is not asked to train")
+        for slot in chosen if kind != "canary" else ():
+            patients = len(self.work.train_patients(slot))
+            if patients < self.limits.min_patients:
+                raise TooFewPatients(
+                    f"site {self.spec.site}: {slot.name} would learn from {patients} patients, fewer than "
+                    f"{self.limits.min_patients}; nothing was sent"
+                )
+        return self.work
+
+    def _train(self, question: Message, work: LocalWork, chosen: list[Slot]) -> dict[str, Tensor]:
+        """The updates of a round, stacked."""
+        number = cast(int, question.values["round"])
+        pairs: list[Any] = [None] * len(chosen)
+        controls = None
+        if self.shapes.controls:
+            used = cast(list[int], question.values["used"])[self.protocol.training_sites.index(self.spec.site)]
+            folder = Path(self.spec.workspace) / "runs" / str(question.values["run"]) / "controls"
+            controls = Controls(folder, str(question.values["phase"]), used)
+            pairs = controls.pairs(question.tensors, chosen)
+        trained = work.train(question.tensors, chosen, number, pairs)
+        updates = [update for update, _ in trained]
+        tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
+        if controls is not None:
+            controls.keep(number, chosen, [own for _, own in trained if own is not None])
+            changes = [update.control_change or {} for update in updates]
+            tensors |= {
+                f"{CONTROL}{name}": torch.stack([change[name] for change in changes]) for name in self.shapes.state
+            }
+        return tensors | {
+            "num_bags": torch.tensor([update.patients for update in updates]),
+            "num_steps": torch.tensor([update.steps for update in updates]),
+            "train_loss": torch.tensor([update.loss for update in updates], dtype=torch.float64),
+        }
 
     def _finish(self, question: Message) -> dict[str, float | int | None]:
         """Keep the final models; AUROC of the site's own patients that they did not learn from, unless too few."""
-        rounds = question.values["rounds"]
-        run = run_of(self.protocol, question.tensors, rounds, self.features.about)  # type: ignore[arg-type]
+        rounds = cast(list[int], question.values["rounds"])
+        run = run_of(self.protocol, question.tensors, rounds, self.features.about)
         run.save(Path(self.spec.workspace) / "runs" / str(question.values["run"]))
         table = predict(run, self.bags, self.features).table
         own = table[table["split"].isin(["held_out", "external"])]
+        if self.protocol.endpoint.kind != "binary":
+            return {"patients": None, "positives": None, "auroc": None, "auroc_variance": None}
         patients = own.groupby("patient_id").agg(label=("label", "first"), score=("score", "mean"))
         return held_out_metrics(patients["label"].to_numpy(int), patients["score"].to_numpy(), self.limits.small_cells)
 
