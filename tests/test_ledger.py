@@ -54,8 +54,8 @@ def test_untouched_ledgers_agree(finished: Hospitals) -> None:
     assert found.faults == []
     asked = [line for line in read(server) if line["event"] == "answered"]
     assert found.answers == sum(len(line["answered"]) for line in asked)
-    assert found.lines["A"] == 11  # join, twice moments, 3 + 3 rounds, watch, finish
-    assert verify(sites["A"]) == 11
+    assert found.lines["A"] == 12  # join, twice moments, 3 + 3 rounds, watch, finish and its own result
+    assert verify(sites["A"]) == 12
 
 
 def test_a_change_anywhere_breaks_the_chain(finished: Hospitals, tmp_path: Path) -> None:
@@ -127,6 +127,14 @@ def test_a_line_torn_by_a_power_cut_is_taken_off_and_the_chain_goes_on(tmp_path:
     again = LedgerFile(path, "A")
     again.add({"event": "three"})
     assert [entry["event"] for entry in read(path)] == ["one", "two", "three"]
+
+
+def test_two_processes_may_write_to_one_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    one, other = LedgerFile(path, "A"), LedgerFile(path, "A")
+    for number in range(4):
+        (one if number % 2 else other).add({"event": str(number)})
+    assert [entry["event"] for entry in read(path)] == ["0", "1", "2", "3"]
 
 
 def test_a_site_with_an_altered_ledger_does_not_go_on(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mil.training.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of the engine's threads, not ours
 
-LONG_ROUNDS = {"rounds": 4, "batch_size": 4, "lr": 0.005, "local_epochs": 60}
+LONG_ROUNDS = {"rounds": 4, "batch_size": 8, "lr": 0.005, "local_epochs": 12}
 EXPERIMENT = {**PROTOCOL["experiment"], "training": LONG_ROUNDS}
 
 

@@ -220,6 +220,8 @@ class SiteSpec(Spec):
     """Stricter than the protocol's, if given."""
     small_cells: int | None = Field(default=None, ge=FLOOR_CELL)
     """Counts below this never leave; the protocol's, if not given, and never less than 5."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """Budget of every patient of this site over all runs; the protocol's, if not given."""
     free_gb: float = Field(default=2.0, ge=0)
     """Disk space that must be free before joining, in GB of 1e9 bytes."""
     salt: str | None = None

@@ -96,6 +96,8 @@ class Shapes:
         """Those whose moments the sites are asked for."""
         self.balanced = experiment.training.imbalance != "none"
         self.controls = build_strategy(experiment.strategy).controls
+        self.private = protocol.privacy is not None
+        """Nothing crosses that carries no noise: no loss, no metric."""
 
     @property
     def buffers(self) -> dict[str, tuple[int, ...]]:
@@ -140,11 +142,15 @@ class Forms:
         if kind == "watch":
             return Form(kind, _watched(groups), ANSWERED)
         if kind == "finish":
-            return Form(kind, {}, ANSWERED | FINISHED)
+            metrics = dict.fromkeys(FINISHED, type(None)) if self.shapes.private else FINISHED
+            return Form(kind, {}, ANSWERED | metrics)
         state = self._stacked(self.shapes.state, live)
         if kind == "canary":
             return Form(kind, state, ANSWERED | {"seconds": float})
-        return Form(kind, state | self._controls(live) | _watched(groups) | _trained(live), ANSWERED)
+        trained: dict[str, Any] = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
+        if not self.shapes.private:
+            trained["train_loss"] = ((live,), torch.float64)
+        return Form(kind, state | self._controls(live) | _watched(groups) | trained, ANSWERED)
 
     def _stacked(self, shapes: Mapping[str, tuple[int, ...]], live: int) -> dict[str, Any]:
         return {name: ((live, *shape), torch.float32) for name, shape in shapes.items()}
@@ -171,12 +177,6 @@ def _watched(groups: int) -> dict[str, Any]:
     Summed over the inner folds of an outer fold, where every patient stands once: never the count of a small fold.
     """
     return dict.fromkeys(("watched_loss", "watched_count"), ((groups,), torch.float64)) if groups else {}
-
-
-def _trained(live: int) -> dict[str, Any]:
-    """Patients and steps of the round, and the mean loss on the way."""
-    counts = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
-    return {**counts, "train_loss": ((live,), torch.float64)}
 
 
 IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}

@@ -4,13 +4,14 @@ Counts and digests only: no patient, no score. A ledger in memory has no clock, 
 a `LedgerFile` is the record of something that happened, line by line on disk, with the time of each.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mil.errors import CorruptFile
 from mil.files import write_text
@@ -37,25 +38,48 @@ class Ledger:
 
 
 class LedgerFile(Ledger):
-    """A ledger on disk: every line is flushed before `add` returns, and what is there already is verified first."""
+    """A ledger on disk: every line is flushed before `add` returns, and what is there already is verified first.
+
+    Two processes may write to one: the file is locked for each line, and lines of the other are read before it.
+    """
 
     def __init__(self, path: str | Path, actor: str) -> None:
         super().__init__()
-        self.path, self.actor = Path(path), actor
+        self.path, self.actor, self.size = Path(path), actor, -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            _mend(self.path)
-            entries = read(self.path)
-            self.lines = self.path.read_text(encoding="utf-8").splitlines()
-            self.last = entries[-1]["hash"] if entries else FIRST
+        with open(self.path, "ab+") as file:
+            self._locked(file)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Append an entry with the time and who writes."""
-        super().add({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "actor": self.actor, **entry})
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            file.write(f"{self.lines[-1]}\n")
+        with open(self.path, "ab+") as file:
+            self._locked(file)
+            super().add({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "actor": self.actor, **entry})
+            file.write(f"{self.lines[-1]}\n".encode())
             file.flush()
             os.fsync(file.fileno())
+            self.size = file.tell()
+
+    def _locked(self, file: BinaryIO) -> None:
+        """Lock the file until it is closed, and catch up with what others wrote.
+
+        An unfinished last line, as a power cut leaves it, is taken off; the next line follows the last whole one.
+        """
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.seek(0, os.SEEK_END) == self.size:
+            return
+        file.seek(0)
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            file.truncate(len(whole))
+        try:
+            self.lines = whole.decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise CorruptFile(f"{self.path}: is not text; the ledger was altered") from error
+        entries = parsed(self.lines, str(self.path))
+        self.last = entries[-1]["hash"] if entries else FIRST
+        self.size = len(whole)
 
 
 def verify(path: str | Path) -> int:
@@ -99,13 +123,3 @@ def digest(rows: Iterable[bytes]) -> str:
 
 def _hash(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _mend(path: Path) -> None:
-    """Take off an unfinished last line, as a power cut leaves it; the next line to be added follows the last whole one."""
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with open(path, "rb+") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-            file.flush()
-            os.fsync(file.fileno())

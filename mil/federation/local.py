@@ -3,7 +3,8 @@
 The arithmetic is `client_update`, the same that the reference driver calls.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from torch import Tensor
 from mil.federation.client import Job, SiteData, Update, client_update
 from mil.federation.config import FederationSpec
 from mil.federation.forms import BALANCE, PARTS, Shapes, Slot
+from mil.federation.noise import SecretStream
+from mil.federation.privacy import private_update
 from mil.federation.strategies import build_strategy
 from mil.training.cohort import Cohort
 from mil.training.engine import Data, Engine, Learners
@@ -73,14 +76,31 @@ class LocalWork:
         `controls`: of each slot the server's control variate and the site's own, where the strategy has them.
         """
         trained = []
-        sampling = self.training.imbalance == "sampling"
         for place, (slot, control) in enumerate(zip(slots, controls, strict=True)):
-            rates = (self.training.lr, self.training.weight_decay, self.strategy.mu)
-            job = Job(slot.name, self.site, number, *rates, sampling)
-            state = {name: models[name][place] for name in self.shapes.state}
-            data = self.site_data(slot, {name: models[name][place] for name in self.shapes.buffers})
-            trained.append(client_update(state, job, data, *(control or ())))
+            state, data = self._of(models, slot, place)
+            trained.append(client_update(state, self._job(slot, number), data, *(control or ())))
         return trained
+
+    def train_privately(
+        self, models: Named, slots: Sequence[Slot], number: int, stream: Callable[[Slot], SecretStream]
+    ) -> list[Trained]:
+        """The same with patient-level differential privacy; `stream` makes a slot's sampling and noise."""
+        privacy = self.protocol.privacy
+        assert privacy is not None
+        trained = []
+        for place, slot in enumerate(slots):
+            state, data = self._of(models, slot, place)
+            trained.append((private_update(state, self._job(slot, number), data, privacy, stream(slot)), None))
+        return trained
+
+    def _job(self, slot: Slot, number: int) -> Job:
+        rates = (self.training.lr, self.training.weight_decay, self.strategy.mu)
+        return Job(slot.name, self.site, number, *rates, self.training.imbalance == "sampling")
+
+    def _of(self, models: Named, slot: Slot, place: int) -> tuple[dict[str, Tensor], SiteData]:
+        """A slot's state and the site's data for it, from stacked models."""
+        state = {name: models[name][place] for name in self.shapes.state}
+        return state, self.site_data(slot, {name: models[name][place] for name in self.shapes.buffers})
 
     def site_data(self, slot: Slot, buffers: Named) -> SiteData:
         """What `client_update` needs to know of the site for a slot's model."""
@@ -91,10 +111,8 @@ class LocalWork:
 
     def rehearse(self, models: Named, slot: Slot) -> None:
         """A slot's model on all patients there are, to see that it works; what comes of it is dropped."""
-        data = self.site_data(slot, {name: models[name][0] for name in self.shapes.buffers})
-        whole = SiteData(**{**vars(data), "bags": self.bag})
-        job = Job(slot.name, self.site, 1, self.training.lr, self.training.weight_decay)
-        client_update({name: models[name][0] for name in self.shapes.state}, job, whole)
+        state, data = self._of(models, slot, 0)
+        client_update(state, self._job(slot, 1), replace(data, bags=self.bag))
 
     def watch(self, models: Named, slots: Sequence[Slot], groups: Sequence[Sequence[Slot]]) -> dict[str, Tensor]:
         """Loss over the site's patients of the inner folds, and what to divide it by, summed over each group's slots."""

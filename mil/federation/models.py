@@ -57,6 +57,8 @@ def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataF
         if entry.get("run") != run or entry["event"] != "answered" or entry.get("kind") != "train":
             continue
         for site, told in entry["answered"].items():
+            if "train_loss" not in told:  # under privacy
+                continue
             live = [slots(protocol, entry["phase"])[number] for number in entry["slots"]]
             for slot, loss in zip(live, told["train_loss"], strict=True):
                 place = (entry["phase"], entry["round"], slot.name, site)

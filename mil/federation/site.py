@@ -20,8 +20,9 @@ from mil.federation.controls import Controls
 from mil.federation.forms import CONTROL, Forms, Shapes, Slot, groups_of, is_subset, slots
 from mil.federation.identity import code_sha256, data_sha256, differences, identity, own_secret
 from mil.federation.ledger import LedgerFile
-from mil.federation.local import LocalWork
+from mil.federation.local import LocalWork, Trained
 from mil.federation.models import run_of
+from mil.federation.noise import SecretStream
 from mil.federation.payload import (
     Form,
     Message,
@@ -34,6 +35,7 @@ from mil.federation.payload import (
     pack,
     unpack,
 )
+from mil.federation.privacy import Budget
 from mil.metrics.delong import both_classes, placements
 from mil.predictions import predict
 from mil.tables import read_table
@@ -56,6 +58,17 @@ class Site:
         self.forms = Forms(self.shapes)
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site)
         self.work = LocalWork(protocol, self.shapes, spec.site, bags, features) if self.role == "train" else None
+        self.budget: Budget | None = None
+        if protocol.privacy is not None:
+            privacy = protocol.privacy
+            if privacy.delta * len(features.patients) >= 1:
+                raise MilError(
+                    f"federation.yaml: privacy.delta {privacy.delta:g} promises nothing to {len(features.patients)} patients; "
+                    f"it must be well below {1 / len(features.patients):.2g}"
+                )
+            most = min(privacy.epsilon, spec.epsilon or privacy.epsilon)
+            self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, most, privacy.delta)
+        self.epsilon: float | None = None
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
     @classmethod
@@ -168,7 +181,10 @@ class Site:
             folder = Path(self.spec.workspace) / "runs" / str(question.values["run"]) / "controls"
             controls = Controls(folder, str(question.values["phase"]), used)
             pairs = controls.pairs(question.tensors, chosen)
-        trained = work.train(question.tensors, chosen, number, pairs)
+        if self.budget is not None:
+            trained = self._train_privately(question, work, chosen, number)
+        else:
+            trained = work.train(question.tensors, chosen, number, pairs)
         updates = [update for update, _ in trained]
         tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
         if controls is not None:
@@ -177,11 +193,25 @@ class Site:
             tensors |= {
                 f"{CONTROL}{name}": torch.stack([change[name] for change in changes]) for name in self.shapes.state
             }
-        return tensors | {
-            "num_bags": torch.tensor([update.patients for update in updates]),
-            "num_steps": torch.tensor([update.steps for update in updates]),
-            "train_loss": torch.tensor([update.loss for update in updates], dtype=torch.float64),
-        }
+        tensors["num_bags"] = torch.tensor([update.patients for update in updates])
+        tensors["num_steps"] = torch.tensor([update.steps for update in updates])
+        if self.budget is None:
+            tensors["train_loss"] = torch.tensor([update.loss for update in updates], dtype=torch.float64)
+        return tensors
+
+    def _train_privately(self, question: Message, work: LocalWork, chosen: list[Slot], number: int) -> list[Trained]:
+        """The same with noise, once the site's budget allows it."""
+        assert self.budget is not None
+        assert self.protocol.privacy is not None
+        run, asked = str(question.values["run"]), digest(question.tensors)
+        patients = {slot: len(work.train_patients(slot)) for slot in chosen}
+        self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
+        return work.train_privately(
+            question.tensors, chosen, number, lambda slot: self._stream(run, slot, number, asked)
+        )
+
+    def _stream(self, run: str, slot: Slot, number: int, asked: str) -> SecretStream:
+        return SecretStream(own_secret(self.spec.workspace), "noise", run, slot.name, number, asked)
 
     def _finish(self, question: Message) -> dict[str, float | int | None]:
         """Keep the final models; AUROC of the site's own patients that they did not learn from, unless too few."""
@@ -190,13 +220,27 @@ class Site:
         run.save(Path(self.spec.workspace) / "runs" / str(question.values["run"]))
         table = predict(run, self.bags, self.features).table
         own = table[table["split"].isin(["held_out", "external"])]
+        nothing: dict[str, float | int | None] = {
+            "patients": None,
+            "positives": None,
+            "auroc": None,
+            "auroc_variance": None,
+        }
         if self.protocol.endpoint.kind != "binary":
-            return {"patients": None, "positives": None, "auroc": None, "auroc_variance": None}
+            return nothing
         patients = own.groupby("patient_id").agg(label=("label", "first"), score=("score", "mean"))
-        return held_out_metrics(patients["label"].to_numpy(int), patients["score"].to_numpy(), self.limits.small_cells)
+        metrics = held_out_metrics(
+            patients["label"].to_numpy(int), patients["score"].to_numpy(), self.limits.small_cells
+        )
+        self.ledger.add({"event": "result", "run": str(question.values["run"]), **metrics})
+        return metrics if self.budget is None else nothing
 
     def _record(self, question: Message, reply: Message, received: int, sent: int) -> None:
-        entry = {key: question.values[key] for key in ("run", "phase", "round") if key in question.values}
+        entry: dict[str, Any] = {
+            key: question.values[key] for key in ("run", "phase", "round") if key in question.values
+        }
+        if self.epsilon is not None:
+            entry["epsilon"] = self.epsilon
         if "num_bags" in reply.tensors:
             entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
         self.ledger.add(

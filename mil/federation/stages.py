@@ -113,7 +113,9 @@ class Stages:
         """The sites' features are known: the first models are drawn. Later calls change nothing."""
         if self.progress.stage == "new":
             self.progress.width, self.progress.about = width, dict(about)
-            self._begin("inner", [self.protocol.experiment.training.rounds] * len(slots(self.protocol, "inner")))
+            # under privacy the number of rounds is not selected: the losses that would select it carry no noise
+            phase = "inner" if self.protocol.privacy is None else "refit"
+            self._begin(phase, [self.protocol.experiment.training.rounds] * len(slots(self.protocol, phase)))
 
     def take(self, found: Found) -> None:
         """Move on by the training sites' answers to the question of this stage."""
