@@ -156,5 +156,42 @@ def test_covariates_and_regression_cross_as_moments(tmp_path: Path) -> None:
     ages = pd.to_numeric(bags.loc[bags["repeat0"] != 0, "age"], errors="coerce")
     scale = server.stages.buffers["covariates.mean"][0]
     assert float(scale[0]) == pytest.approx(ages.mean(), rel=1e-6)
+    table = pd.read_csv(tmp_path / "run" / "result" / "covariates.csv").set_index("site")
+    everyone = pd.concat([bags["age"], sites["C"].bags["age"]])
+    known = pd.to_numeric(everyone, errors="coerce").dropna()
+    assert table.loc["all sites", "known"] == len(known)
+    assert table.loc["all sites", "mean"] == pytest.approx(known.mean(), rel=1e-6)
+    assert table.loc["all sites", "deviation"] == pytest.approx(known.std(), rel=1e-6)
+    metrics = pd.read_csv(tmp_path / "run" / "result" / "sites.csv").set_index("site")
+    assert metrics.loc["C", "metric"] > 0.5
     labels = bags.loc[bags["repeat0"] != 0, "label"].astype(float)
     assert float(server.stages.buffers["target.deviation"][0][0]) == pytest.approx(labels.std(ddof=0), rel=1e-6)
+
+
+def test_survival_ends_in_a_log_rank_stratified_by_site(tmp_path: Path) -> None:
+    endpoint = {**PROTOCOL["endpoint"], "kind": "survival", "event": "label"}
+    hospitals = make_hospitals(tmp_path, endpoint=endpoint)
+    for number, name in enumerate("ABC"):
+        path = Path(hospitals.site(name).results) / "bags" / "response.csv"
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        generator = np.random.default_rng(number)
+        table["time"] = [f"{generator.exponential(10 if label == '1' else 40) + 0.1:.3f}" for label in table["label"]]
+        table.to_csv(path, index=False)
+    run(hospitals, tmp_path / "run", opened(hospitals))
+    table = pd.read_csv(tmp_path / "run" / "result" / "sites.csv").set_index("site")
+    own = table.loc[["A", "B"]]
+    together = own["logrank_difference"].sum() ** 2 / own["logrank_variance"].sum()
+    assert table.loc["training sites", "logrank_chi2"] == pytest.approx(together)
+    assert table.loc["training sites", "logrank_p"] < 0.05
+    assert table.loc["training sites", "patients"] == 100
+
+
+def test_a_site_with_a_small_class_withholds_its_metrics(tmp_path: Path) -> None:
+    hospitals = make_hospitals(tmp_path, sites={"A": ("train", 48), "B": ("train", 52), "C": ("external", 18)})
+    run(hospitals, tmp_path / "run", opened(hospitals))
+    table = pd.read_csv(tmp_path / "run" / "result" / "sites.csv").set_index("site")
+    assert table.loc["C", ["patients", "positives", "metric", "variance"]].isna().all()  # 9 positives
+    assert (
+        table.loc["training sites", "low"] < table.loc["training sites", "metric"] < table.loc["training sites", "high"]
+    )
+    assert "external sites" not in table.index

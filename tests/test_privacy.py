@@ -311,7 +311,7 @@ def test_a_private_run_tells_nothing_without_noise_and_answers_alike_when_asked_
     trained = next(head for head in heads if head["kind"] == "train")
     assert set(trained["names"]) == {*sites["A"].shapes.state, "num_bags", "num_steps"}
     finished = [head for head in heads if head["kind"] == "finish"]
-    assert all(head["auroc"] is None and head["patients"] is None for head in finished)
+    assert all(head["metric"] is None and head["patients"] is None for head in finished)
     lines = [line for line in read(Path(hospitals.site("A").workspace) / "ledger.jsonl") if "epsilon" in line]
     known = [line["epsilon"] for line in lines]
     assert known == sorted(known)

@@ -122,6 +122,8 @@ class FederationSpec(Spec):
     experiment: ExperimentSpec
     endpoint: EndpointSpec = EndpointSpec()
     features: FeaturesSpec = FeaturesSpec()
+    code_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Digest of the code that all parties run (`mil site check` prints a site's own); none: the server's, whatever it is."""
     rounds: RoundsSpec = RoundsSpec()
     payload: PayloadSpec = PayloadSpec()
     privacy: PrivacySpec | None = None

@@ -142,8 +142,7 @@ class Forms:
         if kind == "watch":
             return Form(kind, _watched(groups), ANSWERED)
         if kind == "finish":
-            metrics = dict.fromkeys(FINISHED, type(None)) if self.shapes.private else FINISHED
-            return Form(kind, {}, ANSWERED | metrics)
+            return self._finished()
         state = self._stacked(self.shapes.state, live)
         if kind == "canary":
             return Form(kind, state, ANSWERED | {"seconds": float})
@@ -151,6 +150,13 @@ class Forms:
         if not self.shapes.private:
             trained["train_loss"] = ((live,), torch.float64)
         return Form(kind, state | self._controls(live) | _watched(groups) | trained, ANSWERED)
+
+    def _finished(self) -> Form:
+        if self.shapes.private:
+            return Form("finish", {}, ANSWERED | dict.fromkeys(FINISHED, type(None)))
+        width = self.shapes.scales.get("covariates", 0)
+        parts = {f"covariates.{part}": ((width,), torch.float64) for part in PARTS} if width else {}
+        return Form("finish", parts, ANSWERED | FINISHED)
 
     def _stacked(self, shapes: Mapping[str, tuple[int, ...]], live: int) -> dict[str, Any]:
         return {name: ((live, *shape), torch.float32) for name, shape in shapes.items()}
@@ -182,7 +188,14 @@ def _watched(groups: int) -> dict[str, Any]:
 IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}
 ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "slots": list[int], "spec_sha256": SHA256, "ledger": SHA256}
 ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256}
-FINISHED: dict[str, Kind] = {"patients": COUNT, "positives": COUNT, "auroc": NUMBER, "auroc_variance": NUMBER}
+FINISHED: dict[str, Kind] = {
+    "patients": COUNT,
+    "positives": COUNT,
+    "metric": NUMBER,
+    "variance": NUMBER,
+    "logrank_difference": NUMBER,
+    "logrank_variance": NUMBER,
+}
 JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool})
 JOIN_ANSWER = Form(
     "join",

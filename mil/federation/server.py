@@ -9,8 +9,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from mil.errors import MilError
 from mil.federation import stages
 from mil.federation.config import FederationSpec
@@ -19,6 +17,7 @@ from mil.federation.identity import differences, identity
 from mil.federation.ledger import LedgerFile
 from mil.federation.models import run_of
 from mil.federation.payload import Message, PayloadError, digest, pack, unpack
+from mil.federation.results import covariates_table, sites_table
 from mil.tables import write_table
 
 COMPARED = ("width", "encoder", "weights_sha256", "tile_mpp", "size_px")
@@ -198,12 +197,13 @@ class Server:
         tensors = self.stages.state | self.stages.buffers
         run = run_of(self.protocol, tensors, progress.rounds, about, patients, self.ledger, self.run)
         run.save(self.folder / "result")
-        keys = ("patients", "positives", "auroc", "auroc_variance")
-        rows = [
-            {"site": site, "role": self.protocol.sites[site].role, **{key: message.values[key] for key in keys}}
-            for site, message in sorted(found.items())
-        ]
-        write_table(pd.DataFrame(rows), self.folder / "result" / "sites.csv")
+        roles = {site: member.role for site, member in self.protocol.sites.items()}
+        told = {site: message.values for site, message in found.items()}
+        write_table(sites_table(self.protocol.endpoint.kind, roles, told), self.folder / "result" / "sites.csv")
+        names = self.protocol.experiment.covariates
+        if names and self.protocol.privacy is None:
+            table = covariates_table(names, {site: message.tensors for site, message in found.items()})
+            write_table(table, self.folder / "result" / "covariates.csv")
 
 
 def _told(message: Message, blob: bytes) -> dict[str, object]:

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ from mil.federation.payload import (
     unpack,
 )
 from mil.federation.privacy import Budget
-from mil.metrics.delong import both_classes, placements
+from mil.federation.results import NOTHING, Metrics, own_covariates, own_metrics
 from mil.predictions import predict
 from mil.tables import read_table
 from mil.training.store import SAME_EVERYWHERE, FeatureStore
@@ -139,7 +138,8 @@ class Site:
             own["num_bags"] = len(self.features.patients)
             return Message("join", values | own), self.forms.answer("join", 0, 0)
         if question.kind == "finish":
-            return Message("finish", values | self._finish(question)), self.forms.answer("finish", 0, 0)
+            metrics, tensors = self._finish(question)
+            return Message("finish", values | metrics, tensors), self.forms.answer("finish", 0, 0)
         phase = str(question.values["phase"])
         everyone = slots(self.protocol, phase)
         groups = [[everyone[number] for number in group] for group in groups_of(self.protocol, phase, question.kind)]
@@ -213,27 +213,18 @@ class Site:
     def _stream(self, run: str, slot: Slot, number: int, asked: str) -> SecretStream:
         return SecretStream(own_secret(self.spec.workspace), "noise", run, slot.name, number, asked)
 
-    def _finish(self, question: Message) -> dict[str, float | int | None]:
-        """Keep the final models; AUROC of the site's own patients that they did not learn from, unless too few."""
+    def _finish(self, question: Message) -> tuple[Metrics, dict[str, Tensor]]:
+        """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
         rounds = cast(list[int], question.values["rounds"])
         run = run_of(self.protocol, question.tensors, rounds, self.features.about)
         run.save(Path(self.spec.workspace) / "runs" / str(question.values["run"]))
         table = predict(run, self.bags, self.features).table
-        own = table[table["split"].isin(["held_out", "external"])]
-        nothing: dict[str, float | int | None] = {
-            "patients": None,
-            "positives": None,
-            "auroc": None,
-            "auroc_variance": None,
-        }
-        if self.protocol.endpoint.kind != "binary":
-            return nothing
-        patients = own.groupby("patient_id").agg(label=("label", "first"), score=("score", "mean"))
-        metrics = held_out_metrics(
-            patients["label"].to_numpy(int), patients["score"].to_numpy(), self.limits.small_cells
-        )
+        metrics = own_metrics(self.protocol.endpoint.kind, table, self.bags, self.limits.small_cells)
         self.ledger.add({"event": "result", "run": str(question.values["run"]), **metrics})
-        return metrics if self.budget is None else nothing
+        if self.budget is not None:  # they carry no noise
+            return NOTHING, {}
+        names = self.protocol.experiment.covariates
+        return metrics, own_covariates(self.bags, names, self.limits.small_cells) if names else {}
 
     def _record(self, question: Message, reply: Message, received: int, sent: int) -> None:
         entry: dict[str, Any] = {
@@ -264,17 +255,3 @@ def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
     if roles:
         raise MilError(f"{path}: role {roles.pop()}, but the federation has {site} as {protocol.sites[site].role}")
     return bags
-
-
-def held_out_metrics(labels: np.ndarray, scores: np.ndarray, small_cells: int) -> dict[str, float | int | None]:
-    """AUROC and its DeLong variance, with the counts; all of them withheld where a class has fewer than `small_cells`."""
-    positives = int(labels.sum())
-    if min(positives, len(labels) - positives) < small_cells or not both_classes(labels):
-        return {"patients": None, "positives": None, "auroc": None, "auroc_variance": None}
-    found = placements(labels, scores)
-    return {
-        "patients": len(labels),
-        "positives": positives,
-        "auroc": float(found.auroc[0]),
-        "auroc_variance": float(found.covariance[0, 0]),
-    }
