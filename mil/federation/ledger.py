@@ -1,13 +1,17 @@
 """A record of every round, each line bound to the one before: change, drop or move a line and `verify` names it.
 
-Counts and digests only: no patient, no score, no clock, so that two equal runs write equal ledgers.
+Counts and digests only: no patient, no score. A ledger in memory has no clock, so that two equal runs write equal ledgers;
+a `LedgerFile` is the record of something that happened, line by line on disk, with the time of each.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mil.errors import CorruptFile
 from mil.files import write_text
@@ -33,20 +37,80 @@ class Ledger:
         write_text(path, "".join(f"{line}\n" for line in self.lines))
 
 
+class LedgerFile(Ledger):
+    """A ledger on disk: every line is flushed before `add` returns, and what is there already is verified first.
+
+    Two processes may write to one: the file is locked for each line, and lines of the other are read before it.
+    """
+
+    def __init__(self, path: str | Path, actor: str) -> None:
+        super().__init__()
+        self.path, self.actor, self.size = Path(path), actor, -1
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab+") as file:
+            self._locked(file)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Append an entry with the time and who writes."""
+        with open(self.path, "ab+") as file:
+            self._locked(file)
+            super().add({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "actor": self.actor, **entry})
+            file.write(f"{self.lines[-1]}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self.size = file.tell()
+
+    def _locked(self, file: BinaryIO) -> None:
+        """Lock the file until it is closed, and catch up with what others wrote.
+
+        An unfinished last line, as a power cut leaves it, is taken off; the next line follows the last whole one.
+        """
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.seek(0, os.SEEK_END) == self.size:
+            return
+        file.seek(0)
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            file.truncate(len(whole))
+        try:
+            self.lines = whole.decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise CorruptFile(f"{self.path}: is not text; the ledger was altered") from error
+        entries = parsed(self.lines, str(self.path))
+        self.last = entries[-1]["hash"] if entries else FIRST
+        self.size = len(whole)
+
+
 def verify(path: str | Path) -> int:
     """Number of lines if the chain holds; `CorruptFile` naming the first line that does not."""
+    return len(read(path))
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The entries of a ledger whose chain holds; `CorruptFile` naming the first line that does not."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path}: cannot be read as a ledger ({error})") from error
+    return parsed(lines, str(path))
+
+
+def parsed(lines: Iterable[str], where: str = "ledger") -> list[dict[str, Any]]:
+    """Lines -> entries, once the chain holds."""
     last = FIRST
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    entries = []
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise CorruptFile(f"{path}: line {number} is not JSON; the ledger was altered") from error
+            raise CorruptFile(f"{where}: line {number} is not JSON; the ledger was altered") from error
         stated = entry.pop("hash", None)
         if entry.get("prev_hash") != last or _hash(entry) != stated:
-            raise CorruptFile(f"{path}: line {number} does not follow from the one before; the ledger was altered")
+            raise CorruptFile(f"{where}: line {number} does not follow from the one before; the ledger was altered")
         last = stated
-    return len(lines)
+        entries.append({**entry, "hash": stated})
+    return entries
 
 
 def digest(rows: Iterable[bytes]) -> str:

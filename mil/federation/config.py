@@ -1,0 +1,267 @@
+"""What a federation's three files say: the protocol that all parties hold, and a short file of each side's own.
+
+`federation.yaml` is written by the coordinator, read and kept by every site: its SHA-256 is compared before every job, so
+that nothing the server says later changes what a site computes. `server.yaml` and `site.yaml` never leave their machines.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mil.config import parse, read_yaml
+from mil.errors import MilError, nearest
+from mil.files import SAFE_NAME
+from mil.specs.base import Spec
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.experiments import ExperimentSpec
+
+BETWEEN_HOSPITALS = (
+    "fedavg",
+    "fedavgm",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "scaffold",
+    "median",
+    "trimmed_mean",
+)
+FLOOR_PATIENTS = 20
+FLOOR_CELL = 5
+
+S = TypeVar("S", bound=Spec)
+
+
+def _safe(name: str) -> str:
+    if not SAFE_NAME.match(name):
+        raise ValueError("use letters, digits, '.', '_' and '-', first a letter or digit, at most 128")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_safe)]
+
+
+class AddressSpec(Spec):
+    """Where the server listens. Sites only ever open connections to this one port."""
+
+    host: str
+    """Host name that the sites resolve; it is the server's name in its certificate."""
+    port: int = Field(default=8002, ge=1, le=65535)
+    organisation: Name = "coordinator"
+
+
+class MemberSpec(Spec):
+    """A site of the federation."""
+
+    organisation: Name
+    role: Literal["train", "external"] = "train"
+    """`external`: receives the final models and returns metrics; takes no part in training or selection."""
+
+
+class FeaturesSpec(Spec):
+    """What every site's feature files must say of themselves; none: not compared."""
+
+    encoder: str | None = None
+    weights_sha256: str | None = None
+    tile_mpp: float | None = Field(default=None, gt=0)
+    size_px: int | None = Field(default=None, ge=1)
+
+
+class RoundsSpec(Spec):
+    """Who must answer, how long is waited, and how the work is cut into jobs."""
+
+    required: tuple[str, ...] | None = None
+    """Training sites without which no round counts; none: all of them."""
+    minimum: int | None = Field(default=None, ge=1)
+    """Fewest training sites in a round; none: all of them."""
+    allow_subset: bool = False
+    """A round may count without a training site that is not `required`. Off, every training site takes part in every round."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for the sites' answers to one question."""
+    rounds_a_job: int = Field(default=50, ge=1)
+    """Rounds after which the engine's job ends and a new one goes on from the checkpoint; a site that was away joins again there."""
+    silent_s: float = Field(default=120.0, gt=0)
+    """A site that the server has not heard from for this long counts as away."""
+
+
+class PayloadSpec(Spec):
+    """What may cross between a site and the server. A site's own file may only be stricter."""
+
+    max_mb_a_round: float = Field(default=64.0, gt=0)
+    """Largest message either way, in MB of 1e6 bytes."""
+    min_patients: int = Field(default=FLOOR_PATIENTS, ge=FLOOR_PATIENTS)
+    """No update from fewer patients."""
+    small_cells: int = Field(default=10, ge=FLOOR_CELL)
+    """Counts below this are not shown in metrics and statistics."""
+
+
+class PrivacySpec(Spec):
+    """Patient-level differential privacy: every patient's gradient is clipped, their sum gets noise (Abadi et al. 2016)."""
+
+    noise: float = Field(gt=0)
+    """Standard deviation of the noise over `clip`."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest L2 norm of a patient's gradient."""
+    expected_batch: float = Field(default=16.0, gt=0)
+    """Mean size of the batches that are drawn by Poisson sampling of patients."""
+    epsilon: float = Field(gt=0)
+    """Budget of every patient over the whole run; the site stops before it is exceeded."""
+    delta: float = Field(gt=0, lt=1)
+
+
+class FederationSpec(Spec):
+    """The protocol: members, model, rounds, limits. Everybody's copy must be equal."""
+
+    version: Literal[1] = 1
+    federation: Name
+    server: AddressSpec
+    sites: dict[Name, MemberSpec]
+    experiment: ExperimentSpec
+    endpoint: EndpointSpec = EndpointSpec()
+    features: FeaturesSpec = FeaturesSpec()
+    code_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Digest of the code that all parties run (`mil site check` prints a site's own); none: the server's, whatever it is."""
+    rounds: RoundsSpec = RoundsSpec()
+    payload: PayloadSpec = PayloadSpec()
+    privacy: PrivacySpec | None = None
+    encryption: Literal["none", "ckks"] = "none"
+    """`ckks`: sites send encrypted updates and the server adds them unread (needs the tenseal package everywhere)."""
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that train, sorted."""
+        return sorted(name for name, member in self.sites.items() if member.role == "train")
+
+    @property
+    def external_sites(self) -> list[str]:
+        """Sites that only receive the final models, sorted."""
+        return sorted(name for name, member in self.sites.items() if member.role == "external")
+
+    @property
+    def required_sites(self) -> list[str]:
+        """Training sites without which no round counts."""
+        if not self.rounds.allow_subset or self.rounds.required is None:
+            return self.training_sites
+        return sorted(self.rounds.required)
+
+    @property
+    def minimum_sites(self) -> int:
+        """Fewest training sites in a round."""
+        everyone = len(self.training_sites)
+        return min(self.rounds.minimum or everyone, everyone) if self.rounds.allow_subset else everyone
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the canonical JSON: equal exactly where the protocol is."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FederationSpec":
+        if not self.training_sites:
+            raise ValueError("sites: none has the role train")
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", self.server.host):
+            raise ValueError(f"server.host: {self.server.host!r} is not a host name")
+        for name in self.rounds.required or ():
+            if name not in self.training_sites:
+                raise ValueError(f"rounds.required: '{name}' is no training site; {nearest(name, self.training_sites)}")
+        if (self.rounds.required is not None or self.rounds.minimum is not None) and not self.rounds.allow_subset:
+            raise ValueError("rounds: required and minimum say how few sites will do; they need allow_subset: true")
+        experiment = self.experiment
+        if experiment.strategy.name not in BETWEEN_HOSPITALS:
+            raise ValueError(
+                f"experiment.strategy: '{experiment.strategy.name}' is not run between hospitals; choose one of "
+                f"{', '.join(BETWEEN_HOSPITALS)}"
+            )
+        if experiment.search is not None or experiment.training.replicas > 1:
+            raise ValueError("experiment: search and replicas are not run between hospitals; leave them out")
+        if self.privacy is not None:
+            self._check_private(experiment)
+        return self
+
+    def _check_private(self, experiment: ExperimentSpec) -> None:
+        """Raise where something would leave a site without noise."""
+        training = experiment.training
+        if training.scaling != "none" or training.imbalance != "none" or experiment.covariates:
+            raise ValueError(
+                "privacy: means and class counts carry no noise; set experiment.training.scaling and imbalance to 'none', "
+                "and leave covariates out"
+            )
+        if self.endpoint.kind not in {"binary", "multiclass"} or experiment.strategy.name == "scaffold":
+            raise ValueError(
+                "privacy: only endpoints with classes, and no scaffold, whose control variates carry no noise"
+            )
+
+
+class ServerSpec(Spec):
+    """The coordinator's own file."""
+
+    federation: str = "federation.yaml"
+    """The protocol's file, relative to this one."""
+    workspace: str = "server"
+    """Folder for certificates, the engine's kit, checkpoints, ledger and results; relative to this file. Back it up."""
+    operator: str = "operator@coordinator.org"
+    """Name in the certificate of the person who starts runs."""
+
+
+class SiteSpec(Spec):
+    """A hospital's own file. Nothing in it travels."""
+
+    site: Name
+    federation: str = "federation.yaml"
+    """The hospital's own copy of the protocol, relative to this file."""
+    results: str
+    """Folder of the site's results: `sites/<site>/features/<encoder>/*.h5` and `bags/<endpoint>.csv`."""
+    workspace: str = "site"
+    """Folder for the private key, the engine's kit and the ledger; relative to this file."""
+    max_mb_a_round: float | None = Field(default=None, gt=0)
+    """Stricter than the protocol's, if given."""
+    min_patients: int | None = Field(default=None, ge=FLOOR_PATIENTS)
+    """Stricter than the protocol's, if given."""
+    small_cells: int | None = Field(default=None, ge=FLOOR_CELL)
+    """Counts below this never leave; the protocol's, if not given, and never less than 5."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """Budget of every patient of this site over all runs; the protocol's, if not given."""
+    free_gb: float = Field(default=2.0, ge=0)
+    """Disk space that must be free before joining, in GB of 1e9 bytes."""
+    salt: str | None = None
+    """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of the arithmetic. Results are equal bit for bit only between equal numbers of threads."""
+
+
+def read_own(spec: type[S], path: str | Path) -> S:
+    """A side's own YAML file, its relative paths resolved from where the file lies."""
+    path = Path(path).resolve()
+    found = parse(spec, read_yaml(path), str(path))
+    places = {
+        key: str((path.parent / Path(value).expanduser()).resolve())
+        for key in ("federation", "workspace", "results", "salt")
+        if (value := getattr(found, key, None)) is not None
+    }
+    return found.model_copy(update=places)
+
+
+def read_federation(path: str | Path) -> FederationSpec:
+    """The protocol's file."""
+    return parse(FederationSpec, read_yaml(path), str(path))
+
+
+def own_protocol(spec: SiteSpec) -> FederationSpec:
+    """The site's copy of the protocol, with the site in it, and the stricter of both limits in force."""
+    protocol = read_federation(spec.federation)
+    if spec.site not in protocol.sites:
+        raise MilError(f"{spec.federation}: site '{spec.site}' is not a member; {nearest(spec.site, protocol.sites)}")
+    return protocol
+
+
+def limits(protocol: FederationSpec, site: SiteSpec) -> PayloadSpec:
+    """The stricter of the protocol's and the site's limits."""
+    common = protocol.payload
+    return PayloadSpec(
+        max_mb_a_round=min(common.max_mb_a_round, site.max_mb_a_round or common.max_mb_a_round),
+        min_patients=max(common.min_patients, site.min_patients or 0),
+        small_cells=max(common.small_cells, site.small_cells or 0),
+    )

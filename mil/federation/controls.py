@@ -1,0 +1,61 @@
+"""SCAFFOLD's control variates of a site: kept on its disk between rounds, so that a restarted site goes on exactly.
+
+One file a round. The server says which round's answer it used last, so a round that is asked again starts from the same
+controls as the first time, and an answer that came too late moves nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mil.errors import MilError
+from mil.federation.forms import CONTROL, Slot
+from mil.files import replacing
+
+Named = Mapping[str, Tensor]
+
+
+class Controls:
+    """Of one run at one site."""
+
+    def __init__(self, folder: Path, phase: str, used: int) -> None:
+        self.folder, self.phase = folder, phase
+        self.known: dict[str, Tensor] = {}
+        """As they were after round `used` of the phase, named `slot:tensor`."""
+        if used:
+            path = self._file(used)
+            if not path.is_file():
+                raise MilError(
+                    f"{path} does not exist, so the site cannot go on with this run; restore the workspace's backup"
+                )
+            self.known = load_file(path)
+        for old in folder.glob(f"{phase}.*.safetensors"):
+            if int(old.suffixes[0][1:]) < used:
+                old.unlink()
+
+    def pairs(self, models: Named, slots: Sequence[Slot]) -> list[tuple[Named, Named]]:
+        """Of each slot the server's control variate, from the question, and the site's own."""
+        found = []
+        for place, slot in enumerate(slots):
+            server = {
+                name.removeprefix(CONTROL): value[place] for name, value in models.items() if name.startswith(CONTROL)
+            }
+            own = {
+                name: self.known.get(f"{slot.name}:{name}", torch.zeros_like(value)) for name, value in server.items()
+            }
+            found.append((server, own))
+        return found
+
+    def keep(self, number: int, slots: Sequence[Slot], kept: Sequence[Named]) -> None:
+        """Write what they are after round `number`; slots that were not asked for stay as they are."""
+        now = {
+            f"{slot.name}:{name}": value for slot, own in zip(slots, kept, strict=True) for name, value in own.items()
+        }
+        with replacing(self._file(number)) as partial:
+            save_file({name: value.contiguous() for name, value in (self.known | now).items()}, partial)
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{self.phase}.{number}.safetensors"

@@ -1,0 +1,214 @@
+"""What each question and answer must look like, made on either side from its own copy of the protocol.
+
+A slot is one model: a repeat, an outer fold and, while rounds are selected, an inner fold. All slots of a phase travel in
+one message, as the leading axis of every tensor; a slot that is finished is left out of later rounds.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mil.endpoints import Endpoint, build_endpoint
+from mil.federation.config import FederationSpec
+from mil.federation.payload import NAME, SHA256, Form, Kind
+from mil.federation.strategies import build_strategy
+from mil.models import Head, build
+
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
+NUMBER = (float, type(None))
+COUNT = (int, type(None))
+BALANCE = "balance"
+CONTROL = "control/"
+PARTS = ("count", "mean", "squares")
+
+
+@dataclass(frozen=True, order=True)
+class Slot:
+    """One model of a phase."""
+
+    sites: str
+    """The training sites, joined by `+`."""
+    repeat: int
+    fold: int
+    inner: int | None = None
+
+    @property
+    def name(self) -> str:
+        """E.g. `A+B/repeat0/fold1/inner2`, as `mil train` calls the same model."""
+        inner = "" if self.inner is None else f"/inner{self.inner}"
+        return f"{self.sites}/repeat{self.repeat}/fold{self.fold}{inner}"
+
+
+def slots(protocol: FederationSpec, phase: str) -> list[Slot]:
+    """All models of a phase, in their order along the leading axis."""
+    spec, sites = protocol.endpoint, "+".join(protocol.training_sites)
+    outer = [(sites, repeat, fold) for repeat in range(spec.repeats) for fold in range(spec.folds)]
+    if phase == "refit":
+        return [Slot(*place) for place in outer]
+    return [Slot(*place, inner) for place in outer for inner in range(spec.inner_folds)]
+
+
+def groups_of(protocol: FederationSpec, phase: str, kind: str = "watch") -> list[list[int]]:
+    """Slot numbers of each outer fold whose losses are asked for in a question of this kind; none in the refit."""
+    if phase == "refit" or (kind == "train" and watched_apart(protocol)):
+        return []
+    count = protocol.endpoint.inner_folds
+    return [list(range(start, start + count)) for start in range(0, len(slots(protocol, phase)), count)]
+
+
+def watched_apart(protocol: FederationSpec) -> bool:
+    """Losses are a question of their own after every round, since some sites sit rounds out but judge them all the same.
+
+    Otherwise they come with the next round's updates, and a round is one exchange.
+    """
+    return getattr(protocol.experiment.strategy, "participation", 1.0) < 1
+
+
+def is_subset(numbers: Sequence[int], count: int) -> bool:
+    """Ascending slot numbers without repetition, all below `count`, at least one."""
+    return bool(numbers) and list(numbers) == sorted(set(numbers)) and numbers[0] >= 0 and numbers[-1] < count
+
+
+class Shapes:
+    """Names and shapes of what a model of the protocol is made of, on features of `width`."""
+
+    def __init__(self, protocol: FederationSpec, width: int) -> None:
+        experiment = protocol.experiment
+        self.endpoint: Endpoint = build_endpoint(protocol.endpoint)
+        self.head: Head = build(experiment.model, width, self.endpoint.outputs, len(experiment.covariates))
+        first = self.head.initial(np.random.default_rng(0))
+        self.state = {name: value.shape for name, value in sorted(first.items())}
+        self.scales = {"features": width}
+        """Width of each thing that is centred and scaled."""
+        if experiment.covariates:
+            self.scales["covariates"] = len(experiment.covariates)
+        if self.endpoint.scaled:
+            self.scales["target"] = len(self.endpoint.columns)
+        self.measured = {
+            name: width
+            for name, width in self.scales.items()
+            if name != "features" or experiment.training.scaling == "standard"
+        }
+        """Those whose moments the sites are asked for."""
+        self.balanced = experiment.training.imbalance != "none"
+        self.controls = build_strategy(experiment.strategy).controls
+        self.private = protocol.privacy is not None
+        """Nothing crosses that carries no noise: no loss, no metric."""
+
+    @property
+    def buffers(self) -> dict[str, tuple[int, ...]]:
+        """What goes with a model and is not trained: scales, and the classes' weights."""
+        scales = {f"{name}.{part}": (width,) for name, width in self.scales.items() for part in ("mean", "deviation")}
+        return scales | {BALANCE: (self.endpoint.classes,)}
+
+
+class Forms:
+    """Forms of every kind of message."""
+
+    def __init__(self, shapes: Shapes | None) -> None:
+        """`shapes` are not known before the sites have joined."""
+        self.known = shapes
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the models."""
+        if self.known is None:
+            raise ValueError("nothing is known of the features before the sites have joined")
+        return self.known
+
+    def question(self, kind: str, live: int) -> Form:
+        """A question with `live` models in it."""
+        if kind == "join":
+            return JOIN_QUESTION
+        if kind == "moments":
+            return Form(kind, {}, ASKED)
+        models = self._stacked(self.shapes.state | self.shapes.buffers, live)
+        if kind == "finish":
+            return Form(kind, models, ASKED | {"rounds": list[int]})
+        if kind == "train":
+            return Form(kind, models | self._controls(live), ASKED | {"round": int, "used": list[int]})
+        return Form(kind, models, ASKED | ({"round": int} if kind == "watch" else {}))
+
+    def answer(self, kind: str, live: int, groups: int) -> Form:
+        """An answer about `live` models that are selected in `groups` (0 in the refit, where nothing is)."""
+        if kind == "join":
+            return JOIN_ANSWER
+        if kind == "moments":
+            return Form(kind, self._moments(live), ANSWERED)
+        if kind == "watch":
+            return Form(kind, _watched(groups), ANSWERED)
+        if kind == "finish":
+            return self._finished()
+        state = self._stacked(self.shapes.state, live)
+        if kind == "canary":
+            return Form(kind, state, ANSWERED | {"seconds": float})
+        trained: dict[str, Any] = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
+        if not self.shapes.private:
+            trained["train_loss"] = ((live,), torch.float64)
+        return Form(kind, state | self._controls(live) | _watched(groups) | trained, ANSWERED)
+
+    def _finished(self) -> Form:
+        if self.shapes.private:
+            return Form("finish", {}, ANSWERED | dict.fromkeys(FINISHED, type(None)))
+        width = self.shapes.scales.get("covariates", 0)
+        parts = {f"covariates.{part}": ((width,), torch.float64) for part in PARTS} if width else {}
+        return Form("finish", parts, ANSWERED | FINISHED)
+
+    def _stacked(self, shapes: Mapping[str, tuple[int, ...]], live: int) -> dict[str, Any]:
+        return {name: ((live, *shape), torch.float32) for name, shape in shapes.items()}
+
+    def _controls(self, live: int) -> dict[str, Any]:
+        if not self.shapes.controls:
+            return {}
+        return self._stacked({f"{CONTROL}{name}": shape for name, shape in self.shapes.state.items()}, live)
+
+    def _moments(self, live: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"num_bags": ((live,), torch.int64)}
+        for name, width in self.shapes.measured.items():
+            counted = width if name == "covariates" else 1
+            found[f"{name}.count"] = ((live, counted), torch.float64)
+            found |= {f"{name}.{part}": ((live, width), torch.float64) for part in PARTS[1:]}
+        if self.shapes.balanced:
+            found["classes"] = ((live, self.shapes.endpoint.classes), torch.int64)
+        return found
+
+
+def _watched(groups: int) -> dict[str, Any]:
+    """Loss of the models as they were sent, over the patients of their inner folds, and what to divide it by.
+
+    Summed over the inner folds of an outer fold, where every patient stands once: never the count of a small fold.
+    """
+    return dict.fromkeys(("watched_loss", "watched_count"), ((groups,), torch.float64)) if groups else {}
+
+
+IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}
+ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "slots": list[int], "spec_sha256": SHA256, "ledger": SHA256}
+ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256}
+FINISHED: dict[str, Kind] = {
+    "patients": COUNT,
+    "positives": COUNT,
+    "metric": NUMBER,
+    "variance": NUMBER,
+    "logrank_difference": NUMBER,
+    "logrank_variance": NUMBER,
+}
+JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool})
+JOIN_ANSWER = Form(
+    "join",
+    {},
+    IDENTITY
+    | ANSWERED
+    | {
+        "width": int,
+        "encoder": (NAME, type(None)),
+        "weights_sha256": (SHA256, type(None)),
+        "tile_mpp": NUMBER,
+        "size_px": COUNT,
+        "data_sha256": SHA256,
+        "num_bags": int,
+    },
+)

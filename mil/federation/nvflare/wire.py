@@ -1,0 +1,47 @@
+"""What FLARE's envelope holds: our bytes under one key, or one word that says why there are none."""
+
+import json
+from pathlib import Path
+
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.workspace import Workspace
+
+TASK = "question"
+MESSAGE = "message"
+CODE = "code"
+OWN_FILE = "mil.json"
+CODES = {"payload", "mismatch", "patients", "budget", "data", "other"}
+
+
+def envelope(message: bytes) -> Shareable:
+    """Bytes -> FLARE's message."""
+    shareable = Shareable()
+    shareable[MESSAGE] = message
+    return shareable
+
+
+def refusal(code: str) -> Shareable:
+    """A site's answer when it gives none."""
+    reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+    reply[CODE] = code if code in CODES else "other"
+    return reply
+
+
+def opened(shareable: Shareable) -> bytes | str:
+    """FLARE's message -> bytes, or why there are none: a word of `CODES` or FLARE's return code."""
+    message = shareable.get(MESSAGE)
+    if shareable.get_return_code() == ReturnCode.OK and isinstance(message, bytes):
+        return message
+    code = shareable.get(CODE)
+    return f"refused: {code}" if code in CODES else f"refused: {shareable.get_return_code()}"
+
+
+def own_file(context: FLContext) -> Path:
+    """The side's own YAML file, which its kit names; never the job."""
+    workspace = context.get_prop(FLContextKey.WORKSPACE_OBJECT)
+    if not isinstance(workspace, Workspace):
+        workspace = context.get_engine().get_workspace()  # type: ignore[union-attr]
+    path = Path(workspace.get_site_config_dir()) / OWN_FILE
+    return Path(json.loads(path.read_text(encoding="utf-8"))["file"])

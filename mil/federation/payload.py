@@ -1,0 +1,181 @@
+"""Everything that crosses between a site and the server: one message of named tensors and a few named values.
+
+A message is one safetensors file in memory, its values as JSON in the header: no pickle, no class names, nothing that
+runs. Both sides hold a `Form`, made from their own copy of the protocol, and refuse whatever does not fill it exactly: a
+tensor too many, one too few (an update that lost its tensors in transport must not be averaged), another shape or type, a
+NaN, a text where a count belongs, too many bytes.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_origin
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mil.errors import MilError
+
+Value = str | int | float | bool | None | list[str] | list[int] | list[float]
+Kind = Any
+ABOUT = "mil"
+
+# No free text crosses: what is not a number or a tensor must look like one of these.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Refusal(MilError):
+    """Why a party will not go on. The text stays where it was raised; `code`, one word, is all that the other side is told."""
+
+    code = "other"
+
+
+class PayloadError(Refusal):
+    """A message that must not be sent, or must not be used."""
+
+    code = "payload"
+
+
+class Mismatch(Refusal):
+    """The other side runs other code, or holds another protocol."""
+
+    code = "mismatch"
+
+
+class TooFewPatients(Refusal):
+    """An update of so few patients would tell too much of each."""
+
+    code = "patients"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A question of the server or a site's answer."""
+
+    kind: str
+    """`join`, `moments`, `train`, `watch`, `finish`."""
+    values: Mapping[str, Value] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a message must be: its kind, its tensors' shapes and types, its values' types."""
+
+    kind: str
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
+    values: Mapping[str, "Kind"] = field(default_factory=dict)
+    """A type, a list of one (`list[int]`), a pattern that a text must match whole, or a tuple of these."""
+
+
+def pack(message: Message, form: Form, max_bytes: float, where: str) -> bytes:
+    """The message as bytes, once it fills `form` and `max_bytes`; `PayloadError` naming what does not, otherwise."""
+    check(message, form, where)
+    about = json.dumps({"kind": message.kind, "values": dict(message.values)}, sort_keys=True)
+    blob = save({name: value.contiguous() for name, value in message.tensors.items()}, metadata={ABOUT: about})
+    _check_size(len(blob), max_bytes, where)
+    return blob
+
+
+def unpack(blob: bytes, form: Form, max_bytes: float, where: str) -> Message:
+    """Bytes of `pack` -> the message, once it fills `form`; `PayloadError` naming what does not, otherwise."""
+    _check_size(len(blob), max_bytes, where)
+    about = header(blob, where)
+    try:
+        tensors = load(blob)
+    except SafetensorError as error:
+        raise PayloadError(f"{where}: not a message of ours ({error}); refused") from error
+    message = Message(str(about["kind"]), about["values"], tensors)
+    check(message, form, where)
+    return message
+
+
+def header(blob: bytes, where: str) -> dict:
+    """Kind and values of a message, its tensors unread."""
+    try:
+        length = int.from_bytes(blob[:8], "little")
+        about = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"][ABOUT])
+        if not isinstance(about["kind"], str) or not isinstance(about["values"], dict):
+            raise TypeError("kind or values")
+    except (ValueError, KeyError, TypeError) as error:
+        raise PayloadError(f"{where}: not a message of ours (no header); refused") from error
+    return about
+
+
+def check(message: Message, form: Form, where: str) -> None:
+    """Raise `PayloadError` for the first thing in `message` that `form` does not allow."""
+    if message.kind != form.kind:
+        raise PayloadError(f"{where}: a message '{message.kind}' where '{form.kind}' belongs; refused")
+    _check_names("tensor", message.tensors, form.tensors, where)
+    for name, (shape, dtype) in form.tensors.items():
+        value = message.tensors[name]
+        if tuple(value.shape) != shape or value.dtype != dtype:
+            raise PayloadError(
+                f"{where}: tensor '{name}' is {_described(tuple(value.shape), value.dtype)}, not "
+                f"{_described(shape, dtype)}; refused"
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise PayloadError(f"{where}: tensor '{name}' holds NaN or infinity; refused")
+    _check_names("value", message.values, form.values, where)
+    for name, kind in form.values.items():
+        if not _is(message.values[name], kind):
+            raise PayloadError(f"{where}: value '{name}' is {message.values[name]!r}, not {_named(kind)}; refused")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, names sorted, in hex."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()
+
+
+def _check_size(size: int, max_bytes: float, where: str) -> None:
+    if size > max_bytes:
+        raise PayloadError(
+            f"{where}: {size:,} bytes are more than the {int(max_bytes):,} allowed a round; raise max_mb_a_round, or "
+            "take a smaller model"
+        )
+
+
+def _check_names(what: str, found: Mapping[str, object], allowed: Mapping[str, object], where: str) -> None:
+    for name in found:
+        if name not in allowed:
+            raise PayloadError(f"{where}: {what} '{name}' is not on the list of what may cross; refused")
+    for name in allowed:
+        if name not in found:
+            raise PayloadError(f"{where}: {what} '{name}' is missing; refused")
+
+
+def _described(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
+def _is(value: object, kind: Kind) -> bool:
+    if isinstance(kind, tuple):
+        return any(_is(value, one) for one in kind)
+    if isinstance(kind, re.Pattern):
+        return isinstance(value, str) and kind.fullmatch(value) is not None
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(item, get_args(kind)[0]) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _named(kind: Kind) -> str:
+    if isinstance(kind, tuple):
+        return " or ".join(_named(one) for one in kind)
+    if isinstance(kind, re.Pattern):
+        return {NAME: "a name", SHA256: "a SHA-256"}.get(kind, f"of the pattern {kind.pattern}")
+    return "nothing" if kind is type(None) else str(kind) if get_origin(kind) else kind.__name__
