@@ -210,7 +210,15 @@ class FiguresSpec(Spec):
     """Clusters of tiles in the figure of tile clusters."""
     review_tiles: int = Field(default=16, ge=2)
     """Tiles of either kind (highest, lowest attention) in the review sheet for pathologists."""
-    patterns: tuple[str, ...] = ("lymphocytes", "tumour", "necrosis", "fibrosis", "fat", "apocrine_change", "haemorrhage")
+    patterns: tuple[str, ...] = (
+        "lymphocytes",
+        "tumour",
+        "necrosis",
+        "fibrosis",
+        "fat",
+        "apocrine_change",
+        "haemorrhage",
+    )
     """Columns of the review sheet, to be filled with 0 or 1."""
     reviews: tuple[str, ...] = ()
     """Filled review sheets, one a pathologist."""

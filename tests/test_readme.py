@@ -55,7 +55,11 @@ def _fill_in(folder):
         shutil.copytree(folder / "theirs" / site, folder / "data/mine" / site, dirs_exist_ok=True)
     config = folder / "configs/cohorts/mine.yaml"
     text = config.read_text()
-    for ours, theirs in (("hospital_a", "north"), ("hospital_b", "south"), ("hospital_c: external", "east: external\n    west: external")):
+    for ours, theirs in (
+        ("hospital_a", "north"),
+        ("hospital_b", "south"),
+        ("hospital_c: external", "east: external\n    west: external"),
+    ):
         text = text.replace(ours, theirs)
     config.write_text(text)
 

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
@@ -149,10 +150,8 @@ def _from_hub(name: str, source: HubFile, target: Path, endpoint: str | None) ->
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     # The hub client's errors derive from those of its HTTP library, which differs between its versions.
-    unreachable: tuple[type[Exception], ...] = (
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        *HfHubHTTPError.__bases__,
+    unreachable = cast(
+        tuple[type[Exception], ...], (LocalEntryNotFoundError, OfflineModeIsEnabled, *HfHubHTTPError.__bases__)
     )
     try:
         metadata = get_hf_file_metadata(

@@ -66,7 +66,7 @@ rule baseline:
         "<logs>/baseline/{endpoint}.log",
     params:
         results=RESULTS,
-        folder="<results>/baselines/{endpoint}",
+        folder=RESULTS + "/baselines/{endpoint}",
     shell:
         "mil baseline {params.results} --endpoint {wildcards.endpoint} --folder {params.folder} --log {log}"
 
