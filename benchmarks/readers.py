@@ -52,6 +52,31 @@ def write(path: Path, pixels: np.ndarray, compression: str, level: int, **option
     return path
 
 
+def aperio_tiles(path: Path) -> Path:
+    """Aperio's own compressed tiles of 240 px (q30, RGB, shared tables), as they are, laid into a slide of 8640 x 8640."""
+    source = SHARED / "cmu-1-small-region.svs"
+    with tifffile.TiffFile(source) as tiff:
+        page, data = tiff.pages[0], source.read_bytes()
+        whole = [row * page.chunked[1] + column for row in range(12) for column in range(9)]
+        streams = [data[page.dataoffsets[n] : page.dataoffsets[n] + page.databytecounts[n]] for n in whole]
+        tables = page.jpegtables
+    repeated = (streams[(row % 12) * 9 + column % 9] for row in range(36) for column in range(36))
+    with tifffile.TiffWriter(path) as file:
+        file.write(
+            repeated,
+            shape=(8640, 8640, 3),
+            dtype=np.uint8,
+            tile=(240, 240),
+            photometric="rgb",
+            compression="jpeg",
+            subsampling=(2, 2),
+            metadata=None,
+            description="Aperio Image Library v12.0.0 |AppMag = 40|MPP = 0.25",
+            extratags=[(347, 7, len(tables), tables, True)],
+        )
+    return path
+
+
 def grid(width: int, height: int, offset: int) -> np.ndarray:
     x, y = np.meshgrid(
         np.arange(offset, width - READ_PX + 1, READ_PX), np.arange(offset, height - READ_PX + 1, READ_PX)
@@ -156,7 +181,8 @@ def main() -> None:
         files = {
             "JPEG 4:2:0 q80, YCbCr": write(here / "a.svs", pixels, "jpeg", 80, photometric="ycbcr", subsampling=(2, 2)),
             "JPEG 4:4:4 q80, YCbCr": write(here / "b.svs", pixels, "jpeg", 80, photometric="ycbcr", subsampling=(1, 1)),
-            "Aperio JPEG q30 (CMU-1-Small-Region)": SHARED / "cmu-1-small-region.svs",
+            "Aperio's own JPEG tiles, q30, 4:2:0, RGB, 240 px": aperio_tiles(here / "c.svs"),
+            "Aperio JPEG q30 (CMU-1-Small-Region, 20 tiles: opening counts)": SHARED / "cmu-1-small-region.svs",
             "Aperio JPEG 2000 (TCGA-CR-7395)": SHARED / "tcga-cr-7395-01a-01-ts1.svs",
         }
         for name, path in files.items():
