@@ -2,7 +2,7 @@
 
 from mil.tiles.contact import contact_sheet, tissue_outliers
 from mil.tiles.grid import Tiles, grid, tile_slide
-from mil.tiles.shard import COLUMNS, override_of, recipe, tile_shard
+from mil.tiles.shard import COLUMNS, override_of, recipe, tile_shard, trident_attributes
 
 __all__ = [
     "COLUMNS",
@@ -14,4 +14,5 @@ __all__ = [
     "tile_shard",
     "tile_slide",
     "tissue_outliers",
+    "trident_attributes",
 ]
