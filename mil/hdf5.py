@@ -74,6 +74,9 @@ def verify(path: str | Path) -> str:
             raise CorruptFile(
                 f"{path}: has no checksum, so it is not a finished file of ours; delete it and run the step again"
             )
+        groups = [name for name in file if not isinstance(file[name], h5py.Dataset)]
+        if groups:
+            raise CorruptFile(f"{path}: holds a group '{groups[0]}', which no file of ours does")
         digests = {name: _digest(file[name]).hexdigest() for name in file}
         found, stored = _combine(file, digests), str(file.attrs[CHECKSUM])
         if found != stored:
@@ -116,21 +119,76 @@ def attributes(path: str | Path, on: str | None = None) -> dict[str, Any]:
         return {key: _decoded(value) for key, value in source.attrs.items()}
 
 
+def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """Arrays of the datasets `names` that a file of someone else's has, and their attributes; `""` are the file's own.
+
+    Only these datasets are touched, after `check_dataset`, whatever else lies in the file.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = {"": {key: _decoded(value) for key, value in file.attrs.items()}}
+            for name in names:
+                dataset = _followed(file, name, path)
+                if dataset is not None:
+                    check_dataset(dataset, path)
+                    arrays[name] = dataset[()]
+                    attributes[name] = {key: _decoded(value) for key, value in dataset.attrs.items()}
+    except FileNotFoundError as error:
+        raise CorruptFile(f"{path}: does not exist") from error
+    except (OSError, RuntimeError, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path}: HDF5 cannot read it ({' '.join(str(error).split())})") from error
+    return arrays, attributes
+
+
+def names_under(path: str | Path, group: str) -> list[str]:
+    """Names in a group of a file of someone else's; none where there is no such group."""
+    try:
+        with h5py.File(path, "r") as file:
+            found = file.get(group, getclass=True)
+            return sorted(file[group]) if found is h5py.Group else []
+    except (OSError, RuntimeError, KeyError) as error:
+        raise CorruptFile(f"{path}: HDF5 cannot read it ({' '.join(str(error).split())})") from error
+
+
+def _followed(file: h5py.File, name: str, path: str | Path) -> h5py.Dataset | None:
+    """The dataset at `name`, reached by hard links only; None where there is none."""
+    place: Any = file
+    for part in name.split("/"):
+        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) and part in place else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise CorruptFile(f"{path}: '{name}' is a link to elsewhere; refused")
+        place = place[part]
+    return place if isinstance(place, h5py.Dataset) else None
+
+
 def check_foreign(file: h5py.File, path: str | Path) -> None:
     """Refuse what a features file never needs and an attacker does: links, external or virtual storage, objects, bombs."""
-    size = Path(path).stat().st_size
     declared = 0
     for name in file:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise CorruptFile(f"{path}: '{name}' is a link to elsewhere; refused")
         dataset = file[name]
-        if not isinstance(dataset, h5py.Dataset):
-            continue
-        if dataset.external is not None or dataset.is_virtual:
-            raise CorruptFile(f"{path}: '{name}' takes its bytes from another file; refused")
-        if dataset.dtype.kind not in "fiub":
-            raise CorruptFile(f"{path}: '{name}' holds {dataset.dtype}, not numbers; refused")
-        declared += dataset.nbytes
+        if isinstance(dataset, h5py.Dataset):
+            check_dataset(dataset, path)
+            declared += dataset.nbytes
+    _check_size(declared, path)
+
+
+def check_dataset(dataset: h5py.Dataset, path: str | Path) -> None:
+    """`CorruptFile` for a dataset whose bytes lie elsewhere, that holds no numbers, or that would fill the memory."""
+    name = dataset.name.lstrip("/")
+    if dataset.external is not None or dataset.is_virtual:
+        raise CorruptFile(f"{path}: '{name}' takes its bytes from another file; refused")
+    if dataset.dtype.kind not in "fiub":
+        raise CorruptFile(f"{path}: '{name}' holds {dataset.dtype}, not numbers; refused")
+    _check_size(dataset.nbytes, path)
+
+
+def _check_size(declared: int, path: str | Path) -> None:
+    size = Path(path).stat().st_size
     if declared > MAX_BYTES or declared > MAX_INFLATION * max(size, 2**20):
         raise CorruptFile(f"{path}: declares {declared:,} bytes in a file of {size:,}; refused as a decompression bomb")
 
@@ -159,6 +217,8 @@ def _plain(attrs: h5py.AttributeManager) -> dict[str, Any]:
 def _decoded(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, bytes):
+        return value.decode()
     if isinstance(value, str) and value[:1] in "{[":
         try:
             return json.loads(value)

@@ -98,7 +98,8 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, weig
         elif (checksum := up_to_date(path, recipe)) is not None:
             shard.settle(slide_id, "ok", "", int(hdf5.attributes(path)["num_tiles"]), checksum)
         else:
-            path.unlink(missing_ok=True)
+            for stale in [path, *folder.glob(f".{slide_id}.h5.*.partial")]:  # of a job that was killed
+                stale.unlink(missing_ok=True)
             shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe))
     return shard
 

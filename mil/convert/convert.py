@@ -1,0 +1,107 @@
+"""A folder of another tool's features -> a folder of ours with its manifest, and back."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import mil
+from mil import hdf5
+from mil.convert import readers as _entered  # noqa: F401  the readers enter themselves into the registry
+from mil.convert.foreign import READERS, Foreign, Source
+from mil.convert.writers import WRITERS
+from mil.errors import CorruptFile, MilError
+from mil.features.tiling import up_to_date
+from mil.files import SAFE_NAME, sha256_of
+from mil.progress import Reporter
+
+COLUMNS = ("slide_id", "state", "reason", "num_tiles", "checksum")
+STAGE_VERSION = 1
+
+
+def convert_in(layout: str, source: Source, folder: str | Path, reporter: Reporter) -> pd.DataFrame:
+    """Write `folder/{slide_id}.h5` for every slide of `source.folder`, which `layout`'s tool made; the manifest of `COLUMNS`.
+
+    A file that was converted before from the same bytes is left alone. One that cannot be read is a row with a reason.
+    """
+    reader, folder = READERS[layout], Path(folder)
+    slides = reader.find(source.folder)
+    if not slides:
+        raise MilError(f"{source.folder}: no features of {reader.tool} found; give the folder that holds them")
+    rows: list[dict[str, Any]] = []
+    with reporter.steps(f"convert {reader.tool}", len(slides), "slides") as steps:
+        for slide_id, path in slides.items():
+            row = {"slide_id": slide_id, "state": "ok", "reason": "", "num_tiles": 0, "checksum": ""}
+            try:
+                row |= _convert_one(layout, slide_id, path, source, folder)
+            except CorruptFile as error:
+                row |= {"state": "unreadable_features", "reason": str(error)}
+                reporter.say(f"slide {slide_id}: {error}")
+            rows.append(row)
+            steps.done(tiles=int(row["num_tiles"]))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def convert_out(layout: str, folder: str | Path, target: str | Path, reporter: Reporter) -> list[Path]:
+    """Write every features file of ours in `folder` in another tool's layout below `target`; the files written."""
+    write = WRITERS[layout]
+    paths = sorted(Path(folder).glob("*.h5"))
+    if not paths:
+        raise MilError(f"{folder}: holds no features files")
+    written = []
+    with reporter.steps(f"convert to {layout}", len(paths), "slides") as steps:
+        for path in paths:
+            hdf5.verify(path)
+            written.append(write(path, Path(target)))
+            steps.done()
+    return written
+
+
+def _convert_one(layout: str, slide_id: str, path: Path, source: Source, folder: Path) -> dict[str, Any]:
+    if not SAFE_NAME.match(slide_id):
+        raise CorruptFile(f"{path}: '{slide_id}' cannot be a slide_id; rename it to letters, digits, '.', '_' and '-'")
+    told = {key: value for key, value in vars(source).items() if key != "folder"}
+    made_from = {"stage": "convert", "version": STAGE_VERSION, "layout": layout, "told": told, "file": sha256_of(path)}
+    recipe = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    target = folder / f"{slide_id}.h5"
+    if (checksum := up_to_date(target, recipe)) is None:
+        _write(target, slide_id, READERS[layout].read(path, source), layout, recipe)
+        checksum = str(hdf5.attributes(target)[hdf5.CHECKSUM])
+    return {"num_tiles": int(hdf5.attributes(target)["num_tiles"]), "checksum": checksum}
+
+
+def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: str) -> None:
+    """A features file in our layout. What the other tool did not say is empty, never guessed."""
+    with np.errstate(over="ignore"):  # looked for in the next line
+        features = foreign.features.astype(np.float16)
+    if not np.isfinite(features).all():
+        raise CorruptFile(f"{target.stem}: its features exceed the range of float16")
+    with hdf5.writing(target) as writer:
+        writer.append("features", features)
+        coords = np.zeros((len(features), 2), np.int64) if foreign.coords is None else foreign.coords
+        writer.append("coords", coords)
+        tiling = {"name": slide_id, "patch_size": foreign.size_px, "patch_size_level0": foreign.side_level0}
+        writer.annotate({key: value for key, value in tiling.items() if value is not None}, on="coords")
+        writer.annotate(
+            {
+                "stage": "features",
+                "slide_id": slide_id,
+                "encoder": foreign.encoder,
+                # Nobody knows the weights' hash; tool and encoder stand for it, so that bags refuse a mixture.
+                "weights_sha256": f"unknown ({READERS[layout].tool}, {foreign.encoder})",
+                "precision": "unknown",
+                "mpp": foreign.mpp or "",
+                "mpp_source": f"convert ({layout})" if foreign.mpp else "",
+                "size_px": foreign.size_px or "",
+                "tile_mpp": foreign.tile_mpp or "",
+                "fingerprint": "",
+                "coords_known": int(foreign.coords is not None),
+                "num_tiles": len(features),
+                "converted_from": READERS[layout].tool,
+                "mil_version": mil.__version__,
+                "recipe": recipe,
+            }
+        )

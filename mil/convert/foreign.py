@@ -1,0 +1,90 @@
+"""What a file of another tool says, in common terms, and the registry of those who can read one.
+
+A reader finds the slides of a folder and reads one of them. Layouts after the tools' own code; see each reader.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mil.errors import CorruptFile, MilError
+from mil.registry import Registry
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the files do not say and the user does."""
+
+    folder: Path
+    encoder: str | None = None
+    """Name of the encoder; where the files name it, they come first."""
+    mpp: float | None = None
+    """Microns a level-0 pixel of the slides; needed where coordinates are in microns or DeepZoom addresses."""
+    tile_mpp: float | None = None
+    """Microns a pixel of the tiles, where the files do not say."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Features of one slide: (tiles, width), and the tiles' corners (tiles, 2) in level-0 pixels, None where unknown."""
+
+    features: np.ndarray
+    coords: np.ndarray | None
+    encoder: str
+    size_px: int | None = None
+    """Side of a tile in its own pixels."""
+    tile_mpp: float | None = None
+    mpp: float | None = None
+    """Microns a level-0 pixel."""
+    side_level0: float | None = None
+    """Side of a tile in level-0 pixels."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One tool's layout."""
+
+    tool: str
+    find: Callable[[Path], dict[str, Path]]
+    """A folder -> slides by id, each with the file (or folder) of its features."""
+    read: Callable[[Path, Source], Foreign]
+
+
+READERS: Registry[Reader] = Registry("layout")
+
+
+def by_suffix(*patterns: str) -> Callable[[Path], dict[str, Path]]:
+    """A finder of files by pattern; a slide that two files claim is an error."""
+
+    def find(folder: Path) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for pattern in patterns:
+            for path in sorted(folder.glob(pattern)):
+                if path.stem in found and found[path.stem].suffix == path.suffix:
+                    raise MilError(f"{path} and {found[path.stem]} both claim slide '{path.stem}'; convert them apart")
+                found.setdefault(path.stem, path)
+        return found
+
+    return find
+
+
+def checked_features(features: np.ndarray, path: Path) -> np.ndarray:
+    """(tiles, width) of numbers, a leading axis of one taken off; `CorruptFile` for anything else."""
+    if features.ndim == 3 and features.shape[0] == 1:
+        features = features[0]
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise CorruptFile(f"{path}: features are {features.dtype} {features.shape}, not numbers of (tiles, width)")
+    if not np.isfinite(features).all():
+        raise CorruptFile(f"{path}: features hold values that are not finite")
+    return features
+
+
+def checked_coords(coords: np.ndarray, tiles: int, path: Path) -> np.ndarray:
+    """(tiles, 2) whole numbers, level-0 pixels; of wider coordinates the first two."""
+    if coords.ndim == 3 and coords.shape[0] == 1:
+        coords = coords[0]
+    if coords.ndim != 2 or coords.shape[1] < 2 or len(coords) != tiles:
+        raise CorruptFile(f"{path}: coordinates are {coords.shape} for {tiles} tiles")
+    return np.rint(coords[:, :2].astype(np.float64)).astype(np.int64)

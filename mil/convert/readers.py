@@ -1,0 +1,219 @@
+"""The layouts that are read: TRIDENT, CLAM, STAMP, marugoto, HistoSSLscaling, slide2vec, AtlasPatch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mil import hdf5
+from mil.convert.foreign import READERS, Foreign, Reader, Source, by_suffix, checked_coords, checked_features
+from mil.encoders.weights import read_state
+from mil.errors import CorruptFile, MilError
+
+MARUGOTO_SIDE_UM, MARUGOTO_SIDE_PX = 256.0, 224  # tiles of marugoto and of early STAMP
+DEEPZOOM_TILE_PX = 224  # tiles of HistoSSLscaling, which stores their DeepZoom addresses
+
+
+def _trident(path: Path, source: Source) -> Foreign:
+    """TRIDENT's `features_{encoder}/{slide}.h5`: features, coords in level-0 pixels with the tiling as their attributes."""
+    arrays, attributes = hdf5.read_foreign(path, "features", "coords")
+    features = _needed(arrays, "features", path)
+    about = attributes.get("coords", {})
+    named = attributes["features"].get("encoder") or path.parent.name.partition("features_")[2] or source.encoder
+    return Foreign(
+        features=features,
+        coords=_coords(arrays, features, path),
+        encoder=_encoder(named, path),
+        size_px=_whole(about.get("patch_size")),
+        tile_mpp=source.tile_mpp,
+        mpp=source.mpp,
+        side_level0=about.get("patch_size_level0"),
+    )
+
+
+def _clam(path: Path, source: Source) -> Foreign:
+    """CLAM's `h5_files/{slide}.h5` or `pt_files/{slide}.pt`; the tiles' side from `patches/{slide}.h5` where that is beside."""
+    if path.suffix == ".pt":
+        arrays: dict[str, np.ndarray] = {"features": _tensor(path)}
+    else:
+        arrays, _ = hdf5.read_foreign(path, "features", "coords")
+    features = _needed(arrays, "features", path)
+    size, side = None, None
+    patches = next(
+        (folder / "patches" / f"{path.stem}.h5" for folder in path.parents[:3] if (folder / "patches").is_dir()), None
+    )
+    if patches is not None and patches.is_file():
+        tiling = clam_tiling(patches)
+        size, side = tiling["size_px"], tiling["side_level0"]
+        if "coords" not in arrays and len(tiling["coords"]) == len(features):
+            arrays["coords"] = tiling["coords"]
+    return Foreign(
+        features=features,
+        coords=_coords(arrays, features, path),
+        encoder=_encoder(source.encoder, path),
+        size_px=size,
+        tile_mpp=source.tile_mpp,
+        mpp=source.mpp,
+        side_level0=side,
+    )
+
+
+def clam_tiling(path: Path) -> dict[str, Any]:
+    """CLAM's `patches/{slide}.h5`: coords (level-0 pixels), size_px at the level it was cut from, side_level0, and the level."""
+    arrays, attributes = hdf5.read_foreign(path, "coords")
+    about = attributes.get("coords", {})
+    if "coords" not in arrays or "patch_size" not in about:
+        raise CorruptFile(f"{path}: is no coordinates file of CLAM (dataset coords with attribute patch_size)")
+    size = int(about["patch_size"])
+    downsample = np.asarray(about.get("downsample", 1.0), float).reshape(-1)[0]
+    return {
+        "coords": checked_coords(arrays["coords"], len(arrays["coords"]), path),
+        "size_px": size,
+        "level": int(about.get("patch_level", 0)),
+        "side_level0": float(about.get("custom_downsample", 1)) * size * downsample,
+    }
+
+
+def _stamp(path: Path, source: Source) -> Foreign:
+    """STAMP's and marugoto's `{slide}.h5`: feats, coords in microns (`unit`), or in tile pixels where no unit is given.
+
+    Rows that early STAMP marked as augmented are left out. Without the slides' mpp, coordinates are in the tiles' pixels.
+    """
+    arrays, attributes = hdf5.read_foreign(path, "feats", "patch_embeddings", "coords", "augmented")
+    features = _needed(arrays, "feats" if "feats" in arrays else "patch_embeddings", path)
+    coords, about = arrays.get("coords"), attributes[""]
+    if "augmented" in arrays:
+        kept = ~arrays["augmented"].astype(bool)
+        features, coords = features[kept], None if coords is None else coords[kept]
+    side_um = float(about.get("tile_size_um", about.get("tile_size", MARUGOTO_SIDE_UM)))
+    side_px = int(about.get("tile_size_px", MARUGOTO_SIDE_PX))
+    tile_mpp = source.tile_mpp or side_um / side_px
+    mpp = source.mpp or tile_mpp
+    if coords is not None:
+        microns = coords.astype(np.float64)
+        if about.get("unit") != "um":
+            microns = microns * tile_mpp
+        coords = checked_coords(microns / mpp, len(features), path)
+    named = about.get("extractor") or about.get("encoder") or source.encoder
+    return Foreign(features, coords, _encoder(named, path), side_px, tile_mpp, mpp, side_px * tile_mpp / mpp)
+
+
+def _histossl(path: Path, source: Source) -> Foreign:
+    """HistoSSLscaling's `{slide}.{ext}/features.npy`: DeepZoom level, x and y of the tile, then the features."""
+    table = _npy(path)
+    if table.ndim != 2 or table.shape[1] <= 3:
+        raise CorruptFile(f"{path}: is {table.shape}, not (tiles, 3 + width)")
+    tile_mpp = source.tile_mpp or 0.5
+    mpp = source.mpp or tile_mpp
+    side = DEEPZOOM_TILE_PX * tile_mpp / mpp
+    coords = checked_coords(table[:, 1:3].astype(np.float64) * side, len(table), path)
+    named = source.encoder or path.parent.parent.parent.name  # {encoder}/{data set}/{slide}/features.npy
+    return Foreign(
+        checked_features(table[:, 3:], path), coords, _encoder(named, path), DEEPZOOM_TILE_PX, tile_mpp, mpp, side
+    )
+
+
+def _slide2vec(path: Path, source: Source) -> Foreign:
+    """slide2vec's `tile_embeddings/{slide}.pt|.npz` with `.meta.json`, and `tiles/{slide}.coordinates.npz`."""
+    meta_path = (
+        path.with_suffix("").with_suffix(".meta.json") if path.suffix == ".npz" else path.with_suffix(".meta.json")
+    )
+    meta = json.loads(meta_path.read_text(encoding="utf-8")) if meta_path.is_file() else {}
+    features = _tensor(path) if path.suffix == ".pt" else _npz(path)["features"]
+    features = checked_features(features, path)
+    places = path.parent.parent / "tiles" / f"{path.stem}.coordinates.npz"
+    coords = None
+    if places.is_file():
+        given = _npz(places)
+        pairs = given.get("coordinates", given.get("coords"))
+        if pairs is None and {"x", "y"} <= set(given):
+            pairs = np.stack([given["x"], given["y"]], axis=1)
+        coords = None if pairs is None else checked_coords(pairs, len(features), places)
+    named = meta.get("encoder_name") or source.encoder
+    size, spacing = meta.get("requested_tile_size_px"), meta.get("requested_spacing_um") or source.tile_mpp
+    return Foreign(
+        features, coords, _encoder(named, path), _whole(size), spacing, source.mpp, meta.get("tile_size_lv0")
+    )
+
+
+def _atlaspatch(path: Path, source: Source) -> Foreign:
+    """AtlasPatch's `patches/{slide}.h5`: coords (x, y, width, height, level) and features/{encoder}."""
+    encoders = hdf5.names_under(path, "features")
+    named = source.encoder if source.encoder in encoders else (encoders[0] if len(encoders) == 1 else None)
+    if named is None:
+        raise MilError(f"{path}: has features of {', '.join(encoders) or 'no encoder'}; say which with `encoder`")
+    arrays, attributes = hdf5.read_foreign(path, f"features/{named}", "coords")
+    features = _needed(arrays, f"features/{named}", path)
+    about = attributes[""]
+    return Foreign(
+        features=features,
+        coords=_coords(arrays, features, path),
+        encoder=named,
+        size_px=_whole(about.get("patch_size")),
+        tile_mpp=source.tile_mpp,
+        mpp=about.get("mpp") or source.mpp,
+        side_level0=about.get("patch_size_level0"),
+    )
+
+
+def _needed(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    if name not in arrays:
+        raise CorruptFile(f"{path}: dataset '{name}' is missing; is it of another tool?")
+    return checked_features(arrays[name], path)
+
+
+def _coords(arrays: dict[str, np.ndarray], features: np.ndarray, path: Path) -> np.ndarray | None:
+    return checked_coords(arrays["coords"], len(features), path) if "coords" in arrays else None
+
+
+def _encoder(named: Any, path: Path) -> str:
+    if not named or not isinstance(named, str):
+        raise MilError(f"{path}: does not say which encoder made its features; give its name with `encoder`")
+    return named
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _tensor(path: Path) -> np.ndarray:
+    tensor: Any = read_state(path)
+    if not isinstance(tensor, torch.Tensor):
+        raise CorruptFile(f"{path}: holds {type(tensor).__name__}, not a tensor")
+    return tensor.float().numpy()
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CorruptFile(f"{path}: cannot be read as an array ({error})") from error
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise CorruptFile(f"{path}: cannot be read as arrays ({error})") from error
+
+
+def _slide_folders(folder: Path) -> dict[str, Path]:
+    """`{slide}.{ext}/features.npy` anywhere below."""
+    return {path.parent.stem: path for path in sorted(folder.rglob("features.npy"))}
+
+
+for name, reader in {
+    "trident": Reader("TRIDENT", by_suffix("*.h5", "features_*/*.h5"), _trident),
+    "clam": Reader("CLAM", by_suffix("*.h5", "*.pt", "h5_files/*.h5", "pt_files/*.pt"), _clam),
+    "stamp": Reader("STAMP", by_suffix("*.h5", "*/*.h5"), _stamp),
+    "marugoto": Reader("marugoto", by_suffix("*.h5", "*/*.h5"), _stamp),
+    "histossl": Reader("HistoSSLscaling", _slide_folders, _histossl),
+    "slide2vec": Reader(
+        "slide2vec", by_suffix("*.pt", "*.npz", "tile_embeddings/*.pt", "tile_embeddings/*.npz"), _slide2vec
+    ),
+    "atlaspatch": Reader("AtlasPatch", by_suffix("*.h5", "patches/*.h5"), _atlaspatch),
+}.items():
+    READERS.register(name)(reader)
