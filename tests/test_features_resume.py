@@ -112,7 +112,10 @@ def test_a_full_disk_ends_with_one_line_and_no_file(tmp_path):
         "from mil.config import EncoderSpec\nfrom mil.errors import MilError\n"
         "from mil.features.shard import extract_shard\nfrom mil.progress import quiet\n"
         "root = Path(sys.argv[1])\nslides = pd.read_csv(root / 'slides.csv', keep_default_na=False)\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "from mil.features import pipeline\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nmade = pipeline.SharedMemory\n"
+        "def then_the_disk_is_full(size):\n"  # the ring is in memory; what is written after it finds no room
+        "    ring = made(size)\n    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n    return ring\n"
+        "pipeline.SharedMemory = then_the_disk_is_full\n"
         "try:\n    extract_shard(slides, root / 'tiles', EncoderSpec(name='colour'), root / 'features', quiet())\n"
         "except MilError as error:\n    print(error)\n"
     )

@@ -99,7 +99,8 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, weig
             shard.settle(slide_id, "ok", "", int(hdf5.attributes(path)["num_tiles"]), checksum)
         else:
             for stale in [path, *folder.glob(f".{slide_id}.h5.*.partial")]:  # of a job that was killed
-                stale.unlink(missing_ok=True)
+                if stale.is_file():
+                    stale.unlink()
             shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe))
     return shard
 
