@@ -405,7 +405,9 @@ def localise(
 
 @app.command()
 def plot(
-    name: Annotated[str, typer.Argument(help="Figure; `mil plot list` names them.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Figures; `mil plot list` names them, `all` draws all of the kind.")
+    ],
     results: Annotated[Path, typer.Option(help="Results folder of the cohort.")] = Path("results"),
     site: Annotated[
         str | None, typer.Option(help="Site, for figures that are drawn a site.", show_default=False)
@@ -413,23 +415,25 @@ def plot(
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
-    """Draw a figure: vector, raster, the plotted values, and its caption."""
-    from mil.figures import FIGURES, save
+    """Draw figures: vector, raster, the plotted values, and the caption of each."""
+    from mil.figures import FIGURES, draw_figure
 
-    if name == "list":
+    if names == ["list"]:
         for figure in FIGURES:
-            typer.echo(f"{figure:28s} {FIGURES[figure].title}")
+            typer.echo(f"{figure:28s} {FIGURES[figure].title}{' (a site)' if FIGURES[figure].per_site else ''}")
         return
     from mil.config import FiguresSpec, read_spec
-    from mil.figures import Results
+    from mil.figures.results import Results
 
     reporter = _reporter(log)
-    settings = read_spec(FiguresSpec, spec)
-    drawn = FIGURES[name].draw(Results.open(results), settings, site)
-    for path in save(f"{name}.{site}" if site else name, drawn, results / "figures", settings):
-        reporter.note(f"wrote {path}")
-    if drawn.left_out:
-        reporter.note(f"{name} is left out: {drawn.left_out}")
+    opened, settings = Results.open(results), read_spec(FiguresSpec, spec)
+    if names == ["all"]:
+        names = [name for name in FIGURES if FIGURES[name].per_site == (site is not None)]
+    with reporter.steps(f"plot {site or 'the cohort'}", len(names), "figures") as steps:
+        for name in names:
+            for path in draw_figure(name, opened, settings, site):
+                reporter.note(f"wrote {path}")
+            steps.done()
 
 
 @app.command()

@@ -210,7 +210,7 @@ class FiguresSpec(Spec):
     clusters: int = Field(default=6, ge=2, le=12)
     """Clusters of tiles in the figure of tile clusters."""
     review_tiles: int = Field(default=16, ge=2)
-    """Tiles of either kind (highest, lowest attention) in the review sheet for pathologists."""
+    """Tiles of either kind (highest, lowest attention) in a site's review sheet for pathologists."""
     patterns: tuple[str, ...] = (
         "lymphocytes",
         "tumour",
@@ -222,7 +222,7 @@ class FiguresSpec(Spec):
     )
     """Columns of the review sheet, to be filled with 0 or 1."""
     reviews: tuple[str, ...] = ()
-    """Filled review sheets, one a pathologist."""
+    """Filled review sheets, one a pathologist; rows of several sites' sheets may stand one below the other."""
     resamplings: int = Field(default=20, ge=2)
     """Draws of patients or tiles a point of the sample-size curves."""
     main: str | None = None

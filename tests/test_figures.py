@@ -12,9 +12,9 @@ from cohort_results import shared_results
 from mil.errors import MilError
 from mil.figures import FIGURES, Absent, Results, draw_figure
 from mil.figures.heatmaps import choose
-from mil.figures.stain import stain_vectors
 from mil.figures.style import SITE_COLOURS, STRATEGY_COLOURS, site_colour, use_style
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
+from mil.metrics.stain import stain_vectors
 
 PER_SITE = [name for name in FIGURES if FIGURES[name].per_site]
 REVIEWED = "review_statistics"  # needs what people fill in; has a test of its own
@@ -95,13 +95,13 @@ def test_the_montage_takes_few_tiles_of_a_patient():
 
 
 def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(results, tmp_path):
-    draw_figure("review_sheet", results, results.config.figures)
-    folder = results.folder / "figures/review_sheet"
+    draw_figure("review_sheet", results, results.config.figures, "east")
+    folder = results.folder / "figures/review_sheet.east"
     sheet, key = pd.read_csv(folder / "sheet.csv", dtype=str), pd.read_csv(folder / "key.csv")
     patterns = list(results.config.figures.patterns)
     assert list(sheet.columns) == ["tile", *patterns, "remark"]
     assert sheet[patterns].isna().all(axis=None)
-    assert len(list(folder.glob("tile_*.png"))) == len(sheet) == len(key)
+    assert len(list(folder.glob("east_*.png"))) == len(sheet) == len(key)
     assert key["kind"].value_counts()["top"] == len(key) / 2
     assert key["kind"].ne(key["kind"].shift()).sum() > 3  # shuffled
     paths = []
@@ -119,7 +119,7 @@ def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(re
     assert table.loc["lymphocytes", "kappa"] == 1
     assert table.loc["fat", "kappa"] < 0.1
     (tmp_path / "reviewer0.csv").write_text(
-        (tmp_path / "reviewer0.csv").read_text().replace("tile_001,", "tile_001,yes", 1)
+        (tmp_path / "reviewer0.csv").read_text().replace("east_001,", "east_001,yes", 1)
     )
     with pytest.raises(MilError, match="write 0 or 1"):
         FIGURES[REVIEWED].draw(results, spec)

@@ -83,6 +83,8 @@ ALWAYS_AFTER_TRAINING = {
     "score",
     "compare",
     "localise",
+    "baseline",
+    "deep_check",
     "figure",
     "figure_of_site",
     "report",
@@ -96,7 +98,17 @@ ALWAYS_AFTER_TRAINING = {
         ({"report": {"title": "Another title"}}, {"report"}),
         (
             {"metrics": {"bootstrap": 200}},
-            {"settings", "score", "compare", "localise", "figure", "figure_of_site", "report"},
+            {
+                "settings",
+                "score",
+                "compare",
+                "localise",
+                "baseline",
+                "deep_check",
+                "figure",
+                "figure_of_site",
+                "report",
+            },
         ),
         ({"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}}, ALWAYS_AFTER_TRAINING),
         ({"tiles": {"min_tissue": 0.9}}, ALWAYS_AFTER_TRAINING | {"tile", "extract", "census", "bag"}),
@@ -122,7 +134,7 @@ def test_only_training_and_prediction_cross_the_wall(tmp_path, repository):
     for rule, inputs in re.findall(r"rule (\w+):\n\s+input: (.*)", process.stdout + process.stderr):
         if len(set(re.findall(r"/sites/([^/]+)/", inputs))) > 1:
             crossing.add(rule)
-    assert crossing <= {"train", "predict"}
+    assert crossing <= {"train", "predict", "baseline", "deep_check"}  # the last two train models, too
     training = re.findall(r"rule train:\n\s+input: (.*)", process.stdout + process.stderr)
     assert training
     assert not any("/sites/east/" in inputs or "/sites/west/" in inputs for inputs in training)

@@ -9,24 +9,17 @@ from mil.figures.arms import BASELINE_NAMES, input_name
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import BASELINE_COLOUR, DOUBLE_MM, FAINT, chance_line, new_figure, strategy_colour, strategy_name
-from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES, scopes
-from mil.metrics.baselines.inputs import mean_features
-from mil.metrics.baselines.protocol import permuted_predictions
-from mil.metrics.delong import within
-from mil.metrics.folds import within_folds
+from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
 
 CONTROLS = ("site", "bag_size", "colour")
 
 
-@figure("Null controls", needs=("predictions", "metrics", "bags", "baselines", "features"))
+@figure("Null controls", needs=("metrics", "baselines"))
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Rows of controls with intervals, and the spread of models that were taught permuted labels."""
     groups = [TRAINING_SITES, *([EXTERNAL_SITES] if results.external_sites else [])]
-    inputs = mean_features(results, results.endpoint)
-    if inputs is None:
-        raise Absent("features are not on this machine, so models cannot be taught permuted labels")
-    null = _permuted(results, inputs)
+    null = results.about_features(results.endpoint, "permutations")
     table = _rows(results)
     picture = new_figure(DOUBLE_MM, 24 + 7 * (len(table["model"].unique()) + 1))
     panels = picture.subplots(1, len(groups), squeeze=False, sharey=True)[0]
@@ -55,21 +48,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"permutations that reach the main model's AUROC: {said}. Intervals: {results.config.metrics.confidence:.0%}, DeLong."
         ),
     )
-
-
-def _permuted(results: Results, inputs: pd.DataFrame) -> pd.DataFrame:
-    """site (a group), permutation, value."""
-    bags, metrics = results.bags(results.endpoint), results.config.metrics
-    rows = []
-    for number in range(metrics.permutations):
-        predictions = permuted_predictions(inputs, bags, metrics.seed, number)
-        inside = within_folds(predictions[predictions["repeat"] == 0])
-        for row in inside[inside["site"] == TRAINING_SITES].itertuples():
-            rows.append((TRAINING_SITES, number, row.value))
-        for scope in scopes(predictions):
-            if scope.site == EXTERNAL_SITES and scope.has_pairs:
-                rows.append((EXTERNAL_SITES, number, float(within(scope.labels, scope.scores, scope.sites).auroc[0])))
-    return pd.DataFrame(rows, columns=["site", "permutation", "value"])
 
 
 def _rows(results: Results) -> pd.DataFrame:

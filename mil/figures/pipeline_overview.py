@@ -23,16 +23,18 @@ from mil.figures.style import (
     strategy_colour,
     strategy_name,
 )
-from mil.figures.top_bottom_tiles import read_tiles
 
 GRID = 3
 ROWS, COLUMNS = 48, 64
 
 
-@figure("The pipeline on a slide of this run", needs=("attention", "predictions", "bags", "thumbnails", "features"))
-def draw(results: Results, spec: FiguresSpec) -> Drawn:
-    """Five steps from left to right on the first training site's positive patient with the highest score."""
-    site = results.training_sites[0] if results.training_sites else results.sites[0]
+@figure(
+    "The pipeline on a slide of this run",
+    needs=("attention", "predictions", "bags", "thumbnails", "features"),
+    per_site=True,
+)
+def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
+    """Five steps from left to right on the site's positive patient with the highest score."""
     chosen = choose(results, site, 1)[0]
     slide = show(results, site, *chosen)
     picture = new_figure(DOUBLE_MM, 48)
@@ -78,7 +80,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 def _montage(axes: Axes, results: Results, site: str, slide_id: str, corners: np.ndarray) -> None:
     if not len(corners):
         raise Absent(f"slide {slide_id} has no tile")
-    read = read_tiles(results, site, [(slide_id, int(x), int(y)) for x, y in corners], size_px=96)
+    read = results.tile_pixels(site, [(slide_id, int(x), int(y)) for x, y in corners], size_px=96)
     tiles = list(read.values())
     gap, side = 6, 96
     canvas = np.full((GRID * (side + gap) - gap,) * 2 + (3,), 255, np.uint8)

@@ -12,10 +12,11 @@ import pandas as pd
 
 from mil import hdf5
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
-from mil.errors import MilError
+from mil.errors import MilError, SlideError
 from mil.metrics.arms import Scope, scopes
 from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
+from mil.slides.slide import open_slide
 from mil.tables import read_table, read_text_table
 
 TEXT = (
@@ -270,6 +271,37 @@ class Results:
         if path is None:
             raise Absent(f"slide {slide_id} of site {site} is not on this machine, so its pixels cannot be shown")
         return path
+
+    def tile_pixels(
+        self, site: str, wanted: Iterable[tuple[str, int, int]], size_px: int
+    ) -> dict[tuple[str, int, int], np.ndarray]:
+        """Tiles (size_px, size_px, 3) by (slide, x, y), of the size in microns that the run's tiles have; a slide is opened once."""
+        wanted = list(wanted)
+        mpp = self.config.tiles.size_px * self.config.tiles.mpp / size_px
+        found = {}
+        for slide_id in dict.fromkeys(slide for slide, _, _ in wanted):
+            try:
+                known = float(self.geometry(site, slide_id)["mpp"])
+                with open_slide(self.slide_path(site, slide_id), known) as slide:
+                    for name, x, y in wanted:
+                        if name == slide_id:
+                            found[name, x, y] = slide.read_tile(x, y, size_px, mpp)
+            except SlideError as error:
+                raise Absent(
+                    f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}"
+                ) from error
+        return found
+
+    def clusters(self, site: str, endpoint: str) -> pd.DataFrame:
+        """A sample of one site's tiles with the cluster of each."""
+        return self.table("sites", site, "clusters", f"{endpoint}.csv")
+
+    def about_features(self, endpoint: str, name: str) -> pd.DataFrame:
+        """A table that `mil baseline` made from all sites' features: components, curves, clusters, ...; `Absent` when empty."""
+        table = self.table("baselines", endpoint, f"{name}.csv")
+        if table.empty:
+            raise Absent(f"baselines/{endpoint}/{name}.csv has no row: this cohort has nothing to fill it with")
+        return table
 
     @cached_property
     def truth(self) -> Truth:

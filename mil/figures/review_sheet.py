@@ -1,6 +1,6 @@
 """A blind review for pathologists: shuffled tiles of high and low attention, a table to fill, and the key apart from it.
 
-`figures/review_sheet/` gets `tile_001.png`, ..., `sheet.csv` (a row a tile, a column a pattern, to be filled with 0 or 1)
+`figures/review_sheet.{site}/` gets `{site}_001.png`, ..., `sheet.csv` (a row a tile, a column a pattern, to be filled with 0 or 1)
 and `key.csv`, which a reviewer must not see. Filled sheets are named in `figures.reviews`.
 """
 
@@ -10,46 +10,29 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
+from mil.figures.results import Results
 from mil.figures.style import DOUBLE_MM, FAINT, SOFT, bare_image, new_figure
-from mil.figures.top_bottom_tiles import all_tiles, pick, read_tiles
+from mil.figures.top_bottom_tiles import all_tiles, pick
 from mil.rng import rng
 
 SIZE_PX = 224
 COLUMNS = 8
 
 
-@figure("Blind review sheet", needs=("attention", "bags", "thumbnails"))
-def draw(results: Results, spec: FiguresSpec) -> Drawn:
+@figure("Blind review sheet", needs=("attention", "bags", "thumbnails"), per_site=True)
+def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """The contact sheet of the tiles, numbered as in the table to fill; half are of each kind, in random order."""
-    chosen = []
-    each = max(spec.review_tiles // max(len(results.sites), 1), 1)
-    for site in results.sites:
-        try:
-            tiles = all_tiles(results, site)
-        except Absent:
-            continue
-        for kind in ("top", "bottom"):
-            chosen += [(site, kind, tile) for tile in pick(tiles, kind, each)]
-    if not chosen:
-        raise Absent(f"{results.main} has no attention, so no tile is high or low")
-    order = rng(results.config.metrics.seed, "review").permutation(len(chosen))
+    tiles = all_tiles(results, site)
+    chosen = [(kind, tile) for kind in ("top", "bottom") for tile in pick(tiles, kind, spec.review_tiles)]
+    order = rng(results.config.metrics.seed, "review", site).permutation(len(chosen))
     chosen = [chosen[number] for number in order]
-    pixels = {}
-    for site in results.sites:
-        wanted = [(tile.slide_id, tile.x, tile.y) for at, _, tile in chosen if at == site]
-        pixels |= (
-            {(site, *key): value for key, value in read_tiles(results, site, wanted, SIZE_PX).items()} if wanted else {}
-        )
-    names = [f"tile_{number:03d}" for number in range(1, len(chosen) + 1)]
-    images = [pixels[site, tile.slide_id, tile.x, tile.y] for site, _, tile in chosen]
+    pixels = results.tile_pixels(site, [(tile.slide_id, tile.x, tile.y) for _, tile in chosen], SIZE_PX)
+    names = [f"{site}_{number:03d}" for number in range(1, len(chosen) + 1)]
+    images = [pixels[tile.slide_id, tile.x, tile.y] for _, tile in chosen]
     files = {f"{name}.png": _png(image) for name, image in zip(names, images, strict=True)}
     sheet = pd.DataFrame({"tile": names, **dict.fromkeys(spec.patterns, ""), "remark": ""})
     key = pd.DataFrame(
-        [
-            {"tile": name, "kind": kind, "site": site, **vars(tile)}
-            for name, (site, kind, tile) in zip(names, chosen, strict=True)
-        ]
+        [{"tile": name, "kind": kind, **vars(tile)} for name, (kind, tile) in zip(names, chosen, strict=True)]
     )
     files["sheet.csv"] = sheet.to_csv(index=False, lineterminator="\n").encode()
     files["key.csv"] = key.to_csv(index=False, lineterminator="\n").encode()
@@ -58,7 +41,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     panels = picture.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, name, image in zip(panels, names, images, strict=False):
         bare_image(axes, image, frame=FAINT)
-        axes.set_xlabel(name[5:], fontsize=6, color=SOFT, labelpad=1.5)
+        axes.set_xlabel(name.rsplit("_", 1)[1], fontsize=6, color=SOFT, labelpad=1.5)
     for axes in panels[len(names) :]:
         axes.axis("off")
     side_um = results.config.tiles.size_px * results.config.tiles.mpp
@@ -66,11 +49,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         figure=picture,
         data=sheet,
         files=files,
-        n=f"{len(names)} tiles of {len({tile.patient_id for _, _, tile in chosen})} patients",
+        n=f"{len(names)} tiles of {len({tile.patient_id for _, tile in chosen})} patients of site {site}",
         caption=(
-            f"Tiles of {side_um:g} µm with the highest and the lowest attention, as many of each kind and site, in random order: what pathologists are "
-            "shown without being told which is which. The tiles, the sheet to fill and the key lie in figures/review_sheet/; once filled sheets are "
-            "named under figures.reviews, their statistics are a figure of their own."
+            f"Tiles of {side_um:g} µm with the highest and the lowest attention, as many of each, in random order: what pathologists are shown without "
+            "being told which is which. The tiles, the sheet to fill and the key lie in figures/review_sheet.<site>/; once filled sheets are named under "
+            "figures.reviews, their statistics are a figure of their own."
         ),
     )
 

@@ -23,12 +23,15 @@ COLOURS = {"top": "#b2182b", "bottom": "#5b626b"}
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of tiles with each pattern by kind, Fisher's test, and kappa of the reviewers."""
     if not spec.reviews:
-        raise Absent("no filled review sheet is named (figures.reviews); fill figures/review_sheet/sheet.csv first")
-    key = results.folder / "figures/review_sheet/key.csv"
-    if not key.is_file():
-        raise Absent("figures/review_sheet/key.csv is not there; draw review_sheet first")
+        raise Absent(
+            "no filled review sheet is named (figures.reviews); fill those in figures/review_sheet.<site>/ first"
+        )
+    keys = [results.folder / f"figures/review_sheet.{site}/key.csv" for site in results.sites]
+    keys = [read_text_table(path, "review key") for path in keys if path.is_file()]
+    if not keys:
+        raise Absent("figures/review_sheet.<site>/key.csv is not there; draw review_sheet first")
     sheets = [read_sheet(Path(path), spec.patterns) for path in spec.reviews]
-    kinds = read_text_table(key, "review key").set_index("tile")["kind"]
+    kinds = pd.concat(keys).set_index("tile")["kind"]
     together = majority(sheets, spec.patterns).join(kinds, how="inner").reset_index()
     table = pattern_table(together, spec.patterns, KINDS)
     table["kappa"] = [_kappa([sheet[pattern].to_numpy() for sheet in sheets]) for pattern in spec.patterns]

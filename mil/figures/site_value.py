@@ -1,7 +1,5 @@
 """What another hospital is worth: AUROC at external sites of models trained on every set of training sites."""
 
-from itertools import combinations
-
 import numpy as np
 import pandas as pd
 
@@ -10,26 +8,18 @@ from mil.figures.arms import arm, input_name
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import INK, chance_line, light_grid, new_figure
-from mil.metrics import delong
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE
-from mil.metrics.baselines.inputs import bag_means
-from mil.metrics.baselines.logistic import fit_together
 from mil.metrics.score import primary
 
-STRENGTH = 0.1
-MAX_SITES = 6
 
-
-@figure("The value of adding a site", needs=("bags", "features", "metrics"))
+@figure("The value of adding a site", needs=("bags", "baselines", "metrics"))
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A mark a set of training sites: a quick model on mean features, and the main family's own models beside it."""
     training = results.training_sites
     if len(training) < 2 or not results.external_sites:
         raise Absent("it takes two training sites and an external one")
-    encoder = results.experiments[results.main].encoder
-    if not results.has_features(encoder):
-        raise Absent(f"features {encoder} are not on this machine")
-    table = pd.concat([_quick(results, encoder, training[:MAX_SITES]), _main(results)], ignore_index=True)
+    quick = results.about_features(results.endpoint, "site_value").assign(model="Mean of features", colour=INK)
+    table = pd.concat([quick, _main(results)], ignore_index=True)
     names = list(dict.fromkeys(table.sort_values(["sites", "trained_on"])["trained_on"]))
     kinds = list(dict.fromkeys(table["model"]))
     picture = new_figure(min(183.0, 50 + 22 * len(names)), 66)
@@ -63,27 +53,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{int(results.bags(results.endpoint)['role'].eq('external').sum())} external patients",
         caption=(
             f"AUROC for {main.endpoint} within external sites of models that were trained on each set of training sites: a ridge regression on the mean of the "
-            f"features ({encoder}), and {input_name(main)} as trained in this run. Intervals: {results.config.metrics.confidence:.0%}, DeLong, logit scale. "
+            f"features, and {input_name(main)} as trained in this run. Intervals: {results.config.metrics.confidence:.0%}, DeLong, logit scale. "
             "More sites also means more patients."
         ),
     )
-
-
-def _quick(results: Results, encoder: str, training: list[str]) -> pd.DataFrame:
-    bags = results.bags(results.endpoint)
-    values = bag_means(results, results.endpoint, encoder).reindex(bags["patient_id"]).to_numpy(dtype=float)
-    labels, site = bags["label"].to_numpy(dtype=int), bags["site"].to_numpy()
-    outside = (bags["role"] == "external").to_numpy()
-    rows = []
-    for size in range(1, len(training) + 1):
-        for chosen in combinations(training, size):
-            inside = np.isin(site, chosen)
-            model = fit_together([values[inside]], [labels[inside]], STRENGTH)
-            found = delong.within_interval(
-                labels[outside], model.chance(values[outside]), site[outside], results.config.metrics.confidence
-            )
-            rows.append(("+".join(chosen), size, "Mean of features", INK, *found))
-    return pd.DataFrame(rows, columns=["trained_on", "sites", "model", "colour", "value", "low", "high"])
 
 
 def _main(results: Results) -> pd.DataFrame:

@@ -7,12 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mil.config import FiguresSpec
-from mil.errors import SlideError
 from mil.figures.arms import input_name
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, FAINT, SOFT, bare_image, new_figure, strategy_name
-from mil.slides.slide import open_slide
 
 TILE_PX = 160  # pixels of a tile in the montage, whatever its size in the analysis
 PER_PATIENT = 2
@@ -42,8 +40,8 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     tiles = all_tiles(results, site)
     picks = {(end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES}
     picks = {row: chosen for row, chosen in picks.items() if chosen}
-    pixels = {(p.slide_id, p.x, p.y): None for chosen in picks.values() for p in chosen}
-    pixels = read_tiles(results, site, list(pixels))
+    wanted = [(one.slide_id, one.x, one.y) for chosen in picks.values() for one in chosen]
+    pixels = results.tile_pixels(site, wanted, TILE_PX)
     picture, places = _montage(picks, pixels, spec.tiles_a_site)
     experiment = results.experiments[results.main]
     rows = [
@@ -98,28 +96,6 @@ def pick(tiles: pd.DataFrame, end: str, count: int) -> list[Pick]:
     return [
         Pick(r.slide_id, r.patient_id, int(r.label), int(r.x), int(r.y), float(r.relative)) for r in chosen.itertuples()
     ]
-
-
-def read_tiles(
-    results: Results, site: str, wanted: list[tuple[str, int, int]], size_px: int = TILE_PX
-) -> dict[tuple[str, int, int], np.ndarray]:
-    """Pixels (size_px, size_px, 3) of tiles by (slide, x, y), a slide opened once."""
-    spec = results.config.tiles
-    mpp = spec.size_px * spec.mpp / size_px
-    found = {}
-    for slide_id in dict.fromkeys(slide for slide, _, _ in wanted):
-        corners = [(x, y) for slide, x, y in wanted if slide == slide_id]
-        try:
-            with open_slide(
-                results.slide_path(site, slide_id), float(results.geometry(site, slide_id)["mpp"])
-            ) as slide:
-                for x, y in corners:
-                    found[slide_id, x, y] = slide.read_tile(x, y, size_px, mpp)
-        except SlideError as error:
-            raise Absent(
-                f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}"
-            ) from error
-    return found
 
 
 def _montage(

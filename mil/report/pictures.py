@@ -18,6 +18,7 @@ from mil.tables import read_table, read_text_table
 
 MAX_SVG_BYTES = 700_000
 WEBP_QUALITY = 88
+ONE_SITE_IS_ENOUGH = ("pipeline_overview",)
 PX_A_MM = 4.72  # a double-column figure (183 mm) fills the page's 54 rem
 
 
@@ -62,7 +63,8 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> 
     folder, entry = results.folder / "figures", FIGURES[name]
     picture = Picture(name, entry.title)
     reasons, counts = [], []
-    for site in results.sites if entry.per_site else [""]:
+    sites = results.sites[:1] if name in ONE_SITE_IS_ENOUGH else results.sites
+    for site in sites if entry.per_site else [""]:
         file = f"{name}.{site}" if site else name
         if not (folder / f"{file}.json").is_file():
             reasons.append(f"not drawn; run `mil plot {name}`")

@@ -63,7 +63,14 @@ STORY = (
         "Where the models look",
         "Attention of models that did not train on the patient shown. Slides and tiles are chosen by score and "
         "attention, by a rule, not by eye.",
-        figures=("heatmaps", "top_bottom_tiles", "tile_clusters", "review_sheet", "review_statistics"),
+        figures=(
+            "heatmaps",
+            "top_bottom_tiles",
+            "cluster_enrichment",
+            "tile_clusters",
+            "review_sheet",
+            "review_statistics",
+        ),
         tables=("localisation",),
     ),
     Chapter(

@@ -3,8 +3,12 @@
 from mil.figures import FIGURES
 
 
-def figure_inputs(name, sites):
-    """The files that a figure needs, from the kinds of artefact that its entry in the registry names."""
+OF_COHORT = [name for name in FIGURES if not FIGURES[name].per_site]
+OF_SITE = [name for name in FIGURES if FIGURES[name].per_site]
+
+
+def figure_inputs(names, sites):
+    """The files that figures need, from the kinds of artefact that their entries in the registry name."""
     files = {
         "predictions": expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         "metrics": expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
@@ -17,22 +21,20 @@ def figure_inputs(name, sites):
         "bags": expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
         "flow": expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),
         "patients": [settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet],
-        "slides": [],
         "thumbnails": [manifest for site in sites for manifest in tile_manifests(site)],
         "features": [
             manifest for site in sites for encoder in ENCODERS for manifest in feature_manifests(site, encoder)
         ],
         "attention": expand("<results>/sites/{site}/attention/{experiment}", site=sites, experiment=EXPERIMENTS),
     }
-    return [file for kind in FIGURES[name].needs for file in files[kind]]
+    kinds = dict.fromkeys(kind for name in names for kind in FIGURES[name].needs)
+    return [file for kind in kinds for file in files[kind]]
 
 
 def figure_files():
     """The caption file of every figure of the cohort; its other files lie beside it."""
-    overall = [name for name in FIGURES if not FIGURES[name].per_site]
-    by_site = [name for name in FIGURES if FIGURES[name].per_site]
-    return expand("<results>/figures/{figure}.json", figure=overall) + expand(
-        "<results>/figures/{figure}.{site}.json", figure=by_site, site=SITES
+    return expand("<results>/figures/{figure}.json", figure=OF_COHORT) + expand(
+        "<results>/figures/{figure}.{site}.json", figure=OF_SITE, site=SITES
     )
 
 
@@ -49,41 +51,37 @@ rule settings:
         "printf '%s' {params.config:q} > {output} 2> {log}"
 
 
+# One process draws many figures: starting one takes longer than drawing. `mil plot NAME` draws one alone.
 rule figure:
     input:
         settings="<results>/config.json",
-        tables=lambda wildcards: figure_inputs(wildcards.figure, SITES),
-        code=lambda wildcards: FIGURES[wildcards.figure].code,
+        tables=figure_inputs(OF_COHORT, []),
+        code=[FIGURES[name].code for name in OF_COHORT],
     output:
-        "<results>/figures/{figure}.json",
+        expand("<results>/figures/{figure}.json", figure=OF_COHORT),
     log:
-        "<logs>/figure/{figure}.log",
-    wildcard_constraints:
-        figure="|".join(name for name in FIGURES if not FIGURES[name].per_site) or "none",
+        "<logs>/figure/cohort.log",
     params:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=RESULTS,
     shell:
-        "mil plot {wildcards.figure} --results {params.results} --spec {params.spec:q} --log {log}"
+        "mil plot all --results {params.results} --spec {params.spec:q} --log {log}"
 
 
 rule figure_of_site:
     input:
         settings="<results>/config.json",
-        tables=lambda wildcards: figure_inputs(wildcards.figure, [wildcards.site]),
-        code=lambda wildcards: FIGURES[wildcards.figure].code,
+        tables=lambda wildcards: figure_inputs(OF_SITE, [wildcards.site]),
+        code=[FIGURES[name].code for name in OF_SITE],
     output:
-        "<results>/figures/{figure}.{site}.json",
+        expand("<results>/figures/{figure}.{{site}}.json", figure=OF_SITE),
     log:
-        "<logs>/figure/{figure}.{site}.log",
-    wildcard_constraints:
-        figure="|".join(name for name in FIGURES if FIGURES[name].per_site) or "none",
+        "<logs>/figure/{site}.log",
     params:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=RESULTS,
     shell:
-        "mil plot {wildcards.figure} --results {params.results} --site {wildcards.site} --spec {params.spec:q}"
-        " --log {log}"
+        "mil plot all --results {params.results} --site {wildcards.site} --spec {params.spec:q} --log {log}"
 
 
 rule figures:

@@ -51,22 +51,24 @@ rule localise:
         " --out {output.localisation} --log {log}"
 
 
+# Besides training and prediction these two read more than one site's features: they train models, too.
 rule baseline:
     input:
         settings="<results>/config.json",
         bags="<results>/bags/{endpoint}.csv",
         census=expand("<results>/census/{site}.csv", site=SITES),
         patients=settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet,
+        features=[
+            manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)
+        ],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
     output:
-        predictions="<results>/baselines/{endpoint}/predictions.csv",
-        inner="<results>/baselines/{endpoint}/inner.csv",
         metrics="<results>/baselines/{endpoint}/metrics.csv",
     log:
         "<logs>/baseline/{endpoint}.log",
     params:
         results=RESULTS,
-        folder=RESULTS + "/baselines/{endpoint}",
+        folder=lambda wildcards: f"{RESULTS}/baselines/{wildcards.endpoint}",
     shell:
         "mil baseline {params.results} --endpoint {wildcards.endpoint} --folder {params.folder} --log {log}"
 
@@ -76,6 +78,9 @@ rule deep_check:
         settings="<results>/config.json",
         bags=expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
         census=expand("<results>/census/{site}.csv", site=SITES),
+        features=[
+            manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)
+        ],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
     output:
         findings="<results>/checks/deep.csv",

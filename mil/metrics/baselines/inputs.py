@@ -1,7 +1,6 @@
 """A results folder -> the inputs of every baseline by patient, and the baselines' predictions."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +10,7 @@ from mil.metrics.arms import ENSEMBLE, OWN_SITE
 from mil.metrics.baselines.protocol import INNER, PREDICTIONS, STRATEGIES, Folded, permuted_labels, run_protocol
 from mil.metrics.calibration import logit
 from mil.metrics.clinical import clinical_inputs
-from mil.metrics.score import score
 from mil.registry import Registry
-from mil.tables import write_table
 
 if TYPE_CHECKING:
     from mil.figures.results import Results
@@ -111,16 +108,6 @@ def run_baselines(results: "Results", endpoint: str) -> Folded:
         fused = late_fusion(results, folded.predictions)
         return Folded(_stack([folded.predictions, fused], PREDICTIONS), folded.inner)
     return folded
-
-
-def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd.DataFrame:
-    """Run the baselines and write `predictions.csv`, `inner.csv` and, their scores, `metrics.csv`; returns the metrics."""
-    folded = run_baselines(results, endpoint)
-    metrics = score(folded.predictions, results.config.metrics, None, folded.inner)
-    write_table(folded.predictions, Path(folder) / "predictions.csv")
-    write_table(folded.inner, Path(folder) / "inner.csv")
-    write_table(metrics, Path(folder) / "metrics.csv")
-    return metrics
 
 
 def permuted(inputs: pd.DataFrame, bags: pd.DataFrame, seed: int, number: int = 0) -> Folded:

@@ -1,0 +1,68 @@
+"""Kinds of tile and response: the share of every cluster in positive and in negative patients."""
+
+import numpy as np
+
+from mil.config import FiguresSpec
+from mil.figures.cohort_table import p_text
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Results
+from mil.figures.style import CLASS_COLOURS, MIDDLE_MM, SOFT, light_grid, new_figure
+from mil.rng import rng
+
+
+@figure("Clusters of tiles: enrichment", needs=("bags", "baselines"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A row a cluster, a dot a patient."""
+    table = results.about_features(results.endpoint, "clusters")
+    shares = results.about_features(results.endpoint, "cluster_shares")
+    picture = new_figure(MIDDLE_MM + 15, 20 + 10 * len(table))
+    axes = picture.subplots()
+    light_grid(axes, "x")
+    for place, row in enumerate(table.itertuples()):
+        for label, offset in ((1, -0.17), (0, 0.17)):
+            values = shares.loc[shares["label"] == label, f"cluster{row.cluster}"].to_numpy()
+            jitter = rng(0, "jitter", place, label).uniform(-0.1, 0.1, len(values))
+            axes.plot(
+                values,
+                place + offset + jitter,
+                "o",
+                color=CLASS_COLOURS[label],
+                markersize=2.3,
+                alpha=0.5,
+                markeredgewidth=0,
+            )
+            if len(values):
+                axes.vlines(
+                    np.median(values),
+                    place + offset - 0.14,
+                    place + offset + 0.14,
+                    color=CLASS_COLOURS[label],
+                    linewidth=2,
+                )
+        p = p_text(float(row.p_adjusted))  # type: ignore[arg-type]
+        said = f"p {p}" if p.startswith("<") else f"p = {p}"
+        axes.text(
+            1.0, place, said, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.3, color=SOFT
+        )
+    for label, name in ((1, "positive"), (0, "negative")):
+        axes.plot([], [], "o", color=CLASS_COLOURS[label], markersize=3.5, label=name)
+    picture.legend(loc="outside upper right", ncols=2)
+    axes.set_yticks(range(len(table)), [cluster_name(int(cluster)) for cluster in table["cluster"]], fontweight=700)
+    axes.set(ylim=(len(table) - 0.5, -0.5), xlabel="Share of a patient's tiles")
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
+    axes.tick_params(axis="y", length=0)
+    return Drawn(
+        figure=picture,
+        data=table,
+        n=f"{len(shares)} patients",
+        caption=(
+            f"Share of each of {len(table)} clusters of tiles (k-means on standardised features of {results.experiments[results.main].encoder}, found without "
+            "labels) in the tiles of positive and of negative patients; dots are patients, lines medians. p: Mann-Whitney test with Benjamini and Hochberg's "
+            "correction. The tiles are in the next figure."
+        ),
+    )
+
+
+def cluster_name(number: int) -> str:
+    """A, B, C, ... from the cluster that positive patients have most of, compared with negative ones."""
+    return chr(ord("A") + number)
