@@ -5,8 +5,10 @@ TRIDENT's attributes besides (see `mil.features`). The checksum covers every arr
 every attribute, so a flipped bit anywhere in what we say is found by `verify`.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,10 +62,17 @@ class Writer:
 def writing(path: str | Path) -> Iterator[Writer]:
     """A `Writer` whose file appears at `path`, checksummed and read back, on a clean exit only."""
     with replacing(path) as partial:
-        with h5py.File(partial, "w", libver="v110") as file:
-            writer = Writer(file)
-            yield writer
-            file.attrs[CHECKSUM] = _combine(file, {name: digest.hexdigest() for name, digest in writer.digests.items()})
+        try:
+            with h5py.File(partial, "w", libver="v110") as file:
+                writer = Writer(file)
+                yield writer
+                digests = {name: digest.hexdigest() for name, digest in writer.digests.items()}
+                file.attrs[CHECKSUM] = _combine(file, digests)
+        except RuntimeError as error:
+            if "write failed" not in str(error):
+                raise
+            # HDF5 finds out at closing time that its cache does not fit on the disk
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, or a limit on file sizes") from error
         verify(partial)
 
 
