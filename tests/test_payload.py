@@ -221,7 +221,7 @@ def test_an_answer_to_another_question_is_refused(hospitals: Hospitals, sites: d
             return kept.setdefault(header(blob, "")["kind"], found)
 
     server = Server(hospitals.protocol, "replay", tmp_path)
-    with pytest.raises(SitesMissing, match="A: refused: .*another question"):
+    with pytest.raises(SitesMissing, match=r"A: refused: .*another question"):
         inprocess.run(server, {**sites, "A": Replaying(sites["A"], "", None)})
     assert server.stages.progress.round == 2
 
