@@ -21,6 +21,8 @@ from mil.federation.nvflare.wire import OWN_FILE
 from mil.files import write_text
 
 SERVER_KIT, OPERATOR_KIT, SITE_KIT = "kit", "operator", "kit"
+SITE_RIGHTS = {"lead": {"submit_job": "any", "abort_job": "any", "abort": "any"}}
+"""What the server's operator may do at a site."""
 
 
 def make_authority(spec: ServerSpec, own_file: Path) -> str:
@@ -113,7 +115,7 @@ def harden_site(kit: Path, own_file: Path) -> None:
 
     FLARE's defaults stream the site's error log to the server and let the job's submitter read files and logs.
     """
-    _own_rules(kit, own_file, EXECUTOR, {"lead": {"submit_job": "any", "abort_job": "any", "abort": "any"}})
+    _own_rules(kit, own_file, EXECUTOR, SITE_RIGHTS)
     resources = _defaults(kit)
     resources |= {
         "allow_log_streaming": False,
@@ -122,6 +124,20 @@ def harden_site(kit: Path, own_file: Path) -> None:
     }
     resources["components"] = [part for part in resources["components"] if part["id"] != "site_log_streamer"]
     _write_json(kit / "local" / "resources.json", resources)
+
+
+def is_hardened(kit: Path) -> bool:
+    """Whether a site's kit still has the rules that `harden_site` gave it."""
+    try:
+        resources = json.loads((kit / "local" / "resources.json").read_text(encoding="utf-8"))
+        rules = json.loads((kit / "local" / "authorization.json").read_text(encoding="utf-8"))["permissions"]
+    except (OSError, ValueError, KeyError):
+        return False
+    streams = resources.get("allow_log_streaming") or any(
+        part["id"] == "site_log_streamer" for part in resources["components"]
+    )
+    classes = (resources.get("class_allow_list"), resources.get("class_list_enforcement_mode"))
+    return not streams and classes == ([EXECUTOR], "enforce") and rules == _rules(SITE_RIGHTS)
 
 
 def harden_server(kit: Path, spec: ServerSpec, own_file: Path, protocol: FederationSpec) -> None:
@@ -144,12 +160,16 @@ def harden_server(kit: Path, spec: ServerSpec, own_file: Path, protocol: Federat
 
 def _own_rules(kit: Path, own_file: Path, allowed: str, permissions: dict) -> None:
     local = kit / "local"
-    rules = {role: permissions.get(role, "none") for role in ("project_admin", "org_admin", "lead", "member")}
-    rules = {role: {**right, "byoc": "none"} if isinstance(right, dict) else right for role, right in rules.items()}
-    _write_json(local / "authorization.json", {"format_version": "1.0", "permissions": rules})
+    _write_json(local / "authorization.json", {"format_version": "1.0", "permissions": _rules(permissions)})
     _write_json(local / OWN_FILE, {"file": str(own_file), "class": allowed})
     logging = json.loads((local / "log_config.json.default").read_text(encoding="utf-8"))
     _write_json(local / "log_config.json", logging)
+
+
+def _rules(permissions: dict) -> dict:
+    """FLARE's permissions by role: what is not named is not allowed, and code in jobs never is."""
+    roles = ("project_admin", "org_admin", "lead", "member")
+    return {role: {**permissions[role], "byoc": "none"} if role in permissions else "none" for role in roles}
 
 
 def _defaults(kit: Path) -> dict:
