@@ -11,7 +11,9 @@ from typing import Annotated, Optional
 import typer
 
 from mil import __version__
+from mil.commands import encoders, files
 from mil.errors import MilError
+from mil.federation import commands as hospitals
 from mil.progress import Reporter
 
 app = typer.Typer(
@@ -455,6 +457,13 @@ def report(
     write_text(out, build(opened, settings, in_viewer))
     reporter.say(f"report: {out}")
 
+
+app.command()(files.validate)
+app.command()(files.convert)
+app.add_typer(encoders.app, name="encoders")
+app.add_typer(hospitals.server, name="server")
+app.add_typer(hospitals.site, name="site")
+app.add_typer(hospitals.ledger, name="ledger")
 
 config_app = typer.Typer(no_args_is_help=True, help="The settings: their defaults, schema and values.")
 app.add_typer(config_app, name="config")

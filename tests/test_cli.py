@@ -11,7 +11,7 @@ from mil.cli import app
 
 COMMANDS = [
     "init", "demo", "check", "tile", "extract", "census", "bag", "train", "predict", "score", "compare", "localise",
-    "plot", "report", "config",
+    "plot", "report", "config", "baseline", "validate", "convert", "encoders", "server", "site", "ledger",
 ]  # fmt: skip
 
 

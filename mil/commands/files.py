@@ -1,0 +1,62 @@
+"""`mil validate` and `mil convert`: feature files that can be trusted, in our layout and in others'."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mil.errors import MilError
+from mil.progress import Reporter
+
+LogOption = Annotated[Optional[Path], typer.Option("--log", help="Write plain lines here too.", show_default=False)]  # noqa: UP045
+
+
+def validate(
+    folder: Annotated[Path, typer.Argument(help="Folder with HDF5 files, e.g. a results folder.")],
+    repair: Annotated[bool, typer.Option(help="Move bad files aside, so that the next run makes them anew.")] = False,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Table to write.", show_default=False)] = None,  # noqa: UP045
+    log: LogOption = None,
+) -> None:
+    """Read every byte of every HDF5 file; exit with 1 if some are not as they were written."""
+    from mil.tables import write_table
+    from mil.validate import validate as validate_all
+
+    reporter = Reporter(log)
+    table = validate_all(folder, reporter, repair)
+    if out is not None:
+        write_table(table, out)
+    counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
+    reporter.say(f"validate {folder}: {counts or 'no HDF5 file'}")
+    bad = table[table["state"] != "ok"]
+    if len(bad) and not repair:
+        first = bad.iloc[0]
+        raise MilError(
+            f"{len(bad)} files are bad; the first: {first['path']}: {first['state']}; use --repair to move them aside"
+        )
+
+
+def convert(
+    layout: Annotated[str, typer.Argument(help="Layout of the other tool: clam, trident, stamp, ...")],
+    source: Annotated[Path, typer.Argument(help="Folder to read.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    back: Annotated[bool, typer.Option("--back", help="From our layout to the other tool's.")] = False,
+    mpp: Annotated[
+        Optional[float], typer.Option(help="Microns a level-0 pixel, where the files do not say.", show_default=False)
+    ] = None,  # noqa: UP045
+    encoder: Annotated[
+        Optional[str], typer.Option(help="Encoder, where the files do not say.", show_default=False)
+    ] = None,  # noqa: UP045
+    log: LogOption = None,
+) -> None:
+    """Features that another tool made -> ours with a manifest (`shard0.csv`); or ours -> TRIDENT's or STAMP's."""
+    from mil.convert import Source, convert_in, convert_out
+    from mil.tables import write_table
+
+    reporter = Reporter(log)
+    if back:
+        written = convert_out(layout, source, target, reporter)
+        reporter.say(f"wrote {len(written)} files below {target}")
+        return
+    given = {name: value for name, value in {"mpp": mpp, "encoder": encoder}.items() if value is not None}
+    manifest = convert_in(layout, Source(source, **given), target, reporter)
+    write_table(manifest, target / "shard0.csv")
