@@ -1,1 +1,1 @@
-"""federation"""
+"""Strategies over named tensors, their drivers in process, and the hospitals' transport."""

@@ -1,1 +1,1 @@
-"""metrics"""
+"""Predictions -> figures of merit with intervals, paired comparisons, baselines and leak checks."""

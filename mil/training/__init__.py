@@ -1,1 +1,1 @@
-"""training"""
+"""Bags and folds -> trained models, all of an experiment together."""
