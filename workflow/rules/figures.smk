@@ -2,7 +2,6 @@
 
 from mil.figures import FIGURES
 
-
 OF_COHORT = [name for name in FIGURES if not FIGURES[name].per_site]
 OF_SITE = [name for name in FIGURES if FIGURES[name].per_site]
 

@@ -58,9 +58,7 @@ rule baseline:
         bags="<results>/bags/{endpoint}.csv",
         census=expand("<results>/census/{site}.csv", site=SITES),
         patients=settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet,
-        features=[
-            manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)
-        ],
+        features=[manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
     output:
         metrics="<results>/baselines/{endpoint}/metrics.csv",
@@ -78,9 +76,7 @@ rule deep_check:
         settings="<results>/config.json",
         bags=expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
         census=expand("<results>/census/{site}.csv", site=SITES),
-        features=[
-            manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)
-        ],
+        features=[manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
     output:
         findings="<results>/checks/deep.csv",
