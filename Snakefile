@@ -31,3 +31,4 @@ rule all:
     default_target: True
     input:
         "<results>/report/index.html",
+        expand("<results>/sites/{site}/contact_sheet.jpg", site=SITES),

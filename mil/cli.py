@@ -207,6 +207,22 @@ def tile(
 
 
 @app.command()
+def contact(
+    slides: Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.")],
+    tiles: Annotated[Path, typer.Option(help="Folder with the tile files and their manifests.")],
+    thumbnails: Annotated[Path, typer.Option(help="Folder with the thumbnails.")],
+    out: OutOption,
+    log: LogOption = None,
+) -> None:
+    """One page of a site's thumbnails with tissue and grid, to check by eye; unusual slides are framed and named."""
+    from mil.tiles.contact import write_contact_sheet
+
+    reporter = _reporter(log)
+    for line in write_contact_sheet(_shard(slides, 0, 1_000_000), tiles, thumbnails, out):
+        reporter.note(line)
+
+
+@app.command()
 def extract(
     slides: Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.")],
     tiles: Annotated[Path, typer.Option(help="Folder with the tile files.")],

@@ -10,7 +10,7 @@ from mil import __version__
 from mil.cli import app
 
 COMMANDS = [
-    "init", "demo", "check", "tile", "extract", "census", "bag", "train", "predict", "score", "compare", "localise",
+    "init", "demo", "check", "tile", "contact", "extract", "census", "bag", "train", "predict", "score", "compare", "localise",
     "plot", "report", "config", "baseline", "validate", "convert", "encoders", "server", "site", "ledger",
 ]  # fmt: skip
 

@@ -77,19 +77,8 @@ def test_second_run_has_nothing_to_do(finished, repository):
     assert "Nothing to be done" in process.stdout + process.stderr
 
 
-ALWAYS_AFTER_TRAINING = {
-    "train",
-    "predict",
-    "score",
-    "compare",
-    "localise",
-    "baseline",
-    "deep_check",
-    "figure",
-    "figure_of_site",
-    "report",
-    "settings",
-}
+AFTER_SCORES = {"settings", "baseline", "deep_check", "figure", "figure_of_site", "report"}
+ALWAYS_AFTER_TRAINING = {"train", "predict", "score", "compare", "localise"} | AFTER_SCORES
 
 
 @pytest.mark.parametrize(
@@ -111,7 +100,7 @@ ALWAYS_AFTER_TRAINING = {
             },
         ),
         ({"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}}, ALWAYS_AFTER_TRAINING),
-        ({"tiles": {"min_tissue": 0.9}}, ALWAYS_AFTER_TRAINING | {"tile", "extract", "census", "bag"}),
+        ({"tiles": {"min_tissue": 0.9}}, ALWAYS_AFTER_TRAINING | {"tile", "contact_sheet", "extract", "census", "bag"}),
         ({"encoders": {"colour": {"batch_size": 64}}}, ALWAYS_AFTER_TRAINING | {"extract", "census", "bag"}),
     ],
     ids=["title", "metrics", "lr", "tiles", "encoder"],

@@ -41,11 +41,11 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     back: Annotated[bool, typer.Option("--back", help="From our layout to the other tool's.")] = False,
     mpp: Annotated[
-        Optional[float], typer.Option(help="Microns a level-0 pixel, where the files do not say.", show_default=False)
-    ] = None,  # noqa: UP045
+        float | None, typer.Option(help="Microns a level-0 pixel, where the files do not say.", show_default=False)
+    ] = None,
     encoder: Annotated[
-        Optional[str], typer.Option(help="Encoder, where the files do not say.", show_default=False)
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="Encoder, where the files do not say.", show_default=False)
+    ] = None,
     log: LogOption = None,
 ) -> None:
     """Features that another tool made -> ours with a manifest (`shard0.csv`); or ours -> TRIDENT's or STAMP's."""

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mil import hdf5
-from mil.errors import CorruptFile
+from mil.errors import CorruptFile, MilError
+from mil.files import replacing
+from mil.tables import read_table
 from mil.tiles.quality import FLAGS
 
 CELL_PX, CAPTION_PX, GAP_PX, HEADING_PX = 300, 54, 8, 44
@@ -22,10 +24,12 @@ ROBUST_Z = 3.5  # Iglewicz & Hoaglin 1993, How to detect and handle outliers
 def tissue_outliers(shares: pd.Series) -> pd.Series:
     """Which slides' share of tissue is an outlier of their site: modified z-score of its logarithm above 3.5; bool, same index."""
     known = shares.astype(float)
+    if known.notna().sum() < FEWEST:
+        return pd.Series(False, index=shares.index)
     logs = np.log(known.clip(lower=1e-6))
     middle = logs.median()
     spread = (logs - middle).abs().median()
-    if known.notna().sum() < FEWEST or not spread > 0:
+    if not spread > 0:
         return pd.Series(False, index=shares.index)
     return (0.6745 * (logs - middle).abs() / spread > ROBUST_Z).fillna(False)
 
@@ -52,6 +56,30 @@ def contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path) ->
         cell = page[top : top + CELL_PX + CAPTION_PX, left : left + CELL_PX]
         _draw_cell(cell, row, bool(odd), Path(thumbnails) / f"{row['slide_id']}.jpg")
     return page
+
+
+def write_contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path, out: Path) -> list[str]:
+    """Write the sheet of one site's slide table as JPEG, states as the manifests in `tiles_folder` have them; outliers in words."""
+    manifests = [
+        read_table(path, text=("slide_id", "state", "reason")) for path in sorted(tiles_folder.glob("shard*.csv"))
+    ]
+    tiled = pd.concat(manifests).set_index("slide_id")[["state", "reason"]]
+    states = slides.set_index("slide_id", drop=False)
+    states.loc[states.index.intersection(tiled.index), ["state", "reason"]] = tiled
+    page = contact_sheet(states, tiles_folder, thumbnails)
+    encoded, data = cv2.imencode(".jpg", page[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if not encoded:
+        raise MilError(
+            f"{out}: a page of {page.shape[1]} x {page.shape[0]} pixels cannot be a JPEG; cut the site in two"
+        )
+    with replacing(out) as partial:
+        partial.write_bytes(data.tobytes())
+    described = [_described(row, tiles_folder) for row in states.to_dict("records")]
+    shares = pd.Series([row["tissue_share"] for row in described], dtype=float)
+    return [
+        f"slide {described[index]['slide_id']}: {shares[index]:.1%} tissue, an outlier of its site"
+        for index in np.flatnonzero(tissue_outliers(shares))
+    ]
 
 
 def _described(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -18,3 +18,18 @@ rule tile:
     shell:
         "mil tile {input.slides} --shard {wildcards.shard} --shard-size {params.shard_size} --spec {params.spec:q}"
         " --folder {params.folder} --thumbnails {params.thumbnails} --out {output.manifest} --log {log}"
+
+
+rule contact_sheet:
+    input:
+        slides="<results>/sites/{site}/slides.csv",
+        tiles=lambda wildcards: tile_manifests(wildcards.site),
+    output:
+        "<results>/sites/{site}/contact_sheet.jpg",
+    log:
+        "<logs>/contact_sheet/{site}.log",
+    params:
+        folder=RESULTS + "/sites/{site}/tiles",
+        thumbnails=RESULTS + "/sites/{site}/thumbnails",
+    shell:
+        "mil contact {input.slides} --tiles {params.folder} --thumbnails {params.thumbnails} --out {output} --log {log}"
