@@ -14,8 +14,8 @@ rule extract:
         mem_mb=8000,
     params:
         spec=lambda wildcards: settings_of_cohort.encoders[wildcards.encoder].to_json(),
-        tiles=RESULTS + "/sites/{site}/tiles",
-        folder=RESULTS + "/sites/{site}/features/{encoder}",
+        tiles=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
+        folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/features/{wildcards.encoder}",
         shard_size=settings_of_cohort.shard_size,
     shell:
         "mil extract {input.slides} --tiles {params.tiles} --shard {wildcards.shard} --shard-size {params.shard_size}"

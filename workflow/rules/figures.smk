@@ -62,7 +62,7 @@ rule figure:
         "<logs>/figure/cohort.log",
     params:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "mil plot all --results {params.results} --spec {params.spec:q} --log {log}"
 
@@ -78,7 +78,7 @@ rule figure_of_site:
         "<logs>/figure/{site}.log",
     params:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "mil plot all --results {params.results} --site {wildcards.site} --spec {params.spec:q} --log {log}"
 

@@ -30,7 +30,7 @@ rule compare:
         "<logs>/compare.log",
     params:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "mil compare {params.results} --spec {params.spec:q} --out {output.comparisons} --log {log}"
 
@@ -45,7 +45,7 @@ rule localise:
         "<logs>/localise/{experiment}.log",
     params:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "mil localise {params.results} --experiment {wildcards.experiment} --spec {params.spec:q}"
         " --out {output.localisation} --log {log}"
@@ -65,7 +65,7 @@ rule baseline:
     log:
         "<logs>/baseline/{endpoint}.log",
     params:
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
         folder=lambda wildcards: f"{RESULTS}/baselines/{wildcards.endpoint}",
     shell:
         "mil baseline {params.results} --endpoint {wildcards.endpoint} --folder {params.folder} --log {log}"
@@ -83,6 +83,6 @@ rule deep_check:
     log:
         "<logs>/deep_check.log",
     params:
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "mil check --deep {params.results} --out {output.findings} --log {log}"

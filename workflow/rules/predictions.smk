@@ -18,7 +18,7 @@ rule predict:
     resources:
         mem_mb=8000,
     params:
-        folder=RESULTS + "/runs/{experiment}",
-        sites=f"{RESULTS}/sites",
+        folder=lambda wildcards: f"{RESULTS}/runs/{wildcards.experiment}",
+        sites=lambda wildcards: f"{RESULTS}/sites",
     shell:
         "mil predict {params.folder} --bags {input.bags} --sites {params.sites} --out {output.predictions} --log {log}"

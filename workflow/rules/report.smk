@@ -16,6 +16,6 @@ rule report:
         "<logs>/report.log",
     params:
         spec=lambda wildcards: settings_of_cohort.report.to_json(),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "mil report {params.results} --spec {params.spec:q} --out {output} --log {log}"

@@ -23,8 +23,8 @@ rule train:
     params:
         spec=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
         endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),
-        folder=RESULTS + "/runs/{experiment}",
-        sites=f"{RESULTS}/sites",
+        folder=lambda wildcards: f"{RESULTS}/runs/{wildcards.experiment}",
+        sites=lambda wildcards: f"{RESULTS}/sites",
     shell:
         "mil train {input.bags} --sites {params.sites} --spec {params.spec:q} --endpoint {params.endpoint:q}"
         " --folder {params.folder} --log {log}"

@@ -12,8 +12,8 @@ rule tile:
         mem_mb=4000,
     params:
         spec=lambda wildcards: settings_of_cohort.tiles.to_json(),
-        folder=RESULTS + "/sites/{site}/tiles",
-        thumbnails=RESULTS + "/sites/{site}/thumbnails",
+        folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
+        thumbnails=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/thumbnails",
         shard_size=settings_of_cohort.shard_size,
     shell:
         "mil tile {input.slides} --shard {wildcards.shard} --shard-size {params.shard_size} --spec {params.spec:q}"
@@ -29,7 +29,7 @@ rule contact_sheet:
     log:
         "<logs>/contact_sheet/{site}.log",
     params:
-        folder=RESULTS + "/sites/{site}/tiles",
-        thumbnails=RESULTS + "/sites/{site}/thumbnails",
+        folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
+        thumbnails=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/thumbnails",
     shell:
         "mil contact {input.slides} --tiles {params.folder} --thumbnails {params.thumbnails} --out {output} --log {log}"
