@@ -166,7 +166,7 @@ def test_a_bad_config_ends_in_one_clear_line(finished, repository, over, said):
 KNOWN_ADVICE = {
     "Specify a conda environment or container for each rule.": "one environment serves all rules: .venv or environment.yml",
     "Mixed rules and functions in same snakefile.": "common.smk and figures.smk hold the few functions that name files",
-    "Absolute path": "paths of the package's own modules, found at run time",
+    "Environment variable PATH used": "it is only extended, so that rules find the mil beside this Python",
 }
 
 
