@@ -114,6 +114,18 @@ def hashes(file: SiteFile, out: Annotated[Path, typer.Argument(help="File for th
 
 
 @site.command()
+def key(
+    secret: Annotated[Path, typer.Argument(help="File for the secret key: for all sites, never for the server.")],
+    public: Annotated[Path, typer.Argument(help="File for the public key: for the server.")],
+) -> None:
+    """Make the keys of encrypted aggregation; one site does it for all."""
+    from mil.federation.encryption import make_keys
+
+    make_keys(secret, public)
+    typer.echo(f"{secret}: to every site, by a safe way. {public}: to the coordinator.")
+
+
+@site.command()
 def join(
     file: SiteFile,
     signed: Annotated[

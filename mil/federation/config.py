@@ -29,6 +29,8 @@ BETWEEN_HOSPITALS = (
     "median",
     "trimmed_mean",
 )
+SUMS = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad")
+"""Strategies whose server needs nothing but a weighted sum."""
 FLOOR_PATIENTS = 20
 FLOOR_CELL = 5
 
@@ -177,6 +179,10 @@ class FederationSpec(Spec):
             )
         if experiment.search is not None or experiment.training.replicas > 1:
             raise ValueError("experiment: search and replicas are not run between hospitals; leave them out")
+        if self.encryption == "ckks" and experiment.strategy.name not in SUMS:
+            raise ValueError(
+                f"encryption: the server of '{experiment.strategy.name}' needs more than a sum; choose one of {', '.join(SUMS)}"
+            )
         if self.privacy is not None:
             self._check_private(experiment)
         return self
@@ -202,6 +208,8 @@ class ServerSpec(Spec):
     """The protocol's file, relative to this one."""
     workspace: str = "server"
     """Folder for certificates, the engine's kit, checkpoints, ledger and results; relative to this file. Back it up."""
+    key: str | None = None
+    """Public key of the sites, where the protocol says encryption; relative to this file."""
     operator: str = "operator@coordinator.org"
     """Name in the certificate of the person who starts runs."""
 
@@ -228,6 +236,8 @@ class SiteSpec(Spec):
     """Disk space that must be free before joining, in GB of 1e9 bytes."""
     salt: str | None = None
     """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
+    key: str | None = None
+    """Secret key that all sites share and the server does not, where the protocol says encryption; relative to this file."""
     threads: int = Field(default=1, ge=1)
     """Threads of the arithmetic. Results are equal bit for bit only between equal numbers of threads."""
 
@@ -238,7 +248,7 @@ def read_own(spec: type[S], path: str | Path) -> S:
     found = parse(spec, read_yaml(path), str(path))
     places = {
         key: str((path.parent / Path(value).expanduser()).resolve())
-        for key in ("federation", "workspace", "results", "salt")
+        for key in ("federation", "workspace", "results", "salt", "key")
         if (value := getattr(found, key, None)) is not None
     }
     return found.model_copy(update=places)

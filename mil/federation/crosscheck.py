@@ -93,7 +93,7 @@ def _place(line: Entry) -> Place:
         line["run"],
         line["kind"],
         line.get("phase"),
-        line.get("round") if line["kind"] in {"train", "watch"} else None,
+        line.get("round") if line["kind"] in {"train", "watch", "open"} else None,
     )
 
 

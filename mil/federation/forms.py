@@ -23,6 +23,7 @@ NUMBER = (float, type(None))
 COUNT = (int, type(None))
 BALANCE = "balance"
 CONTROL = "control/"
+SEALED = "sealed"
 PARTS = ("count", "mean", "squares")
 
 
@@ -96,6 +97,7 @@ class Shapes:
         """Those whose moments the sites are asked for."""
         self.balanced = experiment.training.imbalance != "none"
         self.controls = build_strategy(experiment.strategy).controls
+        self.encrypted = protocol.encryption == "ckks"
         self.private = protocol.privacy is not None
         """Nothing crosses that carries no noise: no loss, no metric."""
 
@@ -126,11 +128,14 @@ class Forms:
             return JOIN_QUESTION
         if kind == "moments":
             return Form(kind, {}, ASKED)
+        if kind == "open":
+            return Form(kind, ANY_BYTES, ASKED | {"round": int})
         models = self._stacked(self.shapes.state | self.shapes.buffers, live)
         if kind == "finish":
             return Form(kind, models, ASKED | {"rounds": list[int]})
         if kind == "train":
-            return Form(kind, models | self._controls(live), ASKED | {"round": int, "used": list[int]})
+            values = {"round": int, "used": list[int], "totals": list[int]}
+            return Form(kind, models | self._controls(live), ASKED | values)
         return Form(kind, models, ASKED | ({"round": int} if kind == "watch" else {}))
 
     def answer(self, kind: str, live: int, groups: int) -> Form:
@@ -146,6 +151,10 @@ class Forms:
         state = self._stacked(self.shapes.state, live)
         if kind == "canary":
             return Form(kind, state, ANSWERED | {"seconds": float})
+        if kind == "open":
+            return Form(kind, {name: (shape, torch.float64) for name, (shape, _) in state.items()}, ANSWERED)
+        if self.shapes.encrypted:
+            state = ANY_BYTES
         trained: dict[str, Any] = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
         if not self.shapes.private:
             trained["train_loss"] = ((live,), torch.float64)
@@ -185,6 +194,7 @@ def _watched(groups: int) -> dict[str, Any]:
     return dict.fromkeys(("watched_loss", "watched_count"), ((groups,), torch.float64)) if groups else {}
 
 
+ANY_BYTES = {SEALED: ((-1,), torch.uint8)}
 IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}
 ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "slots": list[int], "spec_sha256": SHA256, "ledger": SHA256}
 ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256}

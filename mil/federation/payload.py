@@ -115,7 +115,7 @@ def check(message: Message, form: Form, where: str) -> None:
     _check_names("tensor", message.tensors, form.tensors, where)
     for name, (shape, dtype) in form.tensors.items():
         value = message.tensors[name]
-        if tuple(value.shape) != shape or value.dtype != dtype:
+        if not _fits(tuple(value.shape), shape) or value.dtype != dtype:
             raise PayloadError(
                 f"{where}: tensor '{name}' is {_described(tuple(value.shape), value.dtype)}, not "
                 f"{_described(shape, dtype)}; refused"
@@ -136,6 +136,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         found.update(value.numpy().tobytes())
     return found.hexdigest()
+
+
+def _fits(found: tuple[int, ...], allowed: tuple[int, ...]) -> bool:
+    """-1 stands for any length: what is encrypted has no fixed one."""
+    return len(found) == len(allowed) and all(b in {-1, a} for a, b in zip(found, allowed, strict=True))
 
 
 def _check_size(size: int, max_bytes: float, where: str) -> None:

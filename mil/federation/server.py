@@ -12,6 +12,7 @@ from pathlib import Path
 from mil.errors import MilError
 from mil.federation import stages
 from mil.federation.config import FederationSpec
+from mil.federation.encryption import Adder
 from mil.federation.forms import Forms, groups_of
 from mil.federation.identity import differences, identity
 from mil.federation.ledger import LedgerFile
@@ -35,11 +36,24 @@ class SitesMissing(MilError):
 class Server:
     """One run of a federation, in one folder."""
 
-    def __init__(self, protocol: FederationSpec, run: str, folder: str | Path, canary: bool = False) -> None:
+    def __init__(
+        self,
+        protocol: FederationSpec,
+        run: str,
+        folder: str | Path,
+        canary: bool = False,
+        key: str | Path | None = None,
+    ) -> None:
+        """`key`: the sites' public key, where the protocol says encryption."""
+        if protocol.encryption == "ckks" and key is None:
+            raise MilError(
+                "server.yaml: key is not set; encryption needs the sites' public key (`mil site key` makes it)"
+            )
+        adder = Adder(key) if protocol.encryption == "ckks" and key is not None else None
         self.protocol, self.run, self.folder = protocol, run, Path(folder)
         self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server")
         self.checkpoint = self.folder / "checkpoint.safetensors"
-        self.stages = stages.load(protocol, self.checkpoint, canary)
+        self.stages = stages.load(protocol, self.checkpoint, canary, adder)
         self.max_bytes = protocol.payload.max_mb_a_round * 1e6
         self.joined = False
         self.asked_sha256, self.question_sha256 = "", ""
@@ -70,9 +84,10 @@ class Server:
             values |= {**identity(self.protocol), "canary": self.stages.canary}
         else:
             values |= {"phase": progress.phase, "slots": live, "spec_sha256": self.protocol.sha256}
-        if self.kind in {"train", "watch"}:
+        if self.kind in {"train", "watch", "open"}:
             values["round"] = progress.round
         if self.kind == "train":
+            values["totals"] = [self.stages.totals[number] for number in live]
             values["used"] = [progress.used.get(site, 0) for site in self.protocol.training_sites]
         if self.kind == "finish":
             values["rounds"] = progress.rounds
@@ -155,6 +170,10 @@ class Server:
             raise PayloadError(f"site {site}: {'; '.join(differing)}")
 
     def _enough(self, kind: str, found: Mapping[str, Message], missing: Mapping[str, str]) -> None:
+        if kind == "open":
+            if not found:
+                raise SitesMissing(f"{self.run}: no site opened the sum", missing)
+            return
         needed = [site for site in self.protocol.required_sites if site in self.stages.drawn]
         if kind == "finish":
             needed = needed + self.protocol.external_sites

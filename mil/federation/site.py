@@ -16,9 +16,10 @@ from torch import Tensor
 from mil.errors import MilError
 from mil.federation.config import FederationSpec, SiteSpec, limits, own_protocol
 from mil.federation.controls import Controls
-from mil.federation.forms import CONTROL, Forms, Shapes, Slot, groups_of, is_subset, slots
+from mil.federation.encryption import Cipher
+from mil.federation.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, is_subset, slots
 from mil.federation.identity import code_sha256, data_sha256, differences, identity, own_secret
-from mil.federation.ledger import LedgerFile
+from mil.federation.ledger import LedgerFile, parsed
 from mil.federation.local import LocalWork, Trained
 from mil.federation.models import run_of
 from mil.federation.noise import SecretStream
@@ -68,6 +69,11 @@ class Site:
             most = min(privacy.epsilon, spec.epsilon or privacy.epsilon)
             self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, most, privacy.delta)
         self.epsilon: float | None = None
+        self.cipher: Cipher | None = None
+        if protocol.encryption == "ckks":
+            if spec.key is None:
+                raise MilError("site.yaml: key is not set; encryption needs the secret key that the sites share")
+            self.cipher = Cipher(spec.key)
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
     @classmethod
@@ -104,7 +110,7 @@ class Site:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
         if kind in {"moments", "train", "watch", "canary"} and self.work is None:
             raise PayloadError(f"{where}: '{kind}' is for training sites; this one is external")
-        if kind not in {"join", "moments", "train", "watch", "finish", "canary"}:
+        if kind not in {"join", "moments", "train", "watch", "finish", "canary", "open"}:
             raise PayloadError(f"{where}: '{kind}' is not a question of the protocol; refused")
         if kind == "join":
             question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
@@ -153,6 +159,8 @@ class Site:
             return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
         if question.kind == "moments":
             return Message("moments", values, work.moments_of(chosen)), form
+        if question.kind == "open":
+            return Message("open", values, self._open(question, len(chosen))), form
         tensors = work.watch(models, chosen, groups)
         if question.kind == "train":
             tensors |= self._train(question, work, chosen)
@@ -187,6 +195,8 @@ class Site:
             trained = work.train(question.tensors, chosen, number, pairs)
         updates = [update for update, _ in trained]
         tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
+        if self.cipher is not None:
+            tensors = {SEALED: self._sealed(question, tensors, [update.patients for update in updates])}
         if controls is not None:
             controls.keep(number, chosen, [own for _, own in trained if own is not None])
             changes = [update.control_change or {} for update in updates]
@@ -198,6 +208,35 @@ class Site:
         if self.budget is None:
             tensors["train_loss"] = torch.tensor([update.loss for update in updates], dtype=torch.float64)
         return tensors
+
+    def _sealed(self, question: Message, states: dict[str, Tensor], patients: list[int]) -> Tensor:
+        """The site's share of the change of all models, encrypted."""
+        assert self.cipher is not None
+        uniform = getattr(self.protocol.experiment.strategy, "weighting", "patients") == "uniform"
+        totals = cast(list[int], question.values["totals"])
+        share = torch.tensor(patients, dtype=torch.float64) / torch.tensor(totals, dtype=torch.float64)
+        if uniform:
+            share = torch.full_like(share, 1 / len(self.protocol.training_sites))
+        changes = []
+        for name, value in states.items():
+            change = value.double() - question.tensors[name].double()
+            changes.append(change * share.view(-1, *[1] * (change.dim() - 1)))
+        return self.cipher.seal(changes)
+
+    def _open(self, question: Message, live: int) -> dict[str, Tensor]:
+        """The sum of a round, once: another ciphertext for the same round is not opened."""
+        if self.cipher is None:
+            raise PayloadError(f"site {self.spec.site}: nothing is encrypted in this protocol; refused")
+        place = {key: question.values[key] for key in ("run", "phase", "round")}
+        sealed = digest(question.tensors)
+        for line in parsed(self.ledger.lines, str(self.ledger.path)):
+            if line.get("kind") == "open" and place.items() <= line.items() and line["asked_sha256"] != sealed:
+                raise PayloadError(
+                    f"site {self.spec.site}: another sum of round {place['round']} was opened already; the server may not "
+                    "have single updates opened"
+                )
+        opened = self.cipher.open(question.tensors[SEALED], [(live, *shape) for shape in self.shapes.state.values()])
+        return dict(zip(self.shapes.state, opened, strict=True))
 
     def _train_privately(self, question: Message, work: LocalWork, chosen: list[Slot], number: int) -> list[Trained]:
         """The same with noise, once the site's budget allows it."""

@@ -18,7 +18,8 @@ from torch import Tensor
 from mil.errors import CorruptFile, MilError
 from mil.federation.clients import participants
 from mil.federation.config import FederationSpec
-from mil.federation.forms import BALANCE, CONTROL, PARTS, Shapes, groups_of, slots, watched_apart
+from mil.federation.encryption import Adder
+from mil.federation.forms import BALANCE, CONTROL, PARTS, SEALED, Shapes, groups_of, slots, watched_apart
 from mil.federation.payload import Message, digest
 from mil.federation.strategies import Answers, build_strategy, shares
 from mil.files import replacing
@@ -36,7 +37,7 @@ class Progress:
     stage: str = "new"
     """What is asked next: `new` (nothing is known of the sites yet), `moments`, `train`, `watch`, `finish`, `done`.
 
-    In a rehearsal `canary` stands for all of them.
+    Under encryption `open` follows `train`. In a rehearsal `canary` stands for all of them.
     """
     phase: str = "inner"
     round: int = 1
@@ -53,6 +54,10 @@ class Progress:
     """Training patients of every slot, by site."""
     used: dict[str, int] = field(default_factory=dict)
     """Round of the phase in which each site's answer was used last."""
+    sealed_live: list[int] = field(default_factory=list)
+    """Slots of the encrypted sum that is to be opened, if there is one."""
+    sealed_by: list[str] = field(default_factory=list)
+    """Sites whose updates are in it."""
 
     @property
     def place(self) -> dict[str, str | int]:
@@ -63,8 +68,8 @@ class Progress:
 class Stages:
     """State of a run, and its transitions."""
 
-    def __init__(self, protocol: FederationSpec, canary: bool = False) -> None:
-        self.protocol, self.canary = protocol, canary
+    def __init__(self, protocol: FederationSpec, canary: bool = False, adder: Adder | None = None) -> None:
+        self.protocol, self.canary, self.adder = protocol, canary, adder
         self.strategy = build_strategy(protocol.experiment.strategy)
         self.progress = Progress()
         self.state: dict[str, Tensor] = {}
@@ -72,6 +77,8 @@ class Stages:
         self.buffers: dict[str, Tensor] = {}
         self.server: dict[str, Tensor] = {}
         """The strategy's own tensors (slots, ...)."""
+        self.sealed: dict[str, Tensor] = {}
+        """The encrypted sum that is to be opened."""
 
     @property
     def shapes(self) -> Shapes | None:
@@ -85,6 +92,8 @@ class Stages:
         everyone = range(len(progress.rounds))
         if progress.stage == "canary":
             return [0]
+        if progress.stage == "open":
+            return progress.sealed_live
         if progress.stage not in {"train", "watch"}:
             return list(everyone)
         stopped = {number for group in self._stopped() for number in groups_of(self.protocol, progress.phase)[group]}
@@ -103,6 +112,8 @@ class Stages:
 
     def models(self) -> dict[str, Tensor]:
         """What a site gets to see: models, buffers and, where the strategy has one, the server's control variate."""
+        if self.progress.stage == "open":
+            return dict(self.sealed)
         live = self.live
         found = {name: value[live] for name, value in (self.state | self.buffers).items()}
         if self.strategy.controls and self.progress.stage == "train":
@@ -119,7 +130,7 @@ class Stages:
 
     def take(self, found: Found) -> None:
         """Move on by the training sites' answers to the question of this stage."""
-        moves = {"moments": self._scale, "train": self._aggregate, "watch": self._select}
+        moves = {"moments": self._scale, "train": self._aggregate, "open": self._opened, "watch": self._select}
         moves.get(self.progress.stage, self._end)(found)
 
     def digest(self) -> str:
@@ -165,14 +176,54 @@ class Stages:
 
     def _aggregate(self, found: Found) -> None:
         """The strategy's step for every live slot, as the reference driver takes it."""
-        progress = self.progress
-        for place, number in enumerate(self.live):
-            self._serve(found, place, number)
-        apart = watched_apart(self.protocol)
-        if progress.phase == "inner" and progress.round > 1 and not apart:
+        progress, live = self.progress, self.live
+        if self.adder is None:
+            for place, number in enumerate(live):
+                self._step(number, self._answers(found, place, number))
+        else:
+            sealed = [message.tensors[SEALED] for _, message in sorted(found.items())]
+            self.sealed = {SEALED: self.adder.add(sealed)}
+            progress.sealed_live, progress.sealed_by = live, sorted(found)
+        if progress.phase == "inner" and progress.round > 1 and not watched_apart(self.protocol):
             self._watch(found)
         progress.used |= dict.fromkeys(found, progress.round)
+        if self.adder is None:
+            self._advance()
+        else:
+            progress.stage = "open"
+
+    def _opened(self, found: Found) -> None:
+        """The sum as the sites opened it: all of them must have found the same."""
+        (first, opened), *others = sorted(found.items())
+        for site, message in others:
+            if digest(message.tensors) != digest(opened.tensors):
+                raise MilError(f"sites {first} and {site} opened different sums; one of them has another key")
+        for place, number in enumerate(self.live):
+            whole = self._whole(number)
+            state = {name: value[number] for name, value in self.state.items()}
+            changed = {name: value.double() + whole * opened.tensors[name][place] for name, value in state.items()}
+            states = {name: value[None] for name, value in changed.items()}
+            self._step(number, Answers(states, torch.ones(1, dtype=torch.float64)))
+        self.sealed, self.progress.sealed_live, self.progress.sealed_by = {}, [], []
+        self._advance()
+
+    def _whole(self, number: int) -> float:
+        """What the opened sum is to be multiplied by: the sites took their shares of all, and some may be missing."""
+        by = self.progress.sealed_by
+        if getattr(self.protocol.experiment.strategy, "weighting", "patients") == "uniform":
+            return len(self.protocol.training_sites) / len(by)
+        return self.totals[number] / sum(self.progress.num_bags[site][number] for site in by)
+
+    @property
+    def totals(self) -> list[int]:
+        """Training patients of every slot at all sites together."""
+        return [sum(counts) for counts in zip(*self.progress.num_bags.values(), strict=True)]
+
+    def _advance(self) -> None:
+        """To the next round, or to what comes after the last."""
+        progress, apart = self.progress, watched_apart(self.protocol)
         progress.round += 1
+        progress.stage = "train"
         over = progress.round > max(progress.rounds)
         if progress.phase == "refit":
             progress.stage = "finish" if over else "train"
@@ -181,13 +232,12 @@ class Stages:
             if not self.live:  # every selection has stopped by itself
                 self._choose()
 
-    def _serve(self, found: Found, place: int, number: int) -> None:
-        """One slot's next global model."""
+    def _answers(self, found: Found, place: int, number: int) -> Answers:
+        """One slot's updates along a site axis; a site that is missing weighs nothing."""
         sites = self.protocol.training_sites
         spec = self.protocol.experiment.strategy
         weighting = getattr(spec, "weighting", "patients")
         state = {name: value[number] for name, value in self.state.items()}
-        server = {name: value[number] for name, value in self.server.items()}
 
         def along_sites(part: str, missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {
@@ -204,6 +254,12 @@ class Stages:
             everyone = torch.tensor([self.progress.num_bags.get(site, [0] * (number + 1))[number] for site in sites])
             changes = along_sites(CONTROL, zeros)
             answers = Answers(answers.states, answers.weights, changes, shares(everyone, weighting))
+        return answers
+
+    def _step(self, number: int, answers: Answers) -> None:
+        """One slot's next global model."""
+        state = {name: value[number] for name, value in self.state.items()}
+        server = {name: value[number] for name, value in self.server.items()}
         state, server = self.strategy.server_step(state, server, answers)
         for name, value in state.items():
             if not torch.isfinite(value).all():
@@ -272,7 +328,7 @@ def class_weights(counts: np.ndarray) -> Tensor:
 def save(stages: Stages, path: Path) -> None:
     """Write the state as one file, atomically."""
     about = {"spec_sha256": stages.protocol.sha256, "progress": json.dumps(asdict(stages.progress), sort_keys=True)}
-    parts = {"state": stages.state, "buffer": stages.buffers, "server": stages.server}
+    parts = _parts(stages)
     tensors = {f"{part}:{name}": value.contiguous() for part, named in parts.items() for name, value in named.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata=about)
@@ -289,9 +345,9 @@ def progress_of(path: Path) -> Progress:
         raise CorruptFile(f"{path}: not a checkpoint of ours ({error}); restore it from the backup") from error
 
 
-def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
+def load(protocol: FederationSpec, path: Path, canary: bool = False, adder: Adder | None = None) -> Stages:
     """The stages as `save` left them, or new ones; a state of another protocol is refused."""
-    stages = Stages(protocol, canary)
+    stages = Stages(protocol, canary, adder)
     stages.progress = progress_of(path)
     if not path.exists():
         return stages
@@ -305,8 +361,12 @@ def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
         )
     for name, value in tensors.items():
         part, _, own = name.partition(":")
-        {"state": stages.state, "buffer": stages.buffers, "server": stages.server}[part][own] = value
+        _parts(stages)[part][own] = value
     return stages
+
+
+def _parts(stages: Stages) -> dict[str, dict[str, Tensor]]:
+    return {"state": stages.state, "buffer": stages.buffers, "server": stages.server, "sealed": stages.sealed}
 
 
 def _known(curve: tuple[float | None, ...]) -> list[float]:

@@ -56,7 +56,7 @@ class RunController(Controller):
             if protocol.sha256 != self.spec_sha256:
                 raise MilError(f"{spec.federation} has changed since the job was submitted; submit it again")
             with only_one(folder):
-                self._rounds(Server(protocol, self.run_name, folder, self.canary), abort_signal, fl_ctx)
+                self._rounds(Server(protocol, self.run_name, folder, self.canary, spec.key), abort_signal, fl_ctx)
         except MilError as error:
             self.log_error(fl_ctx, f"the job ends: {error}", fire_event=False)
 
