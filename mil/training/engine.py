@@ -167,7 +167,9 @@ class Engine:
         sizes: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
-        weights = {name: view.detach().requires_grad_() for name, view in self.layout.views(learners.rows).items()}
+        # `.data`, not `.detach()`: the rows of neighbours are updated on other threads meanwhile, and a version counter
+        # that they shared would tell autograd that these rows had changed
+        weights = {name: view.data.requires_grad_() for name, view in self.layout.views(learners.rows).items()}
         targets, present, _ = self._targets(learners, self._numbers(batches), places)
         counts = self.endpoint.counts(targets, present).sum(-1)
         gradient = torch.zeros_like(learners.rows)
