@@ -1,6 +1,6 @@
 """A small federation on disk: three hospitals with features and bag tables of their own, and the files of every side."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +49,13 @@ class Hospitals:
         return read_own(SiteSpec, self.folder / name / "site.yaml")
 
 
-def make_hospitals(folder: Path, port: int = 8002, sites: dict | None = None, **changes) -> Hospitals:
-    """Write the coordinator's folder and one for every site, each with its own copy of the protocol."""
+def make_hospitals(
+    folder: Path, port: int = 8002, sites: dict | None = None, write: Callable | None = None, **changes
+) -> Hospitals:
+    """Write the coordinator's folder and one for every site, each with its own copy of the protocol.
+
+    `write` (results folder, site, role, patients, endpoint) puts the site's features and bag table there.
+    """
     sites = sites or SITES
     members = {name: {"organisation": f"hospital_{name}", "role": role} for name, (role, _) in sites.items()}
     protocol = {**PROTOCOL, "sites": members, "server": {"host": "localhost", "port": port}, **changes}
@@ -61,7 +66,7 @@ def make_hospitals(folder: Path, port: int = 8002, sites: dict | None = None, **
     for name, (role, patients) in sites.items():
         own = {"site": name, "results": "results", "workspace": "workspace"}
         (folder / name / "site.yaml").write_text(yaml.safe_dump(own))
-        write_data(folder / name / "results", name, role, patients, EndpointSpec(**protocol["endpoint"]))
+        (write or write_data)(folder / name / "results", name, role, patients, EndpointSpec(**protocol["endpoint"]))
     return Hospitals(folder)
 
 

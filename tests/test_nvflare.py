@@ -1,10 +1,12 @@
 """A federation of three hospitals as real processes with mutual TLS, and everything that may befall it."""
 
 import json
+import os
 import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,7 @@ import pytest
 import torch
 from deployment import Deployment, free_port, until
 from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
+from tissue import make_tissue_hospitals, write_tissue
 
 from mil.errors import MilError
 from mil.federation import hospital, inprocess
@@ -28,28 +31,42 @@ from mil.training.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of the engine's threads, not ours
 
-LONG_ROUNDS = {"rounds": 4, "batch_size": 8, "lr": 0.005, "local_epochs": 12}
+LONG_ROUNDS = {"rounds": 4, "batch_size": 8, "lr": 0.002, "local_epochs": 10}
 EXPERIMENT = {**PROTOCOL["experiment"], "training": LONG_ROUNDS}
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory, repository: Path):
+def deployment(tmp_path_factory: pytest.TempPathFactory, repository: Path, tissue: Path | None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(repository))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # FLARE keeps an audit of certificates there
-        rounds = {"timeout_s": 40, "silent_s": 5}
-        hospitals = make_hospitals(
-            tmp_path_factory.mktemp("federation"), port=free_port(), rounds=rounds, experiment=EXPERIMENT
-        )
-        running = Deployment(hospitals)
+        made = {
+            "rounds": {"timeout_s": 40, "silent_s": 8},
+            "experiment": EXPERIMENT,
+            "payload": {"max_mb_a_round": 4.0},
+        }
+        folder = tmp_path_factory.mktemp("federation")
+        make = make_tissue_hospitals if tissue else make_hospitals
+        running = Deployment(make(folder, port=free_port(), **made))
+        with ThreadPoolExecutor(1) as pool:
+            provisioned = pool.submit(running.provision)
+            if tissue:
+                write_tissue(running.hospitals, tissue)
+            provisioned.result()
         try:
-            running.provision()
             running.lift_the_servers_rules()
             running.start("server", "A", "B", "C")
             running.wait_for("A", "B", "C")
             yield running
         finally:
             running.stop()
+
+
+@pytest.fixture(scope="module")
+def tissue() -> Path | None:
+    """The folder with real tissue, where it is here; without it the hospitals' features are drawn."""
+    folder = Path(os.environ.get("MIL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    return folder if (folder / "data" / "idc").is_dir() else None
 
 
 class Background:
