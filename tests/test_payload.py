@@ -229,7 +229,11 @@ def test_an_answer_to_another_question_is_refused(hospitals: Hospitals, sites: d
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (lambda about: {**about, "kind": "features"}, PayloadError, "not a question of the protocol"),
+        (lambda about: {**about, "kind": "features"}, PayloadError, "not asked of this site by the protocol"),
+        (lambda about: {**about, "kind": "open"}, PayloadError, "not asked of this site"),
+        (lambda about: {**about, "values": {**about["values"], "phase": "all"}}, PayloadError, "phase 'all'"),
+        (lambda about: {**about, "values": {**about["values"], "slots": 3}}, PayloadError, "value 'slots' is 3"),
+        (lambda about: {**about, "kind": "watch"}, PayloadError, "is missing"),
         (
             lambda about: {**about, "values": {**about["values"], "spec_sha256": "1" * 64}},
             Mismatch,
@@ -264,7 +268,7 @@ def _without_tensors(blob: bytes) -> bytes:
 def test_an_external_site_is_not_asked_to_train(hospitals: Hospitals, sites: dict[str, Site], tmp_path: Path) -> None:
     server = Server(hospitals.protocol, "external", tmp_path)
     server.receive({name: site.answer(server.question()) for name, site in sites.items()}, {})
-    with pytest.raises(PayloadError, match="for training sites"):
+    with pytest.raises(PayloadError, match="not asked of this site"):
         sites["C"].answer(server.question())
 
 

@@ -12,7 +12,7 @@ from mil.federation import inprocess
 from mil.federation.config import SUMS, FederationSpec
 from mil.federation.encryption import Adder, Cipher, make_keys
 from mil.federation.forms import SEALED
-from mil.federation.payload import PayloadError, header, pack
+from mil.federation.payload import PayloadError
 from mil.federation.server import Server, SitesMissing
 from mil.federation.site import Site
 
@@ -206,17 +206,3 @@ def test_encryption_without_its_key_or_with_a_strategy_that_needs_more_says_so(
         with pytest.raises(ValueError, match="needs more than a sum"):
             FederationSpec.model_validate({**whole, "encryption": "ckks"})
     assert "fedadam" in SUMS
-
-
-def test_a_plain_site_opens_nothing(hospitals: Hospitals, tmp_path: Path) -> None:
-    site = Site.open(hospitals.site("A"))
-    server = Server(hospitals.protocol, "plain", tmp_path)
-    sites = {name: Site.open(hospitals.site(name)) for name in "BC"} | {"A": site}
-    server.receive({name: one.answer(server.question()) for name, one in sites.items()}, {})
-    about = header(server.question(), "")["values"]
-    from mil.federation.forms import Forms
-    from mil.federation.payload import Message
-
-    odd = Message("open", {**about, "round": 1}, {SEALED: torch.zeros(10, dtype=torch.uint8)})
-    with pytest.raises(PayloadError, match="nothing is encrypted"):
-        site.answer(pack(odd, Forms(site.shapes).question("open", len(about["slots"])), 1e6, "server"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hospitals import PROTOCOL, Hospitals, make_hospitals
+from safetensors.torch import save
 from scipy import stats
 
 from mil.errors import MilError
@@ -18,7 +19,7 @@ from mil.federation.config import FederationSpec, PrivacySpec
 from mil.federation.forms import Slot, slots
 from mil.federation.ledger import read
 from mil.federation.noise import SecretStream
-from mil.federation.payload import header
+from mil.federation.payload import PayloadError, header
 from mil.federation.privacy import (
     Budget,
     BudgetSpent,
@@ -325,6 +326,22 @@ def _tensors(blob: bytes) -> bytes:
 
 def _names(blob: bytes) -> list[str]:
     return [name for name in json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")]) if name != "__metadata__"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "said"), [("watch", "refit", "'watch' is not asked"), ("moments", "inner", "phase 'inner'")]
+)
+def test_a_private_site_answers_nothing_that_carries_no_noise(
+    hospitals: Hospitals, site: Site, tmp_path: Path, kind: str, phase: str, said: str
+) -> None:
+    """A server that asks for the losses all the same, or for the folds that select by them."""
+    sites = {name: Site.open(hospitals.site(name)) for name in "ABC"}
+    server = Server(hospitals.protocol, "curious", tmp_path)
+    server.receive({name: one.answer(server.question()) for name, one in sites.items()}, {})
+    about = header(server.question(), "")
+    odd = {"kind": kind, "values": {**about["values"], "phase": phase}}
+    with pytest.raises(PayloadError, match=said):
+        sites["A"].answer(save({}, metadata={"mil": json.dumps(odd)}))
 
 
 def test_a_site_stops_before_its_budget_is_exceeded(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mil.progress import Reporter
 
 POLL_S = 0.5
 IDLE_JOBS = 3
-"""Jobs in a row that may end without a single answered question, before a person is asked."""
+"""Jobs in a row that may end without a round, before a person is asked."""
 
 
 def folder_of(spec: ServerSpec, run: str) -> Path:
@@ -53,7 +53,12 @@ def run(spec: ServerSpec, name: str, reporter: Reporter, wait_s: float = 3600.0,
         _stop_where_a_person_is_needed(folder)
         idle = 0 if _answered(folder) > before else idle + 1
         if idle == IDLE_JOBS and not _done(folder):
-            raise MilError(f"{name}: {IDLE_JOBS} jobs ended without an answer; see {spec.workspace}/kit/log.txt")
+            last = _entries(folder)[-1:]
+            reason = last[0].get("reason") if last else None
+            raise MilError(
+                f"{name}: {IDLE_JOBS} jobs in a row moved nothing ({reason or 'no job began'}); see "
+                f"{spec.workspace}/kit/log.txt, then say `mil server run` again"
+            )
     return folder / "result"
 
 
@@ -112,7 +117,8 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _answered(folder: Path) -> int:
-    return sum(entry["event"] == "answered" for entry in _entries(folder))
+    """Questions that moved the run on; that the sites are there does not."""
+    return sum(entry["event"] == "answered" and entry["kind"] != "join" for entry in _entries(folder))
 
 
 def _needed(protocol: FederationSpec, folder: Path) -> set[str]:

@@ -108,21 +108,20 @@ class Site:
 
     def _read(self, blob: bytes, kind: str, where: str) -> Message:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
-        if kind in {"moments", "train", "watch", "canary"} and self.work is None:
-            raise PayloadError(f"{where}: '{kind}' is for training sites; this one is external")
-        if kind not in {"join", "moments", "train", "watch", "finish", "canary", "open"}:
-            raise PayloadError(f"{where}: '{kind}' is not a question of the protocol; refused")
+        allowed = {"join", "finish"}
+        if self.role == "train":
+            allowed |= {"moments", "train", "canary"} | ({"open"} if self.cipher is not None else set())
+            allowed |= set() if self.budget is not None else {"watch"}  # losses carry no noise
+        if kind not in allowed:
+            raise PayloadError(f"{where}: '{kind}' is not asked of this site by the protocol; refused")
         if kind == "join":
             question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
             differing = differences(identity(self.protocol), dict(question.values))
         else:
-            numbers = header(blob, where)["values"].get("slots", [])
-            question = unpack(blob, self.forms.question(kind, len(numbers)), self.max_bytes, where)
-            expected = slots(self.protocol, "refit" if kind == "finish" else str(question.values["phase"]))
-            if not is_subset(numbers, len(expected)):
-                raise PayloadError(
-                    f"{where}: slots {numbers} are not among the {len(expected)} of the protocol; refused"
-                )
+            numbers = header(blob, where)["values"].get("slots")
+            live = len(numbers) if isinstance(numbers, list) else 0
+            question = unpack(blob, self.forms.question(kind, live), self.max_bytes, where)
+            self._check_slots(question, where)
             differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
         if differing:
             raise Mismatch(
@@ -130,6 +129,21 @@ class Site:
                 "the same federation.yaml"
             )
         return question
+
+    def _check_slots(self, question: Message, where: str) -> None:
+        """Raise unless the question is about a phase of the protocol and models of it."""
+        phase = "refit" if question.kind == "finish" else question.values["phase"]
+        phases = ("refit",) if self.budget is not None else ("inner", "refit")
+        if phase not in phases:
+            raise PayloadError(f"{where}: phase {phase!r} is not of the protocol ({', '.join(phases)}); refused")
+        numbers = cast(list[int], question.values["slots"])
+        expected = len(slots(self.protocol, str(phase)))
+        if not is_subset(numbers, expected):
+            raise PayloadError(f"{where}: slots {numbers} are not among the {expected} of the protocol; refused")
+        lengths = {"used": len(self.protocol.training_sites), "totals": len(numbers), "rounds": expected}
+        for name, length in lengths.items():
+            if name in question.values and len(cast(list[int], question.values[name])) != length:
+                raise PayloadError(f"{where}: value '{name}' has not {length} numbers; refused")
 
     def _reply(self, question: Message, question_sha256: str) -> tuple[Message, Form]:
         values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
