@@ -94,7 +94,7 @@ class Site:
 
     def answer(self, blob: bytes) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
-        where = f"site {self.spec.site}, question"
+        where, started = f"site {self.spec.site}, question", time.monotonic()
         try:
             kind = str(header(blob, where)["kind"])
             question = self._read(blob, kind, where)
@@ -103,7 +103,8 @@ class Site:
         except MilError as error:
             self.ledger.add({"event": "refused", "reason": str(error)})
             raise
-        self._record(question, reply, len(blob), len(sent))
+        seconds = round(time.monotonic() - started, 3)
+        self._record(question, reply, {"bytes_received": len(blob), "bytes_sent": len(sent), "seconds": seconds})
         return sent
 
     def _read(self, blob: bytes, kind: str, where: str) -> Message:
@@ -279,7 +280,7 @@ class Site:
         names = self.protocol.experiment.covariates
         return metrics, own_covariates(self.bags, names, self.limits.small_cells) if names else {}
 
-    def _record(self, question: Message, reply: Message, received: int, sent: int) -> None:
+    def _record(self, question: Message, reply: Message, cost: dict[str, float]) -> None:
         entry: dict[str, Any] = {
             key: question.values[key] for key in ("run", "phase", "round") if key in question.values
         }
@@ -291,7 +292,7 @@ class Site:
             {"event": "answered", "kind": question.kind, **entry}
             | {"asked_sha256": digest(question.tensors), "answer_sha256": digest(reply.tensors)}
             | {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256()}
-            | {"server_ledger": question.values.get("ledger"), "bytes_received": received, "bytes_sent": sent}
+            | {"server_ledger": question.values.get("ledger"), **cost}
         )
 
 

@@ -13,7 +13,7 @@ CONTROLLER = "mil.federation.nvflare.controller.RunController"
 def write_job(folder: Path, protocol: FederationSpec, run: str, canary: bool = False) -> Path:
     """The job's folder, to be submitted; who takes part is decided by the run's policy, not by the engine."""
     silent = protocol.rounds.silent_s
-    interval = min(1.0, protocol.rounds.timeout_s / 50, silent / 20)
+    interval = min(0.5, protocol.rounds.timeout_s / 50, silent / 20)
     meta = {
         "name": f"{protocol.federation}-{run}",
         "min_clients": 1,
