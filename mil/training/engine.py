@@ -25,8 +25,8 @@ from mil.training.sources import Source
 
 CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
-GPU_NUMBERS = 2**31
-"""The same on a GPU: 4 GB in bf16, and about four times as much for what is kept for the backward pass."""
+GPU_NUMBERS = 2**30
+"""The same on a GPU: 2 GB in bf16, and some four times as much for what is kept for the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,14 @@ class Engine:
     def __post_init__(self) -> None:
         self.layout = Layout(self.head.initial(np.random.default_rng(0)))
         self.optimise = OPTIMISERS[self.method.optimiser]
-        self.budget = (CPU_NUMBERS if self.device.type == "cpu" else GPU_NUMBERS) // self.data.width
-        self.objective = torch.compile(self._objective, dynamic=True) if self.compiled else self._objective
+        on_cpu = self.device.type == "cpu"
+        self.budget = (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // self.data.width
+        self.uncut = 4 * self.budget if on_cpu else self.budget
+        self.objective, self.scaled = self._objective, self._scaled
+        if self.compiled:
+            self.objective, self.scaled, self.optimise = map(
+                torch.compile, (self._objective, self._scaled, self.optimise)
+            )
 
     def fresh(self, rows: Tensor) -> OptimiserState:
         """The optimiser's state before its first step."""
@@ -107,7 +113,7 @@ class Engine:
 
     def train(self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], places: Places) -> np.ndarray:
         """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none)."""
-        total, seen = np.zeros((2, len(plans)))
+        total, seen = torch.zeros((2, len(plans)), device=self.device)
         places = places.to(self.device)
         sizes = places.sizes.cpu().numpy()
         tiles = [[int(sizes[batch].sum()) for batch in plan.batches] for plan in plans]
@@ -121,7 +127,7 @@ class Engine:
                 seen[part] += counts
 
         self._each(tiles, step)
-        return np.divide(total, seen, out=np.full(len(total), np.nan), where=seen > 0)
+        return (total / seen).cpu().numpy()  # 0 / 0 is NaN
 
     def apply(
         self,
@@ -165,7 +171,7 @@ class Engine:
         keys: Tensor,
         places: Places,
         sizes: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Tensor, Tensor]:
         """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
         # `.data`, not `.detach()`: the rows of neighbours are updated on other threads meanwhile, and a version counter
         # that they shared would tell autograd that these rows had changed
@@ -192,13 +198,19 @@ class Engine:
             if self.method.clip_norm is not None:
                 clip(gradient, self.method.clip_norm)
             self.optimise(learners.rows, gradient, state, learners.lr, learners.decay, self.method.momentum)
-        return total.cpu().numpy(), counts.cpu().numpy()
+        return total, counts
 
     def _objective(self, weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
         output = self.head(weights, inputs)
         side = None if output.side is None else output.side.float()
         output = Output(output.logits.float(), None, side)
         return self.head.losses(output, targets, present, self.endpoint)
+
+    def _scaled(self, tiles: Tensor, rows: Tensor | None, mean: Tensor, deviation: Tensor) -> Tensor:
+        """Tiles (of `rows`, or as they are) of all learners end to end -> centred and scaled (learners, tiles, width)."""
+        chosen = tiles if rows is None else tiles.index_select(0, rows)
+        scaled = chosen.float().view(len(mean), -1, tiles.shape[1]).sub(mean).div_(deviation)
+        return scaled.bfloat16() if self.method.precision == "bf16" else scaled
 
     def _inputs(
         self,
@@ -212,9 +224,10 @@ class Engine:
         """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
         longest = max(int(sizes[batch].sum()) for batch in batches)
         packed = pack(numbers, places, padded_length(longest, alone=2 * longest > self.budget))
-        tiles = self.data.source.take(packed.rows.flatten()).view(*packed.rows.shape, -1)
         mean, deviation = (learners.buffers[f"features.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
-        tiles = tiles.sub_(mean).div_(deviation)
+        source = self.data.source
+        raw = source.take(packed.rows.flatten()) if source.tiles is None else source.tiles
+        tiles = self.scaled(raw, None if source.tiles is None else packed.rows.flatten(), mean, deviation)
         covariates, drawn = None, None
         if self.data.covariates is not None:
             mean, deviation = (learners.buffers[f"covariates.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
@@ -243,7 +256,7 @@ class Engine:
 
     def _split(self, batches: Sequence[np.ndarray], sizes: np.ndarray) -> Iterator[list[np.ndarray]]:
         """The batches as they are if they fit, else cut into pieces whose gradients are added up."""
-        fits = len(batches) * max(int(sizes[batch].sum()) for batch in batches) <= 4 * self.budget
+        fits = len(batches) * max(int(sizes[batch].sum()) for batch in batches) <= self.uncut
         if fits or not self.endpoint.separable:
             yield list(batches)
             return

@@ -19,11 +19,18 @@ from mil.errors import CorruptFile
 class Source(Protocol):
     """All tiles of a store, numbered end to end."""
 
-    ahead: bool
-    """Tiles take time to come, so that the next ones should be fetched while the device works."""
+    @property
+    def ahead(self) -> bool:
+        """Tiles come from afar, so that every model should use them while they are here."""
+        ...
+
+    @property
+    def tiles(self) -> Tensor | None:
+        """All of them, if they are in the device's memory."""
+        ...
 
     def take(self, rows: Tensor) -> Tensor:
-        """The tiles of `rows` (tiles,) int64, as float32 (tiles, width) on the device."""
+        """The tiles of `rows` (tiles,) int64 on the device (tiles, width), in the type they were stored in."""
         ...
 
 
@@ -37,34 +44,38 @@ class Resident:
 
     def take(self, rows: Tensor) -> Tensor:
         """Gathered on the device."""
-        return self.tiles.index_select(0, rows.to(self.tiles.device)).float()
+        return self.tiles.index_select(0, rows.to(self.tiles.device))
 
 
 class Pinned:
     """Tiles in host memory that the device can copy from without help; gathered on the host."""
 
     ahead = True
+    tiles = None
 
     def __init__(self, tiles: Tensor, device: torch.device) -> None:
-        self.tiles = tiles.pin_memory() if device.type == "cuda" else tiles
+        self.host = tiles.pin_memory() if device.type == "cuda" else tiles
         self.device = device
 
     def take(self, rows: Tensor) -> Tensor:
         """Gathered into pinned memory, copied beside the device's own work."""
-        wanted = torch.empty(
-            (len(rows), self.tiles.shape[1]), dtype=self.tiles.dtype, pin_memory=self.device.type == "cuda"
-        )
-        torch.index_select(self.tiles, 0, rows.cpu(), out=wanted)
-        return wanted.to(self.device, non_blocking=True).float()
+        pinned = self.device.type == "cuda"
+        wanted = torch.empty((len(rows), self.host.shape[1]), dtype=self.host.dtype, pin_memory=pinned)
+        torch.index_select(self.host, 0, rows.cpu(), out=wanted)
+        return wanted.to(self.device, non_blocking=True)
 
 
 class Streamed:
     """Tiles in files, read slide by slide when they are needed; the slides used last are kept up to `memory` bytes."""
 
     ahead = True
+    tiles = None
 
-    def __init__(self, files: Sequence[Path], sizes: np.ndarray, width: int, memory: int, device: torch.device) -> None:
-        self.files, self.sizes, self.width, self.memory, self.device = list(files), sizes, width, memory, device
+    def __init__(
+        self, files: Sequence[Path], sizes: np.ndarray, width: int, dtype: str, memory: int, device: torch.device
+    ) -> None:
+        self.files, self.sizes, self.width, self.dtype = list(files), sizes, width, dtype
+        self.memory, self.device = memory, device
         self.ends = np.cumsum(sizes)
         self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self.held = self.peak = self.read = 0
@@ -72,11 +83,11 @@ class Streamed:
     def take(self, rows: Tensor) -> Tensor:
         """Each slide's part in one go."""
         numbers = rows.cpu().numpy()
-        wanted = np.empty((len(numbers), self.width), np.float32)
+        wanted = np.empty((len(numbers), self.width), self.dtype)
         file_of = np.searchsorted(self.ends, numbers, side="right")
         for file in np.unique(file_of).tolist():
-            mine = file_of == file
-            wanted[mine] = self._slide(file)[numbers[mine] - (self.ends[file] - self.sizes[file])]
+            mine, slide = file_of == file, self._slide(file)
+            wanted[mine] = slide[numbers[mine] - (self.ends[file] - self.sizes[file])]
         return torch.from_numpy(wanted).to(self.device)
 
     def _slide(self, file: int) -> np.ndarray:
