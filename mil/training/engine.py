@@ -3,10 +3,11 @@
 A learner is one model at one site (or at all of them): a row of parameters, a row of optimiser state, its own bags and
 its own random streams, so that what it becomes does not depend on what is trained beside it. On a CPU learners are
 taken in chunks that fit the cache, a thread a chunk, and a chunk goes through all steps of a round before the next one
-starts. A step's bags lie end to end, so that no arithmetic is spent on padding; the mask says which tile is whose.
+starts. A step's bags lie end to end, so that no arithmetic is spent on padding; the mask says which tile is whose. Where
+tiles come from afar, all learners take a step before the next one, and its tiles are fetched meanwhile.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from mil.models.head import Head, Inputs, Output
 from mil.training.dropout import combined, step_key
 from mil.training.layout import Layout
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
-from mil.training.packing import Places, chunks, pack, padded_length, pieces, runs
+from mil.training.packing import Packed, Places, chunks, pack, padded_length, pieces, runs
 from mil.training.sources import Source
 
 CPU_NUMBERS = 2**20
@@ -103,9 +104,8 @@ class Engine:
         self.uncut = 4 * self.budget if on_cpu else self.budget
         self.objective, self.scaled = self._objective, self._scaled
         if self.compiled:
-            self.objective, self.scaled, self.optimise = map(
-                torch.compile, (self._objective, self._scaled, self.optimise)
-            )
+            self.objective, self.scaled = torch.compile(self._objective), torch.compile(self._scaled)
+            self.optimise = torch.compile(self.optimise)
 
     def fresh(self, rows: Tensor) -> OptimiserState:
         """The optimiser's state before its first step."""
@@ -126,7 +126,7 @@ class Engine:
                 total[part] += losses
                 seen[part] += counts
 
-        self._each(tiles, step)
+        self._each(tiles, step, self._to_come(plans, tiles, places, sizes, self._split))
         return (total / seen).cpu().numpy()  # 0 / 0 is NaN
 
     def apply(
@@ -151,7 +151,7 @@ class Engine:
                 for row, batch in enumerate(batches):
                     receive(part.start + row, batch, output, row)
 
-        self._each(tiles, step)
+        self._each(tiles, step, self._to_come(plans, tiles, places, sizes, lambda batches, _: [batches]))
 
     def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its own bags, float32."""
@@ -222,12 +222,14 @@ class Engine:
         keys: Tensor | None = None,
     ) -> Inputs:
         """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
-        longest = max(int(sizes[batch].sum()) for batch in batches)
-        packed = pack(numbers, places, padded_length(longest, alone=2 * longest > self.budget))
+        packed = self._packed(batches, places, sizes)
         mean, deviation = (learners.buffers[f"features.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
-        source = self.data.source
-        raw = source.take(packed.rows.flatten()) if source.tiles is None else source.tiles
-        tiles = self.scaled(raw, None if source.tiles is None else packed.rows.flatten(), mean, deviation)
+        source, rows = self.data.source, packed.rows.flatten()
+        if source.tiles is None:
+            tiles = self.scaled(source.take(rows), None, mean, deviation)
+            source.expect(next(self.to_come, None))
+        else:
+            tiles = self.scaled(source.tiles, rows, mean, deviation)
         covariates, drawn = None, None
         if self.data.covariates is not None:
             mean, deviation = (learners.buffers[f"covariates.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
@@ -236,6 +238,24 @@ class Engine:
         if keys is not None and self.head.dropout:
             drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % places.bags], packed.rank)
         return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
+
+    def _packed(self, batches: Sequence[np.ndarray], places: Places, sizes: np.ndarray) -> Packed:
+        longest = max(int(sizes[batch].sum()) for batch in batches)
+        return pack(self._numbers(batches), places, padded_length(longest, alone=2 * longest > self.budget))
+
+    def _to_come(
+        self,
+        plans: Sequence[Plan],
+        tiles: Sequence[Sequence[int]],
+        places: Places,
+        sizes: np.ndarray,
+        cut: Callable[[Sequence[np.ndarray], np.ndarray], Iterable[Sequence[np.ndarray]]],
+    ) -> Iterator[Tensor]:
+        """The tiles that `_inputs` will ask for, in their order, so that they can be fetched while the device works."""
+        for chunk, number in self._step_by_step(tiles):
+            for part in self._alike(plans, tiles, chunk, number):
+                for piece in cut([plan.batches[number] for plan in plans[part]], sizes):
+                    yield self._packed(piece, places, sizes).rows.flatten()
 
     def _targets(self, learners: Learners, numbers: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """Targets (learners, bags, columns), which bags there are, and their weights in the loss."""
@@ -275,27 +295,39 @@ class Engine:
             keys.append((shape, len(keys)) if alone and self.device.type == "cpu" else shape)
         return (slice(part.start + chunk.start, part.stop + chunk.start) for part in runs(keys))
 
-    def _each(self, tiles: Sequence[Sequence[int]], step: Callable[[slice, int], None]) -> None:
+    def _chunks(self, tiles: Sequence[Sequence[int]]) -> list[tuple[slice, int]]:
+        """Chunks of learners, and how many steps each has."""
+        parts = chunks([max(own, default=0) for own in tiles], self.budget)
+        return [(part, max((len(own) for own in tiles[part]), default=0)) for part in parts]
+
+    def _step_by_step(self, tiles: Sequence[Sequence[int]]) -> Iterator[tuple[slice, int]]:
+        """The first step of every chunk, then the second: all models use a bag while it is here."""
+        parts = self._chunks(tiles)
+        for number in range(max((count for _, count in parts), default=0)):
+            yield from ((part, number) for part, count in parts if number < count)
+
+    def _each(
+        self, tiles: Sequence[Sequence[int]], step: Callable[[slice, int], None], to_come: Iterator[Tensor]
+    ) -> None:
         """Every step of every chunk: chunk after chunk on threads, or step after step where tiles come from afar."""
-        parts = list(chunks([max(own, default=0) for own in tiles], self.budget))
-        steps = [max((len(own) for own in tiles[part]), default=0) for part in parts]
-        if self.data.source.ahead:
-            for number in range(max(steps, default=0)):
-                for part, count in zip(parts, steps, strict=True):
-                    if number < count:
-                        step(part, number)
+        if self.data.source.tiles is None:
+            self.to_come = to_come
+            self.data.source.expect(next(to_come, None))
+            for part, number in self._step_by_step(tiles):
+                step(part, number)
             return
 
         def run(part: slice, count: int) -> None:
             for number in range(count):
                 step(part, number)
 
+        parts = self._chunks(tiles)
         if self.device.type != "cpu" or torch.get_num_threads() == 1:
-            for part, count in zip(parts, steps, strict=True):
+            for part, count in parts:
                 run(part, count)
             return
         with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
-            for done in [pool.submit(run, part, count) for part, count in zip(parts, steps, strict=True)]:
+            for done in [pool.submit(run, part, count) for part, count in parts]:
                 done.result()
 
     def _arithmetic(self) -> torch.autocast:

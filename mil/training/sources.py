@@ -5,8 +5,8 @@ All three hand out the same numbers; which one serves is a matter of size (see `
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,48 +16,64 @@ from mil import hdf5
 from mil.errors import CorruptFile
 
 
-class Source(Protocol):
-    """All tiles of a store, numbered end to end."""
+class Source:
+    """Base of the sources: all tiles of a store, numbered end to end."""
 
-    @property
-    def ahead(self) -> bool:
-        """Tiles come from afar, so that every model should use them while they are here."""
-        ...
-
-    @property
-    def tiles(self) -> Tensor | None:
-        """All of them, if they are in the device's memory."""
-        ...
+    tiles: Tensor | None = None
+    """All of them, if they are in the device's memory."""
 
     def take(self, rows: Tensor) -> Tensor:
         """The tiles of `rows` (tiles,) int64 on the device (tiles, width), in the type they were stored in."""
-        ...
+        raise NotImplementedError
+
+    def expect(self, rows: Tensor | None) -> None:
+        """What `take` will be asked for next; none: nothing is known."""
 
 
-class Resident:
+class Ahead(Source):
+    """A source that fetches the next tiles on a thread of its own while the device works on the last ones."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.expected: tuple[Tensor, Future[Tensor]] | None = None
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        """As `take`; one call at a time."""
+        raise NotImplementedError
+
+    def take(self, rows: Tensor) -> Tensor:
+        """What was expected, when it is there; anything else, when the thread is free."""
+        expected, self.expected = self.expected, None
+        if expected is not None and torch.equal(expected[0], rows):
+            return expected[1].result()
+        return self.pool.submit(self.fetch, rows).result()
+
+    def expect(self, rows: Tensor | None) -> None:
+        """Begin to fetch."""
+        self.expected = None if rows is None else (rows, self.pool.submit(self.fetch, rows))
+
+
+class Resident(Source):
     """Tiles in the device's own memory, in the type they were stored in."""
 
-    ahead = False
-
     def __init__(self, tiles: Tensor, device: torch.device) -> None:
-        self.tiles = tiles.to(device)
+        self.tiles: Tensor = tiles.to(device)
 
     def take(self, rows: Tensor) -> Tensor:
         """Gathered on the device."""
-        return self.tiles.index_select(0, rows.to(self.tiles.device))
+        tiles = self.tiles
+        return tiles.index_select(0, rows.to(tiles.device))
 
 
-class Pinned:
+class Pinned(Ahead):
     """Tiles in host memory that the device can copy from without help; gathered on the host."""
 
-    ahead = True
-    tiles = None
-
     def __init__(self, tiles: Tensor, device: torch.device) -> None:
+        super().__init__()
         self.host = tiles.pin_memory() if device.type == "cuda" else tiles
         self.device = device
 
-    def take(self, rows: Tensor) -> Tensor:
+    def fetch(self, rows: Tensor) -> Tensor:
         """Gathered into pinned memory, copied beside the device's own work."""
         pinned = self.device.type == "cuda"
         wanted = torch.empty((len(rows), self.host.shape[1]), dtype=self.host.dtype, pin_memory=pinned)
@@ -65,22 +81,20 @@ class Pinned:
         return wanted.to(self.device, non_blocking=True)
 
 
-class Streamed:
+class Streamed(Ahead):
     """Tiles in files, read slide by slide when they are needed; the slides used last are kept up to `memory` bytes."""
-
-    ahead = True
-    tiles = None
 
     def __init__(
         self, files: Sequence[Path], sizes: np.ndarray, width: int, dtype: str, memory: int, device: torch.device
     ) -> None:
+        super().__init__()
         self.files, self.sizes, self.width, self.dtype = list(files), sizes, width, dtype
         self.memory, self.device = memory, device
         self.ends = np.cumsum(sizes)
         self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self.held = self.peak = self.read = 0
 
-    def take(self, rows: Tensor) -> Tensor:
+    def fetch(self, rows: Tensor) -> Tensor:
         """Each slide's part in one go."""
         numbers = rows.cpu().numpy()
         wanted = np.empty((len(numbers), self.width), self.dtype)
