@@ -53,16 +53,21 @@ class Ahead(Source):
         self.expected = None if rows is None else (rows, self.pool.submit(self.fetch, rows))
 
 
+WIDENED = 2**30
+"""Bytes up to which a CPU holds tiles in fp32, so that they need not be widened every time they are used."""
+
+
 class Resident(Source):
-    """Tiles in the device's own memory, in the type they were stored in."""
+    """Tiles in the device's own memory, in the type they were stored in, or in fp32 where that is little."""
 
     def __init__(self, tiles: Tensor, device: torch.device) -> None:
-        self.tiles: Tensor = tiles.to(device)
+        small = device.type == "cpu" and 4 * tiles.numel() <= WIDENED
+        self.tiles = tiles.to(device, torch.float32 if small else tiles.dtype)
 
     def take(self, rows: Tensor) -> Tensor:
         """Gathered on the device."""
-        tiles = self.tiles
-        return tiles.index_select(0, rows.to(tiles.device))
+        assert self.tiles is not None
+        return self.tiles.index_select(0, rows.to(self.tiles.device))
 
 
 class Pinned(Ahead):
