@@ -217,7 +217,7 @@ def test_resident_pinned_and_streamed_tiles_train_the_same_model(tmp_path):
     half = FeatureStore.of({p: plain.bag(k).astype(np.float16) for k, p in enumerate(plain.patients)})
     paths = written(plain, tmp_path)
     memory = half.tiles.nbytes // 4
-    streamed = Streamed(paths, half.sizes, WIDTH, memory, CPU)
+    streamed = Streamed(paths, half.sizes, WIDTH, "float16", memory, CPU)
     found = []
     for source in (Resident(half.tiles, CPU), Pinned(half.tiles, CPU), streamed):
         engine = engine_of(half, source=source)

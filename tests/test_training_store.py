@@ -60,7 +60,7 @@ def test_what_does_not_fit_stays_in_its_files(sites):
     assert isinstance(source, Streamed)
     assert isinstance(whole.source(torch.device("cpu")), Resident)
     rows = torch.tensor([8, 0, 4, 4])
-    expected = whole.tiles[rows].float()
+    expected = whole.tiles[rows]
     assert torch.equal(source.take(rows), expected)
     assert torch.equal(Pinned(whole.tiles, torch.device("cpu")).take(rows), expected)
     assert source.peak <= 32  # the largest slide alone

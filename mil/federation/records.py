@@ -59,6 +59,7 @@ class Records:
         """Watch the inner folds with the new models; `models` (tasks x sites, size) are what the sites would use now."""
         logits = self._watch(engine, phase, models)
         rows, sent = phase.rows.cpu().numpy(), phase.learners.rows.cpu().numpy()
+        alone = phase.rows.shape == phase.learners.rows.shape and torch.equal(phase.rows, phase.learners.rows)
         for k in np.flatnonzero(phase.live).tolist():
             task, learners = self.tasks[k], self.clients.learners(k)
             stated = {"model": task.name, "phase": name, "round": number}
@@ -66,7 +67,8 @@ class Records:
             for site, learner in enumerate(learners):
                 patients = len(self.clients.patients[learner])
                 if active[k, site] and patients:
-                    update = {"update_sha256": digest([sent[learner].tobytes()])}
+                    own = present["global_sha256"] if alone else digest([sent[learner].tobytes()])
+                    update = {"update_sha256": own}
                     self.ledger.add(
                         stated | present | update | {"site": self.clients.name(learner), "patients": patients}
                     )

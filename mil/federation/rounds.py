@@ -20,7 +20,7 @@ from mil.training.plans import Rounds, dropout_stream, first_weights
 from mil.training.protocol import Task
 from mil.training.setup import Setup
 
-SLAB = 2**22
+SLAB = 2**18
 """Numbers of the global models that the server takes at once, so that float64 sums stay in the cache."""
 
 
@@ -167,6 +167,8 @@ class Driver:
 
     def personal(self, phase: Phase, clients: Clients) -> Tensor:
         """The model of every learner (tasks x sites, size): the global one, but for the parts that stay at the site."""
+        if not self.strategy.federated:
+            return phase.rows
         of = torch.arange(len(phase.learners.rows), device=phase.rows.device) // clients.sites
         rows = phase.rows[of]
         for name, place in self.engine.layout.places.items():

@@ -1,7 +1,7 @@
 """Pieces that heads are made of, each with any leading axes of models."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,11 +40,33 @@ class Linear(Part):
         if self.outputs < NARROW:
             missing = NARROW - self.outputs
             weight, bias = pad(weight, (0, 0, 0, missing)), pad(bias, (0, missing))
-        if x.dim() == weight.dim() == 3:
-            y = torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+        if x.dim() == weight.dim() == 3 and x.dtype != torch.float64:
+            y = Affine.apply(x, weight, bias)
         else:
             y = x @ weight.mT + bias.unsqueeze(-2)
         return y[..., : self.outputs] if self.outputs < NARROW else y
+
+
+class Affine(torch.autograd.Function):
+    """x W' + b for many models at once; PyTorch's own gradient of W would lie transposed and cost a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(models, rows, inputs), (models, outputs, inputs), (models, outputs) -> (models, rows, outputs)."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            lower = torch.get_autocast_dtype(kind)
+            x, weight, bias = x.to(lower), weight.to(lower), bias.to(lower)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The weight's and the bias's gradient in fp32, the input's in the type of the products."""
+        (gradient,), (x, weight) = gradients, ctx.saved_tensors
+        gradient = gradient.to(x.dtype)
+        inward = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        return inward, torch.bmm(gradient.mT, x).float(), gradient.sum(-2, dtype=torch.float32)
 
 
 class MLP(Part):

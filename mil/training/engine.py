@@ -3,13 +3,15 @@
 A learner is one model at one site (or at all of them): a row of parameters, a row of optimiser state, its own bags and
 its own random streams, so that what it becomes does not depend on what is trained beside it. On a CPU learners are
 taken in chunks that fit the cache, a thread a chunk, and a chunk goes through all steps of a round before the next one
-starts. A step's bags lie end to end, so that no arithmetic is spent on padding; the mask says which tile is whose.
+starts. A step's bags lie end to end, so that no arithmetic is spent on padding; the mask says which tile is whose. Where
+tiles come from afar, all learners take a step before the next one, and its tiles are fetched meanwhile.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +27,10 @@ from mil.training.sources import Source
 
 CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
-GPU_NUMBERS = 2**31
-"""The same on a GPU: 4 GB in bf16, and about four times as much for what is kept for the backward pass."""
+WORTH_A_THREAD = 2**25
+"""Multiply-adds of a learner's step from which threads do not spend their time on handing Python's lock to one another."""
+GPU_NUMBERS = 2**30
+"""The same on a GPU: 2 GB in bf16, and some four times as much for what is kept for the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,61 @@ class Data:
     covariates: Tensor | None = None
 
 
+class Batch(NamedTuple):
+    """A batch of every learner."""
+
+    numbers: Tensor
+    """Places (learners, bags), -1 for none."""
+    columns: int
+    """Length of the tile axis."""
+
+
+class Lesson(NamedTuple):
+    """What a batch teaches."""
+
+    targets: Tensor
+    """(learners, bags, columns)"""
+    present: Tensor
+    """Which bags there are (learners, bags)."""
+    balance: Tensor
+    """Weight of each bag in the loss (learners, bags)."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where bags lie, on the device and on the host."""
+
+    places: Places
+    sizes: np.ndarray
+
+    def tiles(self, bags: np.ndarray) -> int:
+        """Tiles of some bags together."""
+        return int(self.sizes[bags].sum())
+
+    def bags(self, batch: Batch) -> Tensor:
+        """Number of the bag at each place; that of any where there is none."""
+        return batch.numbers.clamp(min=0) % self.places.bags
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Learners side by side in a step, their optimiser's state and the weights that gradients are taken of."""
+
+    learners: Learners
+    state: OptimiserState
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, learners: Learners, state: OptimiserState, layout: Layout) -> "Taken":
+        """Weights on the same memory as the rows, but unknown to autograd.
+
+        `.data`, not `.detach()`: the rows of neighbours are updated on other threads meanwhile, and a version counter that
+        they shared would tell autograd that these rows had changed.
+        """
+        weights = {name: view.data.requires_grad_() for name, view in layout.views(learners.rows).items()}
+        return cls(learners, state, weights)
+
+
 @dataclass
 class Engine:
     """Trains and applies one kind of head on one set of bags."""
@@ -98,8 +157,13 @@ class Engine:
     def __post_init__(self) -> None:
         self.layout = Layout(self.head.initial(np.random.default_rng(0)))
         self.optimise = OPTIMISERS[self.method.optimiser]
-        self.budget = (CPU_NUMBERS if self.device.type == "cpu" else GPU_NUMBERS) // self.data.width
-        self.objective = torch.compile(self._objective, dynamic=True) if self.compiled else self._objective
+        on_cpu = self.device.type == "cpu"
+        self.budget = (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // self.data.width
+        self.uncut = 4 * self.budget if on_cpu else self.budget
+        self.objective, self.scaled = self._objective, self._scaled
+        if self.compiled:
+            self.objective, self.scaled = torch.compile(self._objective), torch.compile(self._scaled)
+            self.optimise = torch.compile(self.optimise)
 
     def fresh(self, rows: Tensor) -> OptimiserState:
         """The optimiser's state before its first step."""
@@ -107,21 +171,23 @@ class Engine:
 
     def train(self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], places: Places) -> np.ndarray:
         """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none)."""
-        total, seen = np.zeros((2, len(plans)))
-        places = places.to(self.device)
-        sizes = places.sizes.cpu().numpy()
-        tiles = [[int(sizes[batch].sum()) for batch in plan.batches] for plan in plans]
+        total, seen = torch.zeros((2, len(plans)), device=self.device)
+        table = Table(places.to(self.device), places.sizes.numpy())
+        tiles = [[table.tiles(bags) for bags in plan.batches] for plan in plans]
+        taken: dict[tuple[int, int], Taken] = {}
 
         def step(chunk: slice, number: int) -> None:
             for part in self._alike(plans, tiles, chunk, number):
-                batches = [plan.batches[number] for plan in plans[part]]
+                key = (part.start, part.stop)
+                if key not in taken:
+                    taken[key] = Taken.of(learners[part], state[part], self.layout)
                 keys = torch.tensor([step_key(plan.stream, number) for plan in plans[part]], device=self.device)
-                losses, counts = self._step(learners[part], state[part], batches, keys, places, sizes)
+                losses, counts = self._step(taken[key], [plan.batches[number] for plan in plans[part]], keys, table)
                 total[part] += losses
                 seen[part] += counts
 
-        self._each(tiles, step)
-        return np.divide(total, seen, out=np.full(len(total), np.nan), where=seen > 0)
+        self._each(tiles, step, self._to_come(plans, tiles, table, self._split))
+        return (total / seen).cpu().numpy()  # 0 / 0 is NaN
 
     def apply(
         self,
@@ -131,21 +197,20 @@ class Engine:
         receive: Callable[[int, np.ndarray, Output, int], None],
     ) -> None:
         """Give `receive` (learner, places of a piece, output of the chunk, its row there) for all bags of all learners."""
-        places = places.to(self.device)
-        sizes = places.sizes.cpu().numpy()
-        plans = [Plan(pieces(own, sizes, self.budget)) for own in bags]
-        tiles = [[int(sizes[batch].sum()) for batch in plan.batches] for plan in plans]
+        table = Table(places.to(self.device), places.sizes.numpy())
+        plans = [Plan(pieces(own, table.sizes, self.budget)) for own in bags]
+        tiles = [[table.tiles(piece) for piece in plan.batches] for plan in plans]
 
         def step(chunk: slice, number: int) -> None:
             for part in self._alike(plans, tiles, chunk, number):
                 batches = [plan.batches[number] for plan in plans[part]]
-                inputs = self._inputs(learners[part], self._numbers(batches), batches, places, sizes)
                 with torch.no_grad(), self._arithmetic():
+                    inputs = self._inputs(learners[part], self._batch(batches, table), table)
                     output = self.head(self.layout.views(learners[part].rows), inputs)
                 for row, batch in enumerate(batches):
                     receive(part.start + row, batch, output, row)
 
-        self._each(tiles, step)
+        self._each(tiles, step, self._to_come(plans, tiles, table, lambda batches, _: [batches]))
 
     def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its own bags, float32."""
@@ -157,33 +222,20 @@ class Engine:
         self.apply(learners, bags, places, receive)
         return [np.concatenate(parts) for parts in found]
 
-    def _step(
-        self,
-        learners: Learners,
-        state: OptimiserState,
-        batches: Sequence[np.ndarray],
-        keys: Tensor,
-        places: Places,
-        sizes: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _step(self, taken: Taken, batches: Sequence[np.ndarray], keys: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
-        # `.data`, not `.detach()`: the rows of neighbours are updated on other threads meanwhile, and a version counter
-        # that they shared would tell autograd that these rows had changed
-        weights = {name: view.data.requires_grad_() for name, view in self.layout.views(learners.rows).items()}
-        targets, present, _ = self._targets(learners, self._numbers(batches), places)
+        learners, whole = taken.learners, self._batch(batches, table)
+        targets, present, _ = lesson = self._lesson(learners, whole, table)
         counts = self.endpoint.counts(targets, present).sum(-1)
-        gradient = torch.zeros_like(learners.rows)
-        total = torch.zeros(len(batches), device=self.device)
-        for part in self._split(batches, sizes):
-            numbers = self._numbers(part)
-            inputs = self._inputs(learners, numbers, part, places, sizes, keys)
-            targets, present, balance = self._targets(learners, numbers, places)
-            with self._arithmetic():
-                losses = self.objective(weights, inputs, targets, present) * balance
-            share = losses.sum(-1) / counts.clamp(min=1)
-            parts = torch.autograd.grad(share.sum(), list(weights.values()))
-            gradient += torch.cat([one.flatten(1) for one in parts], dim=1)
-            total += losses.detach().sum(-1)
+        cut = list(self._split(batches, table))
+        if len(cut) == 1:
+            gradient, total = self._gradient(taken, whole, lesson, counts, keys, table)
+        else:
+            gradient, total = torch.zeros_like(learners.rows), torch.zeros_like(counts)
+            for bags in cut:
+                piece = self._batch(bags, table)
+                found = self._gradient(taken, piece, self._lesson(learners, piece, table), counts, keys, table)
+                gradient, total = gradient.add_(found[0]), total + found[1]
         with torch.no_grad():
             if learners.pull is not None and learners.anchor is not None:
                 gradient += learners.pull * (learners.rows - learners.anchor)
@@ -191,8 +243,18 @@ class Engine:
                 gradient += learners.shift
             if self.method.clip_norm is not None:
                 clip(gradient, self.method.clip_norm)
-            self.optimise(learners.rows, gradient, state, learners.lr, learners.decay, self.method.momentum)
-        return total.cpu().numpy(), counts.cpu().numpy()
+            self.optimise(learners.rows, gradient, taken.state, learners.lr, learners.decay, self.method.momentum)
+        return total, counts
+
+    def _gradient(
+        self, taken: Taken, batch: Batch, lesson: Lesson, counts: Tensor, keys: Tensor, table: Table
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient (learners, size) of the batch's summed losses over `counts`, and the sums (learners,)."""
+        inputs = self._inputs(taken.learners, batch, table, keys)
+        with self._arithmetic():
+            losses = (self.objective(taken.weights, inputs, lesson.targets, lesson.present) * lesson.balance).sum(-1)
+        parts = torch.autograd.grad((losses / counts.clamp(min=1)).sum(), list(taken.weights.values()))
+        return torch.cat([part.flatten(1) for part in parts], dim=1), losses.detach()
 
     def _objective(self, weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
         output = self.head(weights, inputs)
@@ -200,56 +262,71 @@ class Engine:
         output = Output(output.logits.float(), None, side)
         return self.head.losses(output, targets, present, self.endpoint)
 
-    def _inputs(
-        self,
-        learners: Learners,
-        numbers: Tensor,
-        batches: Sequence[np.ndarray],
-        places: Places,
-        sizes: np.ndarray,
-        keys: Tensor | None = None,
-    ) -> Inputs:
+    def _scaled(self, tiles: Tensor, rows: Tensor | None, mean: Tensor, deviation: Tensor) -> Tensor:
+        """Tiles (of `rows`, or as they are) of all learners end to end -> centred and scaled (learners, tiles, width)."""
+        chosen = tiles if rows is None else tiles.index_select(0, rows)  # ours alone in either case
+        scaled = chosen.float().view(len(mean), -1, tiles.shape[1]).sub_(mean).div_(deviation)
+        return scaled.bfloat16() if self.method.precision == "bf16" else scaled
+
+    def _inputs(self, learners: Learners, batch: Batch, table: Table, keys: Tensor | None = None) -> Inputs:
         """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
-        longest = max(int(sizes[batch].sum()) for batch in batches)
-        packed = pack(numbers, places, padded_length(longest, alone=2 * longest > self.budget))
-        tiles = self.data.source.take(packed.rows.flatten()).view(*packed.rows.shape, -1)
+        packed = pack(batch.numbers, table.places, batch.columns)
         mean, deviation = (learners.buffers[f"features.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
-        tiles = tiles.sub_(mean).div_(deviation)
+        source, rows = self.data.source, packed.rows.flatten()
+        if source.tiles is None:
+            tiles = self.scaled(source.take(rows), None, mean, deviation)
+            source.expect(next(self.to_come, None))
+        else:
+            tiles = self.scaled(source.tiles, rows, mean, deviation)
         covariates, drawn = None, None
         if self.data.covariates is not None:
             mean, deviation = (learners.buffers[f"covariates.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
-            known = self.data.covariates[numbers.clamp(min=0) % places.bags]
+            known = self.data.covariates[table.bags(batch)]
             covariates = ((known - mean) / deviation).nan_to_num(0.0)  # not known: the training patients' mean
         if keys is not None and self.head.dropout:
-            drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % places.bags], packed.rank)
+            drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % table.places.bags], packed.rank)
         return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
 
-    def _targets(self, learners: Learners, numbers: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets (learners, bags, columns), which bags there are, and their weights in the loss."""
-        present = numbers >= 0
-        targets = self.data.targets[numbers.clamp(min=0) % places.bags]
+    def _lesson(self, learners: Learners, batch: Batch, table: Table) -> Lesson:
+        """What a batch teaches each learner, in the learner's own unit."""
+        targets = self.data.targets[table.bags(batch)]
         balance = learners.balance.gather(-1, self.endpoint.class_of(targets))
         if self.endpoint.scaled:
             mean, deviation = (learners.buffers[f"target.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
             targets = (targets - mean) / deviation
-        return targets, present, balance
+        return Lesson(targets, batch.numbers >= 0, balance)
 
-    def _numbers(self, batches: Sequence[np.ndarray]) -> Tensor:
-        """Batches as one table (learners, bags), -1 for none; at least two bags wide, see `layers.NARROW`."""
-        table = np.full((len(batches), max(2, *(len(batch) for batch in batches))), -1, np.int64)
+    def _batch(self, batches: Sequence[np.ndarray], table: Table) -> Batch:
+        """At least two bags wide, see `layers.NARROW`."""
+        numbers = np.full((len(batches), max(2, *(len(batch) for batch in batches))), -1, np.int64)
         for row, batch in enumerate(batches):
-            table[row, : len(batch)] = batch
-        return torch.from_numpy(table).to(self.device)
+            numbers[row, : len(batch)] = batch
+        longest = max(table.tiles(batch) for batch in batches)
+        columns = padded_length(longest, alone=2 * longest > self.budget)
+        return Batch(torch.from_numpy(numbers).to(self.device), columns)
 
-    def _split(self, batches: Sequence[np.ndarray], sizes: np.ndarray) -> Iterator[list[np.ndarray]]:
+    def _split(self, batches: Sequence[np.ndarray], table: Table) -> Iterable[Sequence[np.ndarray]]:
         """The batches as they are if they fit, else cut into pieces whose gradients are added up."""
-        fits = len(batches) * max(int(sizes[batch].sum()) for batch in batches) <= 4 * self.budget
-        if fits or not self.endpoint.separable:
-            yield list(batches)
-            return
-        cut = [pieces(batch, sizes, max(1, self.budget // len(batches))) for batch in batches]
-        for number in range(max(map(len, cut))):
-            yield [own[number] if number < len(own) else own[0][:0] for own in cut]
+        if not self.endpoint.separable or len(batches) * max(map(table.tiles, batches)) <= self.uncut:
+            return [batches]
+        cut = [pieces(batch, table.sizes, max(1, self.budget // len(batches))) for batch in batches]
+        return [
+            [own[number] if number < len(own) else own[0][:0] for own in cut] for number in range(max(map(len, cut)))
+        ]
+
+    def _to_come(
+        self,
+        plans: Sequence[Plan],
+        tiles: Sequence[Sequence[int]],
+        table: Table,
+        cut: Callable[[Sequence[np.ndarray], Table], Iterable[Sequence[np.ndarray]]],
+    ) -> Iterator[Tensor]:
+        """The tiles that `_inputs` will ask for, in their order, so that they can be fetched while the device works."""
+        for chunk, number in self._step_by_step(tiles):
+            for part in self._alike(plans, tiles, chunk, number):
+                for bags in cut([plan.batches[number] for plan in plans[part]], table):
+                    batch = self._batch(bags, table)
+                    yield pack(batch.numbers, table.places, batch.columns).rows.flatten()
 
     def _alike(
         self, plans: Sequence[Plan], tiles: Sequence[Sequence[int]], chunk: slice, number: int
@@ -262,28 +339,43 @@ class Engine:
             keys.append((shape, len(keys)) if alone and self.device.type == "cpu" else shape)
         return (slice(part.start + chunk.start, part.stop + chunk.start) for part in runs(keys))
 
-    def _each(self, tiles: Sequence[Sequence[int]], step: Callable[[slice, int], None]) -> None:
-        """Every step of every chunk: chunk after chunk on threads, or step after step where tiles come from afar."""
-        parts = list(chunks([max(own, default=0) for own in tiles], self.budget))
-        steps = [max((len(own) for own in tiles[part]), default=0) for part in parts]
-        if self.data.source.ahead:
-            for number in range(max(steps, default=0)):
-                for part, count in zip(parts, steps, strict=True):
-                    if number < count:
-                        step(part, number)
+    def _chunks(self, tiles: Sequence[Sequence[int]]) -> list[tuple[slice, int]]:
+        """Chunks of learners, and how many steps each has."""
+        parts = chunks([max(own, default=0) for own in tiles], self.budget)
+        return [(part, max((len(own) for own in tiles[part]), default=0)) for part in parts]
+
+    def _step_by_step(self, tiles: Sequence[Sequence[int]]) -> Iterator[tuple[slice, int]]:
+        """The first step of every chunk, then the second: all models use a bag while it is here."""
+        parts = self._chunks(tiles)
+        for number in range(max((count for _, count in parts), default=0)):
+            yield from ((part, number) for part, count in parts if number < count)
+
+    def _each(
+        self, tiles: Sequence[Sequence[int]], step: Callable[[slice, int], None], to_come: Iterator[Tensor]
+    ) -> None:
+        """Every step of every chunk: chunk after chunk, on threads, or step after step where tiles come from afar."""
+        if self.data.source.tiles is None:
+            self.to_come = to_come
+            self.data.source.expect(next(to_come, None))
+            with one_thread_each():
+                for part, number in self._step_by_step(tiles):
+                    step(part, number)
             return
 
         def run(part: slice, count: int) -> None:
             for number in range(count):
                 step(part, number)
 
-        if self.device.type != "cpu" or torch.get_num_threads() == 1:
-            for part, count in zip(parts, steps, strict=True):
-                run(part, count)
-            return
-        with one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
-            for done in [pool.submit(run, part, count) for part, count in zip(parts, steps, strict=True)]:
-                done.result()
+        parts = self._chunks(tiles)
+        largest = max((count for own in tiles for count in own), default=0) * self.layout.size
+        with one_thread_each() as workers:
+            if self.device.type != "cpu" or workers == 1 or largest < WORTH_A_THREAD:
+                for part, count in parts:
+                    run(part, count)
+                return
+            with ThreadPoolExecutor(workers) as pool:
+                for done in [pool.submit(run, part, count) for part, count in parts]:
+                    done.result()
 
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.method.precision == "bf16")
@@ -291,7 +383,7 @@ class Engine:
 
 @contextmanager
 def one_thread_each() -> Iterator[int]:
-    """Number of workers; inside, every operation runs on one thread, so that sums do not depend on how many there are."""
+    """Number of threads there were; inside, every operation runs on one, so that sums do not depend on how many there are."""
     workers = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

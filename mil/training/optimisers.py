@@ -83,10 +83,11 @@ def schedule(kind: str, done: int, rounds: int, warmup: int) -> float:
 
 
 def _adam_step(rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor) -> None:
+    """x <- x - lr m' / (sqrt(v') + epsilon) with m', v' the corrected moments, in few passes over the rows."""
     state.steps += 1
-    correction1 = (1 - BETA1**state.steps).to(rows.dtype)
-    correction2 = (1 - BETA2**state.steps).to(rows.dtype)
     state.first.lerp_(gradient, 1 - BETA1)
     state.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    scale = torch.div(state.second, correction2, out=gradient).sqrt_().add_(EPSILON)
-    rows.sub_(torch.div(state.first, scale, out=scale).mul_(lr / correction1))
+    stretch = (1 - BETA1**state.steps) / lr.double()
+    slope = (stretch / (1 - BETA2**state.steps).sqrt()).to(rows.dtype)
+    scale = torch.sqrt(state.second, out=gradient).mul_(slope).add_((EPSILON * stretch).to(rows.dtype))
+    rows.addcdiv_(state.first, scale, value=-1)

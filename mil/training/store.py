@@ -25,6 +25,8 @@ class FeatureStore:
     starts: np.ndarray
     sizes: np.ndarray
     width: int
+    dtype: str
+    """Type of the tiles as stored, as numpy names it."""
     tiles: torch.Tensor | None
     """All tiles (tiles, width), float16 or float32 as they were stored; none: they stay in the files."""
     files: tuple[tuple[Path, int], ...] = ()
@@ -45,25 +47,28 @@ class FeatureStore:
         if not len(bags):
             raise MilError("bags: no row, so there is nothing to learn from; see the flow table beside it")
         files: list[tuple[Path, int]] = []
-        sizes, about, width, item = [], None, 0, 2
+        sizes, about, width, dtype = [], None, 0, "float16"
         for row in bags.itertuples():
             folder = Path(sites_folder) / str(row.site) / "features" / encoder
             held = 0
             for slide in str(row.slides).split(";"):
                 path = folder / f"{slide}.h5"
-                shape, item, found = _stated(path)
+                shape, kind, found = _stated(path)
                 if about is None:
-                    about, width = found, shape[1]
-                _same(about | {"width": width}, found | {"width": shape[1]}, files[0][0] if files else path, path)
+                    about, width, dtype = found, shape[1], kind
+                first = files[0][0] if files else path
+                _same(about | {"width": width, "type": dtype}, found | {"width": shape[1], "type": kind}, first, path)
                 files.append((path, shape[0]))
                 held += shape[0]
             if not held:
                 raise CorruptFile(f"{folder}: patient {row.patient_id} has no tile; leave the patient out of the bags")
             sizes.append(held)
         allowed = _main_memory() // 2 if memory is None else memory
-        small = sum(sizes) * width * item <= allowed
+        small = sum(sizes) * width * np.dtype(dtype).itemsize <= allowed
         tiles = torch.from_numpy(np.concatenate([read_tiles(path) for path, _ in files])) if small else None
-        return cls._made(list(bags["patient_id"].astype(str)), sizes, width, tiles, tuple(files), allowed, about or {})
+        return cls._made(
+            list(bags["patient_id"].astype(str)), sizes, width, dtype, tiles, tuple(files), allowed, about or {}
+        )
 
     @classmethod
     def of(cls, bags: Mapping[str, np.ndarray], about: Mapping[str, object] | None = None) -> "FeatureStore":
@@ -75,7 +80,7 @@ class FeatureStore:
                 f"features of patient {culprit} hold NaN or infinity; extract that patient's slides again"
             )
         sizes = [len(bag) for bag in bags.values()]
-        return cls._made(list(bags), sizes, tiles.shape[1], tiles, (), 0, about or {})
+        return cls._made(list(bags), sizes, tiles.shape[1], str(tiles.numpy().dtype), tiles, (), 0, about or {})
 
     @classmethod
     def _made(
@@ -83,6 +88,7 @@ class FeatureStore:
         patients: list[str],
         sizes: list[int],
         width: int,
+        dtype: str,
         tiles: torch.Tensor | None,
         files: tuple[tuple[Path, int], ...],
         memory: int,
@@ -90,7 +96,7 @@ class FeatureStore:
     ) -> "FeatureStore":
         counts = np.array(sizes, np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        return cls(tuple(patients), starts, counts, width, tiles, files, memory, dict(about))
+        return cls(tuple(patients), starts, counts, width, dtype, tiles, files, memory, dict(about))
 
     def bag(self, index: int) -> np.ndarray:
         """The tiles of bag `index` (tiles, width)."""
@@ -120,7 +126,7 @@ class FeatureStore:
         """Tiles as the device gets them: its own memory if they fit into half of what is free there, else from the host."""
         if self.tiles is None:
             paths, sizes = zip(*self.files, strict=True)
-            return Streamed(paths, np.array(sizes), self.width, self.memory, device)
+            return Streamed(paths, np.array(sizes), self.width, self.dtype, self.memory, device)
         if device.type == "cuda" and self.tiles.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return Pinned(self.tiles, device)
         return Resident(self.tiles, device)
@@ -134,18 +140,18 @@ class FeatureStore:
         return np.array([known[patient] for patient in patients], np.int64)
 
 
-def _stated(path: Path) -> tuple[tuple[int, int], int, dict[str, object]]:
-    """Shape of a file's features, bytes a number, and what it says of the encoder; no tile is read."""
+def _stated(path: Path) -> tuple[tuple[int, int], str, dict[str, object]]:
+    """Shape and type of a file's features, and what it says of the encoder; no tile is read."""
     with hdf5.reading(path) as file:
         if "features" not in file or file["features"].ndim != 2:
             raise CorruptFile(f"{path}: has no features (tiles, width); extract the slide again")
-        shape, item = file["features"].shape, file["features"].dtype.itemsize
+        shape, kind = file["features"].shape, str(file["features"].dtype)
     stated = hdf5.attributes(path)
-    return shape, item, {key: stated[key] for key in SAME_EVERYWHERE if key in stated}
+    return shape, kind, {key: stated[key] for key in SAME_EVERYWHERE if key in stated}
 
 
 def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path, path: Path) -> None:
-    for key in (*SAME_EVERYWHERE, "width"):
+    for key in (*SAME_EVERYWHERE, "width", "type"):
         if about.get(key) != found.get(key):
             raise CorruptFile(
                 f"{path}: {key} is {found.get(key)!r}, but {about.get(key)!r} in {first}; extract both with the same spec"

@@ -1,0 +1,268 @@
+"""Model-bags a second on one GPU: the loops that people write and our engine, side by side in one run.
+
+    python benchmarks/training_gpu.py [--minutes 7] [--tiles 4096] [--bags 64] [--models 1,10,100,200]
+
+Gated attention 1024-512-256 (embedding 512, branches 256), bags of 4,096 tiles x 1,024 in fp16. The loops take one bag a step with
+AdamW under bf16 autocast: from host memory, and resident on the GPU. Ours trains 1, 10, 100, 200 models at once, 16 patients a
+step, in bf16 with fp32 weights, every model with its own bags, from the store on the GPU. Then the grid of the paper's
+protocol (5 repeats x 5 folds x (4 inner + refit), two training sites, local, pooled, FedAvg, FedProx, SCAFFOLD, 600 patients, 50
+epochs): measured with all its models for as many rounds as the time allows and scaled to 50, beside the loop's time, scaled from
+its part. Needs torch, numpy, pandas, scipy, h5py, pydantic and this repository. Prints as it goes; a part that fails prints
+why and the next one begins. With OUT set, results go to $OUT/training_gpu.json too.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from mil.endpoints import build_endpoint
+from mil.models import build
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.models import GatedAttentionSpec
+from mil.training.engine import Data, Engine, Learners, Method, Plan
+from mil.training.packing import Places
+from mil.training.sources import Pinned, Resident, Source
+
+WIDTH, HIDDEN, ATTENTION, BATCH = 1024, 512, 256, 16
+# Multiply-adds of a tile: forward, and backward without the input's gradient; two operations each.
+OPERATIONS = 2 * (2 * WIDTH * HIDDEN + 3 * HIDDEN * 2 * ATTENTION)
+PATIENTS, SITES, REPEATS, FOLDS, INNER, EPOCHS = 600, 2, 5, 5, 4, 50
+RESULTS: dict[str, Any] = {}
+BEGAN = time.time()
+
+
+def note(key: str, value: Any, unit: str = "") -> None:
+    """Print and keep one result."""
+    RESULTS[key] = value
+    shown = (
+        f"{value:,.4g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, int | float)
+        else value
+    )
+    print(f"[{time.time() - BEGAN:5.0f} s] {key}: {shown} {unit}", flush=True)
+    if "OUT" in os.environ:
+        Path(os.environ["OUT"], "training_gpu.json").write_text(json.dumps(RESULTS, indent=1))
+
+
+def attempt(name: str, part: Callable[[], None]) -> None:
+    """Run a part; where it fails, say so and go on."""
+    try:
+        part()
+    except Exception:  # noqa: BLE001  a benchmark's parts do not depend on one another
+        note(f"{name} failed", traceback.format_exc(limit=4))
+        torch.cuda.empty_cache()
+
+
+class Loop(torch.nn.Module):
+    """What a notebook has: one bag in, one logit out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Sequential(torch.nn.Linear(WIDTH, HIDDEN), torch.nn.ReLU())
+        self.tanh = torch.nn.Sequential(torch.nn.Linear(HIDDEN, ATTENTION), torch.nn.Tanh())
+        self.gate = torch.nn.Sequential(torch.nn.Linear(HIDDEN, ATTENTION), torch.nn.Sigmoid())
+        self.weigh, self.score = torch.nn.Linear(ATTENTION, 1), torch.nn.Linear(HIDDEN, 1)
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(tiles)
+        attention = torch.softmax(self.weigh(self.tanh(hidden) * self.gate(hidden)).float(), dim=0)
+        return self.score((attention.to(hidden.dtype) * hidden).sum(0))
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def loop_rate(tiles: torch.Tensor, count: int, device: torch.device, seconds: float) -> float:
+    """Bags a second of the plain loop, bags cut from `tiles`."""
+    torch.manual_seed(0)
+    model = Loop().to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    criterion = torch.nn.BCEWithLogitsLoss()
+    size, done, began = len(tiles) // count, 0, 0.0
+    for step in range(10**6):
+        if step == 5:
+            synchronise(device)
+            began = time.perf_counter()
+        bag = tiles[(step % count) * size : (step % count + 1) * size].to(device)
+        optimiser.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = criterion(model(bag.float()).float(), torch.ones(1, device=device) * (step % 2))
+        loss.backward()
+        optimiser.step()
+        loss.item()
+        done = step - 4
+        if step >= 10 and time.perf_counter() - began > seconds:
+            break
+    synchronise(device)
+    return done / (time.perf_counter() - began)
+
+
+class Fleet:
+    """Our engine with `models` learners on `count` bags."""
+
+    def __init__(
+        self, source: Source, count: int, size: int, models: int, device: torch.device, compiled: bool
+    ) -> None:
+        head = build(GatedAttentionSpec(hidden=HIDDEN, attention=ATTENTION), WIDTH, 1)
+        endpoint = build_endpoint(EndpointSpec())
+        targets = torch.arange(count, device=device).remainder(2).float()[:, None]
+        data = Data(source, WIDTH, targets, torch.arange(count, device=device))
+        method = Method("adamw", precision="bf16")
+        self.engine = Engine(head, endpoint, data, method, device, compiled)
+        self.count, self.models = count, models
+        first = torch.from_numpy(self.engine.layout.flat(head.initial(np.random.default_rng(0))))
+        ones = torch.ones(models, 1, device=device)
+        buffers = {"features.mean": torch.zeros(models, WIDTH), "features.deviation": torch.ones(models, WIDTH)}
+        self.learners = Learners(
+            first.repeat(models, 1).to(device),
+            {name: value.to(device) for name, value in buffers.items()},
+            1e-4 * ones,
+            1e-4 * ones,
+            torch.ones(models, 2, device=device),
+        )
+        self.state = self.engine.fresh(self.learners.rows)
+        self.places = Places.of(np.arange(count) * size, np.full(count, size))
+        self.generator = np.random.default_rng(0)
+
+    def round(self, steps: int) -> int:
+        """Train every model for some steps on bags of its own; the model-bags of it."""
+        bags = [
+            self.generator.permutation(np.tile(np.arange(self.count), -(-steps * BATCH // self.count)))
+            for _ in range(self.models)
+        ]
+        plans = [Plan([own[k * BATCH : (k + 1) * BATCH] for k in range(steps)]) for own in bags]
+        losses = self.engine.train(self.learners, self.state, plans, self.places)
+        if not np.isfinite(losses).all():
+            raise FloatingPointError("a loss is not finite")
+        return self.models * steps * BATCH
+
+    def rate(self, seconds: float) -> float:
+        """Model-bags a second, after the compiler has done its work."""
+        device = self.engine.device
+        self.round(1)
+        synchronise(device)
+        began = time.perf_counter()
+        self.round(1)
+        synchronise(device)
+        steps = max(1, int(seconds / (time.perf_counter() - began)))
+        began = time.perf_counter()
+        passes = self.round(steps)
+        synchronise(device)
+        return passes / (time.perf_counter() - began)
+
+
+def grid_model_bags() -> dict[str, int]:
+    """Model-bags of the paper's grid: every strategy trains the selection's models and the refits on its share of patients."""
+    outer = PATIENTS * (FOLDS - 1) // FOLDS
+    inner = outer * (INNER - 1) // INNER
+    a_strategy = REPEATS * FOLDS * (INNER * inner + outer) * EPOCHS
+    # Local: a model a site, each on half of the patients: as many model-bags as one pooled model.
+    return dict.fromkeys(("local", "pooled", "fedavg", "fedprox", "scaffold"), a_strategy)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=7)
+    parser.add_argument("--tiles", type=int, default=4096)
+    parser.add_argument("--bags", type=int, default=64)
+    parser.add_argument("--models", default="1,10,100,200")
+    parser.add_argument("--uncompiled", action="store_true")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    note("device", torch.cuda.get_device_name() if device.type == "cuda" else "cpu")
+    note("torch", torch.__version__)
+    generator = torch.Generator().manual_seed(0)
+    host = torch.randn(options.bags * options.tiles, WIDTH, generator=generator).half()
+    if device.type == "cuda":
+        attempt("matrix rate", lambda: matrix_rate(device))
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    resident = host.to(device)
+    short = 3.0 if device.type == "cuda" else 0.5
+
+    def loops() -> None:
+        note("loop, bags in host memory", loop_rate(host, options.bags, device, short), "bags/s")
+        note("loop, bags on the device", loop_rate(resident, options.bags, device, short), "bags/s")
+
+    def ours(models: int, source: Source, compiled: bool, label: str) -> None:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        fleet = Fleet(source, options.bags, options.tiles, models, device, compiled)
+        rate = fleet.rate(2 * short)
+        note(label, rate, "model-bags/s")
+        note(f"{label}, arithmetic", rate * OPERATIONS * options.tiles / 1e12, "TFLOP/s")
+        if device.type == "cuda":
+            note(f"{label}, peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        del fleet
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    attempt("loops", loops)
+    compiled = not options.uncompiled and device.type == "cuda"
+    for models in map(int, options.models.split(",")):
+        if time.time() - BEGAN > options.minutes * 60 * 0.7:
+            note(f"ours, {models} models", "left out: out of time")
+            continue
+        attempt(
+            f"ours, {models}",
+            lambda models=models: ours(models, Resident(resident, device), compiled, f"ours, {models} models"),
+        )
+    most = max(int(part) for part in options.models.split(","))
+    few = min(most, 100)
+    if time.time() - BEGAN < options.minutes * 60 * 0.75:
+        attempt("uncompiled", lambda: ours(few, Resident(resident, device), False, f"ours, {few} models, not compiled"))
+    if time.time() - BEGAN < options.minutes * 60 * 0.8:
+        attempt(
+            "pinned",
+            lambda: ours(few, Pinned(host, device), compiled, f"ours, {few} models, bags in pinned host memory"),
+        )
+    attempt("grid", lambda: grid(resident, options, device, compiled))
+
+
+def grid(resident: torch.Tensor, options: argparse.Namespace, device: torch.device, compiled: bool) -> None:
+    """All models of one strategy's selection at once, for as many steps as the time left allows; scaled to the grid."""
+    left = options.minutes * 60 - (time.time() - BEGAN) - 15
+    models = REPEATS * FOLDS * INNER if device.type == "cuda" else 4
+    fleet = Fleet(Resident(resident, device), options.bags, options.tiles, models, device, compiled)
+    rate = fleet.rate(max(2.0, min(left - 10, 60)))
+    passes = sum(grid_model_bags().values())
+    note("grid, model-bags", passes)
+    note("grid, ours, measured with all models of a selection", rate, "model-bags/s")
+    note("grid, ours", passes / rate / 60, "min (scaled from a part)")
+    best = max(RESULTS.get(f"loop, bags {where}", 0.0) for where in ("in host memory", "on the device"))
+    usual = RESULTS.get("loop, bags in host memory", best)
+    if best:
+        note("grid, the loop from host memory", passes / usual / 60, "min (scaled from a part)")
+        note("grid, times the loop from host memory", rate / usual)
+        note("grid, times the resident loop", rate / best)
+
+
+def matrix_rate(device: torch.device) -> None:
+    """What the card's matrix units reach on a product that suits them."""
+    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(20):
+        a @ b
+    synchronise(device)
+    note("matrix product 8192 x 8192 x 8192 bf16", 20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12, "TFLOP/s")
+
+
+if __name__ == "__main__":
+    main()
