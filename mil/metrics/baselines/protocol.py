@@ -112,28 +112,6 @@ def _fit(
     return fit([values[site] for site in sites], [labels[site] for site in sites], strength)
 
 
-def permuted_predictions(
-    inputs: pd.DataFrame, bags: pd.DataFrame, seed: int, number: int, strength: float = 0.1
-) -> pd.DataFrame:
-    """A pooled ridge regression of fixed strength on labels permuted within sites: quick, so that it can be repeated often."""
-    bags = bags.reset_index(drop=True)
-    shuffled = permuted_labels(bags, seed, number)
-    values, labels = inputs.reindex(bags["patient_id"]).to_numpy(dtype=float), shuffled["label"].to_numpy(dtype=int)
-    external = (bags["role"] == "external").to_numpy()
-    rows = []
-    for repeat, fold in outer_folds(bags):
-        outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").to_numpy()
-        train, judged = ~external & (outer != fold), external | (outer == fold)
-        if len(np.unique(labels[train])) < 2:
-            continue
-        model = fit_together([values[train]], [labels[train]], strength)
-        table = shuffled.loc[judged, ["patient_id", "site", "role", "label"]]
-        split = np.where(external[judged], "external", "held_out")
-        rows.append(table.assign(repeat=repeat, fold=fold, split=split, score=model.chance(values[judged])))
-    trained_on = "+".join(sorted(bags.loc[~external, "site"].unique()))
-    return pd.concat(rows, ignore_index=True).assign(experiment="permuted", trained_on=trained_on)[PREDICTIONS]
-
-
 def permuted_labels(bags: pd.DataFrame, seed: int, number: int) -> pd.DataFrame:
     """The bag table with labels permuted within each site."""
     shuffled = bags.copy()
