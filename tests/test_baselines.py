@@ -9,7 +9,8 @@ from cohort_results import shared_results
 from scipy import stats
 from test_leaks import cohort
 
-from mil.config import MetricsSpec
+from mil.bags import deal_folds
+from mil.config import EndpointSpec, MetricsSpec
 from mil.metrics import delong, ranking
 from mil.metrics.arms import check_predictions
 from mil.metrics.baselines import run_baselines, run_protocol
@@ -156,3 +157,17 @@ def test_permuted_labels_teach_nothing():
         values.append(external["value"].item())
     low, high = np.mean(values) + np.array([-1, 1]) * 2.8 * np.std(values, ddof=1) / 5
     assert low < 0.5 < high
+
+
+def test_leave_one_site_out_predicts_each_site_by_the_others():
+    bags, features = cohort()
+    three = bags.assign(role="train")
+    three = deal_folds(three[["patient_id", "slides", "site", "role", "label"]], EndpointSpec(folds=3, inner_folds=2))
+    inputs = pd.DataFrame({patient: tiles.mean(axis=0) for patient, tiles in features.items()}).T
+    table = run_protocol("x", inputs, three, ("loso",)).predictions
+    assert set(zip(table["trained_on"], table["site"], strict=True)) == {("A+B", "C"), ("A+C", "B"), ("B+C", "A")}
+    assert set(table["split"]) == {"transfer"}
+    assert table.groupby("patient_id").size().eq(1).all()
+    metrics = score(table, MetricsSpec(bootstrap=100))
+    assert set(zip(metrics["trained_on"], metrics["site"], strict=True)) == {("A+B", "C"), ("A+C", "B"), ("B+C", "A")}
+    assert run_protocol("x", inputs, bags, ("loso",)).predictions.empty  # two training sites: that is `local`

@@ -56,8 +56,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=table,
         n=f"{len(shares)} patients",
         caption=(
-            f"Share of each of {len(table)} clusters of tiles (k-means on standardised features of {results.experiments[results.main].encoder}, found without "
-            "labels) in the tiles of positive and of negative patients; dots are patients, lines medians. p: Mann-Whitney test with Benjamini and Hochberg's "
+            f"Share of each of {len(table)} clusters of tiles (k-means on features of {results.experiments[results.main].encoder}, standardised within each site, "
+            "without labels) in the tiles of positive and of negative patients; dots are patients, lines medians. p: Mann-Whitney test with Benjamini and Hochberg's "
             "correction. The tiles are in the next figure."
         ),
     )

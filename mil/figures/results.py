@@ -175,6 +175,10 @@ class Results:
         """Metrics of the baselines of one endpoint."""
         return self.table("baselines", endpoint, "metrics.csv")
 
+    def baseline_comparisons(self, endpoint: str) -> pd.DataFrame:
+        """The main experiment less each baseline, paired."""
+        return self.table("baselines", endpoint, "comparisons.csv")
+
     def deep_check(self) -> pd.DataFrame:
         """What `mil check --deep` found."""
         return self.table("checks", "deep.csv", text=("check", "subject"))

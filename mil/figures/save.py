@@ -23,6 +23,9 @@ def save(name: str, drawn: Drawn, folder: str | Path, spec: FiguresSpec) -> list
         if suffix not in formats:
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     if drawn.figure is not None:
+        with use_style():  # laid out once, for all formats alike
+            drawn.figure.draw_without_rendering()
+            drawn.figure.set_layout_engine("none")
         for suffix in formats:
             with replacing(folder / f"{name}.{suffix}") as partial, use_style():
                 drawn.figure.savefig(partial, format=suffix, dpi=spec.dpi, metadata=_undated(suffix))

@@ -75,7 +75,9 @@ def _panel(axes: Axes, results: Results, site: str, table: pd.DataFrame, arms: l
     role = results.config.slides.roles[site]
     title_of_site(axes, site, "held out" if role == "train" else "external")
     axes.set_xticks(
-        range(len(arms)), [one.name.replace(", ", "\n").replace(" of locals", "") for one in arms], fontsize=6
+        range(len(arms)),
+        [one.name.replace(", ", "\n").replace(" of locals", "") for one in arms],
+        fontsize=6 if len(arms) < 5 else 5.2,
     )
     axes.set_xlim(-0.5, len(arms) - 0.5)
     if role != "train":

@@ -99,8 +99,8 @@ def patient_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """One row a (trained_on, split, patient): the mean score over repeats and folds; the derived arms included."""
     keys = ["trained_on", "split", "site", "role", "patient_id", "label"]
     scores = predictions.groupby(keys, as_index=False, sort=True)["score"].mean()
-    if scores["trained_on"].nunique() < 2:
-        return scores
+    if scores["trained_on"].nunique() < 2 or scores["trained_on"].str.contains("+", regex=False).any():
+        return scores  # one model of all sites, or models of several sites each: nothing is a site's own
     own = scores[scores["split"] == "held_out"].assign(trained_on=OWN_SITE)
     return pd.concat([scores, own, _ensemble(scores)], ignore_index=True)
 

@@ -66,10 +66,22 @@ def compare(
     of one endpoint, factor and method: once over training and external sites as groups, once over single sites. A site
     that is a group by itself stands as the group only.
     """
+    return _compared(predictions, list(_contrasts(list(predictions), experiments)), spec)
+
+
+def compare_with(
+    name: str, predictions: pd.DataFrame, others: Mapping[str, pd.DataFrame], spec: MetricsSpec, endpoint: str
+) -> pd.DataFrame:
+    """The same for one experiment less each of `others` (baselines), as the factor `baseline`."""
+    contrasts = [Contrast(name, other, "baseline", endpoint) for other in others]
+    return _compared({name: predictions, **others}, contrasts, spec)
+
+
+def _compared(predictions: Mapping[str, pd.DataFrame], contrasts: list[Contrast], spec: MetricsSpec) -> pd.DataFrame:
     arms = {name: _arms(name, table) for name, table in predictions.items()}
     folds = {name: fold_aurocs(table) for name, table in predictions.items()}
     rows = []
-    for contrast in _contrasts(list(predictions), experiments):
+    for contrast in contrasts:
         for first, second in _pairs(arms[contrast.first], arms[contrast.second]):
             rows += _rows(contrast, first, second, spec)
             if first.split == "held_out" and rows:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mil.figures.arms import arm, input_name
+from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
@@ -46,7 +46,7 @@ def headline(results: Results) -> list[Fact]:
 
 def claims(results: Results) -> list[str]:
     """The findings in sentences, the main one first."""
-    found = [_performance(results), _strategies(results), _inputs(results), _localised(results)]
+    found = [_performance(results), _strategies(results), _baselines(results), _inputs(results), _localised(results)]
     return [sentence for sentence in found if sentence]
 
 
@@ -85,6 +85,22 @@ def _strategies(results: Results) -> str:
         return ""
     name = strategy_name(results.experiments[results.main].strategy.name)
     return f"{name} against the other strategies on {rows['site'].iloc[0]}: {_listed(results, rows)}"
+
+
+def _baselines(results: Results) -> str:
+    """The main experiment against what a hospital could use without slides, and against controls."""
+    try:
+        table = results.baseline_comparisons(results.endpoint)
+    except Absent:
+        return ""
+    told = [f"{kind}_pooled" for kind in ("clinical", "annotation", "colour")]  # the others stand in the table
+    table = table[(table["method"] == "DeLong, paired") & table["second"].isin(told)]
+    for site in (EXTERNAL_SITES, TRAINING_SITES):
+        rows = table[table["site"] == site]
+        if len(rows):
+            name = strategy_name(results.experiments[results.main].strategy.name)
+            return f"{name} against baselines on the same patients of {site}: {_listed(results, rows)}"
+    return ""
 
 
 def _inputs(results: Results) -> str:
@@ -126,8 +142,7 @@ def _listed(results: Results, rows: pd.DataFrame) -> str:
     """Each difference with its interval, then which of them stand after correction."""
     said, standing = [], []
     for row in rows.itertuples():
-        other = arm(results, row.second, row.second_trained_on)
-        name = other.name if row.factor == "strategy" else input_name(results.experiments[row.second])
+        name = _other(results, str(row.factor), str(row.second), str(row.second_trained_on))
         said.append(f"{signed_interval(row.difference, row.low, row.high)} in AUROC to {name}")
         if row.p_adjusted < 1 - results.config.metrics.confidence:
             standing.append(name)
@@ -140,6 +155,15 @@ def _listed(results: Results, rows: pd.DataFrame) -> str:
         else f"none is told from zero after {correction}'s correction"
     )
     return f"{'; '.join(said)}. {verdict[0].upper()}{verdict[1:]}."
+
+
+def _other(results: Results, factor: str, experiment: str, trained_on: str) -> str:
+    """What the main experiment is compared with, in words."""
+    if factor == "baseline":
+        return baseline_arm(results, experiment).name.lower()
+    if factor == "strategy":
+        return arm(results, experiment, trained_on).name
+    return input_name(results.experiments[experiment])
 
 
 def _localised(results: Results) -> str:

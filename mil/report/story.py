@@ -41,7 +41,7 @@ STORY = (
             "strategy_comparison",
             "site_value",
         ),
-        tables=("performance", "comparisons"),
+        tables=("performance", "comparisons", "baseline_comparisons"),
     ),
     Chapter(
         "use",

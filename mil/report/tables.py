@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from mil.figures.arms import arm, input_name
+from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_text
 from mil.figures.patient_flow import reason_name
 from mil.figures.results import Absent, Results
+from mil.figures.style import strategy_name
 from mil.figures.table import folded
 from mil.metrics.arms import EXTERNAL_SITES
 from mil.metrics.score import PRIMARY, primary
@@ -214,6 +215,34 @@ def leaks(results: Results) -> Table:
         "Leak checks",
         "Could a label, or a patient who is to be judged, have got into training? Each check, and what it found.",
         ["State", "Check", "Subject", "Finding"],
+        rows,
+    )
+
+
+@TABLES.register("baseline_comparisons")
+def baseline_comparisons(results: Results) -> Table:
+    """The main experiment less each baseline on the same patients."""
+    table = results.baseline_comparisons(results.endpoint)
+    table = table[table["method"] == "DeLong, paired"]
+    name = strategy_name(results.experiments[results.main].strategy.name)
+    rows = [
+        [
+            Cell(f"{name} − {baseline_arm(results, str(row.second)).name}"),
+            Cell(str(row.site)),
+            _count(row.patients),
+            Cell(with_interval(row.first_value, np.nan, np.nan), row.first_value),
+            Cell(with_interval(row.second_value, np.nan, np.nan), row.second_value),
+            Cell(signed_interval(row.difference, row.low, row.high), row.difference, strong=True),
+            Cell(p_text(row.p), _number(row.p)),
+            Cell(p_text(row.p_adjusted), _number(row.p_adjusted)),
+        ]
+        for row in table.itertuples()
+    ]
+    return Table(
+        "The main model against baselines",
+        "Paired differences of AUROC on the same patients (DeLong's test; within sites where there are several), with Holm's correction "
+        "over baselines, once for groups of sites and once for single ones. Baselines are logistic regressions on the same folds, pooled.",
+        ["Difference", "Scored on", "Patients", "Model", "Baseline", "ΔAUROC", "p", "p adjusted"],
         rows,
     )
 

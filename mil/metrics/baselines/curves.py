@@ -1,7 +1,7 @@
 """Mean features by patient -> how AUROC grows with patients, tiles and sites, and what permuted labels give.
 
-The model is a ridge regression of fixed strength on the mean of a patient's features, pooled over the training sites: quick, so
-that it can be trained often. It is tested on the external sites.
+The models are ridge regressions (logistic, for permutations linear) of fixed strength on the mean of a patient's features, pooled
+over the training sites: quick, so that they can be trained often. Curves are tested on the external sites.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from mil.metrics import delong
-from mil.metrics.arms import EXTERNAL_SITES, TRAINING_SITES, scopes
+from mil.metrics.arms import EXTERNAL_SITES, TRAINING_SITES
 from mil.metrics.baselines.logistic import fit_together
-from mil.metrics.baselines.protocol import permuted_predictions
-from mil.metrics.folds import within_folds
+from mil.metrics.baselines.protocol import outer_folds, permuted_labels
+from mil.metrics.clinical import Scaling
 from mil.rng import rng
 
 STRENGTH = 0.1
@@ -25,16 +25,49 @@ MAX_SITES = 6
 
 
 def permutations(means: pd.DataFrame, bags: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """site ("training sites" within folds, "external sites"), permutation, value: AUROC of models taught permuted labels."""
-    rows = []
-    for number in range(count):
-        predictions = permuted_predictions(means, bags, seed, number)
-        inside = within_folds(predictions[predictions["repeat"] == 0])
-        rows += [(TRAINING_SITES, number, row.value) for row in inside[inside["site"] == TRAINING_SITES].itertuples()]
-        for scope in scopes(predictions):
-            if scope.site == EXTERNAL_SITES and scope.has_pairs:
-                rows.append((EXTERNAL_SITES, number, _within(scope.labels, scope.scores, scope.sites)))
-    return pd.DataFrame(rows, columns=["site", "permutation", "value"])
+    """site ("training sites" within folds, "external sites"), permutation, value: AUROC of models taught permuted labels.
+
+    Labels are permuted within each site. The models are ridge regressions on the folds of the first repeat, linear in the
+    labels, so that all permutations are fitted at once; pairs of patients of one site (and one fold) count.
+    """
+    bags = bags.reset_index(drop=True)
+    labels = np.stack([permuted_labels(bags, seed, number)["label"].to_numpy(dtype=float) for number in range(count)])
+    values, sites = _values(means, bags), bags["site"].to_numpy()
+    outside = (bags["role"] == "external").to_numpy()
+    folds = [fold for repeat, fold in outer_folds(bags) if repeat == 0]
+    outer = pd.to_numeric(bags["repeat0"], errors="coerce").to_numpy()
+    inside, external = np.zeros((2, count)), np.zeros((count, int(outside.sum())))
+    for fold in folds:
+        train, judged = ~outside & (outer != fold), ~outside & (outer == fold)
+        inside += _wins(_ridge(values, labels, train, judged), labels[:, judged], sites[judged])
+        external += _ridge(values, labels, train, outside)
+    found = {TRAINING_SITES: inside, EXTERNAL_SITES: _wins(external, labels[:, outside], sites[outside])}
+    parts = [
+        pd.DataFrame({"site": group, "permutation": np.arange(count), "value": wins / np.maximum(pairs, 1)})[pairs > 0]
+        for group, (wins, pairs) in found.items()
+    ]
+    filled = [part for part in parts if len(part)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["site", "permutation", "value"])
+
+
+def _ridge(values: np.ndarray, labels: np.ndarray, train: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Scores (permutations, judged) of a ridge regression on scaled values, its strength the number of features."""
+    scaling = Scaling.of([values[train]])
+    x, y = scaling.apply(values[train]), scaling.apply(values[judged])
+    kernel = x @ x.T + values.shape[1] * np.eye(len(x))
+    centred = labels[:, train] - labels[:, train].mean(axis=1, keepdims=True)
+    return centred @ np.linalg.solve(kernel, x @ y.T)
+
+
+def _wins(scores: np.ndarray, labels: np.ndarray, sites: np.ndarray) -> np.ndarray:
+    """(2, permutations): pairs of a positive and a negative of one site in the right order (ties one half), and all such pairs."""
+    same = sites[:, None] == sites[None]
+    found = np.zeros((2, len(scores)))
+    for number, (score, label) in enumerate(zip(scores, labels, strict=True)):
+        pairs = same & (label[:, None] > label[None])
+        right = (score[:, None] > score[None]) + 0.5 * (score[:, None] == score[None])
+        found[:, number] = (right * pairs).sum(), pairs.sum()
+    return found
 
 
 def patients_curve(means: pd.DataFrame, bags: pd.DataFrame, draws: int) -> pd.DataFrame:

@@ -52,12 +52,15 @@ def site_classifier(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) 
 
 
 def cluster_tiles(tiles: pd.DataFrame, features: np.ndarray, clusters: int) -> pd.DataFrame:
-    """`tiles` (a row a tile, with patient_id and label) with the columns cluster and distance to its centre.
+    """`tiles` (a row a tile, with patient_id, site and label) with the columns cluster and distance to its centre.
 
-    k-means on standardised `features` (tiles, width), without labels; cluster 0 is the one that positive patients have most
-    of compared with negative ones.
+    k-means on `features` (tiles, width) standardised within each site, so that clusters are kinds of tissue and not
+    scanners; without labels. Cluster 0 is the one that positive patients have most of compared with negative ones.
     """
-    scaled = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+    scaled = np.empty_like(features)
+    for site in tiles["site"].unique():
+        mine = (tiles["site"] == site).to_numpy()
+        scaled[mine] = (features[mine] - features[mine].mean(axis=0)) / (features[mine].std(axis=0) + 1e-6)
     fitted = MiniBatchKMeans(clusters, random_state=0, n_init=5, batch_size=2048).fit(scaled)
     found = tiles.assign(
         cluster=fitted.labels_, distance=np.linalg.norm(scaled - fitted.cluster_centers_[fitted.labels_], axis=1)

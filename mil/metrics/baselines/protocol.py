@@ -14,7 +14,8 @@ from mil.metrics.baselines.logistic import Logistic, fit_federated, fit_together
 from mil.rng import rng
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-STRATEGIES = ("local", "pooled", "federated")
+LEAVE_ONE_SITE_OUT = "loso"
+STRATEGIES = ("local", "pooled", "federated", LEAVE_ONE_SITE_OUT)
 PREDICTIONS = ["experiment", "trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
 INNER = ["experiment", "trained_on", "repeat", "fold", "inner", "patient_id", "site", "label", "score"]
 
@@ -31,15 +32,15 @@ def run_protocol(name: str, inputs: pd.DataFrame, bags: pd.DataFrame, strategies
     """Logistic regressions on `inputs` (patient_id -> numbers, nan where unknown) over the folds of `bags`.
 
     Experiments are named `{name}_{strategy}`: `local` one model a training site, `pooled` one on all in one table,
-    `federated` the same from sums. Patients without any input are scored at the mean of the inputs.
+    `federated` the same from sums, `loso` one on all training sites but one, for each (of three or more), which predicts the
+    site left out and nothing else (split `transfer`). Patients without any input are scored at the mean of the inputs.
     """
     bags = bags.reset_index(drop=True)
     values = inputs.reindex(bags["patient_id"]).to_numpy(dtype=float)
     training = sorted(bags.loc[bags["role"] == "train", "site"].unique())
     rows, inner = [], []
     for strategy in strategies:
-        groups = [(site,) for site in training] if strategy == "local" else [tuple(training)]
-        for sites in groups:
+        for sites in _groups(training, strategy):
             for repeat, fold in outer_folds(bags):
                 origin = {
                     "experiment": f"{name}_{strategy}",
@@ -50,11 +51,21 @@ def run_protocol(name: str, inputs: pd.DataFrame, bags: pd.DataFrame, strategies
                 found = _one_fold(bags, values, sites, repeat, fold, strategy)
                 if found is None:
                     continue
-                rows.append(found[0].assign(**origin))
+                judged = found[0][found[0]["split"] == "transfer"] if strategy == LEAVE_ONE_SITE_OUT else found[0]
+                rows.append(judged.assign(**origin))
                 inner.append(found[1].assign(**origin))
     predictions = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=PREDICTIONS)
     watched = pd.concat(inner, ignore_index=True) if inner else pd.DataFrame(columns=INNER)
     return Folded(predictions[PREDICTIONS], watched[INNER])
+
+
+def _groups(training: Sequence[str], strategy: str) -> list[tuple[str, ...]]:
+    """The sets of sites that a strategy trains models on."""
+    if strategy == "local":
+        return [(site,) for site in training]
+    if strategy == LEAVE_ONE_SITE_OUT:
+        return [tuple(other for other in training if other != site) for site in training] if len(training) > 2 else []
+    return [tuple(training)]
 
 
 def outer_folds(bags: pd.DataFrame) -> Iterator[tuple[int, int]]:
@@ -110,28 +121,6 @@ def _fit(
     sites = [chosen & (bags["site"] == site).to_numpy() for site in sorted(bags.loc[chosen, "site"].unique())]
     fit = fit_federated if strategy == "federated" else fit_together
     return fit([values[site] for site in sites], [labels[site] for site in sites], strength)
-
-
-def permuted_predictions(
-    inputs: pd.DataFrame, bags: pd.DataFrame, seed: int, number: int, strength: float = 0.1
-) -> pd.DataFrame:
-    """A pooled ridge regression of fixed strength on labels permuted within sites: quick, so that it can be repeated often."""
-    bags = bags.reset_index(drop=True)
-    shuffled = permuted_labels(bags, seed, number)
-    values, labels = inputs.reindex(bags["patient_id"]).to_numpy(dtype=float), shuffled["label"].to_numpy(dtype=int)
-    external = (bags["role"] == "external").to_numpy()
-    rows = []
-    for repeat, fold in outer_folds(bags):
-        outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").to_numpy()
-        train, judged = ~external & (outer != fold), external | (outer == fold)
-        if len(np.unique(labels[train])) < 2:
-            continue
-        model = fit_together([values[train]], [labels[train]], strength)
-        table = shuffled.loc[judged, ["patient_id", "site", "role", "label"]]
-        split = np.where(external[judged], "external", "held_out")
-        rows.append(table.assign(repeat=repeat, fold=fold, split=split, score=model.chance(values[judged])))
-    trained_on = "+".join(sorted(bags.loc[~external, "site"].unique()))
-    return pd.concat(rows, ignore_index=True).assign(experiment="permuted", trained_on=trained_on)[PREDICTIONS]
 
 
 def permuted_labels(bags: pd.DataFrame, seed: int, number: int) -> pd.DataFrame:

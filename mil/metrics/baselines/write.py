@@ -14,6 +14,7 @@ from mil.errors import MilError
 from mil.metrics.baselines.curves import patients_curve, permutations, site_value, tiles_curve
 from mil.metrics.baselines.inputs import bag_means, run_baselines
 from mil.metrics.baselines.landscape import cluster_tiles, components, enrichment, shares, site_classifier
+from mil.metrics.comparison import compare_with
 from mil.metrics.score import score
 from mil.metrics.stain import stain_vectors
 from mil.rng import rng
@@ -44,10 +45,20 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
         "stain": stain_table(results, bags, encoder),
         **_tile_tables(results, endpoint, encoder, bags),
     }
+    if endpoint == results.endpoint:
+        others = {str(name): part for name, part in folded.predictions.groupby("experiment") if _is_rival(str(name))}
+        tables["comparisons"] = compare_with(
+            results.main, results.predictions(results.main), others, config.metrics, endpoint
+        )
     tables |= {"predictions": folded.predictions, "inner": folded.inner, "metrics": metrics}
     for name, table in tables.items():  # metrics.csv, the last, completes the folder
         write_table(table, folder / f"{name}.csv")
     return metrics
+
+
+def _is_rival(name: str) -> bool:
+    """Whether a baseline is one that the main experiment is held against."""
+    return name.endswith("_pooled") and not name.startswith(("permuted", "fusion"))
 
 
 def _tile_tables(results: "Results", endpoint: str, encoder: str, bags: pd.DataFrame) -> dict[str, pd.DataFrame]:
