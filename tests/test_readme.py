@@ -1,9 +1,12 @@
 """The README's commands are executed: make's targets as far as make plans them, all others for real."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +33,17 @@ def folder(tmp_path_factory, repository):
 
 
 def run(command, folder):
-    return subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True, check=False)
+    # the commands of this Python's environment, activated or not
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    arguments = shlex.split(command)
+    return subprocess.run(
+        [shutil.which(arguments[0], path=path) or arguments[0], *arguments[1:]],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_every_command_of_the_readme_runs(commands, folder):
