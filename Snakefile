@@ -5,6 +5,9 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
+report: "workflow/report/workflow.rst"
+
+
 configfile: f"{workflow.basedir}/configs/default.yaml"
 configfile: f"{workflow.basedir}/configs/experiments.yaml"
 

@@ -11,7 +11,7 @@ rule report:
         comparisons="<results>/metrics/comparisons.csv",
         leaks="<results>/checks/deep.csv",
     output:
-        "<results>/report/index.html",
+        report("<results>/report/index.html", caption="../report/report.rst", category="Report"),
     log:
         "<logs>/report.log",
     params:
