@@ -303,13 +303,19 @@ def parse(spec: type[S], data: Mapping[str, Any], where: str) -> S:
 
 
 def read_spec(spec: type[S], text: str) -> S:
-    """A spec from the command line: JSON text, or the path of a YAML or JSON file."""
+    """A spec from the command line: JSON text, a YAML or JSON file, or `FILE:KEY.KEY` for a part of one."""
     if text.lstrip().startswith("{"):
         try:
             return parse(spec, json.loads(text), "--spec")
         except json.JSONDecodeError as error:
             raise MilError(f"--spec is not JSON: {error}") from error
-    return parse(spec, read_yaml(text), text)
+    path, _, keys = text.rpartition(":") if ":" in text and not Path(text).is_file() else (text, "", "")
+    part: Any = read_yaml(path)
+    for key in filter(None, keys.split(".")):
+        if not isinstance(part, dict) or not isinstance(part.get(key), dict):
+            raise MilError(f"{path} has no part '{keys}'; name keys of the file that hold settings, e.g. {path}:slides")
+        part = part[key]
+    return parse(spec, part, text)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -65,6 +65,15 @@ def test_spec_from_text_or_file(tmp_path):
     assert read_spec(TileSpec, TileSpec(mpp=0.25).to_json()).mpp == 0.25
 
 
+def test_spec_from_a_part_of_a_file(tmp_path):
+    file = tmp_path / "cohort: mine.yaml"
+    file.write_text("tiles: {mpp: 1.0}\nmpp: 2.0\n")
+    assert read_spec(TileSpec, f"{file}:tiles") == TileSpec(mpp=1.0)
+    for part in ("slides", "mpp", "tiles.mpp", "tiles.tissue"):
+        with pytest.raises(MilError, match=f"has no part '{part}'"):
+            read_spec(TileSpec, f"{file}:{part}")
+
+
 @pytest.mark.parametrize("text", ['{"mpp": ', "missing.yaml", '{"mpp": -1}'])
 def test_unreadable_spec_is_said(in_folder, text):
     with pytest.raises(MilError):
