@@ -11,7 +11,7 @@ from test_models import SMALL
 from mil.endpoints import build_endpoint
 from mil.federation.client import Job, SiteData, client_update
 from mil.federation.clients import participants, visits
-from mil.federation.reference import Course
+from mil.federation.reference import Course, state_digest
 from mil.federation.strategies import STRATEGIES, Answers, build_strategy, histofl_noise, shares
 from mil.models import HEADS, build
 from mil.specs.endpoints import EndpointSpec
@@ -117,7 +117,7 @@ def test_fedavg_of_one_full_step_is_gradient_descent():
         now = course.round(now)
         gradient = full_gradient(course, plain)
         plain = {name: value - LR * gradient[name] for name, value in plain.items()}
-    assert farthest(now.state, plain) < 5e-15
+    assert farthest(now.state, plain) < 1e-15
 
 
 def test_fedavgm_of_one_full_step_is_descent_with_momentum():
@@ -131,7 +131,7 @@ def test_fedavgm_of_one_full_step_is_descent_with_momentum():
         for name, value in plain.items():
             value.grad = gradient[name]
         optimiser.step()
-    assert farthest(now.state, {name: value.detach() for name, value in plain.items()}) < 5e-15
+    assert farthest(now.state, {name: value.detach() for name, value in plain.items()}) < 2e-15
 
 
 def test_fedadam_of_one_full_step_is_adam_without_bias_correction():
@@ -147,7 +147,7 @@ def test_fedadam_of_one_full_step_is_adam_without_bias_correction():
             first[name] = 0.9 * first[name] + 0.1 * d
             second[name] = 0.99 * second[name] + 0.01 * d**2
             plain[name] = value + 0.02 * first[name] / (second[name].sqrt() + 1e-3)
-    assert farthest(now.state, plain) < 5e-13
+    assert farthest(now.state, plain) < 1e-13
 
 
 @pytest.mark.parametrize("weighting", ["patients", "uniform"])
@@ -205,14 +205,14 @@ def test_one_site_is_plain_training(name):
     plain = first_state(course.sites)
     for number in range(1, 5):
         plain = client_update(plain, Job("task", "A", number, LR, 0.0), course.sites["A"])[0].state
-    assert farthest(after(course, 4).state, plain) < 1e-15
+    assert after(course, 4).sha256 == state_digest(plain)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "scaffold", "median", "trimmed_mean"])
 def test_sites_with_the_same_patients_are_one_site(name):
     many = after(course_of(name, {"A": 7, "B": 7, "C": 7}, steps=3, same=True), 4)
     one = after(course_of(name, {"A": 7}, steps=3, same=True), 4)
-    assert farthest(many.state, one.state) < 1e-13
+    assert farthest(many.state, one.state) < 1e-15
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"local", "pooled", "ensemble"}))
