@@ -343,9 +343,10 @@ def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str)
             digest = hashlib.sha256(f"{model} {number}".encode()).hexdigest()
             for site in on.split("+"):
                 update = hashlib.sha256(f"{model} {number} {site}".encode()).hexdigest()
+                crossed = {"bytes_received": 232_000, "bytes_sent": 232_000} if "fed" in strategy else {}
                 ledger.add(
                     {"model": model, "phase": "refit", "round": number, "site": site, "patients": 9,
-                     "update_sha256": update, "global_sha256": digest}
+                     "update_sha256": update, "global_sha256": digest, **crossed}
                 )  # fmt: skip
     ledger.save(results / f"runs/{name}/ledger.jsonl")
 

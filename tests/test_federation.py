@@ -1,25 +1,24 @@
-"""Strategies against arithmetic by hand and each other's limits; the vectorised driver against the plain one."""
+"""Strategies against arithmetic by hand and each other's limits."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 import torch
-from training_cohort import ENDPOINT, experiment, make_cohort, training_part
+from test_models import SMALL
 
 from mil.endpoints import build_endpoint
 from mil.federation.client import Job, SiteData, client_update
 from mil.federation.clients import participants, visits
 from mil.federation.reference import Course
-from mil.federation.strategies import STRATEGIES, Answers, build_strategy, shares
-from mil.models import build
-from mil.progress import quiet
+from mil.federation.strategies import STRATEGIES, Answers, build_strategy, histofl_noise, shares
+from mil.models import HEADS, build
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec, TrainingSpec
 from mil.specs.models import GatedAttentionSpec, MeanSpec
-from mil.training.cohort import Cohort
-from mil.training.protocol import candidates, groups, inner_tasks
-from mil.training.run import Trainer
+from mil.specs.strategies import FedAvgSpec
+from mil.training.plans import Rounds
 from mil.training.store import FeatureStore
 
 BINARY = build_endpoint(EndpointSpec())
@@ -87,16 +86,22 @@ def farthest(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-def full_gradient(course, state):
-    """Gradient of the mean loss over all sites' patients, by autograd."""
+def gradient_of(state, sites, batches):
+    """Gradient of the mean loss over some bags of each site, by autograd."""
     weights = {name: value.clone().requires_grad_() for name, value in state.items()}
     total, count = 0, 0
-    for site in course.sites.values():
-        means = torch.stack([torch.from_numpy(site.store.bag(k)).double().mean(0) for k in range(len(site.bags))])
+    for site, batch in zip(sites, batches, strict=True):
+        means = torch.stack([torch.from_numpy(site.store.bag(k)).double().mean(0) for k in batch])
         logits = means @ weights["score.weight"].T + weights["score.bias"]
-        total = total + BINARY.losses(logits, site.targets.double(), torch.ones(len(means))).sum()
+        total = total + BINARY.losses(logits, site.targets[batch].double(), torch.ones(len(means))).sum()
         count += len(means)
     return dict(zip(weights, torch.autograd.grad(total / count, list(weights.values())), strict=True))
+
+
+def full_gradient(course, state):
+    """Over all sites' patients."""
+    sites = list(course.sites.values())
+    return gradient_of(state, sites, [site.bags for site in sites])
 
 
 COUNTS = {"A": 5, "B": 9, "C": 2}
@@ -158,15 +163,18 @@ def test_scaffolds_server_control_is_the_mean_of_the_sites(weighting):
 
 
 def test_scaffolds_control_is_the_mean_gradient_on_the_path():
-    course = course_of("scaffold", {"A": 6}, steps=3)
+    course = course_of("scaffold", COUNTS, steps=3)
     now = course.round(course.begin(first_state(course.sites)))
-    site, job = course.sites["A"], Job("task", "A", 2, LR, 0.0)
-    update, kept = client_update(
-        now.state, job, site, {n: now.server[f"control/{n}"] for n in now.state}, now.controls["A"]
-    )
-    # one site: c = c_i, so the steps are plain ones and (x - y) / (K lr) is the mean gradient
-    mean = {name: (now.state[name] - update.state[name]) / (3 * LR) for name in now.state}
-    assert farthest(kept, mean) < 1e-14
+    then = course.round(now)
+    for name, site in course.sites.items():
+        state, gradients = now.state, []
+        for batch in Rounds(site.training, site.store).batches(site.bags, 2, None, f"task/{name}"):
+            gradients.append(gradient_of(state, [site], [batch]))
+            shift = {key: now.server[f"control/{key}"] - now.controls[name][key] for key in state}
+            state = {key: value - LR * (gradients[-1][key] + shift[key]) for key, value in state.items()}
+        assert len(gradients) == 3
+        mean = {key: sum(one[key] for one in gradients) / 3 for key in state}
+        assert farthest(then.controls[name], mean) < 2e-15
 
 
 def test_scaffold_with_controls_forced_to_zero_is_fedavg():
@@ -231,8 +239,17 @@ def test_body_and_head_of_fedper():
     for name in now.state:
         assert torch.equal(own[name], now.state[name]) != name.startswith("score")
         assert torch.equal(own[name], other[name]) != name.startswith("score")
-    nothing_local = course_of("fedper", COUNTS, steps=2, local=())
-    assert after(nothing_local, 3).sha256 == after(course_of("fedavg", COUNTS, steps=2), 3).sha256
+    fedavg = after(course_of("fedavg", COUNTS, steps=2), 3)
+    for absent in ((), ("batch_norm",)):  # FedBN on a model without batch normalisation is FedAvg
+        assert after(course_of("fedper", COUNTS, steps=2, local=absent), 3).sha256 == fedavg.sha256
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_no_head_holds_statistics_that_a_strategy_would_have_to_leave_alone(name):
+    covariates = ("age",) if name == "clinical" else ()
+    stanza = {"encoder": "e", "endpoint": "r", "model": {"name": name} | SMALL.get(name, {}), "strategy": "fedavg"}
+    head = build(ExperimentSpec(**stanza, covariates=covariates).model, WIDTH, 2, len(covariates))
+    assert not [key for key in head.initial(np.random.default_rng(0)) if "running" in key or "batches" in key]
 
 
 # Arithmetic by hand
@@ -283,6 +300,58 @@ def test_yogi_shrinks_its_second_moment_by_the_square_of_the_change():
     assert server["second/w"].item() == pytest.approx(25 - 0.1)  # v - (1 - b2) d^2 sign(v - d^2)
 
 
+def test_other_libraries_fedadam_by_hand():
+    answers = answers_of([11.0, 14.0], [1, 3])
+    rates = {"server_lr": 0.1, "beta1": 0.5, "beta2": 0.9, "tau": 0.01}
+    d, m1, m2 = 3.25, 1.625, 0.5 * 1.625 + 0.5 * 3.25
+    v1, v2 = 0.1 * d**2, 0.9 * 0.1 * d**2 + 0.1 * d**2  # from zero
+    steps = [0.1 * m / (v**0.5 + 0.01) for m, v in ((m1, v1), (m2, v2))]
+    assert stepped("fedadam", answers, 2, like="flamby", **rates) == pytest.approx(10 + sum(steps), rel=1e-13)
+    ahead = [
+        (1 - 0.9**k) ** 0.5 / (1 - 0.5**k) for k in (2, 3)
+    ]  # Adam's correction of rounds 2 and 3 in rounds 1 and 2
+    expected = 10 + ahead[0] * steps[0] + ahead[1] * steps[1]
+    assert stepped("fedadam", answers, 2, like="flower", **rates) == pytest.approx(expected, rel=1e-13)
+    for name in ("fedyogi", "fedadagrad"):  # flwr corrects these not at all
+        assert stepped(name, answers, 2, like="flower") == stepped(name, answers, 2, like="flamby")
+
+
+def test_histofl_noise_by_hand():
+    state = {
+        "score.weight": torch.tensor([[1.0, 3.0]]),
+        "score.bias": torch.tensor([1.0, 3.0]),
+        "one": torch.tensor([5.0]),
+    }
+    drawn = {"score.weight": [[0.5, -2.0]]}
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def standard_normal(self, shape):
+            assert shape == (1, 2)
+            return np.array(drawn[self.name])
+
+    noise = histofl_noise(state, 0.1, Stream)
+    deviation = 2**0.5  # of 1 and 3, divided by n - 1 as torch does
+    assert noise["score.weight"].tolist() == [[pytest.approx(0.05 * deviation), pytest.approx(-0.2 * deviation)]]
+    assert not noise["score.bias"].any()
+    assert not noise["one"].any()
+    # the sites' draws are added unweighted to the weighted mean 13.25
+    answers = dataclasses.replace(
+        answers_of([11.0, 14.0], [1, 3]), noise={"w": torch.tensor([[0.5], [-0.25]], dtype=torch.float64)}
+    )
+    state, _ = strategy_of("fedavg", histofl_noise=0.1).server_step(STATE, {}, answers)
+    assert state["w"].item() == 13.5
+    assert "no privacy guarantee" in inspect.getsource(FedAvgSpec)
+
+
+def test_of_two_sites_the_robust_means_are_the_plain_one():
+    plain = after(course_of("fedavg", {"A": 5, "B": 9}, steps=3, weighting="uniform"), 3)
+    for name in ("median", "trimmed_mean"):
+        assert farthest(after(course_of(name, {"A": 5, "B": 9}, steps=3), 3).state, plain.state) < 1e-15
+
+
 def test_robust_means_by_hand():
     assert stepped("median", answers_of([11.0, 1e9, 12.0], [1, 100, 1])) == 12
     assert stepped("median", answers_of([11.0, 13.0], [1, 1])) == 12
@@ -326,74 +395,3 @@ def test_draws_of_sites_are_named():
     assert len({tuple(participants(10, 0.3, 0, k).tolist()) for k in range(5)}) > 1
     assert visits(3, False, 0, 5) == [0, 1, 2]
     assert sorted(visits(5, True, 0, 5)) == list(range(5))
-
-
-# The vectorised driver
-
-TABLE = [
-    *[(name, {}) for name in sorted(set(STRATEGIES) - {"local", "ensemble", "pooled"})],
-    ("fedavg", {"weighting": "uniform", "participation": 0.5}),
-    ("scaffold", {"participation": 0.5}),
-]
-
-
-@pytest.mark.parametrize(("name", "changes"), TABLE)
-def test_the_vectorised_driver_agrees_with_the_plain_one(name, changes):
-    bags, arrays = make_cohort()
-    rows, store = training_part(bags, arrays)
-    stanza = experiment(
-        strategy={"name": name} | SPECS.get(name, {}) | changes,
-        model={"name": "gated_attention", "hidden": 8, "attention": 4, "dropout": 0.2},
-        training={
-            "optimiser": "sgd" if name in ("scaffold", "cyclic") else "adam",
-            "rounds": 3,
-            "local_epochs": 2,
-            "schedule": "cosine",
-            "clip_norm": 5.0,
-            "imbalance": "weights",
-            "max_tiles": 9,
-            "lr": 0.01,
-        },
-    )
-    cohort = Cohort.of(rows, ENDPOINT, BINARY)
-    trainer = Trainer(stanza, BINARY, cohort, store, quiet())
-    tasks = inner_tasks(cohort, groups(cohort, [tuple(cohort.sites)]), candidates(stanza), 3)[:3]
-    driver, phase, clients = trainer._run(stanza.model, tasks, "inner", "inner")
-    engine, _ = trainer._engine(stanza.model)
-    models = driver.personal(phase, clients)
-    for k, task in enumerate(tasks):
-        course, start = course_like(trainer, task)
-        now = course.begin(start)
-        for _ in range(3):
-            now = course.round(now)
-        plain = torch.from_numpy(engine.layout.flat({key: value.numpy() for key, value in now.state.items()}))
-        assert (plain - phase.rows[k]).abs().max() < 1e-5
-        for place, site in enumerate(cohort.sites):
-            own = engine.layout.flat({key: value.numpy() for key, value in course.personal(now, site).items()})
-            assert np.abs(own - models[k * 2 + place].numpy()).max() < 1e-5
-
-
-def course_like(trainer, task):
-    """The plain driver's view of a task: each site's own store, targets and training patients."""
-    stanza, cohort = trainer.experiment, trainer.cohort
-    engine, store = trainer._engine(stanza.model)
-    buffers = {name: value[0] for name, value in trainer.setup.buffers([task]).items()}
-    sites = {}
-    for name in cohort.sites:
-        mine = np.flatnonzero(cohort.site == name)
-        own = FeatureStore.of({cohort.patients[k]: store.bag(store.index()[cohort.patients[k]]) for k in mine})
-        bags = np.flatnonzero(np.isin(mine, task.train))
-        targets = torch.from_numpy(cohort.targets[mine])
-        balance = trainer.setup.balance([task])[0]
-        sites[name] = SiteData(engine.head, trainer.endpoint, stanza.training, own, targets, bags, buffers, balance)
-    start = engine.head.initial(np.random.default_rng(trainer_seed(stanza, task)))
-    state = {name: torch.from_numpy(start[name]) for name in sorted(start)}
-    strategy = build_strategy(stanza.strategy)
-    course = Course(strategy, stanza.training, sites, task.name, task.candidate.lr, task.candidate.weight_decay)
-    return course, state
-
-
-def trainer_seed(stanza, task):
-    from mil.rng import seed_of
-
-    return seed_of(stanza.training.seed, "initial", task.group.repeat, task.group.fold)

@@ -7,11 +7,17 @@ from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 from mil.errors import CorruptFile
 from mil.federation import ledger
 from mil.federation.checkpoint import Checkpoint
+from mil.federation.strategies import STRATEGIES
 from mil.progress import quiet
 from mil.training import run as run_module
 from mil.training.run import train
 
-STRATEGIES = ["local", "pooled", "fedadam", "scaffold", "fedper", "finetune"]
+EVERY = [
+    *sorted(STRATEGIES),
+    {"name": "cyclic", "shuffled": True},
+    {"name": "fedadam", "like": "flower", "participation": 0.5},
+    {"name": "fedavg", "histofl_noise": 0.1},
+]
 
 
 class PowerCut(Exception):
@@ -34,7 +40,7 @@ def cut_after(saves):
     return Cut
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EVERY, ids=lambda one: one if isinstance(one, str) else "-".join(map(str, one)))
 def test_resuming_at_any_round_equals_no_interruption(strategy, tmp_path, monkeypatch):
     bags, arrays = make_cohort()
     rows, store = training_part(bags, arrays)

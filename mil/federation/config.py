@@ -177,6 +177,10 @@ class FederationSpec(Spec):
                 f"experiment.strategy: '{experiment.strategy.name}' is not run between hospitals; choose one of "
                 f"{', '.join(BETWEEN_HOSPITALS)}"
             )
+        if getattr(experiment.strategy, "histofl_noise", None) is not None:
+            raise ValueError(
+                "experiment.strategy.histofl_noise: is no protection and not run between hospitals; leave it out, or set privacy"
+            )
         if experiment.search is not None or experiment.training.replicas > 1:
             raise ValueError("experiment: search and replicas are not run between hospitals; leave them out")
         if self.encryption == "ckks" and experiment.strategy.name not in SUMS:

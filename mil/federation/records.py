@@ -55,8 +55,12 @@ class Records:
         active: np.ndarray,
         number: int,
         name: str,
+        crossing: int,
     ) -> None:
-        """Watch the inner folds with the new models; `models` (tasks x sites, size) are what the sites would use now."""
+        """Watch the inner folds with the new models; `models` (tasks x sites, size) are what the sites would use now.
+
+        `crossing`: bytes of one model that a site gets from the server in a round, and sends back.
+        """
         logits = self._watch(engine, phase, models)
         rows, sent = phase.rows.cpu().numpy(), phase.learners.rows.cpu().numpy()
         alone = phase.rows.shape == phase.learners.rows.shape and torch.equal(phase.rows, phase.learners.rows)
@@ -68,7 +72,9 @@ class Records:
                 patients = len(self.clients.patients[learner])
                 if active[k, site] and patients:
                     own = present["global_sha256"] if alone else digest([sent[learner].tobytes()])
-                    update = {"update_sha256": own}
+                    update: dict[str, object] = {"update_sha256": own}
+                    if crossing:
+                        update |= {"bytes_received": crossing, "bytes_sent": crossing}
                     self.ledger.add(
                         stated | present | update | {"site": self.clients.name(learner), "patients": patients}
                     )

@@ -5,14 +5,14 @@ since its sites call the same `client_update` and its server the same strategy.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from mil.federation.client import Job, SiteData, Update, client_update
-from mil.federation.clients import participants, visits
+from mil.federation.clients import noise_stream, participants, visits
 from mil.federation.ledger import digest
-from mil.federation.strategies import Answers, State, Strategy, shares
+from mil.federation.strategies import Answers, State, Strategy, histofl_noise, shares
 from mil.specs.experiments import TrainingSpec
 
 
@@ -75,6 +75,8 @@ class Course:
         if not updates:
             return Federation(now.state, now.server, now.controls, now.local, number)
         answers = self._answers(now, names, {name: update for name, (update, _) in updates.items()}, spec)
+        if self.strategy.histofl_noise:
+            answers = replace(answers, noise=self._noise(now, names, updates, number))
         state, server = self.strategy.server_step(now.state, now.server, answers)
         kept = {name: control for name, (_, control) in updates.items() if control is not None}
         local = {name: update.state for name, (update, _) in updates.items()} if self.strategy.local_parts else {}
@@ -110,6 +112,18 @@ class Course:
         }
         everyone = torch.tensor([len(self.sites[name].bags) for name in names])
         return Answers(states, shares(answered, weighting), changes, shares(everyone, weighting))
+
+    def _noise(
+        self, now: Federation, names: list[str], updates: Mapping[str, tuple[Update, object]], number: int
+    ) -> dict[str, torch.Tensor]:
+        """HistoFL's noise along the site axis."""
+        nothing = {tensor: torch.zeros_like(value, dtype=torch.float64) for tensor, value in now.state.items()}
+        drawn = []
+        for name in names:
+            stream = noise_stream(self.training.seed, self.task, name, number)
+            alpha = self.strategy.histofl_noise
+            drawn.append(histofl_noise(updates[name][0].state, alpha, stream) if name in updates else nothing)
+        return {tensor: torch.stack([one[tensor] for one in drawn]) for tensor in now.state}
 
 
 def state_digest(state: State) -> str:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mil.federation.checkpoint import Checkpoint
-from mil.federation.clients import Clients, participants, visits
+from mil.federation.clients import Clients, noise_stream, participants, visits
 from mil.federation.records import Records
-from mil.federation.strategies import Answers, Strategy, control_after, shares
+from mil.federation.strategies import Answers, Strategy, control_after, histofl_noise, shares
+from mil.federation.traffic import bytes_each_way
 from mil.progress import Steps
 from mil.specs.experiments import TrainingSpec
 from mil.training.cohort import Cohort
@@ -41,6 +42,19 @@ class Phase:
     """Tasks that are still training."""
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """Which sites' answers of a round there are."""
+
+    tasks: Sequence[Task]
+    number: int
+    counts: Tensor
+    """Training patients (tasks, sites)."""
+    answered: Tensor
+    """Of those sites that took part; 0 of the others (tasks, sites)."""
+    weighting: str
+
+
 class Driver:
     """Runs the rounds of a list of tasks under one strategy, all tasks and sites along one axis."""
 
@@ -57,6 +71,7 @@ class Driver:
         self.engine, self.rounds, self.cohort, self.setup = engine, rounds, cohort, setup
         self.strategy, self.training, self.records = strategy, training, records
         self.bag = rounds.store.require(cohort.patients)
+        self.crossing = bytes_each_way(engine.layout.shapes, strategy)
 
     def run(
         self, tasks: Sequence[Task], name: str, kind: str, steps: Steps, checkpoint: Checkpoint | None = None
@@ -119,8 +134,9 @@ class Driver:
                 self._pass_on(phase, clients, turn)
         else:
             losses = self._train(phase, clients, tasks, active, number)
-            self._aggregate(phase, clients, active)
-        self.records.round(self.engine, phase, self.personal(phase, clients), losses, active, number, kind)
+            self._aggregate(phase, clients, tasks, active, number)
+        models = self.personal(phase, clients)
+        self.records.round(self.engine, phase, models, losses, active, number, kind, self.crossing)
         if kind == "inner":
             phase.live = phase.live & ~self.records.stalled(tasks, number, self.training.patience)
 
@@ -182,41 +198,59 @@ class Driver:
             if len(clients.patients[learner]):
                 phase.rows[int(task)] = phase.learners.rows[learner]
 
-    def _aggregate(self, phase: Phase, clients: Clients, active: np.ndarray) -> None:
-        """The server's step of every task that had an answer, some tasks at a time."""
+    def _aggregate(
+        self, phase: Phase, clients: Clients, tasks: Sequence[Task], active: np.ndarray, number: int
+    ) -> None:
+        """The server's step of every task that had an answer, some tasks of one learning rate at a time."""
         if not self.strategy.federated:
             phase.rows.copy_(phase.learners.rows)
             return
         weighting = getattr(getattr(self.strategy.spec, "base", self.strategy.spec), "weighting", "patients")
         counts = clients.counts()
-        answered = counts * torch.from_numpy(active)
-        tasks = torch.nonzero(answered.sum(1) > 0).squeeze(1)
-        for slab in tasks.split(max(1, SLAB // phase.rows.shape[1])):
-            self._serve(phase, clients, slab, counts, answered, weighting)
+        arrived = Arrived(tasks, number, counts, counts * torch.from_numpy(active), weighting)
+        there = torch.nonzero(arrived.answered.sum(1) > 0).squeeze(1)
+        rates = [tasks[k].candidate.server_lr for k in there.tolist()]
+        for rate in dict.fromkeys(rates):
+            own = there[torch.tensor([one == rate for one in rates])]
+            for slab in own.split(max(1, SLAB // phase.rows.shape[1])):
+                self._serve(self.strategy.at_rate(rate), phase, clients, slab, arrived)
 
-    def _serve(
-        self, phase: Phase, clients: Clients, slab: Tensor, counts: Tensor, answered: Tensor, weighting: str
-    ) -> None:
+    def _serve(self, strategy: Strategy, phase: Phase, clients: Clients, slab: Tensor, arrived: Arrived) -> None:
         device = phase.rows.device
         wanted = (slab.unsqueeze(0) * clients.sites + torch.arange(clients.sites).unsqueeze(1)).to(
             device
         )  # (sites, tasks)
         slab = slab.to(device)
-        weights = shares(answered[slab.cpu()].T, weighting).to(device)
+        weights = shares(arrived.answered[slab.cpu()].T, arrived.weighting).to(device)
         answers = Answers({"row": phase.learners.rows[wanted]}, weights)
+        if strategy.histofl_noise:
+            answers = replace(answers, noise={"row": self._noise(phase, clients, wanted, weights, arrived)})
         if phase.controls is not None:
             own, server = phase.controls[wanted], phase.server["control/row"][slab]
             travelled = self.travelled.to(device)[wanted].unsqueeze(-1)
             moved = control_after(own, server, self.starts[wanted], phase.learners.rows[wanted], travelled)
             kept = torch.where((weights > 0).unsqueeze(-1), moved, own)
-            standing = shares(counts[slab.cpu()].T, weighting).to(device)
+            standing = shares(arrived.counts[slab.cpu()].T, arrived.weighting).to(device)
             answers = replace(answers, controls={"row": kept - own}, standing=standing)
             phase.controls[wanted] = kept
         server = {name: value[slab] for name, value in phase.server.items()}
-        state, server = self.strategy.server_step({"row": phase.rows[slab]}, server, answers)
+        state, server = strategy.server_step({"row": phase.rows[slab]}, server, answers)
         phase.rows[slab] = state["row"]
         for name, value in server.items():
             phase.server[name][slab] = value
+
+    def _noise(self, phase: Phase, clients: Clients, wanted: Tensor, weights: Tensor, arrived: Arrived) -> Tensor:
+        """HistoFL's noise of the learners `wanted` (sites, tasks, size), tensor by tensor; 0 where no answer came."""
+        layout, alpha = self.engine.layout, self.strategy.histofl_noise
+        noise = torch.zeros(*wanted.shape, layout.size, dtype=torch.float64, device=wanted.device)
+        for site, column in torch.nonzero(weights).tolist():
+            learner = int(wanted[site, column])
+            task = arrived.tasks[clients.task(learner)]
+            stream = noise_stream(self.training.seed, task.name, clients.name(learner), arrived.number)
+            own = {name: view[0] for name, view in layout.views(phase.learners.rows[learner : learner + 1]).items()}
+            drawn = histofl_noise(own, alpha, stream)
+            noise[site, column] = torch.cat([drawn[name].ravel() for name in layout.shapes])
+        return noise
 
     def _finetune(self, phase: Phase, clients: Clients, tasks: Sequence[Task]) -> None:
         """Epochs of plain training at every site from the global model; the learners' rows are the result."""

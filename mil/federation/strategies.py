@@ -1,42 +1,40 @@
-"""What the server does with what the sites send: pure functions over named tensors.
+"""What the server does with what the sites send: who trains where, and how a round ends.
 
-The site axis comes first, sorted by site; any further axes (a model axis above all) ride along. Sums are in float64 and
-cast once, so that the order in which sites answer changes no bit. The server's own tensors are float64.
+Strategies hold no tensors: states go in and come out. The server's own tensors are float64. Buffers (means and deviations of
+features, covariates and target; class weights) are no part of a state: sites' moments are merged once, before the first
+round, every site gets the same, and no strategy averages or changes them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from mil.federation.aggregation import Answers as Answers
+from mil.federation.aggregation import State as State
+from mil.federation.aggregation import (
+    adaptive_step,
+    beside,
+    median_change,
+    momentum_step,
+    moved,
+    trimmed_change,
+    weighted_change,
+)
+from mil.federation.aggregation import control_after as control_after
+from mil.federation.aggregation import histofl_noise as histofl_noise
+from mil.federation.aggregation import shares as shares
 from mil.registry import Registry
 from mil.specs.strategies import (
     Adaptive,
     FedAvgMSpec,
+    FedAvgSpec,
     FedPerSpec,
     FedProxSpec,
     FinetuneSpec,
     StrategySpec,
     TrimmedMeanSpec,
 )
-
-State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What came back in a round."""
-
-    states: State
-    """The sites' states (sites, ...)."""
-    weights: Tensor
-    """Share of each site among those that answered (sites, ...) float64, summing to 1 over the sites; 0: no answer."""
-    controls: State | None = None
-    """SCAFFOLD: change of the sites' control variates (sites, ...); zero for a site that did not answer."""
-    standing: Tensor | None = None
-    """SCAFFOLD: share of each site among all sites, answered or not (sites, ...) float64."""
 
 
 class Strategy:
@@ -70,8 +68,17 @@ class Strategy:
 
     @property
     def finetune_epochs(self) -> int:
-        """Epochs at each site after the last round."""
+        """Rounds of local work at each site after the last round."""
         return 0
+
+    @property
+    def histofl_noise(self) -> float:
+        """HistoFL's alpha; 0: none."""
+        return 0.0
+
+    def at_rate(self, server_lr: float | None) -> "Strategy":
+        """The same with another learning rate of the server; none: as it is."""
+        return self if server_lr is None else build_strategy(self.spec.model_copy(update={"server_lr": server_lr}))
 
     def begin(self, state: State) -> dict[str, Tensor]:
         """The server's own tensors before the first round."""
@@ -88,68 +95,6 @@ STRATEGIES: Registry[type[Strategy]] = Registry("strategy")
 def build_strategy(spec: StrategySpec) -> Strategy:
     """The strategy of `spec`."""
     return STRATEGIES[spec.name](spec)
-
-
-def shares(counts: Tensor, weighting: str) -> Tensor:
-    """Patients of the sites that answered (sites, ...) -> weights that sum to 1 over the sites, float64; 0 stays 0."""
-    amounts = counts.double() if weighting == "patients" else (counts > 0).double()
-    return amounts / amounts.sum(0).clamp(min=1e-300)
-
-
-def weighted_change(state: State, answers: Answers) -> dict[str, Tensor]:
-    """Sum over sites of weight x (site's state - state), float64. A site of weight 0 contributes nothing at all."""
-    change = {}
-    for name, value in state.items():
-        difference = answers.states[name].double() - value.double()
-        share = _beside(answers.weights, difference)
-        change[name] = torch.where(share > 0, difference * share, 0.0).sum(0)
-    return change
-
-
-def moved(state: State, change: State, rate: float = 1.0) -> dict[str, Tensor]:
-    """state + rate x change, summed in float64 and cast once."""
-    return {name: (value.double() + rate * change[name]).to(value.dtype) for name, value in state.items()}
-
-
-def median_change(state: State, answers: Answers) -> dict[str, Tensor]:
-    """Median over the sites that answered of their change, number by number, float64."""
-    return {name: _middle(*_ordered(state, answers, name), share=None) for name in state}
-
-
-def trimmed_change(state: State, answers: Answers, trim: float) -> dict[str, Tensor]:
-    """Mean of the change over the sites that answered, without the floor(trim x sites) lowest and highest."""
-    return {name: _middle(*_ordered(state, answers, name), share=trim) for name in state}
-
-
-def momentum_step(
-    state: State, velocity: State, change: State, momentum: float, rate: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """v <- momentum v - change; x <- x - rate v."""
-    velocity = {name: momentum * velocity[name] - change[name] for name in state}
-    return moved(state, velocity, -rate), velocity
-
-
-def adaptive_step(
-    kind: str, state: State, first: State, second: State, change: State, spec: Adaptive
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Reddi et al. 2021, Algorithm 2: m, v and x from the change d; `kind` is adam, yogi or adagrad."""
-    first = {name: spec.beta1 * first[name] + (1 - spec.beta1) * d for name, d in change.items()}
-    new = {}
-    for name, d in change.items():
-        old, square = second[name], d * d
-        if kind == "adagrad":
-            new[name] = old + square
-        elif kind == "adam":
-            new[name] = spec.beta2 * old + (1 - spec.beta2) * square
-        else:
-            new[name] = old - (1 - spec.beta2) * square * torch.sign(old - square)
-    step = {name: first[name] / (new[name].sqrt() + spec.tau) for name in change}
-    return moved(state, step, spec.server_lr), first, new
-
-
-def control_after(own: Tensor, server: Tensor, start: Tensor, end: Tensor, travelled: Tensor | float) -> Tensor:
-    """SCAFFOLD's option II: c_i - c + (x - y) / (sum of the learning rates of the local steps)."""
-    return own - server + (start - end) / travelled
 
 
 @STRATEGIES.register("local")
@@ -183,7 +128,21 @@ class Cyclic(Strategy):
 
 @STRATEGIES.register("fedavg")
 class FedAvg(Strategy):
-    """x <- x + sum of w_i (y_i - x)."""
+    """x <- x + sum of w_i (y_i - x); with HistoFL's noise, + the sum of the sites' draws."""
+
+    @property
+    def histofl_noise(self) -> float:
+        """From the spec."""
+        return cast(FedAvgSpec, self.spec).histofl_noise or 0.0
+
+    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Sites' changes, and their noise."""
+        change = weighted_change(state, answers)
+        if self.histofl_noise:
+            if answers.noise is None:
+                raise ValueError("histofl_noise needs the sites' draws")
+            change = {name: value + answers.noise[name].sum(0) for name, value in change.items()}
+        return moved(state, change), dict(server)
 
 
 @STRATEGIES.register("fedprox")
@@ -229,17 +188,31 @@ class _Adaptive(Strategy):
     kind = ""
 
     def begin(self, state: State) -> dict[str, Tensor]:
-        """First moment zero, second tau squared."""
+        """First moment zero, second tau squared, or zero to be like FLamby's and Flower's."""
+        spec = cast(Adaptive, self.spec)
         zeros = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
-        second = {name: zero + cast(Adaptive, self.spec).tau ** 2 for name, zero in zeros.items()}
-        return _given("first", zeros) | _given("second", second)
+        start = spec.tau**2 if spec.like == "reddi" else 0.0
+        second = {name: zero + start for name, zero in zeros.items()}
+        return (
+            _given("first", zeros)
+            | _given("second", second)
+            | self._counted(
+                {name: zero.clone() for name, zero in zeros.items()}  # drivers write each of the tensors in place
+            )
+        )
+
+    def _counted(self, rounds: State) -> dict[str, Tensor]:
+        """Rounds with an answer so far, kept where they are needed: number by number, since each model has its own."""
+        return _given("rounds", rounds) if self.kind == "adam" and self.spec.like == "flower" else {}
 
     def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `adaptive_step`."""
         change = weighted_change(state, answers)
         moments = (_taken(server, "first"), _taken(server, "second"))
-        state, first, second = adaptive_step(self.kind, state, *moments, change, self.spec)
-        return state, _given("first", first) | _given("second", second)
+        rounds = {name: value + 1 for name, value in _taken(server, "rounds").items()}
+        correction = {name: _flowers(value, self.spec) for name, value in rounds.items()} or None
+        state, first, second = adaptive_step(self.kind, state, *moments, change, self.spec, correction)
+        return state, _given("first", first) | _given("second", second) | self._counted(rounds)
 
 
 @STRATEGIES.register("fedadam")
@@ -280,7 +253,7 @@ class Scaffold(Strategy):
         control = {}
         for name, value in _taken(server, "control").items():
             changes = answers.controls[name].double()
-            control[name] = (value.double() + (changes * _beside(answers.standing, changes)).sum(0)).to(value.dtype)
+            control[name] = (value.double() + (changes * beside(answers.standing, changes)).sum(0)).to(value.dtype)
         return moved(state, weighted_change(state, answers), self.spec.server_lr), _given("control", control)
 
 
@@ -319,9 +292,23 @@ class Finetune(Strategy):
         return self.base.mu
 
     @property
+    def local_parts(self) -> tuple[str, ...]:
+        """The base's."""
+        return self.base.local_parts
+
+    @property
     def finetune_epochs(self) -> int:
         """From the spec."""
         return cast(FinetuneSpec, self.spec).epochs
+
+    @property
+    def histofl_noise(self) -> float:
+        """The base's."""
+        return self.base.histofl_noise
+
+    def at_rate(self, server_lr: float | None) -> Strategy:
+        """The base's."""
+        return build_strategy(self.spec.model_copy(update={"base": self.base.at_rate(server_lr).spec}))
 
     def begin(self, state: State) -> dict[str, Tensor]:
         """The base's."""
@@ -332,9 +319,9 @@ class Finetune(Strategy):
         return self.base.server_step(state, server, answers)
 
 
-def _beside(weights: Tensor, values: Tensor) -> Tensor:
-    """Weights (sites, ...) with axes of length 1 added, to multiply `values` (sites, ..., more)."""
-    return weights.double().view(*weights.shape, *[1] * (values.dim() - weights.dim()))
+def _flowers(rounds: Tensor, spec: Adaptive) -> Tensor:
+    """flwr's correction of the learning rate in a round: Adam's, one round ahead."""
+    return (1 - spec.beta2 ** (rounds + 1)).sqrt() / (1 - spec.beta1 ** (rounds + 1))
 
 
 def _given(part: str, tensors: State) -> dict[str, Tensor]:
@@ -343,22 +330,3 @@ def _given(part: str, tensors: State) -> dict[str, Tensor]:
 
 def _taken(server: State, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}/"): value for name, value in server.items() if name.startswith(f"{part}/")}
-
-
-def _ordered(state: State, answers: Answers, name: str) -> tuple[Tensor, Tensor]:
-    """Changes in rising order along the site axis, those without an answer last; and how many answered (...)."""
-    difference = answers.states[name].double() - state[name].double()
-    answered = _beside(answers.weights, difference) > 0
-    return torch.where(answered, difference, float("inf")).sort(dim=0).values, answered.sum(0)
-
-
-def _middle(ordered: Tensor, answered: Tensor, share: float | None) -> Tensor:
-    """Mean of the middle of each column: the one or two in the middle, or all but floor(share x answered) at each end."""
-    if share is None:
-        low, high = (answered - 1) // 2, answered // 2
-    else:
-        cut = (answered * share + 1e-9).long()
-        low, high = cut, answered - 1 - cut
-    rank = torch.arange(len(ordered), device=ordered.device).view(-1, *[1] * (ordered.dim() - 1))
-    kept = (rank >= low) & (rank <= high)
-    return torch.where(kept, ordered, 0.0).sum(0) / kept.sum(0).clamp(min=1)

@@ -38,10 +38,17 @@ def arm(results: Results, experiment: str, trained_on: str) -> Arm:
         colour, line = strategy_colour(strategy), LINES[place % len(LINES)]
         name, rank = f"{strategy_name(strategy)}, {trained_on}", 0
     else:
-        colour, line, name = strategy_colour(strategy), "-", strategy_name(strategy)
+        colour, line, name = strategy_colour(strategy), "-", strategy_name(strategy) + _optimiser(results, spec)
         rank = 2 if strategy == "pooled" else 3
     place = list(results.experiments).index(experiment)
     return Arm(experiment, trained_on, name, colour, line, (rank, place, trained_on == OWN_SITE, trained_on))
+
+
+def _optimiser(results: Results, spec: ExperimentSpec) -> str:
+    """The optimiser, where one strategy was run with several."""
+    same = [one for one in results.experiments.values() if one.strategy == spec.strategy]
+    several = len({one.training.optimiser for one in same}) > 1
+    return f", {spec.training.optimiser.upper().replace('ADAMW', 'AdamW')}" if several else ""
 
 
 def input_name(spec: ExperimentSpec) -> str:

@@ -114,6 +114,14 @@ STRATEGY_NAMES = {
     "fedprox": "FedProx",
     "scaffold": "Scaffold",
     "cyclic": "Cyclic",
+    "fedavgm": "FedAvgM",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
+    "fedadagrad": "FedAdagrad",
+    "fedper": "FedPer",
+    "finetune": "Fine-tuned",
+    "median": "Median",
+    "trimmed_mean": "Trimmed mean",
     "federated": "Federated",
 }
 MODEL_NAMES = {"mean": "mean pooling", "gated_attention": "gated attention"}

@@ -39,6 +39,7 @@ STORY = (
             "roc_by_site",
             "external_table",
             "strategy_comparison",
+            "strategy_differences",
             "site_value",
         ),
         tables=("performance", "comparisons", "baseline_comparisons"),
@@ -84,6 +85,6 @@ STORY = (
         "training",
         "How training went",
         "The number of rounds is chosen on inner folds of the training patients, never on the patients that are scored.",
-        figures=("learning_curves", "ledger"),
+        figures=("learning_curves", "communication", "ledger"),
     ),
 )

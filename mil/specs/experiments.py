@@ -6,7 +6,7 @@ from pydantic import Field, RootModel, model_validator
 
 from mil.specs.base import Spec
 from mil.specs.models import ClinicalSpec, ModelSpec
-from mil.specs.strategies import ScaffoldSpec, StrategySpec
+from mil.specs.strategies import Rate, ScaffoldSpec, StrategySpec
 
 
 class TrainingSpec(Spec):
@@ -52,6 +52,8 @@ class SearchSpec(Spec):
 
     lr: tuple[float, ...] = ()
     weight_decay: tuple[float, ...] = ()
+    server_lr: tuple[Rate, ...] = ()
+    """Learning rate of the strategy's server; only where it has one."""
     model: tuple[ModelSpec, ...] = ()
 
 
@@ -70,10 +72,16 @@ class ExperimentSpec(Spec):
 
     @model_validator(mode="after")
     def _possible(self) -> "ExperimentSpec":
-        scaffold = isinstance(getattr(self.strategy, "base", self.strategy), ScaffoldSpec)
+        base = getattr(self.strategy, "base", self.strategy)
+        scaffold = isinstance(base, ScaffoldSpec)
         if scaffold and (self.training.optimiser != "sgd" or self.training.momentum):
             raise ValueError(
                 "strategy scaffold needs training.optimiser sgd without momentum: its controls are gradients"
+            )
+        if self.search is not None and self.search.server_lr and not hasattr(base, "server_lr"):
+            raise ValueError(
+                f"search.server_lr: the server of strategy {base.name} has no learning rate; leave it out, or choose fedavgm, "
+                "fedadam, fedyogi, fedadagrad or scaffold"
             )
         if isinstance(self.model, ClinicalSpec) and not self.covariates:
             raise ValueError("model clinical needs covariates")

@@ -49,6 +49,10 @@ class FedAvgSpec(Federated):
     """Federated averaging (McMahan et al. 2017)."""
 
     name: Literal["fedavg"] = "fedavg"
+    histofl_noise: float | None = Field(default=None, gt=0)
+    """HistoFL's alpha (Lu et al. 2022): to the average the server adds, for every site and every tensor but biases, normal
+    noise of alpha times the deviation of the site's own tensor. Nothing is clipped and the scale depends on the data: this
+    gives no privacy guarantee of any kind, and hospitals are refused it (theirs is `privacy` in the protocol)."""
 
 
 class FedAvgMSpec(Federated):
@@ -74,6 +78,9 @@ class Adaptive(Federated):
     beta1: Decay = 0.9
     beta2: Decay = 0.99
     tau: Rate = 1e-3
+    like: Literal["reddi", "flamby", "flower"] = "reddi"
+    """`flamby`: the second moment begins at zero (FLamby's own settings are beta2 0.999 and tau 1e-8). `flower`: the same, and
+    fedadam has Adam's bias correction with the round counted from two, as flwr's FedAdam has."""
 
 
 class FedAdamSpec(Adaptive):
@@ -124,11 +131,12 @@ class TrimmedMeanSpec(Federated):
 
 
 class FinetuneSpec(Spec):
-    """Any federated strategy with one model for all, then some epochs on each site's own patients: one model a site."""
+    """Any federated strategy, then some rounds of local work on each site's own patients: one model a site."""
 
     name: Literal["finetune"] = "finetune"
     epochs: int = Field(default=5, ge=1)
-    base: "GlobalSpec" = FedAvgSpec()
+    """Rounds of local work after the last round: epochs, where `local_epochs` is 1."""
+    base: "FederatedSpec" = FedAvgSpec()
 
 
 def named(value: Any) -> Any:
@@ -136,8 +144,9 @@ def named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-GlobalSpec = Annotated[
+FederatedSpec = Annotated[
     CyclicSpec
+    | FedPerSpec
     | FedAvgSpec
     | FedAvgMSpec
     | FedProxSpec

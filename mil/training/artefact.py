@@ -47,7 +47,8 @@ class Run:
     families: list[Family]
     """One, unless a search chose between heads."""
     models: pd.DataFrame
-    """model, trained_on, member, repeat, fold, family, row, rounds, lr, weight_decay, patients, sha256.
+    """model, trained_on, member, repeat, fold, family, row, rounds, lr, weight_decay, server_lr (of strategies
+    whose server has one), patients, sha256.
 
     `member` names the site whose own model it is, where a prediction takes several; otherwise it is blank.
     """
@@ -117,6 +118,7 @@ def model_table(
 
     `sites` are all training sites: what models that are judged together are trained on.
     """
+    own_rate = getattr(getattr(strategy.spec, "base", strategy.spec), "server_lr", float("nan"))
     rows = []
     for k, task in enumerate(tasks):
         members = task.group.trained_on if strategy.personal else ("",)
@@ -136,6 +138,7 @@ def model_table(
                     "rounds": task.rounds,
                     "lr": task.candidate.lr,
                     "weight_decay": task.candidate.weight_decay,
+                    "server_lr": task.candidate.server_lr or own_rate,
                     "patients": len(own),
                     "sha256": family.digest(row),
                 }

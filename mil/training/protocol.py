@@ -24,6 +24,8 @@ class Candidate:
     model: ModelSpec
     lr: float
     weight_decay: float
+    server_lr: float | None = None
+    """None: the strategy's own."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def candidates(experiment: ExperimentSpec) -> list[Candidate]:
     models = (search and search.model) or (experiment.model,)
     lrs = (search and search.lr) or (training.lr,)
     decays = (search and search.weight_decay) or (training.weight_decay,)
-    return [Candidate(model, lr, decay) for model, lr, decay in product(models, lrs, decays)]
+    servers = (search and search.server_lr) or (None,)
+    return [Candidate(*choice) for choice in product(models, lrs, decays, servers)]
 
 
 def groups(cohort: Cohort, trained_on: Sequence[tuple[str, ...]]) -> list[Group]:

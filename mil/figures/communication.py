@@ -1,0 +1,101 @@
+"""What the strategies send: of a round, of a final model and of the whole run, beside the size of the features themselves."""
+
+import pandas as pd
+
+from mil.config import FiguresSpec
+from mil.figures.arms import arm, input_name
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import MIDDLE_MM, SOFT, light_grid, new_figure
+
+ROW_MM, HEAD_MM = 6.0, 26.0
+MB = 1e6
+KINDS = {
+    "round_mb": ("o", "a round"),
+    "model_mb": ("s", "a final model"),
+    "run_mb": ("D", "the run, selection included"),
+}
+
+
+@figure("Communication by strategy", needs=("runs", "bags"))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A row a federated strategy; markers on a scale of MB, and a line where uploading the features would be."""
+    rows = []
+    for name in results.family():
+        try:
+            told = traffic(results.ledger(name))
+        except Absent:
+            continue
+        if told:
+            rows.append({"experiment": name, "strategy": results.experiments[name].strategy.name, **told})
+    if not rows:
+        raise Absent(
+            "no ledger of the main model's family states bytes: nothing was exchanged, or it was written before they were"
+        )
+    table = pd.DataFrame(rows).assign(features_mb=features_mb(results))
+    arms = sorted((arm(results, name, "") for name in table["experiment"]), key=lambda one: one.order)
+    picture = new_figure(MIDDLE_MM, HEAD_MM + ROW_MM * len(arms))
+    axes = picture.subplots()
+    light_grid(axes, "x")
+    by_name = table.set_index("experiment")
+    for place, one in enumerate(arms):
+        for kind, (marker, words) in KINDS.items():
+            value, face = by_name.loc[one.experiment, kind], "white" if kind == "round_mb" else one.colour
+            label = words if not place else None
+            axes.plot(value, place, marker, color=one.colour, markerfacecolor=face, markersize=4.5, label=label)
+            axes.text(value, place - 0.2, f"{value:.3g}", ha="center", va="bottom", fontsize=6)
+    features = float(table["features_mb"].iloc[0])
+    if features == features:
+        axes.axvline(features, color=SOFT, linewidth=1, linestyle=(0, (4, 2)))
+        axes.text(features, -1.0, f"features\n{features:.3g}", ha="center", va="bottom", fontsize=6.3, color=SOFT)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="MB, both ways, all training sites", ylim=(len(arms) - 0.4, -0.9))
+    axes.set_yticks(range(len(arms)), [one.name for one in arms])
+    axes.tick_params(axis="y", length=0)
+    handles, labels = axes.get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=6.3)
+    main = results.experiments[results.main]
+    return Drawn(
+        figure=picture,
+        data=table,
+        n=f"{len(results.training_sites)} training sites, {int(table['models'].max())} final models",
+        caption=(
+            f"Bytes of model weights (SCAFFOLD: and control variates; FedPer: of the shared layers) that crossed between server and sites, both ways, "
+            f"from the ledgers of the runs on {input_name(main)}: of one model in one round, of one final model (median) in all its rounds, and of the "
+            "whole run with its inner folds and search. Line: the feature files of the training sites' patients, as they would be uploaded once."
+        ),
+    )
+
+
+def traffic(entries: list[dict]) -> dict[str, float]:
+    """A ledger's entries -> MB of one model in a round, of one final model, of everything; nothing where none crossed."""
+    table = pd.DataFrame(entries)
+    if "bytes_sent" not in table.columns:
+        return {}
+    table = table.assign(mb=(table["bytes_sent"] + table["bytes_received"]) / MB)
+    final = table[table["phase"] == "refit"]
+    models = final.groupby("model")
+    return {
+        "site_down_mb": float(final["bytes_received"].median() / MB),
+        "site_up_mb": float(final["bytes_sent"].median() / MB),
+        "round_mb": float(final.groupby(["model", "round"])["mb"].sum().median()),
+        "rounds": float(models["round"].max().median()),
+        "model_mb": float(models["mb"].sum().median()),
+        "models": models.ngroups,
+        "run_mb": float(table["mb"].sum()),
+    }
+
+
+def features_mb(results: Results) -> float:
+    """Size of the feature files of the training sites' patients; not a number where they are not on this machine."""
+    encoder = results.experiments[results.main].encoder
+    bags = results.bags(results.endpoint)
+    slides = [
+        results.folder / "sites" / row.site / "features" / encoder / f"{slide}.h5"
+        for row in bags[bags["role"] == "train"].itertuples()
+        for slide in str(row.slides).split(";")
+    ]
+    if not slides or not all(path.is_file() for path in slides):
+        return float("nan")
+    return sum(path.stat().st_size for path in slides) / MB

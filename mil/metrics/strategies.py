@@ -1,0 +1,178 @@
+"""Predictions of one model under several strategies -> each strategy's AUROC by site, and less pooled, less local, paired.
+
+A hospital's own choice is between three things: its own model, another hospital's, and one that they train together. So a
+strategy is set against the pooled model, against each training site's own model on its own patients, and against `elsewhere`:
+at every site the mean AUROC of the local models that were not trained there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil.config import MetricsSpec
+from mil.metrics import delong, ranking
+from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, check_predictions, patient_scores, scopes
+from mil.metrics.bootstrap import p_of_difference, percentile_interval
+from mil.metrics.multiplicity import holm
+from mil.metrics.score import GROUPS, PRIMARY, bootstrap_weights
+
+POOLED, ELSEWHERE = "pooled", "locals elsewhere"
+COLUMNS = (
+    "experiment",
+    "trained_on",
+    "split",
+    "site",
+    "patients",
+    "positives",
+    "value",
+    "low",
+    "high",
+    "against",
+    "against_value",
+    "difference",
+    "p",
+    "p_adjusted",
+    "method",
+    "correction",
+)
+PAIRED = "DeLong, paired"
+BOOTSTRAPPED = "patient bootstrap, paired"
+
+
+def strategy_table(
+    predictions: Mapping[str, pd.DataFrame], spec: MetricsSpec, pooled: str | None, local: str | None
+) -> pd.DataFrame:
+    """A row an arm, site and thing that it is set against; `low` and `high` bound the value or, there, the difference.
+
+    `pooled` and `local` name the experiments that the others are set against; without one its rows are missing. On a group of
+    sites only pairs of patients of the same site count. Holm's correction runs over all strategies of one thing they are set
+    against: once over groups of sites, once over single sites.
+    """
+    arms = {name: _arms(name, table) for name, table in predictions.items()}
+    scores = patient_scores(predictions[local]) if local else None
+    rows: list[dict[str, Any]] = []
+    for name, own in arms.items():
+        for scope in own.values():
+            stated = _stated(name, scope)
+            value, low, high = delong.within_interval(scope.labels, scope.scores, scope.sites, spec.confidence)
+            rows.append({**stated, "value": value, "low": low, "high": high, "against": "", "method": PRIMARY})
+            if name == local and scope.trained_on != ENSEMBLE:
+                continue
+            others = {POOLED: _of(arms, pooled, scope), OWN_SITE: _of(arms, local, scope, (OWN_SITE, scope.site))}
+            for against, other in others.items():
+                if other is not None and (against, name) != (POOLED, pooled):
+                    rows.append({**stated, "value": value, "against": against, **_less(scope, other, spec)})
+            if scores is not None:
+                found = _less_elsewhere(scope, scores, spec)
+                rows += [{**stated, "value": value, "against": ELSEWHERE, **found}] if found else []
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="")
+    tested = table[table["against"] != ""]
+    for _, family in tested.groupby(["against", tested["site"].isin(GROUPS)]):
+        table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy(dtype=float))
+        table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
+    return table
+
+
+def elsewhere(scope: Scope, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """For every site in `scope` the scores (patients, models) of its patients by the local models not trained there.
+
+    `scores`: the local experiment's, a row a model and patient. Patients as in `scope`, a row each; sites that no other model
+    judged are left out.
+    """
+    models = scores[~scores["trained_on"].isin([OWN_SITE, ENSEMBLE])]
+    models = models[models["trained_on"] != models["site"]]
+    found = {}
+    for site, patients in scope.table.groupby("site"):
+        wide = models[models["site"] == site].pivot(index="patient_id", columns="trained_on", values="score")
+        if len(wide.columns):
+            found[str(site)] = wide.loc[patients["patient_id"]]
+    return found
+
+
+def _arms(name: str, table: pd.DataFrame) -> dict[tuple[str, str, str], Scope]:
+    check_predictions(table, f"predictions of {name}")
+    found = [one for one in scopes(table) if one.split != "transfer"]
+    single = {one.split for one in found if one.site in GROUPS and one.table["site"].nunique() == 1}
+    return {
+        (one.trained_on, one.split, one.site): one
+        for one in found
+        if one.has_pairs and not (one.site in GROUPS and one.split in single)
+    }
+
+
+def _of(
+    arms: Mapping[str, dict[tuple[str, str, str], Scope]],
+    name: str | None,
+    scope: Scope,
+    trained_on: tuple[str, ...] = (),
+) -> Scope | None:
+    """The same place in another experiment; there of an arm in `trained_on`, or its only one."""
+    there = arms.get(name or "", {})
+    found = [
+        one
+        for (on, split, site), one in there.items()
+        if (split, site) == (scope.split, scope.site) and (not trained_on or on in trained_on)
+    ]
+    return found[0] if found else None
+
+
+def _stated(name: str, scope: Scope) -> dict[str, Any]:
+    return {
+        "experiment": name,
+        "trained_on": scope.trained_on,
+        "split": scope.split,
+        "site": scope.site,
+        "patients": len(scope.table),
+        "positives": int(scope.labels.sum()),
+    }
+
+
+def _less(scope: Scope, other: Scope, spec: MetricsSpec) -> dict[str, Any]:
+    """The difference to another arm on the same patients."""
+    both = scope.table.merge(other.table, on=["patient_id", "site"], suffixes=("", "_other"))
+    labels, sites = both["label"].to_numpy(), both["site"].to_numpy()
+    pair = [both["score"].to_numpy(), both["score_other"].to_numpy()]
+    tested = delong.paired(labels, *pair, confidence=spec.confidence, strata=sites)
+    return {
+        "against_value": float(delong.within(labels, np.stack(pair), sites).auroc[1]),
+        "difference": tested.difference,
+        "low": tested.low,
+        "high": tested.high,
+        "p": tested.p,
+        "method": PAIRED,
+    }
+
+
+def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec) -> dict[str, Any] | None:
+    """The difference to the mean of the local models elsewhere, sites weighted by their pairs as in the AUROC within sites."""
+    others = elsewhere(scope, scores)
+    table = scope.table[scope.table["site"].isin(list(others))]
+    labels, sites = table["label"].to_numpy(), table["site"].to_numpy()
+    if not len(table) or not any(delong.both_classes(labels[sites == site]) for site in others):
+        return None
+    weights = np.concatenate([np.ones((1, len(table))), bootstrap_weights(table, spec)])
+    wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for site, wide in others.items():
+        chosen = sites == site
+        own, part = labels[chosen], weights[:, chosen]
+        if not delong.both_classes(own):
+            continue
+        number = part[:, own == 1].sum(1) * part[:, own == 0].sum(1)
+        wide = wide.loc[table["patient_id"][chosen]]
+        areas = [ranking.auroc(own, wide[model].to_numpy(), part) for model in wide.columns]
+        wins += np.mean(areas, axis=0) * number
+        pairs += number
+    there = wins / pairs
+    here = ranking.auroc_within(labels, table["score"].to_numpy(), weights, sites)
+    drawn = (here - there)[1:]
+    low, high = percentile_interval(drawn, spec.confidence)
+    return {
+        "against_value": float(there[0]),
+        "difference": float(here[0] - there[0]),
+        "low": low,
+        "high": high,
+        "p": p_of_difference(drawn),
+        "method": BOOTSTRAPPED,
+    }
