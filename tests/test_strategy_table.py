@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil.config import MetricsSpec
+from mil.config import MetricsSpec, load
+from mil.federation.strategies import STRATEGIES
 from mil.figures.communication import traffic
 from mil.metrics import delong
 from mil.metrics.arms import EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
@@ -113,3 +114,19 @@ def test_traffic_by_hand():
     assert (told["site_down_mb"], told["site_up_mb"], told["round_mb"], told["rounds"]) == (2, 1, 6, 2)
     assert (told["model_mb"], told["models"], told["run_mb"]) == (12, 1, 15)
     assert traffic([{"model": "m", "phase": "refit", "round": 1, "site": "A"}]) == {}
+
+
+@pytest.mark.parametrize(("cohort", "overlay"), [("demo", "strategies"), ("idc", "strategies"), ("idc", "local_work")])
+def test_every_strategy_has_a_stanza_and_overlays_fit_their_cohorts(cohort, overlay, repository):
+    files = ["default", "experiments", f"cohorts/{cohort}", overlay]
+    config = load(*(repository / "configs" / f"{name}.yaml" for name in files))
+    assert config.results == f"results/{overlay}"
+    endpoints = {one.endpoint for one in config.selected().values()}
+    assert endpoints == {"response" if cohort == "demo" else "tumour"}
+    assert config.endpoints[endpoints.pop()].repeats == 1
+    named = {config.experiments[name].strategy.name for name in config.experiments if name.startswith("attention_")}
+    assert named == set(STRATEGIES)
+    if overlay == "strategies":
+        missing = set(STRATEGIES) - {one.strategy.name for one in config.selected().values()}
+        assert missing == {"ensemble", "trimmed_mean"}  # an arm of local; the median's equal with two sites
+        assert all(one.search is not None and one.training.patience for one in config.selected().values())
