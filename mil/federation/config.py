@@ -166,6 +166,11 @@ class FederationSpec(Spec):
         return sorted(self.rounds.required)
 
     @property
+    def everybody(self) -> bool:
+        """Every training site takes part in every round."""
+        return not self.rounds.allow_subset and getattr(self.strategy, "participation", 1.0) == 1.0
+
+    @property
     def minimum_sites(self) -> int:
         """Fewest training sites in a round."""
         everyone = len(self.training_sites)

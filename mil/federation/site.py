@@ -72,6 +72,7 @@ class Site:
                 )
             most = min(privacy.epsilon, spec.epsilon or privacy.epsilon)
             self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, most, privacy.delta)
+            self.budget.hold_against(self.ledger.lines)
         self.epsilon: float | None = None
         self.cipher: Cipher | None = None
         if protocol.encryption == "ckks":
@@ -246,8 +247,12 @@ class Site:
     def _sealed(self, question: Message, states: dict[str, Tensor], patients: list[int]) -> Tensor:
         """The site's share of the change of all models, encrypted."""
         assert self.cipher is not None
-        uniform = getattr(self.protocol.experiment.strategy, "weighting", "patients") == "uniform"
+        uniform = getattr(self.protocol.strategy, "weighting", "patients") == "uniform"
         totals = cast(list[int], question.values["totals"])
+        if any(own > whole for own, whole in zip(patients, totals, strict=True)):
+            raise PayloadError(
+                f"site {self.spec.site}: totals {totals} are fewer than the site's own patients; refused"
+            )
         share = torch.tensor(patients, dtype=torch.float64) / torch.tensor(totals, dtype=torch.float64)
         if uniform:
             share = torch.full_like(share, 1 / len(self.protocol.training_sites))
@@ -255,7 +260,11 @@ class Site:
         for name, value in states.items():
             change = value.double() - question.tensors[name].double()
             changes.append(change * share.view(-1, *[1] * (change.dim() - 1)))
-        return self.cipher.seal(changes)
+        mask = None
+        if self.protocol.everybody:
+            count = sum(change.numel() for change in changes)
+            mask = self.cipher.mask(self.spec.site, self.protocol.training_sites, asked_digest(question), count)
+        return self.cipher.seal(changes, mask)
 
     def _open(self, question: Message, live: int) -> dict[str, Tensor]:
         """The sum of a round."""
@@ -319,8 +328,8 @@ class Site:
         entry: dict[str, Any] = {
             key: question.values[key] for key in ("run", "phase", "round") if key in question.values
         }
-        if self.epsilon is not None:
-            entry["epsilon"] = self.epsilon
+        if self.budget is not None and self.epsilon is not None:
+            entry |= {"epsilon": self.epsilon, "delta": self.budget.delta}
         if "num_bags" in reply.tensors:
             entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
         self.ledger.add(
