@@ -179,6 +179,10 @@ class FederationSpec(Spec):
             )
         if experiment.search is not None or experiment.training.replicas > 1:
             raise ValueError("experiment: search and replicas are not run between hospitals; leave them out")
+        if experiment.protocol != "cross_validation":
+            raise ValueError(
+                "experiment.protocol: only cross_validation is run between hospitals; leave a site out by its role, external"
+            )
         if self.encryption == "ckks" and experiment.strategy.name not in SUMS:
             raise ValueError(
                 f"encryption: the server of '{experiment.strategy.name}' needs more than a sum; choose one of {', '.join(SUMS)}"
