@@ -217,6 +217,10 @@ class FederationSpec(Spec):
             raise ValueError(
                 "experiment.strategy.histofl_noise: is no protection and not run between hospitals; leave it out, or set privacy"
             )
+        if experiment.protocol != "cross_validation":
+            raise ValueError(
+                "experiment.protocol: only cross_validation is run between hospitals; leave a site out by its role, external"
+            )
         if experiment.search is not None and experiment.search.model:
             raise ValueError(
                 "experiment.search.model: heads of several shapes do not travel together; choose the head with `mil train`, "

@@ -8,10 +8,10 @@ from mil.figures.arms import input_name, main_at
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import SOFT, chance_line, site_colour, site_panels, strategy_name, title_of_site
-from mil.metrics.bootstrap import percentile_interval, point
-from mil.metrics.calibration import BINS, bin_of, expected_calibration_error, intercept, slope
+from mil.metrics.calibration import BINS, bin_of
 from mil.metrics.delong import both_classes
-from mil.metrics.score import bootstrap_weights, wilson_interval
+from mil.metrics.intervals import measured
+from mil.metrics.score import wilson_interval
 
 
 @figure("Calibration by site", needs=("predictions", "bags"))
@@ -31,11 +31,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.plot(table["score"], table["share"], "o-", color=colour, markersize=3.5, linewidth=1)
         for label, height, up in ((1, 1.0, -0.04), (0, 0.0, 0.04)):
             axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
-        weights = bootstrap_weights(scope.table, metrics)
         lines = []
-        for name, metric in (("Slope", slope), ("Intercept", intercept), ("ECE", expected_calibration_error)):
-            low, high = percentile_interval(metric(scope.labels, scope.scores, weights), metrics.confidence)
-            value = point(metric, scope.labels, scope.scores)
+        for name, metric in (("Slope", "calibration_slope"), ("Intercept", "calibration_intercept"), ("ECE", "ece")):
+            value, low, high = measured(metric, scope.labels, scope.scores, metrics.confidence)
             lines.append(f"{name} {value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−"))
         axes.text(
             0.5, -0.3, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6, linespacing=1.5
@@ -54,7 +52,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"Calibration of {strategy_name(main.strategy.name)}, {input_name(main)}: share of positives against the mean score in "
             f"{BINS} bins of equally many patients (Wilson's {metrics.confidence:.0%} intervals), each patient's score as a "
             "tick (positives above). Slope and intercept of the logistic recalibration (1 and 0 are ideal) and expected calibration error "
-            "with patient-bootstrap intervals. A score is a mean over models."
+            "with intervals (sandwich errors; test inversion). A score is a mean over models."
         ),
     )
 

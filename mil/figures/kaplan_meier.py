@@ -13,7 +13,6 @@ from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, SOFT, column_name, new_figure, strategy_colour, strategy_name
 from mil.metrics.survival import CoxModels, c_index_interval, cox_models, follow_up, kaplan_meier, log_rank
-from mil.rng import rng
 
 GROUPS = {1: "predicted positive", 0: "predicted negative"}
 MIN_GROUP = 3
@@ -36,7 +35,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if min(called.sum(), (1 - called).sum()) < MIN_GROUP:
         raise Absent(f"fewer than {MIN_GROUP} of {len(table)} patients are predicted positive, or negative")
     table["group"] = called.map(GROUPS)
-    value, low, high = c_index_interval(table, metrics.bootstrap, metrics.confidence, rng(metrics.seed, "c-index"))
+    value, low, high = c_index_interval(table, metrics.confidence)
     try:
         cox, why = cox_models(table, patients, metrics.clinical, metrics.confidence), ""
     except MilError as error:
@@ -59,7 +58,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{len(table)} patients, {int(table['event'].sum())} events",
         caption=(
             f"Kaplan-Meier curves of patients whom {strategy_name(main.strategy.name)} ({input_name(main)}) gives a score of at least 0.5 or less, with "
-            f"{metrics.confidence:.0%} intervals and a log-rank test. c-index of the score {value:.2f} [{low:.2f}, {high:.2f}] (patient bootstrap; above 0.5: a higher "
+            f"{metrics.confidence:.0%} intervals and a log-rank test. c-index of the score {value:.2f} [{low:.2f}, {high:.2f}] (jackknife, logit scale; above 0.5: a higher "
             f"score, longer without event). Hazard ratios for a standard deviation, Cox models with and without the score.{added}"
         ),
     )

@@ -7,10 +7,8 @@ from mil.figures.arms import arms_at, input_name
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import FAINT, site_panels, title_of_site
-from mil.metrics.bootstrap import percentile_interval, point
-from mil.metrics.classification import auprc
+from mil.metrics.intervals import measured
 from mil.metrics.ranking import precision_recall_curve
-from mil.metrics.score import bootstrap_weights
 
 
 @figure("Precision and recall by site", needs=("predictions", "bags"))
@@ -25,9 +23,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for axes, (site, arms) in zip(panels, found.items(), strict=True):
         for one, scope in arms:
             recall, precision = precision_recall_curve(scope.labels, scope.scores)
-            area = point(auprc, scope.labels, scope.scores)
-            drawn = auprc(scope.labels, scope.scores, bootstrap_weights(scope.table, metrics))
-            low, high = percentile_interval(drawn, metrics.confidence)
+            area, low, high = measured("auprc", scope.labels, scope.scores, metrics.confidence)
             label = f"{one.name}  {area:.2f} [{low:.2f}, {high:.2f}]"
             axes.plot(recall, precision, color=one.colour, linestyle=one.line, label=label)
             stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
@@ -46,6 +42,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{sum(len(arms[0][1].table) for arms in found.values())} patients at {len(found)} sites",
         caption=(
             f"Precision and recall of {input_name(main)} for {main.endpoint}. In the legends the average precision with "
-            f"{metrics.confidence:.0%} patient-bootstrap intervals; dashed: the share of positives, which a model that knows nothing reaches."
+            f"{metrics.confidence:.0%} intervals (jackknife, logit scale); dashed: the share of positives, which a model that knows nothing reaches."
         ),
     )

@@ -364,4 +364,5 @@ class Results:
 
 
 def _same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:
-    return (one.encoder, one.model, one.endpoint) == (other.encoder, other.model, other.endpoint)
+    parts = ("encoder", "model", "endpoint", "protocol", "covariates")
+    return all(getattr(one, part) == getattr(other, part) for part in parts)

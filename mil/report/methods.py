@@ -173,8 +173,9 @@ def _evaluation(config: Config) -> str:
     return (
         "A patient's score is the mean over the models that did not see them (one a repeat at training sites, all at external "
         f"sites). AUROC has {spec.confidence:.0%} intervals by DeLong's variance on the logit scale and by {spec.bootstrap:,} "
-        f"bootstrap resamples of patients within site and label (seed {spec.seed}). Differences are paired on the same patients (DeLong's test, and "
-        "the bootstrap of the difference); p values are corrected by Holm's method within each factor. “Own site” scores each "
+        f"bootstrap resamples of patients within site and label (seed {spec.seed}); the other metrics have intervals of their own, named in the table. Differences are paired on the same "
+        "patients (DeLong's test, primary; the bootstrap of the difference; within folds; the corrected resampled t-test over folds); p values are corrected "
+        "by Holm's method within each factor and method, groups of sites and single sites apart. “Own site” scores each "
         "training patient by their own hospital's model; the ensemble is the mean of the local models' scores."
     )
 
