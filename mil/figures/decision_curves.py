@@ -5,9 +5,10 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name, main_at
+from mil.figures.layout import outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import FAINT, SOFT, site_panels, strategy_colour, strategy_name, title_of_site
+from mil.figures.style import FAINT, SOFT, strategy_colour, strategy_name
 from mil.metrics import intervals
 from mil.metrics.arms import Scope
 from mil.metrics.decision import net_benefit, treat_all
@@ -23,7 +24,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
     if not scopes:
         raise Absent("no site has patients of both classes with predictions")
-    picture, panels = site_panels(list(scopes), below_mm=16)
+    picture, panels = site_panels(list(scopes), foot_mm=6)
     main = results.experiments[results.main]
     colour, name = strategy_colour(main.strategy.name), strategy_name(main.strategy.name)
     values, top = [], 1.1 * max(float(scope.labels.mean()) for scope in scopes.values())
@@ -44,13 +45,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.plot(THRESHOLDS, curve, color=colour, linewidth=1.5, label=name)
         title_of_site(axes, site, f"n = {len(scope.table)}")
         axes.set(xlim=(0, 0.82), ylim=(-0.12, top), xlabel="Threshold", xticks=[0, 0.25, 0.5, 0.75])
-        axes.set_box_aspect(1)
         stated = {"site": site, "threshold": THRESHOLDS}
         values.append(pd.DataFrame({**stated, "model": name, "net_benefit": curve, "low": band[0], "high": band[1]}))
         values.append(pd.DataFrame({**stated, "model": "Everybody", "net_benefit": everybody}))
-    panels[0].set_ylabel("Net benefit a patient")
+    for axes in outer_panels(panels):
+        axes.set_ylabel("Net benefit a patient")
     handles, labels = panels[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    picture.legend(handles, labels, loc="lower center", ncols=len(labels), borderaxespad=0.2)
     return Drawn(
         figure=picture,
         data=pd.concat(values, ignore_index=True),

@@ -102,6 +102,11 @@ class Results:
         """The main experiment's endpoint."""
         return self.experiments[self.main].endpoint
 
+    @property
+    def two_classes(self) -> bool:
+        """Whether the main experiment predicts yes or no."""
+        return self.config.endpoints[self.endpoint].kind == "binary"
+
     def family(self) -> dict[str, ExperimentSpec]:
         """The main experiment and those that differ from it in the strategy only: what local, pooled, federated compare."""
         main = self.experiments[self.main]
