@@ -1,82 +1,287 @@
 """Do the intervals keep their level, and are p values uniform when nothing differs? 2,000 simulated cohorts each.
 
-    python benchmarks/coverage.py [cohorts]
+    python benchmarks/coverage.py [cohorts] [single|tiles|paired|folds ...]
 
-Binormal scores of known AUROC. Prints, for each cohort, the share of 95 % intervals that hold the truth (DeLong's normal
-interval, DeLong on the logit scale, which the tables lead with, and the patient bootstrap), then the same for AUROC within
-three sites, for paired differences, and the shares of null p values below 0.05 with a Kolmogorov-Smirnov test.
+`single`: scores of a binormal model, calibrated or too sure of themselves, patients drawn at random from a population; the share
+of 95 % intervals that hold the population's value, for every metric that the tables print. `tiles`: attention against truth.
+`paired`: two scores that are equally good; how uniform the p values are (Kolmogorov-Smirnov), and the intervals of the
+difference. `folds`: two ridge regressions that are equally good, cross-validated, and one taught permuted labels.
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-from mil.metrics import delong, ranking
-from mil.metrics.bootstrap import percentile_interval, resamples
-from mil.metrics.folds import corrected_resampled_t
+from mil.config import MetricsSpec
+from mil.metrics import calibration, classification, decision, delong, intervals, ranking
+from mil.metrics.added_value import added_value
+from mil.metrics.bootstrap import p_of_difference, percentile_interval, point, resamples
+from mil.metrics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds, within_folds
+from mil.metrics.localisation import SlideAttention, localise
+from mil.metrics.score import bootstrap_interval
+from mil.metrics.survival import c_index, c_index_interval
 from mil.rng import rng
 
-COHORTS = ((40, 0.4, 0.70), (60, 0.4, 0.75), (60, 0.4, 0.90), (100, 0.4, 0.75), (200, 0.3, 0.75))
-RESAMPLES = 1000
+# patients, prevalence, AUROC, shift and slope of the score's logits against the true ones
+COHORTS = (
+    (30, 0.2, 0.75, 0.0, 1.0),
+    (30, 0.2, 0.90, 0.0, 1.6),
+    (60, 0.4, 0.75, 0.5, 1.6),
+    (60, 0.4, 0.90, 0.0, 1.0),
+    (100, 0.4, 0.75, 0.0, 1.0),
+    (200, 0.3, 0.75, 0.5, 1.6),
+)
+PAIRS = ((30, 0.3, 0.75), (60, 0.4, 0.75), (60, 0.4, 0.90), (200, 0.3, 0.75))
+RESAMPLES, THRESHOLD, CUT = 1000, 0.35, 0.5
+Metrics = dict[str, tuple[float, float, float]]
 
 
-def scores_of(stream: np.random.Generator, labels: np.ndarray, auroc: float) -> np.ndarray:
-    """Normal scores whose true AUROC is `auroc`."""
-    return stream.normal(size=len(labels)) + labels * stats.norm.ppf(auroc) * np.sqrt(2)
+def draw(stream: np.random.Generator, cohort: tuple[float, ...], patients: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores of patients from the cohort's population; at least two of either class."""
+    _, prevalence, auroc, shift, slope = cohort
+    apart = stats.norm.ppf(auroc) * np.sqrt(2)
+    labels = np.zeros(patients, int)
+    while not 2 <= labels.sum() <= patients - 2:
+        labels = (stream.random(patients) < prevalence).astype(int)
+    value = stream.normal(size=patients) + apart * labels
+    logits = apart * value - apart**2 / 2 + np.log(prevalence / (1 - prevalence))
+    return labels, 1 / (1 + np.exp(-(shift + slope * logits)))
 
 
-def labels_of(patients: int, prevalence: float) -> np.ndarray:
-    """As many positives as the prevalence says."""
-    return (np.arange(patients) < round(patients * prevalence)).astype(int)
+def measured(labels: np.ndarray, scores: np.ndarray, stream: np.random.Generator) -> Metrics:
+    """Value and interval of every metric of one cohort, as the tables have them."""
+    found: Metrics = {
+        "AUROC, DeLong": delong.interval(labels, scores),
+        "AUROC, DeLong on the logit scale": delong.logit_interval(labels, scores),
+    }
+    weights = resamples(labels, RESAMPLES, stream)
+    found["AUROC, patient bootstrap"] = _of(bootstrap_interval(ranking.auroc, labels, scores, weights, 0.95))
+    found["AUROC, percentile bootstrap (not used)"] = (
+        0.0, *percentile_interval(ranking.auroc(labels, scores, weights), 0.95),
+    )  # fmt: skip
+    sites = np.arange(len(labels)) % 3
+    if any(delong.both_classes(labels[sites == site]) for site in range(3)):
+        apart = stats.norm.cdf(stats.norm.ppf(scores) + sites)
+        found["AUROC within 3 sites"] = delong.within_interval(labels, apart, sites)
+    for name in intervals.INTERVALS:
+        found[name] = _of(intervals.INTERVALS[name](labels, scores, 0.95))
+    found[f"net benefit at {THRESHOLD}"] = _of(intervals.net_benefit(labels, scores, THRESHOLD, 0.95))
+    called = (scores >= CUT).astype(float)
+    votes = called[labels == 1], 1 - called[labels == 0]
+    bounds = [intervals.votes(own, 0.95) for own in votes]
+    found["sensitivity"], found["specificity"] = _of(bounds[0]), _of(bounds[1])
+    both = intervals.mean_of_two((votes[0].mean(), bounds[0]), (votes[1].mean(), bounds[1]))
+    found["balanced accuracy"] = _of(both)
+    return found
 
 
-def coverage(cohorts: int) -> None:
-    """Single AUROCs, as a whole and within sites."""
-    print("patients  prevalence  AUROC   normal   logit   bootstrap   within 3 sites")
-    for patients, prevalence, truth in COHORTS:
-        stream, hits = rng(0, "coverage", patients, truth), np.zeros(4)
-        labels = labels_of(patients, prevalence)
+def _of(bounds: intervals.Bounds) -> tuple[float, float, float]:
+    return 0.0, bounds.low, bounds.high
+
+
+def truths(cohort: tuple[float, ...]) -> dict[str, float]:
+    """The population's values, from two million patients."""
+    labels, scores = draw(rng(0, "population", *cohort), cohort, 2_000_000)
+    known = {
+        "auprc": classification.auprc,
+        "brier": classification.brier,
+        "calibration_slope": calibration.slope,
+        "calibration_intercept": calibration.intercept,
+        "ece": calibration.expected_calibration_error,
+        f"net benefit at {THRESHOLD}": partial(decision.net_benefit, threshold=THRESHOLD),
+    }
+    found = {name: point(metric, labels, scores) for name, metric in known.items()}
+    found["sensitivity"] = float(np.mean(scores[labels == 1] >= CUT))
+    found["specificity"] = float(np.mean(scores[labels == 0] < CUT))
+    found["balanced accuracy"] = (found["sensitivity"] + found["specificity"]) / 2
+    if cohort[3] == 0 and cohort[4] == 1:
+        found["ece"] = 0.0  # calibrated by construction
+    return found
+
+
+def survivors(stream: np.random.Generator, patients: int) -> pd.DataFrame:
+    """time, event and score, of which a higher one lives longer; about 60 % have an event."""
+    score = stream.normal(size=patients)
+    time, end = stream.exponential(np.exp(0.7 * score)), stream.uniform(0.3, 3.5, patients)
+    return pd.DataFrame({"time": np.minimum(time, end), "event": time < end, "score": score})
+
+
+def single(cohorts: int) -> None:
+    """Single metrics of one score."""
+    columns, shown = {}, {}
+    stream = rng(0, "survival population")
+    people = [survivors(stream, 3000) for _ in range(20)]
+    concordance = np.mean([c_index(*(t[c].to_numpy() for c in t), np.ones((1, len(t))))[0] for t in people])
+    for cohort in COHORTS:
+        patients, prevalence, auroc, _, slope = cohort
+        truth, stream = truths(cohort) | {"c-index": float(concordance)}, rng(0, "coverage", *cohort)
+        held: dict[str, list[float]] = {}
         for _ in range(cohorts):
-            scores = scores_of(stream, labels, truth)
-            sites = stream.permutation(np.arange(patients) % 3)
-            bounds = [
-                delong.interval(labels, scores)[1:],
-                delong.logit_interval(labels, scores)[1:],
-                percentile_interval(ranking.auroc(labels, scores, resamples(labels, RESAMPLES, stream)), 0.95),
-                delong.within_interval(labels, scores + 2 * sites, sites)[1:],
-            ]
-            hits += [low <= truth <= high for low, high in bounds]
-        shares = "   ".join(f"{share:.1%}" for share in hits / cohorts)
-        print(f"{patients:8d}  {prevalence:10.1f}  {truth:5.2f}   {shares}")
+            found = measured(*draw(stream, cohort, patients), stream)
+            found["c-index"] = c_index_interval(survivors(stream, patients), 0.95)
+            for name, (_, low, high) in found.items():
+                value = truth.get(name, auroc)
+                held.setdefault(name, []).append(np.nan if np.isnan(low) else float(low <= value <= high))
+        title = f"{patients}, {prevalence:.0%}, {auroc}" + ("" if slope == 1 else ", too sure")
+        columns[title] = {name: np.nanmean(own) for name, own in held.items()}
+        shown[title] = {name: np.isnan(own).mean() for name, own in held.items()}
+    table = pd.DataFrame(columns).map(lambda share: f"{share:.1%}")
+    blank = pd.DataFrame(shown).map(lambda share: f" ({share:.1%} undefined)" if share > 0.0005 else "")
+    print("Share of 95 % intervals that hold the population's value; patients, prevalence, AUROC")
+    print((table + blank).to_string(), end="\n\n")
 
 
-def differences(cohorts: int) -> None:
-    """Paired tests of two scores that are equally good."""
-    for patients, prevalence, truth in COHORTS[1::2]:
-        stream, found, folds, hits = rng(0, "paired", patients), [], [], 0
-        labels = labels_of(patients, prevalence)
+def tiles(cohorts: int) -> None:
+    """Attention against truth: mean over slides of the AUROC within the slide, and all tiles pooled, by patient."""
+    for patients in (8, 15, 40):
+        stream, spec, held = rng(0, "tiles", patients), MetricsSpec(bootstrap=RESAMPLES), {}
+        population = localise(_slides(rng(0, "tile population"), 4000), MetricsSpec(bootstrap=100), "x")
+        truth = population[population["site"] == "A"].set_index("metric")["value"]
+        for _ in range(max(cohorts // 4, 1)):
+            table = localise(_slides(stream, patients), spec, "x")
+            for row in table[table["site"] == "A"].itertuples():
+                held.setdefault(row.metric, []).append(row.low <= truth[row.metric] <= row.high)
+        print(f"{patients} patients' slides: " + ", ".join(f"{name} {np.mean(own):.1%}" for name, own in held.items()))
+
+
+def _slides(stream: np.random.Generator, patients: int) -> Iterator[SlideAttention]:
+    """Slides of 40 tiles, whose attention finds the truth better in some patients than in others."""
+    for number in range(patients):
+        truth = stream.random(40) < 0.3
+        truth[0], truth[1] = True, False
+        attention = stream.normal(1.2 + 0.5 * stream.normal(), 1, 40) * truth + stream.normal(size=40) * ~truth
+        weights = np.exp(attention - attention.max())
+        name = f"p{number:04d}"
+        yield SlideAttention(name, name, "A", "train", weights / weights.sum(), truth, 40)
+
+
+def paired(cohorts: int) -> None:
+    """Two scores that are equally good, on the same patients: DeLong's test, the bootstrap, within three sites, and added value."""
+    for patients, prevalence, auroc in PAIRS:
+        stream, p, held = rng(0, "paired", patients, auroc), {}, {}
+        apart = stats.norm.ppf(auroc) * np.sqrt(2)
         for _ in range(cohorts):
-            common = stream.normal(size=patients)
-            pair = [scores_of(stream, labels, truth) + common for _ in range(2)]
-            tested = delong.paired(labels, *pair)
-            hits += tested.low <= 0 <= tested.high
-            found.append(tested.p)
-            parts = np.array_split(stream.permutation(patients), 5)
-            usable = [part for part in parts if 0 < labels[part].sum() < len(part)]
-            drawn = [
-                delong.auroc(labels[part], pair[0][part]) - delong.auroc(labels[part], pair[1][part]) for part in usable
-            ]
-            folds.append(corrected_resampled_t(np.array(drawn), 1 / 4).p)
-        uniform = stats.kstest(found, "uniform").pvalue
+            labels = np.zeros(patients, int)
+            while not 2 <= labels.sum() <= patients - 2:
+                labels = (stream.random(patients) < prevalence).astype(int)
+            common, sites = stream.normal(size=patients), np.arange(patients) % 3
+            pair = [np.sqrt(0.5) * (common + stream.normal(size=patients)) + apart * labels for _ in range(2)]
+            tests = {"DeLong": delong.paired(labels, *pair)}
+            if sum(delong.both_classes(labels[sites == site]) for site in range(3)) > 1:
+                tests["DeLong within sites"] = delong.paired(labels, *pair, strata=sites)
+            for name, found in tests.items():
+                p.setdefault(name, []).append(found.p)
+                held.setdefault(name, []).append(found.low <= 0 <= found.high)
+            weights = resamples(labels, RESAMPLES, stream)
+            drawn = np.subtract(*(ranking.auroc(labels, score, weights) for score in pair))
+            low, high = percentile_interval(drawn, 0.95)
+            p.setdefault("bootstrap", []).append(p_of_difference(drawn))
+            held.setdefault("bootstrap", []).append(low <= 0 <= high)
+            if patients >= 60:
+                p.setdefault("likelihood ratio of a useless score", []).append(_useless(stream, labels, pair[0]))
+        print(f"{patients} patients, prevalence {prevalence:.0%}, AUROC {auroc}")
+        _show(p, held)
+
+
+def _useless(stream: np.random.Generator, labels: np.ndarray, column: np.ndarray) -> float:
+    ids = [str(number) for number in range(len(labels))]
+    patients = pd.DataFrame({"patient_id": ids, "column": column.astype(str)})
+    scores = pd.DataFrame({"label": labels, "score": stream.random(len(labels))}, index=ids)
+    return added_value(scores, patients, ["column"], 0.95).p
+
+
+def folds(cohorts: int) -> None:
+    """Cross-validated ridge regressions: 60 patients of one site, 5 folds, 2 repeats, two blocks of 4 features equally good."""
+    stream, p, held, values = rng(0, "folds"), {}, {}, {}
+    for _ in range(cohorts):
+        labels = (np.arange(60) < 24).astype(int)
+        blocks = [stream.normal(size=(60, 4)) + 0.5 * labels[:, None] for _ in range(2)]
+        tables = [_cross_validated(stream.integers(2**31), block, labels) for block in blocks]
+        areas = [_by_fold(table) for table in tables]
+        found = corrected_resampled_t(areas[0] - areas[1], 1 / 4)
+        naive = stats.ttest_rel(*areas)
+        placed = [placements_in_folds(table)["A", "held_out", "A"] for table in tables]
+        inside = paired_in_folds(*placed)
+        scores = [table.groupby("patient_id")["score"].mean().to_numpy() for table in tables]
+        order = tables[0].groupby("patient_id")["label"].first().to_numpy()
+        pooled = delong.paired(order, *scores)
+        for name, one in {
+            "corrected resampled t": found,
+            "DeLong, folds laid together": pooled,
+            "DeLong within folds": inside,
+        }.items():
+            p.setdefault(name, []).append(one.p)
+            held.setdefault(name, []).append(one.low <= 0 <= one.high)
+        p.setdefault("uncorrected t over folds (not used)", []).append(float(naive.pvalue))
+        for name, block, truth in (("signal", blocks[0], labels), ("permuted", blocks[0], stream.permutation(labels))):
+            table = _cross_validated(stream.integers(2**31), block, truth)
+            within = within_folds(table).iloc[0]
+            values.setdefault(f"{name}, within folds", []).append(tuple(within[["value", "low", "high"]]))
+            mean = table.groupby("patient_id").agg(label=("label", "first"), score=("score", "mean"))
+            laid = delong.logit_interval(mean["label"].to_numpy(), mean["score"].to_numpy())
+            values.setdefault(f"{name}, folds laid together", []).append(laid)
+    print("60 patients, 5 folds, 2 repeats, ridge regression")
+    _show(p, held)
+    for name, own in values.items():
+        table = np.array(own)
+        truth = 0.5 if name.startswith("permuted") else np.mean(np.array(values["signal, within folds"])[:, 0])
+        inside = np.mean((table[:, 1] <= truth) & (truth <= table[:, 2]))
+        print(f"  {name:32s} mean AUROC {table[:, 0].mean():.3f}; interval holds {truth:.3f} in {inside:.1%}")
+
+
+def _cross_validated(seed: int, values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Held-out predictions as a table of ours."""
+    stream, parts = np.random.default_rng(seed), []
+    ids = np.array([f"p{number:02d}" for number in range(len(labels))])
+    for repeat in range(2):
+        fold = np.empty(len(labels), int)
+        for label in (0, 1):
+            members = stream.permutation(np.flatnonzero(labels == label))
+            fold[members] = np.arange(len(members)) % 5
+        for number in range(5):
+            train, test = fold != number, fold == number
+            mean = values[train].mean(axis=0)
+            x, y = values[train] - mean, labels[train] - labels[train].mean()
+            weights = np.linalg.solve(x.T @ x + 5 * np.eye(x.shape[1]), x.T @ y)
+            score = np.clip(labels[train].mean() + (values[test] - mean) @ weights, 0, 1)
+            parts.append(
+                pd.DataFrame({"patient_id": ids[test], "label": labels[test], "score": score}).assign(
+                    repeat=repeat, fold=number
+                )
+            )
+    return pd.concat(parts, ignore_index=True).assign(
+        experiment="x", trained_on="A", site="A", role="train", split="held_out"
+    )
+
+
+def _by_fold(table: pd.DataFrame) -> np.ndarray:
+    return np.array(
+        [
+            delong.auroc(part["label"].to_numpy(), part["score"].to_numpy())
+            for _, part in table.groupby(["repeat", "fold"])
+        ]
+    )
+
+
+def _show(p: dict[str, list[float]], held: dict[str, list[bool]]) -> None:
+    for name, values in p.items():
+        found = np.array(values)
+        found = found[np.isfinite(found)]
+        uniform = stats.kstest(found, "uniform")
+        covered = f"interval holds 0 in {np.mean(held[name]):.1%}; " if name in held else ""
         print(
-            f"{patients} patients, paired differences: interval holds 0 in {hits / cohorts:.1%}; p < 0.05 in "
-            f"{np.mean(np.array(found) < 0.05):.1%} (Kolmogorov-Smirnov p = {uniform:.2f}); corrected resampled t-test p < 0.05 in "
-            f"{np.mean(np.array(folds) < 0.05):.1%}"
+            f"  {name:36s} {covered}p < 0.05 in {np.mean(found < 0.05):.1%}; Kolmogorov-Smirnov D {uniform.statistic:.3f}, "
+            f"p {uniform.pvalue:.2g}"
         )
 
 
+PARTS: dict[str, Callable[[int], None]] = {"single": single, "tiles": tiles, "paired": paired, "folds": folds}
+
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    coverage(number)
-    differences(number)
+    for part in sys.argv[2:] or PARTS:
+        PARTS[part](number)

@@ -269,6 +269,9 @@ def bag(
     out: OutOption,
     flow: Annotated[Path, typer.Option(help="Flow table to write: patients and slides in -> used.")],
     spec: SpecOption = "{}",
+    covariates: Annotated[
+        str, typer.Option(help="Comma-separated columns of the patient table that experiments read besides the slides.")
+    ] = "",
     log: LogOption = None,
 ) -> None:
     """Form the bags of an endpoint: patients with their slides, label and folds."""
@@ -281,10 +284,12 @@ def bag(
     reporter = _reporter(log)
     sheet, endpoint = read_spec(SlidesSpec, slides), read_spec(EndpointSpec, spec)
     cohort = read_cohort(sheet, [endpoint.column])
-    bags, table = make_bags(cohort, read_census(census_tables), sheet.roles, endpoint)
+    names = [name for name in covariates.split(",") if name]
+    bags, table = make_bags(cohort, read_census(census_tables), sheet.roles, endpoint, names)
     write_table(table, flow)
     write_table(bags, out)
-    reporter.note(f"bag {endpoint.column}: {len(bags)} patients, {int(bags['label'].sum())} positive")
+    positive = f", {int(bags['label'].sum())} positive" if endpoint.kind == "binary" else ""
+    reporter.note(f"bag {endpoint.column}: {len(bags)} patients{positive}")
 
 
 @app.command()
@@ -346,6 +351,12 @@ def score(
     predictions: Annotated[Path, typer.Argument(help="Predictions of one experiment.")],
     out: OutOption,
     experiment: Annotated[str, typer.Option(help="The experiment's settings: JSON text or a file.")],
+    inner: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="inner.csv of the run: with it, thresholds are chosen and decisions scored.", show_default=False
+        ),
+    ] = None,
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
@@ -353,11 +364,13 @@ def score(
     from mil.config import ExperimentSpec, MetricsSpec, read_spec
     from mil.metrics.score import read_predictions
     from mil.metrics.score import score as score_table
+    from mil.metrics.thresholds import read_inner
     from mil.tables import write_table
 
     reporter = _reporter(log)
     settings = read_spec(MetricsSpec, spec)
-    table = score_table(read_predictions(predictions), settings, read_spec(ExperimentSpec, experiment))
+    held = read_inner(inner) if inner is not None else None
+    table = score_table(read_predictions(predictions), settings, read_spec(ExperimentSpec, experiment), held)
     write_table(table, out)
     for row in table[table["metric"] == "auroc"].itertuples():
         reporter.note(

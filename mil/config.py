@@ -177,7 +177,7 @@ class EncoderSpec(Spec):
 class MetricsSpec(Spec):
     """How predictions are scored."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     confidence: float = Field(default=0.95, gt=0, lt=1)
     bootstrap: int = Field(default=2000, ge=100)
     """Patient bootstrap resamples."""

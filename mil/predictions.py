@@ -7,10 +7,11 @@ import pandas as pd
 import torch
 
 from mil.endpoints import Endpoint, build_endpoint
-from mil.errors import CorruptFile
+from mil.errors import CorruptFile, MilError
 from mil.federation.strategies import build_strategy
 from mil.models import build
 from mil.models.head import Output
+from mil.tables import require_columns
 from mil.training.artefact import Family, Run
 from mil.training.cohort import covariate_table
 from mil.training.engine import Data, Engine, Learners, Method
@@ -33,11 +34,13 @@ def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions
     """Each model on the patients it may judge, the scores of models that judge together averaged.
 
     `held_out`: patients of a site it was trained on, in its own outer fold. `transfer`: patients of a training site that
-    it never saw, in the same fold number. `external`: every patient of an external site, by every model. Where sites
-    have models of their own, their patients are judged by these, and others' by the mean of all.
+    it never saw, in the same fold number; models that left one site out judge these only. `external`: every patient of an
+    external site, by every model. Where sites have models of their own, their patients are judged by these, and others'
+    by the mean of all.
     """
     _check_encoder(run, features)
     bags = bags.reset_index(drop=True)
+    _check_folds(run, bags)
     judge = Judge(run, bags, features)
     scores: dict[tuple[str, int, int], list[pd.DataFrame]] = {}
     sums: dict[str, np.ndarray] = {}
@@ -94,12 +97,13 @@ class Judge:
         return tables
 
     def add_attention(self, family: Family, models: pd.DataFrame, sums: dict[str, np.ndarray]) -> None:
-        """Add each model's attention to those patients' `sums` whom it may see: held out or external ones."""
+        """Add each model's attention to those patients' `sums` whom it may see: held out or external ones, or a site left out."""
         engine, learners = self._engine(family), self._learners(family)
         seen = []
         for model in models.itertuples():
             split = self._judged(model)
-            seen.append(self.bag[(split == "held_out") | (split == "external")])
+            transfer = (split == "transfer") & (self.run.experiment.protocol == "leave_one_site_out")
+            seen.append(self.bag[(split == "held_out") | (split == "external") | transfer])
 
         found: dict[tuple[int, str], np.ndarray] = {}
 
@@ -119,6 +123,8 @@ class Judge:
     def _judged(self, model) -> np.ndarray:
         """What each row of the bag table is to a model; '' where it does not judge it."""
         split = splits(self.bags, model.trained_on.split("+"), model.repeat, model.fold)
+        if self.run.experiment.protocol == "leave_one_site_out":
+            split = np.where(split == "transfer", split, "")
         if not self.personal:
             return split
         others = self.bags["site"].isin(model.trained_on.split("+")) & (self.bags["site"] != model.member)
@@ -134,7 +140,15 @@ class Judge:
             self.features.patient_keys(),
             torch.from_numpy(self.covariates) if covariates else None,
         )
-        return Engine(head, self.endpoint, data, Method(precision=self.run.experiment.training.precision))
+        engine = Engine(head, self.endpoint, data, Method(precision=self.run.experiment.training.precision))
+        shapes = {name: tuple(value.shape[1:]) for name, value in family.weights.items() if name not in BUFFERS}
+        mean = family.weights.get("features.mean")
+        if shapes != engine.layout.shapes or (mean is not None and mean.shape[1] != self.features.width):
+            raise CorruptFile(
+                f"features: {self.features.width} numbers a tile do not fit the run's weights of {family.model.name}; extract them as "
+                "for training, or run `mil train` again"
+            )
+        return engine
 
     def _learners(self, family: Family) -> Learners:
         names = [name for name in sorted(family.weights) if name not in BUFFERS]
@@ -153,3 +167,31 @@ def _check_encoder(run: Run, features: FeatureStore) -> None:
             raise CorruptFile(
                 f"features: {key} is {features.about.get(key)!r}, but the run was trained on {trained!r}; extract them with the same spec"
             )
+
+
+def _check_folds(run: Run, bags: pd.DataFrame) -> None:
+    """Patients of training sites must stand where they stood when the models were trained, or they would be judged by ones that saw them."""
+    if run.folds is None:
+        return
+    columns = [name for name in run.folds if name != "patient_id"]
+    require_columns(bags, ["patient_id", "role", *columns], "bags")
+    then = run.folds.set_index("patient_id")[columns].apply(_as_text)
+    now = bags[bags["role"] == "train"].set_index("patient_id")[columns].apply(_as_text)
+    for patient, row in now.iterrows():
+        if patient not in then.index:
+            raise MilError(
+                f"bags: patient {patient} of training site {row['site']} was not there when the run was trained; run `mil train` again"
+            )
+        differing = [name for name in columns if row[name] != then.loc[patient, name]]
+        if differing:
+            name = differing[0]
+            raise MilError(
+                f"bags: patient {patient} has {name} {row[name]}, but had {then.loc[patient, name]} when the run was trained; run "
+                "`mil train` again, or predict with the bags of that time"
+            )
+
+
+def _as_text(cells: pd.Series) -> pd.Series:
+    """Cells as text, numbers the same whether a file made whole ones of them or not."""
+    numbers = pd.to_numeric(cells, errors="coerce").astype(float)
+    return numbers.map("{:g}".format).where(numbers.notna(), cells.astype(str))

@@ -5,6 +5,7 @@ patches (whose outline is the truth), and is what the scores of better strategie
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Slide:
     truth: np.ndarray
 
 
-def config_of(folder: Path, experiments: tuple[str, ...]) -> Config:
+def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str]) -> Config:
     stanzas = {
         name: {
             "encoder": "effnet",
@@ -57,7 +58,7 @@ def config_of(folder: Path, experiments: tuple[str, ...]) -> Config:
     return Config.model_validate(
         {
             "cohort": "small",
-            "slides": {"sheet": str(folder / "slides.csv"), "patients": str(folder / "patients.csv"), "roles": SITES},
+            "slides": {"sheet": str(folder / "slides.csv"), "patients": str(folder / "patients.csv"), "roles": sites},
             "truth": {"masks": str(folder / "truth/{slide_id}.png"), "mask_mpp": 4.0, "positive_share": 0.3},
             "tiles": {"size_px": TILE_PX, "mpp": TILE_MPP},
             "endpoints": {"response": {"folds": 3, "inner_folds": 2, "repeats": 2}},
@@ -82,11 +83,16 @@ def build_results(
     folder: Path,
     patients_a_site: int = 14,
     experiments: tuple[str, ...] = ("attention_local", "attention_pooled", "attention_fedavg", "mean_fedavg"),
+    sites: dict[str, str] = SITES,
+    edit: Callable[[pd.DataFrame], pd.DataFrame] = lambda patients: patients,
 ) -> Config:
-    """Write the whole folder `folder/results` and the sheets beside it; returns the config that would have made it."""
-    config = config_of(folder, experiments)
+    """Write the whole folder `folder/results` and the sheets beside it; returns the config that would have made it.
+
+    `sites` are their roles by name; `edit` may change the patients (drop some, blank some cells) before slides are drawn.
+    """
+    config = config_of(folder, experiments, sites)
     results = folder / "results"
-    patients = draw_patients(patients_a_site)
+    patients = edit(draw_patients(patients_a_site, list(sites)))
     slides = [slide for row in patients.itertuples() for slide in draw_slides(row)]
     write_sheets(folder, patients, slides)
     census = write_census(results, folder, slides, patients)
@@ -100,24 +106,26 @@ def build_results(
     by_patient = ok.groupby("patient_id")
     bags["slides"] = bags["patient_id"].map(by_patient["slide_id"].agg(lambda ids: ";".join(sorted(ids))))
     bags["site"] = bags["patient_id"].map(by_patient["site"].first())
-    bags["role"] = bags["site"].map(SITES)
+    bags["role"] = bags["site"].map(sites)
     bags["label"] = bags["patient_id"].map(usable.set_index("patient_id")["response"].astype(int))
     bags = deal_folds(bags.sort_values(["site", "patient_id"], ignore_index=True), config.endpoints["response"])
     write_table(bags, results / "bags/response.csv")
     lost = dict.fromkeys(patients.loc[patients["response"] == "", "patient_id"], "no_label")
-    write_table(flow(census, SITES, bags["patient_id"], lost), results / "bags/response.flow.csv")
+    write_table(flow(census, sites, bags["patient_id"], lost), results / "bags/response.flow.csv")
     write_tiles(results, [slide for slide in slides if slide.slide_id in set(ok["slide_id"])])
     for name in experiments:
-        write_run(results, name, bags, patients)
+        write_run(results, name, bags, patients, sites)
         if name.endswith("fedavg"):
             write_attention(results, name, bags, slides, informed=name.startswith("attention"))
     write_text(results / "config.json", config.to_json())
     return config
 
 
-def draw_patients(patients_a_site: int) -> pd.DataFrame:
+def draw_patients(patients_a_site: int, sites: list[str]) -> pd.DataFrame:
     rows = []
-    for site in SITES:
+    initials = [site[0].upper() for site in sites]
+    for place, site in enumerate(sites):
+        initial = initials[place] if len(set(initials)) == len(initials) else f"P{place + 1:02d}-"
         stream = rng(0, "patients", site)
         for number in range(patients_a_site):
             density = float(stream.beta(2, 3))
@@ -126,7 +134,7 @@ def draw_patients(patients_a_site: int) -> pd.DataFrame:
             time, censored = float(stream.exponential(1 / hazard)), float(stream.uniform(24, 72))
             rows.append(
                 {
-                    "patient_id": f"{site[0].upper()}{number + 1:02d}",
+                    "patient_id": f"{initial}{number + 1:02d}",
                     "site": site,
                     "density": density,
                     "response": str(int(response)),
@@ -141,8 +149,8 @@ def draw_patients(patients_a_site: int) -> pd.DataFrame:
                 }
             )
     table = pd.DataFrame(rows)
-    table.loc[[3, patients_a_site + 5], "ki67"] = ""
-    table.loc[patients_a_site * 2 + 1, "response"] = ""
+    table.loc[[3 % len(table), (patients_a_site + 5) % len(table)], "ki67"] = ""
+    table.loc[(patients_a_site * 2 + 1) % len(table), "response"] = ""
     return table
 
 
@@ -174,7 +182,7 @@ def draw_slide(slide_id: str, patient, stream: np.random.Generator) -> Slide:
     stroma = np.array([226, 176, 203], np.float32) + 10 * smooth[..., None] + grain
     dark = np.array([126, 84, 158], np.float32) + 2 * grain
     pixels = np.where(tissue[..., None], stroma, pixels)
-    pixels = np.where(lymphocytes[..., None], dark, pixels) * np.array(TINT[patient.site], np.float32)
+    pixels = np.where(lymphocytes[..., None], dark, pixels) * np.array(TINT.get(patient.site, (1, 1, 1)), np.float32)
     truth = cv2.resize(lymphocytes.astype(np.uint8) * 255, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
     return Slide(slide_id, patient.patient_id, patient.site, np.clip(pixels, 0, 255).astype(np.uint8), truth)
 
@@ -283,10 +291,10 @@ def write_tiles(results: Path, slides: list[Slide]) -> None:
             file.annotate({**root, "stage": "features", "encoder": "effnet"})
 
 
-def write_run(results: Path, name: str, bags: pd.DataFrame, patients: pd.DataFrame) -> None:
+def write_run(results: Path, name: str, bags: pd.DataFrame, patients: pd.DataFrame, sites: dict[str, str]) -> None:
     strategy = name.split("_")[1]
     density = patients.set_index("patient_id")["density"]
-    training = sorted(site for site, role in SITES.items() if role == "train")
+    training = sorted(site for site, role in sites.items() if role == "train")
     trained_on = training if strategy == "local" else ["+".join(training)]
     rows = []
     for on in trained_on:

@@ -1,5 +1,6 @@
 """A small federation on disk: three hospitals with features and bag tables of their own, and the files of every side."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from safetensors.torch import load, save
 
 from mil import hdf5
 from mil.bags import deal_folds
 from mil.config import EndpointSpec
 from mil.federation.config import FederationSpec, ServerSpec, SiteSpec, read_federation, read_own
+from mil.federation.payload import header
+from mil.federation.site import Site
 from mil.tables import write_table
 
 SITES = {"A": ("train", 48), "B": ("train", 52), "C": ("external", 30)}
@@ -100,3 +104,23 @@ def rewrite_protocol(hospitals: Hospitals, **changes) -> Iterator[None]:
     finally:
         for path in copies:
             path.write_text(before)
+
+
+class Bad:
+    """A site whose answers to `kind` are tampered with."""
+
+    def __init__(self, site: Site, kind: str, change: Callable[[bytes], bytes]) -> None:
+        self.site, self.kind, self.change = site, kind, change
+
+    def answer(self, blob: bytes) -> bytes:
+        found = self.site.answer(blob)
+        return self.change(found) if header(blob, "")["kind"] == self.kind else found
+
+
+def edited(blob: bytes, tensors: Callable[[dict], dict] | None = None, **values) -> bytes:
+    """A message with other tensors and values, as somebody who knows the format makes one."""
+    about, found = header(blob, ""), load(blob)
+    if tensors is not None:
+        found = tensors(found)
+    kind = values.pop("kind", about["kind"])
+    return save(found, metadata={"mil": json.dumps({"kind": kind, "values": {**about["values"], **values}})})

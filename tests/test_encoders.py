@@ -1,6 +1,8 @@
+import hashlib
 import http.server
 import io
 import os
+import re
 import threading
 
 import numpy as np
@@ -16,11 +18,12 @@ from mil.encoders.mahmood import PooledVit
 from mil.encoders.resnet import ResNet50
 from mil.encoders.state import from_huggingface, from_old_swin, load_huggingface, load_timm, resized_positions
 from mil.encoders.vit import Vit
-from mil.encoders.weights import UrlFile
+from mil.encoders.weights import HubFile, UrlFile
 from mil.errors import MilError
 from mil.features import Engine
 from mil.progress import Reporter, quiet
 
+MAIN = "c0ffee" + 34 * "0"
 # Model cards and papers, written down apart from the registry: width, input, mean[0], sd[0], interpolation, resize.
 CARDS = {
     "uni": (1024, 224, 0.485, 0.229, "bilinear", None),
@@ -251,7 +254,7 @@ def test_weights_of_another_network_or_broken_ones_are_refused(tmp_path):
 
 
 class Hub(http.server.SimpleHTTPRequestHandler):
-    """Answers like the hub: `owkin` is open at commit c0ffee, everything else is gated."""
+    """Answers like the hub: Phikon and Kaiko are open, whose `main` is at commit c0ffee; everything else is gated."""
 
     def do_HEAD(self):
         self.answer(b"")
@@ -260,10 +263,12 @@ class Hub(http.server.SimpleHTTPRequestHandler):
         self.answer(self.server.content)
 
     def answer(self, body):
-        if self.path.startswith("/owkin/phikon/resolve/"):
+        if self.path.startswith(("/owkin/phikon/resolve/", "/1aurent/vit_small_patch16_224.kaiko")):
+            asked = self.path.split("/")[4]
+            self.server.asked.append(asked)
             self.send_response(200)
-            self.send_header("X-Repo-Commit", "c0ffee" + 34 * "0")
-            self.send_header("ETag", '"abc"')
+            self.send_header("X-Repo-Commit", MAIN if asked == "main" else asked)
+            self.send_header("ETag", f'"{hashlib.sha256(self.server.content).hexdigest()}"')
             self.send_header("Content-Length", str(len(self.server.content)))
             self.end_headers()
             self.wfile.write(body)
@@ -285,7 +290,7 @@ class Hub(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.content = b"weights"
+    server.content, server.asked = b"weights", []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -302,7 +307,8 @@ def test_fetch_fills_a_bundle_with_commits_and_hashes_and_names_the_page_of_a_ga
     assert "phikon/model.safetensors, 7 bytes" in said.getvalue()
     assert "colour: none needed; nothing to fetch" in said.getvalue()
     assert "model.safetensors is there" in said.getvalue()
-    assert '"commit": "c0ffee' in (folder / "bundle.json").read_text()
+    assert set(hub.asked) == {ENCODERS["phikon"].source.revision}
+    assert f'"commit": "{ENCODERS["phikon"].source.revision}"' in (folder / "bundle.json").read_text()
     with pytest.raises(MilError, match=r"uni is gated: ask for access at https://huggingface\.co/MahmoodLab/UNI"):
         bundle.fetch(["uni"], folder, quiet(), endpoint=mirror)
     with pytest.raises(MilError, match="cannot be read"):
@@ -310,12 +316,47 @@ def test_fetch_fills_a_bundle_with_commits_and_hashes_and_names_the_page_of_a_ga
     assert list(bundle.check(folder, ["uni", "colour"]).state) == ["missing", "ok"]
 
 
+def test_what_the_registry_does_not_pin_is_held_to_what_was_fetched_first(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder, mirror, name = tmp_path / "bundle", f"http://127.0.0.1:{hub.server_port}", "kaiko_vits16"
+
+    def fetch():
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / f"cache{len(hub.asked)}"))
+        bundle.fetch([name], folder, quiet(), endpoint=mirror)
+
+    fetch()
+    target = bundle.bundled(folder, name, ENCODERS[name].source)
+    assert hub.asked[0] == "main"
+    assert f'"commit": "{MAIN}"' in (folder / "bundle.json").read_text()
+    target.unlink()
+    hub.asked.clear()
+    fetch()
+    assert set(hub.asked) == {MAIN}
+    hub.content = b"others!"
+    target.write_bytes(b"altered")
+    with pytest.raises(MilError, match=r"now gives another file .* to take the new one, remove 'kaiko_vits16'"):
+        fetch()
+    assert target.read_bytes() == b"altered"
+
+
+def test_every_hub_file_says_whether_it_is_pinned():
+    pinned = bundle.list_encoders().set_index("name").pinned
+    for name in ENCODERS:
+        source = ENCODERS[name].source
+        assert not isinstance(source, HubFile) or re.fullmatch(r"[0-9a-f]{40}", source.revision or MAIN)
+        said = "not pinned" in bundle.show_encoder(name)
+        assert pinned[name] != said
+    assert "commit b55a5ec6cade1a39edfe6534189a9b8ca7a022f0, sha256 56ef09b44a25dc5c" in bundle.show_encoder("uni")
+    assert not pinned["hibou_l"]
+
+
 def test_fetch_from_a_fixed_address_holds_the_file_to_its_hash(hub, tmp_path):
     url = f"http://127.0.0.1:{hub.server_port}/net.pth"
-    bundle._from_url(UrlFile(url, "page"), tmp_path / "net.pth")
+    bundle._download("net", UrlFile(url, "page"), tmp_path / "net.pth", {}, None)
     assert (tmp_path / "net.pth").read_bytes() == b"weights"
     with pytest.raises(MilError, match="is not 00000000"):
-        bundle._from_url(UrlFile(url, "page", sha256="00000000"), tmp_path / "other.pth")
+        bundle._download("net", UrlFile(url, "page", sha256="00000000"), tmp_path / "other.pth", {}, None)
     assert not (tmp_path / "other.pth").exists()
 
 

@@ -91,8 +91,14 @@ def test_lines_cut_off_the_end_are_found_by_the_other_side(finished: Hospitals, 
         assert any("site B" in fault for fault in cross_check(server, sites).faults)
     sites["B"].write_text("".join(whole))
     lines = server.read_text().splitlines(keepends=True)
+    for kept in range(1, len(lines)):  # down to the line that says that the run began
+        server.write_text("".join(lines[:kept]))
+        assert verify(server) == kept
+        assert cross_check(server, sites).faults, kept
     server.write_text("".join(lines[:-3]))
     assert any(fault.startswith("server: the line") for fault in cross_check(server, sites).faults)
+    server.write_text("".join(lines[:-1]))
+    assert any("knows nothing of the answer to 'finish'" in fault for fault in cross_check(server, sites).faults)
 
 
 def test_a_ledger_written_anew_is_found_by_the_other_side(finished: Hospitals, tmp_path: Path) -> None:

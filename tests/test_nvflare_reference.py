@@ -12,17 +12,21 @@ from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
 from mil.federation import inprocess
 from mil.federation.config import BETWEEN_HOSPITALS
 from mil.federation.forms import slots
-from mil.federation.reference import Course, state_digest
+from mil.federation.reference import Course, Federation, state_digest
 from mil.federation.server import Server, SitesMissing
 from mil.federation.site import Site
 from mil.federation.strategies import build_strategy
 from mil.progress import quiet
-from mil.training.run import train
+from mil.training.plans import first_weights
+from mil.training.protocol import candidates
+from mil.training.run import Run, train
 from mil.training.store import FeatureStore
 
 SGD = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd"}
 SPECIAL = {
     "scaffold": {"training": SGD},
+    "cyclic": {"strategy": {"name": "cyclic", "shuffled": True}},
+    "finetune": {"strategy": {"name": "finetune", "epochs": 2, "base": "cyclic"}},
     "fedavg": {"training": {"rounds": 3, "batch_size": 8, "lr": 0.01, "imbalance": "weights", "local_epochs": 2}},
     "fedprox": {"strategy": {"name": "fedprox", "mu": 0.1, "participation": 0.5}},
     "median": {"training": {"rounds": 2, "batch_size": 8, "lr": 0.01, "imbalance": "sampling", "max_tiles": 6}},
@@ -51,42 +55,73 @@ def opened(hospitals: Hospitals) -> dict[str, Site]:
 
 @pytest.mark.parametrize("strategy", BETWEEN_HOSPITALS)
 def test_every_round_has_the_reference_driver_s_digest(hospitals: Hospitals, tmp_path: Path, strategy: str) -> None:
-    with rewrite_protocol(hospitals, experiment=experiment(strategy)):
-        protocol, sites = hospitals.protocol, opened(hospitals)
-        rounds: dict[str, list[dict]] = {"inner": [], "refit": []}
-        scales: dict[str, dict] = {}
-
-        def note(server: Server) -> None:
-            entry = json.loads(server.ledger.lines[-1])
-            if entry["kind"] == "moments":
-                scales[entry["phase"]] = dict(server.stages.buffers)
-            if (
-                entry["kind"] == "train"
-            ):  # after the last round of a phase the next one's first models are there already
-                rounds[entry["phase"]].append({name: value.clone() for name, value in server.stages.state.items()})
-
-        server = run(hospitals, tmp_path, sites, note)
-        training = protocol.experiment.training
-        for phase, found in rounds.items():
-            for number, slot in enumerate(slots(protocol, phase)):
-                buffers = {name: value[number] for name, value in scales[phase].items()}
-                data = {name: sites[name].work.site_data(slot, buffers) for name in "AB"}
-                parts = (build_strategy(protocol.experiment.strategy), training, data, slot.name)
-                course = Course(*parts, training.lr, training.weight_decay)
-                shapes = server.stages.shapes
-                generator = _first(training.seed, slot)
-                now = course.begin({n: torch.from_numpy(v) for n, v in shapes.head.initial(generator).items()})
-                last = server.stages.progress.rounds[number] if phase == "refit" else training.rounds
-                for place in range(last):
-                    now = course.round(now)
-                    state = {name: value[number] for name, value in found[place].items()}
-                    assert state_digest(state) == now.sha256, (phase, slot.name, place + 1)
+    members = hospitals.protocol.model_dump(mode="json")["sites"]
+    if strategy == "fedper":  # an external site would have no layers of its own
+        members.pop("C")
+    with rewrite_protocol(hospitals, experiment=experiment(strategy), sites=members):
+        compare_with_reference(hospitals, tmp_path, strategy)
 
 
-def _first(seed: int, slot) -> np.random.Generator:
-    from mil.training.plans import first_weights
+def test_a_search_and_replicas_are_more_models_with_the_reference_driver_s_digests(
+    hospitals: Hospitals, tmp_path: Path
+) -> None:
+    training = {"rounds": 2, "batch_size": 8, "replicas": 2, "patience": 1}
+    more = {"training": training, "search": {"lr": [0.001, 0.03], "weight_decay": [0.0, 0.1]}}
+    with rewrite_protocol(hospitals, experiment={**PROTOCOL["experiment"], **more}):
+        server = compare_with_reference(hospitals, tmp_path, "search")
+        assert len(server.stages.progress.rounds) == 3 * 2
+        assert len(set(server.stages.progress.choices)) > 1 or server.stages.progress.choices[0] > 0
 
-    return first_weights(seed, slot.repeat, slot.fold, 0)
+
+def compare_with_reference(hospitals: Hospitals, folder: Path, name: str) -> Server:
+    """A run between hospitals and the plain driver on every slot: global and own tensors equal after every round."""
+    protocol, sites = hospitals.protocol, {one: Site.open(hospitals.site(one)) for one in hospitals.protocol.sites}
+    rounds: dict[str, dict[int, dict]] = {"inner": {}, "refit": {}}
+    scales: dict[str, dict] = {}
+
+    def note(server: Server) -> None:
+        entry = json.loads(server.ledger.lines[-1])
+        if entry["kind"] == "moments":
+            scales[entry["phase"]] = dict(server.stages.buffers)
+        if entry["kind"] == "train":  # after the last round of a phase the next one's first models are there already
+            rounds[entry["phase"]][entry["round"]] = {key: value.clone() for key, value in server.stages.state.items()}
+
+    server = Server(protocol, name, folder)
+    inprocess.run(server, sites, note)
+    training, progress = protocol.experiment.training, server.stages.progress
+    for phase, found in rounds.items():
+        for number, slot in enumerate(slots(protocol, phase, progress.choices)):
+            buffers = {key: value[number] for key, value in scales[phase].items()}
+            data = {one: sites[one].work.site_data(slot, buffers) for one in protocol.training_sites}
+            chosen = candidates(protocol.experiment)[slot.choice]
+            parts = (build_strategy(protocol.experiment.strategy), training, data, slot.name)
+            course = Course(*parts, chosen.lr, chosen.weight_decay)
+            drawn = server.stages.shapes.head.initial(
+                first_weights(training.seed, slot.repeat, slot.fold, slot.replica)
+            )
+            now = course.begin({key: torch.from_numpy(value) for key, value in drawn.items()})
+            last = progress.rounds[number] if phase == "refit" else max(found)
+            for place in range(1, last + 1):
+                now = course.round(now)
+                state = {key: value[number] for key, value in found[place].items()}
+                shared = {key: now.state[key] for key in state}
+                assert state_digest(state) == state_digest(shared), (phase, slot.name, place)
+                assert set(now.state) - set(state) == set(server.stages.shapes.own)
+            if phase == "refit" and course.strategy.personal:
+                compare_own(
+                    hospitals, name, number, course, course.finetuned(now) if course.strategy.finetune_epochs else now
+                )
+    return server
+
+
+def compare_own(hospitals: Hospitals, run: str, number: int, course: Course, now: Federation) -> None:
+    """What each site has kept for itself is what the reference has it keep, bit for bit."""
+    for site in course.sites:
+        kept = Run.load(Path(hospitals.site(site).workspace) / "runs" / run)
+        own = now.local[site] if course.strategy.finetune_epochs else course.personal(now, site)
+        found = {key: kept.families[0].weights[key][number] for key in own}
+        assert state_digest(found) == state_digest(own), (site, number)
+        assert kept.models["member"][number] == site
 
 
 @pytest.mark.parametrize(("patience", "participation"), [(None, 1.0), (1, 1.0), (1, 0.5)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hospitals import Hospitals, make_hospitals
+from hospitals import Bad, Hospitals, edited, make_hospitals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -141,48 +141,27 @@ def sites(hospitals: Hospitals) -> dict[str, Site]:
     return {name: Site.open(hospitals.site(name)) for name in "ABC"}
 
 
-class Bad:
-    """A site whose answers to `kind` are tampered with."""
-
-    def __init__(self, site: Site, kind: str, change) -> None:
-        self.site, self.kind, self.change = site, kind, change
-
-    def answer(self, blob: bytes) -> bytes:
-        found = self.site.answer(blob)
-        return self.change(found) if header(blob, "")["kind"] == self.kind else found
-
-
-def _edited(blob: bytes, tensors=None, **values) -> bytes:
-    about = header(blob, "")
-    from safetensors.torch import load
-
-    found = load(blob)
-    if tensors is not None:
-        found = tensors(found)
-    return save(found, metadata={"mil": json.dumps({"kind": about["kind"], "values": {**about["values"], **values}})})
-
-
 @pytest.mark.parametrize(
     ("kind", "change", "said"),
     [
-        ("train", lambda blob: _edited(blob, lambda found: {}), "missing"),
+        ("train", lambda blob: edited(blob, lambda found: {}), "missing"),
         (
             "train",
-            lambda blob: _edited(blob, lambda found: {**found, "score.bias": found["score.bias"] * float("nan")}),
+            lambda blob: edited(blob, lambda found: {**found, "score.bias": found["score.bias"] * float("nan")}),
             "holds NaN",
         ),
         (
             "train",
-            lambda blob: _edited(blob, lambda found: {**found, "num_bags": found["num_bags"] * 0 + 19}),
+            lambda blob: edited(blob, lambda found: {**found, "num_bags": found["num_bags"] * 0 + 19}),
             "fewer than 20",
         ),
-        ("train", lambda blob: _edited(blob, lambda found: {**found, "num_steps": found["num_steps"] * 0}), "no step"),
-        ("train", lambda blob: _edited(blob, lambda found: {**found, "embedding": torch.ones(3)}), "not on the list"),
-        ("train", lambda blob: _edited(blob, site="B"), "says it is from B"),
+        ("train", lambda blob: edited(blob, lambda found: {**found, "num_steps": found["num_steps"] * 0}), "no step"),
+        ("train", lambda blob: edited(blob, lambda found: {**found, "embedding": torch.ones(3)}), "not on the list"),
+        ("train", lambda blob: edited(blob, site="B"), "says it is from B"),
         ("train", lambda blob: blob[:100], "not a message of ours"),
         ("train", lambda blob: b"", "not a message of ours"),
-        ("join", lambda blob: _edited(blob, code_sha256="1" * 64), "code_sha256"),
-        ("join", lambda blob: _edited(blob, spec_sha256="1" * 64), "spec_sha256"),
+        ("join", lambda blob: edited(blob, code_sha256="1" * 64), "code_sha256"),
+        ("join", lambda blob: edited(blob, spec_sha256="1" * 64), "spec_sha256"),
     ],
 )
 def test_the_server_refuses_a_bad_answer_and_names_the_site(
@@ -202,7 +181,7 @@ def test_a_refused_round_changes_nothing_and_the_next_job_goes_on(
     with pytest.raises(SitesMissing):
         inprocess.run(
             Server(hospitals.protocol, "run", tmp_path / "refused"),
-            {**sites, "B": Bad(sites["B"], "train", lambda blob: _edited(blob, lambda found: {}))},
+            {**sites, "B": Bad(sites["B"], "train", lambda blob: edited(blob, lambda found: {}))},
         )
     again = Server(hospitals.protocol, "run", tmp_path / "refused")
     inprocess.run(again, sites)
@@ -286,7 +265,11 @@ def test_a_site_may_only_be_stricter(hospitals: Hospitals, tmp_path: Path) -> No
     loose = SiteSpec(site="A", results="r", max_mb_a_round=1000, min_patients=20, small_cells=5)
     assert limits(protocol, loose) == protocol.payload
     strict = SiteSpec(site="A", results="r", max_mb_a_round=1, min_patients=30, small_cells=20)
-    assert limits(protocol, strict).model_dump() == {"max_mb_a_round": 1, "min_patients": 30, "small_cells": 20}
+    found = limits(protocol, strict).model_dump()
+    assert found == {"max_mb_a_round": 1, "min_patients": 30, "small_cells": 20, "max_update": None}
+    for own, common, both in [(None, 2.0, 2.0), (1.0, 2.0, 1.0), (3.0, 2.0, 2.0), (3.0, None, 3.0)]:
+        changed = protocol.model_copy(update={"payload": protocol.payload.model_copy(update={"max_update": common})})
+        assert limits(changed, SiteSpec(site="A", results="r", max_update=own)).max_update == both
     (tmp_path / "site.yaml").write_text("site: A\nresults: r\nsmall_cells: 2\n")
     with pytest.raises(MilError, match="small_cells"):
         read_own(SiteSpec, tmp_path / "site.yaml")

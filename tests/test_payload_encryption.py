@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
+from safetensors.torch import load
 
 from mil.errors import MilError
 from mil.federation import inprocess
@@ -16,7 +17,6 @@ from mil.federation.payload import PayloadError
 from mil.federation.server import Server, SitesMissing
 from mil.federation.site import Site
 
-tenseal = pytest.importorskip("tenseal", reason="tenseal is an optional package")
 TRAINING = {"rounds": 2, "batch_size": 8, "lr": 0.05, "optimiser": "sgd"}
 
 
@@ -38,6 +38,23 @@ def test_the_sum_of_three_sites_is_the_plain_sum(keys: tuple[Path, Path]) -> Non
         assert (found - sum(part.double() for part in parts)).abs().max() < 1e-6
     again = Cipher(keys[0]).open(adder.add(sealed), shapes)
     assert all(torch.equal(one, other) for one, other in zip(opened, again, strict=True))
+
+
+@pytest.mark.parametrize("sites", ["AB", "ABCDEFGHIJ"])
+def test_masks_cancel_in_the_sum_of_all_and_hide_whatever_else_is_opened(keys: tuple[Path, Path], sites: str) -> None:
+    cipher, adder = Cipher(keys[0]), Adder(keys[1])
+    generator = torch.Generator().manual_seed(0)
+    plain = [0.1 * torch.randn(9000, generator=generator).double() for _ in sites]
+    masks = [cipher.mask(site, list(sites), "question", 9000) for site in sites]
+    sealed = [cipher.seal([own], mask) for own, mask in zip(plain, masks, strict=True)]
+    (opened,) = cipher.open(adder.add(sealed), [(9000,)])
+    assert (opened - sum(plain)).abs().max() < 1e-6
+    for some in (sealed[:1], sealed[1:]):
+        (found,) = cipher.open(adder.add(some), [(9000,)])
+        assert found.std() > 200
+        assert abs(torch.corrcoef(torch.stack([found, plain[0]]))[0, 1]) < 0.05  # chance alone gives 0.01
+    other = cipher.mask(sites[0], list(sites), "another question", 9000)
+    assert abs(torch.corrcoef(torch.stack([torch.from_numpy(other), torch.from_numpy(masks[0])]))[0, 1]) < 0.05
 
 
 def test_what_is_opened_is_covered_with_noise_far_above_the_scheme_s_own_error(keys: tuple[Path, Path]) -> None:
@@ -106,7 +123,13 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path])
 
 
 @pytest.mark.parametrize(
-    "strategy", ["fedavg", {"name": "fedavg", "weighting": "uniform"}, {"name": "fedprox", "mu": 0.1}, "fedavgm"]
+    "strategy",
+    [
+        "fedavg",
+        {"name": "fedavg", "weighting": "uniform"},
+        {"name": "fedprox", "mu": 0.1, "participation": 0.5},
+        {"name": "finetune", "epochs": 1, "base": {"name": "fedavgm", "weighting": "uniform"}},
+    ],
 )
 def test_an_encrypted_run_is_the_plain_one(
     hospitals: Hospitals, keys: tuple[Path, Path], tmp_path: Path, strategy: object
@@ -175,9 +198,12 @@ def test_a_round_s_sum_is_opened_once(hospitals: Hospitals, keys: tuple[Path, Pa
         sum_of_all = server.question()
         sites["A"].answer(sum_of_all)
         sites["A"].answer(sum_of_all)  # asked again, after a crash
-        server.stages.sealed = {SEALED: server.stages.adder.add([Cipher(keys[0]).seal([torch.ones(9)])])}
-        with pytest.raises(PayloadError, match="was opened already"):
+        single = load(answers["B"])[SEALED]
+        server.stages.sealed = {SEALED: single}
+        with pytest.raises(PayloadError, match=r"another question 'open' .* was answered already"):
             sites["A"].answer(server.question())
+        told = load(sites["B"].answer(server.question()))  # the other site has not opened that round's yet
+        assert min(float(value.std()) for value in told.values() if value.numel() > 50) > 200  # noise of the masks
 
 
 def test_a_site_with_another_key_is_noticed(hospitals: Hospitals, keys: tuple[Path, Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mil.federation.config import FederationSpec, PrivacySpec
 from mil.federation.forms import Slot, slots
 from mil.federation.ledger import read
 from mil.federation.noise import SecretStream
-from mil.federation.payload import PayloadError, header
+from mil.federation.payload import Message, PayloadError, header
 from mil.federation.privacy import (
     Budget,
     BudgetSpent,
@@ -30,6 +30,7 @@ from mil.federation.privacy import (
     spent,
     steps_of,
 )
+from mil.federation.questions import asked_digest
 from mil.federation.server import Server, SitesMissing
 from mil.federation.site import Site
 from mil.training.layout import Layout
@@ -282,6 +283,33 @@ def test_an_altered_account_is_noticed(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"noise": 1.0', '"noise": 9.0'))
     with pytest.raises(MilError, match="altered"):
         Budget(path, "A", 100.0, 1e-3)
+
+
+def test_charges_that_were_cut_off_are_missed_by_the_ledger(hospitals: Hospitals, tmp_path: Path) -> None:
+    """A chain does not show that its end is gone; the site's other record does, and the site stays out."""
+    spec = hospitals.site("A").model_copy(update={"workspace": str(tmp_path / "A")})
+    sites = {"A": Site.open(spec), "B": Site.open(hospitals.site("B")), "C": Site.open(hospitals.site("C"))}
+    inprocess.run(Server(hospitals.protocol, "cut", tmp_path / "run"), sites)
+    account = tmp_path / "A" / "privacy.jsonl"
+    whole = account.read_text().splitlines(keepends=True)
+    Site.open(spec)
+    for kept in range(len(whole)):
+        account.write_text("".join(whole[:kept]))
+        with pytest.raises(BudgetSpent, match="charges were cut off"):
+            Site.open(spec)
+    account.unlink()
+    with pytest.raises(BudgetSpent, match="charges were cut off"):
+        Site.open(spec)
+
+
+def test_the_same_weights_asked_of_other_models_are_charged_and_drawn_anew() -> None:
+    """A question is all of it: a server that asks for one fold after the other with the same weights pays for each."""
+    values = {"run": "run", "phase": "refit", "round": 1, "slots": [0], "used": [0, 0], "ledger": "0" * 64}
+    asked = {
+        asked_digest(Message("train", {**values, **change}, {"weight": torch.ones(1, 3)}))
+        for change in ({}, {"ledger": "1" * 64}, {"slots": [1]}, {"used": [1, 0]}, {"round": 2}, {"run": "other"})
+    }
+    assert len(asked) == 5  # only the head of the server's ledger may differ
 
 
 # A whole run

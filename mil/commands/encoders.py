@@ -17,7 +17,7 @@ def list_all() -> None:
     """Every encoder with its width, input, terms and source."""
     from mil.encoders.bundle import list_encoders
 
-    table = list_encoders()[["name", "width", "input_px", "mpp", "gated", "weights_licence", "source"]]
+    table = list_encoders()[["name", "width", "input_px", "mpp", "gated", "pinned", "weights_licence", "source"]]
     typer.echo(table.to_string(index=False))
     typer.echo("besides these: any timm or torchvision model, and a file of your own; see `mil encoders show NAME`")
 

@@ -8,9 +8,9 @@ from mil.encoders.weights import HubFile
 MEAN: RGB = (0.707223, 0.578729, 0.703617)  # of H&E at Bioptimus, on the model cards
 STD: RGB = (0.211883, 0.230117, 0.177517)
 
-for name, repository, gated, terms, reference in (
-    ("h_optimus_0", "H-optimus-0", True, "Apache-2.0", "https://huggingface.co/bioptimus/H-optimus-0"),
-    ("h_optimus_1", "H-optimus-1", True, "CC-BY-NC-ND-4.0", "https://huggingface.co/bioptimus/H-optimus-1"),
+for name, repository, revision, terms in (
+    ("h_optimus_0", "H-optimus-0", "b145cc1e6c6b30d3251aa8b1f844e6974188a743", "Apache-2.0"),
+    ("h_optimus_1", "H-optimus-1", "3592cb220dec7a150c5d7813fb56e68bd57473b9", "CC-BY-NC-ND-4.0"),
 ):
     enter(
         Entry(
@@ -26,11 +26,11 @@ for name, repository, gated, terms, reference in (
             pooling="class token",
             parameters=1_134_774_272,
             published=1.13e9,
-            source=HubFile(f"bioptimus/{repository}", "pytorch_model.bin", gated=gated),
+            source=HubFile(f"bioptimus/{repository}", "pytorch_model.bin", gated=True, revision=revision),
             load=load_timm,
             licence="Apache-2.0 (timm)",
             weights_licence=terms,
-            reference=reference,
+            reference=f"https://huggingface.co/bioptimus/{repository}",
         )
     )
 enter(

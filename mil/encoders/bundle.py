@@ -34,7 +34,7 @@ TIMEOUT_S = 60
 
 
 def list_encoders() -> pd.DataFrame:
-    """Every registered encoder, a row each: name, width, input_px, mpp, parameters, gated, weights_licence, source, summary."""
+    """Every registered encoder, a row each: name, width, input_px, mpp, parameters, gated, weights_licence, pinned, source, summary."""
     rows = []
     for name in sorted(ENCODERS):
         entry = ENCODERS[name]
@@ -47,6 +47,7 @@ def list_encoders() -> pd.DataFrame:
                 "parameters": entry.parameters,
                 "gated": isinstance(entry.source, HubFile) and entry.source.gated,
                 "weights_licence": entry.weights_licence,
+                "pinned": entry.source.pinned,
                 "source": entry.source.describe(),
                 "summary": entry.summary,
             }
@@ -66,6 +67,7 @@ def show_encoder(name: str) -> str:
         "output": f"{entry.width} numbers: {entry.pooling}",
         "parameters": f"{entry.parameters:,}",
         "weights": entry.source.describe(),
+        "version": entry.source.pin(),
         "access": f"ask at {entry.source.page}" if isinstance(entry.source, HubFile) and entry.source.gated else "open",
         "licence": f"code {entry.licence}; weights {entry.weights_licence}",
         "reference": entry.reference,
@@ -76,8 +78,9 @@ def show_encoder(name: str) -> str:
 def fetch(names: Iterable[str], folder: str | Path, reporter: Reporter, endpoint: str | None = None) -> None:
     """Put the weights of the encoders `names` into `folder`, with their hashes and commits in `bundle.json`.
 
-    Files that are there and whole are left alone. A gated model whose access was not granted, or a hub that cannot be
-    reached, is one line that names the page. `endpoint` is a mirror of the hub; none: the hub itself.
+    Files that are there and whole are left alone. What is fetched must be what the registry pins, or where it pins
+    nothing, what `bundle.json` noted the first time. A gated model whose access was not granted, or a hub that cannot
+    be reached, is one line that names the page. `endpoint` is a mirror of the hub; none: the hub itself.
     """
     folder = Path(folder)
     for name in names:
@@ -88,13 +91,11 @@ def fetch(names: Iterable[str], folder: str | Path, reporter: Reporter, endpoint
             continue
         target = bundled(folder, entry.name, source)
         noted = read_bundle(folder)
-        if target.is_file() and noted.get(entry.name, {}).get("sha256") == sha256_of(target):
+        first = noted.get(entry.name, {})
+        if target.is_file() and first.get("sha256") == sha256_of(target):
             reporter.say(f"{entry.name}: {target} is there")
             continue
-        if isinstance(source, HubFile):
-            commit = _from_hub(entry.name, source, target, endpoint)
-        else:
-            commit = _from_url(source, target)
+        commit = _download(entry.name, source, target, first, endpoint)
         note = {
             "file": str(target.relative_to(folder)),
             "sha256": sha256_of(target),
@@ -144,8 +145,25 @@ def _state_of(entry: Entry, folder: Path, noted: dict[str, dict[str, str]]) -> t
     return "ok", str(path)
 
 
-def _from_hub(name: str, source: HubFile, target: Path, endpoint: str | None) -> str:
-    """Download a hub file to `target`; its commit."""
+def _download(name: str, source: Fetched, target: Path, first: dict[str, str], endpoint: str | None) -> str:
+    """Fetch to `target` what the registry pins or, where it pins nothing, what was fetched `first`; its commit."""
+    with replacing(target) as partial:
+        if isinstance(source, HubFile):
+            commit = _from_hub(name, source, partial, source.revision or first.get("commit") or "main", endpoint)
+        else:
+            commit = _from_url(source, partial)
+        checked(partial, source.sha256, "the registry")
+        found, before = sha256_of(partial), first.get("sha256", "")
+        if before and found != before and not source.sha256:
+            raise MilError(
+                f"encoder {name}: {source.page} now gives another file (sha256 {found[:16]}) than was fetched first "
+                f"({before[:16]}); to take the new one, remove '{name}' from {BUNDLE}"
+            )
+    return commit
+
+
+def _from_hub(name: str, source: HubFile, target: Path, revision: str, endpoint: str | None) -> str:
+    """Download a hub file at `revision` to `target`; its commit."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -155,9 +173,9 @@ def _from_hub(name: str, source: HubFile, target: Path, endpoint: str | None) ->
     )
     try:
         metadata = get_hf_file_metadata(
-            hf_hub_url(source.repository, source.file, revision=source.revision, endpoint=endpoint)
+            hf_hub_url(source.repository, source.file, revision=revision, endpoint=endpoint)
         )
-        commit = metadata.commit_hash or source.revision
+        commit = metadata.commit_hash or revision
         cached = hf_hub_download(source.repository, source.file, revision=commit, endpoint=endpoint)
     except GatedRepoError as error:
         raise MilError(
@@ -166,18 +184,17 @@ def _from_hub(name: str, source: HubFile, target: Path, endpoint: str | None) ->
     except unreachable as error:
         reason = " ".join(str(error).split())[:160]
         raise MilError(f"encoder {name} cannot be fetched from {source.page} ({reason})") from error
-    with replacing(target) as partial:
-        shutil.copyfile(cached, partial)
+    if source.revision is not None and commit != source.revision:
+        raise MilError(f"encoder {name}: the hub answered with commit {commit}, not the pinned {source.revision}")
+    shutil.copyfile(cached, target)
     return commit
 
 
 def _from_url(source: UrlFile, target: Path) -> str:
     """Download a file at a fixed address to `target`; empty, there is no commit."""
     try:
-        with replacing(target) as partial:
-            with urllib.request.urlopen(source.url, timeout=TIMEOUT_S) as answer, open(partial, "wb") as file:
-                shutil.copyfileobj(answer, file)
-            checked(partial, source.sha256, source.page)
+        with urllib.request.urlopen(source.url, timeout=TIMEOUT_S) as answer, open(target, "wb") as file:
+            shutil.copyfileobj(answer, file)
     except urllib.error.URLError as error:
         raise MilError(f"{source.url} cannot be fetched ({error.reason}); model page: {source.page}") from error
     return ""

@@ -47,7 +47,9 @@ enter(
         pooling="class token and mean of the patch tokens",
         parameters=1_134_769_664,
         published=1.14e9,  # with the positions of 518 px, which are resized when loaded
-        source=HubFile("kaiko-ai/midnight", "model.safetensors", gated=False),
+        source=HubFile(
+            "kaiko-ai/midnight", "model.safetensors", gated=False, revision="adc6b15679c981cce6f9b018bbad09d16eeeda9f"
+        ),
         load=load_huggingface,
         licence="Apache-2.0 (timm)",
         weights_licence="MIT",

@@ -69,7 +69,12 @@ enter(
         pooling="class token",
         parameters=1_134_953_984,
         published=1_134_953_984,
-        source=HubFile("prov-gigapath/prov-gigapath", "pytorch_model.bin", gated=True),
+        source=HubFile(
+            "prov-gigapath/prov-gigapath",
+            "pytorch_model.bin",
+            gated=True,
+            revision="64f9e26c15019f2d4f6d9113c6822f88bb16b01b",
+        ),
         load=load_timm,
         licence="Apache-2.0 (timm)",
         weights_licence="Apache-2.0 with conditions (research use)",

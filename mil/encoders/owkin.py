@@ -22,7 +22,9 @@ enter(
         pooling="class token",
         parameters=85_798_656,
         published=85.8e6,
-        source=HubFile("owkin/phikon", "model.safetensors", gated=False),
+        source=HubFile(
+            "owkin/phikon", "model.safetensors", gated=False, revision="057cc0295895c2df3dd7681a89680da6015cbefe"
+        ),
         load=load_huggingface,
         licence="Apache-2.0 (timm)",
         weights_licence="Owkin non-commercial licence",
@@ -42,7 +44,9 @@ enter(
         pooling="class token",
         parameters=303_350_784,
         published=303.4e6,
-        source=HubFile("owkin/phikon-v2", "model.safetensors", gated=False),
+        source=HubFile(
+            "owkin/phikon-v2", "model.safetensors", gated=False, revision="2ae989a9c40cffaa27f0a6cb29cc94d1d6f9a5fd"
+        ),
         load=load_huggingface,
         licence="Apache-2.0 (timm)",
         weights_licence="Owkin non-commercial licence",

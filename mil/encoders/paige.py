@@ -5,7 +5,7 @@ from mil.encoders.state import load_timm
 from mil.encoders.vit import SWIGLU, vit
 from mil.encoders.weights import HubFile
 
-for name, repository, registers, parameters, mpp, terms, reference in (
+for name, repository, registers, parameters, mpp, terms, reference, revision, sha256 in (
     (
         "virchow",
         "Virchow",
@@ -14,6 +14,8 @@ for name, repository, registers, parameters, mpp, terms, reference in (
         0.5,
         "Apache-2.0",
         "Vorontsov et al. 2024, https://doi.org/10.1038/s41591-024-03141-0",
+        "19eebc84ae33e79f1b2d866e6ff90ae50e522f9a",
+        "",
     ),
     (
         "virchow2",
@@ -23,6 +25,8 @@ for name, repository, registers, parameters, mpp, terms, reference in (
         None,  # trained at 2, 1, 0.5 and 0.25 microns
         "CC-BY-NC-ND-4.0",
         "Zimmermann et al. 2024, https://doi.org/10.48550/arXiv.2408.00738",
+        "3158645804b69e3f3bc4439d4116edddf0840a72",
+        "14244fbaa5409452f6a6ae01b5d2dc452f2399e2210e696d0f7ef04bb4838666",
     ),
 ):
     enter(
@@ -47,7 +51,7 @@ for name, repository, registers, parameters, mpp, terms, reference in (
             pooling="class token and mean of the patch tokens",
             parameters=parameters,
             published=631.2e6,
-            source=HubFile(f"paige-ai/{repository}", "pytorch_model.bin", gated=True),
+            source=HubFile(f"paige-ai/{repository}", "pytorch_model.bin", gated=True, revision=revision, sha256=sha256),
             load=load_timm,
             licence="Apache-2.0 (timm)",
             weights_licence=terms,

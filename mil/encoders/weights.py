@@ -24,6 +24,12 @@ class NoWeights:
         """In words, for the list."""
         return "none needed"
 
+    def pin(self) -> str:
+        """Which version it is, in words."""
+        return "none needed"
+
+    pinned = True
+
 
 @dataclass(frozen=True)
 class PackageFile:
@@ -39,6 +45,12 @@ class PackageFile:
     def describe(self) -> str:
         """In words, for the list."""
         return f"package {self.distribution}"
+
+    def pin(self) -> str:
+        """Which version it is, in words."""
+        return f"sha256 {self.sha256[:16]}"
+
+    pinned = True
 
     def locate(self) -> Path:
         """The file's path; a `MilError` where the package is not installed."""
@@ -59,16 +71,30 @@ class LocalFile:
         """In words, for the list."""
         return "a file of yours"
 
+    def pin(self) -> str:
+        """Which version it is, in words."""
+        return "its hash is in every features file"
+
+    pinned = True
+
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a model on the Hugging Face hub. The commit and hash that `mil encoders fetch` met are kept with the bundle."""
+    """A file of a model on the Hugging Face hub.
+
+    A pinned commit always gives the same file. Those here were each found in two or more public repositories that pin
+    or cache the model (NelloC/FMs-CPathology names six of them in pipeline/models.py). Where none is pinned, the bundle
+    keeps the commit and hash that `mil encoders fetch` met first, and another one later is refused.
+    """
 
     repository: str
     file: str
     gated: bool
     """Whether access has to be asked for on the model's page."""
-    revision: str = "main"
+    revision: str | None = None
+    """The commit; None: none is known, the newest is taken."""
+    sha256: str = ""
+    """The file's hash at that commit, as those published it who downloaded it; empty where fewer than two did."""
 
     @property
     def page(self) -> str:
@@ -77,7 +103,19 @@ class HubFile:
 
     def describe(self) -> str:
         """In words, for the list."""
-        return f"hub {self.repository}/{self.file}"
+        return f"hub {self.repository}/{self.file}" + (f"@{self.revision[:8]}" if self.revision else "")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the registry itself fixes the file."""
+        return bool(self.revision or self.sha256)
+
+    def pin(self) -> str:
+        """Which version it is, in words."""
+        digits = f", sha256 {self.sha256[:16]}" if self.sha256 else ""
+        if self.revision:
+            return f"commit {self.revision}{digits}"
+        return f"commit not pinned{digits}; what is fetched first is noted in the bundle and held to"
 
 
 @dataclass(frozen=True)
@@ -97,6 +135,15 @@ class UrlFile:
     def describe(self) -> str:
         """In words, for the list."""
         return self.url.split("//", 1)[1]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the registry itself fixes the file."""
+        return bool(self.sha256)
+
+    def pin(self) -> str:
+        """Which version it is, in words."""
+        return f"sha256 {self.sha256[:16]}" if self.sha256 else "no hash published; what is fetched first is held to"
 
 
 Fetched = HubFile | UrlFile

@@ -145,6 +145,7 @@ class Engine:
         count = len(tiles)
         if count < self.step:
             tiles = torch.cat([tiles, tiles.new_zeros(self.step - count, *tiles.shape[1:])])
+            stains = None if stains is None else stains[np.minimum(np.arange(self.step), count - 1)]
         pixels = self._prepared(tiles.permute(0, 3, 1, 2), stains)
         return self.module(pixels)[:count].to(torch.float16)
 

@@ -138,6 +138,8 @@ def extract(
     by_size = sorted(shard.works, key=lambda work: work.tiling.size_px)
     for size_px, works in groupby(by_size, key=lambda work: work.tiling.size_px):
         group = _with_stains(list(works), engine)
+        if not group:
+            continue
         writer = FeatureWriter(
             lambda work: folder / f"{work.slide_id}.h5", lambda work: provenance(work, engine), finished
         )

@@ -1,8 +1,8 @@
 """Stain normalisation of H&E: a slide's stains are found on a sample of its tiles, then every tile is brought to a target's.
 
 Macenko: Macenko et al. 2009 (doi 10.1109/ISBI.2009.5193250), target as in their code. Reinhard: Reinhard et al. 2001
-(doi 10.1109/38.946629), in the colour space of Ruderman et al. 1998, target of HistomicsTK's documentation (a slide of
-TCGA-BRCA, Amgad et al. 2019).
+(doi 10.1109/38.946629), in the colour space of Ruderman et al. 1998 on RGB from 0 to 255, target of HistomicsTK's
+documentation (a slide of TCGA-BRCA, Amgad et al. 2019).
 """
 
 from typing import Literal
@@ -24,6 +24,7 @@ TARGET_STRENGTH = np.array([1.9705, 1.0308])
 TARGET_MEAN = np.array([8.74108109, -0.12440419, 0.0444982])
 TARGET_SD = np.array([0.6135447, 0.10989545, 0.0286032])
 RGB_TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
+DARKEST = np.finfo(np.float64).eps  # black has a logarithm too
 LMS_TO_LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1.0, 1, 1], [1, 1, -2], [1, -1, 0]])
 
 
@@ -57,9 +58,9 @@ def macenko_of(pixels: np.ndarray) -> np.ndarray:
 
 def reinhard_of(pixels: np.ndarray) -> np.ndarray:
     """uint8 (n, 3) -> mean (3) and standard deviation (3) in Ruderman's colour space, as 6 numbers."""
-    lab = np.log(pixels.astype(np.float64) / 255 @ RGB_TO_LMS.T + np.finfo(np.float64).eps) @ LMS_TO_LAB.T
+    lab = np.log(np.maximum(pixels.astype(np.float64) @ RGB_TO_LMS.T, DARKEST)) @ LMS_TO_LAB.T
     deviation = lab.std(axis=0)
-    if (deviation == 0).any():
+    if (deviation < 1e-6).any():
         raise SlideError("no_stain", "its tiles are of one colour; leave `stain` out for this slide")
     return np.concatenate([lab.mean(axis=0), deviation])
 
@@ -90,6 +91,6 @@ class Stain:
         mean, deviation = found[:, :3, None].double(), found[:, 3:, None].double()
         target_mean = torch.as_tensor(TARGET_MEAN, device=pixels.device)[:, None]
         target_sd = torch.as_tensor(TARGET_SD, device=pixels.device)[:, None]
-        lab = to_lab @ torch.log(to_lms @ (pixels.double() / 255) + torch.finfo(torch.float64).eps)
+        lab = to_lab @ torch.log((to_lms @ pixels.double()).clamp_min(DARKEST))
         lab = (lab - mean) / deviation * target_sd + target_mean
-        return (torch.linalg.inv(to_lms) @ torch.exp(torch.linalg.inv(to_lab) @ lab) * 255).float()
+        return (torch.linalg.inv(to_lms) @ torch.exp(torch.linalg.inv(to_lab) @ lab)).float()

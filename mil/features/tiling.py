@@ -14,6 +14,7 @@ from mil.config import EncoderSpec
 from mil.errors import CorruptFile
 
 STAGE_VERSION = 1  # raised when the same tiles and encoder would now give other features
+STAIN_VERSION = 2  # the same for stain normalisation, and counted only where there is some
 # Settings that say how work is done, not what comes out of it; the weights count by their hash.
 NOT_IN_RECIPE = {"weights", "batch_size"}
 
@@ -66,6 +67,8 @@ class Tiling:
             "reading": dict(self.reading),
             "coords": hashlib.sha256(np.ascontiguousarray(self.coords, "<i8").tobytes()).hexdigest(),
         }
+        if spec.stain is not None:
+            ingredients["stain_version"] = STAIN_VERSION
         return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 

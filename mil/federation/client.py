@@ -3,8 +3,8 @@
 Nothing in here knows of other sites, other models or a network. One model, `torch.optim`, one batch after the other.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,6 +71,47 @@ def client_update(
     weights = {name: value.clone().requires_grad_() for name, value in sorted(state.items())}
     rate = job.lr * schedule(site.training.schedule, job.number - 1, site.training.rounds, site.training.warmup)
     optimiser = _optimiser(list(weights.values()), site.training, rate, job.weight_decay)
+
+    def bent(name: str, weight: Tensor, gradient: Tensor) -> Tensor:
+        if job.mu:
+            gradient = gradient + job.mu * (weight.detach() - state[name])
+        if control is not None and own_control is not None:
+            gradient = gradient + (control[name] - own_control[name])
+        return gradient
+
+    batches, loss = _round(weights, optimiser, job, site, bent)
+    final = {name: weight.detach() for name, weight in weights.items()}
+    kept, change = None, None
+    if control is not None and own_control is not None:
+        kept = dict(own_control)
+        if batches:
+            travelled = rate * batches
+            kept = {
+                name: control_after(own_control[name], control[name], state[name], value, travelled)
+                for name, value in final.items()
+            }
+        change = {name: kept[name] - own_control[name] for name in kept}
+    return Update(final, len(site.bags), batches, loss, change), kept
+
+
+def finetune(state: State, job: Job, site: SiteData, epochs: int) -> dict[str, Tensor]:
+    """`state` after so many more rounds' local work at this site alone, at the plain learning rate; it stays there."""
+    weights = {name: value.clone().requires_grad_() for name, value in sorted(state.items())}
+    optimiser = _optimiser(list(weights.values()), site.training, job.lr, job.weight_decay)
+    for epoch in range(epochs):
+        alone = replace(job, number=site.training.rounds + 1 + epoch)
+        _round(weights, optimiser, alone, site, lambda _, __, gradient: gradient)
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def _round(
+    weights: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    job: Job,
+    site: SiteData,
+    bent: Callable[[str, Tensor, Tensor], Tensor],
+) -> tuple[int, float]:
+    """The steps of a round, in place: their number, and the mean loss. `bent` (name, weight, gradient) -> gradient."""
     plans = Rounds(site.training, site.store)
     balance = _sampling_weights(site) if job.sampling else None
     batches = plans.batches(site.bags, job.number, balance, f"{job.task}/{job.site}")
@@ -83,27 +124,12 @@ def client_update(
         (losses.sum() / max(count, 1.0)).backward()
         for name, weight in weights.items():
             gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
-            if job.mu:
-                gradient = gradient + job.mu * (weight.detach() - state[name])
-            if control is not None and own_control is not None:
-                gradient = gradient + (control[name] - own_control[name])
-            weight.grad = gradient
+            weight.grad = bent(name, weight, gradient)
         if site.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(weights.values()), site.training.clip_norm)
         optimiser.step()
         total, seen = total + float(losses.detach().sum()), seen + count
-    final = {name: weight.detach() for name, weight in weights.items()}
-    kept, change = None, None
-    if control is not None and own_control is not None:
-        kept = dict(own_control)
-        if batches:
-            travelled = rate * len(batches)
-            kept = {
-                name: control_after(own_control[name], control[name], state[name], value, travelled)
-                for name, value in final.items()
-            }
-        change = {name: kept[name] - own_control[name] for name in kept}
-    return Update(final, len(site.bags), len(batches), total / seen if seen else float("nan"), change), kept
+    return len(batches), total / seen if seen else float("nan")
 
 
 def _losses(

@@ -17,6 +17,7 @@ from mil.files import SAFE_NAME
 from mil.specs.base import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
+from mil.specs.strategies import StrategySpec
 
 BETWEEN_HOSPITALS = (
     "fedavg",
@@ -28,8 +29,12 @@ BETWEEN_HOSPITALS = (
     "scaffold",
     "median",
     "trimmed_mean",
+    "cyclic",
+    "fedper",
+    "finetune",
 )
-SUMS = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad")
+"""`local`, `ensemble` and `pooled` are not: the first two need no federation, the third needs all rows in one place."""
+SUMS = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedper")
 """Strategies whose server needs nothing but a weighted sum."""
 FLOOR_PATIENTS = 20
 FLOOR_CELL = 5
@@ -61,6 +66,9 @@ class MemberSpec(Spec):
     organisation: Name
     role: Literal["train", "external"] = "train"
     """`external`: receives the final models and returns metrics; takes no part in training or selection."""
+    patients: int | None = Field(default=None, ge=1)
+    """Most patients that the site may count with, as it told the others; none: whatever it says. More are refused, so that a
+    site cannot outweigh the others by a number."""
 
 
 class FeaturesSpec(Spec):
@@ -98,6 +106,9 @@ class PayloadSpec(Spec):
     """No update from fewer patients."""
     small_cells: int = Field(default=10, ge=FLOOR_CELL)
     """Counts below this are not shown in metrics and statistics."""
+    max_update: float | None = Field(default=None, gt=0)
+    """Longest update of a model (L2 norm of its change in a round); a longer one is refused at the site and at the server.
+    None: the server only raises an alarm over one that is far longer than the others'."""
 
 
 class PrivacySpec(Spec):
@@ -133,6 +144,11 @@ class FederationSpec(Spec):
     """`ckks`: sites send encrypted updates and the server adds them unread (needs the tenseal package everywhere)."""
 
     @property
+    def strategy(self) -> StrategySpec:
+        """The strategy of the rounds: `finetune`'s base, as what comes after is the sites' own affair."""
+        return getattr(self.experiment.strategy, "base", self.experiment.strategy)
+
+    @property
     def training_sites(self) -> list[str]:
         """Sites that train, sorted."""
         return sorted(name for name, member in self.sites.items() if member.role == "train")
@@ -148,6 +164,11 @@ class FederationSpec(Spec):
         if not self.rounds.allow_subset or self.rounds.required is None:
             return self.training_sites
         return sorted(self.rounds.required)
+
+    @property
+    def everybody(self) -> bool:
+        """Every training site takes part in every round."""
+        return not self.rounds.allow_subset and getattr(self.strategy, "participation", 1.0) == 1.0
 
     @property
     def minimum_sites(self) -> int:
@@ -171,35 +192,61 @@ class FederationSpec(Spec):
                 raise ValueError(f"rounds.required: '{name}' is no training site; {nearest(name, self.training_sites)}")
         if (self.rounds.required is not None or self.rounds.minimum is not None) and not self.rounds.allow_subset:
             raise ValueError("rounds: required and minimum say how few sites will do; they need allow_subset: true")
-        experiment = self.experiment
-        if experiment.strategy.name not in BETWEEN_HOSPITALS:
+        self._check_experiment(self.experiment)
+        if self.encryption == "ckks" and self.strategy.name not in SUMS:
             raise ValueError(
-                f"experiment.strategy: '{experiment.strategy.name}' is not run between hospitals; choose one of "
-                f"{', '.join(BETWEEN_HOSPITALS)}"
+                f"encryption: the server of '{self.strategy.name}' needs more than a sum; choose one of {', '.join(SUMS)}"
+            )
+        if self.privacy is not None:
+            self._check_private(self.experiment)
+        return self
+
+    def _check_experiment(self, experiment: ExperimentSpec) -> None:
+        """Raise where the stanza cannot be run between hospitals, or names no folder of a site's results."""
+        for key in ("encoder", "endpoint"):
+            try:
+                _safe(getattr(experiment, key))
+            except ValueError as error:
+                raise ValueError(f"experiment.{key}: {getattr(experiment, key)!r} is no name; {error}") from error
+        name = experiment.strategy.name
+        if name not in BETWEEN_HOSPITALS:
+            raise ValueError(
+                f"experiment.strategy: '{name}' is not run between hospitals; choose one of {', '.join(BETWEEN_HOSPITALS)}"
             )
         if getattr(experiment.strategy, "histofl_noise", None) is not None:
             raise ValueError(
                 "experiment.strategy.histofl_noise: is no protection and not run between hospitals; leave it out, or set privacy"
             )
-        if experiment.search is not None or experiment.training.replicas > 1:
-            raise ValueError("experiment: search and replicas are not run between hospitals; leave them out")
-        if self.encryption == "ckks" and experiment.strategy.name not in SUMS:
+        if experiment.protocol != "cross_validation":
             raise ValueError(
-                f"encryption: the server of '{experiment.strategy.name}' needs more than a sum; choose one of {', '.join(SUMS)}"
+                "experiment.protocol: only cross_validation is run between hospitals; leave a site out by its role, external"
             )
-        if self.privacy is not None:
-            self._check_private(experiment)
-        return self
+        if experiment.search is not None and experiment.search.model:
+            raise ValueError(
+                "experiment.search.model: heads of several shapes do not travel together; choose the head with `mil train`, "
+                "or make a protocol for each"
+            )
+        if self.strategy.name == "cyclic" and self.rounds.allow_subset:
+            raise ValueError("rounds.allow_subset: cyclic visits every site in every round; leave it out")
+        if name == "fedper" and self.external_sites:
+            raise ValueError(
+                f"sites: '{self.external_sites[0]}' is external and would have no layers of its own under fedper; leave it out"
+            )
 
     def _check_private(self, experiment: ExperimentSpec) -> None:
         """Raise where something would leave a site without noise."""
         training = experiment.training
+        if experiment.search is not None or training.replicas > 1:
+            raise ValueError(
+                "privacy: every model more costs the patients more, and the losses that would choose between candidates carry "
+                "no noise; leave search and replicas out"
+            )
         if training.scaling != "none" or training.imbalance != "none" or experiment.covariates:
             raise ValueError(
                 "privacy: means and class counts carry no noise; set experiment.training.scaling and imbalance to 'none', "
                 "and leave covariates out"
             )
-        if self.endpoint.kind not in {"binary", "multiclass"} or experiment.strategy.name == "scaffold":
+        if self.endpoint.kind not in {"binary", "multiclass"} or self.strategy.name == "scaffold":
             raise ValueError(
                 "privacy: only endpoints with classes, and no scaffold, whose control variates carry no noise"
             )
@@ -228,12 +275,18 @@ class SiteSpec(Spec):
     """Folder of the site's results: `sites/<site>/features/<encoder>/*.h5` and `bags/<endpoint>.csv`."""
     workspace: str = "site"
     """Folder for the private key, the engine's kit and the ledger; relative to this file."""
+    runs: tuple[Name, ...] | None = None
+    """Names of the runs that the hospital has agreed to; another is refused, but for its canary. None: any."""
+    against: tuple[str, ...] = ()
+    """Other sites' files of hashes, relative to this one: a patient who stands in one of them keeps the site from starting."""
     max_mb_a_round: float | None = Field(default=None, gt=0)
     """Stricter than the protocol's, if given."""
     min_patients: int | None = Field(default=None, ge=FLOOR_PATIENTS)
     """Stricter than the protocol's, if given."""
     small_cells: int | None = Field(default=None, ge=FLOOR_CELL)
     """Counts below this never leave; the protocol's, if not given, and never less than 5."""
+    max_update: float | None = Field(default=None, gt=0)
+    """Stricter than the protocol's, if given."""
     epsilon: float | None = Field(default=None, gt=0)
     """Budget of every patient of this site over all runs; the protocol's, if not given."""
     free_gb: float = Field(default=2.0, ge=0)
@@ -250,11 +303,13 @@ def read_own(spec: type[S], path: str | Path) -> S:
     """A side's own YAML file, its relative paths resolved from where the file lies."""
     path = Path(path).resolve()
     found = parse(spec, read_yaml(path), str(path))
-    places = {
+    places: dict[str, str | tuple[str, ...]] = {
         key: str((path.parent / Path(value).expanduser()).resolve())
         for key in ("federation", "workspace", "results", "salt", "key")
         if (value := getattr(found, key, None)) is not None
     }
+    if isinstance(found, SiteSpec):
+        places["against"] = tuple(str((path.parent / Path(other).expanduser()).resolve()) for other in found.against)
     return found.model_copy(update=places)
 
 
@@ -278,4 +333,5 @@ def limits(protocol: FederationSpec, site: SiteSpec) -> PayloadSpec:
         max_mb_a_round=min(common.max_mb_a_round, site.max_mb_a_round or common.max_mb_a_round),
         min_patients=max(common.min_patients, site.min_patients or 0),
         small_cells=max(common.small_cells, site.small_cells or 0),
+        max_update=min((one for one in (common.max_update, site.max_update) if one is not None), default=None),
     )

@@ -41,6 +41,7 @@ def cross_check(server: str | Path, sites: Mapping[str, str | Path]) -> Agreemen
         asked = [(number, line["server_ledger"]) for number, line in _answers(own) if line["run"] in runs]
         _heads(found, "server", whole, asked)
         _answers_agree(found, site, whole, own)
+        _answers_known(found, site, whole, own, runs)
     return found
 
 
@@ -83,6 +84,21 @@ def _answers_agree(found: Agreement, site: str, server: Sequence[Entry], own: Se
             found.faults.append(f"server line {number}: site {site} was asked something else for {_named(line)}")
         else:
             found.answers += 1
+
+
+def _answers_known(found: Agreement, site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> None:
+    """Every answer that the site gave in the server's runs has a line of the server's, used or not.
+
+    The last line of the server's ledger can only be missed in this way; no later question carried its head.
+    """
+    known = {_place(line) for line in server if site in line.get("answered", {}) or site in line.get("missing", {})}
+    for number, line in _answers(own):
+        if line["run"] in runs and _place(line) not in known:
+            found.faults.append(
+                f"site {site} line {number}: the server's ledger knows nothing of the answer to {_named(line)}: its last lines "
+                "were cut off, or the run is not over (say `mil server run` again)"
+            )
+            return
 
 
 def _place(line: Entry) -> Place:

@@ -5,6 +5,9 @@ protocol, not against one that has a site's key. The sites open each round's sum
 global model will tell everybody anyway. CKKS is approximate, and the exact error of a decryption would give the key away
 (Li and Micciancio 2021, doi 10.1007/978-3-030-77870-5_23): what is told carries noise of its own, far above that error
 and below what training notices.
+
+Where every site takes part in every round, an update also carries masks that cancel in the sum of all (Bonawitz et al. 2017,
+doi 10.1145/3133956.3133982, their first protocol): opened alone, or without one of the sites, it is noise.
 """
 
 import hashlib
@@ -27,6 +30,8 @@ DEGREE, MODULI, SCALE = 8192, (60, 60), 2.0**45
 SLOTS = DEGREE // 2
 LARGEST = 2.0**12
 """A sum must stay well below modulus / scale = 2^15."""
+MASK = 2.0**8
+"""Standard deviation of the mask that a pair of sites shares; a model's weights move by far less than 1 a round."""
 COVER = 5e-8
 """Standard deviation of the noise over what is opened; CKKS's own error is 4e-10 here."""
 
@@ -85,13 +90,23 @@ class Cipher:
             raise MilError(f"{path} is the public key; a site needs the secret one, from the site that made it")
         self.own = hashlib.sha256(Path(path).read_bytes()).digest()
 
-    def seal(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Numbers -> bytes (uint8)."""
+    def mask(self, site: str, sites: Sequence[str], asked: str, count: int) -> np.ndarray:
+        """`site`'s numbers of masks that cancel in the sum over all `sites` that were asked the same question."""
+        total = np.zeros(count)
+        for other in sorted(set(sites) - {site}):
+            pair = sorted((site, other))
+            shared = MASK * SecretStream(self.own, "mask", *pair, asked).normal(count)
+            total += shared if site == pair[0] else -shared
+        return total
+
+    def seal(self, tensors: Sequence[Tensor], mask: np.ndarray | None = None) -> Tensor:
+        """Numbers, with the mask (numbers,) added -> bytes (uint8)."""
         values = torch.cat([one.double().flatten() for one in tensors]).numpy()
-        if np.abs(values).max() > LARGEST:
+        if not np.abs(values).max() <= LARGEST:
             raise MilError(
                 f"an update of {np.abs(values).max():.3g} is too large to be encrypted; lower the learning rate"
             )
+        values = values if mask is None else values + mask
         chunks = np.split(values, range(SLOTS, len(values), SLOTS))
         return _packed([self.package.ckks_vector(self.context, chunk.tolist()).serialize() for chunk in chunks])
 

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from mil.endpoints import Endpoint, build_endpoint
+from mil.errors import MilError
 from mil.federation.config import FederationSpec
 from mil.federation.payload import NAME, SHA256, Form, Kind
 from mil.federation.strategies import build_strategy
 from mil.models import Head, build
+from mil.training.protocol import candidates
 
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 NUMBER = (float, type(None))
@@ -36,25 +38,39 @@ class Slot:
     repeat: int
     fold: int
     inner: int | None = None
+    choice: int = 0
+    """Number of the candidate, where a search chooses between several."""
+    replica: int = 0
 
     @property
     def name(self) -> str:
-        """E.g. `A+B/repeat0/fold1/inner2`, as `mil train` calls the same model."""
-        inner = "" if self.inner is None else f"/inner{self.inner}"
-        return f"{self.sites}/repeat{self.repeat}/fold{self.fold}{inner}"
+        """E.g. `A+B/repeat0/fold1/choice1/inner2`, as `mil train` calls the same model."""
+        parts = {"choice": self.choice, "inner": self.inner, "replica": self.replica}
+        shown = (f"/{name}{value}" for name, value in parts.items() if value or (name == "inner" and value is not None))
+        return f"{self.sites}/repeat{self.repeat}/fold{self.fold}{''.join(shown)}"
 
 
-def slots(protocol: FederationSpec, phase: str) -> list[Slot]:
-    """All models of a phase, in their order along the leading axis."""
-    spec, sites = protocol.endpoint, "+".join(protocol.training_sites)
-    outer = [(sites, repeat, fold) for repeat in range(spec.repeats) for fold in range(spec.folds)]
+def outer_folds(protocol: FederationSpec) -> list[tuple[int, int]]:
+    """Every repeat and outer fold: what a selection is made for."""
+    return [(repeat, fold) for repeat in range(protocol.endpoint.repeats) for fold in range(protocol.endpoint.folds)]
+
+
+def slots(protocol: FederationSpec, phase: str, choices: Sequence[int] = ()) -> list[Slot]:
+    """All models of a phase, in their order along the leading axis; `choices`: the candidate of every outer fold's refit."""
+    spec, experiment, sites = protocol.endpoint, protocol.experiment, "+".join(protocol.training_sites)
+    outer = outer_folds(protocol)
     if phase == "refit":
-        return [Slot(*place) for place in outer]
-    return [Slot(*place, inner) for place in outer for inner in range(spec.inner_folds)]
+        chosen = zip(outer, choices or [0] * len(outer), strict=True)
+        replicas = range(experiment.training.replicas)
+        return [Slot(sites, *place, None, choice, replica) for place, choice in chosen for replica in replicas]
+    tried = range(len(candidates(experiment)))
+    return [
+        Slot(sites, *place, inner, choice) for place in outer for choice in tried for inner in range(spec.inner_folds)
+    ]
 
 
 def groups_of(protocol: FederationSpec, phase: str, kind: str = "watch") -> list[list[int]]:
-    """Slot numbers of each outer fold whose losses are asked for in a question of this kind; none in the refit."""
+    """Slot numbers of each outer fold and candidate whose losses are asked for in a question of this kind; none in the refit."""
     if phase == "refit" or (kind == "train" and watched_apart(protocol)):
         return []
     count = protocol.endpoint.inner_folds
@@ -62,11 +78,11 @@ def groups_of(protocol: FederationSpec, phase: str, kind: str = "watch") -> list
 
 
 def watched_apart(protocol: FederationSpec) -> bool:
-    """Losses are a question of their own after every round, since some sites sit rounds out but judge them all the same.
+    """Losses are a question of their own after every round, since not every site trains on it but all of them judge it.
 
     Otherwise they come with the next round's updates, and a round is one exchange.
     """
-    return getattr(protocol.experiment.strategy, "participation", 1.0) < 1
+    return protocol.strategy.name == "cyclic" or getattr(protocol.strategy, "participation", 1.0) < 1
 
 
 def is_subset(numbers: Sequence[int], count: int) -> bool:
@@ -82,7 +98,19 @@ class Shapes:
         self.endpoint: Endpoint = build_endpoint(protocol.endpoint)
         self.head: Head = build(experiment.model, width, self.endpoint.outputs, len(experiment.covariates))
         first = self.head.initial(np.random.default_rng(0))
-        self.state = {name: value.shape for name, value in sorted(first.items())}
+        self.strategy = build_strategy(protocol.strategy)
+        self.whole = {name: value.shape for name, value in sorted(first.items())}
+        """Of all that a model is."""
+        self.own = [name for name in self.whole if name.split(".")[0] in self.strategy.local_parts]
+        """Tensors that never leave their site."""
+        self.state = {name: shape for name, shape in self.whole.items() if name not in self.own}
+        """Of what crosses."""
+        if self.strategy.local_parts and not (self.own and self.state):
+            layers = ", ".join(sorted({name.split(".")[0] for name in self.whole}))
+            raise MilError(
+                f"experiment.strategy: local names {', '.join(self.strategy.local_parts)}, but some layers must stay and "
+                f"some must be shared; the head's layers are {layers}"
+            )
         self.scales = {"features": width}
         """Width of each thing that is centred and scaled."""
         if experiment.covariates:
@@ -96,7 +124,7 @@ class Shapes:
         }
         """Those whose moments the sites are asked for."""
         self.balanced = experiment.training.imbalance != "none"
-        self.controls = build_strategy(experiment.strategy).controls
+        self.controls = self.strategy.controls
         self.encrypted = protocol.encryption == "ckks"
         self.private = protocol.privacy is not None
         """Nothing crosses that carries no noise: no loss, no metric."""
@@ -132,11 +160,11 @@ class Forms:
             return Form(kind, ANY_BYTES, ASKED | {"round": int})
         models = self._stacked(self.shapes.state | self.shapes.buffers, live)
         if kind == "finish":
-            return Form(kind, models, ASKED | {"rounds": list[int]})
+            return Form(kind, models, ASKED | {"rounds": list[int], "used": list[int]})
         if kind == "train":
             values = {"round": int, "used": list[int], "totals": list[int]}
             return Form(kind, models | self._controls(live), ASKED | values)
-        return Form(kind, models, ASKED | ({"round": int} if kind == "watch" else {}))
+        return Form(kind, models, ASKED | ({"round": int, "used": list[int]} if kind == "watch" else {}))
 
     def answer(self, kind: str, live: int, groups: int) -> Form:
         """An answer about `live` models that are selected in `groups` (0 in the refit, where nothing is)."""
@@ -150,7 +178,7 @@ class Forms:
             return self._finished()
         state = self._stacked(self.shapes.state, live)
         if kind == "canary":
-            return Form(kind, state, ANSWERED | {"seconds": float})
+            return Form(kind, state, ANSWERED)
         if kind == "open":
             return Form(kind, {name: (shape, torch.float64) for name, (shape, _) in state.items()}, ANSWERED)
         if self.shapes.encrypted:
@@ -196,7 +224,8 @@ def _watched(groups: int) -> dict[str, Any]:
 
 ANY_BYTES = {SEALED: ((-1,), torch.uint8)}
 IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}
-ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "slots": list[int], "spec_sha256": SHA256, "ledger": SHA256}
+ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "spec_sha256": SHA256, "ledger": SHA256}
+ASKED |= dict.fromkeys(("slots", "choices"), list[int])
 ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256}
 FINISHED: dict[str, Kind] = {
     "patients": COUNT,
@@ -219,6 +248,6 @@ JOIN_ANSWER = Form(
         "tile_mpp": NUMBER,
         "size_px": COUNT,
         "data_sha256": SHA256,
-        "num_bags": int,
+        "num_bags": COUNT,
     },
 )

@@ -11,15 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil.federation.client import Job, SiteData, Update, client_update
+from mil.federation.client import Job, SiteData, Update, client_update, finetune
 from mil.federation.config import FederationSpec
 from mil.federation.forms import BALANCE, PARTS, Shapes, Slot
 from mil.federation.noise import SecretStream
 from mil.federation.privacy import private_update
-from mil.federation.strategies import build_strategy
 from mil.training.cohort import Cohort
 from mil.training.engine import Data, Engine, Learners
 from mil.training.packing import Places
+from mil.training.plans import first_weights
+from mil.training.protocol import candidates
 from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
 
@@ -36,7 +37,7 @@ class LocalWork:
     ) -> None:
         self.protocol, self.shapes, self.site, self.features = protocol, shapes, site, features
         self.training = protocol.experiment.training
-        self.strategy = build_strategy(protocol.experiment.strategy)
+        self.candidates = candidates(protocol.experiment)
         self.cohort = Cohort.of(bags, protocol.endpoint, shapes.endpoint, protocol.experiment.covariates)
         self.bag = features.require(self.cohort.patients)
         order = np.argsort(self.bag)  # the patient of every bag
@@ -68,10 +69,19 @@ class LocalWork:
             found["classes"] = torch.from_numpy(np.stack(counts).astype(np.int64))
         return found
 
+    def first(self, slot: Slot) -> dict[str, Tensor]:
+        """The layers that never leave the site, before the first round: the same at all sites."""
+        drawn = self.shapes.head.initial(first_weights(self.training.seed, slot.repeat, slot.fold, slot.replica))
+        return {name: torch.from_numpy(drawn[name]) for name in self.shapes.own}
+
+    def completed(self, models: Named, own: Sequence[Named]) -> dict[str, Tensor]:
+        """Models as they were sent (slots, ...), with the site's own layers of each slot beside them."""
+        return {**models, **{name: torch.stack([layers[name] for layers in own]) for name in self.shapes.own}}
+
     def train(
         self, models: Named, slots: Sequence[Slot], number: int, controls: Sequence[tuple[Named, Named] | None]
     ) -> list[Trained]:
-        """Every slot's global model after round `number` on the site's own patients.
+        """Every slot's whole model after round `number` on the site's own patients.
 
         `controls`: of each slot the server's control variate and the site's own, where the strategy has them.
         """
@@ -93,13 +103,22 @@ class LocalWork:
             trained.append((private_update(state, self._job(slot, number), data, privacy, stream(slot)), None))
         return trained
 
+    def finetuned(self, models: Named, slots: Sequence[Slot], epochs: int) -> dict[str, Tensor]:
+        """Final models (slots, ...), trained on at this site alone."""
+        trained = []
+        for place, slot in enumerate(slots):
+            state, data = self._of(models, slot, place)
+            trained.append(finetune(state, self._job(slot, self.training.rounds), data, epochs))
+        return {**models, **{name: torch.stack([one[name] for one in trained]) for name in self.shapes.whole}}
+
     def _job(self, slot: Slot, number: int) -> Job:
-        rates = (self.training.lr, self.training.weight_decay, self.strategy.mu)
+        chosen = self.candidates[slot.choice]
+        rates = (chosen.lr, chosen.weight_decay, self.shapes.strategy.mu)
         return Job(slot.name, self.site, number, *rates, self.training.imbalance == "sampling")
 
     def _of(self, models: Named, slot: Slot, place: int) -> tuple[dict[str, Tensor], SiteData]:
         """A slot's state and the site's data for it, from stacked models."""
-        state = {name: models[name][place] for name in self.shapes.state}
+        state = {name: models[name][place] for name in self.shapes.whole}
         return state, self.site_data(slot, {name: models[name][place] for name in self.shapes.buffers})
 
     def site_data(self, slot: Slot, buffers: Named) -> SiteData:

@@ -1,6 +1,7 @@
-"""Final models as they were sent -> a run, as `mil train` saves one, so that a hospital predicts with the same command."""
+"""Final models -> a run, as `mil train` saves one, so that a hospital predicts with the same command."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 from torch import Tensor
@@ -9,45 +10,54 @@ from mil.federation.config import FederationSpec
 from mil.federation.forms import BALANCE, slots
 from mil.federation.ledger import Ledger, parsed
 from mil.training.artefact import Family, Run
+from mil.training.protocol import candidates
 
 ROUND_COLUMNS = ["model", "phase", "repeat", "fold", "round", "site", "train_loss", "val_loss", "val_auroc"]
 
 
+@dataclass(frozen=True)
+class Refit:
+    """What is known of the final models besides their tensors; of each: candidate (of its outer fold), rounds, patients."""
+
+    choices: Sequence[int]
+    rounds: Sequence[int]
+    about: Mapping[str, object]
+    patients: Sequence[int] | None = None
+    member: str = ""
+    """The site whose own models they are; blank: the models of all."""
+
+
 def run_of(
-    protocol: FederationSpec,
-    tensors: Mapping[str, Tensor],
-    rounds: Sequence[int],
-    about: Mapping[str, object],
-    patients: Sequence[int] | None = None,
-    ledger: Ledger | None = None,
-    run: str = "",
+    protocol: FederationSpec, tensors: Mapping[str, Tensor], refit: Refit, ledger: Ledger | None = None, run: str = ""
 ) -> Run:
-    """The refit models and their scales (models, ...), with their rounds; patients and ledger only where they are known."""
-    experiment, training = protocol.experiment, protocol.experiment.training
+    """The refit models and their scales (models, ...) as a run. Models of all are those of the strategy's rounds."""
+    strategy = protocol.experiment.strategy if refit.member else protocol.strategy
+    experiment = protocol.experiment.model_copy(update={"strategy": strategy})
+    tried, own = candidates(experiment), slots(protocol, "refit", refit.choices)
     weights = {name: value for name, value in tensors.items() if name != BALANCE}
     family = Family(experiment.model, weights)
     models = pd.DataFrame(
         [
             {
-                "model": slot.name,
+                "model": slot.name + (f"/{refit.member}" if refit.member else ""),
                 "trained_on": slot.sites,
-                "member": "",
+                "member": refit.member,
                 "repeat": slot.repeat,
                 "fold": slot.fold,
                 "family": 0,
                 "row": number,
-                "rounds": rounds[number],
-                "lr": training.lr,
-                "weight_decay": training.weight_decay,
-                "patients": patients[number] if patients is not None else "",
+                "rounds": refit.rounds[number],
+                "lr": tried[slot.choice].lr,
+                "weight_decay": tried[slot.choice].weight_decay,
+                "patients": refit.patients[number] if refit.patients is not None else "",
                 "sha256": family.digest(number),
             }
-            for number, slot in enumerate(slots(protocol, "refit"))
+            for number, slot in enumerate(own)
         ]
     )
     record = ledger or Ledger()
     table = rounds_table(protocol, run, record)
-    return Run(experiment, protocol.endpoint, [family], models, table, record, dict(about))
+    return Run(experiment, protocol.endpoint, [family], models, table, record, dict(refit.about))
 
 
 def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataFrame:
@@ -59,7 +69,8 @@ def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataF
         for site, told in entry["answered"].items():
             if "train_loss" not in told:  # under privacy
                 continue
-            live = [slots(protocol, entry["phase"])[number] for number in entry["slots"]]
+            everyone = slots(protocol, entry["phase"], entry["choices"])
+            live = [everyone[number] for number in entry["slots"]]
             for slot, loss in zip(live, told["train_loss"], strict=True):
                 place = (entry["phase"], entry["round"], slot.name, site)
                 rows[place] = {

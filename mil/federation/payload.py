@@ -128,6 +128,23 @@ def check(message: Message, form: Form, where: str) -> None:
             raise PayloadError(f"{where}: value '{name}' is {message.values[name]!r}, not {_named(kind)}; refused")
 
 
+def lengths(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
+    """L2 norm of every model's change (models,), float64; `before` may hold more tensors."""
+    changes = [(value.double() - before[name].double()).flatten(1) for name, value in sorted(after.items())]
+    return torch.cat(changes, dim=1).norm(dim=1)
+
+
+def check_updates(after: Mapping[str, Tensor], before: Mapping[str, Tensor], longest: float | None, where: str) -> None:
+    """Raise `PayloadError` for an update that is longer than the protocol, or the site, allows."""
+    if longest is None:
+        return
+    found = float(lengths(after, before).max())
+    if not found <= longest:
+        raise PayloadError(
+            f"{where}: an update of length {found:.3g}, more than the {longest:g} of max_update; refused"
+        )
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, names sorted, in hex."""
     found = hashlib.sha256()

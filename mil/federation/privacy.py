@@ -6,6 +6,7 @@ sent once the budget would be exceeded. Epsilon comes from the privacy-loss dist
 dp-accounting), which is an upper bound and tight; Renyi's, looser, stands beside it (by opacus).
 """
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,16 @@ class Budget:
                 )
             self.record.add(new)
         return self.so_far()
+
+    def hold_against(self, ledger: Sequence[str]) -> None:
+        """Raise where the site's ledger knows of a larger epsilon at this delta: charges were cut off the account."""
+        known = [json.loads(line) for line in ledger if '"epsilon"' in line]
+        most = max((line["epsilon"] for line in known if line.get("delta") == self.delta), default=0.0)
+        if most > 0 and self.so_far().epsilon < most - 1e-9:
+            raise BudgetSpent(
+                f"{self.record.path}: epsilon {self.so_far().epsilon:.3f}, but the site's ledger has {most:.3f}; charges were "
+                "cut off, so nothing more is sent. Restore the file from the workspace's backup"
+            )
 
     def so_far(self) -> Spent:
         """Of the patient who was charged most."""

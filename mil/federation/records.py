@@ -16,7 +16,7 @@ from mil.federation.ledger import Ledger, digest
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine, Learners
 from mil.training.packing import Places
-from mil.training.protocol import Task
+from mil.training.protocol import Task, best_rounds
 
 if TYPE_CHECKING:
     from mil.federation.rounds import Phase
@@ -39,12 +39,18 @@ class Records:
     losses: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """(tasks, rounds) of the present phase, summed over watched patients; infinite where a round was not reached."""
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    watched: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 1), np.float32))
+    """Logits (rounds, watched patients of all tasks one after the other, outputs) of the present phase; NaN where not reached."""
+    held: list[np.ndarray] = field(default_factory=list)
+    """Of each task the logits of its watched patients after the round that its candidate is best at; see `settle`."""
 
     def begin(self, tasks: Sequence[Task], clients: Clients) -> None:
         """A new phase."""
         self.tasks, self.clients = tasks, clients
         shape = (len(tasks), max(task.rounds for task in tasks))
         self.losses, self.counts = np.full(shape, np.inf), np.ones(shape)
+        self.ends = np.cumsum([len(task.watched) for task in tasks])
+        self.watched = np.full((shape[1], int(self.ends[-1]), self.endpoint.outputs), np.nan, np.float32)
 
     def round(
         self,
@@ -78,7 +84,14 @@ class Records:
                     self.ledger.add(
                         stated | present | update | {"site": self.clients.name(learner), "patients": patients}
                     )
+            self.watched[number - 1, self.ends[k] - len(task.watched) : self.ends[k]] = logits[k]
             self._table_rows(stated, k, logits[k], train_losses[k], number, phase)
+
+    def settle(self) -> None:
+        """The phase is over: of the watched logits keep those of the rounds that selection may choose."""
+        begins = self.ends - [len(task.watched) for task in self.tasks]
+        best = {k: rounds for own, rounds, _ in best_rounds(self.tasks, self.losses, self.counts) for k in own}
+        self.held = [self.watched[best[k] - 1, begins[k] : self.ends[k]] for k in range(len(self.tasks))]
 
     def stalled(self, tasks: Sequence[Task], number: int, patience: int | None) -> np.ndarray:
         """Tasks whose selection has not become better for `patience` rounds (tasks,) bool."""

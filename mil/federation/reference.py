@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from mil.federation.client import Job, SiteData, Update, client_update
+from mil.federation.client import Job, SiteData, Update, client_update, finetune
 from mil.federation.clients import noise_stream, participants, visits
 from mil.federation.ledger import digest
 from mil.federation.strategies import Answers, State, Strategy, histofl_noise, shares
@@ -82,6 +82,14 @@ class Course:
         local = {name: update.state for name, (update, _) in updates.items()} if self.strategy.local_parts else {}
         return Federation(state, server, now.controls | kept, now.local | local, number)
 
+    def finetuned(self, now: Federation) -> Federation:
+        """After the last round of `finetune`: every site trains on alone, and keeps what comes of it."""
+        epochs = self.strategy.finetune_epochs
+        own = {
+            name: finetune(now.state, self._job(name, now.number), site, epochs) for name, site in self.sites.items()
+        }
+        return Federation(now.state, now.server, now.controls, own, now.number)
+
     def personal(self, now: Federation, site: str) -> dict[str, torch.Tensor]:
         """The site's model: the global one, but for the parts that never left the site."""
         own = now.local.get(site, now.state)
@@ -91,10 +99,12 @@ class Course:
     def _ask(
         self, now: Federation, site: str, number: int, state: State
     ) -> tuple[Update, dict[str, torch.Tensor] | None]:
-        sampling = self.training.imbalance == "sampling"
-        job = Job(self.task, site, number, self.lr, self.weight_decay, self.strategy.mu, sampling)
         controls = (_part(now.server, "control"), now.controls[site]) if self.strategy.controls else (None, None)
-        return client_update(state, job, self.sites[site], *controls)
+        return client_update(state, self._job(site, number), self.sites[site], *controls)
+
+    def _job(self, site: str, number: int) -> Job:
+        sampling = self.training.imbalance == "sampling"
+        return Job(self.task, site, number, self.lr, self.weight_decay, self.strategy.mu, sampling)
 
     def _answers(self, now: Federation, names: list[str], updates: Mapping[str, Update], spec: object) -> Answers:
         """The updates along a site axis, sites in the order of their names; a site that is missing weighs nothing."""

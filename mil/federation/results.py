@@ -48,6 +48,15 @@ def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_
     return told | {"metric": concordance(found, first), **logrank}
 
 
+def differ_by_few(told: Mapping, earlier: Mapping, small_cells: int) -> bool:
+    """Whether two runs' metrics are of nearly the same patients, so that their difference would be of the few others."""
+    if told["patients"] is None or earlier["patients"] is None:
+        return False
+    ones, before = (int(one["positives"] or 0) for one in (told, earlier))
+    changes = (abs(ones - before), abs(told["patients"] - ones - earlier["patients"] + before))
+    return any(0 < change < small_cells for change in changes)
+
+
 def own_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -> dict[str, Tensor]:
     """Number, mean and squares of each covariate among the site's patients; zeros where too few are known."""
     table = covariate_table(bags, names)

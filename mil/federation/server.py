@@ -9,18 +9,26 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors.torch import save_file
+from torch import Tensor
+
 from mil.errors import MilError
 from mil.federation import stages
+from mil.federation.alarms import stand_out
 from mil.federation.config import FederationSpec
 from mil.federation.encryption import Adder
 from mil.federation.forms import Forms, groups_of
 from mil.federation.identity import differences, identity
 from mil.federation.ledger import LedgerFile
-from mil.federation.models import run_of
-from mil.federation.payload import Message, PayloadError, digest, pack, unpack
+from mil.federation.models import Refit, rounds_table, run_of
+from mil.federation.payload import Message, PayloadError, check_updates, digest, pack, unpack
+from mil.federation.questions import asked_digest
 from mil.federation.results import covariates_table, sites_table
+from mil.files import replacing
 from mil.tables import write_table
 
+WIDEST = 65536
+"""Most numbers a tile; a site that says more would have the server draw models of any size."""
 COMPARED = ("width", "encoder", "weights_sha256", "tile_mpp", "size_px")
 
 
@@ -83,19 +91,22 @@ class Server:
         if self.kind == "join":
             values |= {**identity(self.protocol), "canary": self.stages.canary}
         else:
-            values |= {"phase": progress.phase, "slots": live, "spec_sha256": self.protocol.sha256}
+            values |= {"phase": progress.phase, "slots": live, "choices": progress.choices}
+            values["spec_sha256"] = self.protocol.sha256
         if self.kind in {"train", "watch", "open"}:
             values["round"] = progress.round
         if self.kind == "train":
             values["totals"] = [self.stages.totals[number] for number in live]
+        if self.kind in {"train", "watch", "finish"}:
             values["used"] = [progress.used.get(site, 0) for site in self.protocol.training_sites]
         if self.kind == "finish":
             values["rounds"] = progress.rounds
         if self.kind not in {"join", "moments"}:
             tensors = self.stages.models()
-        self.asked_sha256 = digest(tensors)
+        message = Message(self.kind, values, tensors)
+        self.asked_sha256 = asked_digest(message)
         form = self._forms().question(self.kind, len(live))
-        blob = pack(Message(self.kind, values, tensors), form, self.max_bytes, "server")
+        blob = pack(message, form, self.max_bytes, "server")
         self.question_sha256 = hashlib.sha256(blob).hexdigest()
         return blob
 
@@ -112,10 +123,13 @@ class Server:
             "kind": kind,
             **place,
             "slots": self.stages.live,
+            "choices": self.stages.progress.choices,
             "missing": dict(sorted(missing.items())),
         }
         entry["asked_sha256"] = self.asked_sha256
         entry["answered"] = {site: _told(message, answers[site]) for site, message in sorted(found.items())}
+        if alarms := self._alarms(kind, found):
+            entry["alarms"] = alarms
         try:
             self._enough(kind, found, missing)
             self._advance(kind, found)
@@ -125,6 +139,12 @@ class Server:
         self.away = {site: why for site, why in missing.items() if site in self.protocol.training_sites}
         self.ledger.add({"event": "answered", "global_sha256": self.stages.digest(), **entry})
         stages.save(self.stages, self.checkpoint)
+
+    def _alarms(self, kind: str, found: Mapping[str, Message]) -> dict[str, str]:
+        if kind != "train" or self.protocol.encryption != "none":
+            return {}
+        before = {name: value[self.stages.live] for name, value in self.stages.state.items()}
+        return stand_out(found, before, self.stages.progress.round == 1)
 
     def pause(self) -> None:
         """The job ends here and the next one goes on."""
@@ -149,17 +169,18 @@ class Server:
         return found, refused
 
     def _check(self, site: str, kind: str, message: Message) -> None:
-        least = self.protocol.payload.min_patients
         if message.values["site"] != site:
             raise PayloadError(f"the answer of site {site} says it is from {message.values['site']}")
         if message.values["question_sha256"] != self.question_sha256:
             raise PayloadError(f"site {site}: the answer is to another question than this one")
-        if "num_bags" in message.tensors and (message.tensors["num_bags"] < least).any():
-            raise PayloadError(f"site {site}: an update from fewer than {least} patients")
-        if "num_steps" in message.tensors and (message.tensors["num_steps"] < 1).any():
-            raise PayloadError(f"site {site}: an update from no step")
+        self._check_numbers(site, kind, message.tensors)
         if kind != "join":
             return
+        width, patients = int(str(message.values["width"])), message.values["num_bags"]
+        if not 1 <= width <= WIDEST:
+            raise PayloadError(f"site {site}: features of {width} numbers a tile; 1 to {WIDEST} are taken")
+        if patients is not None and int(str(patients)) < 1:
+            raise PayloadError(f"site {site}: says that it has {patients} patients")
         differing = differences(identity(self.protocol), dict(message.values))
         if self.stages.progress.data.get(site, message.values["data_sha256"]) != message.values["data_sha256"]:
             differing.append("its data have changed since the run began")
@@ -168,6 +189,38 @@ class Server:
                 differing.append(f"{key} of its features is {message.values[key]}, not {stated}")
         if differing:
             raise PayloadError(f"site {site}: {'; '.join(differing)}")
+
+    def _check_numbers(self, site: str, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        """Raise for counts that cannot be, or that would let the site outweigh the others."""
+        least, most = self.protocol.payload.min_patients, self.protocol.sites[site].patients
+        for name, value in tensors.items():
+            counted = name in {"num_bags", "num_steps", "classes", "watched_count"} or name.endswith(
+                (".count", ".squares")
+            )
+            if counted and (value < 0).any():
+                raise PayloadError(f"site {site}: '{name}' is negative")
+        counts = tensors.get("num_bags")
+        if counts is not None and (counts < least).any():
+            raise PayloadError(f"site {site}: an update from fewer than {least} patients")
+        if counts is not None and most is not None and (counts > most).any():
+            raise PayloadError(
+                f"site {site}: counts with {int(counts.max())} patients, but the protocol knows of {most}"
+            )
+        if counts is not None and kind == "train":
+            known = self.stages.progress.num_bags.get(site)
+            if known is not None and counts.tolist() != [known[number] for number in self.stages.live]:
+                raise PayloadError(f"site {site}: counts with other patients than it began with")
+            if self.protocol.encryption == "none":
+                check_updates(
+                    {name: tensors[name] for name in self.stages.state},
+                    self.stages.models(),
+                    self.protocol.payload.max_update,
+                    f"site {site}",
+                )
+        if "classes" in tensors and counts is not None and (tensors["classes"].sum(1) != counts).any():
+            raise PayloadError(f"site {site}: its classes are not its patients")
+        if "num_steps" in tensors and (tensors["num_steps"] < 1).any():
+            raise PayloadError(f"site {site}: an update from no step")
 
     def _enough(self, kind: str, found: Mapping[str, Message], missing: Mapping[str, str]) -> None:
         if kind == "open":
@@ -212,10 +265,15 @@ class Server:
         """The run as `mil train` saves one, and every site's own metrics."""
         progress = self.stages.progress
         about = {key: value for key, value in progress.about.items() if value is not None}
-        patients = [sum(counts) for counts in zip(*progress.num_bags.values(), strict=True)]
         tensors = self.stages.state | self.stages.buffers
-        run = run_of(self.protocol, tensors, progress.rounds, about, patients, self.ledger, self.run)
-        run.save(self.folder / "result")
+        refit = Refit(progress.choices, progress.rounds, about, self.stages.totals)
+        shapes = self.stages.shapes
+        if shapes is not None and shapes.own:  # whole models are at the sites only
+            with replacing(self.folder / "result" / "shared.safetensors") as partial:
+                save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+            write_table(rounds_table(self.protocol, self.run, self.ledger), self.folder / "result" / "rounds.csv")
+        else:
+            run_of(self.protocol, tensors, refit, self.ledger, self.run).save(self.folder / "result")
         roles = {site: member.role for site, member in self.protocol.sites.items()}
         told = {site: message.values for site, message in found.items()}
         write_table(sites_table(self.protocol.endpoint.kind, roles, told), self.folder / "result" / "sites.csv")

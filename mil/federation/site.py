@@ -5,6 +5,7 @@ ledger. Which engine carries the bytes is not known here.
 """
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from mil.errors import MilError
 from mil.federation.config import FederationSpec, SiteSpec, limits, own_protocol
-from mil.federation.controls import Controls
 from mil.federation.encryption import Cipher
-from mil.federation.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, is_subset, slots
+from mil.federation.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, slots
 from mil.federation.identity import code_sha256, data_sha256, differences, identity, own_secret
-from mil.federation.ledger import LedgerFile, parsed
+from mil.federation.ledger import LedgerFile
 from mil.federation.local import LocalWork, Trained
-from mil.federation.models import run_of
+from mil.federation.memory import Memory
+from mil.federation.models import Refit, run_of
 from mil.federation.noise import SecretStream
 from mil.federation.payload import (
     Form,
@@ -30,15 +31,18 @@ from mil.federation.payload import (
     PayloadError,
     TooFewPatients,
     Value,
+    check_updates,
     digest,
     header,
     pack,
     unpack,
 )
 from mil.federation.privacy import Budget
-from mil.federation.results import NOTHING, Metrics, own_covariates, own_metrics
+from mil.federation.questions import asked_digest, check_once, check_place, check_run
+from mil.federation.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
 from mil.predictions import predict
 from mil.tables import read_table
+from mil.training.artefact import Run
 from mil.training.store import SAME_EVERYWHERE, FeatureStore
 
 TEXT = ("patient_id", "slides", "site", "role")
@@ -68,6 +72,7 @@ class Site:
                 )
             most = min(privacy.epsilon, spec.epsilon or privacy.epsilon)
             self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, most, privacy.delta)
+            self.budget.hold_against(self.ledger.lines)
         self.epsilon: float | None = None
         self.cipher: Cipher | None = None
         if protocol.encryption == "ckks":
@@ -122,29 +127,16 @@ class Site:
             numbers = header(blob, where)["values"].get("slots")
             live = len(numbers) if isinstance(numbers, list) else 0
             question = unpack(blob, self.forms.question(kind, live), self.max_bytes, where)
-            self._check_slots(question, where)
+            check_place(question, self.protocol, self.budget is not None, where)
+            check_once(question, self.ledger.lines, where)
             differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
+        check_run(question, self.spec.runs, where)
         if differing:
             raise Mismatch(
                 f"{where}: the server differs from this site: {', '.join(differing)}; install the same version, and hold "
                 "the same federation.yaml"
             )
         return question
-
-    def _check_slots(self, question: Message, where: str) -> None:
-        """Raise unless the question is about a phase of the protocol and models of it."""
-        phase = "refit" if question.kind == "finish" else question.values["phase"]
-        phases = ("refit",) if self.budget is not None else ("inner", "refit")
-        if phase not in phases:
-            raise PayloadError(f"{where}: phase {phase!r} is not of the protocol ({', '.join(phases)}); refused")
-        numbers = cast(list[int], question.values["slots"])
-        expected = len(slots(self.protocol, str(phase)))
-        if not is_subset(numbers, expected):
-            raise PayloadError(f"{where}: slots {numbers} are not among the {expected} of the protocol; refused")
-        lengths = {"used": len(self.protocol.training_sites), "totals": len(numbers), "rounds": expected}
-        for name, length in lengths.items():
-            if name in question.values and len(cast(list[int], question.values[name])) != length:
-                raise PayloadError(f"{where}: value '{name}' has not {length} numbers; refused")
 
     def _reply(self, question: Message, question_sha256: str) -> tuple[Message, Form]:
         values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
@@ -156,29 +148,31 @@ class Site:
                 "width": self.features.width,
                 "data_sha256": self.data,
             }
-            own["num_bags"] = len(self.features.patients)
+            count = len(self.features.patients)
+            own["num_bags"] = count if count >= self.limits.small_cells else None
             return Message("join", values | own), self.forms.answer("join", 0, 0)
         if question.kind == "finish":
             metrics, tensors = self._finish(question)
             return Message("finish", values | metrics, tensors), self.forms.answer("finish", 0, 0)
         phase = str(question.values["phase"])
-        everyone = slots(self.protocol, phase)
+        everyone = slots(self.protocol, phase, cast(list[int], question.values["choices"]))
         groups = [[everyone[number] for number in group] for group in groups_of(self.protocol, phase, question.kind)]
         chosen = [everyone[number] for number in cast(list[int], question.values["slots"])]
         form = self.forms.answer(question.kind, len(chosen), len(groups))
-        work, models = self._work(chosen, question.kind), dict(question.tensors)
+        work = self._work(chosen, question.kind)
         if question.kind == "canary":
-            started = time.monotonic()
+            models = work.completed(question.tensors, [work.first(slot) for slot in chosen])
             work.rehearse(models, chosen[0])
-            values["seconds"] = time.monotonic() - started
             return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
         if question.kind == "moments":
-            return Message("moments", values, work.moments_of(chosen)), form
+            return Message("moments", values, self._moments(work, chosen)), form
         if question.kind == "open":
             return Message("open", values, self._open(question, len(chosen))), form
+        memory = self._memory(question)
+        models = work.completed(question.tensors, [memory.of(slot, work.first(slot)) for slot in chosen])
         tensors = work.watch(models, chosen, groups)
         if question.kind == "train":
-            tensors |= self._train(question, work, chosen)
+            tensors |= self._train(question, models, work, memory, chosen)
         return Message(question.kind, values, tensors), form
 
     def _work(self, chosen: list[Slot], kind: str) -> LocalWork:
@@ -194,26 +188,52 @@ class Site:
                 )
         return self.work
 
-    def _train(self, question: Message, work: LocalWork, chosen: list[Slot]) -> dict[str, Tensor]:
+    def _moments(self, work: LocalWork, chosen: list[Slot]) -> dict[str, Tensor]:
+        """Numbers of patients, moments and, where the protocol weighs classes, how many there are of each."""
+        found = work.moments_of(chosen)
+        counts = found.get("classes", torch.zeros(0))
+        if ((counts > 0) & (counts < self.limits.small_cells)).any():
+            raise TooFewPatients(
+                f"site {self.spec.site}: a model would learn from fewer than {self.limits.small_cells} patients of a class, "
+                "and imbalance asks for their number; nothing was sent. Use imbalance none, or fewer folds"
+            )
+        return found
+
+    def _memory(self, question: Message) -> Memory:
+        """What the site keeps of the run, as it was when the server last used an answer of it."""
+        used = cast(list[int], question.values["used"])[self.protocol.training_sites.index(self.spec.site)]
+        return Memory(self._folder(question) / "kept", str(question.values["phase"]), used if self._keeps else 0)
+
+    @property
+    def _keeps(self) -> bool:
+        return self.shapes.controls or bool(self.shapes.own)
+
+    def _folder(self, question: Message) -> Path:
+        return Path(self.spec.workspace) / "runs" / str(question.values["run"])
+
+    def _train(
+        self, question: Message, models: dict[str, Tensor], work: LocalWork, memory: Memory, chosen: list[Slot]
+    ) -> dict[str, Tensor]:
         """The updates of a round, stacked."""
         number = cast(int, question.values["round"])
-        pairs: list[Any] = [None] * len(chosen)
-        controls = None
-        if self.shapes.controls:
-            used = cast(list[int], question.values["used"])[self.protocol.training_sites.index(self.spec.site)]
-            folder = Path(self.spec.workspace) / "runs" / str(question.values["run"]) / "controls"
-            controls = Controls(folder, str(question.values["phase"]), used)
-            pairs = controls.pairs(question.tensors, chosen)
         if self.budget is not None:
-            trained = self._train_privately(question, work, chosen, number)
+            trained = self._train_privately(question, models, work, chosen, number)
         else:
-            trained = work.train(question.tensors, chosen, number, pairs)
+            pairs = memory.controls(question.tensors, chosen) if self.shapes.controls else [None] * len(chosen)
+            trained = work.train(models, chosen, number, pairs)
         updates = [update for update, _ in trained]
         tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
+        check_updates(tensors, models, self.limits.max_update, f"site {self.spec.site}")
         if self.cipher is not None:
             tensors = {SEALED: self._sealed(question, tensors, [update.patients for update in updates])}
-        if controls is not None:
-            controls.keep(number, chosen, [own for _, own in trained if own is not None])
+        if self._keeps:
+            layers = [{name: update.state[name] for name in self.shapes.own} for update in updates]
+            memory.keep(
+                number,
+                chosen,
+                [own if own is not None else {} for _, own in trained] if self.shapes.controls else layers,
+            )
+        if self.shapes.controls:
             changes = [update.control_change or {} for update in updates]
             tensors |= {
                 f"{CONTROL}{name}": torch.stack([change[name] for change in changes]) for name in self.shapes.state
@@ -227,8 +247,12 @@ class Site:
     def _sealed(self, question: Message, states: dict[str, Tensor], patients: list[int]) -> Tensor:
         """The site's share of the change of all models, encrypted."""
         assert self.cipher is not None
-        uniform = getattr(self.protocol.experiment.strategy, "weighting", "patients") == "uniform"
+        uniform = getattr(self.protocol.strategy, "weighting", "patients") == "uniform"
         totals = cast(list[int], question.values["totals"])
+        if any(own > whole for own, whole in zip(patients, totals, strict=True)):
+            raise PayloadError(
+                f"site {self.spec.site}: totals {totals} are fewer than the site's own patients; refused"
+            )
         share = torch.tensor(patients, dtype=torch.float64) / torch.tensor(totals, dtype=torch.float64)
         if uniform:
             share = torch.full_like(share, 1 / len(self.protocol.training_sites))
@@ -236,61 +260,81 @@ class Site:
         for name, value in states.items():
             change = value.double() - question.tensors[name].double()
             changes.append(change * share.view(-1, *[1] * (change.dim() - 1)))
-        return self.cipher.seal(changes)
+        mask = None
+        if self.protocol.everybody:
+            count = sum(change.numel() for change in changes)
+            mask = self.cipher.mask(self.spec.site, self.protocol.training_sites, asked_digest(question), count)
+        return self.cipher.seal(changes, mask)
 
     def _open(self, question: Message, live: int) -> dict[str, Tensor]:
-        """The sum of a round, once: another ciphertext for the same round is not opened."""
+        """The sum of a round."""
         if self.cipher is None:
             raise PayloadError(f"site {self.spec.site}: nothing is encrypted in this protocol; refused")
-        place = {key: question.values[key] for key in ("run", "phase", "round")}
-        sealed = digest(question.tensors)
-        for line in parsed(self.ledger.lines, str(self.ledger.path)):
-            if line.get("kind") == "open" and place.items() <= line.items() and line["asked_sha256"] != sealed:
-                raise PayloadError(
-                    f"site {self.spec.site}: another sum of round {place['round']} was opened already; the server may not "
-                    "have single updates opened"
-                )
         opened = self.cipher.open(question.tensors[SEALED], [(live, *shape) for shape in self.shapes.state.values()])
         return dict(zip(self.shapes.state, opened, strict=True))
 
-    def _train_privately(self, question: Message, work: LocalWork, chosen: list[Slot], number: int) -> list[Trained]:
-        """The same with noise, once the site's budget allows it."""
+    def _train_privately(
+        self, question: Message, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot], number: int
+    ) -> list[Trained]:
+        """The same with noise, once the site's budget allows it.
+
+        The noise is that of the whole question: where anything in it differs, it is charged anew and drawn anew.
+        """
         assert self.budget is not None
         assert self.protocol.privacy is not None
-        run, asked = str(question.values["run"]), digest(question.tensors)
+        run, asked = str(question.values["run"]), asked_digest(question)
         patients = {slot: len(work.train_patients(slot)) for slot in chosen}
         self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
-        return work.train_privately(
-            question.tensors, chosen, number, lambda slot: self._stream(run, slot, number, asked)
-        )
+        return work.train_privately(models, chosen, number, lambda slot: self._stream(run, slot, number, asked))
 
     def _stream(self, run: str, slot: Slot, number: int, asked: str) -> SecretStream:
         return SecretStream(own_secret(self.spec.workspace), "noise", run, slot.name, number, asked)
 
     def _finish(self, question: Message) -> tuple[Metrics, dict[str, Tensor]]:
         """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
-        rounds = cast(list[int], question.values["rounds"])
-        run = run_of(self.protocol, question.tensors, rounds, self.features.about)
-        run.save(Path(self.spec.workspace) / "runs" / str(question.values["run"]))
+        run = self._final(question)
+        run.save(self._folder(question))
         table = predict(run, self.bags, self.features).table
         metrics = own_metrics(self.protocol.endpoint.kind, table, self.bags, self.limits.small_cells)
-        self.ledger.add({"event": "result", "run": str(question.values["run"]), **metrics})
+        earlier = [json.loads(line) for line in self.ledger.lines if '"event": "result"' in line]
+        endpoint = self.protocol.experiment.endpoint
+        told_of = [line for line in earlier if line["event"] == "result" and line["endpoint"] == endpoint]
+        if any(differ_by_few(metrics, line, self.limits.small_cells) for line in told_of):
+            metrics = dict(NOTHING)
+        self.ledger.add({"event": "result", "run": str(question.values["run"]), "endpoint": endpoint, **metrics})
         if self.budget is not None:  # they carry no noise
             return NOTHING, {}
         names = self.protocol.experiment.covariates
         return metrics, own_covariates(self.bags, names, self.limits.small_cells) if names else {}
 
+    def _final(self, question: Message) -> Run:
+        """The final models; where the strategy gives every site its own, the site's."""
+        choices, rounds = (cast(list[int], question.values[name]) for name in ("choices", "rounds"))
+        if self.work is None or not (self.shapes.own or self._finetune):
+            return run_of(self.protocol, question.tensors, Refit(choices, rounds, self.features.about))
+        everyone, memory = slots(self.protocol, "refit", choices), self._memory(question)
+        models = self.work.completed(question.tensors, [memory.of(slot, self.work.first(slot)) for slot in everyone])
+        if self._finetune:
+            models = self.work.finetuned(models, everyone, self._finetune)
+        patients = [len(self.work.train_patients(slot)) for slot in everyone]
+        return run_of(self.protocol, models, Refit(choices, rounds, self.features.about, patients, self.spec.site))
+
+    @property
+    def _finetune(self) -> int:
+        """Epochs at the site alone after the last round."""
+        return getattr(self.protocol.experiment.strategy, "epochs", 0)
+
     def _record(self, question: Message, reply: Message, cost: dict[str, float]) -> None:
         entry: dict[str, Any] = {
             key: question.values[key] for key in ("run", "phase", "round") if key in question.values
         }
-        if self.epsilon is not None:
-            entry["epsilon"] = self.epsilon
+        if self.budget is not None and self.epsilon is not None:
+            entry |= {"epsilon": self.epsilon, "delta": self.budget.delta}
         if "num_bags" in reply.tensors:
             entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
         self.ledger.add(
             {"event": "answered", "kind": question.kind, **entry}
-            | {"asked_sha256": digest(question.tensors), "answer_sha256": digest(reply.tensors)}
+            | {"asked_sha256": asked_digest(question), "answer_sha256": digest(reply.tensors)}
             | {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256()}
             | {"server_ledger": question.values.get("ledger"), **cost}
         )

@@ -16,14 +16,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mil.errors import CorruptFile, MilError
-from mil.federation.clients import participants
+from mil.federation.clients import participants, visits
 from mil.federation.config import FederationSpec
 from mil.federation.encryption import Adder
-from mil.federation.forms import BALANCE, CONTROL, PARTS, SEALED, Shapes, groups_of, slots, watched_apart
+from mil.federation.forms import (
+    BALANCE,
+    CONTROL,
+    PARTS,
+    SEALED,
+    Shapes,
+    groups_of,
+    outer_folds,
+    slots,
+    watched_apart,
+)
 from mil.federation.payload import Message, digest
 from mil.federation.strategies import Answers, build_strategy, shares
 from mil.files import replacing
 from mil.training.plans import first_weights
+from mil.training.protocol import candidates
 from mil.training.scaling import Moments
 
 Found = Mapping[str, Message]
@@ -41,6 +52,10 @@ class Progress:
     """
     phase: str = "inner"
     round: int = 1
+    visit: int = 0
+    """Sites visited in this round, where one after the other is."""
+    choices: list[int] = field(default_factory=list)
+    """Candidate of every outer fold, once it is chosen."""
     rounds: list[int] = field(default_factory=list)
     """Rounds of every slot of the phase."""
     width: int = 0
@@ -49,7 +64,7 @@ class Progress:
     data: dict[str, str] = field(default_factory=dict)
     """Digest of every site's data, as it joined."""
     curves: list[list[float | None]] = field(default_factory=list)
-    """Mean loss on the inner folds after each round, for every outer fold; none after its selection has stopped."""
+    """Mean loss on the inner folds after each round, for every outer fold and candidate; none after it has stopped."""
     num_bags: dict[str, list[int]] = field(default_factory=dict)
     """Training patients of every slot, by site."""
     used: dict[str, int] = field(default_factory=dict)
@@ -70,7 +85,7 @@ class Stages:
 
     def __init__(self, protocol: FederationSpec, canary: bool = False, adder: Adder | None = None) -> None:
         self.protocol, self.canary, self.adder = protocol, canary, adder
-        self.strategy = build_strategy(protocol.experiment.strategy)
+        self.strategy = build_strategy(protocol.strategy)
         self.progress = Progress()
         self.state: dict[str, Tensor] = {}
         """Global models (slots, ...)."""
@@ -106,8 +121,11 @@ class Stages:
         sites = self.protocol.training_sites
         if self.progress.stage != "train":
             return sites
-        share = getattr(self.protocol.experiment.strategy, "participation", 1.0)
-        chosen = participants(len(sites), share, self.protocol.experiment.training.seed, self.progress.round)
+        strategy, seed, number = self.protocol.strategy, self.protocol.experiment.training.seed, self.progress.round
+        if self.strategy.cyclic:
+            order = visits(len(sites), getattr(strategy, "shuffled", False), seed, number)
+            return [sites[order[self.progress.visit]]]
+        chosen = participants(len(sites), getattr(strategy, "participation", 1.0), seed, number)
         return [site for site, taken in zip(sites, chosen, strict=True) if taken]
 
     def models(self) -> dict[str, Tensor]:
@@ -126,7 +144,8 @@ class Stages:
             self.progress.width, self.progress.about = width, dict(about)
             # under privacy the number of rounds is not selected: the losses that would select it carry no noise
             phase = "inner" if self.protocol.privacy is None else "refit"
-            self._begin(phase, [self.protocol.experiment.training.rounds] * len(slots(self.protocol, phase)))
+            choices = [0] * len(outer_folds(self.protocol)) if phase == "refit" else []
+            self._begin(phase, [self.protocol.experiment.training.rounds] * len(slots(self.protocol, phase)), choices)
 
     def take(self, found: Found) -> None:
         """Move on by the training sites' answers to the question of this stage."""
@@ -137,13 +156,14 @@ class Stages:
         """SHA-256 of the global models as they stand."""
         return digest(self.state)
 
-    def _begin(self, phase: str, rounds: list[int]) -> None:
+    def _begin(self, phase: str, rounds: list[int], choices: list[int]) -> None:
         """First models of a phase; the same for all inner folds of an outer one, as `mil train` has it."""
         shapes, progress = self.shapes, self.progress
         assert shapes is not None
         seed = self.protocol.experiment.training.seed
         first = [
-            shapes.head.initial(first_weights(seed, slot.repeat, slot.fold, 0)) for slot in slots(self.protocol, phase)
+            shapes.head.initial(first_weights(seed, slot.repeat, slot.fold, slot.replica))
+            for slot in slots(self.protocol, phase, choices)
         ]
         self.state = {name: torch.from_numpy(np.stack([one[name] for one in first])) for name in shapes.state}
         plain = {True: torch.zeros, False: torch.ones}  # nothing is taken off, and divided by 1
@@ -151,7 +171,8 @@ class Stages:
             name: plain[name.endswith(".mean")](len(first), *shape) for name, shape in shapes.buffers.items()
         }
         self.server = self.strategy.begin(self.state)
-        progress.phase, progress.round, progress.rounds = phase, 1, rounds
+        progress.phase, progress.round, progress.visit = phase, 1, 0
+        progress.choices, progress.rounds = choices, rounds
         progress.num_bags, progress.used = {}, {}
         progress.stage = "canary" if self.canary else "moments"
 
@@ -177,6 +198,9 @@ class Stages:
     def _aggregate(self, found: Found) -> None:
         """The strategy's step for every live slot, as the reference driver takes it."""
         progress, live = self.progress, self.live
+        if self.strategy.cyclic:
+            self._pass_on(found)
+            return
         if self.adder is None:
             for place, number in enumerate(live):
                 self._step(number, self._answers(found, place, number))
@@ -191,6 +215,18 @@ class Stages:
             self._advance()
         else:
             progress.stage = "open"
+
+    def _pass_on(self, found: Found) -> None:
+        """Cyclic: the model as the visited site left it goes to the next; the round is over after the last."""
+        progress, (message,) = self.progress, found.values()
+        for place, number in enumerate(self.live):
+            for name, value in self.state.items():
+                value[number] = message.tensors[name][place]
+        progress.used |= dict.fromkeys(found, progress.round)
+        progress.visit += 1
+        if progress.visit == len(self.protocol.training_sites):
+            progress.visit = 0
+            self._advance()
 
     def _opened(self, found: Found) -> None:
         """The sum as the sites opened it: all of them must have found the same."""
@@ -210,7 +246,7 @@ class Stages:
     def _whole(self, number: int) -> float:
         """What the opened sum is to be multiplied by: the sites took their shares of all, and some may be missing."""
         by = self.progress.sealed_by
-        if getattr(self.protocol.experiment.strategy, "weighting", "patients") == "uniform":
+        if getattr(self.protocol.strategy, "weighting", "patients") == "uniform":
             return len(self.protocol.training_sites) / len(by)
         return self.totals[number] / sum(self.progress.num_bags[site][number] for site in by)
 
@@ -235,8 +271,7 @@ class Stages:
     def _answers(self, found: Found, place: int, number: int) -> Answers:
         """One slot's updates along a site axis; a site that is missing weighs nothing."""
         sites = self.protocol.training_sites
-        spec = self.protocol.experiment.strategy
-        weighting = getattr(spec, "weighting", "patients")
+        weighting = getattr(self.protocol.strategy, "weighting", "patients")
         state = {name: value[number] for name, value in self.state.items()}
 
         def along_sites(part: str, missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -285,7 +320,7 @@ class Stages:
         )
 
     def _stopped(self) -> set[int]:
-        """Outer folds whose inner loss has not become better for `patience` rounds."""
+        """Outer folds and candidates whose inner loss has not become better for `patience` rounds."""
         patience = self.protocol.experiment.training.patience
         if patience is None or self.progress.phase == "refit":
             return set()
@@ -302,9 +337,15 @@ class Stages:
             self._choose()
 
     def _choose(self) -> None:
-        """The number of rounds with the smallest mean loss on the inner folds, the first of equals; then the refit."""
+        """Of every outer fold the candidate and number of rounds with the smallest loss, the first of equals; the refit."""
         curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
-        self._begin("refit", [1 + int(np.argmin(curve)) for curve in curves])
+        experiment = self.protocol.experiment
+        tried, rounds, choices = len(candidates(experiment)), [], []
+        for start in range(0, len(curves), tried):
+            choice = int(np.argmin([min(curve) for curve in curves[start : start + tried]]))
+            choices.append(choice)
+            rounds += [1 + int(np.argmin(curves[start + choice]))] * experiment.training.replicas
+        self._begin("refit", rounds, choices)
 
     def _end(self, found: Found) -> None:
         """After the canary nothing may have changed; after the finish there is nothing left."""

@@ -4,9 +4,10 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
+from mil.figures.layout import name_rows
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import MIDDLE_MM, SPARE_COLOURS, chance_line, light_grid, model_name, new_figure, strategy_name
+from mil.figures.style import MIDDLE_MM, SPARE_COLOURS, chance_line, light_grid, new_figure, strategy_name
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
 
@@ -44,8 +45,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set_title(f"{group[0].upper()}{group[1:]}")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    names = [f"{one.encoder}, {model_name(one.model.name)}" for one in chosen.values()]
-    panels[0].set_yticks(range(len(chosen)), names)
+    names = [input_name(one) for one in chosen.values()]
+    name_rows(panels[0], names)
     panels[0].set_ylim(len(chosen) - 0.4, -0.6)
     shown = metrics[metrics["site"].isin(groups)]
     return Drawn(
@@ -54,6 +55,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=", ".join(f"{group} {int(shown.loc[shown['site'] == group, 'patients'].max())}" for group in groups),
         caption=(
             f"Encoders and models with {strategy_name(main.strategy.name)} for {main.endpoint}: AUROC within sites with {results.config.metrics.confidence:.0%} "
-            "intervals (DeLong, logit scale). “colour” is the mean and deviation of RGB in a tile: what an encoder has to beat."
+            "intervals (DeLong, logit scale). “Colour statistics” are the mean and deviation of RGB in a tile: what an encoder has to beat."
         ),
     )

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from mil.config import ExperimentSpec
 from mil.figures.results import Absent, Results
-from mil.figures.style import BASELINE_COLOUR, BASELINE_COLOURS, model_name, strategy_colour, strategy_name
+from mil.figures.style import (
+    BASELINE_COLOUR,
+    BASELINE_COLOURS,
+    encoder_name,
+    model_name,
+    strategy_colour,
+    strategy_name,
+)
 from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope
 from mil.metrics.baselines.inputs import NAMES as BASELINE_NAMES
 from mil.metrics.delong import both_classes
@@ -53,7 +60,7 @@ def _optimiser(results: Results, spec: ExperimentSpec) -> str:
 
 def input_name(spec: ExperimentSpec) -> str:
     """Encoder and model of an experiment in words: what stays the same when strategies are compared."""
-    return f"{spec.encoder}, {model_name(spec.model.name)}"
+    return f"{encoder_name(spec.encoder)}, {model_name(spec.model.name)}"
 
 
 def arms_at(results: Results, site: str, derived: bool = False) -> list[tuple[Arm, Scope]]:

@@ -5,13 +5,14 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
+from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, text_mm
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import DOUBLE_MM, HAIR, SOFT, chance_line, new_figure
+from mil.figures.style import DOUBLE_MM, HAIR, INK, SOFT, chance_line, new_figure, readable
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
 
-ROW_MM, HEAD_MM = 4.6, 22.0
+ROW_MM, HEAD_MM, NAMES_MM = 4.6, 22.0, 40.0
 
 
 @figure("AUROC by strategy and site", needs=("metrics",))
@@ -25,14 +26,20 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     blocks = _blocks(results, metrics)
     columns = _columns(results, metrics)
     rows = [(title, one) for title, arms in blocks.items() for one in [None, *arms]]
-    picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(rows))
+    step = (DOUBLE_MM - NAMES_MM) / len(columns) - 2
+    upright = any(text_mm(line, 7, bold=True) > step for scope in columns for line in _title(scope).split("\n"))
+    picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(rows) + (UPRIGHT_MM - 6) * upright)
     panels = picture.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, scope in zip(panels, columns, strict=True):
         _panel(axes, results, metrics, rows, scope)
-    panels[0].set_yticks(range(len(rows)), [one.name if one else title for title, one in rows])
+        if upright:
+            axes.set_title(fitted(scope, UPRIGHT_MM, 7, bold=True)[0], fontsize=7, loc="center", rotation=90)
+        else:
+            axes.set_title(_title(scope), fontsize=7, loc="center")
+    name_rows(panels[0], [one.name if one else title for title, one in rows], NAMES_MM)
     for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
         label.set_fontweight(400 if one else 700)
-        label.set_color(one.colour if one else "#1c1f23")
+        label.set_color(readable(one.colour) if one else INK)
     panels[0].set_ylim(len(rows) - 0.4, -0.8)
     picture.supxlabel(f"AUROC, {results.config.metrics.confidence:.0%} interval", fontsize=7)
     shown = metrics[metrics["site"].isin(columns)]
@@ -59,9 +66,14 @@ def _blocks(results: Results, metrics: pd.DataFrame) -> dict[str, list[Arm]]:
     return {title: sorted(arms, key=lambda one: one.order) for title, arms in blocks.items() if arms}
 
 
+def _title(scope: str) -> str:
+    return scope.replace(" sites", "\nsites") if scope in {TRAINING_SITES, EXTERNAL_SITES} else scope
+
+
 def _columns(results: Results, metrics: pd.DataFrame) -> list[str]:
     there = set(metrics["site"])
-    wanted = [*results.training_sites, TRAINING_SITES, *results.external_sites]
+    wanted = [*results.training_sites, *([TRAINING_SITES] if len(results.training_sites) > 1 else [])]
+    wanted += results.external_sites
     if len(results.external_sites) > 1:
         wanted.append(EXTERNAL_SITES)
     return [scope for scope in wanted if scope in there]
@@ -87,10 +99,9 @@ def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple
             row["value"], place, "o", color=one.colour, markersize=4, markerfacecolor="white" if hollow else one.colour
         )
     group = scope in {TRAINING_SITES, EXTERNAL_SITES}
-    axes.set_title(scope if not group else scope.replace(" sites", "\nsites"), fontsize=7, loc="center")
     patients = metrics.loc[metrics["site"] == scope, "patients"].max()
     axes.set_xlabel(f"n = {int(patients)}", fontsize=6.3, color=SOFT)
-    axes.set_xlim(min(0.42, float(metrics["low"].min()) - 0.02), 1.02)
+    axes.set_xlim(min(0.42, float(metrics["low"].min()) - 0.05), 1.06)
     axes.set_xticks([0.5, 0.75, 1.0], ["0.5", "", "1"])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -5,13 +5,14 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_at
+from mil.figures.layout import outer_panels, site_panels, title_of_site, under
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import SOFT, chance_line, site_colour, site_panels, strategy_name, title_of_site
-from mil.metrics.bootstrap import percentile_interval, point
-from mil.metrics.calibration import BINS, bin_of, expected_calibration_error, intercept, slope
+from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
+from mil.metrics.calibration import BINS, bin_of
 from mil.metrics.delong import both_classes
-from mil.metrics.score import bootstrap_weights, wilson_interval
+from mil.metrics.intervals import measured
+from mil.metrics.score import wilson_interval
 
 
 @figure("Calibration by site", needs=("predictions", "bags"))
@@ -21,7 +22,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
     if not scopes:
         raise Absent("no site has patients of both classes with predictions")
-    picture, panels = site_panels(list(scopes), below_mm=21)
+    picture, panels = site_panels(list(scopes), below_mm=12)
     metrics, values = results.config.metrics, []
     for axes, (site, scope) in zip(panels, scopes.items(), strict=True):
         colour = site_colour(site, results.sites)
@@ -31,20 +32,21 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.plot(table["score"], table["share"], "o-", color=colour, markersize=3.5, linewidth=1)
         for label, height, up in ((1, 1.0, -0.04), (0, 0.0, 0.04)):
             axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
-        weights = bootstrap_weights(scope.table, metrics)
-        lines = []
-        for name, metric in (("Slope", slope), ("Intercept", intercept), ("ECE", expected_calibration_error)):
-            low, high = percentile_interval(metric(scope.labels, scope.scores, weights), metrics.confidence)
-            value = point(metric, scope.labels, scope.scores)
-            lines.append(f"{name} {value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−"))
+        lines, found = [], []
+        for name, metric in (("Slope", "calibration_slope"), ("Intercept", "calibration_intercept"), ("ECE", "ece")):
+            value, low, high = measured(metric, scope.labels, scope.scores, metrics.confidence)
+            found.append({"site": site, "kind": "statistic", "name": name, "value": value, "low": low, "high": high})
+            numbers = f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
+            lines.append(f"{name} {numbers if np.isfinite([value, low, high]).all() else 'not defined'}")
         axes.text(
-            0.5, -0.3, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6, linespacing=1.5
+            *under(axes), "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6, linespacing=1.5
         )
         title_of_site(axes, site, f"n = {len(scope.table)}")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Mean score", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        axes.set_box_aspect(1)
-        values.append(table)
-    panels[0].set_ylabel("Share of positives")
+        patients = scope.table[["site", "patient_id", "score", "label"]].assign(kind="patient")
+        values += [table.assign(kind="bin"), patients, pd.DataFrame(found)]
+    for axes in outer_panels(panels):
+        axes.set_ylabel("Share of positives")
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,
@@ -54,7 +56,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"Calibration of {strategy_name(main.strategy.name)}, {input_name(main)}: share of positives against the mean score in "
             f"{BINS} bins of equally many patients (Wilson's {metrics.confidence:.0%} intervals), each patient's score as a "
             "tick (positives above). Slope and intercept of the logistic recalibration (1 and 0 are ideal) and expected calibration error "
-            "with patient-bootstrap intervals. A score is a mean over models."
+            "with intervals (sandwich errors; test inversion). A score is a mean over models."
         ),
     )
 

@@ -1,9 +1,10 @@
 """Kinds of tile and response: the share of every cluster in positive and in negative patients."""
 
 import numpy as np
+import pandas as pd
 
 from mil.config import FiguresSpec
-from mil.figures.cohort_table import p_text
+from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Results
 from mil.figures.style import CLASS_COLOURS, MIDDLE_MM, SOFT, light_grid, new_figure
@@ -14,6 +15,7 @@ from mil.rng import rng
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a cluster, a dot a patient."""
     table = results.about_features(results.endpoint, "clusters")
+    table["p_adjusted"] = pd.to_numeric(table["p_adjusted"], errors="coerce")  # blank where one class is missing
     shares = results.about_features(results.endpoint, "cluster_shares")
     picture = new_figure(MIDDLE_MM + 15, 20 + 10 * len(table))
     axes = picture.subplots()
@@ -39,8 +41,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                     color=CLASS_COLOURS[label],
                     linewidth=2,
                 )
-        p = p_text(float(row.p_adjusted))  # type: ignore[arg-type]
-        said = f"p {p}" if p.startswith("<") else f"p = {p}"
+        said = p_words(float(row.p_adjusted))  # type: ignore[arg-type]
         axes.text(
             1.0, place, said, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.3, color=SOFT
         )
@@ -53,7 +54,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     axes.tick_params(axis="y", length=0)
     return Drawn(
         figure=picture,
-        data=table,
+        data=pd.concat([table.assign(kind="cluster"), shares.assign(kind="patient")], ignore_index=True),
         n=f"{len(shares)} patients",
         caption=(
             f"Share of each of {len(table)} clusters of tiles (k-means on features of {results.experiments[results.main].encoder}, standardised within each site, "

@@ -16,7 +16,7 @@ MAX_LEVELS = 8
 MIN_NUMBERS = 7  # fewer distinct numbers are levels (grade), not a measure
 
 
-@figure("The cohort by site", needs=("bags", "census", "patients"))
+@figure("The cohort by site", needs=("bags", "census", "patients"), any_endpoint=True)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a characteristic, a column a site; median [quartiles] or count (share)."""
     bags = results.bags(results.endpoint)
@@ -47,7 +47,7 @@ def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Itera
     ]
     yield _counts("Patients", bags["site"], sites)
     labels = bags.set_index("patient_id")["label"]
-    yield from _levels(f"Positive for {results.endpoint}", labels.map({1: "yes", 0: "no"}), bags, sites, only="yes")
+    yield from _endpoint_rows(results, labels, bags, sites)
     used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")
     slides = used[["slide_id", "patient_id", "site"]].merge(
         census[["slide_id", "mpp", "format", "num_tiles"]], on="slide_id"
@@ -63,6 +63,18 @@ def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Itera
         "",
         "",
     ]
+
+
+def _endpoint_rows(results: Results, labels: pd.Series, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
+    """The label as its endpoint has it: positives, classes, events or a number."""
+    name, kind = results.endpoint, results.config.endpoints[results.endpoint].kind
+    if kind == "regression":
+        yield _measure(column_name(name), labels.astype(float), bags, sites)
+    elif kind == "multiclass":
+        yield from _levels(column_name(name), labels.astype(str), bags, sites)
+    else:
+        said = "Positive for" if kind == "binary" else "Event of"
+        yield from _levels(f"{said} {name}", labels.astype(int).map({1: "yes", 0: "no"}), bags, sites, only="yes")
 
 
 def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
@@ -154,6 +166,12 @@ def _chi_squared(counts: np.ndarray) -> float:
         return float(tested.pvalue)
     method = stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
     return float(stats.chi2_contingency(counts, correction=False, method=method).pvalue)
+
+
+def p_words(p: float) -> str:
+    """`p = 0.03` or `p < 0.001`."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def p_text(p: float) -> str:

@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name
+from mil.figures.layout import name_rows, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import DOUBLE_MM, INK, chance_line, light_grid, new_figure, strategy_colour, title_of_site
+from mil.figures.style import DOUBLE_MM, INK, chance_line, light_grid, new_figure, strategy_colour
 from mil.metrics.folds import fold_aurocs
 from mil.rng import rng
 
@@ -23,18 +24,24 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if not tables:
         raise Absent("no experiment or baseline trains a model a site (strategy local)")
     sites = [site for site in results.training_sites if any(site in set(table["site"]) for table, _ in tables.values())]
-    picture = new_figure(DOUBLE_MM, 22 + 6.2 * len(tables))
-    panels = picture.subplots(1, len(sites), squeeze=False, sharey=True)[0]
+    across = min(len(sites), 4)
+    down = -(-len(sites) // across)
+    picture = new_figure(DOUBLE_MM, (22 + 6.2 * len(tables)) * down)
+    grid = picture.subplots(down, across, squeeze=False, sharey=True).ravel()
+    for axes in grid[len(sites) :]:
+        axes.axis("off")
+    panels = grid[: len(sites)]
     for axes, site in zip(panels, sites, strict=True):
         light_grid(axes, "x")
         chance_line(axes, vertical=True)
         for place, (name, (table, colour)) in enumerate(tables.items()):
             _box(axes, place, table.loc[table["site"] == site, "auroc"].to_numpy(), colour, f"{site} {name}")
-        title_of_site(axes, site, f"n = {_patients(results, site)}")
-        axes.set(xlim=(-0.02, 1.03), xlabel="AUROC of a held-out fold", xticks=[0, 0.25, 0.5, 0.75, 1])
+        title_of_site(axes, site, f"n = {_patients(results, site)}", (DOUBLE_MM - 40) / across - 3)
+        axes.set(xlim=(-0.02, 1.03), xlabel="AUROC of a held-out fold", xticks=[0, 0.5, 1])
+        axes.set_xticks([0.25, 0.75], minor=True)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    panels[0].set_yticks(range(len(tables)), list(tables))
+    name_rows(panels[0], list(tables))
     panels[0].set_ylim(len(tables) - 0.4, -0.6)
     data = pd.concat([table.assign(model=name) for name, (table, _) in tables.items()], ignore_index=True)
     return Drawn(

@@ -5,26 +5,26 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name, main_at
+from mil.figures.layout import outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import FAINT, SOFT, site_panels, strategy_colour, strategy_name, title_of_site
+from mil.figures.style import FAINT, SOFT, strategy_colour, strategy_name
+from mil.metrics import intervals
 from mil.metrics.arms import Scope
 from mil.metrics.decision import net_benefit, treat_all
 from mil.metrics.delong import both_classes
-from mil.metrics.score import bootstrap_weights
 
 THRESHOLDS = np.round(np.arange(0.05, 0.81, 0.025), 3)
-BAND_RESAMPLES = 500
 
 
 @figure("Decision curves by site", needs=("predictions", "bags", "baselines"))
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
-    """Net benefit over the range of thresholds, with a bootstrap band for the main model."""
+    """Net benefit over the range of thresholds, with a pointwise band for the main model."""
     scopes = {site: main_at(results, site) for site in results.sites}
     scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
     if not scopes:
         raise Absent("no site has patients of both classes with predictions")
-    picture, panels = site_panels(list(scopes), below_mm=16)
+    picture, panels = site_panels(list(scopes), foot_mm=6)
     main = results.experiments[results.main]
     colour, name = strategy_colour(main.strategy.name), strategy_name(main.strategy.name)
     values, top = [], 1.1 * max(float(scope.labels.mean()) for scope in scopes.values())
@@ -32,13 +32,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         everybody = [treat_all(scope.labels, threshold) for threshold in THRESHOLDS]
         axes.plot(THRESHOLDS, everybody, color=FAINT, linewidth=1, label="Everybody")
         axes.axhline(0, color=SOFT, linewidth=0.8, label="Nobody")
-        weights = bootstrap_weights(scope.table, results.config.metrics)[:BAND_RESAMPLES]
-        curve, band = _curve(scope, weights, results.config.metrics.confidence)
+        curve, band = _curve(scope, results.config.metrics.confidence)
         axes.fill_between(THRESHOLDS, *band, color=colour, alpha=0.15, linewidth=0)
         clinical = _clinical(results, site)
         if clinical is not None:
             look = baseline_arm(results, "clinical_pooled")
-            other = _curve(clinical, weights, results.config.metrics.confidence)[0]
+            other = _curve(clinical, results.config.metrics.confidence)[0]
             axes.plot(THRESHOLDS, other, color=look.colour, linewidth=1.1, label=look.name)
             values.append(
                 pd.DataFrame({"site": site, "model": look.name, "threshold": THRESHOLDS, "net_benefit": other})
@@ -46,13 +45,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.plot(THRESHOLDS, curve, color=colour, linewidth=1.5, label=name)
         title_of_site(axes, site, f"n = {len(scope.table)}")
         axes.set(xlim=(0, 0.82), ylim=(-0.12, top), xlabel="Threshold", xticks=[0, 0.25, 0.5, 0.75])
-        axes.set_box_aspect(1)
         stated = {"site": site, "threshold": THRESHOLDS}
         values.append(pd.DataFrame({**stated, "model": name, "net_benefit": curve, "low": band[0], "high": band[1]}))
         values.append(pd.DataFrame({**stated, "model": "Everybody", "net_benefit": everybody}))
-    panels[0].set_ylabel("Net benefit a patient")
+    for axes in outer_panels(panels):
+        axes.set_ylabel("Net benefit a patient")
     handles, labels = panels[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    picture.legend(handles, labels, loc="lower center", ncols=len(labels), borderaxespad=0.2)
     return Drawn(
         figure=picture,
         data=pd.concat(values, ignore_index=True),
@@ -60,18 +59,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"Net benefit (true positives less false positives weighed by the odds of the threshold, a patient) of acting "
             f"on {name}, {input_name(main)}, against acting on everybody, on nobody and, where there are clinical columns, on the pooled "
-            f"clinical model. Band: {results.config.metrics.confidence:.0%} patient bootstrap."
+            f"clinical model. Band: {results.config.metrics.confidence:.0%} intervals at each threshold (MOVER)."
         ),
     )
 
 
-def _curve(scope: Scope, weights: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+def _curve(scope: Scope, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Net benefit at each threshold, and its band (2, thresholds)."""
     one = np.ones((1, len(scope.table)))
     curve = np.array([net_benefit(scope.labels, scope.scores, one, t)[0] for t in THRESHOLDS])
-    drawn = np.stack([net_benefit(scope.labels, scope.scores, weights, t) for t in THRESHOLDS], axis=1)
-    tail = (1 - confidence) / 2
-    return curve, np.quantile(drawn, [tail, 1 - tail], axis=0)
+    found = [intervals.net_benefit(scope.labels, scope.scores, t, confidence) for t in THRESHOLDS]
+    return curve, np.array([[bounds.low for bounds in found], [bounds.high for bounds in found]])
 
 
 def _clinical(results: Results, site: str) -> Scope | None:

@@ -30,7 +30,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     ]
     table = pd.DataFrame(rows, columns=["Input and model", "Strategy", *heads])
     return Drawn(
-        figure=table_picture(table, first_share=0.22),
+        figure=table_picture(table, left=2),
         data=table,
         is_table=True,
         n=f"{int(numbers.loc[results.external_sites, 'size'].sum())} patients at {len(results.external_sites)} external sites",
@@ -61,7 +61,9 @@ def _baselines(results: Results, columns: list[str]) -> list[list[str]]:
         metrics = primary(results.baseline_metrics(results.endpoint))
     except Absent:
         return []
-    metrics = metrics[(metrics["split"] == "external") & ~metrics["trained_on"].isin(results.sites)]
+    metrics = metrics[metrics["split"] == "external"]
+    if len(results.training_sites) > 1:  # of models a site only their ensemble is shown
+        metrics = metrics[~metrics["trained_on"].isin(results.sites)]
     rows = []
     names = sorted(metrics["experiment"].unique(), key=lambda name: baseline_arm(results, name).order)
     for name in names:

@@ -7,11 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from mil.config import FiguresSpec
+from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, new_figure, site_colour, strategy_name
+from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, new_figure, readable, site_colour, strategy_name
 
 HEIGHT_MM, BOX_MM, WALL_MM, SERVER_MM = 96.0, 36.0, 25.0, 150.0
+FEW_SITES = 6  # more than these are drawn as two groups, `COLUMNS` small boxes across
+COLUMNS, CELL_MM, GROUP_GAP_MM = 6, 14.0, 6.0
 
 
 @dataclass(frozen=True)
@@ -24,23 +27,38 @@ class _Site:
     colour: str
 
 
-@figure("The federation: what moves and what stays", needs=("bags", "census", "runs"))
+@dataclass(frozen=True)
+class _Group:
+    sites: tuple[_Site, ...]
+    trains: bool
+    left: float
+    width: float
+    columns: int
+    height: float
+
+
+@figure("The federation: what moves and what stays", needs=("bags", "census", "runs"), any_endpoint=True)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Training sites below the server, external sites beside them; arrows carry weights, counts and metrics."""
     bags = results.bags(results.endpoint)
     federated = [name for name, one in results.family().items() if one.strategy.name not in {"local", "pooled"}]
     name = federated[-1] if federated else results.main
-    picture = new_figure(DOUBLE_MM, HEIGHT_MM, by_hand=True)
-    axes = picture.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, DOUBLE_MM), ylim=(0, HEIGHT_MM))
-    axes.axis("off")
     sites = _place(results, bags)
+    groups = _groups(results, sites) if len(sites) > FEW_SITES else []
+    height = HEIGHT_MM - BOX_MM + max(group.height for group in groups) if groups else HEIGHT_MM
+    picture = new_figure(DOUBLE_MM, height, by_hand=True)
+    axes = picture.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, DOUBLE_MM), ylim=(0, height))
+    axes.axis("off")
     size = _bytes(results, name)
-    _server(axes, strategy_name(results.experiments[name].strategy.name), size)
-    for site in sites:
+    _server(axes, height, strategy_name(results.experiments[name].strategy.name), size)
+    for group in groups:
+        _group(axes, group)
+        _arrows(axes, height, group.left, group.width, 10 + group.height, INK, group.trains)
+    for site in [] if groups else sites:
         trains = results.config.slides.roles[site.name] == "train"
         _hospital(axes, site, trains)
-        _arrows(axes, site, trains)
+        _arrows(axes, height, site.left, site.width, 10 + BOX_MM, site.colour, trains)
     axes.text(
         DOUBLE_MM / 2,
         3,
@@ -62,6 +80,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         ]
     ).assign(bytes_a_model=size)
     rounds = results.models(name)["rounds"]
+    strategy = strategy_name(results.experiments[name].strategy.name)
     return Drawn(
         figure=picture,
         data=data,
@@ -69,8 +88,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             "What moves and what stays. In every round the server sends the model's weights to the training sites, each "
             "trains on its own patients and sends weights, its number of patients and metrics back. External sites receive the final models and only "
-            f"score them. {name} used {int(rounds.min())} to {int(rounds.max())} rounds a model"
-            f"{f', {size / 1e3:,.0f} kB a message' if size else ''}. In this run the sites were simulated on one machine unless the log says otherwise."
+            f"score them. {strategy} used {int(rounds.min())} to {int(rounds.max())} rounds a model"
+            f"{f', {size / 1e3:,.0f} kB a message' if size else ''}. {_where(results, name)}"
         ),
     )
 
@@ -92,6 +111,52 @@ def _place(results: Results, bags: pd.DataFrame) -> list[_Site]:
     return sites
 
 
+def _groups(results: Results, sites: list[_Site]) -> list[_Group]:
+    """Training and external sites as two frames, side by side, each as wide as its share of the sites asks."""
+    roles = results.config.slides.roles
+    parts = [[site for site in sites if roles[site.name] == role] for role in ("train", "external")]
+    parts = [part for part in parts if part]
+    counts = [max(1, round(COLUMNS * len(part) / len(sites))) for part in parts]
+    rows = max(-(-len(part) // count) for part, count in zip(parts, counts, strict=True))
+    cell = (DOUBLE_MM - 8 - GROUP_GAP_MM * (len(parts) - 1)) / sum(counts)
+    groups, left = [], 4.0
+    for part, count in zip(parts, counts, strict=True):
+        trains = roles[part[0].name] == "train"
+        groups.append(_Group(tuple(part), trains, left, count * cell, count, 11 + rows * CELL_MM))
+        left += count * cell + GROUP_GAP_MM
+    return groups
+
+
+def _group(axes: Axes, group: _Group) -> None:
+    """A frame with a small box a hospital: its name, slides and patients."""
+    _box(axes, group.left, 10, group.width, group.height, SOFT, "#f6f7f8", 0.8)
+    head = "Training sites" if group.trains else "External sites: only score"
+    axes.text(group.left + 3, 10 + group.height - 4.5, head, va="center", fontsize=7.5, fontweight=700)
+    cell = group.width / group.columns
+    for number, site in enumerate(group.sites):
+        row, column = divmod(number, group.columns)
+        left, top = group.left + column * cell, 10 + group.height - 8 - row * CELL_MM
+        _box(axes, left + 1.5, top - CELL_MM + 1.5, cell - 3, CELL_MM - 2, site.colour, "white", 1.1)
+        name, size = fitted(site.name, cell - 5, 7, bold=True)
+        middle = left + cell / 2
+        axes.text(
+            middle, top - 4, name, ha="center", va="center", fontsize=size, fontweight=700, color=readable(site.colour)
+        )
+        words, small = fitted(f"{site.slides} slides, {site.patients} patients", cell - 5, 6.3)
+        axes.text(middle, top - 8.3, words, ha="center", va="center", fontsize=small, color=SOFT)
+
+
+def _where(results: Results, name: str) -> str:
+    """Whether hospitals took part or were simulated; what happened for real has a time and an actor in the ledger."""
+    try:
+        real = any("actor" in entry for entry in results.ledger(name))
+    except Absent:
+        return "The run kept no ledger."
+    return (
+        "The ledger was written by the hospitals." if real else "In this run the sites were simulated on one machine."
+    )
+
+
 def _bytes(results: Results, name: str) -> int:
     """Bytes of one model's weights, from the run's file (all models in one)."""
     path = results.folder / "runs" / name / "weights.safetensors"
@@ -100,8 +165,8 @@ def _bytes(results: Results, name: str) -> int:
     return round(path.stat().st_size / max(len(results.models(name)), 1))
 
 
-def _server(axes: Axes, strategy: str, size: int) -> None:
-    middle, top = DOUBLE_MM / 2, HEIGHT_MM - 4
+def _server(axes: Axes, height: float, strategy: str, size: int) -> None:
+    middle, top = DOUBLE_MM / 2, height - 4
     _box(axes, middle - SERVER_MM / 2, top - 20, SERVER_MM, 20, INK, "white", 1.1)
     axes.text(middle, top - 6, "Server", ha="center", va="center", fontsize=8.5, fontweight=700)
     axes.text(
@@ -120,8 +185,16 @@ def _server(axes: Axes, strategy: str, size: int) -> None:
 def _hospital(axes: Axes, site: _Site, trains: bool) -> None:
     _box(axes, site.left, 10, site.width, BOX_MM, site.colour, "white", 1.4)
     middle = site.left + site.width / 2
+    name, size = fitted(site.name, site.width - 2, 8.5, bold=True)
     axes.text(
-        middle, 10 + BOX_MM - 5, site.name, ha="center", va="center", fontsize=8.5, fontweight=700, color=site.colour
+        middle,
+        10 + BOX_MM - 5,
+        name,
+        ha="center",
+        va="center",
+        fontsize=size,
+        fontweight=700,
+        color=readable(site.colour),
     )
     axes.text(
         middle,
@@ -139,16 +212,16 @@ def _hospital(axes: Axes, site: _Site, trains: bool) -> None:
         axes.text(middle, 12 + WALL_MM - 6 - 4.6 * line, text, ha="center", va="center", fontsize=6.6)
 
 
-def _arrows(axes: Axes, site: _Site, trains: bool) -> None:
+def _arrows(axes: Axes, height: float, left: float, width: float, box_top: float, colour: str, trains: bool) -> None:
     """Down: the global model; up (training sites only): the update."""
-    middle, top = site.left + site.width / 2, HEIGHT_MM - 24
+    middle, top = left + width / 2, height - 24
     end = DOUBLE_MM / 2 + (middle - DOUBLE_MM / 2) * (SERVER_MM - 8) / DOUBLE_MM
     shift = 2.4 if trains else 0
-    _arrow(axes, (end - shift, top), (middle - shift, 10 + BOX_MM), FAINT if trains else SOFT, dashed=not trains)
+    _arrow(axes, (end - shift, top), (middle - shift, box_top), FAINT if trains else SOFT, dashed=not trains)
     if trains:
-        _arrow(axes, (middle + shift, 10 + BOX_MM), (end + shift, top), site.colour)
-    y = 10 + BOX_MM + 14
-    x = middle + (end - middle) * (y - 10 - BOX_MM) / (top - 10 - BOX_MM)
+        _arrow(axes, (middle + shift, box_top), (end + shift, top), colour)
+    y = box_top + 14
+    x = middle + (end - middle) * (y - box_top) / (top - box_top)
     outwards = -1 if middle <= DOUBLE_MM / 2 else 1
     axes.text(
         x + outwards * (shift + 2.5), y, "weights ↓\nweights, counts,\nmetrics ↑" if trains else "final models ↓",

@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
+from mil.figures.layout import legend_of_figure, text_mm
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, SOFT, chance_line, letters, light_grid, new_figure, site_colour, site_marker
 from mil.metrics.score import wilson_interval
 from mil.rng import rng
 
+PANEL_MM = 46.0  # width of a panel
 STAINS = ("haematoxylin", "eosin")
 
 
@@ -22,12 +24,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Components of patients' mean features, site classifier, stain vectors, microns a pixel, tiles a patient, positives."""
     bags = results.bags(results.endpoint)
     sites = [site for site in results.sites if site in set(bags["site"])]
-    picture = new_figure(DOUBLE_MM, 108)
+    picture = new_figure(DOUBLE_MM, 106 + 1.5 * len(sites))
     panels = picture.subplots(2, 3).ravel()
     data = [_components(panels[0], results), _classifier(panels[1], results, sites), _stains(panels[2], results, sites)]
     data += [*_by_patient(panels[3:5], results, bags, sites), _labels(panels[5], results, bags, sites)]
     letters(panels)
-    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sites))
+    legend_of_figure(picture, *panels[0].get_legend_handles_labels())
     confidence = results.config.metrics.confidence
     return Drawn(
         figure=picture,
@@ -38,7 +40,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "the share of variance. b, AUROC of a logistic regression that tells each site from the others by these features (5-fold "
             f"cross-validation, {confidence:.0%} DeLong intervals, logit scale); 0.5 would be sites that cannot be told apart. c, haematoxylin and "
             "eosin of each site: the colours that the stains have at equal density (Macenko 2009, mean over some slides). d, microns a pixel. "
-            "e, tiles a patient. f, share of positives with Wilson's intervals."
+            "e, tiles a patient. f, share of positives with Wilson's intervals. Sites stand in the order of the legend."
         ),
     )
 
@@ -141,5 +143,7 @@ def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[st
 
 
 def _sites_below(axes: Axes, sites: Sequence[str]) -> None:
-    axes.set_xticks(range(len(sites)), sites)
+    """The sites' names where they fit; else no more than ticks in the order of the legend."""
+    fit = all(text_mm(site, 6.5) <= PANEL_MM / len(sites) - 1 for site in sites)
+    axes.set_xticks(range(len(sites)), sites if fit else [""] * len(sites))
     axes.set_xlim(-0.5, len(sites) - 0.5)

@@ -8,12 +8,11 @@ from matplotlib.ticker import MaxNLocator
 from mil.config import FiguresSpec
 from mil.errors import MilError
 from mil.figures.arms import input_name, main_at
-from mil.figures.cohort_table import p_text
+from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, SOFT, column_name, new_figure, strategy_colour, strategy_name
 from mil.metrics.survival import CoxModels, c_index_interval, cox_models, follow_up, kaplan_meier, log_rank
-from mil.rng import rng
 
 GROUPS = {1: "predicted positive", 0: "predicted negative"}
 MIN_GROUP = 3
@@ -36,7 +35,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if min(called.sum(), (1 - called).sum()) < MIN_GROUP:
         raise Absent(f"fewer than {MIN_GROUP} of {len(table)} patients are predicted positive, or negative")
     table["group"] = called.map(GROUPS)
-    value, low, high = c_index_interval(table, metrics.bootstrap, metrics.confidence, rng(metrics.seed, "c-index"))
+    value, low, high = c_index_interval(table, metrics.confidence)
     try:
         cox, why = cox_models(table, patients, metrics.clinical, metrics.confidence), ""
     except MilError as error:
@@ -49,17 +48,24 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _ratios(panels[1], cox, strategy_colour(results.experiments[results.main].strategy.name))
     main = results.experiments[results.main]
     added = (
-        f" The score adds to the clinical model: likelihood ratio {cox.likelihood_ratio:.2f}, p = {p_text(cox.p)}."
+        f" Whether the score adds to the clinical columns: likelihood ratio {cox.likelihood_ratio:.2f}, {p_words(cox.p)}."
         if cox
         else why
     )
     return Drawn(
         figure=picture,
-        data=pd.concat([curves, *([cox.ratios] if cox else [])], ignore_index=True),
+        data=pd.concat(
+            [
+                curves.assign(kind="curve"),
+                *([cox.ratios.assign(kind="hazard ratio")] if cox else []),
+                table[["time", "event", "score", "group"]].reset_index().assign(kind="patient"),
+            ],
+            ignore_index=True,
+        ),
         n=f"{len(table)} patients, {int(table['event'].sum())} events",
         caption=(
             f"Kaplan-Meier curves of patients whom {strategy_name(main.strategy.name)} ({input_name(main)}) gives a score of at least 0.5 or less, with "
-            f"{metrics.confidence:.0%} intervals and a log-rank test. c-index of the score {value:.2f} [{low:.2f}, {high:.2f}] (patient bootstrap; above 0.5: a higher "
+            f"{metrics.confidence:.0%} intervals and a log-rank test. c-index of the score {value:.2f} [{low:.2f}, {high:.2f}] (jackknife, logit scale; above 0.5: a higher "
             f"score, longer without event). Hazard ratios for a standard deviation, Cox models with and without the score.{added}"
         ),
     )
@@ -85,8 +91,7 @@ def _curves(axes: Axes, curves: pd.DataFrame, table: pd.DataFrame, time: str, p:
     axes.text(-0.02, -0.225, "At risk", fontsize=6.3, color=SOFT, transform=axes.transAxes, ha="left", va="center")
     axes.set(xlim=(0, last), ylim=(0, 1.02), xlabel=column_name(time), ylabel="Without event", xticks=ticks)
     axes.legend(loc="lower left")
-    said = f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
-    axes.text(0.98, 0.97, f"Log-rank {said}", transform=axes.transAxes, ha="right", va="top", fontsize=6.5)
+    axes.text(0.98, 0.97, f"Log-rank {p_words(p)}", transform=axes.transAxes, ha="right", va="top", fontsize=6.5)
 
 
 def _ratios(axes: Axes, cox: CoxModels, colour: str) -> None:

@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
+from mil.figures.layout import legend_of_figure
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, SOFT, chance_line, new_figure, site_colour, strategy_name
@@ -16,13 +17,13 @@ TRAIN_LINE = (0, (1.5, 1.2))
 ROWS = (("val_loss", "Loss"), ("val_auroc", "AUROC"))
 
 
-@figure("Learning curves by round", needs=("rounds",))
+@figure("Learning curves by round", needs=("rounds",), any_endpoint=True)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Mean over folds with the middle 80 % of models; dotted: the training loss; ticks: the rounds that were chosen."""
     found = {name: _curves(results, name) for name in results.family() if _has_rounds(results, name)}
     if not found:
         raise Absent("no run of this family has a table of rounds")
-    picture = new_figure(DOUBLE_MM if len(found) > 2 else MIDDLE_MM, 84)
+    picture = new_figure(DOUBLE_MM if len(found) > 2 else MIDDLE_MM, 80 + 1.5 * len(results.training_sites))
     panels = picture.subplots(2, len(found), squeeze=False, sharex="col", sharey="row")
     for column, (name, table) in enumerate(found.items()):
         for row, (metric, label) in enumerate(ROWS):
@@ -36,12 +37,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         chance_line(panels[1, column])
     sites = [site for site in results.training_sites if any(site in set(table["site"]) for table in found.values())]
     handles = [Line2D([], [], color=site_colour(site, results.sites), label=site) for site in sites]
+    if any(set(table["site"]) - set(results.sites) for table in found.values()):
+        handles.append(Line2D([], [], color=INK, label="all sites"))
     handles += [
-        Line2D([], [], color=INK, label="all sites"),
         Line2D([], [], color=SOFT, linestyle=TRAIN_LINE, label="training loss"),
     ]
-    picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    data = pd.concat([table.assign(experiment=name) for name, table in found.items()], ignore_index=True)
+    legend_of_figure(picture, handles, [str(handle.get_label()) for handle in handles])
+    chosen = [_chosen(results, name).assign(experiment=name, kind="rounds chosen") for name in found]
+    curves = [table.assign(experiment=name, kind="curve") for name, table in found.items()]
+    data = pd.concat([part for part in [*curves, *chosen] if len(part)], ignore_index=True)
     main = results.experiments[results.main]
     models = {name: results.rounds(name).loc[lambda t: t["phase"] == "inner", "model"].nunique() for name in found}
     return Drawn(
@@ -86,11 +90,16 @@ def _panel(axes: Axes, results: Results, table: pd.DataFrame, metric: str) -> No
             axes.plot(train["round"], train["mean"], color=colour, linewidth=0.9, linestyle=TRAIN_LINE)
 
 
-def _mark_chosen(axes: Axes, results: Results, name: str) -> None:
+def _chosen(results: Results, name: str) -> pd.DataFrame:
+    """Each fold's model with the rounds that were chosen for it; no row where the run kept no list of models."""
     try:
-        models = results.models(name)
+        return results.models(name)[["trained_on", "repeat", "fold", "rounds"]]
     except Absent:
-        return
+        return pd.DataFrame(columns=["trained_on", "repeat", "fold", "rounds"])
+
+
+def _mark_chosen(axes: Axes, results: Results, name: str) -> None:
+    models = _chosen(results, name)
     stream = np.linspace(-0.25, 0.25, len(models)) if len(models) > 1 else np.zeros(1)
     for offset, row in zip(stream, models.sort_values("rounds").itertuples(), strict=True):
         site = str(row.trained_on)

@@ -1,5 +1,7 @@
 """The run's ledger: what each site sent in each round, by digest, and whether the chain of entries holds."""
 
+import re
+
 import pandas as pd
 
 from mil.config import FiguresSpec
@@ -12,10 +14,12 @@ from mil.figures.style import strategy_name
 from mil.figures.table import table_picture
 
 ROUNDS = 6
+MODEL = re.compile(r"(?P<sites>.+)/repeat(?P<repeat>\d+)/fold(?P<fold>\d+)")
 DIGITS = 10
+MOST_ROWS = 24
 
 
-@figure("Ledger of the run", needs=("runs",))
+@figure("Ledger of the run", needs=("runs",), any_endpoint=True)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The first rounds of the main experiment's first final model; the caption counts the rest."""
     name = results.main
@@ -32,7 +36,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     final = entries[entries["phase"] == "refit"] if "phase" in entries.columns else entries
     final = final if len(final) else entries
     first = final[final["model"] == final["model"].iloc[0]]
-    shown = first[first["round"] <= ROUNDS]
+    rounds = max(1, min(ROUNDS, MOST_ROWS // max(first["site"].nunique(), 1), int(first["round"].max())))
+    shown = first[first["round"] <= rounds]
     table = pd.DataFrame(
         {
             "Round": shown["round"].astype(str),
@@ -47,14 +52,24 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     sent = entries.groupby("site").size()
     main = results.experiments[name]
     return Drawn(
-        figure=table_picture(table, first_share=0.12),
+        figure=table_picture(table),
         data=table,
         is_table=True,
         n=f"{lines:,} entries, {entries['model'].nunique()} models",
         caption=(
-            f"Ledger of {strategy_name(main.strategy.name)}, {input_name(main)}: the first {min(ROUNDS, int(first['round'].max()))} of "
-            f"{int(first['round'].max())} rounds of model {first['model'].iloc[0]} (first {DIGITS} hex digits of SHA-256). Checked when drawn: "
+            f"Ledger of {strategy_name(main.strategy.name)}, {input_name(main)}: the first {rounds} of "
+            f"{int(first['round'].max())} rounds of {_model(results, str(first['model'].iloc[0]))} (first {DIGITS} hex digits of SHA-256). Checked when drawn: "
             f"{verdict}. Updates recorded: {', '.join(f'{site} {number:,}' for site, number in sent.items())}. An entry holds "
             "counts and digests, no patient and no score."
         ),
     )
+
+
+def _model(results: Results, name: str) -> str:
+    """`A+B/repeat0/fold1` in words."""
+    found = MODEL.match(name)
+    if found is None:
+        return f"model {name}"
+    sites = found["sites"].split("+")
+    said = "all training sites" if sites == results.training_sites and len(sites) > 1 else " and ".join(sites)
+    return f"the model of {said}, repeat {int(found['repeat']) + 1}, fold {int(found['fold']) + 1}"

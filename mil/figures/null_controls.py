@@ -28,6 +28,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _panel(axes, results, table[table["site"] == group], null[null["site"] == group])
         axes.set_title(f"{group[0].upper()}{group[1:]}")
     panels[0].set_yticks(range(len(names)), names)
+    lowest = min(axes.get_xlim()[0] for axes in panels)
+    for axes in panels:
+        axes.set_xlim(lowest, 1.02)
     data = pd.concat([table, null.assign(model="Permuted labels")], ignore_index=True)
     main = results.experiments[results.main]
     shares = {
@@ -97,6 +100,7 @@ def _panel(axes: Axes, results: Results, table: pd.DataFrame, null: pd.DataFrame
         colour = strategy_colour(main.strategy.name) if place == len(table) else BASELINE_COLOUR
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
         axes.plot(row.value, place, "o", color=colour, markersize=4.5)
-    axes.set(xlim=(0.1, 1.02), ylim=(len(table) + 0.6, -0.6), xlabel="AUROC", xticks=[0.25, 0.5, 0.75, 1])
+    lowest = min(0.1, *(float(part.min()) for part in (table["low"], null["value"]) if part.notna().any()))
+    axes.set(xlim=(lowest - 0.03, 1.02), ylim=(len(table) + 0.6, -0.6), xlabel="AUROC", xticks=[0.25, 0.5, 0.75, 1])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -1,13 +1,15 @@
 """Who came in, who was left out and why, who was used: one column a site, in the manner of CONSORT."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from mil.config import FiguresSpec
+from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Results
-from mil.figures.style import DOUBLE_MM, FAINT, HAIR, INK, SOFT, new_figure, site_colour
+from mil.figures.style import DOUBLE_MM, FAINT, HAIR, INK, SOFT, new_figure, readable, site_colour
 
 REASONS = {
     "no_mpp": "no pixel size",
@@ -29,12 +31,13 @@ def reason_name(state: str) -> str:
     return REASONS.get(state, state.replace("_", " "))
 
 
-@figure("Patients and slides, from the sheet to the analysis", needs=("flow", "bags"))
+@figure("Patients and slides, from the sheet to the analysis", needs=("flow", "bags"), any_endpoint=True)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """One column of boxes a site: in the sheet, left out (each reason with its counts), used (with the positives)."""
     flow, bags = results.flow(results.endpoint), results.bags(results.endpoint)
     sites = [site for site in results.sites if site in set(flow["site"])]
-    positives = bags.groupby("site")["label"].agg(["sum", "count"])
+    labels = bags["label"].astype(int) if results.two_classes else pd.Series(np.nan, bags.index)
+    positives = labels.groupby(bags["site"]).agg(["sum", "count"]).reindex(sites, fill_value=0)
     reasons = {site: _excluded(flow, site) for site in sites}
     most = max((len(lines) for lines in reasons.values()), default=0)
     heights = [_height(2), _height(most + 1), _height(3)]
@@ -46,20 +49,27 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     axes.axis("off")
     for number, members in enumerate(rows):
         top = row_mm * (len(rows) - number) - 1
-        width = (DOUBLE_MM - 2 - COLUMN_GAP_MM * (len(members) - 1)) / len(members)
+        most_across = len(rows[0])
+        width = (DOUBLE_MM - 2 - COLUMN_GAP_MM * (most_across - 1)) / most_across
         for place, site in enumerate(members):
             column = _Column(axes, 1 + place * (width + COLUMN_GAP_MM), width, site_colour(site, results.sites))
             column.draw(top, site, results.config.slides.roles[site], flow, reasons[site], positives.loc[site], heights)
     used = flow[flow["step"] == "used"]
     return Drawn(
         figure=picture,
-        data=flow,
+        data=pd.concat([flow, _positive(positives)], ignore_index=True),
         n=f"{int(used['patients'].sum())} patients with {int(used['slides'].sum())} slides used",
         caption=(
             "Patients and slides of every site from the slide sheet to the analysis. Each excluded slide is counted "
             "under the first reason that stopped it; a patient is lost only when none of their slides is left."
         ),
     )
+
+
+def _positive(positives: pd.DataFrame) -> pd.DataFrame:
+    """The positives of every site as rows of the flow."""
+    positives = positives[positives["count"] > 0]
+    return pd.DataFrame({"site": positives.index, "step": "positive", "patients": positives["sum"].astype(int)})
 
 
 def _excluded(flow: pd.DataFrame, site: str) -> list[str]:
@@ -95,8 +105,16 @@ class _Column:
         before, used = rows.loc["in_sheet"], rows.loc["used"]
         lost = int(before["patients"] - used["patients"])
         middle = self.left + self.width / 2
+        name, size = fitted(site, self.width, 8.5, bold=True)
         self.axes.text(
-            middle, top - 2.6, site, ha="center", va="center", fontsize=8.5, fontweight=700, color=self.colour
+            middle,
+            top - 2.6,
+            name,
+            ha="center",
+            va="center",
+            fontsize=size,
+            fontweight=700,
+            color=readable(self.colour),
         )
         self.axes.text(
             middle,
@@ -118,11 +136,11 @@ class _Column:
         y = self._box(y, heights[1], [head, *reasons] if reasons else ["none left out"], quiet=True)
         self._arrow(y)
         y -= GAP_MM
+        lines = [f"{used['patients']} patients used", f"{used['slides']} slides"]
         positive, total = int(positives["sum"]), int(positives["count"])
-        share = f"{positive} positive ({positive / max(total, 1):.0%})"
-        self._box(
-            y, heights[2], [f"{used['patients']} patients used", f"{used['slides']} slides", share], bold=1, strong=True
-        )
+        if total:
+            lines.append(f"{positive} positive ({positive / total:.0%})")
+        self._box(y, heights[2], lines, bold=1, strong=True)
 
     def _box(
         self, top: float, height: float, lines: list[str], bold: int = 0, quiet: bool = False, strong: bool = False
@@ -142,10 +160,10 @@ class _Column:
             self.axes.text(
                 self.left + (PAD_MM if quiet else self.width / 2),
                 top - PAD_MM - (number + 0.5) * LINE_MM,
-                line,
+                fitted(line, self.width - 2 * PAD_MM, 6.3 if quiet else 7, bold=number == 0)[0],
                 ha="left" if quiet else "center",
                 va="center",
-                fontsize=6.3 if quiet else 7,
+                fontsize=fitted(line, self.width - 2 * PAD_MM, 6.3 if quiet else 7, bold=number == 0)[1],
                 fontweight=700 if number < bold or (quiet and number == 0) else 400,
                 color=SOFT if quiet else INK,
             )

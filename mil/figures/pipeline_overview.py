@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
-from mil.figures.heatmaps import choose, draw_attention, scale_of, show
+from mil.figures.heatmaps import Shown, choose, draw_attention, scale_of, show
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import (
@@ -48,7 +48,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     )
     order = np.argsort(-slide.attention, kind="stable")
     _montage(panels[2], results, site, slide.slide_id, slide.coords[order[: GRID * GRID]])
-    width = _features(panels[3], results, site, slide.slide_id, order)
+    width, matrix = _features(panels[3], results, site, slide.slide_id, order)
     draw_attention(panels[4], slide, scale_of([slide])[0])
     heads = ("Slide", "Tissue, tiles", "Tiles", "Features", "Attention")
     aside = (
@@ -64,9 +64,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     panels[4].texts[0].set_color(strategy_colour(experiment.strategy.name))
     return Drawn(
         figure=picture,
-        data=pd.DataFrame({"x": slide.coords[:, 0], "y": slide.coords[:, 1], "attention": slide.attention}).assign(
-            slide_id=slide.slide_id
-        ),
+        data=pd.concat([_tiles(slide), matrix], ignore_index=True),
         n=f"slide {slide.slide_id} of site {site}",
         caption=(
             f"The pipeline on slide {slide.slide_id} (the positive patient with the highest score at site {site}): tissue is found and cut into "
@@ -75,6 +73,11 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
             "shown are the nine with the highest attention."
         ),
     )
+
+
+def _tiles(slide: Shown) -> pd.DataFrame:
+    tiles = pd.DataFrame({"x": slide.coords[:, 0], "y": slide.coords[:, 1], "attention": slide.attention})
+    return tiles.assign(kind="tile", slide_id=slide.slide_id)
 
 
 def _montage(axes: Axes, results: Results, site: str, slide_id: str, corners: np.ndarray) -> None:
@@ -90,18 +93,21 @@ def _montage(axes: Axes, results: Results, site: str, slide_id: str, corners: np
     bare_image(axes, canvas, frame="white")
 
 
-def _features(axes: Axes, results: Results, site: str, slide_id: str, order: np.ndarray) -> int:
-    """Standardised features of a sample of tiles, by attention; returns the encoder's width."""
+def _features(axes: Axes, results: Results, site: str, slide_id: str, order: np.ndarray) -> tuple[int, pd.DataFrame]:
+    """Standardised features of a sample of tiles, by attention; returns the encoder's width and what is shown."""
     _, features = results.features(site, results.experiments[results.main].encoder, slide_id)
     features = features.astype(np.float64)
     rows = order[np.linspace(0, len(order) - 1, min(ROWS, len(order))).astype(int)]
     columns = np.linspace(0, features.shape[1] - 1, min(COLUMNS, features.shape[1])).astype(int)
     shown = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
-    axes.imshow(shown[np.ix_(rows, columns)], cmap="PuOr", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+    shown = shown[np.ix_(rows, columns)]
+    axes.imshow(shown, cmap="PuOr", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.set_box_aspect(1.2)
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_color(HAIR)
     axes.set_ylabel("tiles", fontsize=6, color=INK)
-    return features.shape[1]
+    y, x = np.indices(shown.shape)
+    values = {"kind": "feature", "row": y.ravel(), "column": columns[x.ravel()], "value": shown.ravel().round(3)}
+    return features.shape[1], pd.DataFrame(values)

@@ -4,13 +4,12 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arms_at, input_name
+from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import FAINT, site_panels, title_of_site
-from mil.metrics.bootstrap import percentile_interval, point
-from mil.metrics.classification import auprc
+from mil.figures.style import FAINT
+from mil.metrics.intervals import measured
 from mil.metrics.ranking import precision_recall_curve
-from mil.metrics.score import bootstrap_weights
 
 
 @figure("Precision and recall by site", needs=("predictions", "bags"))
@@ -20,25 +19,24 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if not found:
         raise Absent("no site has patients of both classes with predictions")
     most = max(len(arms) for arms in found.values())
-    picture, panels = site_panels(list(found), below_mm=4 + 3.6 * most)
+    picture, panels = site_panels(list(found), below_mm=1 + 3.4 * most)
     values, metrics = [], results.config.metrics
     for axes, (site, arms) in zip(panels, found.items(), strict=True):
+        share = float(arms[0][1].labels.mean())
         for one, scope in arms:
             recall, precision = precision_recall_curve(scope.labels, scope.scores)
-            area = point(auprc, scope.labels, scope.scores)
-            drawn = auprc(scope.labels, scope.scores, bootstrap_weights(scope.table, metrics))
-            low, high = percentile_interval(drawn, metrics.confidence)
+            area, low, high = measured("auprc", scope.labels, scope.scores, metrics.confidence)
             label = f"{one.name}  {area:.2f} [{low:.2f}, {high:.2f}]"
             axes.plot(recall, precision, color=one.colour, linestyle=one.line, label=label)
             stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
-            values.append(pd.DataFrame({"recall": recall, "precision": precision}).assign(**stated))
-        share = float(arms[0][1].labels.mean())
+            summary = {"average_precision": area, "low": low, "high": high, "prevalence": share}
+            values.append(pd.DataFrame({"recall": recall, "precision": precision}).assign(**stated, **summary))
         axes.axhline(share, color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)))
         title_of_site(axes, site, f"{share:.0%} of {len(arms[0][1].table)} positive")
         axes.set(xlim=(-0.01, 1.01), ylim=(0, 1.02), xlabel="Recall", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        axes.set_box_aspect(1)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.27), fontsize=6, borderpad=0, labelspacing=0.35)
-    panels[0].set_ylabel("Precision")
+        legend_under(axes)
+    for axes in outer_panels(panels):
+        axes.set_ylabel("Precision")
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,
@@ -46,6 +44,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{sum(len(arms[0][1].table) for arms in found.values())} patients at {len(found)} sites",
         caption=(
             f"Precision and recall of {input_name(main)} for {main.endpoint}. In the legends the average precision with "
-            f"{metrics.confidence:.0%} patient-bootstrap intervals; dashed: the share of positives, which a model that knows nothing reaches."
+            f"{metrics.confidence:.0%} intervals (jackknife, logit scale); dashed: the share of positives, which a model that knows nothing reaches."
         ),
     )

@@ -65,6 +65,8 @@ class Entry:
     function: Draw
     code: str
     """The module's file: when it changes, the figure is drawn anew."""
+    any_endpoint: bool = False
+    """Drawn whatever the endpoint is; the others are drawn for endpoints of two classes."""
 
     def draw(self, results: Results, spec: FiguresSpec, site: str | None = None) -> Drawn:
         """Draw it; a figure whose input this cohort lacks comes back left out, with the reason."""
@@ -74,15 +76,23 @@ class Entry:
             raise MilError(f"unknown site '{site}'; {nearest(site, results.sites)}")
         with use_style():
             try:
+                self._check_endpoint(results)
                 return self.function(results, spec, site) if self.per_site else self.function(results, spec)
             except Absent as reason:
                 return Drawn(left_out=str(reason))
+
+    def _check_endpoint(self, results: Results) -> None:
+        if not self.any_endpoint and not results.two_classes:
+            kind = results.config.endpoints[results.endpoint].kind
+            raise Absent(f"the endpoint {results.endpoint} is of kind {kind}; this figure is drawn for two classes")
 
 
 FIGURES: Registry[Entry] = Registry("figure")
 
 
-def figure(title: str, needs: tuple[str, ...], per_site: bool = False) -> Callable[[Draw], Draw]:
+def figure(
+    title: str, needs: tuple[str, ...], per_site: bool = False, any_endpoint: bool = False
+) -> Callable[[Draw], Draw]:
     """Decorator: enter a drawing function into `FIGURES` under its module's name."""
     unknown = set(needs) - set(KINDS)
     if unknown:
@@ -91,7 +101,7 @@ def figure(title: str, needs: tuple[str, ...], per_site: bool = False) -> Callab
     def enter(function: Draw) -> Draw:
         name = function.__module__.rsplit(".", 1)[-1]
         code = str(sys.modules[function.__module__].__file__)
-        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code))
+        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code, any_endpoint))
         return function
 
     return enter

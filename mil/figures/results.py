@@ -102,6 +102,11 @@ class Results:
         """The main experiment's endpoint."""
         return self.experiments[self.main].endpoint
 
+    @property
+    def two_classes(self) -> bool:
+        """Whether the main experiment predicts yes or no."""
+        return self.config.endpoints[self.endpoint].kind == "binary"
+
     def family(self) -> dict[str, ExperimentSpec]:
         """The main experiment and those that differ from it in the strategy only: what local, pooled, federated compare."""
         main = self.experiments[self.main]
@@ -364,4 +369,5 @@ class Results:
 
 
 def _same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:
-    return (one.encoder, one.model, one.endpoint) == (other.encoder, other.model, other.endpoint)
+    parts = ("encoder", "model", "endpoint", "protocol", "covariates")
+    return all(getattr(one, part) == getattr(other, part) for part in parts)

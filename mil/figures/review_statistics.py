@@ -8,7 +8,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.errors import MilError
-from mil.figures.cohort_table import p_text
+from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import INK, MIDDLE_MM, SOFT, column_name, light_grid, new_figure
@@ -45,11 +45,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         ):
             axes.barh(place + offset, count / total, height=0.3, color=COLOURS[kind], alpha=0.85)
             axes.text(count / total + 0.012, place + offset, f"{count}/{total}", va="center", fontsize=5.8, color=SOFT)
-        p = p_text(row.p_adjusted)
         right.text(
             0.05,
             place,
-            f"p {p}" if p.startswith("<") else f"p = {p}",
+            p_words(row.p_adjusted),
             va="center",
             fontsize=6.5,
             transform=right.get_yaxis_transform(),

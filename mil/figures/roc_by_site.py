@@ -1,22 +1,20 @@
 """ROC curves of local, pooled and federated models, one panel a site."""
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arms_at, input_name
+from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import DOUBLE_MM, SOFT, chance_line, new_figure
+from mil.figures.style import chance_line
 from mil.metrics import delong
 from mil.metrics.arms import Scope
 from mil.metrics.ranking import roc_curve
 from mil.metrics.score import bootstrap_weights
 
-PANELS_A_ROW = 4
 GRID = np.linspace(0, 1, 101)
 
 
@@ -27,18 +25,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     drawn = {site: found for site, found in drawn.items() if found}
     if not drawn:
         raise Absent("no site has patients of both classes with predictions")
-    columns = min(PANELS_A_ROW, len(drawn))
-    rows = math.ceil(len(drawn) / columns)
     most = max(len(found) for found in drawn.values())
-    width = min(DOUBLE_MM, 62 * columns)
-    picture = new_figure(width, rows * (width / columns + 4 + 3.6 * most))
-    panels = picture.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    picture, panels = site_panels(list(drawn), below_mm=1 + 3.4 * most)
     values = []
-    for axes, (site, found) in zip(panels, drawn.items(), strict=False):
+    for axes, (site, found) in zip(panels, drawn.items(), strict=True):
         values += _panel(axes, results, site, found)
-    for axes in panels[len(drawn) :]:
-        axes.axis("off")
-    for axes in panels[::columns]:
+    for axes in outer_panels(panels):
         axes.set_ylabel("Sensitivity")
     patients = sum(len(next(iter(found))[1].table) for found in drawn.values())
     main = results.experiments[results.main]
@@ -64,31 +56,18 @@ def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope
         value, low, high = delong.logit_interval(scope.labels, scope.scores, confidence)
         label = f"{one.name}  {value:.2f} [{low:.2f}, {high:.2f}]"
         axes.plot(false_rate, true_rate, color=one.colour, linestyle=one.line, label=label, drawstyle="default")
-        values.append(
-            pd.DataFrame(
-                {
-                    "site": site,
-                    "experiment": one.experiment,
-                    "trained_on": one.trained_on,
-                    "false_positive_rate": false_rate,
-                    "true_positive_rate": true_rate,
-                }
-            )
-        )
+        stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
+        curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})
+        values.append(curve.assign(kind="curve", **stated, auroc=value, auroc_low=low, auroc_high=high))
     last, scope = found[-1]
     low_band, high_band = _band(scope, results)
     axes.fill_between(GRID, low_band, high_band, color=last.colour, alpha=0.13, linewidth=0)
+    band = pd.DataFrame({"false_positive_rate": GRID, "band_low": low_band, "band_high": high_band})
+    values.append(band.assign(kind="band", site=site, experiment=last.experiment, trained_on=last.trained_on))
     role = results.config.slides.roles[site]
-    axes.set_title(f"{site}")
-    axes.text(
-        1, 1.015, f"{'trains' if role == 'train' else 'external'}, n = {len(scope.table)}", ha="right", va="bottom",
-        transform=axes.transAxes, color=SOFT, fontsize=6.3,
-    )  # fmt: skip
+    title_of_site(axes, site, f"{'trains' if role == 'train' else 'external'}, n = {len(scope.table)}")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="1 − specificity", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    axes.set_box_aspect(1)
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.27), fontsize=6, borderpad=0, handlelength=1.6, labelspacing=0.35
-    )
+    legend_under(axes)
     return values
 
 

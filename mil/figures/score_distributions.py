@@ -5,6 +5,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_at
+from mil.figures.layout import name_sites
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, light_grid, new_figure, strategy_name
@@ -17,7 +18,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     scopes = {site: main_at(results, site) for site in results.sites}
     if not scopes:
         raise Absent("no site has predictions")
-    picture = new_figure(min(DOUBLE_MM, 30 + 38 * len(scopes)), 62)
+    width = min(DOUBLE_MM, 30 + 38 * len(scopes))
+    picture = new_figure(width, 66 if len(scopes) < 6 else 78)
     axes = picture.subplots()
     light_grid(axes)
     values = []
@@ -40,8 +42,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             axes.vlines(place + offset, low, high, color=INK, linewidth=1)
             axes.hlines(middle, place + offset - 0.13, place + offset + 0.13, color=INK, linewidth=1.6)
         values.append(scope.table)
-    axes.set_xticks(range(len(scopes)), [f"{site}\nn = {len(scope.table)}" for site, scope in scopes.items()])
-    axes.set(xlim=(-0.55, len(scopes) - 0.45), ylim=(-0.02, 1.02), ylabel="Score")
+    name_sites(axes, list(scopes), [f"n = {len(scope.table)}" for scope in scopes.values()], room_mm=width - 14)
+    axes.set(ylim=(-0.02, 1.02), ylabel="Score")
     for label, name in ((1, "positive"), (0, "negative")):
         axes.plot([], [], "o", color=CLASS_COLOURS[label], markersize=4, label=name)
     picture.legend(loc="outside upper right", ncols=2)

@@ -8,7 +8,8 @@ from scipy import stats
 from mil.config import FiguresSpec
 from mil.errors import MilError
 from mil.figures.arms import input_name, main_at
-from mil.figures.cohort_table import p_text
+from mil.figures.cohort_table import p_words
+from mil.figures.layout import legend_of_figure
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import (
@@ -26,7 +27,7 @@ from mil.metrics.clinical import clinical_inputs
 from mil.metrics.multiplicity import holm
 from mil.rng import rng
 
-MAX_PANELS = 7
+MAX_PANELS, MOST_TICKS = 7, 7
 
 
 @figure("Score and clinical variables", needs=("predictions", "bags", "patients"))
@@ -52,7 +53,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     count = len(shown) + (added is not None)
     across = min(4, count)
     down = -(-count // across)
-    picture = new_figure(DOUBLE_MM, 50 * down + 6)
+    picture = new_figure(DOUBLE_MM, 50 * down + 6 + 1.5 * len(results.sites))
     panels = picture.subplots(down, across, squeeze=False).ravel()
     for axes, column, row in zip(panels, shown, table.itertuples(), strict=False):
         _scatter(axes, results, scores, inputs[column], str(column), row)
@@ -63,16 +64,23 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if added is not None:
         _odds(panels[count - 1], added, strategy_colour(results.experiments[results.main].strategy.name))
     handles, labels = panels[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    legend_of_figure(picture, handles, labels)
     main = results.experiments[results.main]
     said = (
-        f" With the score beside the columns: likelihood ratio {added.likelihood_ratio:.2f}, p = {p_text(added.p)} for the score."
+        f" With the score beside the columns: likelihood ratio {added.likelihood_ratio:.2f}, {p_words(added.p)} for the score."
         if added
         else why
     )
     return Drawn(
         figure=picture,
-        data=pd.concat([table, *([added.ratios] if added else [])], ignore_index=True),
+        data=pd.concat(
+            [
+                table.assign(kind="correlation"),
+                *([added.ratios.assign(kind="odds ratio")] if added else []),
+                scores.join(inputs[shown]).reset_index().assign(kind="patient"),
+            ],
+            ignore_index=True,
+        ),
         n=f"{len(scores)} patients",
         caption=(
             f"Score of {strategy_name(main.strategy.name)}, {input_name(main)}, against clinical variables, a mark a patient; ρ: Spearman's correlation, "
@@ -102,15 +110,11 @@ def _scatter(axes: Axes, results: Results, scores: pd.DataFrame, values: pd.Seri
             values.to_numpy()[mine] + jitter[mine], scores["score"][mine], site_marker(site, results.sites),
             color=site_colour(site, results.sites), markersize=2.8, alpha=0.75, markeredgewidth=0, label=site,
         )  # fmt: skip
-    if few:
-        axes.set_xticks(sorted(values.dropna().unique()))
+    levels = np.sort(values.dropna().unique())
+    if few and np.diff(levels).min(initial=np.inf) >= np.ptp(levels) / MOST_TICKS:
+        axes.set_xticks(levels)
     axes.set(xlabel=column_name(name), ylim=(-0.03, 1.03))
-    p = p_text(row.p_adjusted)
-    axes.set_title(
-        f"ρ = {row.rho:.2f}, p {p}" if p.startswith("<") else f"ρ = {row.rho:.2f}, p = {p}".replace("-", "−"),
-        fontsize=6.8,
-        fontweight=400,
-    )
+    axes.set_title(f"ρ = {row.rho:.2f}, {p_words(row.p_adjusted)}".replace("-", "−"), fontsize=6.8, fontweight=400)
 
 
 def _odds(axes: Axes, added: AddedValue, colour: str) -> None:

@@ -2,14 +2,19 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, input_name
+from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import INK, chance_line, light_grid, new_figure
+from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, chance_line, light_grid, new_figure
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE
 from mil.metrics.score import primary
+from mil.rng import rng
+
+MOST_SETS = 7  # more sets of sites than these are drawn by their number of sites
 
 
 @figure("The value of adding a site", needs=("bags", "baselines", "metrics"))
@@ -21,30 +26,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     quick = results.about_features(results.endpoint, "site_value").assign(model="Mean of features", colour=INK)
     table = pd.concat([quick, _main(results)], ignore_index=True)
     names = list(dict.fromkeys(table.sort_values(["sites", "trained_on"])["trained_on"]))
-    kinds = list(dict.fromkeys(table["model"]))
-    picture = new_figure(min(183.0, 50 + 22 * len(names)), 66)
+    one_by_one = len(names) <= MOST_SETS
+    picture = new_figure(min(DOUBLE_MM, 50 + 22 * len(names)) if one_by_one else MIDDLE_MM, 72)
     axes = picture.subplots()
     light_grid(axes)
     chance_line(axes)
-    for number, kind in enumerate(kinds):
-        mine = table[table["model"] == kind]
-        offset = (number - (len(kinds) - 1) / 2) * 0.16
-        places = np.array([names.index(name) for name in mine["trained_on"]]) + offset
-        colour = mine["colour"].iloc[0]
-        axes.vlines(places, mine["low"], mine["high"], color=colour, linewidth=1.3)
-        axes.plot(places, mine["value"], "o" if number else "s", color=colour, markersize=4.2, label=kind)
-    counts = results.bags(results.endpoint)["site"].value_counts()
-    labels = [
-        name.replace("+", " +\n") + f"\nn = {sum(int(counts.get(site, 0)) for site in name.split('+'))}"
-        for name in names
-    ]
-    axes.set_xticks(range(len(names)), labels)
-    axes.set(
-        xlim=(-0.6, len(names) - 0.4),
-        ylim=(min(0.4, float(table["low"].min()) - 0.02), 1.02),
-        ylabel="AUROC within external sites",
-        xlabel="Trained on",
-    )
+    if one_by_one:
+        _each_set(axes, results, table, names, min(DOUBLE_MM, 50 + 22 * len(names)) - 42)
+    else:
+        _by_number(axes, table)
+    low = float(table["low" if one_by_one else "value"].min())
+    axes.set(ylim=(min(0.4, low - 0.02), 1.02), ylabel="AUROC within external sites")
     picture.legend(loc="outside right upper")
     main = results.experiments[results.main]
     return Drawn(
@@ -54,9 +46,47 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"AUROC for {main.endpoint} within external sites of models that were trained on each set of training sites: a ridge regression on the mean of the "
             f"features, and {input_name(main)} as trained in this run. Intervals: {results.config.metrics.confidence:.0%}, DeLong, logit scale. "
+            f"{'' if one_by_one else 'A mark is a set of sites, the line the mean of the quick model over sets of the same number; single intervals are in the values. '}"
             "More sites also means more patients."
         ),
     )
+
+
+def _each_set(axes: Axes, results: Results, table: pd.DataFrame, names: list[str], room_mm: float) -> None:
+    """A place on the x axis for every set of sites, with intervals."""
+    kinds = list(dict.fromkeys(table["model"]))
+    for number, kind in enumerate(kinds):
+        mine = table[table["model"] == kind]
+        offset = (number - (len(kinds) - 1) / 2) * 0.16
+        places = np.array([names.index(name) for name in mine["trained_on"]]) + offset
+        colour = mine["colour"].iloc[0]
+        axes.vlines(places, mine["low"], mine["high"], color=colour, linewidth=1.3)
+        axes.plot(places, mine["value"], "o" if number else "s", color=colour, markersize=4.2, label=kind)
+    counts = results.bags(results.endpoint)["site"].value_counts()
+    step = room_mm / len(names) - 1
+    labels = []
+    for name in names:
+        sites = name.split("+")
+        lines = [fitted(f"{site} +" if site != sites[-1] else site, step, 6.5)[0] for site in sites]
+        labels.append("\n".join([*lines, f"n = {sum(int(counts.get(site, 0)) for site in sites)}"]))
+    axes.set_xticks(range(len(names)), labels)
+    axes.set(xlim=(-0.6, len(names) - 0.4), xlabel="Trained on")
+
+
+def _by_number(axes: Axes, table: pd.DataFrame) -> None:
+    """Every set of sites at its number of sites; the quick model's mean as a line."""
+    for place, kind in enumerate(dict.fromkeys(table["model"])):
+        mine = table[table["model"] == kind]
+        colour = mine["colour"].iloc[0]
+        jitter = rng(0, "jitter", kind).uniform(-0.12, 0.12, len(mine))
+        axes.plot(
+            mine["sites"] + jitter, mine["value"], "o" if place else "s", color=colour, markersize=3.4, alpha=0.6,
+            markeredgewidth=0, label=kind, zorder=2 + place,
+        )  # fmt: skip
+        mean = mine.groupby("sites")["value"].mean()
+        if place == 0:
+            axes.plot(mean.index, mean, color=colour, linewidth=1.2)
+    axes.set(xlabel="Number of training sites", xticks=sorted(table["sites"].unique()))
 
 
 def _main(results: Results) -> pd.DataFrame:

@@ -6,13 +6,17 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
-from mil.figures.cohort_table import p_text
+from mil.figures.cohort_table import p_words
+from mil.figures.layout import fitted, outer_panels, site_panels, title_of_site, width_mm
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import FAINT, SOFT, chance_line, light_grid, site_panels, title_of_site
+from mil.figures.style import FAINT, SOFT, chance_line, light_grid
 from mil.metrics.arms import OWN_SITE
 from mil.metrics.folds import corrected_resampled_t, fold_aurocs
 from mil.metrics.multiplicity import holm
+
+FEW_ARMS = 5  # more than these are named from bottom to top
+NAMES_MM = 24.0
 
 
 @figure("Strategies fold by fold", needs=("predictions", "bags"))
@@ -33,12 +37,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     ]
     sites = [site for site in results.sites if site in set(table["site"])]
     arms = {site: _arms(results, table[table["site"] == site]) for site in sites}
-    picture, panels = site_panels(sites, below_mm=14)
+    most = max(len(one) for one in arms.values())
+    picture, panels = site_panels(sites, below_mm=NAMES_MM if most > FEW_ARMS else 0)
     tests = []
     for axes, site in zip(panels, sites, strict=True):
         mine = table[table["site"] == site]
         tests += _panel(axes, results, site, mine, arms[site])
-    panels[0].set(ylabel="AUROC of a fold", ylim=(min(0.35, float(table["auroc"].min())) - 0.08, 1.03))
+    low = min(0.35, float(table["auroc"].min())) - 0.08 * (1 + (most > FEW_ARMS))
+    for axes in panels:
+        axes.set_ylim(low, 1.03)
+    for axes in outer_panels(panels):
+        axes.set_ylabel("AUROC of a fold")
     adjusted = holm(np.array([row["p"] for row in tests])) if tests else np.array([])
     tested = pd.DataFrame(tests).assign(p_adjusted=adjusted) if tests else pd.DataFrame()
     _write_p(panels, sites, arms, tested)
@@ -74,11 +83,17 @@ def _panel(axes: Axes, results: Results, site: str, table: pd.DataFrame, arms: l
     light_grid(axes)
     role = results.config.slides.roles[site]
     title_of_site(axes, site, "held out" if role == "train" else "external")
-    axes.set_xticks(
-        range(len(arms)),
-        [one.name.replace(", ", "\n").replace(" of locals", "") for one in arms],
-        fontsize=6 if len(arms) < 5 else 5.2,
-    )
+    names = [
+        "Local" if one.trained_on == site and "," in one.name else one.name.replace(" of locals", "") for one in arms
+    ]
+    if len(arms) > FEW_ARMS:
+        axes.set_xticks(range(len(arms)), [fitted(name, NAMES_MM, 6, least=6)[0] for name in names], rotation=90)
+    else:
+        step = width_mm(axes) / len(arms)
+        lines = [[fitted(part, step, 6, least=5.2) for part in name.split(", ")] for name in names]
+        size = min(size for line in lines for _, size in line)
+        axes.set_xticks(range(len(arms)), ["\n".join(part for part, _ in line) for line in lines])
+        axes.tick_params(axis="x", labelsize=size)
     axes.set_xlim(-0.5, len(arms) - 0.5)
     if role != "train":
         return []
@@ -101,13 +116,13 @@ def _write_p(panels: list[Axes], sites: list[str], arms: dict[str, list[Arm]], t
         place = [(one.experiment, one.trained_on) for one in arms[str(row.site)]].index(
             (row.experiment, row.trained_on)
         )
-        text = p_text(float(row.p_adjusted))  # type: ignore[arg-type]
         low = axes.get_ylim()[0]
         axes.text(
             place,
             low + 0.015,
-            f"p {text}" if text.startswith("<") else f"p = {text}",
+            p_words(float(row.p_adjusted)),  # type: ignore[arg-type]
             ha="center",
-            fontsize=5.6,
+            fontsize=5.4,
             color=SOFT,
+            rotation=90 if len(arms[str(row.site)]) > FEW_ARMS else 0,
         )

@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
+from mil.figures.layout import name_rows
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, chance_line, light_grid, new_figure
@@ -30,7 +31,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _panel(axes, metrics[metrics["site"] == group], arms)
         axes.set_title(f"{group[0].upper()}{group[1:]}")
     _draw_rounds(panels[-1], rounds, arms)
-    panels[0].set_yticks(range(len(arms)), [_label(results, one) for one in arms])
+    name_rows(panels[0], [_label(results, one) for one in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.6)
     main = results.experiments[results.main]
     data = pd.concat([metrics.assign(kind="auroc"), rounds.assign(kind="rounds")], ignore_index=True)

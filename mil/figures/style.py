@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 MM_AN_INCH = 25.4
@@ -26,10 +27,32 @@ STRATEGY_COLOURS = {
     "scaffold": "#56b4e9",
     "cyclic": "#cc79a7",
     "finetune": "#8a6d00",
+    # beyond Okabe and Ito's eight: told apart by lightness as well
+    "fedavgm": "#00305c",
+    "fedadam": "#7570b3",
+    "fedyogi": "#a6761d",
+    "fedadagrad": "#66a61e",
+    "fedper": "#e7298a",
+    "median": "#3b3b3b",
+    "trimmed_mean": "#4d1a7f",
 }
 # Tol 2021, "muted": another family than the strategies, so that a site is never taken for one
-SITE_COLOURS = ("#332288", "#44aa99", "#882255", "#b8a137", "#88ccee", "#117733", "#cc6677", "#aa4499", "#999933")
-SITE_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+SITE_COLOURS = (
+    "#332288",
+    "#44aa99",
+    "#882255",
+    "#b8a137",
+    "#88ccee",
+    "#117733",
+    "#cc6677",
+    "#aa4499",
+    "#999933",
+    "#661100",
+    "#6699cc",
+    "#777777",
+)
+# eleven, so that with twelve colours no two of 132 sites look the same
+SITE_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h")
 CLASS_COLOURS = {1: "#b2182b", 0: "#2166ac"}
 BASELINE_COLOUR = "#9aa1a9"
 BASELINE_COLOURS = {"clinical": "#8c510a", "annotation": "#01665e", "fusion": "#5e3c99", "mean_features": "#4d4d4d"}
@@ -101,6 +124,16 @@ def site_colour(site: str, sites: Sequence[str]) -> str:
     return SITE_COLOURS[sorted(sites).index(site) % len(SITE_COLOURS)]
 
 
+def readable(colour: str) -> str:
+    """The colour, darkened until text in it stands out from white as WCAG 2 asks (a contrast of 4.5)."""
+    red, green, blue = to_rgb(colour)
+    while True:
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+        if 1.05 / (0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] + 0.05) >= 4.5:
+            return to_hex((red, green, blue))
+        red, green, blue = 0.94 * red, 0.94 * green, 0.94 * blue
+
+
 def site_marker(site: str, sites: Sequence[str]) -> str:
     """The marker of a site, by its place among the sites in alphabetic order."""
     return SITE_MARKERS[sorted(sites).index(site) % len(SITE_MARKERS)]
@@ -119,12 +152,23 @@ STRATEGY_NAMES = {
     "fedyogi": "FedYogi",
     "fedadagrad": "FedAdagrad",
     "fedper": "FedPer",
-    "finetune": "Fine-tuned",
+    "finetune": "FedAvg, fine-tuned",
     "median": "Median",
     "trimmed_mean": "Trimmed mean",
     "federated": "Federated",
 }
-MODEL_NAMES = {"mean": "mean pooling", "gated_attention": "gated attention"}
+MODEL_NAMES = {
+    "mean": "mean pooling",
+    "gated_attention": "gated attention",
+    "max": "max pooling",
+    "chowder": "Chowder",
+    "weldon": "WELDON",
+    "clam_sb": "CLAM",
+    "dsmil": "DSMIL",
+    "transmil": "TransMIL",
+    "clinical": "clinical columns",
+}
+ENCODER_NAMES = {"effnet": "EfficientNet", "colour": "colour statistics"}
 
 
 COLUMN_NAMES = {
@@ -156,6 +200,11 @@ def model_name(name: str) -> str:
     return MODEL_NAMES.get(name, name.replace("_", " "))
 
 
+def encoder_name(name: str) -> str:
+    """An encoder as it stands in legends: the two that ship in words, others as the config names them."""
+    return ENCODER_NAMES.get(name, name)
+
+
 def chance_line(axes: Axes, diagonal: bool = False, vertical: bool = False) -> None:
     """A quiet line where a coin would be."""
     style: dict[str, Any] = {"color": FAINT, "linewidth": 0.7, "linestyle": (0, (3, 2)), "zorder": 0}
@@ -181,26 +230,6 @@ def bare_image(axes: Axes, pixels: np.ndarray, frame: str = HAIR) -> None:
         spine.set_visible(True)
         spine.set_color(frame)
         spine.set_linewidth(0.6)
-
-
-def site_panels(
-    sites: Sequence[str], panel_mm: float | None = None, below_mm: float = 12.0, sharey: bool = True
-) -> tuple[Figure, list[Axes]]:
-    """A square panel a site, at most four a row, and `below_mm` under each row for labels; spare panels are switched off."""
-    columns = min(4, max(len(sites), 1))
-    rows = -(-len(sites) // columns)
-    width = min(DOUBLE_MM, (panel_mm or 62) * columns)
-    picture = new_figure(width, rows * (width / columns + below_mm))
-    panels = list(picture.subplots(rows, columns, squeeze=False, sharey=sharey).ravel())
-    for axes in panels[len(sites) :]:
-        axes.axis("off")
-    return picture, panels[: len(sites)]
-
-
-def title_of_site(axes: Axes, site: str, aside: str) -> None:
-    """The site's name at the left, and what there is to say of it in small at the right."""
-    axes.set_title(site)
-    axes.set_title(aside, loc="right", fontsize=6.3, fontweight=400, color=SOFT)
 
 
 def letters(panels: Iterable[Axes]) -> None:

@@ -10,6 +10,7 @@ from matplotlib.transforms import Transform
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_at
 from mil.figures.cohort_table import p_text
+from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import HAIR, INK, SOFT, chance_line, column_name, new_figure, strategy_colour, strategy_name
@@ -49,7 +50,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         words.text(
             0.02 + 0.05 * (kind == "level"),
             place,
-            text,
+            fitted(text, 21 if kind == "level" else 60, 6.8, bold=bold)[0],
             va="center",
             fontsize=6.8,
             fontweight=700 if bold else 400,
@@ -82,7 +83,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         if defined:
             axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.3)
             axes.plot(row.auroc, place, "D" if kind == "all" else "o", color=colour, markersize=4.5)
-    axes.set(xlim=(0.2, 1.02), ylim=(len(lines) - 0.4, -1.6), xlabel="AUROC", xticks=[0.25, 0.5, 0.75, 1])
+    axes.set(
+        xlim=(float(np.nanmin([0.2, *table["low"]])) - 0.02, 1.02),
+        ylim=(len(lines) - 0.4, -1.6),
+        xlabel="AUROC",
+        xticks=[0.25, 0.5, 0.75, 1],
+    )
     axes.tick_params(axis="y", length=0, labelleft=False)
     axes.spines["left"].set_visible(False)
     main = results.experiments[results.main]

@@ -5,13 +5,14 @@ from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
+from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, name_sites
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import INK, PAPER, new_figure, strategy_name
+from mil.figures.style import DOUBLE_MM, INK, PAPER, SOFT, new_figure, strategy_name
 from mil.metrics.arms import OWN_SITE
 from mil.metrics.score import PRIMARY
 
-CELL_MM = 24.0
+CELL_MM, SMALL_MM = 24.0, 15.0  # narrower cells hold the value only, the interval is in the CSV
 
 
 @figure("Trained on one site, tested on another", needs=("metrics",))
@@ -27,9 +28,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if not local:
         raise Absent("no experiment of this family trains a model a site (strategy local)")
     rows = [(name, on) for name in family for on in metrics.loc[metrics["experiment"] == name, "trained_on"].unique()]
+    if not rows:
+        raise Absent("no AUROC is defined at any site")
     rows.sort(key=lambda row: (row[0] not in local, row[1] not in results.sites))
     table = metrics.set_index(["experiment", "trained_on", "site"])
-    picture = new_figure(38 + CELL_MM * len(results.sites), 22 + 11 * len(rows))
+    columns = len(results.sites)
+    wide = min(CELL_MM, (DOUBLE_MM - 58) / columns)
+    small = wide < SMALL_MM
+    names = [_row_name(results, *row) for row in rows]
+    picture = new_figure(58 + wide * columns, 24 + (UPRIGHT_MM - 8) * small + (6 if small else 11) * len(rows))
     axes = picture.subplots()
     grid = np.full((len(rows), len(results.sites)), np.nan)
     for i, key in enumerate(rows):
@@ -38,17 +45,19 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                 row = table.loc[(*key, site)]
                 grid[i, j] = row["value"]
                 light = 0.3 < row["value"] < 0.75
-                text = f"{row['value']:.2f}\n[{row['low']:.2f}, {row['high']:.2f}]"
+                text = f"{row['value']:.2f}" + ("" if small else f"\n[{row['low']:.2f}, {row['high']:.2f}]")
+                size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
                 axes.text(
-                    j, i, text, ha="center", va="center", fontsize=6.3, color=INK if light else PAPER, linespacing=1.3
+                    j, i, text, ha="center", va="center", fontsize=size, color=INK if light else PAPER, linespacing=1.3
                 )
                 if row["split"] == "held_out":
                     axes.add_patch(_frame(j, i))
+            else:
+                axes.text(j, i, "–", ha="center", va="center", fontsize=6.3, color=SOFT)
     image = axes.imshow(grid, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(
-        range(len(results.sites)), [f"{site}\n{results.config.slides.roles[site]}" for site in results.sites]
-    )
-    axes.set_yticks(range(len(rows)), [_row_name(results, *row) for row in rows])
+    roles = ["trains" if site in results.training_sites else "external" for site in results.sites]
+    name_sites(axes, results.sites, roles, room_mm=wide * columns)
+    name_rows(axes, names, 34)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.set_ylabel("Trained on")
     for spine in axes.spines.values():
@@ -64,7 +73,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"AUROC of {input_name(main)} for {main.endpoint} by where the model was trained and where it is tested, with "
             f"{results.config.metrics.confidence:.0%} intervals (DeLong, logit scale). Framed: held-out patients of sites that trained; "
-            "the other cells are sites that the model never saw."
+            f"the other cells are sites that the model never saw; – : patients of one class only, or no score.{' Intervals are in the values.' if small else ''}"
         ),
     )
 
@@ -73,7 +82,8 @@ def _row_name(results: Results, experiment: str, trained_on: str) -> str:
     strategy = results.experiments[experiment].strategy.name
     if strategy == "local":
         return f"{trained_on}" if trained_on in results.sites else strategy_name("ensemble")
-    return f"{trained_on.replace('+', ' + ')}\n{strategy_name(strategy)}"
+    everywhere = "all training sites" if trained_on.count("+") > 1 else trained_on.replace("+", " + ")
+    return f"{everywhere}\n{strategy_name(strategy)}"
 
 
 def _frame(column: int, row: int) -> Rectangle:

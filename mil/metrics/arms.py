@@ -2,7 +2,9 @@
 
 An arm is a model as a user would have it: trained on one site (`A`), on all (`A+B`), and, for strategies that train one
 model a site, two more: `own site` (each training patient by their own hospital's model) and `ensemble` (the mean of all
-sites' models). A patient's score is the mean over the repeats and folds whose model never saw that patient.
+sites' models). Where each site is left out once, `other sites` is one arm of all: each patient by the model of the other
+hospitals. A patient's score is the mean over the repeats and folds whose model never saw that patient; `models` is how many
+these are, for a mean over several is better than each: a held-out patient has one a repeat, an external one all of them.
 """
 
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from mil.tables import require_columns
 
 OWN_SITE = "own site"
 ENSEMBLE = "ensemble"
+OTHER_SITES = "other sites"
 TRAINING_SITES = "training sites"
 EXTERNAL_SITES = "external sites"
 SPLITS = ("held_out", "transfer", "external")
@@ -41,6 +44,8 @@ class Scope:
     split: str
     site: str
     table: pd.DataFrame
+    models: int = 1
+    """Models whose mean a patient's score is (the fewest of any patient)."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -98,11 +103,20 @@ def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
 def patient_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """One row a (trained_on, split, patient): the mean score over repeats and folds; the derived arms included."""
     keys = ["trained_on", "split", "site", "role", "patient_id", "label"]
-    scores = predictions.groupby(keys, as_index=False, sort=True)["score"].mean()
+    grouped = predictions.groupby(keys, sort=True)["score"]
+    scores = grouped.agg(score="mean", models="size").reset_index()
+    if left_out(predictions):
+        return pd.concat([scores, scores.assign(trained_on=OTHER_SITES)], ignore_index=True)
     if scores["trained_on"].nunique() < 2 or scores["trained_on"].str.contains("+", regex=False).any():
         return scores  # one model of all sites, or models of several sites each: nothing is a site's own
     own = scores[scores["split"] == "held_out"].assign(trained_on=OWN_SITE)
     return pd.concat([scores, own, _ensemble(scores)], ignore_index=True)
+
+
+def left_out(predictions: pd.DataFrame) -> bool:
+    """Whether these are predictions of models that each left one training site out, and judged that site alone."""
+    several = predictions["trained_on"].str.contains("+", regex=False)
+    return bool(len(predictions) and ((predictions["split"] == "transfer") & several).all())
 
 
 def scopes(predictions: pd.DataFrame) -> Iterator[Scope]:
@@ -111,12 +125,12 @@ def scopes(predictions: pd.DataFrame) -> Iterator[Scope]:
     training = sorted(scores.loc[scores["role"] == "train", "site"].unique())
     for (trained_on, split), arm in scores.groupby(["trained_on", "split"], sort=False):
         for site, table in arm.groupby("site"):
-            if not (trained_on == OWN_SITE or (trained_on == ENSEMBLE and split == "transfer")):
-                yield Scope(trained_on, split, str(site), _plain(table))
+            if not (trained_on in {OWN_SITE, OTHER_SITES} or (trained_on == ENSEMBLE and split == "transfer")):
+                yield _scope(trained_on, split, str(site), table)
         if split == "external":
-            yield Scope(trained_on, split, EXTERNAL_SITES, _plain(arm))
-        elif split == "held_out" and sorted(arm["site"].unique()) == training:
-            yield Scope(trained_on, split, TRAINING_SITES, _plain(arm))
+            yield _scope(trained_on, split, EXTERNAL_SITES, arm)
+        elif (split == "held_out" or trained_on == OTHER_SITES) and sorted(arm["site"].unique()) == training:
+            yield _scope(trained_on, split, TRAINING_SITES, arm)
 
 
 def _ensemble(scores: pd.DataFrame) -> pd.DataFrame:
@@ -126,9 +140,11 @@ def _ensemble(scores: pd.DataFrame) -> pd.DataFrame:
     together = pd.concat([inside, external], ignore_index=True)
     keys = ["split", "site", "role", "patient_id", "label"]
     counts = together.groupby(keys)["trained_on"].nunique()
-    mean = together.groupby(keys)["score"].mean()[counts == scores["trained_on"].nunique()].reset_index()
+    summed = together.groupby(keys).agg(score=("score", "mean"), models=("models", "sum"))
+    mean = summed[counts == scores["trained_on"].nunique()].reset_index()
     return mean.assign(trained_on=ENSEMBLE)[scores.columns.tolist()]
 
 
-def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    return table[["patient_id", "site", "label", "score"]].sort_values("patient_id").reset_index(drop=True)
+def _scope(trained_on: str, split: str, site: str, table: pd.DataFrame) -> Scope:
+    plain = table[["patient_id", "site", "label", "score"]].sort_values("patient_id").reset_index(drop=True)
+    return Scope(trained_on, split, site, plain, int(table["models"].min()))

@@ -14,7 +14,7 @@ BINS = 5
 @METRICS.register("calibration_slope")
 def slope(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Slope of the logistic regression of the label on the score's logit (Cox 1958); 1 is ideal, below 1 overconfident."""
-    return _recalibrated(labels, scores, weights)[:, 1]
+    return recalibrated(labels, scores, weights)[:, 1]
 
 
 @METRICS.register("calibration_intercept")
@@ -57,7 +57,7 @@ def _expit(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
 
 
-def _recalibrated(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def recalibrated(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Intercept and slope (resamples, 2) by Newton's method; nan where labels are separated by the score."""
     design = np.stack([np.ones(len(scores)), logit(scores)], axis=1)
     outer = np.einsum("ni,nj->nij", design, design).reshape(len(scores), 4)

@@ -14,23 +14,23 @@ NUMBERED = re.compile(r"^[A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
 MAX_LEVELS = 12
 
 
-def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str], where: str = "metrics.clinical") -> pd.DataFrame:
     """Numbers by patient_id: a column as it is, a class that ends in a number as that number, else a column a class.
 
-    `patients` holds text cells; a blank is nan. Raises for a column that is not there, or has too many classes.
+    `patients` holds text cells; a blank is nan. `where` are the settings that name the columns, for messages. Raises for a column that is not there, or has too many classes.
     """
     by_patient = patients.set_index("patient_id")
     parts = []
     for column in columns:
         if column not in by_patient.columns:
             raise MilError(
-                f"metrics: column '{column}' is not in the patient table; {nearest(column, map(str, by_patient.columns))}"
+                f"{where}: column '{column}' is not in the patient table; {nearest(column, map(str, by_patient.columns))}"
             )
-        parts.append(_numbers(by_patient[column].astype(str), column))
+        parts.append(_numbers(by_patient[column].astype(str), column, where))
     return pd.concat(parts, axis=1) if parts else pd.DataFrame(index=by_patient.index)
 
 
-def _numbers(cells: pd.Series, column: str) -> pd.DataFrame:
+def _numbers(cells: pd.Series, column: str, where: str) -> pd.DataFrame:
     known = cells[cells != ""]
     numbers = pd.to_numeric(known, errors="coerce")
     if numbers.isna().any():
@@ -40,8 +40,8 @@ def _numbers(cells: pd.Series, column: str) -> pd.DataFrame:
     levels = sorted(known.unique())
     if len(levels) > MAX_LEVELS:
         raise MilError(
-            f"metrics: column '{column}' has {len(levels)} classes ({levels[0]}, {levels[1]}, ...); at most {MAX_LEVELS} "
-            "can be used, so group them, or leave it out of metrics.clinical"
+            f"{where}: column '{column}' has {len(levels)} classes ({levels[0]}, {levels[1]}, ...); at most {MAX_LEVELS} "
+            "can be used, so group them, or leave it out"
         )
     return pd.DataFrame(
         {f"{column} = {level}": (known == level).astype(float).reindex(cells.index) for level in levels[1:]},

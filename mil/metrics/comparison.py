@@ -11,9 +11,9 @@ import pandas as pd
 from mil.config import ExperimentSpec, MetricsSpec
 from mil.errors import MilError
 from mil.metrics import delong, ranking
-from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, check_predictions, scopes
+from mil.metrics.arms import ENSEMBLE, OTHER_SITES, OWN_SITE, Scope, check_predictions, scopes
 from mil.metrics.bootstrap import p_of_difference, percentile_interval
-from mil.metrics.folds import corrected_resampled_t, fold_aurocs
+from mil.metrics.folds import KEYS, FoldTest, corrected_resampled_t, fold_aurocs, paired_in_folds, placements_in_folds
 from mil.metrics.multiplicity import holm
 from mil.metrics.score import GROUPS, bootstrap_weights
 
@@ -28,6 +28,8 @@ COLUMNS = (
     "site",
     "patients",
     "positives",
+    "first_models",
+    "second_models",
     "metric",
     "first_value",
     "second_value",
@@ -38,7 +40,9 @@ COLUMNS = (
     "p_adjusted",
     "method",
     "correction",
+    "primary",
 )
+PRIMARY = "DeLong, paired"
 # a difference is the more collaborative strategy less the other
 COLLABORATION = {"local": 0, "pooled": 1}
 
@@ -61,10 +65,12 @@ def compare(
     """Paired AUROC differences (DeLong; bootstrap; on folds the corrected resampled t-test) with Holm's correction.
 
     With `experiments` only those pairs are compared that share the endpoint and differ in exactly one of encoder,
-    model, strategy and training settings; without, all pairs with the same labels. On a group of sites only pairs of
-    patients of the same site count, so that a model a site is not rewarded for the sites' rates. The correction runs over all pairs
-    of one endpoint, factor and method: once over training and external sites as groups, once over single sites. A site
-    that is a group by itself stands as the group only.
+    model, strategy, training settings, covariates and search; without, all pairs with the same labels. On a group of sites only pairs of
+    patients of the same site count (`metric` says so), so that no model is rewarded for knowing that sites differ in response or
+    scanner. `first_models` and `second_models` are how many models a patient's score is the mean of. Holm's correction runs over
+    all pairs of one endpoint, factor and method: once over training and external sites as groups, once over single sites; a
+    site that is a group by itself stands as the group only. `primary` marks the row to quote of each pair: DeLong's test on
+    groups of sites (single sites, the bootstrap, tests within and over folds are for those who ask whether it holds there, too).
     """
     return _compared(predictions, list(_contrasts(list(predictions), experiments)), spec)
 
@@ -79,20 +85,45 @@ def compare_with(
 
 def _compared(predictions: Mapping[str, pd.DataFrame], contrasts: list[Contrast], spec: MetricsSpec) -> pd.DataFrame:
     arms = {name: _arms(name, table) for name, table in predictions.items()}
-    folds = {name: fold_aurocs(table) for name, table in predictions.items()}
+    folded = {name: Folds.of(table) for name, table in predictions.items()}
     rows = []
     for contrast in contrasts:
         for first, second in _pairs(arms[contrast.first], arms[contrast.second]):
-            rows += _rows(contrast, first, second, spec)
-            if first.split == "held_out" and rows:
-                pair = (folds[contrast.first], first), (folds[contrast.second], second)
-                rows += [{**rows[-1], **row} for row in _fold_rows(pair, spec)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="")
+            found = list(_rows(contrast, first, second, spec))
+            rows += found
+            if found and first.split != "external":
+                pair = (folded[contrast.first], first), (folded[contrast.second], second)
+                rows += [{**found[0], **row} for row in _fold_rows(pair, spec)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="", p_adjusted=np.nan)
     grouped = table["site"].isin(GROUPS)
-    for _, family in table.groupby(["endpoint", "factor", table["method"].str.split(",").str[0], grouped]):
+    table["primary"] = grouped & (table["method"] == PRIMARY)
+    for (_, factor, _, together), family in table.groupby(["endpoint", "factor", _kind(table["method"]), grouped]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
-        table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
+        where = "groups of sites" if together else "single sites"
+        number = int(family["p"].notna().sum())
+        table.loc[family.index, "correction"] = f"Holm, {number} comparisons of {factor} on {where}"
     return table
+
+
+def _kind(methods: pd.Series) -> pd.Series:
+    """The method without what differs from pair to pair (the number of folds)."""
+    return methods.str.replace(r", \d+ folds", "", regex=True)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What tests on folds need of one experiment's predictions."""
+
+    aurocs: pd.DataFrame
+    placements: Mapping[tuple[str, ...], pd.DataFrame]
+    number: int
+    """Folds of a repeat."""
+
+    @classmethod
+    def of(cls, predictions: pd.DataFrame) -> "Folds":
+        """AUROC of every fold, and placements of the patients in their folds."""
+        inside = predictions[predictions["split"] != "external"]
+        return cls(fold_aurocs(predictions), placements_in_folds(predictions), inside["fold"].nunique())
 
 
 def _arms(name: str, table: pd.DataFrame) -> dict[tuple[str, str, str], Scope]:
@@ -106,9 +137,10 @@ def _contrasts(names: list[str], experiments: Mapping[str, ExperimentSpec] | Non
             yield Contrast(later, earlier, "experiment")
             continue
         one, other = experiments[earlier], experiments[later]
-        parts = ("encoder", "model", "strategy", "training")
+        parts = ("encoder", "model", "strategy", "training", "covariates", "search")
         differing = [part for part in parts if getattr(one, part) != getattr(other, part)]
-        if one.endpoint != other.endpoint or len(differing) != 1:
+        alike = one.endpoint == other.endpoint and one.protocol == other.protocol
+        if not alike or len(differing) != 1:
             continue
         swap = differing[0] == "strategy" and _collaboration(one) > _collaboration(other)
         first, second = (earlier, later) if swap else (later, earlier)
@@ -125,7 +157,7 @@ def _pairs(
     """Scopes to set side by side: the same arm where both have it, else one model of all against every local arm."""
     groups = {scope.split: set(scope.table["site"]) for scope in first.values() if scope.site in GROUPS}
     for (trained_on, split, site), scope in first.items():
-        if split == "transfer" or groups.get(split) == {site}:
+        if (split == "transfer" and trained_on != OTHER_SITES and "+" not in trained_on) or groups.get(split) == {site}:
             continue
         for (other_on, other_split, other_site), other in second.items():
             if (split, site) != (other_split, other_site):
@@ -175,37 +207,55 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
         "site": first.site,
         "patients": len(both),
         "positives": int(labels.sum()),
+        "first_models": first.models,
+        "second_models": second.models,
         "metric": "auroc_within_sites" if first.site in GROUPS else "auroc",
         "first_value": values[0],
         "second_value": values[1],
         "difference": tested.difference,
     }
-    yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": "DeLong, paired"}
+    yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": PRIMARY}
     weights = bootstrap_weights(both.assign(label=labels), spec)
     drawn = np.subtract(*(ranking.auroc_within(labels, score, weights, sites) for score in scores))
     low, high = percentile_interval(drawn, spec.confidence)
     yield {**common, "low": low, "high": high, "p": p_of_difference(drawn), "method": "patient bootstrap, paired"}
 
 
-def _fold_rows(pair: tuple[tuple[pd.DataFrame, Scope], ...], spec: MetricsSpec) -> Iterator[dict[str, Any]]:
-    """The same contrast on AUROCs fold by fold; values are means over the folds that both have."""
+def _fold_rows(pair: tuple[tuple[Folds, Scope], ...], spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+    """The same contrast on patients of one fold, which one model judged, and on AUROCs fold by fold."""
+    keys = [(scope.trained_on, scope.split, scope.site) for _, scope in pair]
+    placed = [folds.placements.get(key) for (folds, _), key in zip(pair, keys, strict=True)]
+    if placed[0] is not None and placed[1] is not None:
+        yield {
+            **_values(*(_mean_placement(table) for table in placed if table is not None)),
+            **_tested(paired_in_folds(placed[0], placed[1], spec.confidence)),
+            "metric": "auroc_within_folds",
+            "method": "DeLong, paired, within folds",
+        }
     parts = []
-    for table, scope in pair:
-        mine = (
-            (table["trained_on"] == scope.trained_on) & (table["split"] == scope.split) & (table["site"] == scope.site)
-        )
-        parts.append(table[mine].set_index(["repeat", "fold"])["auroc"])
+    for (folds, _), key in zip(pair, keys, strict=True):
+        mine = (folds.aurocs[list(KEYS)] == key).all(axis=1)
+        parts.append(folds.aurocs[mine].set_index(["repeat", "fold"])["auroc"])
     both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner")
-    folds = both.index.get_level_values("fold").nunique()
-    if len(both) < 2 or folds < 2:
+    number = min(folds.number for folds, _ in pair)
+    if len(both) < 2 or number < 2:
         return
-    tested = corrected_resampled_t((both["first"] - both["second"]).to_numpy(), 1 / (folds - 1), spec.confidence)
+    tested = corrected_resampled_t((both["first"] - both["second"]).to_numpy(), 1 / (number - 1), spec.confidence)
     yield {
-        "first_value": both["first"].mean(),
-        "second_value": both["second"].mean(),
-        "difference": tested.difference,
-        "low": tested.low,
-        "high": tested.high,
-        "p": tested.p,
+        **_values(both["first"].mean(), both["second"].mean()),
+        **_tested(tested),
+        "metric": "auroc_mean_of_folds",
         "method": f"corrected resampled t-test, {len(both)} folds",
     }
+
+
+def _mean_placement(table: pd.DataFrame) -> float:
+    return float(table.groupby("label")["placement"].mean().mean())
+
+
+def _values(first: float, second: float) -> dict[str, float]:
+    return {"first_value": first, "second_value": second}
+
+
+def _tested(found: delong.Difference | FoldTest) -> dict[str, float]:
+    return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p}

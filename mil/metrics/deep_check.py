@@ -1,5 +1,8 @@
 """A results folder -> every leak check that its artefacts allow: what `mil check --deep` prints."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,16 +15,16 @@ from mil.metrics.arms import check_predictions
 from mil.metrics.baselines.inputs import bag_means
 from mil.metrics.clinical import clinical_inputs
 from mil.metrics.leaks import (
-    Features,
     Finding,
-    Trainer,
     administrative_inputs,
     check_bags,
+    check_copies,
     check_duplicate_slides,
     check_inputs,
     findings_table,
-    probe_training,
+    text_inputs,
 )
+from mil.metrics.probe import Features, Trainer, probe_training
 from mil.progress import Reporter, quiet
 
 if TYPE_CHECKING:
@@ -39,9 +42,10 @@ def deep_check(results: "Results", reporter: Reporter | None = None) -> pd.DataF
     found: list[Finding] = []
     for endpoint in results.endpoints:
         bags = results.bags(endpoint)
-        labels = bags.set_index("patient_id")["label"]
-        found += check_bags(bags)
-        found += _inputs(results, endpoint, bags, labels)
+        found += check_bags(bags, _census(results))
+        if results.endpoints[endpoint].kind == "binary":
+            found += _inputs(results, endpoint, bags.drop_duplicates("patient_id"))
+        found += _copies(results, endpoint, bags.drop_duplicates("patient_id"))
     found += _slides(results)
     for name, experiment in results.experiments.items():
         found += _predictions(results, name)
@@ -57,35 +61,82 @@ def _slides(results: "Results") -> list[Finding]:
         return []
 
 
-def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame, labels: pd.Series) -> list[Finding]:
-    found = []
+def _census(results: "Results") -> pd.DataFrame | None:
     try:
+        return results.census()
+    except Absent:
+        return None
+
+
+def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Finding]:
+    """Whatever is known of patients besides their label, against the label."""
+    found = []
+    by_patient = bags.set_index("patient_id")
+    known = by_patient["label"], by_patient["site"]
+    with suppress(Absent):
         slides = results.slides().merge(results.census()[["slide_id", "num_tiles"]], on="slide_id", how="left")
         used = slides[slides["slide_id"].isin(set(bags["slides"].astype(str).str.split(";").explode()))]
-        found += check_inputs("bag size and files", administrative_inputs(used, bags), labels, innocent=True)
-    except Absent:
-        pass
-    try:
-        patients = results.patients()
-        found += check_inputs("patient table", _columns(patients, results.config.endpoints[endpoint].column), labels)
-    except Absent:
-        pass
-    for encoder in dict.fromkeys(one.encoder for one in results.experiments.values() if one.endpoint == endpoint):
-        if results.has_features(encoder):
-            found += check_inputs(f"features {encoder}", bag_means(results, endpoint, encoder), labels)
+        found += check_inputs("bag size and files", administrative_inputs(used, bags), *known, innocent=True)
+        names = (used["slide_id"] + " " + used["path"].astype(str)).groupby(used["patient_id"]).agg(" ".join)
+        words = text_inputs({patient: f"{patient} {text}" for patient, text in names.items()})
+        found += check_inputs("names of patients, slides and files", words, *known, innocent=True)
+    with suppress(Absent):
+        found += _patient_table(results, endpoint, *known)
+    for encoder in _encoders(results, endpoint):
+        found += check_inputs(f"features {encoder}", bag_means(results, endpoint, encoder), *known)
     return found
 
 
-def _columns(patients: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Every column but ids and the label, as numbers; those with too many classes are left out."""
-    parts = []
-    for column in patients.columns:
-        if column not in {"patient_id", label, "slide_id", "path"}:
-            try:
-                parts.append(clinical_inputs(patients, [column]))
-            except MilError:
-                continue
-    return pd.concat(parts, axis=1) if parts else pd.DataFrame(index=patients["patient_id"])
+def _patient_table(results: "Results", endpoint: str, labels: pd.Series, sites: pd.Series) -> list[Finding]:
+    """Columns that this run reads, and those that it does not: there, what was made from the label does no harm yet."""
+    patients, metrics = results.patients(), results.config.metrics
+    read = {*metrics.clinical, *filter(None, [metrics.annotation])}
+    read |= {name for one in results.experiments.values() for name in one.covariates}
+    label = results.config.endpoints[endpoint].column
+    columns = [name for name in patients.columns if name not in {"patient_id", label, "slide_id", "path"}]
+    used = [name for name in columns if name in read]
+    rest = [name for name in columns if name not in read]
+    found = check_inputs("patient table", _numbers(patients, used), labels, sites)
+    for one in check_inputs("patient table, not used", _numbers(patients, rest), labels, sites):
+        reason = f"{one.reason.removesuffix(', leave it out')}; this run does not read it, keep it so"
+        found.append(one if one.state == "ok" else replace(one, state="suspect", reason=reason))
+    return found
+
+
+def _copies(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Finding]:
+    return [
+        one
+        for encoder in _encoders(results, endpoint)
+        for one in check_copies(f"copies, features {encoder}", _tiles(results, bags, encoder))
+    ]
+
+
+def _encoders(results: "Results", endpoint: str) -> list[str]:
+    """Encoders of the endpoint's experiments whose features are here."""
+    names = dict.fromkeys(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
+    return [name for name in names if results.has_features(name)]
+
+
+def _tiles(results: "Results", bags: pd.DataFrame, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Each patient with their features (tiles, width)."""
+    for row in bags.itertuples():
+        slides = str(row.slides).split(";")
+        yield (
+            str(row.patient_id),
+            np.concatenate([results.features(str(row.site), encoder, slide)[1] for slide in slides]),
+        )
+
+
+def _numbers(patients: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns as numbers by patient_id; of free text (too many classes) its words."""
+    parts = [pd.DataFrame(index=pd.Index(patients["patient_id"]))]
+    for column in columns:
+        try:
+            parts.append(clinical_inputs(patients, [column]))
+        except MilError:
+            texts = patients.set_index("patient_id")[column].astype(str).to_dict()
+            parts.append(text_inputs({str(patient): text for patient, text in texts.items()}).add_prefix(f"{column} "))
+    return pd.concat(parts, axis=1)
 
 
 def _predictions(results: "Results", name: str) -> list[Finding]:
@@ -101,13 +152,9 @@ def _predictions(results: "Results", name: str) -> list[Finding]:
 def _probe(results: "Results", name: str, experiment: ExperimentSpec, reporter: Reporter) -> list[Finding]:
     bags = results.bags(experiment.endpoint)
     training = bags[bags["role"] == "train"]
-    features = {
-        row.patient_id: np.concatenate(
-            [results.features(row.site, experiment.encoder, slide)[1] for slide in str(row.slides).split(";")]
-        )[:PROBE_TILES].astype(np.float32)
-        for row in training.itertuples()
-    }
-    reporter.note(f"probe of {name}: training twice for {PROBE_ROUNDS} rounds")
+    tiles = _tiles(results, training, experiment.encoder)
+    features = {patient: bag[:PROBE_TILES].astype(np.float32) for patient, bag in tiles}
+    reporter.note(f"probe of {name}: training two or three times for {PROBE_ROUNDS} rounds")
     found = probe_training(trainer_of(experiment, results.config.endpoints[experiment.endpoint]), training, features)
     return [Finding(one.check, f"{name}: {one.subject}", one.state, one.reason, one.value) for one in found]
 
@@ -122,9 +169,12 @@ def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
 
     def scores(bags: pd.DataFrame, features: Features, further: Features) -> dict[tuple[str, int, int], np.ndarray]:
         run = train(few, endpoint, bags, FeatureStore.of(features), quiet())
+        free = run.experiment.model_copy(
+            update={"protocol": "cross_validation"}
+        )  # may judge the probes, wherever it trained
         outside = pd.DataFrame({"patient_id": list(further), "site": "probe", "role": "external", "label": 0})
         outside[[name for name in bags.columns if name.startswith("repeat")]] = np.nan
-        table = predict(run, outside, FeatureStore.of(further)).table
+        table = predict(replace(run, experiment=free), outside, FeatureStore.of(further)).table
         return {
             (str(on), int(repeat), int(fold)): part.sort_values("patient_id")["score"].to_numpy()
             for (on, repeat, fold), part in table.groupby(["trained_on", "repeat", "fold"])

@@ -78,10 +78,10 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """AUROC with DeLong's normal interval, cut at 0 and 1 (as pROC does). nan bounds with one patient of a class."""
+    """AUROC with DeLong's normal interval, cut at 0 and 1 (as pROC does). nan bounds where there is no variance."""
     placed = placements(labels, scores)
     area, half = float(placed.auroc[0]), _quantile(confidence) * float(np.sqrt(placed.covariance[0, 0]))
-    return area, max(area - half, 0.0) if half == half else np.nan, min(area + half, 1.0) if half == half else np.nan
+    return (area, max(area - half, 0.0), min(area + half, 1.0)) if half > 0 else (area, np.nan, np.nan)
 
 
 def logit_interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -134,13 +134,28 @@ def paired(
     confidence: float = 0.95,
     strata: np.ndarray | None = None,
 ) -> Difference:
-    """AUROC of `first` less that of `second` on the same patients, with DeLong's paired test; within `strata` if given."""
+    """AUROC of `first` less that of `second` on the same patients, with DeLong's paired test; within `strata` if given.
+
+    Two scores that rank alike do not differ: the interval is 0 to 0. Two that both separate the classes may well: it is not.
+    """
     both = np.stack([first, second])
     placed = placements(labels, both) if strata is None else within(labels, both, strata)
     contrast = np.array([1.0, -1.0])
-    return difference_of(
-        float(contrast @ placed.auroc), float(contrast @ placed.covariance @ contrast), confidence=confidence
-    )
+    difference, variance = float(contrast @ placed.auroc), float(contrast @ placed.covariance @ contrast)
+    if not variance > 1e-12 and (np.isnan(variance) or difference or placed.auroc[0] in (0.0, 1.0)):
+        numbers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
+        return _without_variance(placed.auroc, *numbers, confidence)
+    return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence=confidence)
+
+
+def _without_variance(areas: np.ndarray, positives: int, negatives: int, confidence: float) -> Difference:
+    """Of AUROCs that are 0 or 1, or rest on one patient of a class: Newcombe's intervals joined as if unpaired, so too wide."""
+    bounds = [newcombe_interval(float(area), positives, negatives, confidence) for area in areas]
+    difference = float(areas[0] - areas[1])
+    down = np.hypot(areas[0] - bounds[0][0], bounds[1][1] - areas[1])
+    up = np.hypot(bounds[0][1] - areas[0], areas[1] - bounds[1][0])
+    p = 1.0 if difference == 0 else np.nan
+    return Difference(difference, difference - float(down), difference + float(up), 0.0 if p == 1 else np.nan, p)
 
 
 def unpaired(

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from mil.metrics.arms import Scope, scopes
-from mil.metrics.delong import logit_bounds, within
+from mil.metrics.delong import Difference, difference_of, logit_bounds, within
 
 KEYS = ("trained_on", "split", "site")
 
@@ -45,6 +45,15 @@ def within_folds(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.Data
     Here a patient's placement (share of the other class in the same fold on the right side, mean over repeats) takes the
     part it has in DeLong's variance; the interval is on the logit scale.
     """
+    rows = []
+    for key, table in placements_in_folds(predictions).items():
+        positive, negative = (table.loc[table["label"] == label, "placement"].to_numpy() for label in (1, 0))
+        rows.append((*key, len(table), len(positive), *_interval(positive, negative, confidence)))
+    return pd.DataFrame(rows, columns=[*KEYS, "patients", "positives", "value", "low", "high"])
+
+
+def placements_in_folds(predictions: pd.DataFrame) -> dict[tuple[str, ...], pd.DataFrame]:
+    """By trained_on, split and site: label and placement of each patient (index), mean over the repeats; see `within_folds`."""
     parts: dict[tuple[str, ...], list[pd.DataFrame]] = {}
     inside = predictions[predictions["split"] != "external"]
     for _, fold in inside.groupby(["repeat", "fold"]):
@@ -53,17 +62,24 @@ def within_folds(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.Data
                 key = (scope.trained_on, scope.split, scope.site)
                 placed = scope.table[["patient_id", "label"]].assign(placement=_placements(scope))
                 parts.setdefault(key, []).append(placed)
-    rows = []
-    for key, placed in parts.items():
-        table = (
-            pd.concat(placed)
-            .dropna()
-            .groupby("patient_id")
-            .agg(label=("label", "first"), placement=("placement", "mean"))
-        )
-        positive, negative = (table.loc[table["label"] == label, "placement"].to_numpy() for label in (1, 0))
-        rows.append((*key, len(table), len(positive), *_interval(positive, negative, confidence)))
-    return pd.DataFrame(rows, columns=[*KEYS, "patients", "positives", "value", "low", "high"])
+    return {
+        key: pd.concat(placed)
+        .dropna()
+        .groupby("patient_id")
+        .agg(label=("label", "first"), placement=("placement", "mean"))
+        for key, placed in parts.items()
+    }
+
+
+def paired_in_folds(first: pd.DataFrame, second: pd.DataFrame, confidence: float = 0.95) -> Difference:
+    """Difference of two AUROCs within folds with DeLong's paired test, from `placements_in_folds` of the same patients."""
+    both = first.join(second, how="inner", lsuffix="_first", rsuffix="_second")
+    change = (both["placement_first"] - both["placement_second"]).to_numpy()
+    positive, negative = (change[(both["label_first"] == label).to_numpy()] for label in (1, 0))
+    if min(len(positive), len(negative)) < 2:
+        return Difference(float(np.mean(change)) if len(change) else np.nan, np.nan, np.nan, np.nan, np.nan)
+    variance = float(positive.var(ddof=1) / len(positive) + negative.var(ddof=1) / len(negative))
+    return difference_of(float(positive.mean() + negative.mean()) / 2, variance, confidence)
 
 
 def _placements(scope: Scope) -> np.ndarray:
@@ -99,8 +115,8 @@ def corrected_resampled_t(differences: np.ndarray, test_share: float, confidence
     if k < 2:
         return FoldTest(float(differences.mean()) if k else np.nan, np.nan, np.nan, np.nan)
     mean, spread = float(differences.mean()), float(differences.var(ddof=1))
-    if spread == 0:
-        return FoldTest(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    if spread == 0:  # the same in every fold: no difference at all, or none whose error can be told
+        return FoldTest(0.0, 0.0, 0.0, 1.0) if mean == 0 else FoldTest(mean, np.nan, np.nan, np.nan)
     error = np.sqrt((1 / k + test_share) * spread)
     half = float(stats.t.ppf(0.5 + confidence / 2, k - 1)) * error
     return FoldTest(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, k - 1)))

@@ -1,27 +1,28 @@
-"""Tables and a trainer -> findings: ways in which the label, or a patient who is to be judged, could have got into training."""
+"""Tables -> findings: ways in which the label, or a patient who is to be judged, could have got into training."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+from scipy.spatial.distance import pdist, squareform
 
-from mil.metrics import delong
 from mil.metrics.baselines.protocol import outer_folds
+from mil.metrics.delong import both_classes
 from mil.metrics.multiplicity import holm
-from mil.rng import rng
-
-Features = Mapping[str, np.ndarray]
-# of every model, by (trained_on, repeat, fold), its scores on a fixed set of bags
-Scores = Mapping[tuple[str, int, int], np.ndarray]
-# (bags and features to train on, further bags to score) -> the trained models' scores on the latter
-Trainer = Callable[[pd.DataFrame, Features, Features], Scores]
 
 ENCODES = 0.97  # an input that ranks patients this well knows the label
 FEW = 5  # patients of a class below which an input is not judged
-PROBES = 12  # bags that models are compared on
-SAME = 1e-3  # scores that differ by less are the same model up to rounding: models that train together share batches
-KNOWS_TOO_MUCH = 0.01  # adjusted p below which an input that should know nothing is suspect
+KNOWS_TOO_MUCH = 0.01  # adjusted p below which what is found is not chance
+DOUBTFUL = 0.2  # adjusted p below which an input that ranks patients almost perfectly is worth a look
+WORDS = re.compile(r"[A-Za-z]+|\d+")
+MOST_WORDS = 500
+SHARED = 0.2  # of the smaller bag
+NEAR = 0.05  # of the usual distance to a nearest neighbour
 
 
 @dataclass(frozen=True)
@@ -45,37 +46,29 @@ def findings_table(findings: Iterable[Finding]) -> pd.DataFrame:
     return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
 
-def check_bags(bags: pd.DataFrame) -> list[Finding]:
-    """No patient or slide twice, no fold at external sites, and nobody of an outer fold in its inner folds."""
+def check_bags(bags: pd.DataFrame, census: pd.DataFrame | None = None) -> list[Finding]:
+    """No patient or slide twice, no fold at external sites, and nobody of an outer fold in its inner folds.
+
+    With the sites' censuses also: every usable slide of a patient is in the bag, whatever the order of the slide table.
+    """
     found = []
-    doubled = bags[bags["patient_id"].duplicated()]["patient_id"].unique()
-    found += [
-        Finding(
-            "patients",
-            str(patient),
-            "leak",
-            "stands in two rows of the bag table, so it can be in two folds; merge them",
-        )
-        for patient in doubled
-    ]
-    slides = bags["slides"].astype(str).str.split(";").explode()
-    found += [
-        Finding("slides", str(slide), "leak", "belongs to two patients; correct the slide sheet")
-        for slide in slides[slides.duplicated()].unique()
-    ]
+    for patient in bags[bags["patient_id"].duplicated()]["patient_id"].unique():
+        reason = "stands in two rows of the bag table, so it can be in two folds; merge them"
+        found.append(Finding("patients", str(patient), "leak", reason))
+    slides = bags.assign(slides=bags["slides"].astype(str).str.split(";")).explode("slides")
+    for slide in slides.loc[slides["slides"].duplicated(), "slides"].unique():
+        found.append(Finding("slides", str(slide), "leak", "belongs to two patients; correct the slide sheet"))
     for repeat, fold in outer_folds(bags):
         outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce")
         inner = pd.to_numeric(bags[f"repeat{repeat}_fold{fold}_inner"], errors="coerce")
         wrong = bags[((outer == fold) | (bags["role"] == "external")) & inner.notna()]
-        found += [
-            Finding(
-                "folds",
-                str(patient),
-                "leak",
-                f"is judged in repeat {repeat}, fold {fold}, and stands in its inner folds",
-            )
-            for patient in wrong["patient_id"]
-        ]
+        reason = f"is judged in repeat {repeat}, fold {fold}, and stands in its inner folds"
+        found += [Finding("folds", str(patient), "leak", reason) for patient in wrong["patient_id"]]
+    if census is not None:
+        usable = census[(census["state"] == "ok") & census["patient_id"].isin(set(bags["patient_id"]))]
+        for row in usable[~usable["slide_id"].isin(set(slides["slides"]))].itertuples():
+            reason = f"is usable and not in the bag of patient {row.patient_id}; run `mil bag` again"
+            found.append(Finding("slides", str(row.slide_id), "suspect", reason))
     return found or [Finding("bags", f"{len(bags)} patients", "ok")]
 
 
@@ -92,35 +85,86 @@ def check_duplicate_slides(slides: pd.DataFrame) -> list[Finding]:
     return found or [Finding("duplicate slides", f"{len(known)} slides", "ok")]
 
 
-def check_inputs(check: str, inputs: pd.DataFrame, labels: pd.Series, innocent: bool = False) -> list[Finding]:
+def check_inputs(
+    check: str, inputs: pd.DataFrame, labels: pd.Series, sites: pd.Series | None = None, innocent: bool = False
+) -> list[Finding]:
     """Each column of `inputs` (by patient_id) against the labels: one that ranks patients almost perfectly encodes them.
 
-    `innocent` inputs (file sizes, row order, number of tiles) should know nothing at all, so what they know beyond chance,
-    after Holm's correction over the columns, is suspect.
+    Judged over everybody and, with `sites` (by patient_id), at each site alone, since a leak may be one hospital's only.
+    p values are the rank-sum test's with Holm's correction over columns and sites, so that many columns and few patients
+    raise no alarm. `innocent` inputs (file sizes, names, number of tiles) should know nothing at all: what they know beyond
+    chance within the sites (sites may differ in size and in response) is suspect.
     """
-    judged: list[tuple[str, float, float]] = []
-    for column in inputs.columns:
-        values = inputs[column].reindex(labels.index)
-        known = values.notna()
-        truth = labels[known].to_numpy(dtype=int)
-        if min(truth.sum(), (1 - truth).sum()) >= FEW and values[known].nunique() > 1:
-            placed = delong.placements(truth, values[known].to_numpy(dtype=float))
-            area, variance = float(placed.auroc[0]), float(placed.covariance[0, 0])
-            p = delong.difference_of(area - 0.5, variance).p if variance > 0 else 0.0
-            judged.append((str(column), area, p))
-    adjusted = holm(np.array([p for _, _, p in judged]))
-    found = []
-    for (column, area, _), p in zip(judged, adjusted, strict=True):
-        strong = max(area, 1 - area) >= ENCODES
-        if strong:
-            reason = f"ranks patients by label with an AUROC of {max(area, 1 - area):.2f}; it was likely made from the label, leave it out"
-            found.append(Finding(check, column, "leak", reason, area, float(p)))
-        elif innocent and p < KNOWS_TOO_MUCH:
-            reason = "should know nothing of the label and does; find out how positives and negatives were collected"
-            found.append(Finding(check, column, "suspect", reason, area, float(p)))
+    place = pd.Series("", index=labels.index) if sites is None else sites.reindex(labels.index)
+    judged = [(str(column), *found) for column in inputs for found in _judged(inputs[column], labels, place)]
+    adjusted = holm(np.array([p for _, _, _, p in judged]))
+    known = {}
+    for (column, where, area, _), p in zip(judged, adjusted, strict=True):
+        if max(area, 1 - area) >= ENCODES and p < DOUBTFUL and (column not in known or p < known[column].p):
+            known[column] = _encoding(check, column, where, area, p)
+    found = list(known.values())
+    if innocent:
+        found += _too_much(check, inputs.drop(columns=[name for name in inputs if str(name) in known]), labels, place)
     if found:
         return found
-    return [Finding(check, f"{len(judged)} inputs", "ok")] if judged else []
+    return [Finding(check, f"{len({column for column, *_ in judged})} inputs", "ok")] if judged else []
+
+
+def _encoding(check: str, column: str, where: str, area: float, p: float) -> Finding:
+    at = f" at {where}" if where else ""
+    reason = f"ranks patients by label{at} with an AUROC of {max(area, 1 - area):.2f}; "
+    if p < KNOWS_TOO_MUCH:
+        return Finding(
+            check, column, "leak", f"{reason}it was likely made from the label, leave it out", area, float(p)
+        )
+    return Finding(check, column, "suspect", f"{reason}with so few patients that may be chance", area, float(p))
+
+
+def _judged(values: pd.Series, labels: pd.Series, place: pd.Series) -> Iterator[tuple[str, float, float]]:
+    """Where ('' is everywhere), AUROC and p of one column, for everybody and each of several sites with enough of each class."""
+    values = values.reindex(labels.index)
+    known = values.notna()
+    wheres = ["", *(sorted(place.unique()) if place.nunique() > 1 else [])]
+    for where in wheres:
+        rows = (known & (place == where)) if where else known
+        truth, numbers = labels[rows].to_numpy(int), values[rows].to_numpy(float)
+        if min(truth.sum(), (1 - truth).sum()) >= FEW and len(np.unique(numbers)) > 1:
+            excess, variance, pairs = _rank_sum(truth, numbers)
+            yield where, 0.5 + excess / pairs, _two_sided(excess, variance)
+
+
+def _too_much(check: str, inputs: pd.DataFrame, labels: pd.Series, place: pd.Series) -> list[Finding]:
+    """What innocent columns know of the label within sites: the rank-sum test stratified by site (van Elteren 1960)."""
+    judged = []
+    for column in inputs:
+        values = inputs[column].reindex(labels.index)
+        parts = []
+        for where in sorted(place.unique()):
+            rows = values.notna() & (place == where)
+            truth = labels[rows].to_numpy(int)
+            if both_classes(truth):
+                parts.append(_rank_sum(truth, values[rows].to_numpy(float)))
+        excess, variance, pairs = np.sum(parts, axis=0) if parts else (0.0, 0.0, 0.0)
+        if variance > 0 and min(labels.sum(), (1 - labels).sum()) >= FEW:
+            judged.append((str(column), 0.5 + excess / pairs, _two_sided(excess, variance)))
+    adjusted = holm(np.array([p for _, _, p in judged]))
+    reason = "should know nothing of the label and does; find out how positives and negatives were collected"
+    return [
+        Finding(check, column, "suspect", reason, float(area), float(p))
+        for (column, area, _), p in zip(judged, adjusted, strict=True)
+        if p < KNOWS_TOO_MUCH
+    ]
+
+
+def _rank_sum(labels: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Pairs in the right order less half of all, its variance if labels are exchangeable (ties allowed), and all pairs."""
+    ranks, n, m = stats.rankdata(values), len(labels), int(labels.sum())
+    excess = float(ranks[labels == 1].sum() - m * (n + 1) / 2)
+    return excess, m * (n - m) * float(ranks.var(ddof=1)) / n if n > 1 else 0.0, float(m * (n - m))
+
+
+def _two_sided(excess: float, variance: float) -> float:
+    return float(2 * stats.norm.sf(abs(excess) / np.sqrt(variance))) if variance > 0 else 1.0
 
 
 def administrative_inputs(slides: pd.DataFrame, bags: pd.DataFrame) -> pd.DataFrame:
@@ -137,39 +181,64 @@ def administrative_inputs(slides: pd.DataFrame, bags: pd.DataFrame) -> pd.DataFr
     return numbers.reindex(bags["patient_id"]).loc[:, lambda table: table.nunique() > 1]
 
 
-def probe_training(train: Trainer, bags: pd.DataFrame, features: Features, folds: int = 1) -> list[Finding]:
-    """Train twice, the second time with noise for the features of an outer fold and with its labels turned round.
+def text_inputs(texts: Mapping[str, str]) -> pd.DataFrame:
+    """By patient: which words and numbers are in a text (file names, ids, remarks), its length; 0/1 columns of `text_inputs`.
 
-    The models that judge this fold must come out the same, seen by their scores on copies of other bags: whatever
-    differs was read. `features` are tiles (n, width) by patient; `folds` of the first repeat are probed. Catches a test
-    fold that early stopping, scaling or selection looks at.
+    Words that fewer than `FEW` patients have, or lack, are left out; of words in the same patients one stands for all.
     """
-    training = bags[bags["role"] == "train"].reset_index(drop=True)
-    own = {patient: features[patient] for patient in training["patient_id"]}
-    copies = {f"probe{n}": tiles for n, tiles in enumerate(list(own.values())[:PROBES])}
-    before = train(training, own, copies)
-    found = []
-    for repeat, fold in list(outer_folds(training))[:folds]:
-        judged = pd.to_numeric(training[f"repeat{repeat}"], errors="coerce") == fold
-        spoiled = training.assign(label=np.where(judged, 1 - training["label"], training["label"]))
-        stream = rng(0, "probe", repeat, fold)
-        noise = {
-            patient: stream.normal(size=own[patient].shape).astype(own[patient].dtype) * 10
-            for patient in training.loc[judged, "patient_id"]
-        }
-        after = train(spoiled, {**own, **noise}, copies)
-        mine = [key for key in before if key[1:] == (repeat, fold)]
-        moved = {key: float(np.abs(before[key] - after[key]).max()) if key in after else np.inf for key in mine}
-        subject, most = f"repeat {repeat}, fold {fold}", max(moved.values(), default=np.nan)
-        if not mine:
-            reason = "no model of this fold came back, so nothing was tested"
-            found.append(Finding("training", subject, "suspect", reason))
-        elif most > SAME:
-            key = max(moved, key=lambda one: moved[one])
-            reason = (
-                f"the model of {key[0]} changes with the patients that it is to judge: training or selection reads them"
-            )
-            found.append(Finding("training", subject, "leak", reason, most))
-        else:
-            found.append(Finding("training", f"{subject}, {len(mine)} models", "ok", value=most))
-    return found
+    words = {patient: set(WORDS.findall(text.lower())) for patient, text in texts.items()}
+    counts = pd.Series([word for own in words.values() for word in own], dtype=object).value_counts()
+    chosen = counts[(counts >= FEW) & (counts <= len(words) - FEW)].index[:MOST_WORDS]
+    columns: dict[str, list[float]] = {"length": [float(len(text)) for text in texts.values()]}
+    columns |= {f"'{word}'": [float(word in own) for own in words.values()] for word in sorted(chosen)}
+    table = pd.DataFrame(columns, index=pd.Index(list(words)))
+    return table.loc[:, ~table.T.duplicated() & (table.nunique() > 1)]
+
+
+def check_copies(check: str, bags: Iterable[tuple[str, np.ndarray]]) -> list[Finding]:
+    """No two patients hold the same tiles, or almost the same bag; `bags` are patients with features (tiles, width).
+
+    Same tiles: a fifth of the smaller bag's different rows stand in the other, bit for bit. Almost the same: mean and
+    deviation of the features lie twenty times nearer than those of the median patient and their nearest neighbour, as for
+    one slide that was scanned or saved twice.
+    """
+    patients, rows, summaries = [], [], []
+    for patient, bag in bags:
+        patients.append(patient)
+        rows.append({hash(row.tobytes()) for row in np.ascontiguousarray(bag)})
+        values = bag.astype(np.float64)
+        summaries.append(np.concatenate([values.mean(axis=0), values.std(axis=0)]))
+    if len(patients) < 3:
+        return []
+    found = {}
+    for a, b, number in _common(rows):
+        share = number / min(len(rows[a]), len(rows[b]))
+        if share >= SHARED:
+            reason = f"share {number} tiles bit for bit; one slide stands under two patients, keep the right one"
+            found[a, b] = Finding(check, f"{patients[a]} and {patients[b]}", "leak", reason, share)
+    for a, b, ratio in _near(np.stack(summaries)):
+        reason = "have almost the same features; if that is one slide scanned or saved twice, keep one"
+        found.setdefault((a, b), Finding(check, f"{patients[a]} and {patients[b]}", "suspect", reason, ratio))
+    return list(found.values()) or [Finding(check, f"{len(patients)} bags", "ok")]
+
+
+def _common(rows: Sequence[set[int]]) -> Iterator[tuple[int, int, int]]:
+    """Pairs of bags with rows in common, and how many."""
+    owners: dict[int, list[int]] = {}
+    for number, own in enumerate(rows):
+        for row in own:
+            owners.setdefault(row, []).append(number)
+    common = Counter(pair for own in owners.values() if len(own) > 1 for pair in combinations(own, 2))
+    for (a, b), number in sorted(common.items()):
+        yield a, b, number
+
+
+def _near(summaries: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Pairs whose distance is below `NEAR` of the median distance to a nearest neighbour, with that share."""
+    scaled = summaries - summaries.mean(axis=0)
+    scaled = scaled / np.where(scaled.std(axis=0) > 0, scaled.std(axis=0), 1)
+    distance = squareform(pdist(scaled))
+    np.fill_diagonal(distance, np.inf)
+    usual = float(np.median(distance.min(axis=1)))
+    for a, b in zip(*np.nonzero(np.triu(distance < NEAR * usual)), strict=True):
+        yield int(a), int(b), float(distance[a, b] / usual)

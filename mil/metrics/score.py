@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from mil.config import ExperimentSpec, MetricsSpec
-from mil.metrics import calibration, classification, delong, ranking
+from mil.metrics import calibration, classification, decision, delong, intervals, ranking
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, TRAINING_SITES, Scope, check_predictions, scopes
-from mil.metrics.bootstrap import Metric, percentile_interval, point, resamples, strata_of
-from mil.metrics.decision import net_benefit
+from mil.metrics.bootstrap import Metric, point, resamples, strata_of
 from mil.metrics.folds import within_folds
+from mil.metrics.intervals import INTERVALS
 from mil.metrics.registry import METRICS
 from mil.metrics.thresholds import choose_thresholds, vote
 from mil.rng import rng
@@ -24,11 +23,8 @@ from mil.tables import read_table
 # (benchmarks/coverage.py). Both are in the table; figures and the report show this one.
 PRIMARY = "DeLong, logit scale"
 GROUPS = (TRAINING_SITES, EXTERNAL_SITES)
-DECISIONS: dict[str, Metric] = {
-    "sensitivity": classification.sensitivity,
-    "specificity": classification.specificity,
-    "balanced_accuracy": classification.balanced_accuracy,
-}
+BOOTSTRAP = "patient bootstrap"
+DECISIONS = ("sensitivity", "specificity", "balanced_accuracy")
 REGISTERED = (ranking, classification, calibration)  # importing them fills METRICS
 COLUMNS = (
     "trained_on",
@@ -36,11 +32,13 @@ COLUMNS = (
     "site",
     "patients",
     "positives",
+    "models",
     "metric",
     "value",
     "low",
     "high",
     "method",
+    "primary",
 )
 
 
@@ -53,7 +51,8 @@ def score(
     """The metrics of one experiment's predictions: a row a (trained_on, split, site, metric, interval method).
 
     `site` is a site, "training sites" or "external sites". A metric that is not defined there (one class only) is a
-    row with a blank value and the reason as its method. With `experiment` its encoder, model, strategy and endpoint
+    row with a blank value and the reason as its method. `models` is how many models a patient's score is the mean of;
+    `primary` marks the rows to quote (see `primary`). With `experiment` its encoder, model, strategy and endpoint
     are columns too. With `inner` (predictions of held-out inner folds: trained_on, repeat, fold, patient_id, label,
     score) every model has a threshold of its own, and sensitivity, specificity and balanced accuracy are rows as well.
     """
@@ -64,21 +63,36 @@ def score(
         for scope in scopes(table):
             rows += [{**stated, **_scope_columns(scope), **row} for row in _rows(scope, spec)]
         for row in within_folds(table, spec.confidence).to_dict("records"):
-            rows.append({**stated, **row, "metric": "auroc_within_folds", "method": "DeLong, placements within folds"})
+            rows.append(
+                {
+                    **stated,
+                    **row,
+                    "models": 1,
+                    "metric": "auroc_within_folds",
+                    "method": "DeLong, placements within folds",
+                }
+            )
         if inner is not None:
             own = inner[inner["experiment"] == name] if "experiment" in inner.columns else inner
             rows += [{**stated, **row} for row in _decisions(table, own, spec)]
-    return pd.DataFrame(rows, columns=["experiment", *described(experiment), *COLUMNS])
+    columns = ["experiment", *described(experiment), *COLUMNS]
+    return pd.DataFrame(rows, columns=columns).assign(primary=_is_primary)[columns]
 
 
 def primary(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rows that figures and the report show: AUROC of every site, and AUROC within sites of every group of sites.
 
     Over several sites a pair of a positive of one and a negative of another says how sites differ, not how patients do.
+    Held-out patients are ranked by their mean score over the repeats, folds laid together: a little below what their models
+    reach, since each fold's model has its own level (`auroc_within_folds` is without that, and rests on fewer pairs).
     """
+    return metrics[_is_primary(metrics)]
+
+
+def _is_primary(metrics: pd.DataFrame) -> pd.Series:
     group = metrics["site"].isin(GROUPS)
     wanted = metrics["metric"] == np.where(group, "auroc_within_sites", "auroc")
-    return metrics[wanted & (metrics["method"] == PRIMARY)]
+    return wanted & (metrics["method"] == PRIMARY)
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
@@ -105,6 +119,7 @@ def _scope_columns(scope: Scope) -> dict[str, Any]:
         "site": scope.site,
         "patients": len(scope.table),
         "positives": int(scope.labels.sum()),
+        "models": scope.models,
     }
 
 
@@ -117,16 +132,19 @@ def _rows(scope: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
     yield _row("auroc", *delong.interval(labels, scores, spec.confidence), "DeLong")
     yield _row("prevalence", *wilson_interval(int(labels.sum()), len(labels), spec.confidence), "Wilson")
     weights = bootstrap_weights(scope.table, spec)
-    for name in METRICS:
-        yield _bootstrapped(name, METRICS[name], labels, scores, weights, spec)
+    yield _resampled("auroc", ranking.auroc, scope, weights, spec)
+    for name in INTERVALS:
+        bounds = INTERVALS[name](labels, scores, spec.confidence)
+        yield _row(name, point(METRICS[name], labels, scores), bounds.low, bounds.high, bounds.method)
     for threshold in spec.decision_thresholds:
-        benefit = partial(net_benefit, threshold=threshold)
-        yield _bootstrapped(f"net_benefit_{threshold:g}", benefit, labels, scores, weights, spec)
+        value = point(partial(decision.net_benefit, threshold=threshold), labels, scores)
+        bounds = intervals.net_benefit(labels, scores, threshold, spec.confidence)
+        yield _row(f"net_benefit_{threshold:g}", value, bounds.low, bounds.high, bounds.method)
     sites = scope.table["site"].to_numpy()
     if scope.site in GROUPS and any(delong.both_classes(labels[sites == site]) for site in np.unique(sites)):
         yield _row("auroc_within_sites", *delong.within_interval(labels, scores, sites, spec.confidence), PRIMARY)
         within = partial(ranking.auroc_within, groups=sites)
-        yield _bootstrapped("auroc_within_sites", within, labels, scores, weights, spec)
+        yield _resampled("auroc_within_sites", within, scope, weights, spec)
 
 
 def _decisions(predictions: pd.DataFrame, inner: pd.DataFrame, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
@@ -137,25 +155,34 @@ def _decisions(predictions: pd.DataFrame, inner: pd.DataFrame, spec: MetricsSpec
     for scope in scopes(voted.assign(score=voted["vote"])):
         if scope.trained_on == ENSEMBLE or not delong.both_classes(scope.labels):
             continue
-        weights = bootstrap_weights(scope.table, spec)
-        for name, metric in DECISIONS.items():
-            row = _bootstrapped(name, metric, scope.labels, scope.scores, weights, spec)
-            yield {**_scope_columns(scope), **row, "method": "patient bootstrap; threshold on inner folds"}
+        votes = [scope.scores[scope.labels == label] for label in (1, 0)]
+        bounds = [intervals.votes(own, spec.confidence) for own in (votes[0], 1 - votes[1])]
+        values = float(votes[0].mean()), 1 - float(votes[1].mean())
+        both = intervals.mean_of_two(*zip(values, bounds, strict=True))
+        for name, value, found in zip(DECISIONS, (*values, sum(values) / 2), (*bounds, both), strict=True):
+            row = _row(name, value, found.low, found.high, f"{found.method}; threshold on inner folds")
+            yield {**_scope_columns(scope), **row}
 
 
-def _bootstrapped(
-    name: str, metric: Metric, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, spec: MetricsSpec
-) -> dict[str, Any]:
-    drawn = percentile_interval(metric(labels, scores, weights), spec.confidence)
-    return _row(name, point(metric, labels, scores), *drawn, "patient bootstrap")
+def _resampled(name: str, metric: Metric, scope: Scope, weights: np.ndarray, spec: MetricsSpec) -> dict[str, Any]:
+    bounds = bootstrap_interval(metric, scope.labels, scope.scores, weights, spec.confidence)
+    return _row(name, point(metric, scope.labels, scope.scores), bounds.low, bounds.high, bounds.method)
+
+
+def bootstrap_interval(
+    metric: Metric, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, confidence: float
+) -> intervals.Bounds:
+    """Of an AUROC, from the deviation of its resamples on the logit scale: their percentiles are short of their level."""
+    value, deviation = point(metric, labels, scores), float(np.nanstd(metric(labels, scores, weights)))
+    if 0 < value < 1 and deviation > 0:
+        return intervals.on_logit_scale(value, deviation, len(labels) - 1, confidence, len(labels), BOOTSTRAP)
+    low, high = delong.newcombe_interval(value, int(labels.sum()), int(np.sum(labels == 0)), confidence)
+    return intervals.Bounds(low, high, f"{BOOTSTRAP} (Newcombe's, for want of variance)")
 
 
 def wilson_interval(count: int, total: int, confidence: float) -> tuple[float, float, float]:
     """A share with Wilson's score interval (1927)."""
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    share = count / total
-    centre, half = share + z**2 / (2 * total), z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return share, float((centre - half) / (1 + z**2 / total)), float((centre + half) / (1 + z**2 / total))
+    return count / total, *intervals.wilson(count / total, total, confidence)
 
 
 def bootstrap_weights(table: pd.DataFrame, spec: MetricsSpec) -> np.ndarray:

@@ -30,12 +30,17 @@ def subgroup_aurocs(
                 f"metrics.subgroups: column '{column}' is not in the patient table; {nearest(column, map(str, by_patient))}"
             )
         values = scores["site"] if column == "site" else by_patient[column].fillna("")
-        found = [
-            (level, _auroc(scores[chosen], confidence)) for level, chosen in _levels(np.asarray(values, dtype=str))
-        ]
+        levels = _each(np.asarray(values)) if column == "site" else _levels(np.asarray(values, dtype=str))
+        found = [(level, _auroc(scores[chosen], confidence)) for level, chosen in levels]
         p = _equal([numbers for _, numbers in found], confidence)
         rows += [(column, level, *numbers, p) for level, numbers in found]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _each(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Every site, however many there are and whatever they are called."""
+    for level in sorted(set(values)):
+        yield str(level), values == level
 
 
 def _levels(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

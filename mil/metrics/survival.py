@@ -11,8 +11,8 @@ from lifelines.statistics import multivariate_logrank_test
 from scipy import stats
 
 from mil.errors import MilError
-from mil.metrics.bootstrap import percentile_interval, resamples
 from mil.metrics.clinical import clinical_inputs
+from mil.metrics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
 
 MIN_EVENTS = 5
 EVENTS_A_COVARIATE = 5  # below, a Cox model's coefficients are hardly more than noise (Vittinghoff and McCulloch 2007)
@@ -61,14 +61,16 @@ def c_index(times: np.ndarray, events: np.ndarray, scores: np.ndarray, weights: 
         return ((weights @ (first * right)) * weights).sum(axis=1) / known
 
 
-def c_index_interval(
-    table: pd.DataFrame, count: int, confidence: float, generator: np.random.Generator
-) -> tuple[float, float, float]:
-    """c-index of `table` (time, event, score) with a patient bootstrap."""
-    arrays = table["time"].to_numpy(), table["event"].to_numpy(), table["score"].to_numpy()
+def c_index_interval(table: pd.DataFrame, confidence: float) -> tuple[float, float, float]:
+    """c-index of `table` (time, event, score) with a jackknife over patients, on the logit scale; nan without a known pair."""
+    arrays = table["time"].to_numpy(), table["event"].to_numpy(bool), table["score"].to_numpy()
     value = float(c_index(*arrays, np.ones((1, len(table))))[0])
-    drawn = c_index(*arrays, resamples(arrays[1].astype(int), count, generator))
-    return value, *percentile_interval(drawn, confidence)
+    if not np.isfinite(value):
+        return np.nan, np.nan, np.nan
+    drawn = c_index(*arrays, deletions(len(table)))
+    degrees, events = min(len(table), GROUPS) - 1, float(arrays[1].sum())
+    bounds = on_logit_scale(value, jackknife_error(drawn), degrees, confidence, events, "jackknife")
+    return value, bounds.low, bounds.high
 
 
 def kaplan_meier(table: pd.DataFrame, confidence: float) -> pd.DataFrame:

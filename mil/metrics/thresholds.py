@@ -4,12 +4,21 @@ The threshold is Youden's (sensitivity + specificity - 1 is largest) on the inne
 training patients, so no patient who is scored has a part in it.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from mil.metrics.delong import both_classes
+from mil.tables import read_table
 
 MODEL = ["trained_on", "repeat", "fold"]
+
+
+def read_inner(path: str | Path) -> pd.DataFrame | None:
+    """inner.csv of a run; none where it holds no row (models that are judged together, an endpoint without two classes)."""
+    table = read_table(path, text=("trained_on", "patient_id", "site"))
+    return table if len(table) else None
 
 
 def choose_thresholds(inner: pd.DataFrame) -> pd.DataFrame:

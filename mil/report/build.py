@@ -9,6 +9,8 @@ import jinja2
 
 from mil import __version__
 from mil.config import ReportSpec
+from mil.figures import FIGURES
+from mil.figures.paper import PAPER
 from mil.figures.results import Results
 from mil.report.claims import claims, headline
 from mil.report.methods import limits, methods
@@ -46,6 +48,7 @@ def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collectio
     ]
     sections = [section for section in sections if section.pictures or section.tables]
     _number(sections)
+    numbers = {picture.name: picture.number for section in sections for picture in section.pictures}
     left_out = [picture for picture in drawn.values() if picture.left_out]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -61,6 +64,7 @@ def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collectio
         methods=methods(results),
         limits=limits(results),
         left_out=left_out,
+        paper=[(one, [(FIGURES[name].title, name, numbers.get(name)) for name in one.figures]) for one in PAPER],
         in_viewer=len(in_viewer),
         settings=results.config.model_dump_json(indent=2),
         style=(HERE / "page.css").read_text(encoding="utf-8"),

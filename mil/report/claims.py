@@ -1,15 +1,18 @@
-"""Metrics and comparisons -> the sentences at the top: what came out, with its interval, and nothing that is not in a table."""
+"""Metrics and comparisons -> the sentences at the top: what the numbers say and no more, each with its interval."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
+from mil.figures.cohort_table import p_words
 from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
 from mil.report.tables import signed_interval, with_interval
+
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,14 @@ class Fact:
 
     number: str
     what: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the numbers say in a sentence, and the numbers."""
+
+    text: str
+    numbers: str
 
 
 def headline(results: Results) -> list[Fact]:
@@ -30,9 +41,13 @@ def headline(results: Results) -> list[Fact]:
     used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")["slide_id"]
     tiles = census.loc[census["slide_id"].isin(used), "num_tiles"].sum()
     training, external = len(results.training_sites), len(results.external_sites)
+    trains = f"{training} that {'trains' if training == 1 else 'train'}"
     facts += [
-        Fact(str(training + external), f"sites, {training} that train and {external} external"),
-        Fact(f"{len(bags):,}", f"patients, {bags['label'].mean():.0%} positive for {results.endpoint}"),
+        Fact(
+            str(training + external),
+            f"site{'s' if training + external > 1 else ''}, {trains} and {external or 'no'} external",
+        ),
+        Fact(f"{len(bags):,}", f"patients{_positive(results, bags)}"),
         Fact(f"{len(used):,}", f"slides, {int(tiles):,} tiles"),
     ]
     row = _main_auroc(results)
@@ -44,10 +59,14 @@ def headline(results: Results) -> list[Fact]:
     return facts
 
 
-def claims(results: Results) -> list[str]:
-    """The findings in sentences, the main one first."""
+def _positive(results: Results, bags: pd.DataFrame) -> str:
+    return f", {bags['label'].mean():.0%} positive for {results.endpoint}" if results.two_classes else ""
+
+
+def claims(results: Results) -> list[Claim]:
+    """The findings, the main one first."""
     found = [_performance(results), _strategies(results), _baselines(results), _inputs(results), _localised(results)]
-    return [sentence for sentence in found if sentence]
+    return [claim for claim in found if claim is not None]
 
 
 def _main_auroc(results: Results) -> pd.Series | None:
@@ -66,53 +85,57 @@ def _main_auroc(results: Results) -> pd.Series | None:
     return None
 
 
-def _performance(results: Results) -> str:
+def _performance(results: Results) -> Claim | None:
     row = _main_auroc(results)
     if row is None:
-        return ""
+        return _unscored(results)
     experiment = results.experiments[results.main]
-    return (
-        f"On {row['site']} ({int(row['patients'])} patients, {int(row['positives'])} positive), "
-        f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)}) reaches an AUROC of "
-        f"{with_interval(row['value'], row['low'], row['high'])}."
+    name = f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)})"
+    if row["low"] > 0.5:
+        text = f"On {row['site']} {name} ranks positive patients above negative ones better than chance would"
+    elif row["high"] < 0.5:
+        text = f"On {row['site']} {name} ranks positive patients below negative ones, worse than chance would"
+    else:
+        text = f"On {row['site']} {name} cannot be told from chance"
+    return Claim(
+        f"{text}: AUROC {with_interval(row['value'], row['low'], row['high'])}.",
+        f"{int(row['patients'])} patients, {int(row['positives'])} positive; {results.config.metrics.confidence:.0%} interval "
+        "by DeLong, pairs of patients of the same site.",
     )
 
 
-def _strategies(results: Results) -> str:
+def _unscored(results: Results) -> Claim:
+    try:
+        kind, name = results.config.endpoints[results.endpoint].kind, results.endpoint
+    except Absent as reason:
+        return Claim(f"There is no finding: {reason}.", "")
+    if kind != "binary":
+        return Claim(f"The endpoint {name} is of kind {kind}, which this report does not score.", "")
+    return Claim("There is no finding: no model was scored on patients of both classes.", "")
+
+
+def _strategies(results: Results) -> Claim | None:
     """The main experiment against the other strategies of its family."""
-    rows = _comparisons(results, ("strategy",))
-    if rows.empty:
-        return ""
-    name = strategy_name(results.experiments[results.main].strategy.name)
-    return f"{name} against the other strategies on {rows['site'].iloc[0]}: {_listed(results, rows)}"
+    return _differences(results, _comparisons(results, ("strategy",)), "the other strategies")
 
 
-def _baselines(results: Results) -> str:
+def _baselines(results: Results) -> Claim | None:
     """The main experiment against what a hospital could use without slides, and against controls."""
     try:
         table = results.baseline_comparisons(results.endpoint)
     except Absent:
-        return ""
+        return None
     told = [f"{kind}_pooled" for kind in ("clinical", "annotation", "colour")]  # the others stand in the table
     table = table[(table["method"] == "DeLong, paired") & table["second"].isin(told)]
     for site in (EXTERNAL_SITES, TRAINING_SITES):
-        rows = table[table["site"] == site]
-        if len(rows):
-            name = strategy_name(results.experiments[results.main].strategy.name)
-            return f"{name} against baselines on the same patients of {site}: {_listed(results, rows)}"
-    return ""
+        if (table["site"] == site).any():
+            return _differences(results, table[table["site"] == site], "the baselines")
+    return None
 
 
-def _inputs(results: Results) -> str:
+def _inputs(results: Results) -> Claim | None:
     """The main experiment against the same strategy on another encoder or model."""
-    rows = _comparisons(results, ("model", "encoder"))
-    if rows.empty:
-        return ""
-    main = results.experiments[results.main]
-    return (
-        f"{strategy_name(main.strategy.name)} on {input_name(main)} against the same strategy on another encoder or model, on "
-        f"{rows['site'].iloc[0]}: {_listed(results, rows)}"
-    )
+    return _differences(results, _comparisons(results, ("model", "encoder")), "other encoders and models")
 
 
 def _comparisons(results: Results, factors: tuple[str, ...]) -> pd.DataFrame:
@@ -138,23 +161,43 @@ def _comparisons(results: Results, factors: tuple[str, ...]) -> pd.DataFrame:
     return table.iloc[:0]
 
 
-def _listed(results: Results, rows: pd.DataFrame) -> str:
-    """Each difference with its interval, then which of them stand after correction."""
-    said, standing = [], []
+def _differences(results: Results, rows: pd.DataFrame, others: str) -> Claim | None:
+    """Which differences of the main experiment to `others` stand after correction, then all of them with intervals."""
+    rows = rows.dropna(subset=["difference"]) if len(rows) else rows
+    if rows.empty:
+        return None
+    level = 1 - results.config.metrics.confidence
+    name, site = strategy_name(results.experiments[results.main].strategy.name), rows["site"].iloc[0]
+    said, above, below, open_ = [], [], [], []
     for row in rows.itertuples():
-        name = _other(results, str(row.factor), str(row.second), str(row.second_trained_on))
-        said.append(f"{signed_interval(row.difference, row.low, row.high)} in AUROC to {name}")
-        if row.p_adjusted < 1 - results.config.metrics.confidence:
-            standing.append(name)
+        other = _other(results, str(row.factor), str(row.second), str(row.second_trained_on))
+        stands = row.p_adjusted < level and (row.low > 0 or row.high < 0)
+        (open_ if not stands else above if row.difference > 0 else below).append(other)
+        said.append(f"{other} {signed_interval(row.difference, row.low, row.high)}, {p_words(row.p_adjusted)}")
+    parts = []
+    if above:
+        parts.append(f"a higher AUROC than {_enumerated(above)}")
+    if below:
+        parts.append(f"a lower AUROC than {_enumerated(below)}")
+    if parts:
+        text = f"On {site} {name} has {' and '.join(parts)}"
+        text += f"; from {_enumerated(open_)} it cannot be told." if open_ else "."
+    else:
+        text = f"On {site} no difference in AUROC between {name} and {others} can be told from chance."
     correction = str(rows["correction"].iloc[0]).split(",")[0]
-    verdict = (
-        f"after {correction}'s correction, of these only the difference to {' and to '.join(standing)} is told from zero"
-        if standing and len(standing) < len(rows)
-        else f"all are told from zero after {correction}'s correction"
-        if standing
-        else f"none is told from zero after {correction}'s correction"
+    numbers = (
+        f"AUROC of {name} less that of: {'; '.join(said)}. {results.config.metrics.confidence:.0%} intervals by DeLong, paired on "
+        f"{int(rows['patients'].max())} patients; p after {correction}'s correction."
     )
-    return f"{'; '.join(said)}. {verdict[0].upper()}{verdict[1:]}."
+    caution = " A difference that cannot be told from chance is not shown to be none." if open_ else ""
+    return Claim(text, numbers + caution)
+
+
+def _enumerated(names: list[str]) -> str:
+    """`a, b and c`; of many no more than their number."""
+    if len(names) > MOST_NAMED:
+        return f"{len(names)} others"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _other(results: Results, factor: str, experiment: str, trained_on: str) -> str:
@@ -162,24 +205,29 @@ def _other(results: Results, factor: str, experiment: str, trained_on: str) -> s
     if factor == "baseline":
         return baseline_arm(results, experiment).name.lower()
     if factor == "strategy":
-        return arm(results, experiment, trained_on).name
+        kind, _, site = arm(results, experiment, trained_on).name.partition(", ")
+        return f"{kind} ({site})" if site else kind
     return input_name(results.experiments[experiment])
 
 
-def _localised(results: Results) -> str:
+def _localised(results: Results) -> Claim | None:
     try:
         table = results.localisation(results.main)
     except Absent:
-        return ""
+        return None
     table = table[table["metric"] == "tile_auroc_pooled"].dropna(subset=["value"])
     for site in (EXTERNAL_SITES, TRAINING_SITES):
         rows = table[table["site"] == site]
         if len(rows):
             row = rows.iloc[0]
-            return (
-                f"The attention of {strategy_name(results.experiments[results.main].strategy.name)} finds the tiles that "
-                "are positive in the truth with a tile AUROC of "
-                f"{with_interval(row['value'], row['low'], row['high'])} on {site} ({int(row['tiles']):,} tiles of "
-                f"{int(row['patients'])} patients), though no tile's truth was used in training."
+            name = strategy_name(results.experiments[results.main].strategy.name)
+            text = (
+                f"The attention of {name} finds tiles that are positive in the truth, though no tile's truth was used in training"
+                if row["low"] > 0.5
+                else f"It cannot be shown that the attention of {name} finds tiles that are positive in the truth"
             )
-    return ""
+            return Claim(
+                f"{text}: tile AUROC {with_interval(row['value'], row['low'], row['high'])}.",
+                f"{site[:1].upper()}{site[1:]}, {int(row['tiles']):,} tiles of {int(row['patients'])} patients; interval by bootstrap of patients.",
+            )
+    return None

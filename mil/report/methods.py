@@ -6,7 +6,7 @@ from importlib import metadata
 import pandas as pd
 
 from mil import __version__
-from mil.config import Config, EncoderSpec, ExperimentSpec, Spec
+from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
 from mil.figures.results import Absent, Results
 from mil.figures.style import model_name, strategy_name
 
@@ -59,6 +59,13 @@ def limits(results: Results) -> list[str]:
 
 def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
     said = []
+    if not results.two_classes:
+        kind = results.config.endpoints[results.endpoint].kind
+        said.append(
+            f"The endpoint {results.endpoint} is of kind {kind}; figures and tables that need two classes are left out, "
+            "and the predictions are in the predictions folder."
+        )
+        return said
     counts = bags.groupby("site")["label"].agg(["size", "sum"])
     small = counts[counts["size"] < FEW_PATIENTS]
     if len(small):
@@ -116,7 +123,7 @@ def _folds(results: Results) -> str:
     for name, spec in results.endpoints.items():
         repeats = "once" if spec.repeats == 1 else f"{spec.repeats} times"
         said.append(
-            f"{name} (column “{spec.column}”; positive: {', '.join(spec.positive)}; negative: {', '.join(spec.negative)}): "
+            f"{name} (column “{spec.column}”; {_values(spec)}): "
             f"patients of training sites were split {repeats} into {spec.folds} outer folds, within site and label, and the rest "
             f"of each into {spec.inner_folds} inner folds (seed {spec.seed})"
         )
@@ -124,6 +131,16 @@ def _folds(results: Results) -> str:
         f"{'; '.join(said)}. All slides of a patient form one bag and stand in one fold. Folds were written to a table once, "
         "and every experiment used the same."
     )
+
+
+def _values(spec: EndpointSpec) -> str:
+    """Which values of the column mean what."""
+    if spec.kind == "multiclass":
+        return f"classes: {', '.join(spec.classes)}"
+    if spec.kind == "regression":
+        return "a number"
+    meaning = f"positive: {', '.join(spec.positive)}; negative: {', '.join(spec.negative)}"
+    return f"time to the event in column “{spec.event}”; {meaning}" if spec.kind == "survival" else meaning
 
 
 def _models(experiments: dict[str, ExperimentSpec]) -> str:
@@ -173,8 +190,9 @@ def _evaluation(config: Config) -> str:
     return (
         "A patient's score is the mean over the models that did not see them (one a repeat at training sites, all at external "
         f"sites). AUROC has {spec.confidence:.0%} intervals by DeLong's variance on the logit scale and by {spec.bootstrap:,} "
-        f"bootstrap resamples of patients within site and label (seed {spec.seed}). Differences are paired on the same patients (DeLong's test, and "
-        "the bootstrap of the difference); p values are corrected by Holm's method within each factor. “Own site” scores each "
+        f"bootstrap resamples of patients within site and label (seed {spec.seed}); the other metrics have intervals of their own, named in the table. Differences are paired on the same "
+        "patients (DeLong's test, primary; the bootstrap of the difference; within folds; the corrected resampled t-test over folds); p values are corrected "
+        "by Holm's method within each factor and method, groups of sites and single sites apart. “Own site” scores each "
         "training patient by their own hospital's model; the ensemble is the mean of the local models' scores."
     )
 

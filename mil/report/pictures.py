@@ -56,12 +56,13 @@ class Picture:
     parts: list[Part] = field(default_factory=list)
     table: Table | None = None
     number: int = 0
+    per_site: bool = False
 
 
 def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> Picture:
     """The figure `name` as drawn; `in_viewer` are slides that the slide viewer beside the report holds."""
     folder, entry = results.folder / "figures", FIGURES[name]
-    picture = Picture(name, entry.title)
+    picture = Picture(name, entry.title, per_site=entry.per_site)
     reasons, counts = [], []
     sites = results.sites[:1] if name in ONE_SITE_IS_ENOUGH else results.sites
     for site in sites if entry.per_site else [""]:

@@ -73,7 +73,7 @@ def write_viewer(
 
 def _choice(results: Results, site: str, count: int) -> list[tuple[str, str, int, float]]:
     try:
-        return choose(results, site, count) if count else []
+        return choose(results, site, count) if count and results.two_classes else []
     except Absent:
         return []
 

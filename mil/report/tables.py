@@ -13,6 +13,7 @@ from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.figures.table import folded
 from mil.metrics.arms import EXTERNAL_SITES
+from mil.metrics.comparison import PRIMARY as PAIRED
 from mil.metrics.score import PRIMARY, primary
 from mil.registry import Registry
 
@@ -92,7 +93,7 @@ def performance(results: Results) -> Table:
     """AUROC of every arm at every site, with both intervals."""
     metrics = results.metrics()
     keys = ["experiment", "trained_on", "split", "site", "metric"]
-    boot = metrics[metrics["method"] == "patient bootstrap"].set_index(keys)
+    boot = metrics[metrics["method"].str.startswith("patient bootstrap")].set_index(keys)
     rows = []
     for row in primary(metrics).itertuples():
         if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
@@ -125,7 +126,7 @@ def performance(results: Results) -> Table:
 def comparisons(results: Results) -> Table:
     """Paired differences between strategies, models and encoders."""
     table = results.comparisons()
-    table = table[table["method"].str.startswith("DeLong")]
+    table = table[table["method"] == PAIRED]
     rows = []
     for row in table.itertuples():
         first, second = arm(results, row.first, row.first_trained_on), arm(results, row.second, row.second_trained_on)
@@ -148,7 +149,7 @@ def comparisons(results: Results) -> Table:
         "Paired comparisons of AUROC",
         "Difference on the same patients with its interval and DeLong's paired test. Adjusted p values: "
         + "; ".join(corrections)
-        + " (over all sites and pairs of one factor).",
+        + ". On groups of sites only pairs of patients of the same site count.",
         ["Factor", "Difference", "Scored on", "Patients", "ΔAUROC", "p", "p adjusted"],
         rows,
     )
@@ -190,8 +191,8 @@ def metrics_of_main(results: Results) -> Table:
         rows.append(cells)
     return Table(
         "The main model's metrics",
-        f"With {results.config.metrics.confidence:.0%} intervals: AUROC by DeLong's variance (logit scale), prevalence by Wilson's, the others by "
-        "bootstrap of patients. AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
+        f"With {results.config.metrics.confidence:.0%} intervals: AUROC by DeLong's variance (logit scale), the others by "
+        "methods of their own that keep their level with few patients (the table of metrics names them). AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
         "Sensitivity and specificity are at thresholds that were chosen on inner folds, where the run kept their predictions.",
         ["Site", "Strategy", *(MAIN_METRICS[name] for name in present)],
         rows,

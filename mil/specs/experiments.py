@@ -64,6 +64,9 @@ class ExperimentSpec(Spec):
     endpoint: str
     model: ModelSpec
     strategy: StrategySpec
+    protocol: Literal["cross_validation", "leave_one_site_out"] = "cross_validation"
+    """`leave_one_site_out`: models of all training sites but one, for each of three or more, judged on the patients of that site
+    and on nobody else. Cross-site transfer, trained on one and judged on another, comes with strategy local by itself."""
     covariates: tuple[str, ...] = ()
     """Numeric columns of the bag table that are joined to the bag's logits (late fusion)."""
     training: TrainingSpec = TrainingSpec()
@@ -82,6 +85,10 @@ class ExperimentSpec(Spec):
             raise ValueError(
                 f"search.server_lr: the server of strategy {base.name} has no learning rate; leave it out, or choose fedavgm, "
                 "fedadam, fedyogi, fedadagrad or scaffold"
+            )
+        if self.protocol == "leave_one_site_out" and self.strategy.name in {"local", "ensemble"}:
+            raise ValueError(
+                f"protocol leave_one_site_out needs one model of several sites; strategy {self.strategy.name} has one a site"
             )
         if isinstance(self.model, ClinicalSpec) and not self.covariates:
             raise ValueError("model clinical needs covariates")

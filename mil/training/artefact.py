@@ -1,17 +1,20 @@
-"""A run on disk: weights.safetensors, models.csv, rounds.csv, ledger.jsonl and spec.json."""
+"""A run on disk: weights.safetensors, models.csv, rounds.csv, inner.csv, folds.csv, ledger.jsonl and spec.json."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import mil
 from mil.config import parse
+from mil.endpoints import Endpoint
 from mil.errors import CorruptFile, MilError
 from mil.federation.clients import Clients
 from mil.federation.ledger import Ledger, digest
@@ -20,9 +23,12 @@ from mil.files import replacing, write_text
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
-from mil.tables import read_table, write_table
+from mil.tables import read_table, require_columns, write_table
+from mil.training.cohort import Cohort
 from mil.training.protocol import Task
 
+INNER = ["trained_on", "repeat", "fold", "inner", "patient_id", "site", "label", "score"]
+MODELS = ("model", "trained_on", "member", "repeat", "fold", "family", "row", "rounds", "patients", "sha256")
 MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 
@@ -57,9 +63,14 @@ class Run:
     ledger: Ledger
     about: dict[str, object]
     """What the features say of their encoder."""
+    inner: pd.DataFrame | None = None
+    """trained_on, repeat, fold, inner, patient_id, site, label, score of inner folds, which thresholds are chosen on; none:
+    hospitals keep it to themselves, or models that are judged together have none of their own."""
+    folds: pd.DataFrame | None = None
+    """patient_id, site, targets and outer folds of the training patients, as they were then; none: hospitals keep them."""
 
     def save(self, folder: str | Path) -> None:
-        """Write the five files; spec.json, the last, completes them."""
+        """Write the files; spec.json, the last, completes them."""
         folder = Path(folder)
         tensors = {
             f"{number}/{name}": value.contiguous()
@@ -70,6 +81,9 @@ class Run:
             save_file(tensors, partial)
         write_table(self.models, folder / "models.csv")
         write_table(self.rounds, folder / "rounds.csv")
+        write_table(pd.DataFrame(columns=INNER) if self.inner is None else self.inner, folder / "inner.csv")
+        if self.folds is not None:
+            write_table(self.folds, folder / "folds.csv")
         self.ledger.save(folder / "ledger.jsonl")
         spec = {
             "experiment": self.experiment.model_dump(mode="json"),
@@ -86,29 +100,87 @@ class Run:
         folder = Path(folder)
         if not (folder / "spec.json").is_file():
             raise MilError(f"run {folder} is not there or not finished; run `mil train`")
-        spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+        again = "the run is damaged, run `mil train` again"
+        for name in ("weights.safetensors", "ledger.jsonl"):
+            if not (folder / name).is_file():
+                raise CorruptFile(f"{folder / name} is missing; {again}")
+        try:
+            spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+            heads = [MODEL.validate_python(head) for head in spec["heads"]]
+            stated = spec["experiment"], spec["endpoint"], spec["features"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptFile(
+                f"{folder}/spec.json cannot be read ({str(error).splitlines()[0][:80]}); {again}"
+            ) from error
+        try:
+            tensors = load_file(folder / "weights.safetensors")
+        except SafetensorError as error:
+            raise CorruptFile(f"{folder}/weights.safetensors cannot be read ({error}); {again}") from error
         models = read_table(folder / "models.csv", text=("model", "trained_on", "member", "sha256"))
-        tensors = load_file(folder / "weights.safetensors")
+        require_columns(models, MODELS, f"{folder}/models.csv ({again})")
         families = []
-        for number, head in enumerate(spec["heads"]):
+        for number, head in enumerate(heads):
             own = {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}/")}
-            families.append(Family(MODEL.validate_python(head), own))
-        for model in models.itertuples():
-            if families[model.family].digest(model.row) != model.sha256:
-                raise CorruptFile(
-                    f"{folder}/weights.safetensors: {model.model} differs from models.csv; run `mil train` again"
-                )
+            families.append(Family(head, own))
+        _check_models(models, families, folder, again)
+        inner = read_table(folder / "inner.csv", text=("trained_on", "patient_id", "site"))
+        folds = folder / "folds.csv"
         ledger = Ledger()
         ledger.lines = (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+        experiment = parse(ExperimentSpec, stated[0], f"{folder}/spec.json")
+        if experiment.search is None and heads != [experiment.model]:
+            raise CorruptFile(f"{folder}/spec.json: its head is not its experiment's model; {again}")
         return cls(
-            parse(ExperimentSpec, spec["experiment"], f"{folder}/spec.json"),
-            parse(EndpointSpec, spec["endpoint"], f"{folder}/spec.json"),
+            experiment,
+            parse(EndpointSpec, stated[1], f"{folder}/spec.json"),
             families,
             models,
             read_table(folder / "rounds.csv", text=("model", "phase", "site")),
             ledger,
-            spec["features"],
+            stated[2],
+            inner if len(inner) else None,
+            read_table(folds, text=("patient_id", "site")) if folds.is_file() else None,
         )
+
+
+def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path, again: str) -> None:
+    """Every row of the table has its tensors, and these have the row's digest."""
+    for model in models.itertuples():
+        try:
+            right = families[int(model.family)].digest(int(model.row)) == model.sha256
+        except (ValueError, IndexError):
+            right = False
+        if not right:
+            raise CorruptFile(f"{folder}/weights.safetensors: {model.model} differs from models.csv; {again}")
+    held = sum(len(next(iter(family.weights.values()))) for family in families if family.weights)
+    if held != len(models):
+        raise CorruptFile(f"{folder}/models.csv names {len(models)} models, the weights hold {held}; {again}")
+
+
+def inner_scores(
+    tasks: Sequence[Task], held: Sequence[np.ndarray], chosen: Sequence[Task], cohort: Cohort, endpoint: Endpoint
+) -> pd.DataFrame | None:
+    """`INNER` of the chosen candidates, from the logits of each task's watched patients; none where there are no two classes."""
+    if endpoint.outputs != 1 or endpoint.classes != 2:
+        return None
+    best = {(task.group, task.choice) for task in chosen}
+    parts = [
+        pd.DataFrame(
+            {
+                "trained_on": "+".join(task.group.trained_on),
+                "repeat": task.group.repeat,
+                "fold": task.group.fold,
+                "inner": task.inner,
+                "patient_id": [cohort.patients[number] for number in task.watched],
+                "site": cohort.site[task.watched],
+                "label": cohort.targets[task.watched, 0].astype(int),
+                "score": endpoint.scores(logits)["score"],
+            }
+        )
+        for task, logits in zip(tasks, held, strict=True)
+        if (task.group, task.choice) in best
+    ]
+    return pd.concat(parts, ignore_index=True)[INNER]
 
 
 def model_table(

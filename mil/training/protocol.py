@@ -5,7 +5,7 @@ together, is smallest for the chosen candidate after the chosen number of rounds
 external sites are in no list made here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -78,6 +78,20 @@ def candidates(experiment: ExperimentSpec) -> list[Candidate]:
     return [Candidate(*choice) for choice in product(models, lrs, decays, servers)]
 
 
+def teachers(sites: Sequence[str], by_site: bool, protocol: str) -> list[tuple[str, ...]]:
+    """The sets of sites that models are trained on: each site, all of them, or all but one for each."""
+    if by_site:
+        return [(site,) for site in sites]
+    if protocol == "cross_validation":
+        return [tuple(sites)]
+    if len(sites) < 3:
+        raise MilError(
+            f"protocol leave_one_site_out needs three training sites, and there are {len(sites)} ({', '.join(sites)}); with "
+            "two, strategy local already judges each site's model on the other"
+        )
+    return [tuple(other for other in sites if other != site) for site in sites]
+
+
 def groups(cohort: Cohort, trained_on: Sequence[tuple[str, ...]]) -> list[Group]:
     """Every choice of sites, repeat and outer fold."""
     return [
@@ -125,16 +139,25 @@ def select(tasks: Sequence[Task], losses: np.ndarray, counts: np.ndarray) -> lis
     Losses (tasks, rounds) and counts (tasks, rounds) are summed over each task's watched patients; infinite after the
     last round that was tried.
     """
+    best: dict[Group, tuple[float, Task]] = {}
+    for own, rounds, loss in best_rounds(tasks, losses, counts):
+        group = tasks[own[0]].group
+        if group not in best or loss < best[group][0]:
+            best[group] = (loss, replace(tasks[own[0]], rounds=rounds))
+    return [task for _, task in best.values()]
+
+
+def best_rounds(
+    tasks: Sequence[Task], losses: np.ndarray, counts: np.ndarray
+) -> Iterator[tuple[list[int], int, float]]:
+    """For each group and candidate the numbers of its tasks, the number of rounds after which their loss is least, and this."""
     members: dict[tuple[Group, int], list[int]] = {}
     for number, task in enumerate(tasks):
         members.setdefault((task.group, task.choice), []).append(number)
-    best: dict[Group, tuple[float, Task]] = {}
-    for (group, _), own in members.items():
+    for own in members.values():
         curve = losses[own].sum(0) / np.maximum(counts[own].sum(0), 1e-12)
         rounds = int(np.argmin(np.where(np.isnan(curve), np.inf, curve)))
-        if group not in best or curve[rounds] < best[group][0]:
-            best[group] = (float(curve[rounds]), replace(tasks[own[0]], rounds=rounds + 1))
-    return [task for _, task in best.values()]
+        yield own, rounds + 1, float(curve[rounds])
 
 
 def checked(task: Task, cohort: Cohort) -> Task:

@@ -20,12 +20,12 @@ from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
-from mil.training.artefact import Family, Run, model_table
+from mil.training.artefact import Family, Run, inner_scores, model_table
 from mil.training.cohort import Cohort
 from mil.training.engine import Data, Engine, Method
 from mil.training.packing import Places
 from mil.training.plans import Rounds
-from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select
+from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select, teachers
 from mil.training.scaling import Moments
 from mil.training.setup import Setup
 from mil.training.store import FeatureStore
@@ -62,13 +62,17 @@ def train(
         trainer.checkpoint.clear()
     about = dict(features.about)
     table = pd.DataFrame(trainer.records.table)
-    return Run(experiment, endpoint, families, models, table, trainer.records.ledger, about)
+    stated = ["patient_id", "site", *target.columns, *(f"repeat{repeat}" for repeat in range(endpoint.repeats))]
+    folds = bags[stated].sort_values(["site", "patient_id"], ignore_index=True)
+    return Run(experiment, endpoint, families, models, table, trainer.records.ledger, about, trainer.inner, folds)
 
 
 class Trainer:
     """An experiment on its cohort: what selection and refit share."""
 
     checkpoint: Checkpoint | None = None
+    inner: pd.DataFrame | None = None
+    """Scores of the chosen candidates' inner models on the inner folds that they did not see."""
 
     def __init__(
         self, experiment: ExperimentSpec, endpoint: Endpoint, cohort: Cohort, features: FeatureStore, reporter: Reporter
@@ -90,22 +94,27 @@ class Trainer:
 
     def selected(self) -> list[Task]:
         """For every sites, repeat and outer fold a task with the best candidate and number of rounds."""
-        sites = self.cohort.sites
-        trained_on = [(site,) for site in sites] if self.strategy.by_site else [tuple(sites)]
+        trained_on = teachers(self.cohort.sites, self.strategy.by_site, self.experiment.protocol)
         wanted = groups(self.cohort, trained_on)
         tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
         losses = np.full((len(tasks), self.experiment.training.rounds), np.inf)
-        counts = np.ones_like(losses)
+        counts, held = np.ones_like(losses), [np.zeros((0, 0), np.float32)] * len(tasks)
         for number, (model, own) in enumerate(_by_model(tasks)):
             name = "inner" if not number else f"inner{number}"
             mine = [tasks[k] for k in own]
             if not (self.checkpoint and self.checkpoint.finished(name, self.records)):
                 self._run(model, mine, name, "inner")
+                self.records.settle()
                 if self.checkpoint:
                     self.checkpoint.finish(name, self.records)
             reached = self.records.losses.shape[1]
             losses[own, :reached], counts[own, :reached] = self.records.losses, self.records.counts
-        return select(tasks, losses, counts)
+            for place, logits in zip(own, self.records.held, strict=True):
+                held[place] = logits
+        chosen = select(tasks, losses, counts)
+        if not self.strategy.together:  # models that are judged together have no score of their own
+            self.inner = inner_scores(tasks, held, chosen, self.cohort, self.endpoint)
+        return chosen
 
     def refitted(self, chosen: list[Task]) -> tuple[list[Family], pd.DataFrame]:
         """The chosen tasks trained on all their patients: weights, by head, and the table of models."""

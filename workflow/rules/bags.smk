@@ -13,6 +13,7 @@ rule bag:
     params:
         slides=lambda wildcards: settings_of_cohort.slides.to_json(),
         spec=lambda wildcards: settings_of_cohort.endpoints[wildcards.endpoint].to_json(),
+        covariates=lambda wildcards: ",".join(covariates_of(wildcards.endpoint)),
     shell:
-        "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} --out {output.bags}"
+        "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} --covariates {params.covariates:q} --out {output.bags}"
         " --flow {output.flow} --log {log}"

@@ -48,6 +48,12 @@ wildcard_constraints:
     shard=r"\d+",
 
 
+def covariates_of(endpoint):
+    """Columns of the patient table that the endpoint's experiments read besides the slides, in the order of their first use."""
+    experiments = [one for one in EXPERIMENTS.values() if one.endpoint == endpoint]
+    return list(dict.fromkeys(name for one in experiments for name in one.covariates))
+
+
 def shards(site):
     """Numbers of a site's shards: runs of `shard_size` rows of its slide table."""
     return range(-(-len(cohort.at(site)) // settings_of_cohort.shard_size))

@@ -83,6 +83,29 @@ rule figure_of_site:
         "mil plot all --results {params.results} --site {wildcards.site} --spec {params.spec:q} --log {log}"
 
 
+# `snakemake NAME` draws one figure alone, anew, from no more than it needs.
+for figure_name in FIGURES:
+
+    rule:
+        name:
+            figure_name
+        input:
+            settings="<results>/config.json",
+            tables=figure_inputs([figure_name], SITES),
+            code=FIGURES[figure_name].code,
+        log:
+            f"<logs>/figure/{figure_name}.log",
+        params:
+            spec=lambda wildcards: settings_of_cohort.figures.to_json(),
+            results=lambda wildcards: RESULTS,
+            figure=figure_name,
+            sites=SITES if FIGURES[figure_name].per_site else [""],
+        shell:
+            "for site in {params.sites:q}; do"
+            ' mil plot {params.figure} --results {params.results} ${{site:+--site "$site"}} --spec {params.spec:q} --log {log} || exit 1;'
+            " done"
+
+
 rule figures:
     input:
         figure_files(),

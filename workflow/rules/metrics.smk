@@ -8,6 +8,7 @@ LOCALISATION = expand(
 rule score:
     input:
         predictions="<results>/predictions/{experiment}.csv",
+        inner="<results>/runs/{experiment}/inner.csv",
     output:
         metrics="<results>/metrics/{experiment}.csv",
     log:
@@ -16,8 +17,8 @@ rule score:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
     shell:
-        "mil score {input.predictions} --spec {params.spec:q} --experiment {params.experiment:q} --out {output.metrics}"
-        " --log {log}"
+        "mil score {input.predictions} --inner {input.inner} --spec {params.spec:q} --experiment {params.experiment:q}"
+        " --out {output.metrics} --log {log}"
 
 
 rule compare:

@@ -13,6 +13,7 @@ rule train:
         weights="<results>/runs/{experiment}/weights.safetensors",
         models="<results>/runs/{experiment}/models.csv",
         rounds="<results>/runs/{experiment}/rounds.csv",
+        inner="<results>/runs/{experiment}/inner.csv",
         ledger="<results>/runs/{experiment}/ledger.jsonl",
         spec="<results>/runs/{experiment}/spec.json",
     log:

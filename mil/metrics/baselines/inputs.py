@@ -121,6 +121,7 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name, experiment in results.family().items():
         kind = {"local": "local", "pooled": "pooled"}.get(experiment.strategy.name, "federated")
+        kind = "loso" if experiment.protocol == "leave_one_site_out" else kind
         clinical_part = baselines[baselines["experiment"] == f"clinical_{kind}"]
         keys = [column for column in PREDICTIONS if column not in {"experiment", "score"}]
         slide = results.predictions(name)

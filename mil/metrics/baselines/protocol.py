@@ -53,7 +53,8 @@ def run_protocol(name: str, inputs: pd.DataFrame, bags: pd.DataFrame, strategies
                     continue
                 judged = found[0][found[0]["split"] == "transfer"] if strategy == LEAVE_ONE_SITE_OUT else found[0]
                 rows.append(judged.assign(**origin))
-                inner.append(found[1].assign(**origin))
+                if len(found[1]):  # none where the inner folds hold one class only
+                    inner.append(found[1].assign(**origin))
     predictions = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=PREDICTIONS)
     watched = pd.concat(inner, ignore_index=True) if inner else pd.DataFrame(columns=INNER)
     return Folded(predictions[PREDICTIONS], watched[INNER])

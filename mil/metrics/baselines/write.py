@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLED_TILES = 1024  # tiles kept of a bag
 CLUSTERED_TILES = 200  # tiles of a patient that are clustered
+LEFT_OUT = "leave_one_site_out"
 STAIN_SLIDES, STAIN_TILES = 8, 6  # slides a site, tiles a slide
 
 
@@ -46,19 +47,36 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
         **_tile_tables(results, endpoint, encoder, bags),
     }
     if endpoint == results.endpoint:
-        others = {str(name): part for name, part in folded.predictions.groupby("experiment") if _is_rival(str(name))}
-        tables["comparisons"] = compare_with(
-            results.main, results.predictions(results.main), others, config.metrics, endpoint
-        )
+        tables["comparisons"] = rivals(results, results.main, folded.predictions)
+    left_out = [
+        rivals(results, name, folded.predictions)
+        for name, one in results.experiments.items()
+        if one.protocol == LEFT_OUT and one.endpoint == endpoint
+    ]
+    if left_out:
+        tables["left_out"] = pd.concat(left_out, ignore_index=True)
     tables |= {"predictions": folded.predictions, "inner": folded.inner, "metrics": metrics}
     for name, table in tables.items():  # metrics.csv, the last, completes the folder
         write_table(table, folder / f"{name}.csv")
     return metrics
 
 
-def _is_rival(name: str) -> bool:
-    """Whether a baseline is one that the main experiment is held against."""
-    return name.endswith("_pooled") and not name.startswith(("permuted", "fusion"))
+def rivals(results: "Results", name: str, baselines: pd.DataFrame) -> pd.DataFrame:
+    """An experiment less every baseline that stands on its folds, and less its late fusion; paired on true labels.
+
+    One that leaves each site out is held against baselines that do. Permuted labels taught the baseline only: it is judged by
+    the true ones.
+    """
+    experiment = results.experiments[name]
+    left_out = experiment.protocol == LEFT_OUT
+    fusion = f"fusion_{experiment.strategy.name}" if name in results.family() else ""
+    truth = results.bags(experiment.endpoint).set_index("patient_id")["label"]
+    others = {}
+    for other, part in baselines.groupby("experiment"):
+        kind, strategy = str(other).rsplit("_", 1)
+        if str(other) == fusion or (kind != "fusion" and strategy == ("loso" if left_out else "pooled")):
+            others[str(other)] = part.assign(label=part["patient_id"].map(truth))
+    return compare_with(name, results.predictions(name), others, results.config.metrics, experiment.endpoint)
 
 
 def _tile_tables(results: "Results", endpoint: str, encoder: str, bags: pd.DataFrame) -> dict[str, pd.DataFrame]:

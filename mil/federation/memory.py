@@ -1,7 +1,7 @@
-"""SCAFFOLD's control variates of a site: kept on its disk between rounds, so that a restarted site goes on exactly.
+"""What a site keeps of a run between rounds and never sends: SCAFFOLD's control variates, FedPer's own layers.
 
-One file a round. The server says which round's answer it used last, so a round that is asked again starts from the same
-controls as the first time, and an answer that came too late moves nothing.
+On disk, so that a restarted site goes on exactly. One file a round. The server says which round's answer it used last, so a
+round that is asked again starts from the same tensors as the first time, and an answer that came too late moves nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from mil.files import replacing
 Named = Mapping[str, Tensor]
 
 
-class Controls:
+class Memory:
     """Of one run at one site."""
 
     def __init__(self, folder: Path, phase: str, used: int) -> None:
@@ -36,17 +36,18 @@ class Controls:
             if int(old.suffixes[0][1:]) < used:
                 old.unlink()
 
-    def pairs(self, models: Named, slots: Sequence[Slot]) -> list[tuple[Named, Named]]:
+    def of(self, slot: Slot, default: Named) -> dict[str, Tensor]:
+        """A slot's tensors; those of `default` where the site has none yet."""
+        return {name: self.known.get(f"{slot.name}:{name}", value) for name, value in default.items()}
+
+    def controls(self, models: Named, slots: Sequence[Slot]) -> list[tuple[Named, Named]]:
         """Of each slot the server's control variate, from the question, and the site's own."""
         found = []
         for place, slot in enumerate(slots):
             server = {
                 name.removeprefix(CONTROL): value[place] for name, value in models.items() if name.startswith(CONTROL)
             }
-            own = {
-                name: self.known.get(f"{slot.name}:{name}", torch.zeros_like(value)) for name, value in server.items()
-            }
-            found.append((server, own))
+            found.append((server, self.of(slot, {name: torch.zeros_like(value) for name, value in server.items()})))
         return found
 
     def keep(self, number: int, slots: Sequence[Slot], kept: Sequence[Named]) -> None:

@@ -1,0 +1,133 @@
+"""Figures and report of cohorts that are not the demo: many sites with long names, few patients, blanks, other endpoints."""
+
+import json
+import warnings
+
+import pandas as pd
+import pytest
+from cohort_results import build_results, score_all, shared_results
+from crowding import crowded, shown_texts
+
+from mil.config import Config
+from mil.figures import FIGURES, Results, draw_figure
+from mil.figures.style import DOUBLE_MM, MM_AN_INCH, use_style
+from mil.report import build, write_viewer
+from mil.tables import write_table
+
+LEAST_POINTS = 5.0
+MANY = {
+    "Universitaetsklinikum-Muenchen": "train",
+    "Centre_Leon_Berard_Lyon-Sud_02": "train",
+    "Istituto-Europeo-di-Oncologia-M": "train",
+    "Gustave_Roussy_Villejuif_Paris": "train",
+    "Karolinska-Universitetssjukhus": "train",
+    "Szpital-Uniwersytecki-Krakow-1": "external",
+    "Hospital_Clinic_de_Barcelona_1": "external",
+    "Tokyo-University-Hospital-Hongo": "external",
+}
+ALONE = {"solo": "train"}
+
+
+def spoil(patients: pd.DataFrame) -> pd.DataFrame:
+    """One site of three patients, one of one class, clinical cells blank here and there, words that are not ASCII."""
+    few = patients["site"] == "Gustave_Roussy_Villejuif_Paris"
+    patients = patients[~few | (patients.groupby("site").cumcount() < 3)].reset_index(drop=True)
+    patients.loc[patients["site"] == "Hospital_Clinic_de_Barcelona_1", "response"] = "0"
+    clinical = ["age", "grade", "ki67", "t_stage", "n_stage", "til_percent", "time_months", "event"]
+    patients.loc[patients.index % 3 == 0, clinical] = ""
+    patients.loc[patients["site"] == "Szpital-Uniwersytecki-Krakow-1", clinical] = ""
+    patients["hôpital_émetteur"] = ["Zürich", "Αθήνα", "Kraków – Śródmieście"] * (len(patients) // 3) + ["Zürich"] * (
+        len(patients) % 3
+    )
+    return patients
+
+
+def made(folder, **plan) -> Results:
+    build_results(folder, **plan)
+    results = Results.open(folder / "results")
+    score_all(results)
+    return results
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Results:
+    return made(
+        tmp_path_factory.mktemp("many"), sites=MANY, patients_a_site=6, edit=spoil,
+        experiments=("attention_local", "attention_pooled", "attention_fedavg"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Results:
+    return made(tmp_path_factory.mktemp("alone"), sites=ALONE, patients_a_site=8, experiments=("attention_local",))
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> Results:
+    return shared_results(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+@pytest.mark.parametrize("cohort", ["usual", "many", "alone"])
+def test_no_text_is_cut_small_or_on_another(cohort, name, request):
+    results = request.getfixturevalue(cohort)
+    drawn = FIGURES[name].draw(results, results.config.figures, results.sites[0] if FIGURES[name].per_site else None)
+    if drawn.figure is None:
+        assert drawn.left_out
+        return
+    with use_style():
+        assert crowded(drawn.figure) == []
+        assert min(text.get_fontsize() for text in shown_texts(drawn.figure)) >= LEAST_POINTS
+    assert drawn.figure.get_figwidth() * MM_AN_INCH <= DOUBLE_MM + 0.1
+
+
+@pytest.mark.parametrize("cohort", ["many", "alone"])
+def test_the_report_of_an_odd_cohort_is_whole(cohort, request):
+    results = request.getfixturevalue(cohort)
+    spec = results.config.figures.model_copy(update={"formats": ("svg",)})
+    for name in FIGURES:
+        for site in results.sites[:1] if FIGURES[name].per_site else [None]:
+            draw_figure(name, results, spec, site)
+    text = build(results)
+    assert "Findings" in text
+    assert "nan" not in text.split('id="settings"')[0].lower().replace("provenance", "")
+    if cohort == "alone":
+        assert "There is no external site" in text
+        assert "it takes two training sites" in text
+
+
+LABELS = {"multiclass": ["A", "B", "C"], "regression": [0.25, 1.5, 3.0], "survival": [0, 1, 1]}
+
+
+@pytest.mark.parametrize("kind", list(LABELS))
+def test_an_endpoint_without_two_classes_is_told_of_not_crashed_on(kind, usual, tmp_path):
+    more = {"multiclass": {"classes": LABELS[kind]}, "survival": {"event": "event"}}.get(kind, {})
+    settings = json.loads(usual.config.to_json())
+    settings["endpoints"]["response"] |= {"kind": kind, **more}
+    results = Results(tmp_path, Config.model_validate(settings))
+    bags = usual.bags("response")
+    labels = dict(zip(bags["patient_id"], (LABELS[kind] * len(bags))[: len(bags)], strict=True))
+    time = {"time": 12.0} if kind == "survival" else {}
+    write_table(bags.assign(label=bags["patient_id"].map(labels), **time), tmp_path / "bags/response.csv")
+    write_table(usual.flow("response"), tmp_path / "bags/response.flow.csv")
+    predictions = usual.predictions("attention_fedavg")
+    predictions = predictions.assign(label=predictions["patient_id"].map(labels))
+    write_table(predictions, tmp_path / "predictions/attention_fedavg.csv")
+    for part in ("census", "runs", "sites"):
+        (tmp_path / part).symlink_to(usual.folder.resolve() / part)
+    drawn = []
+    for name in FIGURES:
+        site = "east" if FIGURES[name].per_site else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw_figure(name, results, results.config.figures.model_copy(update={"formats": ("svg",)}), site)
+        words = json.loads((tmp_path / f"figures/{name}{f'.{site}' if site else ''}.json").read_text())
+        drawn += [name] * (not words["left_out"])
+        assert words["left_out"] == "" or kind in words["left_out"] or "not among the results" in words["left_out"], (
+            words
+        )
+    assert {"patient_flow", "cohort_table", "federation_diagram", "learning_curves", "ledger"} == set(drawn)
+    assert write_viewer(results, tmp_path / "viewer") == []
+    text = build(results)
+    assert f"is of kind {kind}" in text
+    assert "Left out" in text
