@@ -27,6 +27,7 @@ from mil.training.sources import Source
 
 CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
+PARTS = ("mean", "deviation")
 WORTH_A_THREAD = 2**25
 """Multiply-adds of a learner's step from which threads do not spend their time on handing Python's lock to one another."""
 GPU_NUMBERS = 2**30
@@ -85,6 +86,8 @@ class Data:
     patients: Tensor
     """A number of each patient's own (bags,) int64."""
     covariates: Tensor | None = None
+    sites: Tensor | None = None
+    """Number of each bag's site (bags,) int64, where features are scaled site by site."""
 
 
 class Batch(NamedTuple):
@@ -271,7 +274,7 @@ class Engine:
     def _inputs(self, learners: Learners, batch: Batch, table: Table, keys: Tensor | None = None) -> Inputs:
         """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
         packed = pack(batch.numbers, table.places, batch.columns)
-        mean, deviation = (learners.buffers[f"features.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
+        mean, deviation = (self._of_tiles(learners.buffers[f"features.{name}"], packed.owner, table) for name in PARTS)
         source, rows = self.data.source, packed.rows.flatten()
         if source.tiles is None:
             tiles = self.scaled(source.take(rows), None, mean, deviation)
@@ -286,6 +289,13 @@ class Engine:
         if keys is not None and self.head.dropout:
             drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % table.places.bags], packed.rank)
         return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
+
+    def _of_tiles(self, buffer: Tensor, owner: Tensor, table: Table) -> Tensor:
+        """A scale (learners, width) -> (learners, 1, width); one by site (learners, sites, width) -> that of every tile."""
+        if buffer.dim() == 2 or self.data.sites is None:
+            return buffer.unsqueeze(1)
+        site = self.data.sites[owner % table.places.bags]
+        return buffer[torch.arange(len(buffer), device=buffer.device).unsqueeze(1), site]
 
     def _lesson(self, learners: Learners, batch: Batch, table: Table) -> Lesson:
         """What a batch teaches each learner, in the learner's own unit."""

@@ -168,6 +168,7 @@ class Trainer:
                 torch.from_numpy(self.cohort.targets[places]).to(self.device),
                 store.patient_keys().to(self.device),
                 torch.from_numpy(covariates[places]).to(self.device) if covariates.shape[1] else None,
+                torch.from_numpy(np.searchsorted(self.cohort.sites, self.cohort.site[places])).to(self.device),
             )
             method = Method(training.optimiser, training.momentum, training.clip_norm, training.precision)
             self.engines[key] = Engine(head, self.endpoint, data, method, self.device), store
