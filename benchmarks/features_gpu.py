@@ -143,7 +143,7 @@ def ours(engine: Engine, shard: Shard, slides: int, decoding: str, readers: int,
     """From slides to finished files with our pipeline, compiling not counted."""
     out = Path(tempfile.mkdtemp(dir=shard.folder))
     tiles = shard.write_tiles(slides, decoding)
-    todo = sorted_out(shard.table(slides), tiles, engine.spec, "random", out)
+    todo = sorted_out(shard.table(slides), tiles, engine.spec, engine.encoder, out)
     reporter = Reporter(stream=sys.stdout)
     with reporter.steps(key, slides, "slides") as steps:
         profile = extract(todo, engine, out, readers, reporter, steps, tell=True)

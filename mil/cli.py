@@ -229,8 +229,17 @@ def extract(
     folder: Annotated[Path, typer.Option(help="Folder for the feature files.")],
     out: OutOption,
     spec: SpecOption = "{}",
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="File or bundle with the encoder's weights, before the spec's.", show_default=False),
+    ] = None,
     shard: ShardOption = 0,
     shard_size: ShardSizeOption = 1_000_000,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Cores to use; none: those that this job was given.", show_default=False),
+    ] = None,
+    profile: Annotated[bool, typer.Option(help="Say where the time went, not only in the log.")] = False,
     log: LogOption = None,
 ) -> None:
     """Turn the tiles of a shard's slides into features with a frozen encoder."""
@@ -239,8 +248,10 @@ def extract(
     from mil.tables import write_table
 
     reporter = _reporter(log)
-    manifest = extract_shard(_shard(slides, shard, shard_size), tiles, read_spec(EncoderSpec, spec), folder, reporter)
-    write_table(manifest, out)
+    encoder = read_spec(EncoderSpec, spec)
+    encoder = encoder if weights is None else encoder.model_copy(update={"weights": weights})
+    rows = _shard(slides, shard, shard_size)
+    write_table(extract_shard(rows, tiles, encoder, folder, reporter, threads, profile=profile), out)
 
 
 @app.command()

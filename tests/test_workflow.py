@@ -178,7 +178,7 @@ def test_lint(finished, repository):
     assert {text for text in advice if not text.startswith(tuple(KNOWN_ADVICE))} == set()
 
 
-@pytest.mark.parametrize("profile", ["local", "slurm"])
+@pytest.mark.parametrize("profile", ["gpu", "local", "slurm"])
 def test_profiles_are_understood(finished, repository, profile):
     process = snakemake(
         finished, repository, "--dry-run", "--workflow-profile", str(repository / "configs/profiles" / profile)
