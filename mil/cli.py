@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from mil import __version__
-from mil.commands import encoders, files
+from mil.commands import clinical, encoders, files
 from mil.errors import MilError
 from mil.federation import commands as hospitals
 from mil.progress import Reporter
@@ -500,6 +500,7 @@ def report(
 
 app.command()(files.validate)
 app.command()(files.convert)
+app.command()(clinical.clinical)
 app.add_typer(encoders.app, name="encoders")
 app.add_typer(hospitals.server, name="server")
 app.add_typer(hospitals.site, name="site")
