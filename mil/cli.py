@@ -459,10 +459,13 @@ def plot(
 ) -> None:
     """Draw figures: vector, raster, the plotted values, and the caption of each."""
     from mil.figures import FIGURES, draw_figure
+    from mil.figures.paper import PAPER
 
     if names == ["list"]:
-        for figure in FIGURES:
-            typer.echo(f"{figure:28s} {FIGURES[figure].title}{' (a site)' if FIGURES[figure].per_site else ''}")
+        ids = {figure: one.id for one in PAPER for figure in one.figures}
+        for figure in sorted(FIGURES, key=list(ids).index):
+            place = " (one a site)" if FIGURES[figure].per_site else ""
+            typer.echo(f"{ids[figure]:8s} {figure:22s} {FIGURES[figure].title}{place}")
         return
     from mil.config import FiguresSpec, read_spec
     from mil.figures.results import Results
