@@ -195,7 +195,11 @@ def readers_alone(shard: Shard, readers: int, decoding: str) -> float:
             while free and pool.free():
                 places[number] = free.pop()
                 first = number * 128 % len(shard.coords)
-                order = {"number": number, "path": str(shard.folder / f"s{number % 4}.tif"), "slide_mpp": None}
+                order = {
+                    "number": number,
+                    "path": str(shard.folder / f"{shard.names[number % len(shard.names)]}.tif"),
+                    "slide_mpp": None,
+                }
                 order |= {"coords": shard.coords[first : first + 128].tolist(), "size_px": TILE_PX, "mpp": MPP}
                 order |= {"reading": {"decoding": decoding}, "offset": places[number] * 128 * TILE_PX * TILE_PX * 3}
                 pool.order(order)
