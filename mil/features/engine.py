@@ -63,6 +63,9 @@ class Engine:
         self.encoder, self.spec = encoder, spec
         self.reporter = reporter or quiet()
         self.device = device or best_device()
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", self.device.index or 0)
+            torch.cuda.set_device(self.device)
         weightless = next(encoder.module.parameters(), None) is None
         self.precision = choose_precision("fp32" if weightless else spec.precision, self.device)
         self.dtype = DTYPES[self.precision]
