@@ -16,7 +16,7 @@ from mil.federation.ledger import Ledger, digest
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine, Learners
 from mil.training.packing import Places
-from mil.training.protocol import Task
+from mil.training.protocol import Task, mean_curve
 
 if TYPE_CHECKING:
     from mil.federation.rounds import Phase
@@ -83,7 +83,7 @@ class Records:
             members.setdefault((task.group, task.choice), []).append(k)
         stop = np.zeros(len(tasks), bool)
         for own in members.values():
-            curve = self.losses[own, :number].sum(0) / np.maximum(self.counts[own, :number].sum(0), 1e-12)
+            curve = mean_curve(self.losses[own, :number], self.counts[own, :number])
             stop[own] = number - 1 - int(np.argmin(curve)) >= patience
         return stop
 

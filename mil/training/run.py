@@ -93,6 +93,10 @@ class Trainer:
         sites = self.cohort.sites
         trained_on = [(site,) for site in sites] if self.strategy.by_site else [tuple(sites)]
         wanted = groups(self.cohort, trained_on)
+        for group in wanted:
+            seen = self.cohort.outer_train(group.trained_on, group.repeat, group.fold)
+            if len(seen):  # none: said below
+                self.endpoint.check(self.cohort.targets[seen], group.name)
         tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
         losses = np.full((len(tasks), self.experiment.training.rounds), np.inf)
         counts = np.ones_like(losses)
@@ -119,6 +123,10 @@ class Trainer:
             if self.strategy.personal:
                 rows = phase.learners.rows if self.strategy.finetune_epochs else driver.personal(phase, clients)
                 first = slice(None)
+            if not torch.isfinite(rows).all():
+                raise MilError(
+                    f"model {model.name}: weights are not finite after the refit; lower training.lr or set clip_norm"
+                )
             layout = self._engine(model)[0].layout
             weights = {name: view.cpu().clone() for name, view in layout.views(rows).items()}
             weights |= {name: buffer[first].cpu().clone() for name, buffer in buffers.items()}
@@ -153,8 +161,11 @@ class Trainer:
                 self.means = self.means or self.features.means()
                 store = self.means
             places = np.argsort(self.bag)  # the patient of every bag
+            source = store.source(self.device)
+            tiles = f"{len(store.sizes)} bags, {int(store.sizes.sum())} tiles x {store.width}"
+            self.reporter.note(f"{model.name}: {tiles}, {source.where}, on {self.device.type}")
             data = Data(
-                store.source(self.device),
+                source,
                 store.width,
                 torch.from_numpy(self.cohort.targets[places]).to(self.device),
                 store.patient_keys().to(self.device),
