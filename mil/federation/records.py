@@ -56,7 +56,10 @@ class Records:
         number: int,
         name: str,
     ) -> None:
-        """Watch the inner folds with the new models; `models` (tasks x sites, size) are what the sites would use now."""
+        """Watch the inner folds with the new models.
+
+        `models` are what would be used now: (tasks x sites, size) where sites have models of their own, else (tasks, size).
+        """
         logits = self._watch(engine, phase, models)
         rows, sent = phase.rows.cpu().numpy(), phase.learners.rows.cpu().numpy()
         alone = phase.rows.shape == phase.learners.rows.shape and torch.equal(phase.rows, phase.learners.rows)

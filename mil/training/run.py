@@ -22,7 +22,7 @@ from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
 from mil.training.artefact import Family, Run, model_table
 from mil.training.cohort import Cohort
-from mil.training.engine import Data, Engine, Method
+from mil.training.engine import Data, Engine, Method, one_thread_each
 from mil.training.packing import Places
 from mil.training.plans import Rounds
 from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select
@@ -56,8 +56,8 @@ def train(
     trainer = Trainer(experiment, target, cohort, features, reporter)
     if checkpoint is not None:
         trainer.checkpoint = Checkpoint(checkpoint, _key(experiment, endpoint, cohort, features))
-    chosen = trainer.selected()
-    families, models = trainer.refitted(chosen)
+    with one_thread_each():  # the engine's own threads share out the models
+        families, models = trainer.refitted(trainer.selected())
     if trainer.checkpoint is not None:
         trainer.checkpoint.clear()
     about = dict(features.about)
@@ -76,6 +76,7 @@ class Trainer:
         self.experiment, self.endpoint, self.cohort, self.features = experiment, endpoint, cohort, features
         self.reporter = reporter
         self.strategy: Strategy = build_strategy(experiment.strategy)
+        self.workers = torch.get_num_threads()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         moments = Moments.of_bags(features)
         own = features.require(cohort.patients)
@@ -172,7 +173,7 @@ class Trainer:
                 torch.from_numpy(covariates[places]).to(self.device) if covariates.shape[1] else None,
             )
             method = Method(training.optimiser, training.momentum, training.clip_norm, training.precision)
-            self.engines[key] = Engine(head, self.endpoint, data, method, self.device), store
+            self.engines[key] = Engine(head, self.endpoint, data, method, self.device, workers=self.workers), store
         return self.engines[key]
 
 
