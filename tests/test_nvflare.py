@@ -7,11 +7,15 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from deployment import Deployment, free_port, until
 from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
 from tissue import make_tissue_hospitals, write_tissue
@@ -25,6 +29,7 @@ from mil.federation.nvflare import kits
 from mil.federation.nvflare.job import Stretch, write_job
 from mil.federation.nvflare.processes import site_command
 from mil.federation.nvflare.session import abort, session
+from mil.federation.preflight import check_connection, check_kit
 from mil.federation.server import Server
 from mil.federation.site import Site
 from mil.progress import Reporter, quiet
@@ -363,3 +368,23 @@ def test_strangers_are_turned_away(deployment: Deployment, tmp_path: Path) -> No
     finally:
         deployment.kill("other")
         deployment.kill("thief")
+
+
+def test_a_certificate_that_has_ended_opens_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    """B's own kit, signed by the right authority, a day too old: the running server turns it away, and so does the site."""
+    hospitals, kit = deployment.hospitals, tmp_path / "kit"
+    shutil.copytree(Path(hospitals.site("B").workspace) / "kit" / "startup", kit / "startup")
+    shutil.copytree(Path(hospitals.site("B").workspace) / "kit" / "local", kit / "local")
+    spec = hospitals.site("B").model_copy(update={"workspace": str(tmp_path)})
+    assert check_connection(spec, hospitals.protocol).state == "ok"
+    authority = Path(hospitals.server.workspace) / "authority" / "rootCA.key"
+    key = load_pem_private_key(authority.read_bytes(), None)
+    place = kit / "startup" / "client.crt"
+    own = x509.load_pem_x509_certificate(place.read_bytes())
+    days = [datetime.now(UTC) - timedelta(days=count) for count in (9, 1)]
+    ended = x509.CertificateBuilder(own.issuer, own.subject, own.public_key(), x509.random_serial_number(), *days)
+    place.write_bytes(ended.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    found = check_connection(spec, hospitals.protocol)
+    assert found.state == "fault", found
+    assert [one.state for one in check_kit(spec)] == ["fault"]
+    assert "the certificate ended on" in check_kit(spec)[0].sentence

@@ -18,7 +18,7 @@ from mil.federation.config import FederationSpec, ServerSpec, read_federation
 from mil.federation.identity import identity
 from mil.federation.nvflare.job import Stretch, write_job
 from mil.federation.nvflare.session import ServerAway, abort, connected, session
-from mil.federation.stages import Progress, progress_of
+from mil.federation.standing import Progress, progress_of
 from mil.files import check_name
 from mil.progress import Reporter
 
