@@ -144,7 +144,7 @@ def main() -> None:
             deployment.provision()
             deployment.start("server", *SITES)
             deployment.wait_for(*SITES)
-            hospital.run(hospitals.server, "flare", quiet(), wait_s=120)
+            hospital.run(hospitals.server, "flare", quiet(), 120, rehearse=False)
             server = Path(hospitals.server.workspace) / "runs" / "flare" / "ledger.jsonl"
             flare, left = seconds_a_round(server, ledgers)
         finally:

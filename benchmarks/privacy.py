@@ -65,7 +65,8 @@ def main() -> None:
                 privacy = {**parts, "epsilon": 1e6}
             with rewrite_protocol(hospitals, privacy=privacy):
                 for site in SITES:
-                    (Path(hospitals.site(site).workspace) / "privacy.jsonl").unlink(missing_ok=True)
+                    for record in ("privacy.jsonl", "ledger.jsonl"):  # every row is a hospital's first run
+                        (Path(hospitals.site(site).workspace) / record).unlink(missing_ok=True)
                 sites = {site: Site.open(hospitals.site(site)) for site in SITES}
                 inprocess.run(Server(hospitals.protocol, f"run-{name}", Path(temporary) / f"run-{name}"), sites)
             areas, epsilon = [], 0.0

@@ -76,12 +76,12 @@ class Deployment:
 
     def connected(self) -> set[str]:
         try:
-            with session(self.hospitals.server, wait_s=5) as line:
+            with session(self.hospitals.server, wait_s=15) as line:
                 return connected(line)
         except ServerAway:
             return set()
 
-    def wait_for(self, *sites: str, seconds: float = 60) -> None:
+    def wait_for(self, *sites: str, seconds: float = 300) -> None:
         until(lambda: set(sites) <= self.connected(), seconds, f"{sites} connected")
 
     def job_process(self, side: str) -> psutil.Process | None:

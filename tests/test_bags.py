@@ -92,6 +92,16 @@ def test_everyone_is_counted():
             assert rows.loc["in_sheet", column] == rows.loc["used", column] + excluded[column].sum()
 
 
+def test_a_hospital_that_is_external_has_bags_without_folds():
+    cohort, census = make_cohort()
+    own = census[census["site"] == "A"]
+    bags, _ = make_bags(cohort, own, {"A": "external"}, ENDPOINT)
+    assert set(bags["role"]) == {"external"}
+    assert bags[[name for name in bags if name.startswith("repeat")]].isna().all(axis=None)
+    with pytest.raises(MilError, match="no patient of a training site"):
+        make_bags(cohort, own.iloc[:0], {"A": "external"}, ENDPOINT)
+
+
 def test_a_label_outside_the_classes_names_the_row():
     cohort, census = make_cohort()
     cohort.patients.loc[5, "response"] = "maybe"

@@ -7,11 +7,15 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from deployment import Deployment, free_port, until
 from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
 from tissue import make_tissue_hospitals, write_tissue
@@ -20,10 +24,12 @@ from mil.errors import MilError
 from mil.federation import hospital, inprocess
 from mil.federation.config import SiteSpec
 from mil.federation.crosscheck import cross_check
+from mil.federation.encryption import Adder, make_keys
 from mil.federation.nvflare import kits
-from mil.federation.nvflare.job import write_job
+from mil.federation.nvflare.job import Stretch, write_job
 from mil.federation.nvflare.processes import site_command
 from mil.federation.nvflare.session import abort, session
+from mil.federation.preflight import check_connection, check_kit
 from mil.federation.server import Server
 from mil.federation.site import Site
 from mil.progress import Reporter, quiet
@@ -41,13 +47,17 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, repository: Path, tissu
         patch.setenv("PYTHONPATH", str(repository))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # FLARE keeps an audit of certificates there
         made = {
-            "rounds": {"timeout_s": 40, "silent_s": 8},
+            "rounds": {"timeout_s": 180, "silent_s": 10},
             "experiment": EXPERIMENT,
             "payload": {"max_mb_a_round": 4.0},
         }
         folder = tmp_path_factory.mktemp("federation")
         make = make_tissue_hospitals if tissue else make_hospitals
         running = Deployment(make(folder, port=free_port(), **made))
+        make_keys(folder / "secret", folder / "server" / "public")  # as one site does for all
+        for side, key in {"server/server": "public", "A/site": "../secret", "B/site": "../secret"}.items():
+            path = folder / f"{side}.yaml"
+            path.write_text(path.read_text() + f"key: {key}\n")
         with ThreadPoolExecutor(1) as pool:
             provisioned = pool.submit(running.provision)
             if tissue:
@@ -72,7 +82,8 @@ def tissue() -> Path | None:
 class Background:
     """`hospital.run` in a thread, its error kept."""
 
-    def __init__(self, deployment: Deployment, name: str) -> None:
+    def __init__(self, deployment: Deployment, name: str, rehearse: bool = False) -> None:
+        self.rehearse = rehearse
         self.error: BaseException | None = None
         self.log = deployment.hospitals.folder / f"{name}.run.log"
         self.thread = threading.Thread(target=self._run, args=(deployment, name), daemon=True)
@@ -80,7 +91,7 @@ class Background:
 
     def _run(self, deployment: Deployment, name: str) -> None:
         try:
-            hospital.run(deployment.hospitals.server, name, Reporter(self.log), wait_s=60)
+            hospital.run(deployment.hospitals.server, name, Reporter(self.log), 300, self.rehearse)
         except BaseException as error:  # noqa: BLE001  handed to the test
             self.error = error
 
@@ -144,7 +155,7 @@ def test_private_keys_are_only_where_they_were_made(deployment: Deployment) -> N
 
 
 def test_the_canary_goes_through_and_nothing_of_it_stays(deployment: Deployment) -> None:
-    folder = hospital.canary(deployment.hospitals.server, quiet(), wait_s=60)
+    folder = hospital.canary(deployment.hospitals.server, quiet(), wait_s=300)
     lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines if line["event"] == "answered"] == ["join", "canary"]
     assert sorted(lines[-1]["answered"]) == ["A", "B"]
@@ -152,23 +163,24 @@ def test_the_canary_goes_through_and_nothing_of_it_stays(deployment: Deployment)
 
 
 def test_a_run_survives_a_killed_site_and_a_killed_server_bit_for_bit(deployment: Deployment, tmp_path: Path) -> None:
-    run = Background(deployment, "killed")
-    until(lambda: len(deployment.answered("killed")) >= 1, 60, "the first round")
-    until(lambda: deployment.job_process("B") is not None, 10, "the site's job process")
+    run = Background(deployment, "killed", rehearse=True)
+    until(lambda: len(deployment.answered("killed")) >= 1, 300, "the first round")
+    until(lambda: deployment.job_process("B") is not None, 60, "the site's job process")
     time.sleep(0.8)
     deployment.kill("B")
-    until(lambda: any(line["event"] == "waiting" for line in deployment.ledger("killed")), 60, "the server misses B")
+    until(lambda: any(line["event"] == "waiting" for line in deployment.ledger("killed")), 300, "the server misses B")
     waiting = next(line for line in deployment.ledger("killed") if line["event"] == "waiting")
     assert waiting["missing"] == {"B": "connection lost"}
     before = len(deployment.answered("killed"))
     deployment.start("B")
-    until(lambda: len(deployment.answered("killed")) > before, 90, "the round that B missed")
+    until(lambda: len(deployment.answered("killed")) > before, 300, "the round that B missed")
     time.sleep(0.6)
     deployment.kill("server")
     deployment.start("server")
-    run.finished(120)
+    run.finished(600)
     assert digests_of(deployment, "killed") == reference(deployment.hospitals, tmp_path)
     assert sum(line["event"] in {"started", "resumed"} for line in deployment.ledger("killed")) == 3
+    assert deployment.ledger("killed")[0]["rehearsal"] == hospital.rehearsal(deployment.hospitals.server)
     stand = hospital.status(deployment.hospitals.server, "killed")
     assert stand.progress.stage == "done"
     assert [(site, why) for _, site, why in stand.missed][:1] == [("B", "connection lost")]
@@ -187,22 +199,76 @@ def test_every_side_holds_the_result_and_the_ledgers_agree(deployment: Deploymen
     assert agreement.answers == sum(len(line.get("answered", {})) for line in deployment.ledger("killed"))
 
 
+SHORT = {"rounds": 2, "batch_size": 8, "lr": 0.002}
+PERSONAL = {
+    "searched": {
+        "strategy": {"name": "finetune", "epochs": 2, "base": {"name": "cyclic", "shuffled": True}},
+        "search": {"lr": [0.001, 0.01]},
+    },
+    "heads": {"strategy": "fedper"},
+}
+
+
+@pytest.mark.parametrize("run", PERSONAL)
+def test_what_is_a_site_s_own_stays_there_and_the_rest_is_the_reference_s(
+    deployment: Deployment, tmp_path: Path, run: str
+) -> None:
+    hospitals = deployment.hospitals
+    own = {**hospitals.protocol.experiment.model_dump(mode="json"), "training": SHORT, **PERSONAL[run]}
+    members = hospitals.protocol.model_dump(mode="json")["sites"]
+    if run == "heads":  # an external site would have no layers of its own
+        members.pop("C")
+    with rewrite_protocol(hospitals, experiment=own, sites=members):
+        hospital.run(hospitals.server, run, quiet(), 300, rehearse=False)
+        digests = reference(hospitals, tmp_path)
+    assert digests_of(deployment, run) == digests
+    for name in "AB":
+        found = Run.load(Path(hospitals.site(name).workspace) / "runs" / run)
+        assert list(found.models["member"]) == [name] * 3
+        plain = Run.load(tmp_path / name / "runs" / "reference")
+        assert list(found.models["sha256"]) == list(plain.models["sha256"])
+        layer = found.families[0].weights["score.weight"].numpy().tobytes()
+        for path in Path(hospitals.server.workspace).rglob("*"):
+            assert not path.is_file() or layer not in path.read_bytes(), path
+
+
+def test_an_encrypted_run_is_the_plain_one_and_the_server_cannot_read_it(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    hospitals = deployment.hospitals
+    own = {**hospitals.protocol.experiment.model_dump(mode="json"), "training": {**SHORT, "rounds": 1}}
+    secret = (hospitals.folder / "secret").read_bytes()
+    with rewrite_protocol(hospitals, experiment=own, payload={"max_mb_a_round": 40.0}):
+        reference(hospitals, tmp_path)
+    with rewrite_protocol(hospitals, experiment=own, payload={"max_mb_a_round": 40.0}, encryption="ckks"):
+        hospital.run(hospitals.server, "sealed", quiet(), 300, rehearse=False)
+    result = Path(hospitals.server.workspace) / "runs" / "sealed" / "result"
+    plain = Run.load(tmp_path / "server" / "result").families[0].weights
+    for name, value in Run.load(result).families[0].weights.items():
+        assert (value - plain[name]).abs().max() < 1e-6, name
+    kinds = [line["kind"] for line in deployment.ledger("sealed") if line["event"] == "answered"]
+    assert kinds == ["join", "moments", "train", "open", "watch", "moments", "train", "open", "finish"]
+    for path in (hospitals.folder / "server").rglob("*"):
+        assert not path.is_file() or secret not in path.read_bytes(), path
+    assert not Adder(hospitals.folder / "server" / "public").context.is_private()
+
+
 def test_a_site_that_never_answers_is_left_out_only_where_the_protocol_says_so(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    rounds = {"timeout_s": 15, "silent_s": 60, "allow_subset": True, "required": ["A"], "minimum": 1}
+    rounds = {"timeout_s": 20, "silent_s": 120, "allow_subset": True, "required": ["A"], "minimum": 1}
     with rewrite_protocol(deployment.hospitals, rounds=rounds):
         run = Background(deployment, "silent")
-        until(lambda: len(deployment.answered("silent")) >= 1, 60, "the first round")
+        until(lambda: len(deployment.answered("silent")) >= 1, 300, "the first round")
         time.sleep(0.5)
         frozen = deployment.job_process("B")
         assert frozen is not None
         frozen.send_signal(signal.SIGSTOP)
-        run.finished(120)
+        run.finished(600)
         frozen.kill()
         lines = [line for line in deployment.ledger("silent") if line["event"] == "answered"]
         first = next(line for line in lines if line["missing"])
-        assert first["missing"] == {"B": "no answer in 15 s"}
+        assert first["missing"] == {"B": "no answer in 20 s"}
         assert all(
             line["missing"] == first["missing"] for line in lines[lines.index(first) :] if line["kind"] != "finish"
         )
@@ -220,24 +286,24 @@ def test_a_site_that_runs_other_code_is_refused(deployment: Deployment, tmp_path
         deployment.start("B")
     deployment.wait_for("B")
     with pytest.raises(MilError, match="B: refused: mismatch"):
-        hospital.run(deployment.hospitals.server, "mismatch", quiet(), wait_s=60)
+        hospital.run(deployment.hospitals.server, "mismatch", quiet(), 300, rehearse=False)
     refused = (Path(deployment.hospitals.site("B").workspace) / "ledger.jsonl").read_text().splitlines()[-1]
     assert "code_sha256" in json.loads(refused)["reason"]
 
 
 def test_a_site_takes_no_code_and_no_class_but_its_own(deployment: Deployment, tmp_path: Path) -> None:
     hospitals = deployment.hospitals
-    with_code = write_job(tmp_path / "code", hospitals.protocol, "code")
+    with_code = write_job(tmp_path / "code", hospitals.protocol, Stretch("code", hospitals.protocol.sha256))
     (with_code / "app" / "custom").mkdir()
     (with_code / "app" / "custom" / "evil.py").write_text("print('here')\n")
-    other_class = write_job(tmp_path / "other", hospitals.protocol, "other")
+    other_class = write_job(tmp_path / "other", hospitals.protocol, Stretch("other", hospitals.protocol.sha256))
     config = other_class / "app" / "config" / "config_fed_client.json"
     config.write_text(config.read_text().replace("mil.federation.nvflare.executor.SiteExecutor", "os.system"))
     with session(hospitals.server) as line:
         first = line.submit_job(str(with_code))
         second = line.submit_job(str(other_class))
-        until(lambda: line.get_job_meta(first)["status"] == "FINISHED:FAILED_TO_RUN", 30, "the job with code fails")
-        until(lambda: "'os.system'" in deployment.log("A").read_text(), 60, "the site refuses the class")
+        until(lambda: line.get_job_meta(first)["status"] == "FINISHED:FAILED_TO_RUN", 180, "the job with code fails")
+        until(lambda: "'os.system'" in deployment.log("A").read_text(), 180, "the site refuses the class")
         abort(line, second)
     refused = deployment.log("server").read_text()
     assert all(f"{site}: NVFLARE_ERROR: BYOC not permitted" in refused for site in "ABC")
@@ -250,7 +316,7 @@ def test_a_site_takes_no_code_and_no_class_but_its_own(deployment: Deployment, t
 def test_a_member_may_look_and_not_submit(deployment: Deployment, tmp_path: Path) -> None:
     spec = deployment.hospitals.server
     kits.make_user(spec, "member@coordinator.org", "member", "member")
-    job = write_job(tmp_path / "job", deployment.hospitals.protocol, "never")
+    job = write_job(tmp_path / "job", deployment.hospitals.protocol, Stretch("never", "0" * 64))
     with pytest.raises(MilError, match="role lead"), session(spec, "member@coordinator.org", "member") as line:
         line.submit_job(str(job))
     audit = (Path(spec.workspace) / "kit" / "audit.log").read_text()
@@ -290,15 +356,35 @@ def test_strangers_are_turned_away(deployment: Deployment, tmp_path: Path) -> No
             lambda: (
                 "authenticated as 'B' but claimed endpoint 'A'" in server_log.read_text() + logs["thief"].read_text()
             ),
-            30,
+            180,
             "the thief",
         )
         until(
             lambda: "CERTIFICATE_VERIFY_FAILED" in server_log.read_text() + logs["other"].read_text(),
-            30,
+            180,
             "the other authority",
         )
         assert "registered client" not in logs["other"].read_text().lower().replace("successfully ", "")
     finally:
         deployment.kill("other")
         deployment.kill("thief")
+
+
+def test_a_certificate_that_has_ended_opens_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    """B's own kit, signed by the right authority, a day too old: the running server turns it away, and so does the site."""
+    hospitals, kit = deployment.hospitals, tmp_path / "kit"
+    shutil.copytree(Path(hospitals.site("B").workspace) / "kit" / "startup", kit / "startup")
+    shutil.copytree(Path(hospitals.site("B").workspace) / "kit" / "local", kit / "local")
+    spec = hospitals.site("B").model_copy(update={"workspace": str(tmp_path)})
+    assert check_connection(spec, hospitals.protocol).state == "ok"
+    authority = Path(hospitals.server.workspace) / "authority" / "rootCA.key"
+    key = load_pem_private_key(authority.read_bytes(), None)
+    place = kit / "startup" / "client.crt"
+    own = x509.load_pem_x509_certificate(place.read_bytes())
+    days = [datetime.now(UTC) - timedelta(days=count) for count in (9, 1)]
+    ended = x509.CertificateBuilder(own.issuer, own.subject, own.public_key(), x509.random_serial_number(), *days)
+    place.write_bytes(ended.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    found = check_connection(spec, hospitals.protocol)
+    assert found.state == "fault", found
+    assert [one.state for one in check_kit(spec)] == ["fault"]
+    assert "the certificate ended on" in check_kit(spec)[0].sentence

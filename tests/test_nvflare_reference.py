@@ -135,19 +135,53 @@ def test_a_run_between_hospitals_is_that_of_mil_train(
     with rewrite_protocol(hospitals, experiment=changed):
         sites = opened(hospitals)
         server = run(hospitals, tmp_path, sites)
-        bags = pd.concat([sites[name].bags for name in "AB"], ignore_index=True)
-        pooled = {
-            patient: sites[name].features.bag(number)
-            for name in "AB"
-            for number, patient in enumerate(sites[name].features.patients)
-        }
-        store = FeatureStore.of(pooled, sites["A"].features.about)
-        protocol = hospitals.protocol
-        whole = train(protocol.experiment, protocol.endpoint, bags, store, quiet())
+        whole = train_on_all(hospitals, sites)
     assert server.stages.progress.rounds == whole.models["rounds"].tolist()
     for name, value in whole.families[0].weights.items():
         found = (server.stages.state | server.stages.buffers)[name]
         assert torch.allclose(found, value, rtol=1e-5, atol=1e-5), name
+
+
+LIKE_TRAIN = {
+    "search": {"search": {"lr": [0.001, 0.05], "weight_decay": [0.0, 0.1]}, "strategy": "fedavgm"},
+    "replicas": {"training": {**SGD, "replicas": 2}},
+    "cyclic": {"strategy": {"name": "cyclic", "shuffled": True}},
+    "fedper": {"strategy": "fedper"},
+    "finetune": {"strategy": {"name": "finetune", "epochs": 2, "base": "scaffold"}},
+}
+
+
+@pytest.mark.parametrize("case", LIKE_TRAIN)
+def test_searches_and_personal_strategies_are_those_of_mil_train(
+    hospitals: Hospitals, tmp_path: Path, case: str
+) -> None:
+    """Candidates, rounds and every model, a site's own included, of the vectorised driver on all rows at once."""
+    changed = {**PROTOCOL["experiment"], "training": SGD, **LIKE_TRAIN[case]}
+    members = {name: one for name, one in hospitals.protocol.model_dump(mode="json")["sites"].items() if name != "C"}
+    with rewrite_protocol(hospitals, experiment=changed, sites=members):
+        sites = {name: Site.open(hospitals.site(name)) for name in "AB"}
+        inprocess.run(Server(hospitals.protocol, f"like-{case}", tmp_path), sites)
+        whole = train_on_all(hospitals, sites)
+    for name in "AB":
+        found = Run.load(Path(hospitals.site(name).workspace) / "runs" / f"like-{case}")
+        own = whole.models[whole.models["member"].isin(["", name])]
+        for column in ("model", "rounds", "lr", "weight_decay"):
+            assert found.models[column].tolist() == own[column].tolist(), column
+        for key, value in whole.families[0].weights.items():
+            other = found.families[0].weights[key]
+            assert torch.allclose(other, value[own["row"].to_numpy()], rtol=1e-5, atol=1e-5), (name, key)
+
+
+def train_on_all(hospitals: Hospitals, sites: dict[str, Site]) -> Run:
+    """`mil train` with the rows of both hospitals in one place."""
+    bags = pd.concat([sites[name].bags for name in "AB"], ignore_index=True)
+    pooled = {
+        patient: sites[name].features.bag(number)
+        for name in "AB"
+        for number, patient in enumerate(sites[name].features.patients)
+    }
+    store = FeatureStore.of(pooled, sites["A"].features.about)
+    return train(hospitals.protocol.experiment, hospitals.protocol.endpoint, bags, store, quiet())
 
 
 def test_scaffold_goes_on_exactly_after_a_round_that_did_not_count(hospitals: Hospitals, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from mil.errors import MilError
 from mil.federation import inprocess
 from mil.federation.config import FederationSpec, SiteSpec
 from mil.federation.hospital import folder_of
-from mil.federation.payload import PayloadError, TooFewPatients, header
+from mil.federation.payload import NotAgreed, PayloadError, TooFewPatients, header
 from mil.federation.server import Server, SitesMissing
 from mil.federation.site import Site
 
@@ -134,11 +134,11 @@ def test_a_run_that_the_hospital_has_not_agreed_to_is_refused_but_for_its_canary
     site = Site.open(spec)
     assert site.answer(Server(hospitals.protocol, "agreed", tmp_path / "1").question())
     assert site.answer(Server(hospitals.protocol, "canary-1", tmp_path / "2", canary=True).question())
-    with pytest.raises(PayloadError, match=r"run another is not among those that site.yaml agrees to \(agreed\)"):
+    with pytest.raises(NotAgreed, match=r"run another is not among those that site.yaml agrees to \(agreed\)"):
         site.answer(Server(hospitals.protocol, "another", tmp_path / "3").question())
     server = Server(hospitals.protocol, "canary-1", tmp_path / "4")  # a canary in name only
     server.receive({name: one.answer(server.question()) for name, one in opened(hospitals).items()}, {})
-    with pytest.raises(PayloadError, match="run canary-1 is not among"):
+    with pytest.raises(NotAgreed, match="run canary-1 is not among"):
         site.answer(server.question())
 
 

@@ -158,6 +158,11 @@ def test_patients_and_slides_in_two_sites_are_found(copied: Hospitals, tmp_path:
         assert name + "0" not in files[-1].read_text()  # no id stands in it
     found = [one for one in check_site(copied.site("A"), against=files) if one.check == "duplicates"]
     assert [one.sentence.split(" stands")[0] for one in found] == ["patient A013", "slide A-2-0"]
+    own = copied.folder / "A" / "site.yaml"
+    own.write_text(own.read_text() + f"against: [{files[0]}, ../{files[1].name}]\n")  # looked at every time it starts
+    found = [one for one in check_site(copied.site("A")) if one.check == "duplicates"]
+    assert [one.sentence.split(" stands")[0] for one in found[:1]] == ["patient A013"]
+    assert "C.hashes: cannot be read" in found[-1].sentence
     clean = [one for one in check_site(copied.site("C"), against=files[:1]) if one.check == "duplicates"]
     assert [one.state for one in clean] == ["ok"]
 

@@ -65,13 +65,14 @@ def run(
     file: ServerFile,
     name: Annotated[str, typer.Argument(help="Name of the run; the same name goes on where it stopped.")],
     wait: WaitOption = 3600.0,
+    rehearse: Annotated[bool, typer.Option("--canary/--no-canary", help="A canary before a new run.")] = True,
     log: LogOption = None,
 ) -> None:
     """Run the protocol's experiment over the sites, through every interruption, until it is complete."""
     from mil.federation.config import ServerSpec, read_own
     from mil.federation.hospital import run as run_federation
 
-    typer.echo(f"result: {run_federation(read_own(ServerSpec, file), name, Reporter(log), wait)}")
+    typer.echo(f"result: {run_federation(read_own(ServerSpec, file), name, Reporter(log), wait, rehearse)}")
 
 
 @server.command()

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from nvflare.fuel.flare_api.flare_api import Session
 
 from mil.errors import MilError
 from mil.federation.config import FederationSpec, ServerSpec, read_federation
-from mil.federation.nvflare.job import write_job
+from mil.federation.identity import identity
+from mil.federation.nvflare.job import Stretch, write_job
 from mil.federation.nvflare.session import ServerAway, abort, connected, session
-from mil.federation.stages import Progress, progress_of
+from mil.federation.standing import Progress, progress_of
 from mil.files import check_name
 from mil.progress import Reporter
 
 POLL_S = 0.5
+CANARY = "canary-"
 IDLE_JOBS = 3
 """Jobs in a row that may end without a round, before a person is asked."""
 
@@ -31,11 +33,21 @@ def folder_of(spec: ServerSpec, run: str) -> Path:
     return Path(spec.workspace) / "runs" / check_name("run", run, "mil server run")
 
 
-def run(spec: ServerSpec, name: str, reporter: Reporter, wait_s: float = 3600.0, canary: bool = False) -> Path:
+def run(spec: ServerSpec, name: str, reporter: Reporter, wait_s: float = 3600.0, rehearse: bool = True) -> Path:
     """Run the federation's experiment as `name`, or go on with it; the folder of the result.
 
-    Waits up to `wait_s` for the server and for the sites that are needed, each time one is away.
+    Waits up to `wait_s` for the server and for the sites that are needed, each time one is away. A new run is preceded by a
+    canary, unless one of the same protocol and code came back within a day; the run's first line says which, or none.
     """
+    flown = None
+    if rehearse and not _entries(folder_of(spec, name)):
+        flown = rehearsal(spec) or canary(spec, reporter, wait_s).name
+    return _run(spec, name, reporter, wait_s, flown)
+
+
+def _run(
+    spec: ServerSpec, name: str, reporter: Reporter, wait_s: float, flown: str | None, canary: bool = False
+) -> Path:
     protocol = read_federation(spec.federation)
     folder = folder_of(spec, name)
     idle = 0
@@ -44,7 +56,7 @@ def run(spec: ServerSpec, name: str, reporter: Reporter, wait_s: float = 3600.0,
         try:
             with session(spec) as line:
                 _wait_for_sites(line, _needed(protocol, folder), wait_s, reporter)
-                job = _submit(line, protocol, name, canary)
+                job = _submit(line, protocol, Stretch(name, protocol.sha256, canary, flown))
                 reporter.note(f"{name}: job {job} submitted")
                 _follow(line, job, folder, protocol, reporter)
         except ServerAway as error:
@@ -64,9 +76,21 @@ def run(spec: ServerSpec, name: str, reporter: Reporter, wait_s: float = 3600.0,
 
 def canary(spec: ServerSpec, reporter: Reporter, wait_s: float = 600.0) -> Path:
     """One round on two patients' slides a site, of which nothing comes back but that it worked; the ledger's folder."""
-    name = f"canary-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    run(spec, name, reporter, wait_s, canary=True)
+    name = f"{CANARY}{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    _run(spec, name, reporter, wait_s, None, canary=True)
     return folder_of(spec, name)
+
+
+def rehearsal(spec: ServerSpec) -> str | None:
+    """The last canary of this protocol and code that came back within a day, if there is one."""
+    same = identity(read_federation(spec.federation)).items()
+    for folder in sorted(Path(spec.workspace).glob(f"runs/{CANARY}*"), reverse=True):
+        entries = _entries(folder)
+        if not entries or not same <= entries[0].items() or not _done(folder):
+            continue
+        if datetime.now(UTC) - datetime.fromisoformat(entries[-1]["time"]) < timedelta(days=1):
+            return folder.name
+    return None
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,8 @@ class Status:
     jobs: int
     missed: list[tuple[str, str, str]]
     """When, which site, why."""
+    alarms: list[tuple[str, str, str]]
+    """When, which site, what about its update."""
 
     def lines(self) -> list[str]:
         """For a person to read."""
@@ -90,6 +116,7 @@ class Status:
         ]
         found.append(f"  last: {self.last.get('time')} {self.last.get('event')} {self.last.get('reason', '')}".rstrip())
         found += [f"  missing at {when}: {site} ({why})" for when, site, why in self.missed]
+        found += [f"  alarm at {when}: {site} ({why})" for when, site, why in self.alarms]
         return found
 
 
@@ -99,9 +126,12 @@ def status(spec: ServerSpec, name: str) -> Status:
     entries = _entries(folder)
     if not entries:
         raise MilError(f"{folder}: no run of that name has begun; `mil server run` starts one")
-    missed = [(str(entry["time"]), site, why) for entry in entries for site, why in entry.get("missing", {}).items()]
+    missed, alarms = (
+        [(str(entry["time"]), site, why) for entry in entries for site, why in entry.get(key, {}).items()]
+        for key in ("missing", "alarms")
+    )
     starts = [entry for entry in entries if entry["event"] in {"started", "resumed"}]
-    return Status(name, progress_of(folder / "checkpoint.safetensors"), entries[-1], len(starts), missed)
+    return Status(name, progress_of(folder / "checkpoint.safetensors"), entries[-1], len(starts), missed, alarms)
 
 
 def _done(folder: Path) -> bool:
@@ -155,14 +185,14 @@ def _wait_for_server(spec: ServerSpec, wait_s: float, reporter: Reporter, error:
             time.sleep(POLL_S)
 
 
-def _submit(line: Session, protocol: FederationSpec, name: str, canary: bool) -> str:
+def _submit(line: Session, protocol: FederationSpec, stretch: Stretch) -> str:
     """Submit the next job of the run. A job of it that the engine still believes in, as after a crash, is aborted first."""
-    title = f"{protocol.federation}-{name}"
+    title = f"{protocol.federation}-{stretch.run}"
     for job in line.list_jobs(name_prefix=title):
         if job.get("job_name") == title and not str(job.get("status", "")).startswith("FINISHED"):
             abort(line, job["job_id"])
     with tempfile.TemporaryDirectory() as folder:
-        return line.submit_job(str(write_job(Path(folder) / title, protocol, name, canary)))
+        return line.submit_job(str(write_job(Path(folder) / title, protocol, stretch)))
 
 
 def _follow(line: Session, job: str, folder: Path, protocol: FederationSpec, reporter: Reporter) -> None:
@@ -189,7 +219,9 @@ def _follow(line: Session, job: str, folder: Path, protocol: FederationSpec, rep
 
 def _told(entry: dict[str, Any]) -> str:
     missing = "; ".join(f"without {site}: {why}" for site, why in entry.get("missing", {}).items())
-    words = (entry["event"], entry.get("kind"), entry.get("phase"), entry.get("round"), missing, entry.get("reason"))
+    alarms = "; ".join(f"ALARM {site}: {why}" for site, why in entry.get("alarms", {}).items())
+    place = (entry["event"], entry.get("kind"), entry.get("phase"), entry.get("round"))
+    words = (*place, missing, alarms, entry.get("reason"))
     return " ".join(str(word) for word in words if word)
 
 

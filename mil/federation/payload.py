@@ -48,6 +48,12 @@ class Mismatch(Refusal):
     code = "mismatch"
 
 
+class NotAgreed(Refusal):
+    """The hospital has not agreed to the run."""
+
+    code = "run"
+
+
 class TooFewPatients(Refusal):
     """An update of so few patients would tell too much of each."""
 

@@ -64,7 +64,7 @@ def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[Finding]:
     else:
         findings += check_patients(spec, protocol, bags)
         findings += check_features(spec, protocol, bags)
-        findings += check_duplicates(spec, bags, against)
+        findings += check_duplicates(spec, bags, [*against, *map(Path, spec.against)])
     findings += [check_disk(spec), *check_kit(spec), check_connection(spec, protocol), check_ledger(spec)]
     return findings
 
@@ -162,7 +162,12 @@ def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]
     own = hashes(spec, bags)
     findings = []
     for path in against:
-        theirs = set(path.read_text(encoding="utf-8").split()[1:])
+        try:
+            theirs = set(path.read_text(encoding="utf-8").split()[1:])
+        except (OSError, UnicodeDecodeError) as error:
+            wrong = f"{path}: cannot be read ({error}); it is the file that the other site's `mil site hashes` wrote"
+            findings.append(Finding("duplicates", "fault", wrong))
+            continue
         for kind, name in sorted(found for line, found in own.items() if line in theirs):
             findings.append(
                 Finding("duplicates", "fault", f"{kind} {name} stands in {path.name} too; agree which site keeps it")

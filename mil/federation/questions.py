@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from mil.federation.config import FederationSpec
 from mil.federation.forms import groups_of, is_subset, outer_folds, slots
-from mil.federation.payload import Message, PayloadError, digest
+from mil.federation.payload import Message, NotAgreed, PayloadError, digest
 from mil.training.protocol import candidates
 
 ONCE = ("moments", "train", "watch", "open", "finish")
@@ -31,7 +31,7 @@ def check_run(question: Message, agreed: tuple[str, ...] | None, where: str) -> 
     run = str(question.values["run"])
     rehearsal = question.kind == "canary" or question.values.get("canary") is True
     if agreed is not None and run not in agreed and not rehearsal:
-        raise PayloadError(
+        raise NotAgreed(
             f"{where}: run {run} is not among those that site.yaml agrees to ({', '.join(agreed)}); refused"
         )
 

@@ -51,8 +51,9 @@ class Server:
         folder: str | Path,
         canary: bool = False,
         key: str | Path | None = None,
+        rehearsal: str | None = None,
     ) -> None:
-        """`key`: the sites' public key, where the protocol says encryption."""
+        """`key`: the sites' public key, where the protocol says encryption; `rehearsal`: the canary that came back before."""
         if protocol.encryption == "ckks" and key is None:
             raise MilError(
                 "server.yaml: key is not set; encryption needs the sites' public key (`mil site key` makes it)"
@@ -68,7 +69,8 @@ class Server:
         self.away: dict[str, str] = {}
         """Training sites that are not asked again in this job, and why."""
         event = "started" if self.stages.progress.stage == "new" else "resumed"
-        self.ledger.add({"event": event, "run": run, **identity(protocol), **self.stages.progress.place})
+        known = {"rehearsal": rehearsal} if event == "started" and not canary else {}
+        self.ledger.add({"event": event, "run": run, **known, **identity(protocol), **self.stages.progress.place})
 
     @property
     def kind(self) -> str:

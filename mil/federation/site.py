@@ -75,7 +75,7 @@ class Site:
             self.budget.hold_against(self.ledger.lines)
         self.epsilon: float | None = None
         self.cipher: Cipher | None = None
-        if protocol.encryption == "ckks":
+        if protocol.encryption == "ckks" and self.role == "train":
             if spec.key is None:
                 raise MilError("site.yaml: key is not set; encryption needs the secret key that the sites share")
             self.cipher = Cipher(spec.key)

@@ -6,16 +6,16 @@ the state is in `Stages.progress` and the named tensors; between two rounds it i
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mil.errors import CorruptFile, MilError
+from mil.errors import MilError
 from mil.federation.clients import participants, visits
 from mil.federation.config import FederationSpec
 from mil.federation.encryption import Adder
@@ -31,6 +31,7 @@ from mil.federation.forms import (
     watched_apart,
 )
 from mil.federation.payload import Message, digest
+from mil.federation.standing import Progress, progress_of
 from mil.federation.strategies import Answers, build_strategy, shares
 from mil.files import replacing
 from mil.training.plans import first_weights
@@ -39,45 +40,6 @@ from mil.training.scaling import Moments
 
 Found = Mapping[str, Message]
 """Answers by site."""
-
-
-@dataclass
-class Progress:
-    """Everything of a run but its tensors."""
-
-    stage: str = "new"
-    """What is asked next: `new` (nothing is known of the sites yet), `moments`, `train`, `watch`, `finish`, `done`.
-
-    Under encryption `open` follows `train`. In a rehearsal `canary` stands for all of them.
-    """
-    phase: str = "inner"
-    round: int = 1
-    visit: int = 0
-    """Sites visited in this round, where one after the other is."""
-    choices: list[int] = field(default_factory=list)
-    """Candidate of every outer fold, once it is chosen."""
-    rounds: list[int] = field(default_factory=list)
-    """Rounds of every slot of the phase."""
-    width: int = 0
-    about: dict[str, str | float | int | None] = field(default_factory=dict)
-    """What the sites' features say of their encoder."""
-    data: dict[str, str] = field(default_factory=dict)
-    """Digest of every site's data, as it joined."""
-    curves: list[list[float | None]] = field(default_factory=list)
-    """Mean loss on the inner folds after each round, for every outer fold and candidate; none after it has stopped."""
-    num_bags: dict[str, list[int]] = field(default_factory=dict)
-    """Training patients of every slot, by site."""
-    used: dict[str, int] = field(default_factory=dict)
-    """Round of the phase in which each site's answer was used last."""
-    sealed_live: list[int] = field(default_factory=list)
-    """Slots of the encrypted sum that is to be opened, if there is one."""
-    sealed_by: list[str] = field(default_factory=list)
-    """Sites whose updates are in it."""
-
-    @property
-    def place(self) -> dict[str, str | int]:
-        """Phase and round, for the ledger."""
-        return {"stage": self.stage, "phase": self.phase, "round": self.round}
 
 
 class Stages:
@@ -373,17 +335,6 @@ def save(stages: Stages, path: Path) -> None:
     tensors = {f"{part}:{name}": value.contiguous() for part, named in parts.items() for name, value in named.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata=about)
-
-
-def progress_of(path: Path) -> Progress:
-    """Where the run of a checkpoint stands, its tensors unread; a new run's where there is no file."""
-    if not path.exists():
-        return Progress()
-    try:
-        with safe_open(path, "pt") as file:
-            return Progress(**json.loads(file.metadata()["progress"]))
-    except SafetensorError as error:
-        raise CorruptFile(f"{path}: not a checkpoint of ours ({error}); restore it from the backup") from error
 
 
 def load(protocol: FederationSpec, path: Path, canary: bool = False, adder: Adder | None = None) -> Stages:

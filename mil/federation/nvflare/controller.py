@@ -29,9 +29,9 @@ POLL_S = 0.05
 class RunController(Controller):
     """Runs a stretch of the run named `run`."""
 
-    def __init__(self, run: str, spec_sha256: str, canary: bool = False) -> None:
+    def __init__(self, run: str, spec_sha256: str, canary: bool = False, rehearsal: str | None = None) -> None:
         super().__init__()
-        self.run_name, self.spec_sha256, self.canary = run, spec_sha256, canary
+        self.run_name, self.spec_sha256, self.canary, self.rehearsal = run, spec_sha256, canary, rehearsal
         self.answers: dict[str, bytes | str] = {}
         self.lock = Lock()
 
@@ -56,7 +56,8 @@ class RunController(Controller):
             if protocol.sha256 != self.spec_sha256:
                 raise MilError(f"{spec.federation} has changed since the job was submitted; submit it again")
             with only_one(folder):
-                self._rounds(Server(protocol, self.run_name, folder, self.canary, spec.key), abort_signal, fl_ctx)
+                server = Server(protocol, self.run_name, folder, self.canary, spec.key, self.rehearsal)
+                self._rounds(server, abort_signal, fl_ctx)
         except MilError as error:
             self.log_error(fl_ctx, f"the job ends: {error}", fire_event=False)
 

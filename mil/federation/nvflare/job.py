@@ -1,6 +1,7 @@
 """A run's job for FLARE: four small JSON files that name one class a side, and no code."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mil.federation.config import FederationSpec
@@ -10,12 +11,23 @@ EXECUTOR = "mil.federation.nvflare.executor.SiteExecutor"
 CONTROLLER = "mil.federation.nvflare.controller.RunController"
 
 
-def write_job(folder: Path, protocol: FederationSpec, run: str, canary: bool = False) -> Path:
+@dataclass(frozen=True)
+class Stretch:
+    """What the server's side of a job is told."""
+
+    run: str
+    spec_sha256: str
+    canary: bool = False
+    rehearsal: str | None = None
+    """The canary that came back before the run."""
+
+
+def write_job(folder: Path, protocol: FederationSpec, stretch: Stretch) -> Path:
     """The job's folder, to be submitted; who takes part is decided by the run's policy, not by the engine."""
     silent = protocol.rounds.silent_s
     interval = min(0.5, protocol.rounds.timeout_s / 50, silent / 20)
     meta = {
-        "name": f"{protocol.federation}-{run}",
+        "name": f"{protocol.federation}-{stretch.run}",
         "min_clients": 1,
         "deploy_map": {"app": ["server", *sorted(protocol.sites)]},
         "resource_spec": {},
@@ -25,7 +37,7 @@ def write_job(folder: Path, protocol: FederationSpec, run: str, canary: bool = F
         "server": {"task_request_interval": interval},
         "dead_client_grace_period": min(10.0, silent / 4),
         "workflows": [
-            {"id": "run", "path": CONTROLLER, "args": {"run": run, "spec_sha256": protocol.sha256, "canary": canary}},
+            {"id": "run", "path": CONTROLLER, "args": asdict(stretch)},
         ],
     }
     client = {

@@ -12,7 +12,7 @@ TASK = "question"
 MESSAGE = "message"
 CODE = "code"
 OWN_FILE = "mil.json"
-CODES = {"payload", "mismatch", "patients", "budget", "data", "other"}
+CODES = {"payload", "mismatch", "patients", "budget", "run", "data", "other"}
 
 
 def envelope(message: bytes) -> Shareable:
