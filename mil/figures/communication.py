@@ -43,13 +43,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             value, face = by_name.loc[one.experiment, kind], "white" if kind == "round_mb" else one.colour
             label = words if not place else None
             axes.plot(value, place, marker, color=one.colour, markerfacecolor=face, markersize=4.5, label=label)
-            axes.text(value, place - 0.2, f"{value:.3g}", ha="center", va="bottom", fontsize=6)
+            axes.text(value, place - 0.2, _three_digits(value), ha="center", va="bottom", fontsize=6)
     features = float(table["features_mb"].iloc[0])
     if features == features:
         axes.axvline(features, color=SOFT, linewidth=1, linestyle=(0, (4, 2)))
-        axes.text(features, -1.0, f"features\n{features:.3g}", ha="center", va="bottom", fontsize=6.3, color=SOFT)
+        axes.text(
+            features, -1.0, f"features\n{_three_digits(features)}", ha="center", va="bottom", fontsize=6.3, color=SOFT
+        )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.set(xlabel="MB, both ways, all training sites", ylim=(len(arms) - 0.4, -0.9))
     axes.set_yticks(range(len(arms)), [one.name for one in arms])
     axes.tick_params(axis="y", length=0)
@@ -66,6 +68,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "whole run with its inner folds and search. Line: the feature files of the training sites' patients, as they would be uploaded once."
         ),
     )
+
+
+def _three_digits(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def traffic(entries: list[dict]) -> dict[str, float]:
