@@ -61,7 +61,7 @@ def main() -> None:
     _print(
         ["", *heads],
         [
-            [arm(results, name, "").name if options.by == "strategy" else name, *_training(results, name)]
+            [arm(results, name, "").name.rstrip(", ") if options.by == "strategy" else name, *_training(results, name)]
             for name in predictions
         ],
     )

@@ -17,7 +17,7 @@ KINDS = {
 }
 
 
-@figure("Communication by strategy", needs=("runs", "bags"))
+@figure("Communication by strategy", needs=("runs", "bags", "census"))
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a federated strategy; markers on a scale of MB, and a line where uploading the features would be."""
     rows = []
@@ -65,7 +65,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"Bytes of model weights (SCAFFOLD: and control variates; FedPer: of the shared layers) that crossed between server and sites, both ways, "
             f"from the ledgers of the runs on {input_name(main)}: of one model in one round, of one final model (median) in all its rounds, and of the "
-            "whole run with its inner folds and search. Line: the feature files of the training sites' patients, as they would be uploaded once."
+            "whole run with its inner folds and search. Line: the features of the training sites' patients, if these were uploaded once instead."
         ),
     )
 
@@ -94,14 +94,20 @@ def traffic(entries: list[dict]) -> dict[str, float]:
 
 
 def features_mb(results: Results) -> float:
-    """Size of the feature files of the training sites' patients; not a number where they are not on this machine."""
+    """Size of the training sites' features, tiles x width x bytes a number; not a number where none is on this machine.
+
+    Not of their files: HDF5 rounds small ones up to a chunk.
+    """
     encoder = results.experiments[results.main].encoder
     bags = results.bags(results.endpoint)
-    slides = [
-        results.folder / "sites" / row.site / "features" / encoder / f"{slide}.h5"
-        for row in bags[bags["role"] == "train"].itertuples()
-        for slide in str(row.slides).split(";")
-    ]
-    if not slides or not all(path.is_file() for path in slides):
+    used = {
+        slide: row.site for row in bags[bags["role"] == "train"].itertuples() for slide in str(row.slides).split(";")
+    }
+    try:
+        census = results.census()
+        slide, site = next(iter(used.items()))
+        _, features = results.features(site, encoder, slide)
+    except (Absent, StopIteration):
         return float("nan")
-    return sum(path.stat().st_size for path in slides) / MB
+    tiles = census.loc[census["slide_id"].isin(list(used)), "num_tiles"].sum()
+    return float(tiles) * features.shape[1] * features.dtype.itemsize / MB
