@@ -34,4 +34,4 @@ rule all:
     default_target: True
     input:
         "<results>/report/index.html",
-        expand("<results>/sites/{site}/contact_sheet.jpg", site=SITES),
+        expand("<results>/sites/{site}/contact_sheet.jpg", site=[site for site in SITES if site not in FEATURE_SITES]),

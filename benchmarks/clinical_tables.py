@@ -1,13 +1,16 @@
 """Real clinical tables as three sites: response to neoadjuvant chemotherapy, local against pooled against federated.
 
-    python benchmarks/clinical_tables.py ../shared/data/clinical
+    python benchmarks/clinical_tables.py ../shared/data/clinical [FOLDER]
 
 Ohio: IMPRESS (TNBC and HER2+). Cambridge: TransNEO. Validation: the hospitals of its two test sets, external here. Age,
-grade, nodes and the published lymphocyte measure of each study (standardised within its site, since they are on different
-scales) go through the same folds, baselines, scores and comparisons as a cohort's clinical columns.
+grade, nodes and the published lymphocyte measure of each study (standardised within its site and subtype, without labels, since
+they are on different scales) are written as a patient table and a cohort file a subtype, and go the way of `mil clinical`. With
+FOLDER the tables and cohort files stay there, to be run by hand.
 """
 
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 from zipfile import ZipFile
@@ -15,38 +18,48 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 
-from mil.bags import deal_folds
-from mil.config import EndpointSpec, MetricsSpec
+from mil.config import Config
+from mil.files import write_text
 from mil.metrics import delong
-from mil.metrics.baselines import run_protocol
-from mil.metrics.clinical import clinical_inputs
-from mil.metrics.comparison import compare
-from mil.metrics.folds import within_folds
-from mil.metrics.score import PRIMARY, score
+from mil.metrics.clinical_cohort import ClinicalResults, clinical_cohort, read_patients
+from mil.metrics.score import primary
+from mil.tables import write_table
 
 SHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 ROLES = {"Cambridge": "train", "Ohio": "train", "Validation": "external"}
 COLUMNS = ("age", "grade", "nodes", "lymphocytes")
-ENDPOINT = EndpointSpec(column="response", folds=5, inner_folds=4, repeats=5)
+SUBTYPES = {"TNBC": "tnbc", "HER2+": "her2"}
+TRAINING = {"rounds": 60, "optimiser": "adamw", "lr": 0.05, "weight_decay": 0.01}
 
 
-def read_patients(folder: Path) -> pd.DataFrame:
+def read_tables(folder: Path) -> pd.DataFrame:
     """patient_id, site, subtype (TNBC, HER2+, ER+/HER2-), response (0/1), age, grade, nodes (0/1), lymphocytes; nan where unknown."""
     return pd.concat([_impress(folder / "impress"), _transneo(folder / "transneo")], ignore_index=True)
 
 
-def bags_of(patients: pd.DataFrame, endpoint: EndpointSpec = ENDPOINT) -> pd.DataFrame:
-    """A bag table with folds; one "slide" a patient, since there are none."""
-    bags = pd.DataFrame(
+def config_of(subtype: str, folder: Path, repeats: int = 5, bootstrap: int = 2000) -> Config:
+    """The cohort of one subtype; what `mil clinical FOLDER/tnbc.yaml` reads."""
+    trained = {
+        f"engine_{strategy}": {
+            "encoder": "effnet",
+            "endpoint": "response",
+            "model": "clinical",
+            "strategy": strategy,
+            "covariates": list(COLUMNS),
+            "training": TRAINING,
+        }
+        for strategy in ("pooled", "fedavg")
+    }
+    return Config.model_validate(
         {
-            "patient_id": patients["patient_id"],
-            "slides": patients["patient_id"],
-            "site": patients["site"],
-            "role": patients["site"].map(ROLES),
-            "label": patients["response"].astype(int),
+            "cohort": SUBTYPES[subtype],
+            "slides": {"patients": str(folder / f"{SUBTYPES[subtype]}.csv"), "roles": ROLES},
+            "endpoints": {"response": {"folds": 5, "inner_folds": 4, "repeats": repeats}},
+            "experiments": trained,
+            "run": list(trained),
+            "metrics": {"clinical": list(COLUMNS), "annotation": "lymphocytes", "bootstrap": bootstrap},
         }
     )
-    return deal_folds(bags.sort_values(["site", "patient_id"], ignore_index=True), endpoint)
 
 
 def patient_table(patients: pd.DataFrame) -> pd.DataFrame:
@@ -57,21 +70,50 @@ def patient_table(patients: pd.DataFrame) -> pd.DataFrame:
     return table.astype(object).where(table.notna(), "").astype(str)
 
 
-def run(
-    patients: pd.DataFrame, spec: MetricsSpec, endpoint: EndpointSpec = ENDPOINT
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Metrics, within-fold AUROCs and comparisons of local, pooled and federated logistic regression on one subtype."""
-    bags, table = bags_of(patients, endpoint), patient_table(patients)
-    folded = [
-        run_protocol("clinical", clinical_inputs(table, COLUMNS), bags),
-        run_protocol("lymphocytes", clinical_inputs(table, ["lymphocytes"]), bags),
-    ]
-    predictions = pd.concat([one.predictions for one in folded], ignore_index=True)
-    inner = pd.concat([one.inner for one in folded], ignore_index=True)
-    by_experiment = dict(list(predictions.groupby("experiment", sort=False)))
-    inside = pd.concat([within_folds(part).assign(experiment=name) for name, part in by_experiment.items()])
-    clinical = {name: part for name, part in by_experiment.items() if name.startswith("clinical")}
-    return score(predictions, spec, None, inner), inside, compare(clinical, spec)
+def run(patients: pd.DataFrame, subtype: str, folder: Path, **settings: int) -> ClinicalResults:
+    """Write the subtype's patient table and cohort file into `folder` and evaluate them as `mil clinical` does."""
+    config = config_of(subtype, folder, **settings)
+    write_table(patient_table(patients[patients["subtype"] == subtype]), folder / f"{SUBTYPES[subtype]}.csv")
+    write_text(folder / f"{SUBTYPES[subtype]}.yaml", config.to_json())
+    return clinical_cohort(config, "response", read_patients(config))
+
+
+def single_measures(folder: Path) -> Iterator[tuple[str, str, str, float, float, float, int]]:
+    """Study, subtype, measure, AUROC with its interval, patients: measures alone, in the direction that the table states."""
+    patients = read_tables(folder)
+    for site, subtype, column, up in (
+        ("Cambridge", "", "lymphocytes", True),
+        ("Cambridge", "TNBC", "lymphocytes", True),
+        ("Cambridge", "HER2+", "lymphocytes", True),
+        ("Cambridge", "", "age", False),
+        ("Cambridge", "", "grade", True),
+        ("Cambridge", "", "nodes", False),
+        ("Validation", "not HER2+", "lymphocytes", True),
+        ("Validation", "HER2+", "lymphocytes", True),
+        ("Ohio", "TNBC", "age", False),
+        ("Ohio", "TNBC", "lymphocytes", True),
+    ):
+        chosen = patients[patients["site"] == site].dropna(subset=[column])
+        if subtype:
+            chosen = chosen[(chosen["subtype"] == subtype.removeprefix("not ")) != subtype.startswith("not ")]
+        values = chosen[column] if up else -chosen[column]
+        found = delong.logit_interval(chosen["response"].to_numpy(), values.to_numpy(float))
+        yield site, subtype or "all", column if up else f"{column}, lower", *found, len(chosen)
+    for subtype, table, measure, up in (
+        ("TNBC", "pathologists", "CD8-peritumoral (%)", True),
+        ("TNBC", "pathologists", "CD8-intratumoral (%)", True),
+        ("TNBC", "pathologists", "PD-L1-stroma (%)", True),
+        ("TNBC", "IMPRESS", "stroma CD8_proportion", False),
+        ("HER2+", "IMPRESS", "lymphocytes CD163_ratio", True),
+    ):
+        features = pd.read_csv(folder / f"impress/features/{table}/{subtype}.csv", header=[0, 1])
+        features.columns = [
+            name if table == "pathologists" else f"{region} {name}" for region, name in features.columns
+        ]
+        response = pd.read_csv(folder / f"impress/clinical/{subtype}.csv", header=[0, 1])["clinical"]["pCR"]
+        values = features[measure].to_numpy(float) * (1 if up else -1)
+        found = delong.logit_interval(response.to_numpy(int), values)
+        yield "Ohio", subtype, f"{table} {measure}" + ("" if up else ", lower"), *found, len(values)
 
 
 def _impress(folder: Path) -> pd.DataFrame:
@@ -143,36 +185,30 @@ def _sheet(path: Path, number: int) -> pd.DataFrame:
     return pd.DataFrame([{name: row.get(column, "") for column, name in head.items()} for row in rows[1:]])
 
 
-def main(folder: Path) -> None:
-    patients = read_patients(folder)
+def main(source: Path, folder: Path) -> None:
+    patients = read_tables(source)
     print(patients.groupby(["subtype", "site"])["response"].agg(["size", "sum"]).to_string(), end="\n\n")
-    for subtype in ("TNBC", "HER2+"):
-        chosen = patients[patients["subtype"] == subtype]
-        print(f"{subtype}: single measures, AUROC")
-        for (site, column), values in (
-            chosen.groupby("site")[["age", "lymphocytes"]].apply(lambda t: t.stack()).groupby(level=[0, 2])
-        ):
-            part = chosen.loc[values.index.get_level_values(1)]
-            area, low, high = delong.logit_interval(part["response"].to_numpy(), values.to_numpy())
-            print(f"  {site:10s} {column:12s} {area:.3f} [{low:.3f}, {high:.3f}] of {len(part)}")
-        metrics, inside, comparisons = run(chosen, MetricsSpec())
-        primary = metrics[(metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY)]
-        shown = primary[primary["split"] != "transfer"]
-        print(
-            shown[["experiment", "trained_on", "site", "patients", "value", "low", "high"]]
-            .round(3)
-            .to_string(index=False)
-        )
+    for site, subtype, measure, area, low, high, number in single_measures(source):
+        print(f"{site:10s} {subtype:9s} {measure:38s} {area:.3f} [{low:.3f}, {high:.3f}] of {number}")
+    for subtype in SUBTYPES:
+        found = run(patients, subtype, folder)
+        print(f"\n{subtype}: AUROC of held-out and external patients (within sites where there are several)")
+        shown = primary(found.metrics)
+        columns = ["experiment", "trained_on", "split", "site", "patients", "positives", "value", "low", "high"]
+        print(shown[columns].round(3).to_string(index=False))
+        inside = found.metrics[
+            (found.metrics["metric"] == "auroc_within_folds") & (found.metrics["site"] == "training sites")
+        ]
         print("within folds:")
-        print(
-            inside[["experiment", "trained_on", "split", "site", "value", "low", "high"]]
-            .round(3)
-            .to_string(index=False)
-        )
-        paired = comparisons[comparisons["method"] == "DeLong, paired"]
+        print(inside[["experiment", "trained_on", "value", "low", "high"]].round(3).to_string(index=False))
+        paired = found.comparisons[found.comparisons["primary"]]
         columns = ["first", "second", "second_trained_on", "site", "difference", "low", "high", "p", "p_adjusted"]
-        print(paired[columns].round(3).to_string(index=False), end="\n\n")
+        print(paired[columns].round(3).to_string(index=False))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        with tempfile.TemporaryDirectory() as made:
+            main(Path(sys.argv[1]), Path(made))

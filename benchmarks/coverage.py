@@ -21,7 +21,7 @@ from mil.metrics import calibration, classification, decision, delong, intervals
 from mil.metrics.added_value import added_value
 from mil.metrics.bootstrap import p_of_difference, percentile_interval, point, resamples
 from mil.metrics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds, within_folds
-from mil.metrics.localisation import SlideAttention, localise
+from mil.metrics.localisation import SlideAttention, by_slide, localise
 from mil.metrics.score import bootstrap_interval
 from mil.metrics.survival import c_index, c_index_interval
 from mil.rng import rng
@@ -36,7 +36,7 @@ COHORTS = (
     (200, 0.3, 0.75, 0.5, 1.6),
 )
 PAIRS = ((30, 0.3, 0.75), (60, 0.4, 0.75), (60, 0.4, 0.90), (200, 0.3, 0.75))
-RESAMPLES, THRESHOLD, CUT = 1000, 0.35, 0.5
+RESAMPLES, THRESHOLD, CUT = 500, 0.35, 0.5
 Metrics = dict[str, tuple[float, float, float]]
 
 
@@ -112,7 +112,7 @@ def survivors(stream: np.random.Generator, patients: int) -> pd.DataFrame:
 
 def single(cohorts: int) -> None:
     """Single metrics of one score."""
-    columns, shown = {}, {}
+    print("Share of 95 % intervals that hold the population's value; patients, prevalence, AUROC")
     stream = rng(0, "survival population")
     people = [survivors(stream, 3000) for _ in range(20)]
     concordance = np.mean([c_index(*(t[c].to_numpy() for c in t), np.ones((1, len(t))))[0] for t in people])
@@ -127,20 +127,25 @@ def single(cohorts: int) -> None:
                 value = truth.get(name, auroc)
                 held.setdefault(name, []).append(np.nan if np.isnan(low) else float(low <= value <= high))
         title = f"{patients}, {prevalence:.0%}, {auroc}" + ("" if slope == 1 else ", too sure")
-        columns[title] = {name: np.nanmean(own) for name, own in held.items()}
-        shown[title] = {name: np.isnan(own).mean() for name, own in held.items()}
-    table = pd.DataFrame(columns).map(lambda share: f"{share:.1%}")
-    blank = pd.DataFrame(shown).map(lambda share: f" ({share:.1%} undefined)" if share > 0.0005 else "")
-    print("Share of 95 % intervals that hold the population's value; patients, prevalence, AUROC")
-    print((table + blank).to_string(), end="\n\n")
+        shares = {name: f"{np.nanmean(own):.1%}" for name, own in held.items()}
+        for name, own in held.items():
+            if np.isnan(own).any():
+                shares[name] += f" ({np.isnan(own).mean():.1%} undefined)"
+        print(f"{title}: " + "; ".join(f"{name} {share}" for name, share in shares.items()), flush=True)
 
 
 def tiles(cohorts: int) -> None:
     """Attention against truth: mean over slides of the AUROC within the slide, and all tiles pooled, by patient."""
     for patients in (8, 15, 40):
         stream, spec, held = rng(0, "tiles", patients), MetricsSpec(bootstrap=RESAMPLES), {}
-        population = localise(_slides(rng(0, "tile population"), 4000), MetricsSpec(bootstrap=100), "x")
-        truth = population[population["site"] == "A"].set_index("metric")["value"]
+        everyone = list(_slides(rng(0, "tile population"), 4000))
+        truth = {
+            "tile_auroc_mean": float(by_slide(everyone)["auroc"].mean()),
+            "tile_auroc_pooled": delong.auroc(
+                np.concatenate([one.truth for one in everyone]).astype(int),
+                np.concatenate([one.relative for one in everyone]),
+            ),
+        }
         for _ in range(max(cohorts // 4, 1)):
             table = localise(_slides(stream, patients), spec, "x")
             for row in table[table["site"] == "A"].itertuples():

@@ -1,10 +1,13 @@
 """Tiles a second on one GPU: the encoder alone, from slide to file with our pipeline, and the peers' way, side by side.
 
-    python benchmarks/features_gpu.py [--minutes 8] [--models vit_l,vit_b,resnet50]
+    python benchmarks/features_gpu.py [--minutes 8] [--models vit_l,uni2_h,vit_g,vit_b,resnet50]
+    python benchmarks/features_gpu.py --tiny   # every part once, in small, on a machine without a GPU: do they run?
 
 Random weights, a synthetic 40x slide in JPEG tiles, 512 px of level 0 -> 256 px at 0.5 microns -> 224 px. Peers' way: OpenSlide
-in DataLoader workers, one a core, fp16 autocast, features to HDF5. Prints as it goes; a part that fails prints why and the
-next begins. With OUT set, results go to $OUT/features_gpu.json too.
+in DataLoader workers, one a core, fp16 autocast, features to HDF5. nvJPEG: torchvision's decoder on the GPU, the same tiles as
+JPEG files in memory, alone and in turns with the encoder; what it reaches beside four readers says whether the pipeline
+should use it (it does not). Prints as it goes, the bar beside the figure; a part that fails prints why and the next begins.
+With OUT set, results go to $OUT/features_gpu.json too.
 """
 
 import argparse
@@ -29,7 +32,8 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from synthetic_slide import grid, write_slide
+from networks import COSINE_BAR, DEVICE, MODELS, RESNET_BAR, SIZE, Model, encoder_alone, half, nvjpeg, plain, wait
+from synthetic_slide import grid, texture, write_slide
 
 from mil import hdf5
 from mil.config import EncoderSpec
@@ -39,20 +43,15 @@ from mil.features.readers import ProcessReaders, SharedMemory
 from mil.features.shard import extract, sorted_out
 from mil.progress import Reporter
 
-SIDE = 32_768
 READ_PX, TILE_PX, MPP = 512, 256, 0.5
-BATCH = 256
-MODELS = {
-    "vit_l": ("uni", "vit_large_patch16_224", {"init_values": 1e-5}),
-    "vit_b": ("phikon", "vit_base_patch16_224", {}),
-    "resnet50": ("resnet50", "resnet50", {}),
-}
+
+
 RESULTS: dict[str, Any] = {}
 BEGAN = time.time()
 
 
-def note(key: str, value: Any, unit: str = "") -> None:
-    """Print and keep one result."""
+def note(key: str, value: Any, unit: str = "", bar: float | None = None) -> None:
+    """Print and keep one result, beside it the bar that it should reach."""
     RESULTS[key] = value
     shown = (
         f"{value:,.4g}"
@@ -61,7 +60,10 @@ def note(key: str, value: Any, unit: str = "") -> None:
         if isinstance(value, float)
         else value
     )
-    print(f"[{time.time() - BEGAN:5.0f} s] {key}: {shown} {unit}".rstrip(), flush=True)
+    wanted = (
+        "" if bar is None or DEVICE.type != "cuda" else f" (bar {bar:,g}: {'reached' if value >= bar else 'MISSED'})"
+    )
+    print(f"[{time.time() - BEGAN:5.0f} s] {key}: {shown} {unit}".rstrip() + wanted, flush=True)
     if os.environ.get("OUT"):
         Path(os.environ["OUT"], "features_gpu.json").write_text(json.dumps(RESULTS, indent=2))
 
@@ -78,41 +80,13 @@ def part(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
         torch.cuda.empty_cache()
 
 
-def rate_of(step: Callable[[], Any], tiles: int, seconds: float = 4.0) -> float:
-    """Tiles a second of `step`, after a warm-up."""
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        for _ in range(8):
-            step()
-        steps += 8
-        torch.cuda.synchronize()
-    return tiles * steps / (time.perf_counter() - began)
-
-
-def encoder_alone(architecture: str, settings: dict[str, Any], way: str) -> float:
-    """The plain network of timm on batches that lie on the GPU: compiled bf16, or fp16 autocast as peers run it."""
-    net = timm.create_model(architecture, pretrained=False, num_classes=0, **settings).cuda().eval()
-    tiles = torch.randn(BATCH, 3, 224, 224, device="cuda")
-    with torch.inference_mode():
-        if way == "compiled":
-            net = net.bfloat16().to(memory_format=torch.channels_last)
-            tiles = tiles.bfloat16().to(memory_format=torch.channels_last)
-            fast = torch.compile(net, dynamic=False)
-            return rate_of(lambda: fast(tiles), BATCH)
-        with torch.autocast("cuda", torch.float16):
-            return rate_of(lambda: net(tiles), BATCH)
-
-
 class Shard:
     """A folder with slides (one file under many names) and their tiles files."""
 
     def __init__(self, folder: Path, slides: int) -> None:
         self.folder = folder
-        self.slide = write_slide(folder / "slide.tif", SIDE)
-        self.coords = grid(SIDE, READ_PX)
+        self.slide = write_slide(folder / "slide.tif", SIZE.side)
+        self.coords = grid(SIZE.side, READ_PX)
         self.names = [f"s{number}" for number in range(slides)]
         for name in self.names:
             (folder / f"{name}.tif").symlink_to(self.slide)
@@ -143,7 +117,7 @@ def ours(engine: Engine, shard: Shard, slides: int, decoding: str, readers: int,
     """From slides to finished files with our pipeline, compiling not counted."""
     out = Path(tempfile.mkdtemp(dir=shard.folder))
     tiles = shard.write_tiles(slides, decoding)
-    todo = sorted_out(shard.table(slides), tiles, engine.spec, "random", out)
+    todo = sorted_out(shard.table(slides), tiles, engine.spec, engine.encoder, out)
     reporter = Reporter(stream=sys.stdout)
     with reporter.steps(key, slides, "slides") as steps:
         profile = extract(todo, engine, out, readers, reporter, steps, tell=True)
@@ -184,23 +158,23 @@ class OpenSlideTiles(torch.utils.data.Dataset):
         return self.transform(region)
 
 
-def peers(architecture: str, settings: dict[str, Any], shard: Shard, workers: int, seconds: float) -> float:
-    """The peers' way for `seconds`, start of the workers not counted."""
-    net = timm.create_model(architecture, pretrained=False, num_classes=0, **settings).cuda().eval()
+def peers(model: Model, shard: Shard, workers: int) -> float:
+    """The peers' way for some seconds, start of the workers not counted."""
+    net = plain(model)
     tiles = OpenSlideTiles([str(shard.folder / f"{name}.tif") for name in shard.names], shard.coords)
     loader = torch.utils.data.DataLoader(
-        tiles, batch_size=BATCH, num_workers=workers, pin_memory=True, prefetch_factor=2
+        tiles, batch_size=SIZE.batch, num_workers=workers, pin_memory=DEVICE.type == "cuda", prefetch_factor=2
     )
     found, count, began = [], 0, 0.0
-    with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+    with torch.inference_mode(), half():
         for number, batch in enumerate(loader):
-            found.append(net(batch.cuda(non_blocking=True)).cpu().numpy())
+            found.append(net(batch.to(DEVICE, non_blocking=True)).float().cpu().numpy())
             if number == 2:
-                torch.cuda.synchronize()
+                wait()
                 began, count = time.perf_counter(), 0
             elif number > 2:
                 count += len(batch)
-                if time.perf_counter() - began > seconds:
+                if time.perf_counter() - began > SIZE.peers_seconds:
                     break
     with h5py.File(shard.folder / "peers.h5", "w") as file:
         file.create_dataset("features", data=np.concatenate(found))
@@ -209,7 +183,7 @@ def peers(architecture: str, settings: dict[str, Any], shard: Shard, workers: in
     return rate
 
 
-def readers_alone(shard: Shard, readers: int, decoding: str, seconds: float = 6.0) -> float:
+def readers_alone(shard: Shard, readers: int, decoding: str) -> float:
     """What the reader processes deliver when nobody else works."""
     memory = SharedMemory(readers * 2 * 128 * TILE_PX * TILE_PX * 3)
     pool = ProcessReaders(readers, memory)
@@ -221,7 +195,11 @@ def readers_alone(shard: Shard, readers: int, decoding: str, seconds: float = 6.
             while free and pool.free():
                 places[number] = free.pop()
                 first = number * 128 % len(shard.coords)
-                order = {"number": number, "path": str(shard.folder / f"s{number % 4}.tif"), "slide_mpp": None}
+                order = {
+                    "number": number,
+                    "path": str(shard.folder / f"{shard.names[number % len(shard.names)]}.tif"),
+                    "slide_mpp": None,
+                }
                 order |= {"coords": shard.coords[first : first + 128].tolist(), "size_px": TILE_PX, "mpp": MPP}
                 order |= {"reading": {"decoding": decoding}, "offset": places[number] * 128 * TILE_PX * TILE_PX * 3}
                 pool.order(order)
@@ -232,7 +210,7 @@ def readers_alone(shard: Shard, readers: int, decoding: str, seconds: float = 6.
                 done += 128
             if not began and number > readers * 4:
                 began, done = time.perf_counter(), 0
-            if began and time.perf_counter() - began > seconds:
+            if began and time.perf_counter() - began > SIZE.seconds:
                 return done / (time.perf_counter() - began)
     finally:
         pool.close()
@@ -240,34 +218,39 @@ def readers_alone(shard: Shard, readers: int, decoding: str, seconds: float = 6.
 
 
 def agreement(entry: str) -> None:
-    """Cosine of every tile's features: bf16 against fp32 on the GPU, and the CPU's fp32 against the GPU's."""
-    tiles = np.random.default_rng(0).integers(0, 255, (512, TILE_PX, TILE_PX, 3)).astype(np.uint8)
-    spec = EncoderSpec(name=entry, weights="random", precision="fp32", batch_size=128)
-    encoder = build(spec)
+    """Cosine of every tile's features: bf16 against fp32 on the GPU, and the CPU's against the GPU's."""
+    picture = texture(4096, 1)
+    corners = np.random.default_rng(0).integers(0, 4096 - TILE_PX, (SIZE.tiles, 2))
+    tiles = np.stack([picture[y : y + TILE_PX, x : x + TILE_PX] for x, y in corners])
+    spec = EncoderSpec(name=entry, weights="random", precision="fp32", batch_size=min(SIZE.batch, 128))
 
-    def features(precision: str, device: str, count: int = 512, tiles_to_come: int = 0) -> torch.Tensor:
-        engine = Engine(encoder, spec.model_copy(update={"precision": precision}), torch.device(device), tiles_to_come)
+    def features(precision: str, device: torch.device, count: int = SIZE.tiles) -> torch.Tensor:
+        engine = Engine(build(spec), spec.model_copy(update={"precision": precision}), device)
         return torch.from_numpy(engine(tiles[:count])).float()
 
-    exact = features("fp32", "cuda")
-    short = features("bf16", "cuda")
-    note(f"{entry} bf16 against fp32, smallest cosine of 512 tiles", float(torch.cosine_similarity(exact, short).min()))
-    host = features("fp32", "cpu", 32)
-    note(f"{entry} CPU against CUDA (fp32), smallest of 32", float(torch.cosine_similarity(exact[:32], host).min()))
-    host = features("bf16", "cpu", 32)
-    note(f"{entry} CPU against CUDA (bf16), smallest of 32", float(torch.cosine_similarity(short[:32], host).min()))
+    def smallest(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float(torch.cosine_similarity(one[: len(other)], other).min())
+
+    few, cpu = min(32, SIZE.tiles), torch.device("cpu")
+    exact, short = features("fp32", DEVICE), features("bf16", DEVICE)
+    note(f"{entry} bf16 against fp32, smallest cosine of {len(exact)} tiles", smallest(exact, short), bar=COSINE_BAR)
+    for kind, there in (("fp32", exact), ("bf16", short)):
+        found = smallest(there, features(kind, cpu, few))
+        note(f"{entry} CPU against {DEVICE.type} ({kind}), smallest of {few}", found, bar=COSINE_BAR)
 
 
 def memory_halving() -> None:
     """A batch that cannot fit is halved until it does."""
+    if DEVICE.type != "cuda":
+        note("out of memory", "needs a GPU; tests/test_engine.py has it without one")
+        return
     spec = EncoderSpec(name="kaiko_vits16", weights="random", batch_size=64)
-    engine = Engine(build(spec), spec, torch.device("cuda"), reporter=Reporter(stream=sys.stdout))
-    tiles = np.zeros((64, TILE_PX, TILE_PX, 3), np.uint8)
-    want = engine(tiles)
+    engine = Engine(build(spec), spec, DEVICE, reporter=Reporter(stream=sys.stdout))
+    want = engine(np.zeros((64, TILE_PX, TILE_PX, 3), np.uint8))
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**25) / total)
     torch.cuda.empty_cache()
-    engine.spec, engine.step = spec, 4096
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**30) / total)
+    engine.step = 4096
     try:
         got = engine(np.zeros((4096, TILE_PX, TILE_PX, 3), np.uint8))
     finally:
@@ -278,87 +261,103 @@ def memory_halving() -> None:
 
 def make_engine(entry: str) -> Engine:
     """Our engine with the entry's random weights, to be compiled."""
-    spec = EncoderSpec(name=entry, weights="random", batch_size=BATCH)
-    return Engine(build(spec), spec, torch.device("cuda"), 10**9, Reporter(stream=sys.stdout))
+    spec = EncoderSpec(name=entry, weights="random", batch_size=SIZE.batch)
+    return Engine(build(spec), spec, DEVICE, 10**9, Reporter(stream=sys.stdout))
 
 
-def with_all_cores(model: str, shard: Shard, cores: int, in_time: Callable[[float], bool]) -> Engine | None:
+def with_all_cores(name: str, shard: Shard, cores: int, in_time: Callable[[float], bool]) -> Engine | None:
     """One model: alone, ours in both ways of decoding, the peers' way."""
-    entry, architecture, settings = MODELS[model]
-    alone = part(model, encoder_alone, architecture, settings, "compiled")
+    model = MODELS[name]
+    alone = part(name, encoder_alone, model, "compiled")
     if alone:
-        note(f"{model} encoder alone, compiled bf16", alone, "tiles/s")
-    engine = part(model, make_engine, entry)
+        note(f"{name} encoder alone, compiled bf16", alone, f"tiles/s; {model.alone:,} before")
+    engine = part(name, make_engine, model.entry)
     best = 0.0
     for decoding in ("full", "scaled"):
         if engine is None or not in_time(40):
             break
-        key = f"{model} ours, {cores} cores, {decoding}"
-        slides = {"vit_l": 8, "vit_b": 20, "resnet50": 24}[model]
-        found = part(model, ours, engine, shard, slides, decoding, max(cores - 1, 1), key)
+        key = f"{name} ours, {cores} cores, {decoding}"
+        slides = min(model.slides, len(shard.names))
+        found = part(name, ours, engine, shard, slides, decoding, max(cores - 1, 1), key)
         if found:
             best = max(best, found)
-            note(key, found, "tiles/s")
+            note(key, found, "tiles/s", RESNET_BAR if model.share is None else None)
         if found and alone:
-            note(f"{key}: of the encoder alone", found / alone)
-    usual = part(model, peers, architecture, settings, shard, cores, 8.0)
+            note(f"{key}: of the encoder alone", found / alone, bar=model.share)
+    usual = part(name, peers, model, shard, cores)
     if usual:
-        note(f"{model} peers' way, {cores} workers", usual, "tiles/s")
-        note(f"{model} ours / peers' way", best / usual)
+        note(f"{name} peers' way, {cores} workers", usual, "tiles/s")
+        note(f"{name} ours / peers' way", best / usual, bar=model.ratio)
     return engine
 
 
-def with_four_cores(model: str, engine: Engine, shard: Shard) -> None:
-    """One model where the job has four cores, as clusters give to a GPU."""
-    _, architecture, settings = MODELS[model]
-    key = f"{model} ours, 4 cores, scaled"
-    few = part(model, ours, engine, shard, 4, "scaled", 4, key)
-    usual = part(model, peers, architecture, settings, shard, 4, 8.0)
-    if few:
-        note(key, few, "tiles/s")
+def with_four_cores(name: str, engine: Engine, shard: Shard) -> None:
+    """One model where the job has four cores, as clusters give to a GPU; the best of its ways beside the peers'."""
+    model = MODELS[name]
+    slides = min(4, len(shard.names))
+    ways = {
+        way: part(name, ours, engine, shard, slides, way, 4, f"{name}, 4 cores, {way}") for way in ("full", "scaled")
+    }
+    ways["nvJPEG in turns with the encoder (not in the pipeline)"] = part(name, nvjpeg, model)
+    found = {way: rate for way, rate in ways.items() if rate}
+    for way, rate in found.items():
+        note(f"{name} ours, 4 cores, {way}", rate, "tiles/s")
+    usual = part(name, peers, model, shard, 4)
     if usual:
-        note(f"{model} peers' way, 4 cores", usual, "tiles/s")
-    if few and usual:
-        note(f"{model} ours / peers' way, 4 cores", few / usual)
+        note(f"{name} peers' way, 4 cores", usual, "tiles/s")
+    if found and usual:
+        note(f"{name} best with 4 cores", max(found, key=lambda way: found[way]))
+        note(f"{name} ours (full) / peers' way, 4 cores", (ways["full"] or 0.0) / usual)
 
 
 def main() -> None:
     """All parts, the most wanted first, within the minutes given."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--minutes", type=float, default=8.0)
-    arguments.add_argument("--models", default="vit_l,vit_b,resnet50")
+    arguments.add_argument("--models")
+    arguments.add_argument("--tiny", action="store_true", help="Every part in small; runs on a CPU.")
     options = arguments.parse_args()
+    if options.tiny:
+        SIZE.shrink()
+    elif DEVICE.type != "cuda":
+        sys.exit("no CUDA device here; --tiny tries every part in small on the CPU")
 
     def in_time(seconds: float) -> bool:
         return time.time() - BEGAN + seconds < options.minutes * 60
 
     every = sorted(os.sched_getaffinity(0))
     software = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
-    note("machine", f"{torch.cuda.get_device_name()}, {len(every)} cores, {software}")
-    models = options.models.split(",")
+    card = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "no GPU"
+    note("machine", f"{card}, {len(every)} cores, {software}")
+    models = (options.models or ("resnet50" if options.tiny else ",".join(MODELS))).split(",")
     with tempfile.TemporaryDirectory() as folder:
-        shard = Shard(Path(folder), 40)
-        note("slide", f"{SIDE} px square, {len(shard.coords)} tiles, {shard.slide.stat().st_size / 1e6:.0f} MB")
+        shard = Shard(Path(folder), SIZE.slides)
+        size = shard.slide.stat().st_size / 1e6
+        note("slide", f"{SIZE.side} px square, {len(shard.coords)} tiles, {size:.0f} MB")
         for decoding in ("full", "scaled"):
             found = part("readers", readers_alone, shard, max(len(every) - 1, 1), decoding)
             if found:
                 note(f"{max(len(every) - 1, 1)} readers alone, {decoding}", found, "tiles/s")
-        engines = {model: with_all_cores(model, shard, len(every), in_time) for model in models if in_time(60)}
-        for model in models:
+        found = part("nvJPEG", nvjpeg, None)
+        if found:
+            note("nvJPEG alone", found, "tiles/s")
+        engines = {name: with_all_cores(name, shard, len(every), in_time) for name in models if in_time(60)}
+        for name in models:
             if in_time(20):
-                part("agreement", agreement, MODELS[model][0])
+                part("agreement", agreement, MODELS[name].entry)
         part("memory", memory_halving)
         note("peak memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")
         os.sched_setaffinity(0, set(every[:4]))
-        for model, engine in reversed(engines.items()):
+        for name, engine in reversed(engines.items()):
             if engine is not None and in_time(35):
-                with_four_cores(model, engine, shard)
-        for model in models:
-            _, architecture, settings = MODELS[model]
-            found = part(model, encoder_alone, architecture, settings, "fp16 autocast") if in_time(15) else None
+                with_four_cores(name, engine, shard)
+        for name in models:
+            found = part(name, encoder_alone, MODELS[name], "fp16 autocast") if in_time(15) else None
             if found:
-                note(f"{model} encoder alone, fp16 autocast", found, "tiles/s")
+                note(f"{name} encoder alone, fp16 autocast", found, f"tiles/s; {MODELS[name].usual:,} before")
     note("done in", time.time() - BEGAN, "s")
+    failed = [key for key in RESULTS if key.endswith("FAILED")]
+    sys.exit(f"{len(failed)} parts failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

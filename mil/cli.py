@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from mil import __version__
-from mil.commands import encoders, files
+from mil.commands import clinical, encoders, files
 from mil.errors import MilError
 from mil.federation import commands as hospitals
 from mil.progress import Reporter
@@ -229,8 +229,17 @@ def extract(
     folder: Annotated[Path, typer.Option(help="Folder for the feature files.")],
     out: OutOption,
     spec: SpecOption = "{}",
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="File or bundle with the encoder's weights, before the spec's.", show_default=False),
+    ] = None,
     shard: ShardOption = 0,
     shard_size: ShardSizeOption = 1_000_000,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Cores to use; none: those that this job was given.", show_default=False),
+    ] = None,
+    profile: Annotated[bool, typer.Option(help="Say where the time went, not only in the log.")] = False,
     log: LogOption = None,
 ) -> None:
     """Turn the tiles of a shard's slides into features with a frozen encoder."""
@@ -239,8 +248,10 @@ def extract(
     from mil.tables import write_table
 
     reporter = _reporter(log)
-    manifest = extract_shard(_shard(slides, shard, shard_size), tiles, read_spec(EncoderSpec, spec), folder, reporter)
-    write_table(manifest, out)
+    encoder = read_spec(EncoderSpec, spec)
+    encoder = encoder if weights is None else encoder.model_copy(update={"weights": weights})
+    rows = _shard(slides, shard, shard_size)
+    write_table(extract_shard(rows, tiles, encoder, folder, reporter, threads, profile=profile), out)
 
 
 @app.command()
@@ -301,7 +312,10 @@ def train(
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
-    """Train an experiment over all its folds; rows of external sites are dropped before anything is read."""
+    """Train an experiment over all its folds; rows of external sites are dropped before anything is read.
+
+    What was interrupted goes on from its last checkpoint when the same command is given again.
+    """
     from mil.bags import TEXT
     from mil.config import EndpointSpec, ExperimentSpec, read_spec
     from mil.tables import read_table
@@ -313,7 +327,8 @@ def train(
     table = read_table(bags, text=TEXT)
     table = table[table["role"] == "train"].reset_index(drop=True)
     features = FeatureStore.open(table, sites, experiment.encoder)
-    train_run(experiment, read_spec(EndpointSpec, endpoint), table, features, reporter).save(folder)
+    wanted = read_spec(EndpointSpec, endpoint)
+    train_run(experiment, wanted, table, features, reporter, checkpoint=folder / "checkpoint").save(folder)
 
 
 @app.command()
@@ -448,10 +463,13 @@ def plot(
 ) -> None:
     """Draw figures: vector, raster, the plotted values, and the caption of each."""
     from mil.figures import FIGURES, draw_figure
+    from mil.figures.paper import PAPER
 
     if names == ["list"]:
-        for figure in FIGURES:
-            typer.echo(f"{figure:28s} {FIGURES[figure].title}{' (a site)' if FIGURES[figure].per_site else ''}")
+        ids = {figure: one.id for one in PAPER for figure in one.figures}
+        for figure in sorted(FIGURES, key=list(ids).index):
+            place = " (one a site)" if FIGURES[figure].per_site else ""
+            typer.echo(f"{ids[figure]:8s} {figure:22s} {FIGURES[figure].title}{place}")
         return
     from mil.config import FiguresSpec, read_spec
     from mil.figures.results import Results
@@ -489,6 +507,7 @@ def report(
 
 app.command()(files.validate)
 app.command()(files.convert)
+app.command()(clinical.clinical)
 app.add_typer(encoders.app, name="encoders")
 app.add_typer(hospitals.server, name="server")
 app.add_typer(hospitals.site, name="site")

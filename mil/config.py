@@ -18,6 +18,7 @@ from mil.specs.base import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.experiments import ExperimentsSpec as ExperimentsSpec
+from mil.specs.features import FeaturesSpec
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -58,6 +59,9 @@ class SlidesSpec(Spec):
     """Patient table: patient_id, labels, clinical columns, optional time/event. Without it, the sheet's extra columns serve."""
     roles: dict[str, Literal["train", "external"]] = Field(default={})
     """Role of every site of the sheet. External sites are never read by training or selection."""
+    features: dict[str, FeaturesSpec] = Field(default={})
+    """Sites that join with features alone, e.g. `{hospital_b: {layout: stamp, folder: data/b}}`: their slides' `path` may be blank,
+    no slide is opened and no tile made."""
     mpp_min: float = Field(default=0.05, gt=0)
     mpp_max: float = Field(default=5.0, gt=0)
     """Microns a pixel outside these bounds are implausible; the sheet's mpp column is the way out."""
@@ -279,6 +283,7 @@ class Config(Spec):
                     raise ValueError(
                         f"{kind}: {name!r} cannot be part of a file name; use letters, digits, '.', '_' and '-'"
                     )
+        self._check_features()
         for name in self.run:
             if name not in self.experiments:
                 raise ValueError(f"run: unknown experiment '{name}'; {nearest(name, self.experiments)}")
@@ -292,6 +297,18 @@ class Config(Spec):
                     f"experiments.{name}.endpoint: unknown endpoint '{experiment.endpoint}'; {nearest(experiment.endpoint, self.endpoints)}"
                 )
         return self
+
+    def _check_features(self) -> None:
+        """Sites with features alone are sites, and say which features are whose where several encoders are used."""
+        used = {one.encoder for one in map(self.experiments.get, self.run) if one is not None}
+        for site, source in self.slides.features.items():
+            if site not in self.slides.roles:
+                raise ValueError(f"slides.features: unknown site '{site}'; {nearest(site, self.slides.roles)}")
+            if len(used) > 1 and "{encoder}" not in source.folder and source.layout != "atlaspatch":
+                raise ValueError(
+                    f"slides.features.{site}.folder: {source.folder} holds the features of one encoder, but the experiments "
+                    f"use {', '.join(sorted(used))}; put {{encoder}} into it, or run experiments of one encoder"
+                )
 
 
 def parse(spec: type[S], data: Mapping[str, Any], where: str) -> S:

@@ -62,6 +62,7 @@ class Writer:
 def writing(path: str | Path) -> Iterator[Writer]:
     """A `Writer` whose file appears at `path`, checksummed and read back, on a clean exit only."""
     with replacing(path) as partial:
+        partial.touch()  # where it cannot be made, the system's own words are shorter than HDF5's
         try:
             with h5py.File(partial, "w", libver="v110") as file:
                 writer = Writer(file)

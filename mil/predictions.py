@@ -14,8 +14,9 @@ from mil.models.head import Output
 from mil.tables import require_columns
 from mil.training.artefact import Family, Run
 from mil.training.cohort import covariate_table
-from mil.training.engine import Data, Engine, Learners, Method
+from mil.training.engine import PARTS, Data, Engine, Learners, Method
 from mil.training.packing import Places
+from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
 
 COLUMNS = ["trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
@@ -80,12 +81,16 @@ class Judge:
         self.bag = features.require(bags["patient_id"].astype(str))
         self.places = Places.of(features.starts, features.sizes)
         known = covariate_table(bags, run.experiment.covariates)
+        self.sites = sorted(bags["site"].astype(str).unique())
         self.covariates = np.full((len(features.patients), known.shape[1]), np.nan, np.float32)
         self.covariates[self.bag] = known
+        self.site_of_bag = np.zeros(len(features.patients), np.int64)
+        self.site_of_bag[self.bag] = np.searchsorted(self.sites, bags["site"].astype(str))
+        self.own: dict[str, np.ndarray] = {}
 
     def scores(self, family: Family, models: pd.DataFrame) -> list[pd.DataFrame]:
         """For each model the endpoint's score columns, indexed by row of the bag table."""
-        engine, learners = self._engine(family), self._learners(family)
+        engine, learners = self._engine(family), self._learners(family, models)
         rows = [np.flatnonzero(self._judged(model)) for model in models.itertuples()]
         tables = []
         logits = engine.logits(learners, [self.bag[own] for own in rows], self.places)
@@ -98,7 +103,7 @@ class Judge:
 
     def add_attention(self, family: Family, models: pd.DataFrame, sums: dict[str, np.ndarray]) -> None:
         """Add each model's attention to those patients' `sums` whom it may see: held out or external ones, or a site left out."""
-        engine, learners = self._engine(family), self._learners(family)
+        engine, learners = self._engine(family), self._learners(family, models)
         seen = []
         for model in models.itertuples():
             split = self._judged(model)
@@ -139,23 +144,48 @@ class Judge:
             torch.zeros(len(self.features.patients), len(self.endpoint.columns)),
             self.features.patient_keys(),
             torch.from_numpy(self.covariates) if covariates else None,
+            torch.from_numpy(self.site_of_bag),
         )
         engine = Engine(head, self.endpoint, data, Method(precision=self.run.experiment.training.precision))
         shapes = {name: tuple(value.shape[1:]) for name, value in family.weights.items() if name not in BUFFERS}
         mean = family.weights.get("features.mean")
-        if shapes != engine.layout.shapes or (mean is not None and mean.shape[1] != self.features.width):
+        if shapes != engine.layout.shapes or (mean is not None and mean.shape[-1] != self.features.width):
             raise CorruptFile(
                 f"features: {self.features.width} numbers a tile do not fit the run's weights of {family.model.name}; extract them as "
                 "for training, or run `mil train` again"
             )
         return engine
 
-    def _learners(self, family: Family) -> Learners:
+    def _learners(self, family: Family, models: pd.DataFrame) -> Learners:
         names = [name for name in sorted(family.weights) if name not in BUFFERS]
         rows = torch.cat([family.weights[name].flatten(1) for name in names], dim=1)
         buffers = {name: family.weights[name] for name in BUFFERS if name in family.weights}
+        if self.run.experiment.training.scaling == "site":
+            buffers |= self._scales_by_site(family, models)
         none = torch.zeros(len(rows), 1)
         return Learners(rows, buffers, none, none, none)
+
+    def _scales_by_site(self, family: Family, models: pd.DataFrame) -> dict[str, torch.Tensor]:
+        """Mean and deviation (models, sites of the table, width): as trained, else of the site's own bags in the table.
+
+        A run between hospitals holds no site's moments: there every site takes its own.
+        """
+        known = sorted({site for names in self.run.models["trained_on"] for site in names.split("+")})
+        together = build_strategy(self.run.experiment.strategy).together
+        if not self.own:
+            moments = Moments.of_bags(self.features)
+            scales = [moments.merged(np.flatnonzero(self.site_of_bag == k)).scale() for k in range(len(self.sites))]
+            self.own = {part: np.stack(values) for part, values in zip(PARTS, zip(*scales, strict=True), strict=True)}
+        found = {}
+        for part in PARTS:
+            trained = family.weights[f"features.{part}"]
+            scale = torch.from_numpy(self.own[part]).repeat(len(models), 1, 1)
+            for row, model in enumerate(models.itertuples() if trained.dim() == 3 else ()):
+                for site in str(model.member if together else model.trained_on).split("+"):
+                    if site in self.sites:
+                        scale[row, self.sites.index(site)] = trained[row, known.index(site)]
+            found[f"features.{part}"] = scale
+        return found
 
 
 BUFFERS = tuple(f"{what}.{part}" for what in ("features", "covariates", "target") for part in ("mean", "deviation"))

@@ -8,8 +8,10 @@ import pytest
 from cohort_results import shared_results
 from scipy import stats
 from test_leaks import cohort
+from typer.testing import CliRunner
 
 from mil.bags import deal_folds
+from mil.cli import app
 from mil.config import EndpointSpec, MetricsSpec
 from mil.metrics import delong, ranking
 from mil.metrics.arms import check_predictions
@@ -20,6 +22,7 @@ from mil.metrics.bootstrap import percentile_interval, resamples
 from mil.metrics.folds import within_folds
 from mil.metrics.score import PRIMARY, score
 from mil.rng import rng
+from mil.tables import write_table
 
 
 def test_federated_newton_is_scikit_learns_regression_on_the_pooled_table():
@@ -86,38 +89,86 @@ def clinical_tables(repository):
     return module
 
 
+ANCHORS = {
+    ("Cambridge", "all", "lymphocytes"): 0.696,
+    ("Cambridge", "TNBC", "lymphocytes"): 0.644,
+    ("Cambridge", "HER2+", "lymphocytes"): 0.701,
+    ("Cambridge", "all", "age, lower"): 0.623,
+    ("Cambridge", "all", "grade"): 0.637,
+    ("Cambridge", "all", "nodes, lower"): 0.623,
+    ("Validation", "not HER2+", "lymphocytes"): 0.610,
+    ("Validation", "HER2+", "lymphocytes"): 0.584,
+    ("Ohio", "TNBC", "age, lower"): 0.633,
+    ("Ohio", "TNBC", "lymphocytes"): 0.695,
+    ("Ohio", "TNBC", "pathologists CD8-peritumoral (%)"): 0.719,
+    ("Ohio", "TNBC", "pathologists CD8-intratumoral (%)"): 0.700,
+    ("Ohio", "TNBC", "pathologists PD-L1-stroma (%)"): 0.696,
+    ("Ohio", "TNBC", "IMPRESS stroma CD8_proportion, lower"): 0.801,
+    ("Ohio", "HER2+", "IMPRESS lymphocytes CD163_ratio"): 0.786,
+}
+
+
 def test_single_measures_of_real_cohorts_are_the_published_tables(clinical_tables, shared):
-    patients = clinical_tables.read_patients(shared / "data/clinical")
-
-    def auroc(column: str, **chosen: str) -> float:
-        part = patients[np.logical_and.reduce([patients[name] == value for name, value in chosen.items()])]
-        part = part.dropna(subset=[column])
-        return delong.auroc(part["response"].to_numpy(), part[column].to_numpy())
-
-    assert auroc("lymphocytes", site="Cambridge", subtype="TNBC") == pytest.approx(0.644, abs=5e-4)
-    assert 1 - auroc("age", site="Ohio", subtype="TNBC") == pytest.approx(0.633, abs=5e-4)  # younger respond
-    assert auroc("lymphocytes", site="Ohio", subtype="TNBC") == pytest.approx(0.695, abs=5e-4)
-    assert auroc("lymphocytes", site="Cambridge", subtype="HER2+") == pytest.approx(0.701, abs=5e-4)
-    assert auroc("lymphocytes", site="Cambridge") == pytest.approx(0.696, abs=5e-4)
-    assert 1 - auroc("age", site="Cambridge") == pytest.approx(0.623, abs=5e-4)
-    assert auroc("grade", site="Cambridge") == pytest.approx(0.637, abs=5e-4)
-    assert 1 - auroc("nodes", site="Cambridge") == pytest.approx(0.623, abs=5e-4)
-    assert auroc("lymphocytes", site="Validation", subtype="HER2+") == pytest.approx(0.584, abs=5e-4)
+    found = {tuple(row[:3]): row[3] for row in clinical_tables.single_measures(shared / "data/clinical")}
+    assert found == {key: pytest.approx(value, abs=5.1e-4) for key, value in ANCHORS.items()}
 
 
-def test_real_clinical_tables_go_the_same_way_as_a_cohorts(clinical_tables, shared):
-    patients = clinical_tables.read_patients(shared / "data/clinical")
-    chosen = patients[patients["subtype"] == "TNBC"]
-    assert len(chosen) == 109
-    assert chosen["response"].sum() == 44
-    metrics, inside, comparisons = clinical_tables.run(
-        chosen, MetricsSpec(bootstrap=200), clinical_tables.ENDPOINT.model_copy(update={"repeats": 1})
-    )
-    assert set(metrics["site"]) == {"Cambridge", "Ohio", "Validation", "training sites", "external sites"}
-    same = comparisons[(comparisons["first"] == "clinical_federated") & (comparisons["second"] == "clinical_pooled")]
+@pytest.mark.parametrize(("subtype", "patients", "positives"), [("TNBC", 109, 44), ("HER2+", 135, 66)])
+def test_real_clinical_tables_go_the_way_of_the_command(
+    clinical_tables, shared, tmp_path, subtype, patients, positives
+):
+    table = clinical_tables.read_tables(shared / "data/clinical")
+    found = clinical_tables.run(table, subtype, tmp_path, repeats=1, bootstrap=200)
+    assert (len(found.bags), found.bags["label"].sum()) == (patients, positives)
+    for _, part in found.predictions.groupby("experiment"):
+        check_predictions(part, "clinical")
+    assert set(found.metrics["site"]) == {"Cambridge", "Ohio", "Validation", "training sites", "external sites"}
+    names = {
+        "clinical_local",
+        "clinical_pooled",
+        "clinical_federated",
+        "annotation_pooled",
+        "engine_pooled",
+        "engine_fedavg",
+    }
+    assert names <= set(found.metrics["experiment"])
+    assert {"sensitivity", "balanced_accuracy"} <= set(found.metrics["metric"])
+    paired = found.comparisons[found.comparisons["primary"]]
+    same = paired[(paired["first"] == "clinical_federated") & (paired["second"] == "clinical_pooled")]
     assert same["difference"].tolist() == pytest.approx([0] * len(same), abs=1e-9)
-    pooled = inside[(inside["experiment"] == "clinical_pooled") & (inside["site"] == "training sites")]
-    assert 0.6 < pooled["value"].item() < 0.8
+    engine = paired[(paired["second"] == "engine_pooled") & (paired["site"] == "training sites")]
+    assert abs(engine["difference"].item()) < 0.06  # another fit of the same model: nearly the same ranks
+    pooled = found.metrics[
+        (found.metrics["experiment"] == "clinical_pooled") & (found.metrics["site"] == "training sites")
+    ]
+    assert 0.55 < pooled[pooled["metric"] == "auroc_within_folds"]["value"].item() < 0.8
+
+
+def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monkeypatch):
+    table = clinical_tables.read_tables(shared / "data/clinical")
+    table = table[table["subtype"] == "TNBC"]
+    write_table(clinical_tables.patient_table(table), tmp_path / "tnbc.csv")
+    config = clinical_tables.config_of("TNBC", tmp_path, repeats=1, bootstrap=100).model_copy(update={"run": ()})
+    (tmp_path / "tnbc.yaml").write_text(config.to_json())
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["clinical", "tnbc.yaml"])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "results/tnbc/clinical/response"
+    assert {path.name for path in folder.iterdir()} == {
+        "bags.csv", "predictions.csv", "inner.csv", "metrics.csv", "comparisons.csv",
+    }  # fmt: skip
+    lines = (tmp_path / "tnbc.csv").read_text().splitlines()
+    for change, said in {
+        lambda text: text.replace(",Ohio,", ",Ohia,", 1): "site 'Ohia' has no role",
+        lambda text: text.replace("site", "place", 1): "column 'site' is missing",
+        lambda text: text + lines[1] + "\n": "has a row already",
+        lambda text: text.replace(
+            lines[1], lines[1].replace(",TNBC,1,", ",TNBC,x,").replace(",TNBC,0,", ",TNBC,x,")
+        ): "'x'",
+    }.items():
+        (tmp_path / "tnbc.csv").write_text(change("\n".join(lines) + "\n"))
+        failed = CliRunner().invoke(app, ["clinical", "tnbc.yaml"])
+        assert said in str(failed.exception)
 
 
 def test_intervals_keep_their_level_in_simulated_cohorts():

@@ -12,6 +12,7 @@ from mil.cli import app
 COMMANDS = [
     "init", "demo", "check", "tile", "contact", "extract", "census", "bag", "train", "predict", "score", "compare", "localise",
     "plot", "report", "config", "baseline", "validate", "convert", "encoders", "server", "site", "ledger",
+    "clinical",
 ]  # fmt: skip
 
 

@@ -207,6 +207,9 @@ def test_what_the_files_do_not_say_is_asked_for(tmp_path):
     source = clam(tmp_path / "theirs")
     with pytest.raises(MilError, match="does not say which encoder"):
         convert_in("clam", Source(source.folder), tmp_path / "ours", quiet())
+    with pytest.raises(MilError, match="empty is no folder; give the one that holds the features of STAMP"):
+        convert_in("stamp", Source(tmp_path / "empty"), tmp_path / "ours", quiet())
+    (tmp_path / "empty").mkdir()
     with pytest.raises(MilError, match="no features of STAMP found"):
         convert_in("stamp", Source(tmp_path / "empty"), tmp_path / "ours", quiet())
     with pytest.raises(MilError, match="unknown layout 'tridant'; did you mean 'trident'"):

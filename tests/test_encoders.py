@@ -24,36 +24,43 @@ from mil.features import Engine
 from mil.progress import Reporter, quiet
 
 MAIN = "c0ffee" + 34 * "0"
-# Model cards and papers, written down apart from the registry: width, input, mean[0], sd[0], interpolation, resize.
+# Model cards, papers and the authors' code, written down apart from the registry: width, input, normalisation, interpolation,
+# side before the middle is cut out, microns a pixel, published parameters (to the digits given; none: none were).
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 CARDS = {
-    "uni": (1024, 224, 0.485, 0.229, "bilinear", None),
-    "uni2_h": (1536, 224, 0.485, 0.229, "bilinear", None),
-    "conch": (512, 448, 0.48145466, 0.26862954, "bicubic", None),
-    "conch_v1_5": (768, 448, 0.485, 0.229, "bilinear", None),
-    "virchow": (2560, 224, 0.485, 0.229, "bicubic", None),
-    "virchow2": (2560, 224, 0.485, 0.229, "bicubic", None),
-    "prov_gigapath": (1536, 224, 0.485, 0.229, "bicubic", 256),
-    "h_optimus_0": (1536, 224, 0.707223, 0.211883, "bicubic", None),
-    "h_optimus_1": (1536, 224, 0.707223, 0.211883, "bicubic", None),
-    "h0_mini": (1536, 224, 0.707223, 0.211883, "bicubic", None),
-    "hibou_b": (768, 224, 0.7068, 0.195, "bicubic", None),
-    "hibou_l": (1024, 224, 0.7068, 0.195, "bicubic", None),
-    "phikon": (768, 224, 0.485, 0.229, "bilinear", None),
-    "phikon_v2": (1024, 224, 0.485, 0.229, "bilinear", None),
-    "ctranspath": (768, 224, 0.485, 0.229, "bilinear", None),
-    "gpfm": (1024, 224, 0.485, 0.229, "bicubic", None),
-    "midnight_12k": (3072, 224, 0.5, 0.5, "bilinear", None),
-    "kaiko_vits16": (384, 224, 0.5, 0.5, "bilinear", None),
-    "kaiko_vits8": (384, 224, 0.5, 0.5, "bilinear", None),
-    "kaiko_vitb16": (768, 224, 0.5, 0.5, "bilinear", None),
-    "kaiko_vitb8": (768, 224, 0.5, 0.5, "bilinear", None),
-    "kaiko_vitl14": (1024, 224, 0.5, 0.5, "bilinear", None),
-    "lunit_dino_s16": (384, 224, 0.70322989, 0.21716536, "bicubic", None),
-    "lunit_dino_s8": (384, 224, 0.70322989, 0.21716536, "bicubic", None),
-    "resnet50": (2048, 224, 0.485, 0.229, "bilinear", None),
-    "resnet50_layer3": (1024, 224, 0.485, 0.229, "bilinear", None),
-    "efficientnet_lite0": (192, 128, 0.5, 0.5, "bilinear", None),
-    "colour": (6, None, 0.0, 1.0, "bilinear", None),
+    "uni": (1024, 224, IMAGENET, "bilinear", None, 0.5, 303e6),
+    "uni2_h": (1536, 224, IMAGENET, "bilinear", None, 0.5, 681e6),
+    "conch": (512, 448, CLIP, "bicubic", None, 0.5, None),
+    "conch_v1_5": (768, 448, IMAGENET, "bilinear", None, 0.5, 306e6),
+    "virchow": (2560, 224, IMAGENET, "bicubic", None, 0.5, 631e6),
+    "virchow2": (2560, 224, IMAGENET, "bicubic", None, None, 631e6),
+    "prov_gigapath": (1536, 224, IMAGENET, "bicubic", 256, 0.5, 1_134_953_984),
+    "h_optimus_0": (1536, 224, BIOPTIMUS, "bicubic", None, 0.5, 1.13e9),
+    "h_optimus_1": (1536, 224, BIOPTIMUS, "bicubic", None, 0.5, 1.13e9),
+    "h0_mini": (1536, 224, BIOPTIMUS, "bicubic", None, 0.5, 86e6),
+    "hibou_b": (768, 224, HIBOU, "bicubic", None, 0.5, 85.7e6),
+    "hibou_l": (1024, 224, HIBOU, "bicubic", None, 0.5, 304e6),
+    "phikon": (768, 224, IMAGENET, "bilinear", None, 0.5, 85.8e6),
+    "phikon_v2": (1024, 224, IMAGENET, "bilinear", None, 0.5, 303e6),
+    "ctranspath": (768, 224, IMAGENET, "bilinear", None, None, 27.5e6),
+    "gpfm": (1024, 224, IMAGENET, "bicubic", None, 0.5, 303e6),
+    "midnight_12k": (3072, 224, HALF, "bilinear", None, None, 1.14e9),
+    "kaiko_vits16": (384, 224, HALF, "bilinear", None, None, 21.7e6),
+    "kaiko_vits8": (384, 224, HALF, "bilinear", None, None, 21.7e6),
+    "kaiko_vitb16": (768, 224, HALF, "bilinear", None, None, 85.8e6),
+    "kaiko_vitb8": (768, 224, HALF, "bilinear", None, None, 85.8e6),
+    "kaiko_vitl14": (1024, 224, HALF, "bilinear", None, None, 303e6),
+    "lunit_dino_s16": (384, 224, LUNIT, "bicubic", None, None, 21.7e6),
+    "lunit_dino_s8": (384, 224, LUNIT, "bicubic", None, None, 21.7e6),
+    "resnet50": (2048, 224, IMAGENET, "bilinear", None, None, 25_557_032 - 2_049_000),
+    "resnet50_layer3": (1024, 224, IMAGENET, "bilinear", None, None, None),
+    "efficientnet_lite0": (192, 128, HALF, "bilinear", None, None, None),
+    "colour": (6, None, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "bilinear", None, None, None),
 }
 
 
@@ -64,16 +71,23 @@ def test_every_encoder_stands_in_the_table_of_cards():
 @pytest.mark.parametrize("name", sorted(CARDS))
 def test_an_encoder_is_what_its_card_says(name):
     entry = ENCODERS[name]
-    card = (entry.width, entry.input_px, entry.mean[0], entry.std[0], entry.interpolation, entry.resize_px)
-    assert card == CARDS[name]
+    *card, published = CARDS[name]
+    normalisation = (entry.mean, entry.std)
+    assert [entry.width, entry.input_px, normalisation, entry.interpolation, entry.resize_px, entry.mpp] == card
     with torch.device("meta"):  # shapes and counts without memory: the largest has 4.5 GB
         module = entry.make().eval()
         size = entry.input_px or 32
         assert module(torch.zeros(2, 3, size, size)).shape == (2, entry.width)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     assert parameters == entry.parameters
-    if entry.published is not None:
+    assert (entry.published is None) == (published is None)
+    if published is not None:
+        assert parameters == pytest.approx(published, rel=0.006)
         assert parameters == pytest.approx(entry.published, rel=0.005)
+    assert entry.pooling
+    assert entry.licence
+    assert entry.weights_licence
+    assert entry.reference
 
 
 def tiny(pooling="class", **settings):

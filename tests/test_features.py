@@ -1,3 +1,7 @@
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -199,3 +203,13 @@ def test_a_value_beyond_float16_fails_its_slide(tmp_path):
     assert list(manifest.state) == ["not_finite"]
     assert "tile at (0, 0)" in manifest.reason[0]
     assert not (tmp_path / "features").exists()
+
+
+def test_memory_does_not_grow_with_the_tiles_of_a_slide_and_its_file_grows_as_they_do(repository):
+    script = repository / "benchmarks/features_memory.py"
+    done = subprocess.run([sys.executable, script, "3000", "15000"], capture_output=True, text=True, check=True)
+    few, many = map(json.loads, done.stdout.splitlines())
+    assert (
+        many["peak_mb"] < few["peak_mb"] + 60
+    )  # holding the tiles would take 150 MB more, two readers' share each more still
+    assert many["file_bytes"] / few["file_bytes"] == pytest.approx(5, rel=0.15)

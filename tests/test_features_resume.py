@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from feature_slides import make_shard, write_slide, write_tiles
 
@@ -16,6 +19,7 @@ from mil.errors import MilError
 from mil.features import extract_shard
 from mil.progress import quiet
 from mil.slides.fingerprint import fingerprint
+from mil.training.store import FeatureStore
 
 COLOUR = EncoderSpec(name="colour", batch_size=48)
 KILLS = 50
@@ -175,3 +179,57 @@ def test_a_reader_that_dies_is_said_and_finished_slides_are_kept(tmp_path):
     with pytest.raises(MilError, match=r"a reader process ended .killed"):
         list(iter(lambda: readers.answers(10), None))
     readers.close()
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+import pandas as pd
+from mil.config import EncoderSpec
+from mil.errors import MilError
+from mil.features.shard import extract_shard
+from mil.progress import quiet
+root = Path(sys.argv[1])
+slides = pd.read_csv(root / "slides.csv", keep_default_na=False)
+(root / "features").chmod(0o555)
+if os.geteuid() == 0:
+    os.seteuid(65534)  # root writes everywhere
+try:
+    extract_shard(slides, root / "tiles", EncoderSpec(name="colour"), root / "features", quiet())
+except MilError as error:
+    print(error)
+"""
+
+
+def test_a_read_only_folder_is_one_line_and_what_is_in_it_stays():
+    with tempfile.TemporaryDirectory() as home:
+        root = Path(home)
+        root.chmod(0o755)  # for the user that the child becomes
+        slides = make_shard(root, {"a": 2, "b": 2})
+        extract_shard(slides[:1], root / "tiles", COLOUR, root / "features", quiet())
+        slides.to_csv(root / "slides.csv", index=False)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, home], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout.count("\n") == 1, done.stderr
+        assert "b.h5: cannot be written (Permission denied)" in done.stdout
+        assert [path.name for path in (root / "features").iterdir()] == ["a.h5"]
+        hdf5.verify(root / "features" / "a.h5")
+        (root / "features").chmod(0o755)
+
+
+def test_bags_refuse_features_of_two_weights(tmp_path):
+    code, bags = tmp_path / "net.py", []
+    text = (
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(64), torch.nn.Flatten())  # {}\n"
+    )
+    spec = EncoderSpec(name=f"python:{code}:net", input_px=64)
+    for site, year in (("A", 2024), ("B", 2025)):
+        code.write_text(text.format(year))
+        slides = make_shard(tmp_path / site, {f"{site}1": 2})
+        extract_shard(slides, tmp_path / site / "tiles", spec, tmp_path / site / "features" / "net", quiet())
+        bags.append({"patient_id": site, "site": site, "slides": f"{site}1"})
+    assert FeatureStore.open(pd.DataFrame(bags[:1]), tmp_path, "net").sizes.tolist() == [8]
+    with pytest.raises(MilError, match=r"weights_sha256 is '[0-9a-f]{64}', but '[0-9a-f]{64}' in"):
+        FeatureStore.open(pd.DataFrame(bags), tmp_path, "net")

@@ -10,9 +10,21 @@ import pytest
 from cohort_results import shared_results
 
 from mil.errors import MilError
+from mil.federation.strategies import STRATEGIES
 from mil.figures import FIGURES, Absent, Results, draw_figure
 from mil.figures.heatmaps import choose
-from mil.figures.style import SITE_COLOURS, STRATEGY_COLOURS, site_colour, use_style
+from mil.figures.paper import PAPER
+from mil.figures.style import (
+    DOUBLE_MM,
+    SITE_COLOURS,
+    SITE_MARKERS,
+    STRATEGY_COLOURS,
+    STRATEGY_NAMES,
+    readable,
+    site_colour,
+    site_marker,
+    use_style,
+)
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
 from mil.metrics.stain import stain_vectors
 
@@ -36,6 +48,10 @@ def test_every_figure_draws(results, name):
     assert all(path.stat().st_size > 0 for path in files)
     assert {path.suffix for path in files} == {".pdf", ".svg", ".png", ".csv", ".json"}
     assert len(pd.read_csv(results.folder / "figures" / f"{name}.csv"))
+    pdf = next(path for path in files if path.suffix == ".pdf").read_bytes()
+    assert b"/FontFile2" in pdf  # TrueType outlines inside, as journals ask; none drawn by Type 3 procedures
+    assert b"/Type3" not in pdf
+    assert 0 < words["width_mm"] <= DOUBLE_MM
 
 
 @pytest.mark.parametrize("name", PER_SITE)
@@ -139,6 +155,47 @@ def test_stains_are_found_in_pixels_that_were_mixed_from_them():
 def test_sites_and_strategies_share_no_colour(results):
     assert not set(SITE_COLOURS) & set(STRATEGY_COLOURS.values())
     assert len({site_colour(site, results.sites) for site in results.sites}) == len(results.sites)
+    many = [f"site{number:03d}" for number in range(len(SITE_COLOURS) * len(SITE_MARKERS))]
+    assert len({(site_colour(site, many), site_marker(site, many)) for site in many}) == len(many)
+
+
+def test_every_strategy_has_a_name_and_a_colour_of_its_own():
+    assert set(STRATEGIES) <= set(STRATEGY_NAMES)
+    assert set(STRATEGIES) <= set(STRATEGY_COLOURS)
+    assert len(set(STRATEGY_COLOURS.values())) == len(STRATEGY_COLOURS)
+
+
+def test_light_colours_are_darkened_for_text():
+    assert readable("#332288") == "#332288"
+    assert readable("#88ccee") != "#88ccee"
+
+
+def test_every_figure_of_the_protocol_is_there_and_every_figure_is_in_it():
+    assert sorted(name for one in PAPER for name in one.figures) == sorted(FIGURES)
+    ids = [part for one in PAPER for part in one.id.split(", ")]
+    assert ids[0] == "F1a"
+    assert ids[-1] == "ED10"
+    assert len(set(ids)) == len(ids)
+
+
+# columns from which each panel of a figure can be drawn again
+REDRAWN = {
+    "calibration": {"score", "share", "low", "high", "label", "name", "value"},
+    "cluster_enrichment": {"p_adjusted", "cluster0", "label", "patient_id"},
+    "decision_curves": {"threshold", "net_benefit", "low", "high", "model", "site"},
+    "kaplan_meier": {"time", "survival", "event", "group"},
+    "learning_curves": {"mean", "low", "high", "round", "rounds"},
+    "patient_flow": {"step", "reason", "patients", "slides"},
+    "pr_by_site": {"recall", "precision", "average_precision", "prevalence"},
+    "roc_by_site": {"false_positive_rate", "true_positive_rate", "band_low", "band_high", "auroc"},
+    "score_vs_clinical": {"rho", "p_adjusted", "score", "site", "age", "ki67"},
+}
+
+
+@pytest.mark.parametrize("name", list(REDRAWN))
+def test_the_values_hold_every_panel(results, name):
+    drawn = FIGURES[name].draw(results, results.config.figures)
+    assert set(drawn.data.columns) >= REDRAWN[name]
 
 
 def test_fonts_ship_with_the_package():

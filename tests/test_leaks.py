@@ -1,11 +1,18 @@
 """Planted leaks are each found, and clean tables and the project's own training are not accused."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
+from cohort_results import shared_results
+from typer.testing import CliRunner
 
 from mil.bags import deal_folds, make_bags
+from mil.cli import app
 from mil.config import EndpointSpec, ExperimentSpec
+from mil.errors import MilError
+from mil.files import write_text
 from mil.metrics.baselines.logistic import fit_together, log_loss
 from mil.metrics.baselines.protocol import outer_folds
 from mil.metrics.deep_check import trainer_of
@@ -21,6 +28,7 @@ from mil.metrics.leaks import (
 from mil.metrics.probe import Scores, probe_training
 from mil.rng import rng
 from mil.slides.sheet import Cohort
+from mil.tables import read_table, write_table
 
 ENDPOINT = EndpointSpec(folds=3, inner_folds=2)
 
@@ -289,3 +297,84 @@ def test_findings_come_worst_first():
     twice = pd.concat([bags, bags.head(1)], ignore_index=True)
     table = findings_table([*check_bags(bags), *check_bags(twice)])
     assert table["state"].tolist() == sorted(table["state"], key=["leak", "suspect", "ok"].index)
+
+
+@pytest.fixture
+def results(tmp_path_factory, tmp_path):
+    """A copy of a clean results folder, to spoil; its patient table stands beside it."""
+    shared = shared_results(tmp_path_factory.getbasetemp())
+    copy = shutil.copytree(shared.folder, tmp_path / "results")
+    shutil.copyfile(shared.folder.parent / "patients.csv", tmp_path / "patients.csv")
+    slides = shared.config.slides.model_copy(update={"patients": str(tmp_path / "patients.csv")})
+    write_text(copy / "config.json", shared.config.model_copy(update={"slides": slides}).to_json())
+    return copy
+
+
+def patients_of(results):
+    path = results.parent / "patients.csv"
+    return path, read_table(path, text=("patient_id", "response", "t_stage", "n_stage"))
+
+
+def clinical_column_from_the_label(results):
+    path, patients = patients_of(results)
+    patients["ki67"] = patients["response"].map({"1": 80, "0": 20, "": 50})
+    write_table(patients, path)
+
+
+def bag_size_from_the_label(results):
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role")).set_index(
+        "patient_id"
+    )
+    for path in (results / "census").iterdir():
+        table = read_table(
+            path, text=("slide_id", "patient_id", "site", "state", "reason", "stage", "mpp_source", "format")
+        )
+        labels = table["patient_id"].map(bags["label"]).fillna(0)
+        write_table(table.assign(num_tiles=100 + 300 * labels.astype(int)), path)
+
+
+def file_names_from_the_label(results):
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role")).set_index(
+        "patient_id"
+    )
+    for path in (results / "sites").glob("*/slides.csv"):
+        table = read_table(path, text=("slide_id", "patient_id", "site", "path", "fingerprint", "state", "reason"))
+        kind = table["patient_id"].map(bags["label"]).map({1: "good", 0: "poor"}).fillna("poor")
+        write_table(table.assign(path="/scans/" + kind + "/" + table["slide_id"] + ".tiff"), path)
+
+
+def patient_in_two_folds(results):
+    path = results / "bags/response.csv"
+    bags = read_table(path, text=("patient_id", "slides", "site", "role"))
+    twice = bags[bags["role"] == "train"].head(1).assign(repeat0=lambda table: (table["repeat0"] + 1) % 3)
+    write_table(pd.concat([bags, twice]), path)
+
+
+def slide_under_two_patients(results):
+    first, second = (
+        sorted((results / "sites" / site / "features/effnet").glob("*.h5"))[0] for site in ("north", "west")
+    )
+    shutil.copyfile(first, second)
+
+
+@pytest.mark.parametrize(
+    ("plant", "check", "state"),
+    [
+        (clinical_column_from_the_label, "patient table", "leak"),
+        (bag_size_from_the_label, "bag size and files", "leak"),
+        (file_names_from_the_label, "names of patients, slides and files", "leak"),
+        (patient_in_two_folds, "patients", "leak"),
+        (slide_under_two_patients, "copies, features effnet", "leak"),
+    ],
+)
+def test_the_command_finds_what_was_planted(results, monkeypatch, plant, check, state):
+    monkeypatch.setattr("mil.metrics.deep_check._probe", lambda *_: [])  # its own tests are above
+    out = results / "deep.csv"
+    clean = CliRunner().invoke(app, ["check", "--deep", str(results), "--out", str(out)])
+    assert clean.exit_code == 0, clean.output
+    assert set(read_table(out, text=("check", "subject"))["state"]) == {"ok"}
+    plant(results)
+    found = CliRunner().invoke(app, ["check", "--deep", str(results), "--out", str(out)])
+    assert isinstance(found.exception, MilError)
+    table = read_table(out, text=("check", "subject"))
+    assert check in set(table.loc[table["state"] == state, "check"]), table

@@ -77,6 +77,11 @@ def test_second_run_has_nothing_to_do(finished, repository):
     assert "Nothing to be done" in process.stdout + process.stderr
 
 
+def test_a_figure_is_drawn_alone_by_its_name(finished, repository):
+    assert jobs(snakemake(finished, repository, "--dry-run", "roc_by_site")) == {"roc_by_site": 1}
+    assert jobs(snakemake(finished, repository, "--dry-run", "heatmaps")) == {"heatmaps": 1, "one_figure_of_site": 4}
+
+
 AFTER_SCORES = {"settings", "baseline", "deep_check", "figure", "figure_of_site", "report"}
 ALWAYS_AFTER_TRAINING = {"train", "predict", "score", "compare", "localise"} | AFTER_SCORES
 
@@ -178,7 +183,7 @@ def test_lint(finished, repository):
     assert {text for text in advice if not text.startswith(tuple(KNOWN_ADVICE))} == set()
 
 
-@pytest.mark.parametrize("profile", ["local", "slurm"])
+@pytest.mark.parametrize("profile", ["gpu", "local", "slurm"])
 def test_profiles_are_understood(finished, repository, profile):
     process = snakemake(
         finished, repository, "--dry-run", "--workflow-profile", str(repository / "configs/profiles" / profile)

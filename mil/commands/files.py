@@ -46,17 +46,27 @@ def convert(
     encoder: Annotated[
         str | None, typer.Option(help="Encoder, where the files do not say.", show_default=False)
     ] = None,
+    tile_mpp: Annotated[
+        float | None, typer.Option(help="Microns a pixel of the tiles, where the files do not say.", show_default=False)
+    ] = None,
+    weights_sha256: Annotated[
+        str | None, typer.Option(help="Hash of the encoder's weights, where you know it.", show_default=False)
+    ] = None,
+    slides: Annotated[
+        Path | None, typer.Option(help="Slide table of one site: convert these, in its order.", show_default=False)
+    ] = None,
     log: LogOption = None,
 ) -> None:
     """Features that another tool made -> ours with a manifest (`shard0.csv`); or ours -> TRIDENT's or STAMP's."""
     from mil.convert import Source, convert_in, convert_out
-    from mil.tables import write_table
+    from mil.tables import read_table, write_table
 
     reporter = Reporter(log)
     if back:
         written = convert_out(layout, source, target, reporter)
         reporter.say(f"wrote {len(written)} files below {target}")
         return
-    given = {name: value for name, value in {"mpp": mpp, "encoder": encoder}.items() if value is not None}
-    manifest = convert_in(layout, Source(source, **given), target, reporter)
-    write_table(manifest, target / "shard0.csv")
+    text = ("slide_id", "patient_id", "site", "path", "state", "reason", "format", "mpp_source", "fingerprint")
+    table = None if slides is None else read_table(slides, text=text)
+    told = Source(source, encoder=encoder, mpp=mpp, tile_mpp=tile_mpp, weights_sha256=weights_sha256)
+    write_table(convert_in(layout, told, target, reporter, table), target / "shard0.csv")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,37 @@ COLUMNS = ("slide_id", "state", "reason", "num_tiles", "checksum")
 STAGE_VERSION = 1
 
 
-def convert_in(layout: str, source: Source, folder: str | Path, reporter: Reporter) -> pd.DataFrame:
+def convert_in(
+    layout: str, source: Source, folder: str | Path, reporter: Reporter, slides: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Write `folder/{slide_id}.h5` for every slide of `source.folder`, which `layout`'s tool made; the manifest of `COLUMNS`.
 
     A file that was converted before from the same bytes is left alone. One that cannot be read is a row with a reason.
+    `slides`: rows of a slide table (slide_id, state, reason, mpp); only these are converted, in their order, each with its
+    own mpp, and one without features is a row with a reason.
     """
     reader, folder = READERS[layout], Path(folder)
-    slides = reader.find(source.folder)
-    if not slides:
+    if not source.folder.is_dir():
+        raise MilError(f"{source.folder} is no folder; give the one that holds the features of {reader.tool}")
+    found = reader.find(source.folder)
+    if not found:
         raise MilError(f"{source.folder}: no features of {reader.tool} found; give the folder that holds them")
+    every = pd.DataFrame({"slide_id": list(found)}).assign(state="ok", reason="", mpp=None)
+    wanted = every if slides is None else slides
     rows: list[dict[str, Any]] = []
-    with reporter.steps(f"convert {reader.tool}", len(slides), "slides") as steps:
-        for slide_id, path in slides.items():
-            row = {"slide_id": slide_id, "state": "ok", "reason": "", "num_tiles": 0, "checksum": ""}
-            try:
-                row |= _convert_one(layout, slide_id, path, source, folder)
-            except CorruptFile as error:
-                row |= {"state": "unreadable_features", "reason": str(error)}
-                reporter.say(f"slide {slide_id}: {error}")
+    with reporter.steps(f"convert {reader.tool}", len(wanted), "slides") as steps:
+        for slide in wanted.to_dict("records"):
+            slide_id, state = str(slide["slide_id"]), str(slide["state"])
+            row = {"slide_id": slide_id, "state": state, "reason": "", "num_tiles": 0, "checksum": ""}
+            if state != "ok":
+                row["reason"] = slide["reason"]
+            elif slide_id not in found:
+                row |= {"state": "no_features", "reason": f"{source.folder} holds no features named '{slide_id}'"}
+            else:
+                told = source if pd.isna(slide["mpp"]) else replace(source, mpp=float(slide["mpp"]))
+                row |= _converted(layout, slide_id, found[slide_id], told, folder)
+            if row["state"] in {"no_features", "no_tissue", "unreadable_features"}:
+                reporter.say(f"slide {slide_id}: {row['state']}: {row['reason']}")
             rows.append(row)
             steps.done(tiles=int(row["num_tiles"]))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -60,20 +74,34 @@ def convert_out(layout: str, folder: str | Path, target: str | Path, reporter: R
     return written
 
 
+def _converted(layout: str, slide_id: str, path: Path, source: Source, folder: Path) -> dict[str, Any]:
+    """What the manifest says of a slide whose features are at `path`, once they are converted."""
+    try:
+        row = _convert_one(layout, slide_id, path, source, folder)
+    except CorruptFile as error:
+        return {"state": "unreadable_features", "reason": str(error)}
+    if not row["num_tiles"]:
+        return {"state": "no_tissue", "reason": f"{path} holds the features of no tile"}
+    return row
+
+
 def _convert_one(layout: str, slide_id: str, path: Path, source: Source, folder: Path) -> dict[str, Any]:
     if not SAFE_NAME.match(slide_id):
         raise CorruptFile(f"{path}: '{slide_id}' cannot be a slide_id; rename it to letters, digits, '.', '_' and '-'")
-    told = {key: value for key, value in vars(source).items() if key != "folder"}
+    told = {key: value for key, value in vars(source).items() if key != "folder" and value is not None}
     made_from = {"stage": "convert", "version": STAGE_VERSION, "layout": layout, "told": told, "file": sha256_of(path)}
     recipe = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     target = folder / f"{slide_id}.h5"
     if (checksum := up_to_date(target, recipe)) is None:
-        _write(target, slide_id, READERS[layout].read(path, source), layout, recipe)
+        foreign = READERS[layout].read(path, source)
+        if source.weights_sha256 is not None and source.encoder is not None:
+            foreign = replace(foreign, encoder=source.encoder)
+        _write(target, slide_id, foreign, layout, recipe, source.weights_sha256)
         checksum = str(hdf5.attributes(target)[hdf5.CHECKSUM])
     return {"num_tiles": int(hdf5.attributes(target)["num_tiles"]), "checksum": checksum}
 
 
-def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: str) -> None:
+def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: str, weights_sha256: str | None) -> None:
     """A features file in our layout. What the other tool did not say is empty, never guessed."""
     with np.errstate(over="ignore"):  # looked for in the next line
         features = foreign.features.astype(np.float16)
@@ -90,8 +118,8 @@ def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: s
                 "stage": "features",
                 "slide_id": slide_id,
                 "encoder": foreign.encoder,
-                # Nobody knows the weights' hash; tool and encoder stand for it, so that bags refuse a mixture.
-                "weights_sha256": f"unknown ({READERS[layout].tool}, {foreign.encoder})",
+                # Where nobody knows the weights' hash, tool and encoder stand for it, so that bags refuse a mixture.
+                "weights_sha256": weights_sha256 or f"unknown ({READERS[layout].tool}, {foreign.encoder})",
                 "precision": "unknown",
                 "mpp": foreign.mpp or "",
                 "mpp_source": f"convert ({layout})" if foreign.mpp else "",

@@ -19,11 +19,13 @@ class Source:
 
     folder: Path
     encoder: str | None = None
-    """Name of the encoder; where the files name it, they come first."""
+    """Name of the encoder; where the files name it, they come first, unless `weights_sha256` is told."""
     mpp: float | None = None
     """Microns a level-0 pixel of the slides; needed where coordinates are in microns or DeepZoom addresses."""
     tile_mpp: float | None = None
     """Microns a pixel of the tiles, where the files do not say."""
+    weights_sha256: str | None = None
+    """Hash of the encoder's weights, where the user knows it."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ def build(spec: EncoderSpec) -> Encoder:
         interpolation=entry.interpolation,
         weights_sha256=sha256,
         module=module.float().eval(),
+        exact=entry.exact,
+        version=entry.version,
     )
 
 

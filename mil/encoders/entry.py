@@ -47,6 +47,10 @@ class Entry:
     """Where its weights come from."""
     load: Callable[[torch.nn.Module, StateDict], None] = load_strictly
     """Puts a state dictionary of the source into the module."""
+    exact: tuple[str, ...] = ()
+    """Parts of the module, by the beginning of their names, that compute in fp32 whatever the precision."""
+    version: int = 1
+    """Raised when the same weights would now give other features."""
     licence: str
     """Licence of the architecture's code as used here."""
     weights_licence: str
@@ -78,3 +82,5 @@ class Encoder:
     """Hash of the weights as loaded; `none` where there are none."""
     module: torch.nn.Module
     """Normalised float (tiles, 3, input_px, input_px) -> (tiles, width)."""
+    exact: tuple[str, ...] = ()
+    version: int = 1

@@ -1,6 +1,7 @@
 """An encoder's module -> the same module, faster: arithmetic, folded normalisation, compilation whose results are kept."""
 
 import copy
+import itertools
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,16 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     # Without these instructions bf16 on the CPU is emulated and slower than fp32.
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def in_precision(module: torch.nn.Module, dtype: torch.dtype, exact: tuple[str, ...]) -> torch.nn.Module:
+    """The module in `dtype`, but for the parts whose names begin with one of `exact`, which stay as they are."""
+    if not exact:
+        return module.to(dtype)
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_floating_point() and not name.startswith(exact):
+            tensor.data = tensor.data.to(dtype)
+    return module
 
 
 def compiled(module: torch.nn.Module) -> torch.nn.Module:

@@ -2,11 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +11,9 @@ from torch.nn.functional import interpolate
 
 from mil.config import EncoderSpec
 from mil.encoders import Encoder
-from mil.features.accelerate import COMPILE_FROM_TILES, choose_precision, compiled, fuse_batchnorm
+from mil.errors import MilError
+from mil.features.accelerate import COMPILE_FROM_TILES, choose_precision, compiled, fuse_batchnorm, in_precision
+from mil.features.device import best_device
 from mil.features.stain import Stain
 from mil.progress import Reporter, quiet
 from mil.slides.cores import cores
@@ -58,16 +57,21 @@ class Engine:
         device: torch.device | None = None,
         tiles: int = 0,
         reporter: Reporter | None = None,
+        threads: int | None = None,
     ) -> None:
-        """`tiles`: how many are to come; on CUDA the encoder is compiled where that pays."""
+        """`tiles`: how many are to come; on CUDA the encoder is compiled where that pays. `threads`: none: all cores given."""
         self.encoder, self.spec = encoder, spec
         self.reporter = reporter or quiet()
         self.device = device or best_device()
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", self.device.index or 0)
+            torch.cuda.set_device(self.device)
         weightless = next(encoder.module.parameters(), None) is None
         self.precision = choose_precision("fp32" if weightless else spec.precision, self.device)
         self.dtype = DTYPES[self.precision]
         self.step = CPU_STEP if self.device.type == "cpu" else spec.batch_size
-        module = fuse_batchnorm(encoder.module, encoder.input_px).to(self.device, self.dtype)
+        module = fuse_batchnorm(encoder.module, encoder.input_px).to(self.device)
+        module = in_precision(module, self.dtype, encoder.exact)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  torch's stub lacks it
         self.compiled = self.device.type == "cuda" and tiles >= COMPILE_FROM_TILES
         self.module = compiled(module) if self.compiled else module
@@ -78,7 +82,7 @@ class Engine:
         if self.device.type == "cpu":
             # Threads with a step each, not one step on several threads: those wait for each other at every layer, and
             # where the machine is shared the slowest holds up all (39 tiles/s instead of 444 beside five busy processes).
-            self.workers = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
+            self.workers = ThreadPoolExecutor(cores(threads), initializer=torch.set_num_threads, initargs=(1,))
         else:
             self.copies, self.returns = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
 
@@ -131,9 +135,12 @@ class Engine:
                 run = self.workers.map if self.device.type == "cpu" else map
                 parts = list(run(self._step, pieces, marks))
                 return torch.cat(parts) if parts else torch.empty(0, self.encoder.width, dtype=torch.float16)
-            except torch.cuda.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError as error:
                 if self.step <= SHORTEST_STEP:
-                    raise
+                    raise MilError(
+                        f"the GPU's memory is too small for a single tile of encoder {self.encoder.name}; end what else "
+                        "runs on it, or take a smaller encoder"
+                    ) from error
                 self.step = math.ceil(self.step / 2)
                 torch.cuda.empty_cache()
                 self.reporter.say(
@@ -163,32 +170,5 @@ class Engine:
             margin = (self.encoder.resize_px - self.encoder.input_px) // 2
             pixels = pixels[:, :, margin : margin + self.encoder.input_px, margin : margin + self.encoder.input_px]
         pixels = torch.addcmul(self.shift, pixels.float(), self.scale)
-        return pixels.to(self.dtype, memory_format=torch.channels_last)
-
-
-def best_device() -> torch.device:
-    """CUDA where there is any, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def describe(device: torch.device) -> str:
-    """The device in words for the log."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"the CPU ({torch.get_num_threads()} threads; no CUDA device here)"
-
-
-@contextmanager
-def pinned(memory: torch.Tensor, device: torch.device) -> Iterator[None]:
-    """Keep host `memory` where it is, so that the GPU copies from it by itself; nothing to do for the CPU."""
-    if device.type != "cuda":
-        yield
-        return
-    runtime: Any = torch.cuda.cudart()
-    failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel() * memory.element_size(), 0))
-    try:
-        yield  # memory that cannot be pinned is copied more slowly, nothing else
-    finally:
-        if not failed:
-            torch.cuda.synchronize(device)
-            runtime.cudaHostUnregister(memory.data_ptr())
+        dtype = torch.float32 if self.encoder.exact else self.dtype
+        return pixels.to(dtype, memory_format=torch.channels_last)

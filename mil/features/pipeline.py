@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from mil.features.engine import Engine, Ticket, pinned
+from mil.features.device import pinned
+from mil.features.engine import Engine, Ticket
 from mil.features.plan import PART_TILES, Batch, Part, Work, parts_of
 from mil.features.profile import Profile
 from mil.features.readers import ORDERS_AHEAD, SharedMemory, start_readers

@@ -13,9 +13,10 @@ import torch
 import mil
 from mil import hdf5
 from mil.config import EncoderSpec
-from mil.encoders import build
+from mil.encoders import Encoder, build
 from mil.errors import CorruptFile, MilError, SlideError
-from mil.features.engine import Engine, describe
+from mil.features.device import describe
+from mil.features.engine import Engine
 from mil.features.pipeline import Pipeline
 from mil.features.plan import Work
 from mil.features.profile import Profile
@@ -48,7 +49,7 @@ def extract_shard(
     encoder: EncoderSpec,
     folder: str | Path,
     reporter: Reporter,
-    readers: int | None = None,
+    threads: int | None = None,
     device: str | None = None,
     profile: bool = False,
 ) -> pd.DataFrame:
@@ -56,12 +57,12 @@ def extract_shard(
 
     A slide whose file is up to date (same recipe, checksum holds) is left alone. One that fails is a row with a state
     and a reason and leaves no file. `slides`: rows of the slides table (slide_id, path, state, reason, fingerprint).
-    `readers`: reader processes, by default as many as this job's cores allow. `profile`: say where the time went on
-    standard error too, not only in the log.
+    `threads`: cores to use, by default those that this job was given. `profile`: say where the time went on standard
+    error too, not only in the log.
     """
     folder = Path(folder)
     built = build(encoder)
-    shard = sorted_out(slides, Path(tiles_folder), encoder, built.weights_sha256, folder)
+    shard = sorted_out(slides, Path(tiles_folder), encoder, built, folder)
     with reporter.steps(f"extract {built.name}", len(shard.rows) + len(shard.works), "slides") as steps:
         for row in shard.rows.values():
             steps.done()
@@ -69,12 +70,12 @@ def extract_shard(
                 reporter.note(f"slide {row['slide_id']}: {row['state']}: {row['reason']}")
         if shard.works:
             total = sum(len(work.tiling.coords) for work in shard.works)
-            engine = Engine(built, encoder, torch.device(device) if device else None, total, reporter)
-            extract(shard, engine, folder, readers or _readers_for(engine), reporter, steps, profile)
+            engine = Engine(built, encoder, torch.device(device) if device else None, total, reporter, threads)
+            extract(shard, engine, folder, _readers_for(engine, cores(threads)), reporter, steps, profile)
     return pd.DataFrame([shard.rows[str(name)] for name in slides["slide_id"]], columns=list(COLUMNS))
 
 
-def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, weights_sha256: str, folder: Path) -> Shard:
+def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, encoder: Encoder, folder: Path) -> Shard:
     """Which slides cannot be extracted, which need not be, and which are to do."""
     shard = Shard()
     for slide in slides.to_dict("records"):
@@ -91,7 +92,7 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, weig
             shard.settle(slide_id, "no_tiles", str(error))
             continue
         problem = _problem(slide, tiling)
-        recipe = tiling.recipe(spec, weights_sha256)
+        recipe = tiling.recipe(spec, encoder.weights_sha256, encoder.version)
         path = folder / f"{slide_id}.h5"
         if problem is not None:
             shard.settle(slide_id, *problem)
@@ -173,9 +174,8 @@ def _with_stains(works: list[Work], engine: Engine) -> list[Work]:
     return [work for work in works if work.error is None]
 
 
-def _readers_for(engine: Engine) -> int:
+def _readers_for(engine: Engine, given: int) -> int:
     """One reader a core; one core is left to the process that feeds a GPU."""
-    given = cores()
     return max(given - 1, 1) if engine.device.type == "cuda" else given
 
 

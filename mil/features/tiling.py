@@ -53,7 +53,7 @@ class Tiling:
         """The mpp to open the slide with where the sheet gave it; None: the header's own."""
         return float(self.attributes["mpp"]) if self.attributes["mpp_source"] == "sheet" else None
 
-    def recipe(self, spec: EncoderSpec, weights_sha256: str) -> str:
+    def recipe(self, spec: EncoderSpec, weights_sha256: str, encoder_version: int = 1) -> str:
         """A hash of everything that decides the features: the slide's bytes, its tiles, the encoder and its weights."""
         ingredients = {
             "stage": "features",
@@ -69,6 +69,8 @@ class Tiling:
         }
         if spec.stain is not None:
             ingredients["stain_version"] = STAIN_VERSION
+        if encoder_version > 1:
+            ingredients["encoder_version"] = encoder_version
         return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 

@@ -123,7 +123,7 @@ class LocalWork:
 
     def site_data(self, slot: Slot, buffers: Named) -> SiteData:
         """What `client_update` needs to know of the site for a slot's model."""
-        scales = {name: value for name, value in buffers.items() if name != BALANCE}
+        scales = {name: value for name, value in buffers.items() if name != BALANCE} | self._own_scales(slot)
         own = self.bag[self.train_patients(slot)]
         model = (self.shapes.head, self.shapes.endpoint, self.training)
         return SiteData(*model, self.features, self.targets, own, scales, buffers[BALANCE], self.covariates)
@@ -157,6 +157,8 @@ class LocalWork:
         engine = Engine(self.shapes.head, endpoint, data)
         rows = torch.cat([models[name].reshape(len(slots), -1) for name in engine.layout.shapes], dim=1)
         scales = {name: models[name] for name in self.shapes.buffers if name != BALANCE}
+        own = [self._own_scales(slot) for slot in slots]
+        scales |= {name: torch.stack([one[name] for one in own]) for name in own[0]}
         none = torch.zeros(len(rows), 1)
         patients = [self.watched_patients(slot) for slot in slots]
         places = Places.of(self.features.starts, self.features.sizes)
@@ -173,6 +175,13 @@ class LocalWork:
             )
             sums.append((float(losses.sum()), float(endpoint.counts(targets, present).sum())))
         return sums
+
+    def _own_scales(self, slot: Slot) -> dict[str, Tensor]:
+        """Where features are scaled site by site, those of the slot's training patients here; they stay here."""
+        if self.training.scaling != "site":
+            return {}
+        mean, deviation = self._moments("features").merged(self.train_patients(slot)).scale()
+        return {"features.mean": torch.from_numpy(mean), "features.deviation": torch.from_numpy(deviation)}
 
     def _seen(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
         seen = self.cohort.outer_train([self.site], slot.repeat, slot.fold)

@@ -16,7 +16,7 @@ from mil.federation.ledger import Ledger, digest
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine, Learners
 from mil.training.packing import Places
-from mil.training.protocol import Task, best_rounds
+from mil.training.protocol import Task, best_rounds, mean_curve
 
 if TYPE_CHECKING:
     from mil.federation.rounds import Phase
@@ -63,8 +63,9 @@ class Records:
         name: str,
         crossing: int,
     ) -> None:
-        """Watch the inner folds with the new models; `models` (tasks x sites, size) are what the sites would use now.
+        """Watch the inner folds with the new models.
 
+        `models` are what would be used now: (tasks x sites, size) where sites have models of their own, else (tasks, size).
         `crossing`: bytes of one model that a site gets from the server in a round, and sends back.
         """
         logits = self._watch(engine, phase, models)
@@ -102,7 +103,7 @@ class Records:
             members.setdefault((task.group, task.choice), []).append(k)
         stop = np.zeros(len(tasks), bool)
         for own in members.values():
-            curve = self.losses[own, :number].sum(0) / np.maximum(self.counts[own, :number].sum(0), 1e-12)
+            curve = mean_curve(self.losses[own, :number], self.counts[own, :number])
             stop[own] = number - 1 - int(np.argmin(curve)) >= patience
         return stop
 

@@ -92,6 +92,8 @@ def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> It
         name = column_name(str(column))
         if numbers.notna().all() and numbers.nunique() >= MIN_NUMBERS:
             yield _measure(name, numbers, bags, sites)
+        elif set(values) <= {"0", "1"}:
+            yield from _levels(name, values.map({"1": "yes", "0": "no"}), bags, sites, only="yes")
         elif values.nunique() <= MAX_LEVELS:
             yield from _levels(name, values, bags, sites)
 
@@ -134,6 +136,8 @@ def _levels(
 ) -> Iterator[list[str]]:
     site_of = bags.set_index("patient_id")["site"].reindex(values.index)
     counts = pd.crosstab(values, site_of).reindex(columns=sites, fill_value=0)
+    if only is not None and only not in counts.index:
+        counts.loc[only] = 0
     p = p_text(_chi_squared(counts.to_numpy()))
     totals = counts.sum()
     if only is None:
@@ -170,6 +174,8 @@ def _chi_squared(counts: np.ndarray) -> float:
 
 def p_words(p: float) -> str:
     """`p = 0.03` or `p < 0.001`."""
+    if not np.isfinite(p):
+        return "p not defined"
     text = p_text(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 

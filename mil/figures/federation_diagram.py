@@ -86,7 +86,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=data,
         n=f"{sum(site.patients for site in sites)} patients, {sum(site.slides for site in sites)} slides at {len(sites)} sites",
         caption=(
-            "What moves and what stays. In every round the server sends the model's weights to the training sites, each "
+            "In every round the server sends the model's weights to the training sites, each "
             "trains on its own patients and sends weights, its number of patients and metrics back. External sites receive the final models and only "
             f"score them. {strategy} used {int(rounds.min())} to {int(rounds.max())} rounds a model"
             f"{f', {size / 1e3:,.0f} kB a message' if size else ''}. {_where(results, name)}"

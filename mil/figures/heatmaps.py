@@ -17,9 +17,10 @@ from matplotlib.patheffects import withStroke
 from mil.config import FiguresSpec
 from mil.errors import SlideError
 from mil.figures.arms import input_name
+from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, bare_image, new_figure, strategy_name
+from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, SOFT, bare_image, new_figure, strategy_name
 from mil.metrics import delong
 from mil.metrics.arms import OWN_SITE, patient_scores
 from mil.slides.slide import open_slide
@@ -56,12 +57,12 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     columns = 3 if with_truth else 2
     wide = (DOUBLE_MM - 16) / columns
     heights = [wide * min(max(s.pixels.shape[0] / s.pixels.shape[1], 0.25), 1.0) for s in slides]
-    picture = new_figure(DOUBLE_MM if with_truth else DOUBLE_MM * 0.75, sum(heights) + 7.5 * len(slides) + 8)
+    picture = new_figure(DOUBLE_MM if with_truth else DOUBLE_MM * 0.75, sum(heights) + 10.5 * len(slides) + 6)
     panels = picture.subplots(len(slides), columns, squeeze=False, height_ratios=heights)
     values = []
     norm, reach = scale_of(slides)
     for row, slide in zip(panels, slides, strict=True):
-        _draw_row(row, slide, with_truth, norm)
+        _draw_row(row, slide, with_truth, norm, wide - 3)
         values.append(_values(slide, site))
     bar = picture.colorbar(
         ScalarMappable(norm, CMAP), ax=panels, location="right", fraction=0.02, pad=0.015, aspect=40, extend="both"
@@ -171,23 +172,34 @@ def _pixels(
         return thumbnail[top:bottom, left:right], scale
 
 
-def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm) -> None:
+def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm, room_mm: float) -> None:
+    """Headings stand over the middle of their column, since a picture may be narrower than its heading."""
     for axes in row:
         bare_image(axes, slide.pixels)
         axes.set_anchor("N")
     _scale_bar(row[0], slide)
     said = "positive" if slide.label else "negative"
-    row[0].set_title(f"{slide.slide_id}", fontsize=7)
-    row[0].set_title(
-        f"{said}, score {slide.score:.2f}", loc="right", fontsize=6.5, fontweight=400, color=CLASS_COLOURS[slide.label]
-    )
+    name, size = fitted(slide.slide_id, room_mm, 7, bold=True)
+    _heading(row[0], name, size, f"{said}, score {slide.score:.2f}", CLASS_COLOURS[slide.label], bold=True)
     if with_truth and slide.truth is not None:
         squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles[slide.truth]]
         row[1].add_collection(
             PatchCollection(squares, facecolor=(*to_rgb(TRUTH_COLOUR), 0.18), edgecolor=TRUTH_COLOUR, linewidth=0.4)
         )
-        row[1].set_title(f"Truth: {int(slide.truth.sum())} of {len(slide.truth)} tiles", fontsize=7, fontweight=400)
+        _heading(row[1], "Truth", 7, f"{int(slide.truth.sum()):,} of {len(slide.truth):,} tiles positive")
     draw_attention(row[-1], slide, norm)
+    said = ""
+    if slide.truth is not None and delong.both_classes(slide.truth):
+        said = f"tile AUROC {delong.auroc(slide.truth.astype(int), slide.attention):.2f}"
+    _heading(row[-1], "Attention", 7, said)
+
+
+def _heading(axes: Axes, head: str, size: float, words: str, colour: str = SOFT, bold: bool = False) -> None:
+    axes.set_title(head, fontsize=size, fontweight=700 if bold else 400, loc="center", pad=11 if words else 4)
+    axes.annotate(
+        words, (0.5, 1), xytext=(0, 3.5), textcoords="offset points", xycoords="axes fraction", ha="center",
+        fontsize=6.3, color=colour,
+    )  # fmt: skip
 
 
 def draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
@@ -200,10 +212,6 @@ def draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
             squares, facecolor=mpl.colormaps[CMAP](norm(slide.attention)), edgecolor="none", antialiased=False
         )
     )
-    title = "Attention"
-    if slide.truth is not None and delong.both_classes(slide.truth):
-        title += f", tile AUROC {delong.auroc(slide.truth.astype(int), slide.attention):.2f}"
-    axes.set_title(title, fontsize=7, fontweight=400)
 
 
 def _scale_bar(axes: Axes, slide: Shown) -> None:

@@ -57,7 +57,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
         f"{width} numbers a tile", f"score {slide.score:.2f}",
     )  # fmt: skip
     for axes, head, words in zip(panels, heads, aside, strict=True):
-        axes.set_title(head)
+        axes.set_title(head, loc="center")
         axes.set_anchor("N")
         axes.text(0.5, -0.06, words, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=SOFT)
     experiment = results.experiments[results.main]
@@ -67,12 +67,18 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
         data=pd.concat([_tiles(slide), matrix], ignore_index=True),
         n=f"slide {slide.slide_id} of site {site}",
         caption=(
-            f"The pipeline on slide {slide.slide_id} (the positive patient with the highest score at site {site}): tissue is found and cut into "
+            f"The pipeline on slide {slide.slide_id} ({_chosen(slide)} at site {site}): tissue is found and cut into "
             f"tiles, a frozen encoder turns each tile into numbers (shown: a sample of tiles, those with the highest attention on top), and "
             f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)}) weighs the tiles and gives the patient's score. The tiles "
             "shown are the nine with the highest attention."
         ),
     )
+
+
+def _chosen(slide: Shown) -> str:
+    if slide.label:
+        return "the positive patient with the highest score"
+    return "the negative patient with the lowest score; no positive one has attention"
 
 
 def _tiles(slide: Shown) -> pd.DataFrame:

@@ -265,6 +265,14 @@ class Results:
         coords, features = hdf5.read(path, "coords", "features")
         return coords, features
 
+    def encoder_facts(self, encoder: str) -> dict[str, Any]:
+        """What the features' files record of their encoder, and `width`; empty where no features are on this machine."""
+        for site in self.sites:
+            for path in sorted((self.folder / "sites" / site / "features" / encoder).glob("*.h5"))[:1]:
+                (features,) = hdf5.read(path, "features")
+                return {**hdf5.attributes(path), "width": features.shape[1]}
+        return {}
+
     def has_features(self, encoder: str) -> bool:
         """Whether any site holds features of this encoder."""
         return any(any((self.folder / "sites" / site / "features" / encoder).glob("*.h5")) for site in self.sites)

@@ -7,7 +7,7 @@ hospitals. A patient's score is the mean over the repeats and folds whose model 
 these are, for a mean over several is better than each: a held-out patient has one a repeat, an external one all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,9 +100,12 @@ def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
     return table
 
 
-def patient_scores(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row a (trained_on, split, patient): the mean score over repeats and folds; the derived arms included."""
-    keys = ["trained_on", "split", "site", "role", "patient_id", "label"]
+def patient_scores(predictions: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
+    """One row a (trained_on, split, patient): the mean score over repeats and folds; the derived arms included.
+
+    Columns in `apart` (repeat, fold) are not averaged over: a row each.
+    """
+    keys = ["trained_on", "split", "site", "role", "patient_id", "label", *apart]
     grouped = predictions.groupby(keys, sort=True)["score"]
     scores = grouped.agg(score="mean", models="size").reset_index()
     if left_out(predictions):
@@ -110,7 +113,7 @@ def patient_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     if scores["trained_on"].nunique() < 2 or scores["trained_on"].str.contains("+", regex=False).any():
         return scores  # one model of all sites, or models of several sites each: nothing is a site's own
     own = scores[scores["split"] == "held_out"].assign(trained_on=OWN_SITE)
-    return pd.concat([scores, own, _ensemble(scores)], ignore_index=True)
+    return pd.concat([scores, own, _ensemble(scores, apart)], ignore_index=True)
 
 
 def left_out(predictions: pd.DataFrame) -> bool:
@@ -133,12 +136,12 @@ def scopes(predictions: pd.DataFrame) -> Iterator[Scope]:
             yield _scope(trained_on, split, TRAINING_SITES, arm)
 
 
-def _ensemble(scores: pd.DataFrame) -> pd.DataFrame:
+def _ensemble(scores: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
     """The mean over the sites' models; every training patient by held-out models of their site and models of the others."""
     external = scores[scores["split"] == "external"]
     inside = scores[scores["split"] != "external"].assign(split="held_out")
     together = pd.concat([inside, external], ignore_index=True)
-    keys = ["split", "site", "role", "patient_id", "label"]
+    keys = ["split", "site", "role", "patient_id", "label", *apart]
     counts = together.groupby(keys)["trained_on"].nunique()
     summed = together.groupby(keys).agg(score=("score", "mean"), models=("models", "sum"))
     mean = summed[counts == scores["trained_on"].nunique()].reset_index()

@@ -107,6 +107,7 @@ def logit_bounds(
     area: float, variance: float, positives: int, negatives: int, confidence: float
 ) -> tuple[float, float, float]:
     """An AUROC of known variance with its interval on the logit scale; Newcombe's where the variance is no use."""
+    area = round(area) if abs(area - round(area)) < 1e-12 else area  # weighted sums of ones end a bit beside 1
     if not 0 < area < 1 or not variance > 0:
         return area, *newcombe_interval(area, positives, negatives, confidence)
     centre, half = np.log(area / (1 - area)), _quantile(confidence) * np.sqrt(variance) / (area * (1 - area))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mil.metrics.arms import Scope, scopes
+from mil.metrics.arms import OTHER_SITES, OWN_SITE, TRAINING_SITES, patient_scores, scopes
 from mil.metrics.delong import Difference, difference_of, logit_bounds, within
 
 KEYS = ("trained_on", "split", "site")
@@ -53,22 +53,33 @@ def within_folds(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.Data
 
 
 def placements_in_folds(predictions: pd.DataFrame) -> dict[tuple[str, ...], pd.DataFrame]:
-    """By trained_on, split and site: label and placement of each patient (index), mean over the repeats; see `within_folds`."""
-    parts: dict[tuple[str, ...], list[pd.DataFrame]] = {}
-    inside = predictions[predictions["split"] != "external"]
-    for _, fold in inside.groupby(["repeat", "fold"]):
-        for scope in scopes(fold):
-            if scope.has_pairs:
-                key = (scope.trained_on, scope.split, scope.site)
-                placed = scope.table[["patient_id", "label"]].assign(placement=_placements(scope))
-                parts.setdefault(key, []).append(placed)
-    return {
-        key: pd.concat(placed)
-        .dropna()
-        .groupby("patient_id")
-        .agg(label=("label", "first"), placement=("placement", "mean"))
-        for key, placed in parts.items()
-    }
+    """By trained_on, split and site: label and placement of each patient (index), mean over the repeats; see `within_folds`.
+
+    The keys are those of `scopes`. Pairs are of one site, so on the training sites together a patient has the placement
+    that they have at their own.
+    """
+    scores = patient_scores(predictions[predictions["split"] != "external"], ("repeat", "fold"))
+    segment = scores.groupby(["trained_on", "split", "site", "repeat", "fold"], sort=False).ngroup().to_numpy()
+    order = np.argsort(segment, kind="stable")
+    labels, values, placement = scores["label"].to_numpy(), scores["score"].to_numpy(), np.full(len(scores), np.nan)
+    for rows in np.split(order, np.flatnonzero(np.diff(segment[order])) + 1) if len(order) else ():
+        placement[rows] = _placements(labels[rows], values[rows])
+    known = scores.assign(placement=placement).dropna(subset=["placement"])
+    found: dict[tuple[str, ...], pd.DataFrame] = {}
+    training = set(scores.loc[scores["role"] == "train", "site"])
+    for (trained_on, split), arm in known.groupby(["trained_on", "split"], sort=False):
+        by_patient = arm.groupby("patient_id").agg(
+            label=("label", "first"), placement=("placement", "mean"), site=("site", "first")
+        )
+        if trained_on not in {OWN_SITE, OTHER_SITES}:
+            for site, part in by_patient.groupby("site"):
+                found[str(trained_on), str(split), str(site)] = part[["label", "placement"]]
+        everywhere = (
+            set(scores.loc[(scores["trained_on"] == trained_on) & (scores["split"] == split), "site"]) == training
+        )
+        if everywhere and (split == "held_out" or trained_on == OTHER_SITES):
+            found[str(trained_on), str(split), TRAINING_SITES] = by_patient[["label", "placement"]]
+    return found
 
 
 def paired_in_folds(first: pd.DataFrame, second: pd.DataFrame, confidence: float = 0.95) -> Difference:
@@ -82,17 +93,16 @@ def paired_in_folds(first: pd.DataFrame, second: pd.DataFrame, confidence: float
     return difference_of(float(positive.mean() + negative.mean()) / 2, variance, confidence)
 
 
-def _placements(scope: Scope) -> np.ndarray:
-    """Of each patient, the share of the other class at their site that they are on the right side of; ties one half.
-
-    nan for a patient whose site has nobody of the other class.
-    """
-    labels, scores, sites = scope.labels, scope.scores, scope.sites
-    above = (scores[:, None] > scores[None]) + 0.5 * (scores[:, None] == scores[None])
-    right = np.where(labels[:, None] == 1, above, 1 - above)
-    pairs = (sites[:, None] == sites[None]) & (labels[:, None] != labels[None])
-    number = pairs.sum(axis=1)
-    return np.where(number > 0, (right * pairs).sum(axis=1) / np.maximum(number, 1), np.nan)
+def _placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Of each patient, the share of the other class that they are on the right side of, ties one half; nan where it is empty."""
+    is_positive = labels == 1
+    numbers = int(is_positive.sum()), int((~is_positive).sum())
+    if not all(numbers):
+        return np.full(len(labels), np.nan)
+    everyone, placed = stats.rankdata(scores), np.empty(len(labels))
+    placed[is_positive] = (everyone[is_positive] - stats.rankdata(scores[is_positive])) / numbers[1]
+    placed[~is_positive] = 1 - (everyone[~is_positive] - stats.rankdata(scores[~is_positive])) / numbers[0]
+    return placed
 
 
 def _interval(positive: np.ndarray, negative: np.ndarray, confidence: float) -> tuple[float, float, float]:

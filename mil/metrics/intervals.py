@@ -19,7 +19,7 @@ from mil.registry import Registry
 from mil.rng import rng
 
 GROUPS = 500  # deletions of the jackknife; more patients are deleted by blocks
-ECE_GRID, ECE_DRAWS = 81, 1000
+ECE_GRID, ECE_DRAWS = 41, 500
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attention and truth of each tile -> how well attention finds what the label is about, with a patient bootstrap.
+"""Attention and truth of each tile -> how well attention finds what the label is about, with a jackknife over patients.
 
 Attention sums to 1 over a patient's bag, so a tile of a large bag has less of it; before tiles of several patients are
 pooled it is multiplied by the bag's number of tiles (1 = the bag's mean).
@@ -14,9 +14,8 @@ import pandas as pd
 from mil.config import ExperimentSpec, MetricsSpec
 from mil.metrics import delong
 from mil.metrics.arms import EXTERNAL_SITES, TRAINING_SITES
-from mil.metrics.bootstrap import percentile_interval, resamples, strata_of
+from mil.metrics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
 from mil.metrics.score import described
-from mil.rng import rng
 
 if TYPE_CHECKING:
     from mil.figures.results import Results
@@ -72,7 +71,7 @@ def localise(
             "tiles": sum(len(slide.truth) for slide in members),
             "positive_tiles": int(sum(slide.truth.sum() for slide in members)),
         }
-        rows += [{**common, **row} for row in (_pooled(members, spec, site), _mean(members, spec, site))]
+        rows += [{**common, **row} for row in (_pooled(members, spec), _mean(members, spec))]
     return pd.DataFrame(rows, columns=["experiment", *described(experiment), *COLUMNS])
 
 
@@ -109,29 +108,38 @@ def _groups(slides: Sequence[SlideAttention]) -> Iterable[tuple[str, list[SlideA
             yield group, members
 
 
-def _pooled(slides: list[SlideAttention], spec: MetricsSpec, site: str) -> Mapping[str, Any]:
-    """AUROC over all tiles; resamples draw patients with all their tiles."""
+def _pooled(slides: list[SlideAttention], spec: MetricsSpec) -> Mapping[str, Any]:
+    """AUROC over all tiles; the jackknife leaves out patients with all their tiles."""
     truth = np.concatenate([slide.truth for slide in slides])
     if not delong.both_classes(truth):
-        return _row("tile_auroc_pooled", np.nan, np.array([]), spec, "not defined: tiles of one kind only")
+        return _row("tile_auroc_pooled", np.nan, np.nan, np.nan, "not defined: tiles of one kind only")
     pairs = _pair_counts(slides)
-    weights = _patient_weights(slides, spec, site)
     with np.errstate(invalid="ignore"):
-        values = np.array([_auroc_of_pairs(pairs, row) for row in np.vstack([np.ones(len(slides)), weights])])
-    return _row("tile_auroc_pooled", float(values[0]), values[1:], spec, "patient bootstrap")
+        without = np.array([_auroc_of_pairs(pairs, row) for row in _left_out(slides)])
+    return _jackknifed("tile_auroc_pooled", _auroc_of_pairs(pairs, np.ones(len(slides))), without, slides, spec)
 
 
-def _mean(slides: list[SlideAttention], spec: MetricsSpec, site: str) -> Mapping[str, Any]:
+def _mean(slides: list[SlideAttention], spec: MetricsSpec) -> Mapping[str, Any]:
     """Mean over slides of the AUROC within the slide."""
     values = by_slide(slides)
     if values.empty:
-        return _row("tile_auroc_mean", np.nan, np.array([]), spec, "not defined: no slide has both kinds of tile")
+        return _row("tile_auroc_mean", np.nan, np.nan, np.nan, "not defined: no slide has both kinds of tile")
     used = [slide for slide in slides if slide.slide_id in set(values["slide_id"])]
-    weights = _patient_weights(used, spec, site)
-    areas = values["auroc"].to_numpy()
-    total = weights.sum(axis=1)
-    drawn = (weights @ areas)[total > 0] / total[total > 0]
-    return _row("tile_auroc_mean", float(areas.mean()), drawn, spec, "patient bootstrap")
+    areas, weights = values["auroc"].to_numpy(), _left_out(used)
+    with np.errstate(invalid="ignore"):
+        without = (weights @ areas) / weights.sum(axis=1)
+    return _jackknifed("tile_auroc_mean", float(areas.mean()), without, used, spec)
+
+
+def _jackknifed(
+    metric: str, value: float, without: np.ndarray, slides: list[SlideAttention], spec: MetricsSpec
+) -> Mapping[str, Any]:
+    patients = _patients(slides).max() + 1
+    degrees = max(min(int(patients), GROUPS) - 1, 1)
+    bounds = on_logit_scale(
+        value, jackknife_error(without), degrees, spec.confidence, float(patients), "jackknife over patients"
+    )
+    return _row(metric, value, bounds.low, bounds.high, bounds.method)
 
 
 def _pair_counts(slides: list[SlideAttention]) -> tuple[np.ndarray, np.ndarray]:
@@ -152,15 +160,17 @@ def _auroc_of_pairs(counts: tuple[np.ndarray, np.ndarray], weights: np.ndarray) 
     return float(weights @ wins @ weights / (weights @ pairs @ weights))
 
 
-def _patient_weights(slides: list[SlideAttention], spec: MetricsSpec, site: str) -> np.ndarray:
-    """Resamples of patients within sites, as weights of their slides: (resamples, slides)."""
-    patients = sorted({(slide.site, slide.patient_id) for slide in slides})
-    place = {patient: index for index, patient in enumerate(patients)}
-    strata = strata_of(np.array([where for where, _ in patients]))
-    drawn = resamples(strata, spec.bootstrap, rng(spec.seed, "localisation", site))
-    return drawn[:, [place[slide.site, slide.patient_id] for slide in slides]]
+def _patients(slides: list[SlideAttention]) -> np.ndarray:
+    """Number of each slide's patient (slides,)."""
+    names = [f"{slide.site} {slide.patient_id}" for slide in slides]
+    return np.unique(names, return_inverse=True)[1]
 
 
-def _row(metric: str, value: float, drawn: np.ndarray, spec: MetricsSpec, method: str) -> Mapping[str, Any]:
-    low, high = percentile_interval(drawn, spec.confidence)
+def _left_out(slides: list[SlideAttention]) -> np.ndarray:
+    """Weights (deletions, slides) that leave out each patient, with all their slides."""
+    place = _patients(slides)
+    return deletions(int(place.max()) + 1)[:, place]
+
+
+def _row(metric: str, value: float, low: float, high: float, method: str) -> Mapping[str, Any]:
     return {"metric": metric, "value": value, "low": low, "high": high, "method": method}

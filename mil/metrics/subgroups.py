@@ -8,10 +8,11 @@ from scipy import stats
 
 from mil.errors import MilError, nearest
 from mil.metrics import delong
+from mil.metrics.multiplicity import holm
 
 MAX_LEVELS = 6
 MIN_OF_A_CLASS = 3  # patients of either class below which a subgroup's AUROC is not drawn
-COLUMNS = ["variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs"]
+COLUMNS = ["variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs", "p_adjusted"]
 
 
 def subgroup_aurocs(
@@ -20,7 +21,7 @@ def subgroup_aurocs(
     """AUROC for everybody and each level of `columns` (numbers are cut at their median); `COLUMNS`.
 
     `scores` has patient_id, site, label, score. `p_differs`: chi-squared test that a variable's AUROCs (logit scale) are
-    equal. Levels with too few patients of a class have blanks.
+    equal; `p_adjusted`: with Holm's correction over the variables. Levels with too few patients of a class have blanks.
     """
     by_patient = patients.set_index("patient_id").reindex(scores["patient_id"])
     rows = [("All", "", *_auroc(scores, confidence), np.nan)]
@@ -34,7 +35,10 @@ def subgroup_aurocs(
         found = [(level, _auroc(scores[chosen], confidence)) for level, chosen in levels]
         p = _equal([numbers for _, numbers in found], confidence)
         rows += [(column, level, *numbers, p) for level, numbers in found]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS[:-1])
+    by_variable = table.drop_duplicates("variable").set_index("variable")["p_differs"]
+    adjusted = pd.Series(holm(by_variable.to_numpy(dtype=float)), by_variable.index)
+    return table.assign(p_adjusted=table["variable"].map(adjusted))
 
 
 def _each(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

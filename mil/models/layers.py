@@ -1,5 +1,6 @@
 """Pieces that heads are made of, each with any leading axes of models."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ Activation = Callable[[Tensor], Tensor]
 MASK32 = 0xFFFFFFFF
 NARROW = 8
 """Fewest columns of a matrix product. With one, libraries take other routines for one model than for many."""
+ALIGNED = 16
+"""Numbers in a vector register. Products of a model whose memory begins within one may be rounded otherwise than alone."""
 
 
 class Linear(Part):
@@ -23,6 +26,8 @@ class Linear(Part):
         self, name: str, inputs: int, outputs: int, bias: bool = True, init: Literal["uniform", "xavier"] = "uniform"
     ) -> None:
         self.name, self.inputs, self.outputs, self.bias, self.init = name, inputs, outputs, bias, init
+        grain = ALIGNED // math.gcd(ALIGNED, inputs)
+        self.columns = -(-max(outputs, NARROW) // grain) * grain
 
     def initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """PyTorch's default, uniform in +-1/sqrt(inputs); or Xavier's, uniform with bias zero."""
@@ -37,14 +42,13 @@ class Linear(Part):
         """(..., rows, inputs) -> (..., rows, outputs)."""
         weight = weights[f"{self.name}.weight"]
         bias = weights[f"{self.name}.bias"] if self.bias else weight.new_zeros((*weight.shape[:-2], self.outputs))
-        if self.outputs < NARROW:
-            missing = NARROW - self.outputs
+        if missing := self.columns - self.outputs:
             weight, bias = pad(weight, (0, 0, 0, missing)), pad(bias, (0, missing))
         if x.dim() == weight.dim() == 3 and x.dtype != torch.float64:
             y = Affine.apply(x, weight, bias)
         else:
             y = x @ weight.mT + bias.unsqueeze(-2)
-        return y[..., : self.outputs] if self.outputs < NARROW else y
+        return y[..., : self.outputs] if missing else y
 
 
 class Affine(torch.autograd.Function):

@@ -122,7 +122,7 @@ class TransMIL(Head):
         if inputs.mask.dim() > 2:
             each = [
                 self(
-                    {name: weight[k] for name, weight in weights.items()},
+                    {name: weight[k].clone() for name, weight in weights.items()},  # laid out as that model's alone
                     Inputs(inputs.tiles[k], inputs.mask[k], keys=None if inputs.keys is None else inputs.keys[k]),
                 )
                 for k in range(len(inputs.mask))

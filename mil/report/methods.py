@@ -2,16 +2,23 @@
 
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import pandas as pd
 
 from mil import __version__
 from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
 from mil.figures.results import Absent, Results
-from mil.figures.style import model_name, strategy_name
+from mil.figures.style import encoder_name, model_name, strategy_name
 
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
 FEW_PATIENTS = 100
+PROTOCOL = (
+    "The protocol is modelled on Ogier du Terrail et al., Federated learning for predicting histological response to neoadjuvant "
+    "chemotherapy in triple-negative breast cancer, Nature Medicine 29:135–146 (2023). Cohort, models and numbers are this study's "
+    "own; none is that paper's."
+)
+OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
 
 @dataclass(frozen=True)
@@ -26,9 +33,10 @@ def methods(results: Results) -> list[Paragraph]:
     """Slides to metrics, a paragraph a stage, every number from the specs that made the results."""
     config = results.config
     return [
+        Paragraph("Protocol", PROTOCOL),
         Paragraph("Slides", _slides(config)),
         Paragraph("Tiles", _tiles(config)),
-        Paragraph("Features", _features(config, results.experiments)),
+        Paragraph("Features", _features(results)),
         Paragraph("Endpoints and folds", _folds(results)),
         Paragraph("Models and strategies", _models(results.experiments)),
         Paragraph("Training", _training(results.experiments)),
@@ -107,15 +115,23 @@ def _tiles(config: Config) -> str:
     )
 
 
-def _features(config: Config, experiments: dict[str, ExperimentSpec]) -> str:
-    names = dict.fromkeys(one.encoder for one in experiments.values())
-    said = [f"“{name}” is {_encoder(config.encoders[name])}" for name in names]
+def _features(results: Results) -> str:
+    names = dict.fromkeys(one.encoder for one in results.experiments.values())
+    said = [
+        f"{encoder_name(name)} (“{name}”) is {_encoder(results.config.encoders[name], results.encoder_facts(name))}"
+        for name in names
+    ]
     return f"Each tile became a vector by a frozen encoder: {'; '.join(said)}. Encoders were not trained or tuned here."
 
 
-def _encoder(spec: EncoderSpec) -> str:
+def _encoder(spec: EncoderSpec, facts: dict[str, Any]) -> str:
+    """The encoder of the settings, with what the features' files record of it."""
     weights = f" with weights {spec.weights}" if spec.weights else ""
-    return f"{spec.name.replace('_', ' ')}{weights} ({spec.precision} precision)"
+    found = [f"{facts['width']:,} numbers a tile"] if "width" in facts else []
+    found.append(f"{facts.get('precision', spec.precision)} precision")
+    if facts.get("weights_sha256"):
+        found.append(f"weights SHA-256 {str(facts['weights_sha256'])[:12]}…")
+    return f"{spec.name.replace('_', ' ')}{weights} ({', '.join(found)})"
 
 
 def _folds(results: Results) -> str:
@@ -160,7 +176,11 @@ def _models(experiments: dict[str, ExperimentSpec]) -> str:
 
 def _settings(spec: Spec) -> str:
     values = {key: value for key, value in spec.model_dump().items() if key != "name" and value is not None}
-    listed = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+    listed = ", ".join(
+        f"{key.replace('_', ' ')} {'-'.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
+        for key, value in values.items()
+        if value not in ((), [], 0.0)
+    )
     return f" ({listed})" if listed else ""
 
 
@@ -172,7 +192,7 @@ def _training(experiments: dict[str, ExperimentSpec]) -> str:
             "all tiles of a bag" if spec.max_tiles is None else f"{spec.max_tiles:,} tiles drawn from a bag each epoch"
         )
         text = (
-            f"{spec.optimiser} (learning rate {spec.lr:g}, weight decay {spec.weight_decay:g}), {spec.batch_size} patients a step, "
+            f"{OPTIMISERS.get(spec.optimiser, spec.optimiser)} (learning rate {spec.lr:g}, weight decay {spec.weight_decay:g}), {spec.batch_size} patients a step, "
             f"{drawn}, {spec.local_epochs} local epoch{'s' if spec.local_epochs > 1 else ''} a round, at most {spec.rounds} rounds, "
             f"features scaled: {spec.scaling}, seed {spec.seed}"
         )

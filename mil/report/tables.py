@@ -269,7 +269,7 @@ def localisation(results: Results) -> Table:
     return Table(
         "Attention against the truth of every tile",
         f"AUROC of attention for tiles that are positive in the truth; {results.config.metrics.confidence:.0%} intervals by "
-        "bootstrap of patients. 0.5 is what a model gets that looks at all tiles alike.",
+        "a jackknife over patients. 0.5 is what a model gets that looks at all tiles alike.",
         ["Input and model", "Strategy", "Site", "Patients", "Tiles", "Positive tiles", "Over", "Tile AUROC"],
         rows,
     )

@@ -12,6 +12,7 @@ from mil.progress import Reporter
 from mil.slides.fingerprint import fingerprint, size_of
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
+from mil.specs.features import FeaturesSpec
 
 COLUMNS = (
     "slide_id",
@@ -55,6 +56,13 @@ def check_slide(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
         return isolated(look_at, path, mpp, spec, name=path.name, timeout_s=SECONDS_A_SLIDE)
     except SlideError as error:
         return {"state": error.state, "reason": str(error)}
+
+
+def unopened(source: FeaturesSpec, mpp: str) -> dict[str, object]:
+    """Columns of a slide of which there are features only: whether they are there, `mil convert` finds out."""
+    given = sheet_mpp(mpp) or source.mpp
+    told = {} if given is None else {"mpp": given, "mpp_source": "sheet" if mpp.strip() else "slides.features"}
+    return {"state": "ok", "reason": "", "format": f"features ({source.layout})", "fingerprint": "", **told}
 
 
 def look_at(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
@@ -148,7 +156,8 @@ def check_scale(slide: Slide, spec: SlidesSpec) -> None:
 
 def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done) -> Iterator[dict[str, object]]:
     for row in sheet.itertuples():
-        found = check_slide(Path(row.path), str(row.mpp), spec)
+        source = spec.features.get(row.site)
+        found = check_slide(Path(row.path), str(row.mpp), spec) if source is None else unopened(source, str(row.mpp))
         if found["state"] == "ok" and not row.labelled:
             found |= {"state": "no_label", "reason": f"patient {row.patient_id} has no label for any endpoint"}
         if spec.on_bad_slide == "stop" and found["state"] not in {"ok", "no_label"}:

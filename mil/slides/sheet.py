@@ -99,14 +99,16 @@ def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
     for row in slides.itertuples():
         line = int(row.Index)  # type: ignore[arg-type]
         where = f"slide sheet {spec.sheet} line {line}"
+        featured = row.site in spec.features
         for column in SHEET_COLUMNS:
-            if not getattr(row, column):
+            if not getattr(row, column) and not (column == "path" and featured):
                 raise MilError(f"{where}: column '{column}' is blank; fill it or remove the row")
         check_name("slide_id", row.slide_id, where)
         check_name("patient_id", row.patient_id, where)
         check_name("site", row.site, where)
         _refuse_second(slide_lines, row.slide_id.casefold(), line, f"{where}: slide_id '{row.slide_id}'")
-        _refuse_second(path_lines, os.path.normpath(row.path), line, f"{where}: path '{row.path}'")
+        if not featured:
+            _refuse_second(path_lines, os.path.normpath(row.path), line, f"{where}: path '{row.path}'")
         site, first = patient_sites.setdefault(row.patient_id, (row.site, line))
         if site != row.site:
             raise MilError(
@@ -145,7 +147,10 @@ def _resolve(slides: pd.DataFrame, spec: SlidesSpec) -> list[str]:
     folder = Path(spec.sheet).parent
     resolved: dict[str, int] = {}
     paths = []
-    for line, text in slides["path"].items():
+    for line, text, site in slides[["path", "site"]].itertuples():
+        if site in spec.features:
+            paths.append("")
+            continue
         path = folder / text
         where = f"slide sheet {spec.sheet} line {line}"
         if not path.exists():

@@ -36,8 +36,12 @@ class TrainingSpec(Spec):
     """Longest gradient of a model; longer ones are shortened to it."""
     imbalance: Literal["none", "weights", "sampling"] = "none"
     """Classes that are rare among the training patients: as they are, weighted in the loss, or drawn more often."""
-    scaling: Literal["standard", "none"] = "standard"
-    """Features are centred and scaled by the training patients' mean and deviation (merged from the sites' sums)."""
+    scaling: Literal["standard", "site", "none"] = "standard"
+    """Features are centred and scaled by the training patients' mean and deviation (merged from the sites' sums).
+
+    `site`: every site's by its own training patients', so that no moment leaves it; a site that the model was not trained
+    on, at prediction, by those of its own patients' tiles (never their labels).
+    """
     max_tiles: int | None = Field(default=None, ge=1)
     """Tiles drawn from a bag an epoch; none: all."""
     replicas: int = Field(default=1, ge=1)

@@ -7,7 +7,7 @@ starts. A step's bags lie end to end, so that no arithmetic is spent on padding;
 tiles come from afar, all learners take a step before the next one, and its tiles are fetched meanwhile.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,16 +21,21 @@ from mil.endpoints import Endpoint
 from mil.models.head import Head, Inputs, Output
 from mil.training.dropout import combined, step_key
 from mil.training.layout import Layout
+from mil.training.learners import Learners, Plan
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
-from mil.training.packing import Places, chunks, pack, padded_length, pieces, runs
+from mil.training.packing import Places, pack, pieces
 from mil.training.sources import Source
+from mil.training.steps import Limits, Shape, Steps, shape_of
 
 CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
+PARTS = ("mean", "deviation")
 WORTH_A_THREAD = 2**25
-"""Multiply-adds of a learner's step from which threads do not spend their time on handing Python's lock to one another."""
+"""Multiply-adds of a step from which threads do not spend their time on handing Python's lock to one another."""
 GPU_NUMBERS = 2**30
 """The same on a GPU: 2 GB in bf16, and some four times as much for what is kept for the backward pass."""
+CPU_CALLS, GPU_CALLS = 2**24, 2**34
+"""Multiply-adds of a learner's step up to which the calls that it takes cost as much as they do."""
 
 
 @dataclass(frozen=True)
@@ -44,38 +49,6 @@ class Method:
 
 
 @dataclass
-class Learners:
-    """Rows of all learners: parameters (learners, size), and the buffers and settings (learners, ...) that go with them."""
-
-    rows: Tensor
-    buffers: dict[str, Tensor]
-    """By name: mean and deviation of the features, of the covariates, of the target."""
-    lr: Tensor
-    decay: Tensor
-    balance: Tensor
-    """Weight of each class in the loss (learners, classes)."""
-    pull: Tensor | None = None
-    """FedProx's mu (learners, 1), towards `anchor`."""
-    anchor: Tensor | None = None
-    shift: Tensor | None = None
-    """Added to every gradient: SCAFFOLD's c - c_i."""
-
-    def __getitem__(self, chosen: slice) -> "Learners":
-        rest = (self.pull, self.anchor, self.shift)
-        buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
-        own = (part[chosen] for part in (self.lr, self.decay, self.balance))
-        return Learners(self.rows[chosen], buffers, *own, *(None if part is None else part[chosen] for part in rest))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a learner does in a round: its batches of places, and the seed of its dropout."""
-
-    batches: Sequence[np.ndarray] = ()
-    stream: int = 0
-
-
-@dataclass
 class Data:
     """What the models learn from: tiles, and a row of targets and covariates for every bag."""
 
@@ -85,6 +58,8 @@ class Data:
     patients: Tensor
     """A number of each patient's own (bags,) int64."""
     covariates: Tensor | None = None
+    sites: Tensor | None = None
+    """Number of each bag's site (bags,) int64, where features are scaled site by site."""
 
 
 class Batch(NamedTuple):
@@ -94,6 +69,14 @@ class Batch(NamedTuple):
     """Places (learners, bags), -1 for none."""
     columns: int
     """Length of the tile axis."""
+
+    @classmethod
+    def of(cls, batches: Sequence[np.ndarray], shape: Shape, device: torch.device) -> "Batch":
+        """Lay out a batch of every learner."""
+        numbers = np.full((len(batches), shape.bags), -1, np.int64)
+        for row, batch in enumerate(batches):
+            numbers[row, : len(batch)] = batch
+        return cls(torch.from_numpy(numbers).to(device), shape.columns)
 
 
 class Lesson(NamedTuple):
@@ -142,6 +125,10 @@ class Taken:
         return cls(learners, state, weights)
 
 
+Cut = tuple[Sequence[np.ndarray], Shape]
+"""Batches of neighbours, or pieces of them, and how they are laid out."""
+
+
 @dataclass
 class Engine:
     """Trains and applies one kind of head on one set of bags."""
@@ -153,13 +140,19 @@ class Engine:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compiled: bool = False
     """Let torch.compile fuse the step; worth its minutes on a GPU."""
+    workers: int = field(default_factory=torch.get_num_threads)
+    """Threads that take chunks of learners on a CPU."""
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.head.initial(np.random.default_rng(0)))
         self.optimise = OPTIMISERS[self.method.optimiser]
         on_cpu = self.device.type == "cpu"
-        self.budget = (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // self.data.width
+        made = sum(
+            shape[0] for shape in self.layout.shapes.values() if len(shape) == 2
+        )  # numbers that layers make of a tile
+        self.budget = (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // max(self.data.width, made)
         self.uncut = 4 * self.budget if on_cpu else self.budget
+        self.limits = Limits(self.budget, (CPU_CALLS if on_cpu else GPU_CALLS) // max(1, self.layout.size), on_cpu)
         self.objective, self.scaled = self._objective, self._scaled
         if self.compiled:
             self.objective, self.scaled = torch.compile(self._objective), torch.compile(self._scaled)
@@ -169,24 +162,47 @@ class Engine:
         """The optimiser's state before its first step."""
         return OptimiserState.zeros(rows, second=self.method.optimiser != "sgd")
 
-    def train(self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], places: Places) -> np.ndarray:
-        """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none)."""
-        total, seen = torch.zeros((2, len(plans)), device=self.device)
+    def train(
+        self, learners: Learners, state: OptimiserState | None, plans: Sequence[Plan], places: Places
+    ) -> np.ndarray:
+        """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none).
+
+        Without a `state` all begin afresh, and what the optimiser learns is forgotten afterwards.
+        """
         table = Table(places.to(self.device), places.sizes.numpy())
-        tiles = [[table.tiles(bags) for bags in plan.batches] for plan in plans]
+        steps = Steps.of([plan.batches for plan in plans], table.sizes, self.limits)
+        order, losses = steps.order(), np.full(len(plans), np.nan, np.float32)
+        if order == list(range(len(plans))):
+            return self._train(learners, state or self.fresh(learners.rows), plans, steps, table)
+        if order:  # those that have stopped or are not asked are not carried along, those alike lie side by side
+            where = torch.tensor(order, device=self.device)
+            own = learners[where]
+            its = state[where] if state else self.fresh(own.rows)
+            losses[order] = self._train(own, its, [plans[k] for k in order], steps.chosen(order), table)
+            learners.rows[where] = own.rows
+            if state:
+                state.put(where, its)
+        return losses
+
+    def _train(
+        self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], steps: Steps, table: Table
+    ) -> np.ndarray:
+        """As `train`, learners as they lie."""
+        total, seen = torch.zeros((2, len(plans)), device=self.device)
         taken: dict[tuple[int, int], Taken] = {}
 
         def step(chunk: slice, number: int) -> None:
-            for part in self._alike(plans, tiles, chunk, number):
+            for part, shape in steps.alike(chunk, number):
                 key = (part.start, part.stop)
                 if key not in taken:
                     taken[key] = Taken.of(learners[part], state[part], self.layout)
                 keys = torch.tensor([step_key(plan.stream, number) for plan in plans[part]], device=self.device)
-                losses, counts = self._step(taken[key], [plan.batches[number] for plan in plans[part]], keys, table)
+                batches = [plan.batches[number] for plan in plans[part]]
+                losses, counts = self._step(taken[key], batches, shape, keys, table)
                 total[part] += losses
                 seen[part] += counts
 
-        self._each(tiles, step, self._to_come(plans, tiles, table, self._split))
+        self._each(steps, step, self._to_come(steps, table, self._split))
         return (total / seen).cpu().numpy()  # 0 / 0 is NaN
 
     def apply(
@@ -198,19 +214,22 @@ class Engine:
     ) -> None:
         """Give `receive` (learner, places of a piece, output of the chunk, its row there) for all bags of all learners."""
         table = Table(places.to(self.device), places.sizes.numpy())
-        plans = [Plan(pieces(own, table.sizes, self.budget)) for own in bags]
-        tiles = [[table.tiles(piece) for piece in plan.batches] for plan in plans]
+        whole = Steps.of([pieces(own, table.sizes, self.budget) for own in bags], table.sizes, self.limits)
+        order = whole.order()
+        steps, where = whole.chosen(order), torch.tensor(order, dtype=torch.int64, device=self.device)
+        own = learners if order == list(range(len(bags))) else learners[where]
 
         def step(chunk: slice, number: int) -> None:
-            for part in self._alike(plans, tiles, chunk, number):
-                batches = [plan.batches[number] for plan in plans[part]]
+            for part, shape in steps.alike(chunk, number):
+                batches = [own_batches[number] for own_batches in steps.batches[part]]
                 with torch.no_grad(), self._arithmetic():
-                    inputs = self._inputs(learners[part], self._batch(batches, table), table)
-                    output = self.head(self.layout.views(learners[part].rows), inputs)
+                    inputs = self._inputs(own[part], Batch.of(batches, shape, self.device), table)
+                    output = self.head(self.layout.views(own[part].rows), inputs)
                 for row, batch in enumerate(batches):
-                    receive(part.start + row, batch, output, row)
+                    receive(order[part.start + row], batch, output, row)
 
-        self._each(tiles, step, self._to_come(plans, tiles, table, lambda batches, _: [batches]))
+        if order:
+            self._each(steps, step, self._to_come(steps, table, lambda batches, shape, _: [(batches, shape)]))
 
     def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its own bags, float32."""
@@ -222,18 +241,20 @@ class Engine:
         self.apply(learners, bags, places, receive)
         return [np.concatenate(parts) for parts in found]
 
-    def _step(self, taken: Taken, batches: Sequence[np.ndarray], keys: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, taken: Taken, batches: Sequence[np.ndarray], shape: Shape, keys: Tensor, table: Table
+    ) -> tuple[Tensor, Tensor]:
         """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
-        learners, whole = taken.learners, self._batch(batches, table)
+        learners, whole = taken.learners, Batch.of(batches, shape, self.device)
         targets, present, _ = lesson = self._lesson(learners, whole, table)
         counts = self.endpoint.counts(targets, present).sum(-1)
-        cut = list(self._split(batches, table))
+        cut = self._split(batches, shape, table)
         if len(cut) == 1:
             gradient, total = self._gradient(taken, whole, lesson, counts, keys, table)
         else:
-            gradient, total = torch.zeros_like(learners.rows), torch.zeros_like(counts)
-            for bags in cut:
-                piece = self._batch(bags, table)
+            gradient, total = torch.zeros_like(learners.rows), torch.zeros_like(counts)  # of one learner
+            for bags, own in cut:
+                piece = Batch.of(bags, own, self.device)
                 found = self._gradient(taken, piece, self._lesson(learners, piece, table), counts, keys, table)
                 gradient, total = gradient.add_(found[0]), total + found[1]
         with torch.no_grad():
@@ -254,7 +275,10 @@ class Engine:
         with self._arithmetic():
             losses = (self.objective(taken.weights, inputs, lesson.targets, lesson.present) * lesson.balance).sum(-1)
         parts = torch.autograd.grad((losses / counts.clamp(min=1)).sum(), list(taken.weights.values()))
-        return torch.cat([part.flatten(1) for part in parts], dim=1), losses.detach()
+        # A column between the rows: vector operations then end with each, and the optimiser rounds it as if it were alone.
+        apart = losses.new_empty((len(losses), 1))
+        gradient = torch.cat([*(part.flatten(1) for part in parts), apart], dim=1)[:, : self.layout.size]
+        return gradient, losses.detach()
 
     def _objective(self, weights: dict[str, Tensor], inputs: Inputs, targets: Tensor, present: Tensor) -> Tensor:
         output = self.head(weights, inputs)
@@ -271,7 +295,7 @@ class Engine:
     def _inputs(self, learners: Learners, batch: Batch, table: Table, keys: Tensor | None = None) -> Inputs:
         """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
         packed = pack(batch.numbers, table.places, batch.columns)
-        mean, deviation = (learners.buffers[f"features.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
+        mean, deviation = (self._of_tiles(learners.buffers[f"features.{name}"], packed.owner, table) for name in PARTS)
         source, rows = self.data.source, packed.rows.flatten()
         if source.tiles is None:
             tiles = self.scaled(source.take(rows), None, mean, deviation)
@@ -287,6 +311,13 @@ class Engine:
             drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % table.places.bags], packed.rank)
         return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
 
+    def _of_tiles(self, buffer: Tensor, owner: Tensor, table: Table) -> Tensor:
+        """A scale (learners, width) -> (learners, 1, width); one by site (learners, sites, width) -> that of every tile."""
+        if buffer.dim() == 2 or self.data.sites is None:
+            return buffer.unsqueeze(1)
+        site = self.data.sites[owner % table.places.bags]
+        return buffer[torch.arange(len(buffer), device=buffer.device).unsqueeze(1), site]
+
     def _lesson(self, learners: Learners, batch: Batch, table: Table) -> Lesson:
         """What a batch teaches each learner, in the learner's own unit."""
         targets = self.data.targets[table.bags(batch)]
@@ -296,69 +327,34 @@ class Engine:
             targets = (targets - mean) / deviation
         return Lesson(targets, batch.numbers >= 0, balance)
 
-    def _batch(self, batches: Sequence[np.ndarray], table: Table) -> Batch:
-        """At least two bags wide, see `layers.NARROW`."""
-        numbers = np.full((len(batches), max(2, *(len(batch) for batch in batches))), -1, np.int64)
-        for row, batch in enumerate(batches):
-            numbers[row, : len(batch)] = batch
-        longest = max(table.tiles(batch) for batch in batches)
-        columns = padded_length(longest, alone=2 * longest > self.budget)
-        return Batch(torch.from_numpy(numbers).to(self.device), columns)
-
-    def _split(self, batches: Sequence[np.ndarray], table: Table) -> Iterable[Sequence[np.ndarray]]:
+    def _split(self, batches: Sequence[np.ndarray], shape: Shape, table: Table) -> list[Cut]:
         """The batches as they are if they fit, else cut into pieces whose gradients are added up."""
         if not self.endpoint.separable or len(batches) * max(map(table.tiles, batches)) <= self.uncut:
-            return [batches]
+            return [(batches, shape)]
         cut = [pieces(batch, table.sizes, max(1, self.budget // len(batches))) for batch in batches]
-        return [
-            [own[number] if number < len(own) else own[0][:0] for own in cut] for number in range(max(map(len, cut)))
-        ]
+        found = []
+        for number in range(max(map(len, cut))):
+            bags = [own[number] if number < len(own) else own[0][:0] for own in cut]
+            found.append((bags, shape_of(max(map(len, bags)), max(map(table.tiles, bags)), self.limits)))
+        return found
 
     def _to_come(
-        self,
-        plans: Sequence[Plan],
-        tiles: Sequence[Sequence[int]],
-        table: Table,
-        cut: Callable[[Sequence[np.ndarray], Table], Iterable[Sequence[np.ndarray]]],
+        self, steps: Steps, table: Table, cut: Callable[[Sequence[np.ndarray], Shape, Table], list[Cut]]
     ) -> Iterator[Tensor]:
         """The tiles that `_inputs` will ask for, in their order, so that they can be fetched while the device works."""
-        for chunk, number in self._step_by_step(tiles):
-            for part in self._alike(plans, tiles, chunk, number):
-                for bags in cut([plan.batches[number] for plan in plans[part]], table):
-                    batch = self._batch(bags, table)
+        for chunk, number in steps.one_by_one():
+            for part, shape in steps.alike(chunk, number):
+                for bags, own in cut([batches[number] for batches in steps.batches[part]], shape, table):
+                    batch = Batch.of(bags, own, self.device)
                     yield pack(batch.numbers, table.places, batch.columns).rows.flatten()
 
-    def _alike(
-        self, plans: Sequence[Plan], tiles: Sequence[Sequence[int]], chunk: slice, number: int
-    ) -> Iterator[slice]:
-        """Neighbours of a chunk whose step `number` has the same shape, so that no learner is padded to another's size."""
-        keys: list[object] = []
-        for plan, own in zip(plans[chunk], tiles[chunk], strict=True):
-            alone = number < len(own) and 2 * own[number] > self.budget
-            shape = None if number >= len(own) else (padded_length(own[number], alone), len(plan.batches[number]))
-            keys.append((shape, len(keys)) if alone and self.device.type == "cpu" else shape)
-        return (slice(part.start + chunk.start, part.stop + chunk.start) for part in runs(keys))
-
-    def _chunks(self, tiles: Sequence[Sequence[int]]) -> list[tuple[slice, int]]:
-        """Chunks of learners, and how many steps each has."""
-        parts = chunks([max(own, default=0) for own in tiles], self.budget)
-        return [(part, max((len(own) for own in tiles[part]), default=0)) for part in parts]
-
-    def _step_by_step(self, tiles: Sequence[Sequence[int]]) -> Iterator[tuple[slice, int]]:
-        """The first step of every chunk, then the second: all models use a bag while it is here."""
-        parts = self._chunks(tiles)
-        for number in range(max((count for _, count in parts), default=0)):
-            yield from ((part, number) for part, count in parts if number < count)
-
-    def _each(
-        self, tiles: Sequence[Sequence[int]], step: Callable[[slice, int], None], to_come: Iterator[Tensor]
-    ) -> None:
+    def _each(self, steps: Steps, step: Callable[[slice, int], None], to_come: Iterator[Tensor]) -> None:
         """Every step of every chunk: chunk after chunk, on threads, or step after step where tiles come from afar."""
         if self.data.source.tiles is None:
             self.to_come = to_come
             self.data.source.expect(next(to_come, None))
             with one_thread_each():
-                for part, number in self._step_by_step(tiles):
+                for part, number in steps.one_by_one():
                     step(part, number)
             return
 
@@ -366,14 +362,18 @@ class Engine:
             for number in range(count):
                 step(part, number)
 
-        parts = self._chunks(tiles)
-        largest = max((count for own in tiles for count in own), default=0) * self.layout.size
-        with one_thread_each() as workers:
-            if self.device.type != "cpu" or workers == 1 or largest < WORTH_A_THREAD:
+        parts = steps.chunks()
+        with one_thread_each():
+            if (
+                self.device.type != "cpu"
+                or self.workers == 1
+                or steps.tiles_a_call() * self.layout.size < WORTH_A_THREAD
+            ):
                 for part, count in parts:
                     run(part, count)
                 return
-            with ThreadPoolExecutor(workers) as pool:
+            # A thread's first matrix product would otherwise bring threads of its own, which wait by spinning.
+            with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 for done in [pool.submit(run, part, count) for part, count in parts]:
                     done.result()
 
@@ -382,11 +382,11 @@ class Engine:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[int]:
-    """Number of threads there were; inside, every operation runs on one, so that sums do not depend on how many there are."""
+def one_thread_each() -> Iterator[None]:
+    """Inside, every operation runs on one thread, so that sums do not depend on how many there are."""
     workers = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield workers
+        yield
     finally:
         torch.set_num_threads(workers)

@@ -29,8 +29,12 @@ class OptimiserState:
             torch.zeros(len(rows), 1, dtype=torch.float64, device=rows.device),
         )
 
-    def __getitem__(self, chosen: slice) -> "OptimiserState":
+    def __getitem__(self, chosen: slice | Tensor) -> "OptimiserState":
         return OptimiserState(self.first[chosen], self.second[chosen], self.steps[chosen])
+
+    def put(self, where: Tensor, some: "OptimiserState") -> None:
+        """Write the states of the models numbered `where` back."""
+        self.first[where], self.second[where], self.steps[where] = some.first, some.second, some.steps
 
 
 Step = Callable[[Tensor, Tensor, OptimiserState, Tensor, Tensor, float], None]

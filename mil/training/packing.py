@@ -64,13 +64,13 @@ def pack(numbers: Tensor, places: Places, length: int) -> Packed:
     return Packed(rows, mask, chosen.gather(-1, inside), position - (ends - sizes).gather(-1, inside))
 
 
-def padded_length(tiles: int, alone: bool) -> int:
-    """Columns for a step of `tiles` tiles: exact for a learner by itself, else rounded up by at most a quarter.
+def padded_length(tiles: int) -> int:
+    """Columns for a step of `tiles` tiles: rounded up by at most a quarter where there are more than 100 of them.
 
     It depends on the learner's own tiles only, so that the same sums are formed whoever is trained beside it.
     """
-    grain = 1 if alone else max(8, 1 << max(0, tiles.bit_length() - 3))
-    return -(-tiles // grain) * grain
+    grain = max(32, 1 << max(0, tiles.bit_length() - 3))
+    return max(1, -(-tiles // grain)) * grain
 
 
 def chunks(largest: Sequence[int], budget: int) -> Iterator[slice]:

@@ -28,7 +28,7 @@ class Setup:
     """A group for every patient, in the cohort's order."""
 
     def buffers(self, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
-        """`{features,covariates,target}.{mean,deviation}` (tasks, width)."""
+        """`{features,covariates,target}.{mean,deviation}` (tasks, width); those of features (tasks, sites, width) by site."""
         known = {"features": self.features if self.training.scaling == "standard" else None}
         if self.cohort.covariates.shape[1]:
             known["covariates"] = Moments.of_table(self.cohort.covariates)
@@ -42,6 +42,10 @@ class Setup:
             ]
             for part, values in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
                 buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(values).astype(np.float32))
+        if self.training.scaling == "site":
+            by_site = [self._by_site(task) for task in tasks]
+            for part, values in zip(("mean", "deviation"), zip(*by_site, strict=True), strict=True):
+                buffers[f"features.{part}"] = torch.from_numpy(np.stack(values))
         return buffers
 
     def balance(self, tasks: Sequence[Task]) -> torch.Tensor:
@@ -53,6 +57,13 @@ class Setup:
         there = (counts > 0).sum(1, keepdims=True)
         weights = counts.sum(1, keepdims=True) / (there * np.maximum(counts, 1))
         return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
+
+    def _by_site(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation (sites, width) of each site's own training patients; 0 and 1 where the task has none."""
+        site = self.cohort.site[task.train]
+        own = [self.features.merged(task.train[site == name]).scale() for name in self.cohort.sites]
+        means, deviations = zip(*own, strict=True)
+        return np.stack(means), np.stack(deviations)
 
     def _merged(self, moments: Moments, task: Task) -> tuple[np.ndarray, np.ndarray]:
         site = self.cohort.site[task.train]

@@ -1,7 +1,10 @@
 """The validated config, the cohort's sheet, and the names that rules share."""
 
 import os
+import re
+import shlex
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -30,6 +33,7 @@ EXPERIMENTS = settings_of_cohort.selected()
 ENCODERS = sorted({experiment.encoder for experiment in EXPERIMENTS.values()})
 ENDPOINTS = sorted({experiment.endpoint for experiment in EXPERIMENTS.values()})
 SITES = cohort.sites
+FEATURE_SITES = sorted(settings_of_cohort.slides.features)  # with features alone
 TRAIN_SITES = [site for site in SITES if settings_of_cohort.slides.roles[site] == "train"]
 # `<results>` in the rules' files and logs; in params, where Snakemake does not put it in, RESULTS.
 RESULTS = f"{settings_of_cohort.results}/{settings_of_cohort.cohort}"
@@ -54,12 +58,27 @@ def covariates_of(endpoint):
     return list(dict.fromkeys(name for one in experiments for name in one.covariates))
 
 
+def any_of(names):
+    """A wildcard's pattern that takes these names; no name at all where there are none."""
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+
+
 def shards(site):
     """Numbers of a site's shards: runs of `shard_size` rows of its slide table."""
+    if site in FEATURE_SITES:
+        return range(1)
     return range(-(-len(cohort.at(site)) // settings_of_cohort.shard_size))
 
 
+def threads_a_shard():
+    """Cores of one extraction: this machine's, shared among the jobs there are. A cluster's profile sets its own."""
+    jobs = sum(len(shards(site)) for site in SITES if site not in FEATURE_SITES) * len(ENCODERS)
+    return max(1, (workflow.cores or 1) // max(1, jobs))
+
+
 def tile_manifests(site):
+    if site in FEATURE_SITES:
+        return []
     return expand("<results>/sites/{site}/tiles/shard{shard}.csv", site=site, shard=shards(site))
 
 
@@ -74,5 +93,32 @@ def feature_manifests(site, encoder):
 
 def state_on_disk(site):
     """Size and time of every slide of a site: a replaced slide is checked again, though slides are not inputs."""
-    states = (os.stat(path) for path in cohort.at(site)["path"])
-    return [f"{state.st_size}:{state.st_mtime_ns}" for state in states]
+    return [] if site in FEATURE_SITES else [one_on_disk(path) for path in cohort.at(site)["path"]]
+
+
+def one_on_disk(path):
+    state = os.stat(path)
+    return f"{state.st_size}:{state.st_mtime_ns}"
+
+
+def foreign_folder(site, encoder):
+    return settings_of_cohort.slides.features[site].folder.replace("{encoder}", encoder)
+
+
+def features_on_disk(site, encoder):
+    """Size and time of every file below a folder of features that another tool made."""
+    paths = sorted(path for path in Path(foreign_folder(site, encoder)).rglob("*") if path.is_file())
+    return [f"{path}:{one_on_disk(path)}" for path in paths]
+
+
+def foreign_features(site, encoder):
+    """What `mil convert` is told of a site's features: layout, folder and what the files do not say, quoted for the shell."""
+    source = settings_of_cohort.slides.features[site]
+    told = {
+        "--encoder": source.encoder or settings_of_cohort.encoders[encoder].name,
+        "--mpp": source.mpp,
+        "--tile-mpp": source.tile_mpp,
+        "--weights-sha256": source.weights_sha256,
+    }
+    options = [str(part) for pair in told.items() if pair[1] is not None for part in pair]
+    return shlex.join([source.layout, foreign_folder(site, encoder), *options])

@@ -9,7 +9,9 @@ rule extract:
         manifest="<results>/sites/{site}/features/{encoder}/shard{shard}.csv",
     log:
         "<logs>/extract/{site}.{encoder}.{shard}.log",
-    threads: 1
+    wildcard_constraints:
+        site=any_of(set(SITES) - set(FEATURE_SITES)),
+    threads: threads_a_shard()
     resources:
         mem_mb=8000,
     params:
@@ -19,4 +21,24 @@ rule extract:
         shard_size=settings_of_cohort.shard_size,
     shell:
         "mil extract {input.slides} --tiles {params.tiles} --shard {wildcards.shard} --shard-size {params.shard_size}"
-        " --spec {params.spec:q} --folder {params.folder} --out {output.manifest} --log {log}"
+        " --spec {params.spec:q} --folder {params.folder} --out {output.manifest} --threads {threads} --log {log}"
+
+
+# A site with `slides.features` has no slides here: the features that another tool made are taken instead.
+rule convert:
+    input:
+        slides="<results>/sites/{site}/slides.csv",
+    output:
+        manifest="<results>/sites/{site}/features/{encoder}/shard0.csv",
+    log:
+        "<logs>/convert/{site}.{encoder}.log",
+    wildcard_constraints:
+        site=any_of(FEATURE_SITES),
+    resources:
+        mem_mb=4000,
+    params:
+        source=lambda wildcards: foreign_features(wildcards.site, wildcards.encoder),
+        folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/features/{wildcards.encoder}",
+        on_disk=lambda wildcards: features_on_disk(wildcards.site, wildcards.encoder),
+    shell:
+        "mil convert {params.source} {params.folder} --slides {input.slides} --log {log}"

@@ -83,15 +83,15 @@ rule figure_of_site:
         "mil plot all --results {params.results} --site {wildcards.site} --spec {params.spec:q} --log {log}"
 
 
-# `snakemake NAME` draws one figure alone, anew, from no more than it needs.
-for figure_name in FIGURES:
+# `snakemake NAME` draws one figure alone, from no more than it needs; those that are drawn a site in a job a site.
+for figure_name in OF_COHORT:
 
     rule:
         name:
             figure_name
         input:
             settings="<results>/config.json",
-            tables=figure_inputs([figure_name], SITES),
+            tables=figure_inputs([figure_name], []),
             code=FIGURES[figure_name].code,
         log:
             f"<logs>/figure/{figure_name}.log",
@@ -99,11 +99,35 @@ for figure_name in FIGURES:
             spec=lambda wildcards: settings_of_cohort.figures.to_json(),
             results=lambda wildcards: RESULTS,
             figure=figure_name,
-            sites=SITES if FIGURES[figure_name].per_site else [""],
         shell:
-            "for site in {params.sites:q}; do"
-            ' mil plot {params.figure} --results {params.results} ${{site:+--site "$site"}} --spec {params.spec:q} --log {log} || exit 1;'
-            " done"
+            "mil plot {params.figure} --results {params.results} --spec {params.spec:q} --log {log}"
+
+
+for figure_name in OF_SITE:
+
+    rule:
+        name:
+            figure_name
+        input:
+            expand("<results>/figures/alone/{figure}.{site}", figure=figure_name, site=SITES),
+
+
+rule one_figure_of_site:
+    input:
+        settings="<results>/config.json",
+        tables=lambda wildcards: figure_inputs([wildcards.figure], [wildcards.site]),
+        code=lambda wildcards: FIGURES[wildcards.figure].code,
+    output:
+        touch("<results>/figures/alone/{figure}.{site}"),
+    log:
+        "<logs>/figure/{figure}.{site}.log",
+    wildcard_constraints:
+        figure="|".join(OF_SITE),
+    params:
+        spec=lambda wildcards: settings_of_cohort.figures.to_json(),
+        results=lambda wildcards: RESULTS,
+    shell:
+        "mil plot {wildcards.figure} --results {params.results} --site {wildcards.site} --spec {params.spec:q} --log {log}"
 
 
 rule figures:

@@ -6,9 +6,10 @@
   const STEPS = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
   const state = { slide: null, tile: null, ranked: [], position: -1 };
 
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   const viewer = OpenSeadragon({
     id: "stage", drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT",
-    navigatorSizeRatio: 0.14, navigatorBackground: "#f3f4f5", navigatorBorderColor: "#9aa1a9", navigatorDisplayRegionColor: "#0b5c94", maxZoomPixelRatio: 6, visibilityRatio: 0.4, animationTime: 0.5, immediateRender: true,
+    navigatorSizeRatio: 0.14, navigatorBackground: "#f3f4f5", navigatorBorderColor: "#9aa1a9", navigatorDisplayRegionColor: "#0b5c94", maxZoomPixelRatio: 6, visibilityRatio: 0.4, animationTime: still ? 0 : 0.5, immediateRender: true,
     gestureSettingsMouse: { clickToZoom: false }, gestureSettingsTouch: { clickToZoom: false },
   });
   const marks = document.createElement("canvas");
@@ -32,6 +33,15 @@
   // Level-0 pixels -> the viewer's own coordinates, in which the slide is 1 wide.
   const toView = (slide, length) => length / slide.width;
 
+  // A round length of at most a quarter of the stage; `um` are microns a pixel of the screen.
+  function scaleBar(um) {
+    const most = (viewer.canvas.clientWidth / 4) * um;
+    const unit = 10 ** Math.floor(Math.log10(most));
+    const length = [5, 2, 1].find((step) => step * unit <= most) * unit;
+    at("bar").style.width = `${length / um}px`;
+    at("length").textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(2))} µm`;
+  }
+
   function draw() {
     const slide = state.slide;
     const ratio = window.devicePixelRatio || 1;
@@ -46,6 +56,7 @@
     if (!slide || !viewer.world.getItemCount()) return;
     const origin = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
     const scale = (viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true).x - origin.x) / slide.width;
+    scaleBar(slide.mpp / scale);
     const side = slide.side * scale;
     const box = (tile) => [origin.x + tile[0] * scale, origin.y + tile[1] * scale];
     const visible = ([x, y]) => x < wide && y < high && x + side > 0 && y + side > 0;
@@ -122,6 +133,7 @@
   function showPixels(tile) {
     const canvas = at("tile");
     canvas.hidden = !tile[4];
+    canvas.setAttribute("aria-label", `Tile at ${tile[0]}, ${tile[1]} of slide ${state.slide.id}`);
     at("no-image").hidden = Boolean(tile[4]);
     if (!tile[4]) return;
     const image = new Image();
@@ -216,6 +228,9 @@
   for (const id of ["opacity", "threshold"]) at(id).addEventListener("input", tell);
   at("next").addEventListener("click", () => step(1));
   at("previous").addEventListener("click", () => step(-1));
+  for (const [id, factor] of [["closer", 1.5], ["farther", 1 / 1.5]]) {
+    at(id).addEventListener("click", () => viewer.viewport.zoomBy(factor).applyConstraints());
+  }
   at("home").addEventListener("click", () => viewer.viewport.goHome());
   const keys = { n: () => step(1), p: () => step(-1), 0: () => viewer.viewport.goHome(), o: () => at("overlay").click(), t: () => !at("truth-label").hidden && at("truth").click() };
   document.addEventListener("keydown", (event) => {

@@ -1,0 +1,192 @@
+"""The engine: memory that runs short, arithmetic, devices shared between jobs, and what is said of it all."""
+
+import io
+import multiprocessing
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from feature_slides import make_shard
+from PIL import Image
+from typer.testing import CliRunner
+
+from mil import cli, hdf5
+from mil.config import EncoderSpec
+from mil.encoders import Encoder, build
+from mil.errors import MilError
+from mil.features import Engine, extract_shard
+from mil.features.device import claimed
+from mil.features.profile import Profile
+from mil.progress import Reporter
+from mil.tables import write_table
+
+
+class Hungry(torch.nn.Module):
+    """Means of the channels; no memory for more than `most` tiles at once."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.seen = most, []
+
+    def forward(self, tiles):
+        self.seen.append(len(tiles))
+        if len(tiles) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return tiles.mean((2, 3))
+
+
+def hungry(most, said=None):
+    encoder = Encoder("hungry", 3, None, None, (0, 0, 0), (1, 1, 1), "bilinear", "none", Hungry(most))
+    spec = EncoderSpec(name="colour", precision="fp32")
+    return Engine(encoder, spec, torch.device("cpu"), reporter=Reporter(stream=said or io.StringIO()))
+
+
+def test_where_memory_runs_short_the_batch_is_halved_and_it_goes_on_and_says_so():
+    tiles = np.random.default_rng(0).integers(0, 255, (45, 8, 8, 3)).astype(np.uint8)
+    said = io.StringIO()
+    engine = hungry(5, said)
+    whole = engine.step
+    assert np.allclose(engine(tiles), tiles.mean((1, 2)) / 255, atol=1e-3)
+    assert engine.step == whole // 4 == 4
+    assert said.getvalue().splitlines() == [
+        f"the GPU's memory is too small for {whole} tiles at once; going on with {whole // 2}",
+        f"the GPU's memory is too small for {whole // 2} tiles at once; going on with {whole // 4}",
+    ]
+    before = len(engine.module.seen)
+    assert np.allclose(engine(tiles), tiles.mean((1, 2)) / 255, atol=1e-3)  # and stays there
+    assert set(engine.module.seen[before:]) == {4}
+    assert len(said.getvalue().splitlines()) == 2
+
+
+def test_where_not_even_one_tile_fits_it_ends_with_the_way_out():
+    with pytest.raises(MilError, match="too small for a single tile"):
+        hungry(0)(np.zeros((3, 8, 8, 3), np.uint8))
+
+
+def test_bf16_and_fp32_agree_on_every_real_tile(shared):
+    with zipfile.ZipFile(shared / "data/idc/patches.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".png"))
+        pictures = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names[::20]]
+    tiles = np.stack([np.asarray(picture) for picture in pictures if picture.size == (50, 50)])
+    spec = EncoderSpec(name="efficientnet_lite0")
+    encoder = build(spec)
+    exact, short = (
+        torch.from_numpy(Engine(encoder, spec.model_copy(update={"precision": kind}))(tiles)).float()
+        for kind in ("fp32", "bf16")
+    )
+    assert len(tiles) > 150
+    assert torch.cosine_similarity(exact, short).min() >= 0.999
+
+
+def test_fp16_is_for_gpus():
+    spec = EncoderSpec(name="efficientnet_lite0", precision="fp16")
+    with pytest.raises(MilError, match="fp16 is for GPUs"):
+        Engine(build(spec), spec, torch.device("cpu"))
+
+
+def claim(names, folder, answers):
+    answers.put(claimed(names, folder))
+    answers.get()  # holds it until told
+
+
+def test_every_job_gets_a_gpu_of_its_own_until_its_process_ends(tmp_path):
+    context = multiprocessing.get_context("fork")
+    pairs = [(context.Queue(), number) for number in range(3)]
+    jobs, found = [], []
+    for answers, _ in pairs:
+        jobs.append(context.Process(target=claim, args=(["a", "b"], tmp_path / "locks", answers)))
+        jobs[-1].start()
+        found.append(answers.get(timeout=30))
+    assert found == [0, 1, None]
+    jobs[0].kill()
+    jobs[0].join()
+    answers = context.Queue()
+    late = context.Process(target=claim, args=(["a", "b"], tmp_path / "locks", answers))
+    late.start()
+    assert answers.get(timeout=30) == 0  # the kernel let go of the dead one's
+    for job in (*jobs[1:], late):
+        job.kill()
+        job.join()
+
+
+def test_the_profile_says_each_stages_rate_and_the_devices_busy_share():
+    profile = Profile("the GPU", readers=4, tiles=1000, wall=10.0)
+    for stage, seconds in {"reading": 20.0, "encoder": 9.0, "writing": 0.5, "waiting for readers": 1.0}.items():
+        profile.add(stage, seconds)
+    assert profile.lines() == [
+        "1,000 tiles in 10.0 s: 100 tiles/s; the GPU busy 90%",
+        "  reading: 20.0 s of 4 readers, 200 tiles/s if nothing else ran",
+        "  encoder: 9.0 s, 111 tiles/s if nothing else ran",
+        "  waiting for readers: 1.0 s",
+        "  writing: 0.5 s, 2,000 tiles/s if nothing else ran",
+    ]
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_the_log_has_the_profile_and_the_terminal_where_it_is_asked_for(profile, tmp_path):
+    slides = make_shard(tmp_path, {"a": 3, "b": 2})
+    write_table(slides, tmp_path / "slides.csv")
+    command = [
+        "extract",
+        str(tmp_path / "slides.csv"),
+        "--tiles",
+        str(tmp_path / "tiles"),
+        "--spec",
+        '{"name": "colour"}',
+    ]
+    command += [
+        "--folder",
+        str(tmp_path / "out"),
+        "--out",
+        str(tmp_path / "shard0.csv"),
+        "--log",
+        str(tmp_path / "log"),
+    ]
+    done = CliRunner().invoke(cli.app, [*command, "--threads", "1", *(["--profile"] if profile else [])])
+    cli._open_reporters[-1].log.close()
+    assert done.exit_code == 0, done.output
+    log = (tmp_path / "log").read_text()
+    for line in ("20 tiles in", "the CPU busy", "  reading:", "  encoder:", "  writing:", "1 readers"):
+        assert line in log
+        assert (line in done.output) == (profile or line == "1 readers")
+
+
+def test_weights_on_the_command_line_come_before_the_specs(tmp_path):
+    slides = make_shard(tmp_path, {"a": 1})
+    write_table(slides, tmp_path / "slides.csv")
+    command = [
+        "extract",
+        str(tmp_path / "slides.csv"),
+        "--tiles",
+        str(tmp_path / "tiles"),
+        "--folder",
+        str(tmp_path / "out"),
+    ]
+    command += [
+        "--out",
+        str(tmp_path / "shard0.csv"),
+        "--spec",
+        '{"name": "uni"}',
+        "--weights",
+        str(tmp_path / "bundle"),
+    ]
+    done = CliRunner().invoke(cli.app, command)
+    assert isinstance(done.exception, MilError)
+    assert f"encoder uni: weights {tmp_path / 'bundle'} do not exist; ask for access at" in str(done.exception)
+
+
+def test_a_shard_without_a_usable_slide_is_a_manifest_all_the_same(tmp_path):
+    slides = make_shard(tmp_path, {"a": 1}).assign(state="no_mpp", reason="r")
+    for rows in (slides, slides[:0]):
+        manifest = extract_shard(rows, tmp_path / "tiles", EncoderSpec(name="colour"), tmp_path / "out", Reporter())
+        assert list(manifest.state) == ["no_mpp"] * len(rows)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slide_of_one_tile_is_a_file_like_any_other(tmp_path):
+    slides = make_shard(tmp_path, {"a": 1})
+    spec = EncoderSpec(name="efficientnet_lite0")
+    manifest = extract_shard(slides, tmp_path / "tiles", spec, tmp_path / "out", Reporter(stream=io.StringIO()))
+    assert list(manifest.num_tiles) == [4]
+    assert hdf5.read(tmp_path / "out" / "a.h5", "features")[0].shape == (4, 192)

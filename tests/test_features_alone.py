@@ -1,0 +1,125 @@
+"""A cohort that starts from features alone: no slide is opened, no tile made, and predictions come out all the same."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from features_alone import LAYOUTS, WEIGHTS, make_features, write_stamp
+
+from mil import hdf5
+from mil.config import Config, SlidesSpec, merge, parse, read_yaml
+from mil.convert import Source, convert_in
+from mil.errors import MilError
+from mil.progress import quiet
+from mil.slides.check import check_slides
+from mil.slides.sheet import read_cohort
+from mil.training.store import FeatureStore
+
+
+@pytest.fixture
+def settings(tmp_path, repository):
+    """The cohort's config as a mapping, the experiments' stanzas below it."""
+    return merge(read_yaml(repository / "configs/experiments.yaml"), make_features(tmp_path))
+
+
+def snakemake(folder, repository, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(repository / "Snakefile")]
+    command += ["--configfile", "config.yaml", "--cores", "2", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
+    config = make_features(tmp_path / "data") | {"run": ["attention_pooled"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    predictions = tmp_path / "results/alone/predictions/attention_pooled.csv"
+    snakemake(tmp_path, repository, "results/alone/predictions/attention_pooled.csv")
+    assert set(pd.read_csv(predictions).site) == set(LAYOUTS)
+    sites = tmp_path / "results/alone/sites"
+    assert not [path for name in ("tiles", "thumbnails") for path in sites.glob(f"*/{name}")]
+    for site in LAYOUTS:
+        about = hdf5.attributes(sites / site / "features/uni" / f"{site}-p1-s1.h5")
+        assert (about["encoder"], about["weights_sha256"], about["size_px"], about["tile_mpp"]) == (
+            "uni",
+            WEIGHTS,
+            256,
+            0.5,
+        )
+        assert (sites / site / "attention/attention_pooled" / f"{site}-p1-s1.h5").is_file()
+    flow = pd.read_csv(tmp_path / "results/alone/bags/response.flow.csv")
+    assert dict(flow[flow.reason == "no_features"].set_index("site").slides) == dict.fromkeys(LAYOUTS, 1)
+
+    target = "results/alone/predictions/attention_pooled.csv"
+    assert "Nothing to be done" in snakemake(tmp_path, repository, target, "--dry-run")
+    write_stamp(tmp_path / "data/north", "north-p1-s1", np.ones((9, 16), np.float16))
+    everything = snakemake(tmp_path, repository, "--dry-run")
+    assert everything.count("rule convert:") == 1
+    assert not any(f"rule {name}:" in everything for name in ("tile", "extract", "contact_sheet"))
+    assert "rule report:" in everything
+
+
+def test_rows_of_such_a_site_need_no_path_and_no_slide(settings):
+    config = parse(Config, settings, "here")
+    cohort = read_cohort(config.slides, ["response"])
+    table = check_slides(cohort.at("north"), config.slides, quiet())
+    assert set(table.state) == {"ok"}
+    assert set(table.format) == {"features (stamp)"}
+    assert set(table.mpp) == {0.25}
+    without = SlidesSpec(**(config.slides.model_dump() | {"features": {}}))
+    with pytest.raises(MilError, match="column 'path' is blank"):
+        read_cohort(without, ["response"])
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        (
+            {"slides": {"features": {"nort": {"layout": "stamp", "folder": "f"}}}},
+            "unknown site 'nort'; did you mean 'north'",
+        ),
+        ({"slides": {"features": {"north": {"layout": "stmp", "folder": "f"}}}}, "'stmp' is refused"),
+        ({"slides": {"features": {"north": {"weights_sha256": "abc"}}}}, "'abc' is refused"),
+        (
+            {
+                "encoders": {"two": {"name": "phikon"}},
+                "experiments": {"attention_fedavg": {"encoder": "two"}},
+            },
+            "holds the features of one encoder, but the experiments use two, uni; put {encoder} into it",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_settings_is_one_line(over, said, settings):
+    with pytest.raises(MilError) as caught:
+        parse(Config, merge(settings, over), "here")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_features_of_two_tools_mix_only_where_their_weights_are_told(tmp_path):
+    make_features(tmp_path / "data")
+    bags = pd.DataFrame({"patient_id": ["a", "b"], "site": ["north", "east"], "slides": ["north-p1-s1", "east-p1-s1"]})
+
+    def converted(name, **told):
+        for site in ("north", "east"):
+            source = Source(tmp_path / "data" / site, encoder="uni", mpp=0.25, tile_mpp=0.5, **told)
+            convert_in(LAYOUTS[site], source, tmp_path / name / site / "features" / "uni", quiet())
+        return FeatureStore.open(bags, tmp_path / name, "uni")
+
+    with pytest.raises(MilError, match=r"encoder is 'uni_v1', but 'uni' in"):
+        converted("unknown")
+    assert converted("told", weights_sha256=WEIGHTS).sizes.tolist() == [24, 24]
+
+
+def test_only_the_slides_of_the_sheet_are_converted_each_with_its_own_scale(tmp_path):
+    make_features(tmp_path / "data")
+    rows = [("north-p2-s1", "ok", "", 0.5), ("gone", "ok", "", None), ("north-p3-s1", "no_label", "why", None)]
+    slides = pd.DataFrame(rows, columns=["slide_id", "state", "reason", "mpp"])
+    manifest = convert_in("stamp", Source(tmp_path / "data/north", mpp=0.25), tmp_path / "ours", quiet(), slides)
+    assert list(manifest.state) == ["ok", "no_features", "no_label"]
+    assert "holds no features named 'gone'" in manifest.reason[1]
+    assert [path.name for path in (tmp_path / "ours").glob("*.h5")] == ["north-p2-s1.h5"]
+    assert hdf5.read(tmp_path / "ours/north-p2-s1.h5", "coords")[0].max() == 5 * 256
