@@ -61,7 +61,7 @@ def main() -> None:
     _print(
         ["", *heads],
         [
-            [arm(results, name, "").name if options.by == "strategy" else name, *_training(results, name)]
+            [arm(results, name, "").name.rstrip(", ") if options.by == "strategy" else name, *_training(results, name)]
             for name in predictions
         ],
     )
@@ -97,7 +97,7 @@ def _training(results: Results, name: str) -> list[str]:
 
 def _counted(values: pd.Series) -> str:
     """Values and how many models have each, the most frequent first."""
-    return ", ".join(f"{value:g} ({count})" for value, count in values.dropna().value_counts().items())
+    return ", ".join(f"{value:g} ({count})" for value, count in pd.to_numeric(values).dropna().value_counts().items())
 
 
 def _print(heads: list[str], rows: Iterable[list[str]]) -> None:

@@ -17,7 +17,7 @@ KINDS = {
 }
 
 
-@figure("Communication by strategy", needs=("runs", "bags"))
+@figure("Communication by strategy", needs=("runs", "bags", "census"))
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a federated strategy; markers on a scale of MB, and a line where uploading the features would be."""
     rows = []
@@ -43,13 +43,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             value, face = by_name.loc[one.experiment, kind], "white" if kind == "round_mb" else one.colour
             label = words if not place else None
             axes.plot(value, place, marker, color=one.colour, markerfacecolor=face, markersize=4.5, label=label)
-            axes.text(value, place - 0.2, f"{value:.3g}", ha="center", va="bottom", fontsize=6)
+            axes.text(value, place - 0.2, _three_digits(value), ha="center", va="bottom", fontsize=6)
     features = float(table["features_mb"].iloc[0])
     if features == features:
         axes.axvline(features, color=SOFT, linewidth=1, linestyle=(0, (4, 2)))
-        axes.text(features, -1.0, f"features\n{features:.3g}", ha="center", va="bottom", fontsize=6.3, color=SOFT)
+        axes.text(
+            features, -1.0, f"features\n{_three_digits(features)}", ha="center", va="bottom", fontsize=6.3, color=SOFT
+        )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.set(xlabel="MB, both ways, all training sites", ylim=(len(arms) - 0.4, -0.9))
     axes.set_yticks(range(len(arms)), [one.name for one in arms])
     axes.tick_params(axis="y", length=0)
@@ -63,9 +65,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"Bytes of model weights (SCAFFOLD: and control variates; FedPer: of the shared layers) that crossed between server and sites, both ways, "
             f"from the ledgers of the runs on {input_name(main)}: of one model in one round, of one final model (median) in all its rounds, and of the "
-            "whole run with its inner folds and search. Line: the feature files of the training sites' patients, as they would be uploaded once."
+            "whole run with its inner folds and search. Line: the features of the training sites' patients, if these were uploaded once instead."
         ),
     )
+
+
+def _three_digits(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def traffic(entries: list[dict]) -> dict[str, float]:
@@ -88,14 +94,20 @@ def traffic(entries: list[dict]) -> dict[str, float]:
 
 
 def features_mb(results: Results) -> float:
-    """Size of the feature files of the training sites' patients; not a number where they are not on this machine."""
+    """Size of the training sites' features, tiles x width x bytes a number; not a number where none is on this machine.
+
+    Not of their files: HDF5 rounds small ones up to a chunk.
+    """
     encoder = results.experiments[results.main].encoder
     bags = results.bags(results.endpoint)
-    slides = [
-        results.folder / "sites" / row.site / "features" / encoder / f"{slide}.h5"
-        for row in bags[bags["role"] == "train"].itertuples()
-        for slide in str(row.slides).split(";")
-    ]
-    if not slides or not all(path.is_file() for path in slides):
+    used = {
+        slide: row.site for row in bags[bags["role"] == "train"].itertuples() for slide in str(row.slides).split(";")
+    }
+    try:
+        census = results.census()
+        slide, site = next(iter(used.items()))
+        _, features = results.features(site, encoder, slide)
+    except (Absent, StopIteration):
         return float("nan")
-    return sum(path.stat().st_size for path in slides) / MB
+    tiles = census.loc[census["slide_id"].isin(list(used)), "num_tiles"].sum()
+    return float(tiles) * features.shape[1] * features.dtype.itemsize / MB
