@@ -34,7 +34,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         lines = []
         for name, metric in (("Slope", "calibration_slope"), ("Intercept", "calibration_intercept"), ("ECE", "ece")):
             value, low, high = measured(metric, scope.labels, scope.scores, metrics.confidence)
-            lines.append(f"{name} {value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−"))
+            shown = f"{value:.2f} [{low:.2f}, {high:.2f}]" if low == low else "not defined"
+            lines.append(f"{name} {shown}".replace("-", "−"))
         axes.text(
             0.5, -0.3, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6, linespacing=1.5
         )
