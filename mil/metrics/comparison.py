@@ -12,7 +12,6 @@ from mil.config import ExperimentSpec, MetricsSpec
 from mil.errors import MilError
 from mil.metrics import delong, ranking
 from mil.metrics.arms import ENSEMBLE, OTHER_SITES, OWN_SITE, Scope, check_predictions, scopes
-from mil.metrics.bootstrap import p_of_difference, percentile_interval
 from mil.metrics.folds import KEYS, FoldTest, corrected_resampled_t, fold_aurocs, paired_in_folds, placements_in_folds
 from mil.metrics.multiplicity import holm
 from mil.metrics.score import GROUPS, bootstrap_weights
@@ -217,8 +216,9 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
     yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": PRIMARY}
     weights = bootstrap_weights(both.assign(label=labels), spec)
     drawn = np.subtract(*(ranking.auroc_within(labels, score, weights, sites) for score in scores))
-    low, high = percentile_interval(drawn, spec.confidence)
-    yield {**common, "low": low, "high": high, "p": p_of_difference(drawn), "method": "patient bootstrap, paired"}
+    variance = float(np.nanvar(drawn))
+    again = delong.difference_of(tested.difference, variance, spec.confidence) if variance > 1e-12 else tested
+    yield {**common, "low": again.low, "high": again.high, "p": again.p, "method": "patient bootstrap, paired"}
 
 
 def _fold_rows(pair: tuple[tuple[Folds, Scope], ...], spec: MetricsSpec) -> Iterator[dict[str, Any]]:
