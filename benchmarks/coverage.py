@@ -19,7 +19,7 @@ from scipy import stats
 from mil.config import MetricsSpec
 from mil.metrics import calibration, classification, decision, delong, intervals, ranking
 from mil.metrics.added_value import added_value
-from mil.metrics.bootstrap import p_of_difference, percentile_interval, point, resamples
+from mil.metrics.bootstrap import percentile_interval, point, resamples
 from mil.metrics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds, within_folds
 from mil.metrics.localisation import SlideAttention, by_slide, localise
 from mil.metrics.score import bootstrap_interval
@@ -183,9 +183,9 @@ def paired(cohorts: int) -> None:
                 held.setdefault(name, []).append(found.low <= 0 <= found.high)
             weights = resamples(labels, RESAMPLES, stream)
             drawn = np.subtract(*(ranking.auroc(labels, score, weights) for score in pair))
-            low, high = percentile_interval(drawn, 0.95)
-            p.setdefault("bootstrap", []).append(p_of_difference(drawn))
-            held.setdefault("bootstrap", []).append(low <= 0 <= high)
+            again = delong.difference_of(tests["DeLong"].difference, float(np.var(drawn)))
+            p.setdefault("bootstrap", []).append(again.p)
+            held.setdefault("bootstrap", []).append(again.low <= 0 <= again.high)
             if patients >= 60:
                 p.setdefault("likelihood ratio of a useless score", []).append(_useless(stream, labels, pair[0]))
         print(f"{patients} patients, prevalence {prevalence:.0%}, AUROC {auroc}")

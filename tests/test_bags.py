@@ -150,3 +150,55 @@ def test_flow_counts_a_patient_once():
     )
     table = flow(census, {"A": "train"}, [], {})
     assert table[table["step"] == "excluded"]["patients"].sum() == 1
+
+
+def test_covariates_stand_in_the_bags_as_numbers():
+    cohort, census = make_cohort()
+    patients = cohort.patients.assign(
+        t=["T1", "T2", "", "T3"] * 9, menopause=["pre", "post"] * 18, age=[str(40 + n) for n in range(36)]
+    )
+    cohort = Cohort(cohort.slides, patients, "patients.csv")
+    bags, _ = make_bags(cohort, census, ROLES, ENDPOINT, ["t", "menopause", "age"])
+    row = bags.set_index("patient_id").loc["A1"]
+    assert (row["t"], row["menopause"], row["age"]) == (2, 0, 41)  # of two classes the later one is 1
+    assert np.isnan(bags.set_index("patient_id").loc["A2", "t"])
+    with pytest.raises(MilError, match="covariate 'kind' has 3 classes"):
+        make_bags(
+            Cohort(cohort.slides, patients.assign(kind=["x", "y", "z"] * 12), "p.csv"),
+            census,
+            ROLES,
+            ENDPOINT,
+            ["kind"],
+        )
+    with pytest.raises(MilError, match="covariates: column 'agee' is not in the patient table; did you mean 'age'"):
+        make_bags(cohort, census, ROLES, ENDPOINT, ["agee"])
+    with pytest.raises(MilError, match="a column of that name"):
+        make_bags(cohort, census, ROLES, ENDPOINT, ["site"])
+
+
+def test_bags_of_every_kind_of_endpoint():
+    cohort, census = make_cohort()
+    patients = cohort.patients.assign(
+        months=[str(3 + n) for n in range(36)], death=["1", "0", "1"] * 12, grade=["low", "middle", "high"] * 12
+    )
+    patients.loc[patients.index[4], "months"] = ""
+    cohort = Cohort(cohort.slides, patients, "patients.csv")
+    shared = {"folds": 3, "inner_folds": 2}
+    survival = EndpointSpec.model_validate({"kind": "survival", "column": "months", "event": "death", **shared})
+    bags, _ = make_bags(cohort, census, ROLES, survival)
+    assert "A4" not in set(bags["patient_id"])
+    assert tuple(bags.set_index("patient_id").loc["A1", ["time", "label"]]) == (4, 0)
+    several = EndpointSpec.model_validate(
+        {"kind": "multiclass", "column": "grade", "classes": ["low", "middle", "high"], **shared}
+    )
+    bags, _ = make_bags(cohort, census, ROLES, several)
+    for _, part in bags[bags["role"] == "train"].groupby(["site", "repeat0"]):
+        assert part["label"].nunique() == 3
+    number = EndpointSpec.model_validate({"kind": "regression", "column": "months", **shared})
+    bags, _ = make_bags(cohort, census, ROLES, number)
+    assert bags["label"].dtype == float
+    assert bags[bags["role"] == "train"].groupby(["site", "repeat0"])["label"].mean().groupby("site").std().max() < 3
+    wrong = Cohort(cohort.slides, patients.assign(months=["soon", *patients["months"][1:]]), "patients.csv")
+    for endpoint in (survival, number):
+        with pytest.raises(MilError, match=r"patients.csv line 2: patient 'A0' has months = 'soon'"):
+            make_bags(wrong, census, ROLES, endpoint)

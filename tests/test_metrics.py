@@ -11,7 +11,7 @@ from mil.config import ExperimentSpec, MetricsSpec
 from mil.errors import MilError
 from mil.metrics import delong, ranking
 from mil.metrics.arms import ENSEMBLE, OWN_SITE, check_predictions, patient_scores, scopes
-from mil.metrics.bootstrap import p_of_difference, percentile_interval, point, resamples, strata_of
+from mil.metrics.bootstrap import percentile_interval, point, resamples, strata_of
 from mil.metrics.comparison import compare
 from mil.metrics.multiplicity import benjamini_hochberg, holm
 from mil.metrics.score import PRIMARY, score
@@ -103,7 +103,6 @@ def test_resamples_keep_the_numbers_of_each_stratum():
     for stratum in np.unique(strata):
         assert (weights[:, strata == stratum].sum(axis=1) == (strata == stratum).sum()).all()
     assert percentile_interval(np.array([np.nan]), 0.95) != (0, 0)
-    assert p_of_difference(np.array([1.0, 2, 3])) == 2 * 1 / 4
 
 
 def test_holm_and_benjamini_hochberg_by_hand():

@@ -40,12 +40,3 @@ def percentile_interval(values: np.ndarray, confidence: float) -> tuple[float, f
 def point(metric: Metric, labels: np.ndarray, scores: np.ndarray) -> float:
     """The metric on the patients as they are."""
     return float(metric(labels, scores, np.ones((1, len(labels))))[0])
-
-
-def p_of_difference(values: np.ndarray) -> float:
-    """Two-sided bootstrap p value of a difference whose resampled values are given (add-one, so never 0)."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return np.nan
-    below, above = int(np.sum(values <= 0)), int(np.sum(values >= 0))
-    return min(1.0, 2 * (min(below, above) + 1) / (len(values) + 1))

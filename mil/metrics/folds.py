@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mil.metrics.arms import OTHER_SITES, OWN_SITE, TRAINING_SITES, patient_scores, scopes
-from mil.metrics.delong import Difference, difference_of, logit_bounds, within
+from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OTHER_SITES, OWN_SITE, TRAINING_SITES, patient_scores
+from mil.metrics.delong import Difference, difference_of, logit_bounds
 
 KEYS = ("trained_on", "split", "site")
+APART = ("repeat", "fold")
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,33 @@ class FoldTest:
 def fold_aurocs(predictions: pd.DataFrame) -> pd.DataFrame:
     """trained_on, split, site, repeat, fold, patients, positives, auroc: each fold's models alone, derived arms included.
 
-    Folds in which a site has patients of one class only are left out.
+    Folds in which a site has patients of one class only are left out; groups of sites count pairs of the same site.
     """
-    rows = [
-        (scope.trained_on, scope.split, scope.site, repeat, fold, len(scope.table), int(scope.labels.sum()),
-         float(within(scope.labels, scope.scores, scope.sites).auroc[0]))
-        for (repeat, fold), part in predictions.groupby(["repeat", "fold"])
-        for scope in scopes(part)
-        if scope.has_pairs
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=[*KEYS, "repeat", "fold", "patients", "positives", "auroc"])
+    scores = patient_scores(predictions, APART)
+    keys = ["trained_on", "split", "site", *APART]
+    scores["placement"] = _placed(scores)
+    scores["negatives"] = 1 - scores["label"]
+    placed = scores["placement"].where(scores["label"] == 1)
+    sites = scores.assign(positive=placed).groupby(keys, sort=False).agg(
+        patients=("label", "size"), positives=("label", "sum"), negatives=("negatives", "sum"), auroc=("positive", "mean")
+    )  # fmt: skip
+    sites = sites.reset_index().assign(pairs=lambda table: table["positives"] * table["negatives"])
+    sites["wins"] = (sites["auroc"] * sites["pairs"]).fillna(0)
+    training = set(scores.loc[scores["role"] == "train", "site"])
+    rows = []
+    for (trained_on, split), arm in sites.groupby(["trained_on", "split"], sort=False):
+        if trained_on not in {OWN_SITE, OTHER_SITES} and not (trained_on == ENSEMBLE and split == "transfer"):
+            rows.append(arm)
+        whole = set(arm["site"]) == training and (split == "held_out" or trained_on == OTHER_SITES)
+        if split == "external" or whole:
+            summed = arm.groupby(list(APART))[["patients", "positives", "pairs", "wins"]].sum().reset_index()
+            group = EXTERNAL_SITES if split == "external" else TRAINING_SITES
+            rows.append(
+                summed.assign(trained_on=trained_on, split=split, site=group, auroc=summed["wins"] / summed["pairs"])
+            )
+    columns = [*KEYS, *APART, "patients", "positives", "auroc"]
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*columns, "pairs"])
+    return table.loc[table["pairs"] > 0, columns].sort_values([*APART, *KEYS], ignore_index=True)
 
 
 def within_folds(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -58,13 +76,8 @@ def placements_in_folds(predictions: pd.DataFrame) -> dict[tuple[str, ...], pd.D
     The keys are those of `scopes`. Pairs are of one site, so on the training sites together a patient has the placement
     that they have at their own.
     """
-    scores = patient_scores(predictions[predictions["split"] != "external"], ("repeat", "fold"))
-    segment = scores.groupby(["trained_on", "split", "site", "repeat", "fold"], sort=False).ngroup().to_numpy()
-    order = np.argsort(segment, kind="stable")
-    labels, values, placement = scores["label"].to_numpy(), scores["score"].to_numpy(), np.full(len(scores), np.nan)
-    for rows in np.split(order, np.flatnonzero(np.diff(segment[order])) + 1) if len(order) else ():
-        placement[rows] = _placements(labels[rows], values[rows])
-    known = scores.assign(placement=placement).dropna(subset=["placement"])
+    scores = patient_scores(predictions[predictions["split"] != "external"], APART)
+    known = scores.assign(placement=_placed(scores)).dropna(subset=["placement"])
     found: dict[tuple[str, ...], pd.DataFrame] = {}
     training = set(scores.loc[scores["role"] == "train", "site"])
     for (trained_on, split), arm in known.groupby(["trained_on", "split"], sort=False):
@@ -91,6 +104,16 @@ def paired_in_folds(first: pd.DataFrame, second: pd.DataFrame, confidence: float
         return Difference(float(np.mean(change)) if len(change) else np.nan, np.nan, np.nan, np.nan, np.nan)
     variance = float(positive.var(ddof=1) / len(positive) + negative.var(ddof=1) / len(negative))
     return difference_of(float(positive.mean() + negative.mean()) / 2, variance, confidence)
+
+
+def _placed(scores: pd.DataFrame) -> np.ndarray:
+    """Placement of every row of `patient_scores` by repeat and fold, among the patients of its arm, site and fold."""
+    segment = scores.groupby(["trained_on", "split", "site", *APART], sort=False).ngroup().to_numpy()
+    order = np.argsort(segment, kind="stable")
+    labels, values, placed = scores["label"].to_numpy(), scores["score"].to_numpy(), np.full(len(scores), np.nan)
+    for rows in np.split(order, np.flatnonzero(np.diff(segment[order])) + 1) if len(order) else ():
+        placed[rows] = _placements(labels[rows], values[rows])
+    return placed
 
 
 def _placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from mil.rng import rng
 
 GROUPS = 500  # deletions of the jackknife; more patients are deleted by blocks
 ECE_GRID, ECE_DRAWS = 41, 500
+EVENED = 0.75
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def ece(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Bounds:
     """The errors under which the one that was found is not unusual: bins of given rates, drawn anew (parametric bootstrap).
 
     The sum of absolute gaps is above 0 even for a score without fault, so resampling it can never reach the truth. Rates are
-    the scores' means moved by a multiple of the gaps that were found.
+    the scores' means moved by a multiple of the gaps that were found (lower bound) or of gaps more alike (upper bound): the
+    smaller a gap, the more of it is noise.
     """
     bins = calibration.bin_of(scores, calibration.BINS)
     numbers = np.bincount(bins, minlength=calibration.BINS)
@@ -151,19 +153,21 @@ def ece(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Bounds:
     numbers, share = numbers[there], numbers[there] / len(scores)
     mean = np.bincount(bins, scores, calibration.BINS)[there] / numbers
     gaps = np.bincount(bins, labels - scores, calibration.BINS)[there] / numbers
-    found = float(share @ np.abs(gaps))
-    gaps = np.where(np.abs(gaps) > 1e-9, gaps, 1e-9)
-    targets = np.linspace(0, 1, ECE_GRID) ** 2  # finer near 0
-    rates = np.clip(mean + gaps * (targets / (share @ np.abs(gaps)))[:, None], 0, 1)
-    truth = np.abs(rates - mean) @ share
-    drawn = rng(0, "ece", len(scores)).binomial(numbers, rates, (ECE_DRAWS, *rates.shape)) / numbers
-    again = np.abs(drawn - mean) @ share
-    below, above = (again <= found + 1e-12).mean(axis=0), (again >= found - 1e-12).mean(axis=0)
-    tail = min(
-        (1 - confidence) / 2, 0.1 * float(below.max())
-    )  # less error than any rates would give is no contradiction
-    likely = (below > tail) & (above > tail)
-    return Bounds(float(truth[likely].min()), float(truth[likely].max()), "test inversion")
+    found, tail = float(share @ np.abs(gaps)), (1 - confidence) / 2
+    alike = np.copysign((1 - EVENED) * np.abs(gaps) + EVENED * found, gaps)
+    bounds = []
+    for direction in (gaps, alike):
+        direction = np.where(np.abs(direction) > 1e-9, direction, 1e-9)
+        targets = np.linspace(0, 1, ECE_GRID) ** 2  # finer near 0
+        rates = np.clip(mean + direction * (targets / (share @ np.abs(direction)))[:, None], 0, 1)
+        truth = np.abs(rates - mean) @ share
+        drawn = rng(0, "ece", len(scores)).binomial(numbers, rates, (ECE_DRAWS, *rates.shape)) / numbers
+        again = np.abs(drawn - mean) @ share
+        below, above = (again <= found + 1e-12).mean(axis=0), (again >= found - 1e-12).mean(axis=0)
+        # an error smaller than any rates would give is no contradiction
+        likely = (below > min(tail, 0.1 * float(below.max()))) & (above > tail)
+        bounds.append(truth[likely] if likely.any() else np.array([0.0, 1.0]))
+    return Bounds(float(bounds[0].min()), float(bounds[1].max()), "test inversion")
 
 
 def net_benefit(labels: np.ndarray, scores: np.ndarray, threshold: float, confidence: float) -> Bounds:

@@ -12,7 +12,7 @@ from mil.config import ExperimentSpec, MetricsSpec
 from mil.metrics import calibration, classification, decision, delong, intervals, ranking
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, TRAINING_SITES, Scope, check_predictions, scopes
 from mil.metrics.bootstrap import Metric, point, resamples, strata_of
-from mil.metrics.folds import within_folds
+from mil.metrics.folds import KEYS, corrected_resampled_t, fold_aurocs, within_folds
 from mil.metrics.intervals import INTERVALS
 from mil.metrics.registry import METRICS
 from mil.metrics.thresholds import choose_thresholds, vote
@@ -72,6 +72,7 @@ def score(
                     "method": "DeLong, placements within folds",
                 }
             )
+        rows += [{**stated, **row} for row in _over_folds(table, spec)]
         if inner is not None:
             own = inner[inner["experiment"] == name] if "experiment" in inner.columns else inner
             rows += [{**stated, **row} for row in _decisions(table, own, spec)]
@@ -145,6 +146,22 @@ def _rows(scope: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
         yield _row("auroc_within_sites", *delong.within_interval(labels, scores, sites, spec.confidence), PRIMARY)
         within = partial(ranking.auroc_within, groups=sites)
         yield _resampled("auroc_within_sites", within, scope, weights, spec)
+
+
+def _over_folds(predictions: pd.DataFrame, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+    """Mean AUROC of the folds, with an interval that allows for what their training sets have in common."""
+    inside = predictions[predictions["split"] != "external"]
+    number = inside["fold"].nunique()
+    if number < 2:
+        return
+    for key, folds in fold_aurocs(inside).groupby(list(KEYS), sort=False):
+        found = corrected_resampled_t(folds["auroc"].to_numpy(), 1 / (number - 1), spec.confidence)
+        low, high = (float(np.clip(bound, 0, 1)) for bound in (found.low, found.high))
+        row = _row("auroc_mean_of_folds", found.difference, low, high, f"corrected resampled t, {len(folds)} folds")
+        if not low < high:
+            row |= {"low": np.nan, "high": np.nan, "method": "not defined: folds do not vary, or one only"}
+        sizes = folds.groupby("repeat")[["patients", "positives"]].sum().max()
+        yield {**dict(zip(KEYS, key, strict=True)), **sizes.astype(int).to_dict(), "models": 1, **row}
 
 
 def _decisions(predictions: pd.DataFrame, inner: pd.DataFrame, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
