@@ -296,7 +296,10 @@ def train(
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
-    """Train an experiment over all its folds; rows of external sites are dropped before anything is read."""
+    """Train an experiment over all its folds; rows of external sites are dropped before anything is read.
+
+    What was interrupted goes on from its last checkpoint when the same command is given again.
+    """
     from mil.bags import TEXT
     from mil.config import EndpointSpec, ExperimentSpec, read_spec
     from mil.tables import read_table
@@ -308,7 +311,8 @@ def train(
     table = read_table(bags, text=TEXT)
     table = table[table["role"] == "train"].reset_index(drop=True)
     features = FeatureStore.open(table, sites, experiment.encoder)
-    train_run(experiment, read_spec(EndpointSpec, endpoint), table, features, reporter).save(folder)
+    wanted = read_spec(EndpointSpec, endpoint)
+    train_run(experiment, wanted, table, features, reporter, checkpoint=folder / "checkpoint").save(folder)
 
 
 @app.command()

@@ -45,6 +45,14 @@ class Endpoint:
         found = [self._target(tuple(row), str(patient)) for row, patient in zip(rows, bags["patient_id"], strict=True)]
         return np.array(found, np.float32).reshape(len(bags), len(self.columns))
 
+    def check(self, targets: np.ndarray, whose: str) -> None:
+        """Refuse training patients (patients, columns) of whom nothing can be learned, since all are the same."""
+        if len(np.unique(targets[:, -1])) < 2:
+            raise MilError(
+                f"bags: {whose}: all {len(targets)} training patients have the same label, so there is nothing to tell apart; "
+                "use fewer folds, add patients, or give their site the role external"
+            )
+
     def losses(self, logits: Tensor, targets: Tensor, present: Tensor) -> Tensor:
         """Loss of every bag; those that are not `present` (..., bags) have no part in the others'."""
         raise NotImplementedError
@@ -159,6 +167,15 @@ class Survival(Endpoint):
 
     separable = False
     columns = ("time", "label")
+
+    def check(self, targets: np.ndarray, whose: str) -> None:
+        """Hazards are learned from events, each beside somebody who was there and had none yet."""
+        time, event = targets[:, 0], targets[:, 1] > 0.5
+        if not (event & (time < time.max())).any():
+            raise MilError(
+                f"bags: {whose}: {len(targets)} training patients have {int(event.sum())} events and nobody was followed up "
+                "after one, so there is no order to learn; use fewer folds, add patients, or give their site the role external"
+            )
 
     def losses(self, logits: Tensor, targets: Tensor, present: Tensor) -> Tensor:
         """Minus each event's term of the log partial likelihood; 0 for the censored."""

@@ -16,7 +16,7 @@ from mil.federation.ledger import Ledger, digest
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine, Learners
 from mil.training.packing import Places
-from mil.training.protocol import Task
+from mil.training.protocol import Task, mean_curve
 
 if TYPE_CHECKING:
     from mil.federation.rounds import Phase
@@ -56,7 +56,10 @@ class Records:
         number: int,
         name: str,
     ) -> None:
-        """Watch the inner folds with the new models; `models` (tasks x sites, size) are what the sites would use now."""
+        """Watch the inner folds with the new models.
+
+        `models` are what would be used now: (tasks x sites, size) where sites have models of their own, else (tasks, size).
+        """
         logits = self._watch(engine, phase, models)
         rows, sent = phase.rows.cpu().numpy(), phase.learners.rows.cpu().numpy()
         alone = phase.rows.shape == phase.learners.rows.shape and torch.equal(phase.rows, phase.learners.rows)
@@ -83,7 +86,7 @@ class Records:
             members.setdefault((task.group, task.choice), []).append(k)
         stop = np.zeros(len(tasks), bool)
         for own in members.values():
-            curve = self.losses[own, :number].sum(0) / np.maximum(self.counts[own, :number].sum(0), 1e-12)
+            curve = mean_curve(self.losses[own, :number], self.counts[own, :number])
             stop[own] = number - 1 - int(np.argmin(curve)) >= patience
         return stop
 

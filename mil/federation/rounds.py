@@ -97,7 +97,8 @@ class Driver:
             learners.pull = torch.full_like(decay, self.strategy.mu)
             learners.anchor = learners.rows.clone()
         controls = torch.zeros_like(learners.rows) if self.strategy.controls else None
-        state = self.engine.fresh(learners.rows)
+        kept = learners.rows[:0] if self.strategy.federated else learners.rows  # a site begins every round afresh
+        state = self.engine.fresh(kept)
         return Phase(rows, learners, state, self.strategy.begin({"row": rows}), controls, np.ones(len(tasks), bool))
 
     def _first(self, task: Task) -> np.ndarray:
@@ -120,7 +121,8 @@ class Driver:
         else:
             losses = self._train(phase, clients, tasks, active, number)
             self._aggregate(phase, clients, active)
-        self.records.round(self.engine, phase, self.personal(phase, clients), losses, active, number, kind)
+        models = self.personal(phase, clients) if self.strategy.local_parts else phase.rows
+        self.records.round(self.engine, phase, models, losses, active, number, kind)
         if kind == "inner":
             phase.live = phase.live & ~self.records.stalled(tasks, number, self.training.patience)
 
@@ -131,9 +133,11 @@ class Driver:
         learners = phase.learners
         starts = self.personal(phase, clients)
         if self.strategy.federated:  # a site starts every round from the global model, with a fresh optimiser
-            where = torch.from_numpy(np.flatnonzero(active.ravel())).to(starts.device)
-            learners.rows[where] = starts[where]
-            phase.state = self.engine.fresh(learners.rows)
+            if active.all():
+                learners.rows.copy_(starts)
+            else:
+                where = torch.from_numpy(np.flatnonzero(active.ravel())).to(starts.device)
+                learners.rows[where] = starts[where]
         if learners.anchor is not None:
             learners.anchor.copy_(starts)
         if phase.controls is not None:
@@ -144,7 +148,8 @@ class Driver:
         learners.lr.copy_(torch.tensor(rates).unsqueeze(1))
         plans = self._plans(clients, tasks, active, number)
         epochs = max((self.rounds.epochs(len(own)) for own in clients.patients), default=1)
-        losses = self.engine.train(learners, phase.state, plans, self.rounds.places(number, epochs))
+        state = None if self.strategy.federated else phase.state
+        losses = self.engine.train(learners, state, plans, self.rounds.places(number, epochs))
         self.travelled = torch.tensor([rate * len(plan.batches) for rate, plan in zip(rates, plans, strict=True)])
         self.starts = starts
         return losses.reshape(active.shape)

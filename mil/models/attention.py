@@ -1,5 +1,7 @@
 """Attention over tiles, plain and gated (Ilse, Tomczak, Welling, ICML 2018)."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -13,11 +15,13 @@ class Attentive(Head):
 
     def __init__(self, spec: Attending, width: int, outputs: int, branches: int) -> None:
         self.spec, self.dropout = spec, spec.dropout
-        self.embed = Linear("embed", width, spec.hidden)
+        widths = (width, *spec.before)
+        self.before = [Linear(f"before.{k}", *pair) for k, pair in enumerate(pairwise(widths))]
+        self.embed = Linear("embed", widths[-1], spec.hidden)
         self.branches = Linear("branches", spec.hidden, branches * spec.attention)
         self.weigh = Linear("weigh", spec.attention, 1)
         self.score = MLP("score", (spec.hidden, *spec.classifier, outputs), torch.relu)
-        self.parts = (self.embed, self.branches, self.weigh, self.score)
+        self.parts = (*self.before, self.embed, self.branches, self.weigh, self.score)
 
     def gate(self, branches: Tensor) -> Tensor:
         """(..., tiles, branches x attention) -> (..., tiles, attention)."""
@@ -25,7 +29,10 @@ class Attentive(Head):
 
     def attended(self, weights: Weights, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Tile embeddings (..., tiles, hidden) and the attention to them (..., bags, tiles)."""
-        hidden = self.embed(weights, inputs.tiles)
+        tiles = inputs.tiles
+        for k, layer in enumerate(self.before):
+            tiles = dropout(torch.relu(layer(weights, tiles)), self.spec.dropout, inputs.keys, layer=2 + k)
+        hidden = self.embed(weights, tiles)
         if self.spec.activation == "relu":
             hidden = torch.relu(hidden)
         hidden = dropout(hidden, self.spec.dropout, inputs.keys, layer=0)

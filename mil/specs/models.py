@@ -51,6 +51,8 @@ class WeldonSpec(Spec):
 class Attending(Spec):
     """What both kinds of attention have in common."""
 
+    before: tuple[Width, ...] = ()
+    """Widths of ReLU layers, each with dropout, before the tile embedding."""
     hidden: Width = 128
     """Width of the tile embedding before attention."""
     activation: Literal["relu", "none"] = "relu"
@@ -155,6 +157,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss": "mean",
     },
     "owkin_transmil": {"name": "transmil", "dropout": 0.0},
+    # Ilse et al. 2018, supplement: MUSK, Fox, Tiger, Elephant. The share of dropout is Wang et al.'s MI-Net's, 2018.
+    "ilse_attention": {"name": "attention", "before": (256, 128), "hidden": 64, "attention": 64, "dropout": 0.5},
+    "ilse_gated_attention": {
+        "name": "gated_attention",
+        "before": (256, 128),
+        "hidden": 64,
+        "attention": 64,
+        "dropout": 0.5,
+    },
     "flamby_deepmil": {
         "name": "gated_attention",
         "hidden": 128,

@@ -76,7 +76,7 @@ def covariate_table(bags: pd.DataFrame, covariates: Sequence[str]) -> np.ndarray
     for column, name in enumerate(covariates):
         blank = bags[name].isna() | (bags[name].astype(str).str.strip() == "")
         numbers = pd.to_numeric(bags[name].where(~blank), errors="coerce")
-        bad = bags[numbers.isna() & ~blank]
+        bad = bags[~np.isfinite(numbers.astype(float)) & ~blank]
         if len(bad):
             patient, value = bad["patient_id"].iloc[0], bad[name].iloc[0]
             raise MilError(

@@ -21,6 +21,7 @@ from mil.endpoints import Endpoint
 from mil.models.head import Head, Inputs, Output
 from mil.training.dropout import combined, step_key
 from mil.training.layout import Layout
+from mil.training.learners import Learners, Plan
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
 from mil.training.packing import Places, pack, pieces
 from mil.training.sources import Source
@@ -44,38 +45,6 @@ class Method:
     momentum: float = 0.0
     clip_norm: float | None = None
     precision: str = "fp32"
-
-
-@dataclass
-class Learners:
-    """Rows of all learners: parameters (learners, size), and the buffers and settings (learners, ...) that go with them."""
-
-    rows: Tensor
-    buffers: dict[str, Tensor]
-    """By name: mean and deviation of the features, of the covariates, of the target."""
-    lr: Tensor
-    decay: Tensor
-    balance: Tensor
-    """Weight of each class in the loss (learners, classes)."""
-    pull: Tensor | None = None
-    """FedProx's mu (learners, 1), towards `anchor`."""
-    anchor: Tensor | None = None
-    shift: Tensor | None = None
-    """Added to every gradient: SCAFFOLD's c - c_i."""
-
-    def __getitem__(self, chosen: slice | Tensor) -> "Learners":
-        rest = (self.pull, self.anchor, self.shift)
-        buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
-        own = (part[chosen] for part in (self.lr, self.decay, self.balance))
-        return Learners(self.rows[chosen], buffers, *own, *(None if part is None else part[chosen] for part in rest))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a learner does in a round: its batches of places, and the seed of its dropout."""
-
-    batches: Sequence[np.ndarray] = ()
-    stream: int = 0
 
 
 @dataclass
@@ -168,6 +137,8 @@ class Engine:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compiled: bool = False
     """Let torch.compile fuse the step; worth its minutes on a GPU."""
+    workers: int = field(default_factory=torch.get_num_threads)
+    """Threads that take chunks of learners on a CPU."""
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.head.initial(np.random.default_rng(0)))
@@ -188,19 +159,26 @@ class Engine:
         """The optimiser's state before its first step."""
         return OptimiserState.zeros(rows, second=self.method.optimiser != "sgd")
 
-    def train(self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], places: Places) -> np.ndarray:
-        """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none)."""
+    def train(
+        self, learners: Learners, state: OptimiserState | None, plans: Sequence[Plan], places: Places
+    ) -> np.ndarray:
+        """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none).
+
+        Without a `state` all begin afresh, and what the optimiser learns is forgotten afterwards.
+        """
         table = Table(places.to(self.device), places.sizes.numpy())
         steps = Steps.of([plan.batches for plan in plans], table.sizes, self.limits)
         order, losses = steps.order(), np.full(len(plans), np.nan, np.float32)
         if order == list(range(len(plans))):
-            return self._train(learners, state, plans, steps, table)
+            return self._train(learners, state or self.fresh(learners.rows), plans, steps, table)
         if order:  # those that have stopped or are not asked are not carried along, those alike lie side by side
             where = torch.tensor(order, device=self.device)
-            own, its = learners[where], state[where]
+            own = learners[where]
+            its = state[where] if state else self.fresh(own.rows)
             losses[order] = self._train(own, its, [plans[k] for k in order], steps.chosen(order), table)
             learners.rows[where] = own.rows
-            state.put(where, its)
+            if state:
+                state.put(where, its)
         return losses
 
     def _train(
@@ -375,12 +353,17 @@ class Engine:
                 step(part, number)
 
         parts = steps.chunks()
-        with one_thread_each() as workers:
-            if self.device.type != "cpu" or workers == 1 or steps.tiles_a_call() * self.layout.size < WORTH_A_THREAD:
+        with one_thread_each():
+            if (
+                self.device.type != "cpu"
+                or self.workers == 1
+                or steps.tiles_a_call() * self.layout.size < WORTH_A_THREAD
+            ):
                 for part, count in parts:
                     run(part, count)
                 return
-            with ThreadPoolExecutor(workers) as pool:
+            # A thread's first matrix product would otherwise bring threads of its own, which wait by spinning.
+            with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 for done in [pool.submit(run, part, count) for part, count in parts]:
                     done.result()
 
@@ -389,11 +372,11 @@ class Engine:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[int]:
-    """Number of threads there were; inside, every operation runs on one, so that sums do not depend on how many there are."""
+def one_thread_each() -> Iterator[None]:
+    """Inside, every operation runs on one thread, so that sums do not depend on how many there are."""
     workers = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield workers
+        yield
     finally:
         torch.set_num_threads(workers)

@@ -120,18 +120,31 @@ def select(tasks: Sequence[Task], losses: np.ndarray, counts: np.ndarray) -> lis
     """For each group a task with the best candidate and number of rounds, the first of equals.
 
     Losses (tasks, rounds) and counts (tasks, rounds) are summed over each task's watched patients; infinite after the
-    last round that was tried.
+    last round that was tried. Rounds after which a model had diverged are out of the choice.
     """
     members: dict[tuple[Group, int], list[int]] = {}
     for number, task in enumerate(tasks):
         members.setdefault((task.group, task.choice), []).append(number)
     best: dict[Group, tuple[float, Task]] = {}
     for (group, _), own in members.items():
-        curve = losses[own].sum(0) / np.maximum(counts[own].sum(0), 1e-12)
-        rounds = int(np.argmin(np.where(np.isnan(curve), np.inf, curve)))
+        curve = mean_curve(losses[own], counts[own])
+        rounds = int(np.argmin(curve))
         if group not in best or curve[rounds] < best[group][0]:
             best[group] = (float(curve[rounds]), replace(tasks[own[0]], rounds=rounds + 1))
+    for group, (loss, task) in best.items():
+        if not np.isfinite(loss):
+            raise MilError(
+                f"{group.name}: no candidate has a finite loss on the inner folds after any round (lr {task.candidate.lr:g}); "
+                "lower training.lr, set training.clip_norm, or check the labels of these patients"
+            )
     return [task for _, task in best.values()]
+
+
+def mean_curve(losses: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean loss after each round (rounds,) from sums over watched patients (tasks, rounds); infinite where it is not finite."""
+    with np.errstate(invalid="ignore"):
+        curve = losses.sum(0) / counts.sum(0)  # nothing to count: NaN
+    return np.where(np.isfinite(curve), curve, np.inf)
 
 
 def checked(task: Task, cohort: Cohort) -> Task:

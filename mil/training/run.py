@@ -22,7 +22,7 @@ from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
 from mil.training.artefact import Family, Run, model_table
 from mil.training.cohort import Cohort
-from mil.training.engine import Data, Engine, Method
+from mil.training.engine import Data, Engine, Method, one_thread_each
 from mil.training.packing import Places
 from mil.training.plans import Rounds
 from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select
@@ -56,8 +56,8 @@ def train(
     trainer = Trainer(experiment, target, cohort, features, reporter)
     if checkpoint is not None:
         trainer.checkpoint = Checkpoint(checkpoint, _key(experiment, endpoint, cohort, features))
-    chosen = trainer.selected()
-    families, models = trainer.refitted(chosen)
+    with one_thread_each():  # the engine's own threads share out the models
+        families, models = trainer.refitted(trainer.selected())
     if trainer.checkpoint is not None:
         trainer.checkpoint.clear()
     about = dict(features.about)
@@ -76,6 +76,7 @@ class Trainer:
         self.experiment, self.endpoint, self.cohort, self.features = experiment, endpoint, cohort, features
         self.reporter = reporter
         self.strategy: Strategy = build_strategy(experiment.strategy)
+        self.workers = torch.get_num_threads()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         moments = Moments.of_bags(features)
         own = features.require(cohort.patients)
@@ -93,6 +94,10 @@ class Trainer:
         sites = self.cohort.sites
         trained_on = [(site,) for site in sites] if self.strategy.by_site else [tuple(sites)]
         wanted = groups(self.cohort, trained_on)
+        for group in wanted:
+            seen = self.cohort.outer_train(group.trained_on, group.repeat, group.fold)
+            if len(seen):  # none: said below
+                self.endpoint.check(self.cohort.targets[seen], group.name)
         tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
         losses = np.full((len(tasks), self.experiment.training.rounds), np.inf)
         counts = np.ones_like(losses)
@@ -119,6 +124,10 @@ class Trainer:
             if self.strategy.personal:
                 rows = phase.learners.rows if self.strategy.finetune_epochs else driver.personal(phase, clients)
                 first = slice(None)
+            if not torch.isfinite(rows).all():
+                raise MilError(
+                    f"model {model.name}: weights are not finite after the refit; lower training.lr or set clip_norm"
+                )
             layout = self._engine(model)[0].layout
             weights = {name: view.cpu().clone() for name, view in layout.views(rows).items()}
             weights |= {name: buffer[first].cpu().clone() for name, buffer in buffers.items()}
@@ -153,15 +162,18 @@ class Trainer:
                 self.means = self.means or self.features.means()
                 store = self.means
             places = np.argsort(self.bag)  # the patient of every bag
+            source = store.source(self.device)
+            tiles = f"{len(store.sizes)} bags, {int(store.sizes.sum())} tiles x {store.width}"
+            self.reporter.note(f"{model.name}: {tiles}, {source.where}, on {self.device.type}")
             data = Data(
-                store.source(self.device),
+                source,
                 store.width,
                 torch.from_numpy(self.cohort.targets[places]).to(self.device),
                 store.patient_keys().to(self.device),
                 torch.from_numpy(covariates[places]).to(self.device) if covariates.shape[1] else None,
             )
             method = Method(training.optimiser, training.momentum, training.clip_norm, training.precision)
-            self.engines[key] = Engine(head, self.endpoint, data, method, self.device), store
+            self.engines[key] = Engine(head, self.endpoint, data, method, self.device, workers=self.workers), store
         return self.engines[key]
 
 

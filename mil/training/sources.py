@@ -21,6 +21,8 @@ class Source:
 
     tiles: Tensor | None = None
     """All of them, if they are in the device's memory."""
+    where: str
+    """For the log."""
 
     def take(self, rows: Tensor) -> Tensor:
         """The tiles of `rows` (tiles,) int64 on the device (tiles, width), in the type they were stored in."""
@@ -60,6 +62,8 @@ WIDENED = 2**30
 class Resident(Source):
     """Tiles in the device's own memory, in the type they were stored in, or in fp32 where that is little."""
 
+    where = "in the device's memory"
+
     def __init__(self, tiles: Tensor, device: torch.device) -> None:
         small = device.type == "cpu" and 4 * tiles.numel() <= WIDENED
         self.tiles = tiles.to(device, torch.float32 if small else tiles.dtype)
@@ -72,6 +76,8 @@ class Resident(Source):
 
 class Pinned(Ahead):
     """Tiles in host memory that the device can copy from without help; gathered on the host."""
+
+    where = "in the host's memory"
 
     def __init__(self, tiles: Tensor, device: torch.device) -> None:
         super().__init__()
@@ -88,6 +94,8 @@ class Pinned(Ahead):
 
 class Streamed(Ahead):
     """Tiles in files, read slide by slide when they are needed; the slides used last are kept up to `memory` bytes."""
+
+    where = "streamed from their files"
 
     def __init__(
         self, files: Sequence[Path], sizes: np.ndarray, width: int, dtype: str, memory: int, device: torch.device

@@ -73,6 +73,14 @@ class FeatureStore:
     @classmethod
     def of(cls, bags: Mapping[str, np.ndarray], about: Mapping[str, object] | None = None) -> "FeatureStore":
         """From arrays (tiles, width) in memory, by patient."""
+        widths = {patient: bag.shape[1:] for patient, bag in bags.items()}
+        if not bags or len(set(widths.values())) > 1:
+            raise MilError(
+                f"features: bags of one width are wanted, these have {sorted(set(widths.values())) or 'none'}"
+            )
+        for patient, bag in bags.items():
+            if not len(bag):
+                raise CorruptFile(f"features of patient {patient} have no tile; leave the patient out of the bags")
         tiles = torch.from_numpy(np.concatenate(list(bags.values())))
         if not torch.isfinite(tiles).all():
             culprit = next(patient for patient, bag in bags.items() if not np.isfinite(bag).all())
@@ -158,6 +166,16 @@ def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path,
             )
 
 
-def _main_memory() -> int:
-    """Bytes of the machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _main_memory(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may have: the machine's, or less where a scheduler or a container says so."""
+    allowed = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    lines = proc.read_text().splitlines() if proc.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers not in {"", "memory"}:
+            continue
+        folder, name = (mount, "memory.max") if not controllers else (mount / "memory", "memory.limit_in_bytes")
+        inside = folder / path.lstrip("/")
+        for one in (inside, *inside.parents):  # a limit above holds as well
+            limit = (one / name).read_text().strip() if (one / name).is_file() else "max"
+            allowed += [int(limit)] if limit.isdigit() else []
+    return min(allowed)
