@@ -135,7 +135,7 @@ def test_gradients_agree_with_finite_differences(name):
 
 
 @pytest.mark.parametrize("tiles", [1, 200_000])
-@pytest.mark.parametrize("name", sorted(set(HEADS) - {"transmil"}))
+@pytest.mark.parametrize("name", sorted(HEADS))
 def test_any_number_of_tiles(name, tiles):
     head, weights = head_of(name)
     bag = bag_of(tiles)
@@ -160,6 +160,18 @@ def copied(module, pairs):
         state[name] = value
     module.load_state_dict(state)
     return module.eval()
+
+
+@pytest.mark.parametrize("name", ["attention", "gated_attention"])
+def test_layers_before_attention_are_an_mlp_in_front_of_it(name):
+    deep, weights = head_of(name, before=(6, WIDTH))
+    plain, _ = head_of(name)
+    bag = bag_of(9)
+    hidden = bag
+    for k in range(2):
+        hidden = torch.relu(hidden @ weights[f"before.{k}.weight"].T + weights[f"before.{k}.bias"])
+    expected = plain(weights, Inputs(hidden, alone(bag))).logits
+    torch.testing.assert_close(deep(weights, Inputs(bag, alone(bag))).logits, expected)
 
 
 @pytest.mark.parametrize("name", ["attention", "gated_attention"])

@@ -16,6 +16,7 @@ from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.training.cohort import Cohort
+from mil.training.engine import Engine
 from mil.training.protocol import candidates, groups, inner_tasks, refit_tasks, select
 from mil.training.run import Run, train
 from mil.training.scaling import Moments
@@ -117,6 +118,33 @@ def test_no_task_holds_a_patient_of_its_outer_fold_or_teaches_whom_it_watches():
         assert set(cohort.site[task.train]) <= set(task.group.trained_on)
         whole = cohort.outer_train(task.group.trained_on, 0, task.group.fold)
         assert sorted([*task.train, *task.watched]) == whole.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["local", "pooled", "fedavg"])
+def test_a_spy_sees_no_patient_of_the_outer_fold_or_of_another_site_in_any_learners_hands(strategy, monkeypatch):
+    """Every bag that a learner trains on or is watched with, in selection and refit, as the engine is asked for it."""
+    seen = []
+    train_plainly, apply_plainly = Engine.train, Engine.apply
+
+    def spied_train(self, learners, state, plans, places):
+        seen.append([np.concatenate([np.empty(0, np.int64), *plan.batches]) for plan in plans])
+        return train_plainly(self, learners, state, plans, places)
+
+    def spied_apply(self, learners, bags, places, receive):
+        seen.append(bags)
+        return apply_plainly(self, learners, bags, places, receive)
+
+    monkeypatch.setattr(Engine, "train", spied_train)
+    monkeypatch.setattr(Engine, "apply", spied_apply)
+    run_of(strategy=strategy, training={"rounds": 2, "local_epochs": 1})
+    cohort = Cohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
+    number = {patient: k for k, patient in enumerate(cohort.patients)}
+    patient = np.array([number[name] for name in STORE.patients])
+    wanted = groups(cohort, [("A",), ("B",)] if strategy == "local" else [("A", "B")])
+    for bags in seen:  # group by group, each with its inner folds and sites
+        for group, own in zip(np.repeat(wanted, len(bags) // len(wanted)), bags, strict=True):
+            assert set(patient[own]) <= set(cohort.outer_train(group.trained_on, group.repeat, group.fold))
+    assert sum(len(own) for bags in seen for own in bags) > 100
 
 
 def test_selection_sums_over_the_inner_folds():

@@ -202,6 +202,28 @@ def test_models_that_have_stopped_are_left_alone():
     assert np.isnan(losses).tolist() == [False, False, True, False]
 
 
+def test_models_that_have_stopped_cost_nothing(monkeypatch):
+    store = store_of()
+    engine, places = engine_of(store), Places.of(store.starts, store.sizes)
+    plans = [plan if k % 3 else Plan() for k, plan in enumerate(plans_of(30))]
+    everyone, live = learners_of(engine, 30), [k for k in range(30) if k % 3]
+    objective, calls = engine.objective, []
+
+    def counted(weights, inputs, targets, present):
+        calls.append(inputs.tiles.shape)
+        return objective(weights, inputs, targets, present)
+
+    monkeypatch.setattr(engine, "objective", counted)
+    alone, _ = trained(engine, some(everyone, live), [plans[k] for k in live], places, rounds=1)
+    without = calls.copy()
+    calls.clear()
+    rows, _ = trained(engine, some(everyone, range(30)), plans, places, rounds=1)
+    with_stopped = calls
+    assert with_stopped == without  # the same calls, as wide
+    assert torch.equal(rows[live], alone)
+    assert torch.equal(rows[::3], everyone.rows[::3])
+
+
 def written(store, folder):
     """The store's bags as feature files in half precision, one a patient."""
     paths = []

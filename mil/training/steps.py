@@ -12,7 +12,7 @@ import numpy as np
 from mil.training.packing import chunks, padded_length, runs
 
 GRAIN = 32
-"""Steps are laid out for a multiple of so many bags. Two vector registers hold as many numbers: what is left over at the
+"""Steps are laid out for a multiple of so many bags on a CPU. Two vector registers hold as many numbers: what is left over at the
 end of a tensor is computed one by one and rounded otherwise, and must not be another learner's."""
 
 
@@ -32,7 +32,7 @@ class Limits:
     small: int
     """Tiles of a step whose calls cost more than its arithmetic, so that it may as well be padded to look like others."""
     apart: bool
-    """A learner that fills more than half of the budget takes its steps by itself."""
+    """On a CPU: a learner that fills more than half of the budget takes its steps by itself."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Steps:
         tiles = [[int(sizes[batch].sum()) for batch in own] for own in batches]
         small = [max(own, default=0) <= limits.small for own in tiles]
         shapes = [
-            _small_shapes(*own) if fit else _shapes(*own, limits)
+            _small_shapes(*own, limits) if fit else _shapes(*own, limits)
             for fit, own in zip(small, zip(batches, tiles, strict=True), strict=True)
         ]
         return cls(batches, shapes, small, limits)
@@ -104,11 +104,11 @@ class Steps:
         )
 
 
-def _small_shapes(batches: Sequence[np.ndarray], tiles: Sequence[int]) -> list[Shape]:
+def _small_shapes(batches: Sequence[np.ndarray], tiles: Sequence[int], limits: Limits) -> list[Shape]:
     """All steps as wide as the largest; a last one of few bags half or a quarter ... of that."""
     if not batches:
         return []
-    bags, widest = _shape(max(map(len, batches)), max(tiles))
+    bags, widest = _shape(max(map(len, batches)), max(tiles), limits)
     shapes = []
     for count in tiles:
         columns = widest
@@ -125,8 +125,9 @@ def _shapes(batches: Sequence[np.ndarray], tiles: Sequence[int], limits: Limits)
 
 def shape_of(bags: int, tiles: int, limits: Limits) -> Shape:
     """The shape of a step by itself; exact for a learner that has no neighbours, at least two bags (`layers.NARROW`)."""
-    return Shape(max(2, bags), tiles) if 2 * tiles > limits.budget else _shape(bags, tiles)
+    return Shape(max(2, bags), tiles) if 2 * tiles > limits.budget else _shape(bags, tiles, limits)
 
 
-def _shape(bags: int, tiles: int) -> Shape:
-    return Shape(-(-bags // GRAIN) * GRAIN, padded_length(tiles))
+def _shape(bags: int, tiles: int, limits: Limits) -> Shape:
+    grain = GRAIN if limits.apart else 2
+    return Shape(-(-bags // grain) * grain, padded_length(tiles))
