@@ -289,11 +289,13 @@ class Listener:
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
+    greeting = b"x"
+
     def _serve(self) -> None:
         plain, _ = self.socket.accept()
         try:
             with self.context.wrap_socket(plain, server_side=True) as secure:
-                secure.send(b"x")
+                secure.send(self.greeting)
         except (ssl.SSLError, OSError):
             plain.close()
 
@@ -320,6 +322,17 @@ def test_the_handshake_tells_the_right_server_from_a_wrong_one(
     kit = Path(joined.server.workspace) / "kit" / "startup"
     listen(kit / "server.crt", kit / "server.key", kit / "rootCA.pem")
     assert states(joined)["connection"][0] == "ok"
+
+
+def test_a_server_that_hangs_up_without_a_word_has_not_let_us_in(
+    joined: Hospitals, listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So FLARE's gRPC refuses a certificate that has ended: no alert, the line is just gone."""
+    monkeypatch.setattr(Listener, "greeting", b"")
+    kit = Path(joined.server.workspace) / "kit" / "startup"
+    listen(kit / "server.crt", kit / "server.key", kit / "rootCA.pem")
+    state, sentence = states(joined)["connection"]
+    assert (state, "hung up" in sentence) == ("fault", True)
 
 
 def test_the_handshake_fails_with_a_server_of_another_authority(

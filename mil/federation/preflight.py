@@ -303,13 +303,16 @@ def check_connection(spec: SiteSpec, protocol: FederationSpec) -> Finding:
             context.wrap_socket(plain, server_hostname=protocol.server.host) as secure,
         ):
             secure.settimeout(HANDSHAKE_S)
-            secure.recv(1)  # a server that refuses our certificate says so only now
+            greeted = secure.recv(1)  # a server that refuses our certificate says so only now, or hangs up
     except ssl.SSLError as error:
         said = f"{address}: {error.reason or error}; the server and this kit are not of the same authority"
         return Finding("connection", "fault", said)
     except OSError as error:
         said = f"{address} cannot be reached ({error}); is the server running, and may this machine open connections to it?"
         return Finding("connection", "warning", said)
+    if not greeted:
+        said = f"{address} hung up: it does not know this site's certificate, or the certificate has ended"
+        return Finding("connection", "fault", said)
     return Finding("connection", "ok", f"{address} knows this site's certificate")
 
 

@@ -17,7 +17,8 @@ def server_command(spec: ServerSpec) -> Command:
     kit = _kit(Path(spec.workspace) / SERVER_KIT, "mil server provision")
     organisation = read_federation(spec.federation).server.organisation
     words = _words("nvflare.private.fed.app.server.server_train", kit, "fed_server.json", org=organisation)
-    return words, _environment(1, NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT="20"), kit
+    told = {"GRPC_VERBOSITY": "info"}  # writes down whose certificate was refused, and why
+    return words, _environment(1, NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT="20", **told), kit
 
 
 def site_command(spec: SiteSpec) -> Command:
