@@ -103,6 +103,12 @@ def _tiles(config: Config) -> str:
 def _features(config: Config, experiments: dict[str, ExperimentSpec]) -> str:
     names = dict.fromkeys(one.encoder for one in experiments.values())
     said = [f"“{name}” is {_encoder(config.encoders[name])}" for name in names]
+    elsewhere = [f"{site} ({source.layout})" for site, source in sorted(config.slides.features.items())]
+    if elsewhere:
+        return (
+            f"Features of {', '.join(elsewhere)} were made elsewhere, by the tool in brackets: what is said here of slides and "
+            f"tiles does not hold for them. Encoders: {'; '.join(said)}. Encoders were not trained or tuned here."
+        )
     return f"Each tile became a vector by a frozen encoder: {'; '.join(said)}. Encoders were not trained or tuned here."
 
 
