@@ -145,7 +145,7 @@ def main() -> None:
         slide = write_slide(folder / "slide.tif", options.side)
         compare("synthetic, 40x", Slides(folder / "a", slide, 2), options.repeats)
         if options.cmu is not None:
-            compare("CMU region, 20x", Slides(folder / "b", options.cmu, 25), options.repeats)
+            compare("CMU region, 20x", Slides(folder / "b", options.cmu, 10), options.repeats)
 
 
 if __name__ == "__main__":

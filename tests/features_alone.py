@@ -59,7 +59,7 @@ def make_features(folder: Path, patients_a_site: int = 8) -> dict:
         for number in range(patients_a_site):
             patient, response = f"{site}-p{number}", number % 2
             features = random.normal(size=(TILES, WIDTH))
-            features[: TILES // 3, 0] += 1.2 * response
+            features[: TILES // 3, 0] += 0.6 * response
             WRITE[layout](folder / site, f"{patient}-s1", features.astype(np.float16))
             slides.append(f"{patient}-s1,{patient},{site},")
             patients.append(f"{patient},{response},{40 + 3 * number}")

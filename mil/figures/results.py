@@ -253,6 +253,8 @@ class Results:
     def geometry(self, site: str, slide_id: str) -> dict[str, Any]:
         """What `mil tile` recorded of the slide: mpp, width, height, spec, ... (root attributes of its tiles file)."""
         path = self.folder / "sites" / site / "tiles" / f"{slide_id}.h5"
+        if site in self.config.slides.features:
+            raise Absent(f"site {site} joined with features alone (slides.features), so there are no pixels to show")
         if not path.is_file():
             raise Absent(f"sites/{site}/tiles/{slide_id}.h5 is not among the results")
         return hdf5.attributes(path)

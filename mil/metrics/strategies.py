@@ -14,7 +14,6 @@ import pandas as pd
 from mil.config import MetricsSpec
 from mil.metrics import delong, ranking
 from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, check_predictions, patient_scores, scopes
-from mil.metrics.bootstrap import p_of_difference, percentile_interval
 from mil.metrics.multiplicity import holm
 from mil.metrics.score import GROUPS, PRIMARY, bootstrap_weights
 
@@ -166,13 +165,12 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec) -> di
         pairs += number
     there = wins / pairs
     here = ranking.auroc_within(labels, table["score"].to_numpy(), weights, sites)
-    drawn = (here - there)[1:]
-    low, high = percentile_interval(drawn, spec.confidence)
+    tested = delong.difference_of(float(here[0] - there[0]), float(np.nanvar((here - there)[1:])), spec.confidence)
     return {
         "against_value": float(there[0]),
-        "difference": float(here[0] - there[0]),
-        "low": low,
-        "high": high,
-        "p": p_of_difference(drawn),
+        "difference": tested.difference,
+        "low": tested.low,
+        "high": tested.high,
+        "p": tested.p,
         "method": BOOTSTRAPPED,
     }

@@ -121,6 +121,12 @@ def _features(results: Results) -> str:
         f"{encoder_name(name)} (“{name}”) is {_encoder(results.config.encoders[name], results.encoder_facts(name))}"
         for name in names
     ]
+    elsewhere = [f"{site} ({source.layout})" for site, source in sorted(results.config.slides.features.items())]
+    if elsewhere:
+        return (
+            f"Features of {', '.join(elsewhere)} were made elsewhere, by the tool in brackets: what is said here of slides and "
+            f"tiles does not hold for them. Encoders: {'; '.join(said)}. Encoders were not trained or tuned here."
+        )
     return f"Each tile became a vector by a frozen encoder: {'; '.join(said)}. Encoders were not trained or tuned here."
 
 
