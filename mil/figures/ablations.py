@@ -4,7 +4,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
-from mil.figures.layout import name_rows
+from mil.figures.layout import capital, name_rows
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import MIDDLE_MM, SPARE_COLOURS, chance_line, light_grid, new_figure, strategy_name
@@ -42,10 +42,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             axes.plot(row["value"], place, "o", color=colour, markersize=4.5)
             axes.text(row["value"], place - 0.2, f"{row['value']:.2f}", ha="center", va="bottom", fontsize=6)
         axes.set(xlim=(min(0.4, float(metrics["low"].min()) - 0.02), 1.02), xlabel="AUROC within sites")
-        axes.set_title(f"{group[0].upper()}{group[1:]}")
+        axes.set_title(capital(group))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    names = [input_name(one) for one in chosen.values()]
+    names = [capital(input_name(one)) for one in chosen.values()]
     name_rows(panels[0], names)
     panels[0].set_ylim(len(chosen) - 0.4, -0.6)
     shown = metrics[metrics["site"].isin(groups)]

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
-from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, text_mm
+from mil.figures.layout import UPRIGHT_MM, capital, fitted, name_rows, text_mm
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, HAIR, INK, SOFT, chance_line, new_figure, readable
@@ -62,12 +62,12 @@ def _blocks(results: Results, metrics: pd.DataFrame) -> dict[str, list[Arm]]:
     for name, experiment in results.experiments.items():
         part = metrics[metrics["experiment"] == name]
         arms = [arm(results, name, on) for on in part["trained_on"].unique()]
-        blocks.setdefault(input_name(experiment), []).extend(arms)
+        blocks.setdefault(capital(input_name(experiment)), []).extend(arms)
     return {title: sorted(arms, key=lambda one: one.order) for title, arms in blocks.items() if arms}
 
 
 def _title(scope: str) -> str:
-    return scope.replace(" sites", "\nsites") if scope in {TRAINING_SITES, EXTERNAL_SITES} else scope
+    return capital(scope).replace(" sites", "\nsites") if scope in {TRAINING_SITES, EXTERNAL_SITES} else scope
 
 
 def _columns(results: Results, metrics: pd.DataFrame) -> list[str]:

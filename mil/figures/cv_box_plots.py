@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name
-from mil.figures.layout import name_rows, title_of_site
+from mil.figures.layout import capital, name_rows, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, chance_line, light_grid, new_figure, strategy_colour
@@ -64,7 +64,7 @@ def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
                 table = fold_aurocs(results.predictions(name))
             except Absent:
                 continue
-            found[input_name(experiment)] = (_own(table), strategy_colour("local"))
+            found[capital(input_name(experiment))] = (_own(table), strategy_colour("local"))
     return found
 
 

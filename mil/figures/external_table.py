@@ -4,6 +4,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, baseline_arm, input_name
+from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
@@ -52,7 +53,7 @@ def _models(results: Results, columns: list[str]) -> list[list[str]]:
     for name in results.experiments:
         for one in sorted((one for one in arms if one.experiment == name), key=lambda one: one.order):
             part = metrics[(metrics["experiment"] == name) & (metrics["trained_on"] == one.trained_on)]
-            rows.append([input_name(results.experiments[name]), one.name, *_cells(part, columns)])
+            rows.append([capital(input_name(results.experiments[name])), one.name, *_cells(part, columns)])
     return rows
 
 

@@ -65,7 +65,14 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
         _draw_row(row, slide, with_truth, norm, wide - 3)
         values.append(_values(slide, site))
     bar = picture.colorbar(
-        ScalarMappable(norm, CMAP), ax=panels, location="right", fraction=0.02, pad=0.015, aspect=40, extend="both"
+        ScalarMappable(norm, CMAP),
+        ax=panels,
+        location="right",
+        panchor=False,
+        fraction=0.02,
+        pad=0.015,
+        aspect=40,
+        extend="both",
     )
     step = 1.0 if reach >= 1 else 0.5
     ticks = 2.0 ** np.arange(-6, 6 + step, step)

@@ -48,7 +48,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _ratios(panels[1], cox, strategy_colour(results.experiments[results.main].strategy.name))
     main = results.experiments[results.main]
     added = (
-        f" Whether the score adds to the clinical columns: likelihood ratio {cox.likelihood_ratio:.2f}, {p_words(cox.p)}."
+        f" Hazard ratios for a standard deviation with {metrics.confidence:.0%} intervals, Cox model with the score. Whether the score adds to the clinical columns: likelihood ratio {cox.likelihood_ratio:.2f}, {p_words(cox.p)}."
         if cox
         else why
     )
@@ -66,7 +66,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"Kaplan-Meier curves of patients whom {strategy_name(main.strategy.name)} ({input_name(main)}) gives a score of at least 0.5 or less, with "
             f"{metrics.confidence:.0%} intervals and a log-rank test. c-index of the score {value:.2f} [{low:.2f}, {high:.2f}] (jackknife, logit scale; above 0.5: a higher "
-            f"score, longer without event). Hazard ratios for a standard deviation, Cox models with and without the score.{added}"
+            f"score, longer without event).{added}"
         ),
     )
 

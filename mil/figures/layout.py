@@ -7,7 +7,7 @@ from matplotlib import font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from mil.figures.style import DOUBLE_MM, MM_AN_INCH, RC, SOFT, new_figure
 
@@ -88,8 +88,8 @@ def text_mm(text: str, size: float, bold: bool = False) -> float:
     """How wide a text of that size in points is."""
     if not text.strip():
         return 0.0
-    font = font_manager.FontProperties(family=RC["font.family"], weight=700 if bold else 400)
-    return float(TextPath((0, 0), text, size=size, prop=font).get_extents().width) * MM_AN_INCH / 72
+    font = font_manager.FontProperties(family=RC["font.family"], weight=700 if bold else 400, size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) * MM_AN_INCH / 72
 
 
 def title_of_site(axes: Axes, site: str, aside: str, room_mm: float | None = None) -> None:

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import BASELINE_NAMES, input_name
+from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import BASELINE_COLOUR, DOUBLE_MM, FAINT, chance_line, new_figure, strategy_colour, strategy_name
@@ -26,7 +27,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     names = ["Permuted labels", *table["model"].unique()]
     for axes, group in zip(panels, groups, strict=True):
         _panel(axes, results, table[table["site"] == group], null[null["site"] == group])
-        axes.set_title(f"{group[0].upper()}{group[1:]}")
+        axes.set_title(capital(group))
     panels[0].set_yticks(range(len(names)), names)
     lowest = min(axes.get_xlim()[0] for axes in panels)
     for axes in panels:

@@ -70,7 +70,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
             f"The pipeline on slide {slide.slide_id} ({_chosen(slide)} at site {site}): tissue is found and cut into "
             f"tiles, a frozen encoder turns each tile into numbers (shown: a sample of tiles, those with the highest attention on top), and "
             f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)}) weighs the tiles and gives the patient's score. The tiles "
-            "shown are the nine with the highest attention."
+            f"shown are the {min(GRID * GRID, len(slide.coords))} with the highest attention."
         ),
     )
 
@@ -92,7 +92,8 @@ def _montage(axes: Axes, results: Results, site: str, slide_id: str, corners: np
     read = results.tile_pixels(site, [(slide_id, int(x), int(y)) for x, y in corners], size_px=96)
     tiles = list(read.values())
     gap, side = 6, 96
-    canvas = np.full((GRID * (side + gap) - gap,) * 2 + (3,), 255, np.uint8)
+    rows = -(-len(tiles) // GRID)
+    canvas = np.full((rows * (side + gap) - gap, GRID * (side + gap) - gap, 3), 255, np.uint8)
     for number, pixels in enumerate(tiles):
         y, x = divmod(number, GRID)
         canvas[y * (side + gap) : y * (side + gap) + side, x * (side + gap) : x * (side + gap) + side] = pixels

@@ -67,7 +67,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     legend_of_figure(picture, handles, labels)
     main = results.experiments[results.main]
     said = (
-        f" With the score beside the columns: likelihood ratio {added.likelihood_ratio:.2f}, {p_words(added.p)} for the score."
+        f" Odds ratios for a standard deviation with {metrics.confidence:.0%} intervals, from one logistic regression of {main.endpoint} on all "
+        f"columns and the score. With the score beside the columns: likelihood ratio {added.likelihood_ratio:.2f}, {p_words(added.p)} for the score."
         if added
         else why
     )
@@ -84,8 +85,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{len(scores)} patients",
         caption=(
             f"Score of {strategy_name(main.strategy.name)}, {input_name(main)}, against clinical variables, a mark a patient; ρ: Spearman's correlation, "
-            f"p after Holm's correction. Odds ratios for a standard deviation from one logistic regression of {main.endpoint} on all "
-            f"columns and the score.{said}"
+            f"p after Holm's correction.{said}"
         ),
     )
 

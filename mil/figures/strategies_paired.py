@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.cohort_table import p_words
-from mil.figures.layout import fitted, outer_panels, site_panels, title_of_site, width_mm
+from mil.figures.layout import fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import FAINT, SOFT, chance_line, light_grid
@@ -38,7 +38,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     sites = [site for site in results.sites if site in set(table["site"])]
     arms = {site: _arms(results, table[table["site"] == site]) for site in sites}
     most = max(len(one) for one in arms.values())
-    picture, panels = site_panels(sites, below_mm=NAMES_MM if most > FEW_ARMS else 0)
+    longest = max(text_mm(_short(one, site), 6) for site, there in arms.items() for one in there)
+    picture, panels = site_panels(sites, below_mm=max(min(longest, NAMES_MM) - 4, 0) if most > FEW_ARMS else 0)
     tests = []
     for axes, site in zip(panels, sites, strict=True):
         mine = table[table["site"] == site]
@@ -65,6 +66,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     )
 
 
+def _short(one: Arm, site: str) -> str:
+    """The arm's name below a panel of `site`."""
+    return "Local" if one.trained_on == site and "," in one.name else one.name.replace(" of locals", "")
+
+
 def _arms(results: Results, table: pd.DataFrame) -> list[Arm]:
     pairs = table[["experiment", "trained_on"]].drop_duplicates().itertuples(index=False)
     return sorted((arm(results, name, on) for name, on in pairs), key=lambda one: one.order)
@@ -83,14 +89,12 @@ def _panel(axes: Axes, results: Results, site: str, table: pd.DataFrame, arms: l
     light_grid(axes)
     role = results.config.slides.roles[site]
     title_of_site(axes, site, "held out" if role == "train" else "external")
-    names = [
-        "Local" if one.trained_on == site and "," in one.name else one.name.replace(" of locals", "") for one in arms
-    ]
+    names = [_short(one, site) for one in arms]
     if len(arms) > FEW_ARMS:
         axes.set_xticks(range(len(arms)), [fitted(name, NAMES_MM, 6, least=6)[0] for name in names], rotation=90)
     else:
         step = width_mm(axes) / len(arms)
-        lines = [[fitted(part, step, 6, least=5.2) for part in name.split(", ")] for name in names]
+        lines = [[fitted(part, step, 6, least=5.0) for part in name.split(", ")] for name in names]
         size = min(size for line in lines for _, size in line)
         axes.set_xticks(range(len(arms)), ["\n".join(part for part, _ in line) for line in lines])
         axes.tick_params(axis="x", labelsize=size)

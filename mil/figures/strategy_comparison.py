@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
-from mil.figures.layout import name_rows
+from mil.figures.layout import capital, name_rows
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, chance_line, light_grid, new_figure
@@ -29,7 +29,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     panels = picture.subplots(1, len(groups) + 1, sharey=True, width_ratios=[1.3] * len(groups) + [1])
     for axes, group in zip(panels, groups, strict=False):
         _panel(axes, metrics[metrics["site"] == group], arms)
-        axes.set_title(f"{group[0].upper()}{group[1:]}")
+        axes.set_title(capital(group))
     _draw_rounds(panels[-1], rounds, arms)
     name_rows(panels[0], [_label(results, one) for one in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.6)

@@ -126,12 +126,16 @@ def site_colour(site: str, sites: Sequence[str]) -> str:
 
 def readable(colour: str) -> str:
     """The colour, darkened until text in it stands out from white as WCAG 2 asks (a contrast of 4.5)."""
-    red, green, blue = to_rgb(colour)
-    while True:
-        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
-        if 1.05 / (0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] + 0.05) >= 4.5:
-            return to_hex((red, green, blue))
-        red, green, blue = 0.94 * red, 0.94 * green, 0.94 * blue
+    rgb = to_rgb(colour)
+    while 1.05 / (luminance(rgb) + 0.05) < 4.5:
+        rgb = tuple(0.94 * part for part in rgb)
+    return to_hex(rgb)  # type: ignore[arg-type]
+
+
+def luminance(rgb: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour, 0 to 1 (WCAG 2)."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def site_marker(site: str, sites: Sequence[str]) -> str:

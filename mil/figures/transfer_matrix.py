@@ -1,6 +1,7 @@
 """Trained here, tested there: AUROC of every site's own model at every site."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
@@ -8,10 +9,11 @@ from mil.figures.arms import input_name
 from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, name_sites
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import DOUBLE_MM, INK, PAPER, SOFT, new_figure, strategy_name
+from mil.figures.style import DOUBLE_MM, INK, PAPER, SOFT, luminance, new_figure, strategy_name
 from mil.metrics.arms import OWN_SITE
 from mil.metrics.score import PRIMARY
 
+CMAP = "RdBu_r"
 CELL_MM, SMALL_MM = 24.0, 15.0  # narrower cells hold the value only, the interval is in the CSV
 
 
@@ -44,7 +46,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             if (*key, site) in table.index:
                 row = table.loc[(*key, site)]
                 grid[i, j] = row["value"]
-                light = 0.3 < row["value"] < 0.75
+                light = luminance(colormaps[CMAP](row["value"])[:3]) > 0.18  # where black and white read equally well
                 text = f"{row['value']:.2f}" + ("" if small else f"\n[{row['low']:.2f}, {row['high']:.2f}]")
                 size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
                 axes.text(
@@ -54,7 +56,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                     axes.add_patch(_frame(j, i))
             else:
                 axes.text(j, i, "–", ha="center", va="center", fontsize=6.3, color=SOFT)
-    image = axes.imshow(grid, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(grid, cmap=CMAP, vmin=0, vmax=1, aspect="auto")
     roles = ["trains" if site in results.training_sites else "external" for site in results.sites]
     name_sites(axes, results.sites, roles, room_mm=wide * columns)
     name_rows(axes, names, 34)

@@ -11,7 +11,12 @@ rule report:
         comparisons="<results>/metrics/comparisons.csv",
         leaks="<results>/checks/deep.csv",
     output:
-        report("<results>/report/index.html", caption="../report/report.rst", category="Report"),
+        report(
+            "<results>/report/index.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"document": "The study's report"},
+        ),
     log:
         "<logs>/report.log",
     params:
