@@ -201,7 +201,7 @@ def main(source: Path, folder: Path) -> None:
         ]
         print("within folds:")
         print(inside[["experiment", "trained_on", "value", "low", "high"]].round(3).to_string(index=False))
-        paired = found.comparisons[found.comparisons["primary"]]
+        paired = found.comparisons[found.comparisons["primary"] == 1]
         columns = ["first", "second", "second_trained_on", "site", "difference", "low", "high", "p", "p_adjusted"]
         print(paired[columns].round(3).to_string(index=False))
 

@@ -133,7 +133,7 @@ def test_real_clinical_tables_go_the_way_of_the_command(
     }
     assert names <= set(found.metrics["experiment"])
     assert {"sensitivity", "balanced_accuracy"} <= set(found.metrics["metric"])
-    paired = found.comparisons[found.comparisons["primary"]]
+    paired = found.comparisons[found.comparisons["primary"] == 1]
     same = paired[(paired["first"] == "clinical_federated") & (paired["second"] == "clinical_pooled")]
     assert same["difference"].tolist() == pytest.approx([0] * len(same), abs=1e-9)
     engine = paired[(paired["second"] == "engine_pooled") & (paired["site"] == "training sites")]

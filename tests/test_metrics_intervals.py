@@ -161,7 +161,7 @@ def test_comparisons_name_their_family_and_one_primary_row_each():
         name: predictions_of(name, ["A+B"], quality) for name, quality in {"one": 1.0, "two": 2.0, "three": 1.5}.items()
     }
     table = compare(tables, SPEC)
-    primary = table[table["primary"]]
+    primary = table[table["primary"] == 1]
     assert len(primary) == 6  # three pairs, at training and at external sites
     outside = primary[primary["split"] == "external"]  # the models are given: DeLong; held out, training sets overlap
     assert (outside["method"] == PRIMARY).all()
@@ -197,7 +197,7 @@ def test_leaving_sites_out_is_one_arm_of_all():
     found = score(table, SPEC)
     rows = found[found["trained_on"] == OTHER_SITES]
     assert set(rows["site"]) == {"training sites"}
-    assert rows[rows["primary"]]["patients"].item() == 60
+    assert rows[rows["primary"] == 1]["patients"].item() == 60
     compared = compare({"x": table, "y": table.assign(score=1 - table["score"])}, SPEC)
     assert OTHER_SITES in set(compared["first_trained_on"])
     assert {"B+C", "A+C", "A+B"} <= set(compared["first_trained_on"])

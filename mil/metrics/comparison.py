@@ -101,7 +101,8 @@ def _compared(predictions: Mapping[str, pd.DataFrame], contrasts: list[Contrast]
     folds = table["method"].str.startswith(OVER_FOLDS)
     pair = [name for name in COLUMNS[:8] if name != "factor"]
     tested = table[folds].set_index(pair).index
-    table["primary"] = grouped & (folds | ((table["method"] == PRIMARY) & ~table.set_index(pair).index.isin(tested)))
+    wanted = grouped & (folds | ((table["method"] == PRIMARY) & ~table.set_index(pair).index.isin(tested)))
+    table["primary"] = wanted.astype(int)  # 1 or 0, which a table keeps as numbers
     for (_, factor, _, together), family in table.groupby(["endpoint", "factor", _kind(table["method"]), grouped]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
         where = "groups of sites" if together else "single sites"

@@ -77,7 +77,7 @@ def score(
             own = inner[inner["experiment"] == name] if "experiment" in inner.columns else inner
             rows += [{**stated, **row} for row in _decisions(table, own, spec)]
     columns = ["experiment", *described(experiment), *COLUMNS]
-    return pd.DataFrame(rows, columns=columns).assign(primary=_is_primary)[columns]
+    return pd.DataFrame(rows, columns=columns).assign(primary=lambda table: _is_primary(table).astype(int))[columns]
 
 
 def primary(metrics: pd.DataFrame) -> pd.DataFrame:
