@@ -10,7 +10,7 @@ from hospitals import PROTOCOL, make_hospitals, rewrite_protocol
 from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 
 from mil.federation import inprocess
-from mil.federation.models import run_of
+from mil.federation.models import Refit, run_of
 from mil.federation.server import Server
 from mil.federation.site import Site
 from mil.predictions import predict
@@ -104,7 +104,8 @@ def test_between_hospitals_no_moment_of_the_features_leaves_a_site(tmp_path: Pat
         assert torch.allclose(value, whole.families[0].weights[name], rtol=1e-5, atol=1e-5), name
     stages = server.stages
     assert not stages.buffers["features.mean"].any()
-    run = run_of(protocol, stages.state | stages.buffers, stages.progress.rounds, sites["A"].features.about)
+    refit = Refit(stages.progress.choices, stages.progress.rounds, sites["A"].features.about)
+    run = run_of(protocol, stages.state | stages.buffers, refit)
     external = sites["C"]
     here = predict(run, external.bags, external.features).table
     there = predict(whole, external.bags, external.features).table

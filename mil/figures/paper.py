@@ -35,7 +35,11 @@ PAPER = (
     Deliverable("F4c", "Blind review by pathologists", ("review_sheet", "review_statistics")),
     Deliverable("F4d", "Score against TILs, Ki67, grade", ("score_vs_clinical",)),
     Deliverable("ED1", "Learning curves by round and site", ("learning_curves",)),
-    Deliverable("ED2", "Strategies, rounds and local work", ("strategy_comparison",)),
+    Deliverable(
+        "ED2",
+        "Strategies, rounds and local work, what is sent",
+        ("strategy_comparison", "strategy_differences", "communication"),
+    ),
     Deliverable("ED3", "Encoders and models", ("ablations",)),
     Deliverable("ED4", "Heterogeneity of the sites", ("heterogeneity",)),
     Deliverable("ED5", "Patients, tiles and sites against AUROC", ("sample_size", "site_value")),

@@ -13,7 +13,10 @@ rule bag:
     params:
         slides=lambda wildcards: settings_of_cohort.slides.to_json(),
         spec=lambda wildcards: settings_of_cohort.endpoints[wildcards.endpoint].to_json(),
-        covariates=lambda wildcards: ",".join(covariates_of(wildcards.endpoint)),
+        # Snakemake puts no quotes around an empty text, so that the option is left out with its value.
+        covariates=lambda wildcards: [
+            f"--covariates={','.join(names)}" for names in [covariates_of(wildcards.endpoint)] if names
+        ],
     shell:
-        "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} --covariates {params.covariates:q} --out {output.bags}"
+        "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} {params.covariates:q} --out {output.bags}"
         " --flow {output.flow} --log {log}"
