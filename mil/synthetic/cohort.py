@@ -19,7 +19,7 @@ from mil.tables import write_table
 MOST_PROCESSES = 8  # a slide in the making takes about half a gigabyte
 
 
-def make_cohort(folder: Path, seed: int = 0, patients_a_site: int = 15, reporter: Reporter | None = None) -> None:
+def make_cohort(folder: Path, seed: int = 0, patients_a_site: int = 24, reporter: Reporter | None = None) -> None:
     """Write the cohort to `folder`: the slides and their truth first, `patients.csv`, `flaws.csv` and `slides.csv` last.
 
     The same seed gives the same bytes, whatever the number of processes. A patient's tissue depends on the seed and the
