@@ -215,9 +215,10 @@ def _localised(results: Results) -> Claim | None:
         table = results.localisation(results.main)
     except Absent:
         return None
-    table = table[table["metric"] == "tile_auroc_pooled"].dropna(subset=["value"])
+    # Attention is shared out within a slide, so that it says where in the slide to look, not which slide's tiles weigh more.
+    means = table[table["metric"] == "tile_auroc_mean"].dropna(subset=["value"])
     for site in (EXTERNAL_SITES, TRAINING_SITES):
-        rows = table[table["site"] == site]
+        rows = means[means["site"] == site]
         if len(rows):
             row = rows.iloc[0]
             name = strategy_name(results.experiments[results.main].strategy.name)
@@ -228,6 +229,6 @@ def _localised(results: Results) -> Claim | None:
             )
             return Claim(
                 f"{text}: tile AUROC {with_interval(row['value'], row['low'], row['high'])}.",
-                f"{site[:1].upper()}{site[1:]}, {int(row['tiles']):,} tiles of {int(row['patients'])} patients; interval by bootstrap of patients.",
+                f"{site[:1].upper()}{site[1:]}, mean of {int(row['slides'])} slides of {int(row['patients'])} patients; interval: {row['method']}.",
             )
     return None
