@@ -223,7 +223,7 @@ def test_timm_torchscript_and_python_encoders(tmp_path):
         build(EncoderSpec(name=f"python:{code}:encodr"))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_torchscript_file_is_an_encoder(tmp_path):
     module = torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten())
     torch.jit.save(torch.jit.trace(module, torch.zeros(2, 3, 32, 32)), tmp_path / "mine.pt")
