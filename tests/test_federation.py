@@ -150,6 +150,21 @@ def test_fedadam_of_one_full_step_is_adam_without_bias_correction():
     assert farthest(now.state, plain) < 1e-13
 
 
+def test_fedadam_of_one_full_step_is_adam_on_all_patients():
+    course = course_of("fedadam", COUNTS, server_lr=0.02, beta1=0.9, beta2=0.999, tau=1e-18, like="adam")
+    now = course.begin(first_state(course.sites))
+    plain = {name: value.requires_grad_() for name, value in first_state(course.sites).items()}
+    optimiser = torch.optim.Adam(list(plain.values()), lr=0.02, eps=1e-18)
+    for _ in range(50):
+        now = course.round(now)
+        gradient = full_gradient(course, {name: value.detach() for name, value in plain.items()})
+        for name, value in plain.items():
+            value.grad = gradient[name]
+        optimiser.step()
+    # the server sees -LR x gradient, and Adam's step is the same for a gradient of any length
+    assert farthest(now.state, {name: value.detach() for name, value in plain.items()}) < 1e-13
+
+
 @pytest.mark.parametrize("weighting", ["patients", "uniform"])
 def test_scaffolds_server_control_is_the_mean_of_the_sites(weighting):
     course = course_of("scaffold", COUNTS, steps=3, weighting=weighting)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hospitals import Bad, Hospitals, edited, make_hospitals
+from hospitals import PROTOCOL, Bad, Hospitals, edited, make_hospitals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -155,7 +155,7 @@ def sites(hospitals: Hospitals) -> dict[str, Site]:
             lambda blob: edited(blob, lambda found: {**found, "num_bags": found["num_bags"] * 0 + 19}),
             "fewer than 20",
         ),
-        ("train", lambda blob: edited(blob, lambda found: {**found, "num_steps": found["num_steps"] * 0}), "no step"),
+        ("train", lambda blob: edited(blob, lambda found: {**found, "num_steps": found["num_steps"] * 0 + 1}), "fewer than 2 steps"),
         ("train", lambda blob: edited(blob, lambda found: {**found, "embedding": torch.ones(3)}), "not on the list"),
         ("train", lambda blob: edited(blob, site="B"), "says it is from B"),
         ("train", lambda blob: blob[:100], "not a message of ours"),
@@ -258,6 +258,31 @@ def test_a_site_with_too_few_patients_stays_out(tmp_path: Path) -> None:
     server.receive({name: site.answer(server.question()) for name, site in sites.items()}, {})
     with pytest.raises(TooFewPatients, match="fewer than 20; nothing was sent"):
         sites["B"].answer(server.question())  # 40 * 2/3 * 2/3 are 18
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"batch_size": 64}, "1 step of 21 patients, which is their gradient; nothing was sent"),
+        ({"local_steps": 2, "batch_size": 10}, "learn from 20 patients, fewer than 21"),
+    ],
+)
+def test_a_gradient_and_a_glimpse_of_few_patients_do_not_leave_a_site(tmp_path: Path, training, said) -> None:
+    stanza = {**PROTOCOL["experiment"], "training": {"rounds": 3, "lr": 0.01, **training}}
+    hospitals = make_hospitals(tmp_path, experiment=stanza)
+    sites = {name: Site.open(hospitals.site(name).model_copy(update={"min_patients": 21})) for name in "AB"}
+    server = Server(hospitals.protocol, "gradient", tmp_path / "run")
+    with pytest.raises(TooFewPatients, match=said):
+        for _ in range(3):
+            server.receive({name: site.answer(server.question()) for name, site in sites.items()}, {})
+
+
+@pytest.mark.parametrize("training", [{"local_steps": 1, "batch_size": 64}, {"local_steps": 3, "batch_size": 4}])
+def test_a_protocol_whose_rounds_are_too_short_is_refused(hospitals: Hospitals, training) -> None:
+    spec = hospitals.protocol.model_dump()
+    spec["experiment"]["training"] |= training
+    with pytest.raises(ValueError, match="tell too much of each patient"):
+        FederationSpec.model_validate(spec)
 
 
 def test_a_site_may_only_be_stricter(hospitals: Hospitals, tmp_path: Path) -> None:

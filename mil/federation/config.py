@@ -16,7 +16,7 @@ from mil.errors import MilError, nearest
 from mil.files import SAFE_NAME
 from mil.specs.base import Spec
 from mil.specs.endpoints import EndpointSpec
-from mil.specs.experiments import ExperimentSpec
+from mil.specs.experiments import ExperimentSpec, TrainingSpec
 from mil.specs.strategies import StrategySpec
 
 BETWEEN_HOSPITALS = (
@@ -37,6 +37,8 @@ BETWEEN_HOSPITALS = (
 SUMS = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedper")
 """Strategies whose server needs nothing but a weighted sum."""
 FLOOR_PATIENTS = 20
+FLOOR_STEPS = 2
+"""An update of one step is a gradient, which can be taken apart (`docs/threat_model.md`)."""
 FLOOR_CELL = 5
 
 S = TypeVar("S", bound=Spec)
@@ -103,7 +105,7 @@ class PayloadSpec(Spec):
     max_mb_a_round: float = Field(default=64.0, gt=0)
     """Largest message either way, in MB of 1e6 bytes."""
     min_patients: int = Field(default=FLOOR_PATIENTS, ge=FLOOR_PATIENTS)
-    """No update from fewer patients."""
+    """No update from fewer patients, those that a round's batches reach; nor, without `privacy`, from a single step."""
     small_cells: int = Field(default=10, ge=FLOOR_CELL)
     """Counts below this are not shown in metrics and statistics."""
     max_update: float | None = Field(default=None, gt=0)
@@ -199,7 +201,18 @@ class FederationSpec(Spec):
             )
         if self.privacy is not None:
             self._check_private(self.experiment)
+        else:
+            self._check_round(self.experiment.training)
         return self
+
+    def _check_round(self, training: TrainingSpec) -> None:
+        """Raise where no site's round could be long enough, however many patients it has."""
+        steps, least = training.local_steps, self.payload.min_patients
+        if steps is not None and (steps < FLOOR_STEPS or steps * training.batch_size < least):
+            raise ValueError(
+                f"experiment.training: {steps} steps of {training.batch_size} patients a round tell too much of each patient; at "
+                f"least {FLOOR_STEPS} steps over {least} patients, or privacy, are needed between hospitals"
+            )
 
     def _check_experiment(self, experiment: ExperimentSpec) -> None:
         """Raise where the stanza cannot be run between hospitals, or names no folder of a site's results."""

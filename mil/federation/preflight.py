@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from mil import hdf5
 from mil.errors import MilError
-from mil.federation.config import FederationSpec, SiteSpec, limits, own_protocol
+from mil.federation.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
 from mil.federation.forms import slots
 from mil.federation.identity import code_sha256
 from mil.federation.ledger import verify
@@ -92,6 +92,7 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
         return [Finding("bags", "ok", f"{len(bags)} patients, role external: they are only judged")]
     from mil.endpoints import build_endpoint
     from mil.training.cohort import Cohort
+    from mil.training.plans import reach
 
     endpoint = build_endpoint(protocol.endpoint)
     try:
@@ -99,10 +100,13 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
     except MilError as error:
         return [Finding("bags", "fault", str(error))]
     least, findings = limits(protocol, spec).min_patients, []
-    fewest, classes = len(bags), 0
+    fewest, briefest, classes = len(bags), FLOOR_STEPS, 0
     for slot in slots(protocol, "inner" if protocol.privacy is None else "refit"):
         seen = cohort.outer_train([spec.site], slot.repeat, slot.fold)
         own = seen if slot.inner is None else seen[cohort.inner[seen, slot.repeat, slot.fold] != slot.inner]
+        if protocol.privacy is None:
+            steps, seen = reach(protocol.experiment.training, len(own))
+            fewest, briefest = min(fewest, seen), min(briefest, steps)
         fewest = min(fewest, len(own))
         if endpoint.classes > 1 and len({int(label) for label in cohort.targets[own, 0]}) < endpoint.classes:
             classes += 1
@@ -112,6 +116,15 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
                 "bags",
                 "fault",
                 f"{where}: a model would learn from {fewest} patients, fewer than {least}; use fewer folds",
+            )
+        )
+    elif briefest < FLOOR_STEPS:
+        findings.append(
+            Finding(
+                "bags",
+                "fault",
+                f"{where}: a round would be one step of {fewest} patients, which is their gradient; use smaller batches or more "
+                "local work",
             )
         )
     if classes:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mil.errors import MilError
 from mil.federation import stages
 from mil.federation.alarms import stand_out
-from mil.federation.config import FederationSpec
+from mil.federation.config import FLOOR_STEPS, FederationSpec
 from mil.federation.encryption import Adder
 from mil.federation.forms import Forms, groups_of
 from mil.federation.identity import differences, identity
@@ -221,8 +221,9 @@ class Server:
                 )
         if "classes" in tensors and counts is not None and (tensors["classes"].sum(1) != counts).any():
             raise PayloadError(f"site {site}: its classes are not its patients")
-        if "num_steps" in tensors and (tensors["num_steps"] < 1).any():
-            raise PayloadError(f"site {site}: an update from no step")
+        fewest = FLOOR_STEPS if self.protocol.privacy is None else 1
+        if "num_steps" in tensors and (tensors["num_steps"] < fewest).any():
+            raise PayloadError(f"site {site}: an update from fewer than {fewest} steps")
 
     def _enough(self, kind: str, found: Mapping[str, Message], missing: Mapping[str, str]) -> None:
         if kind == "open":

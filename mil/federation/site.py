@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mil.errors import MilError
-from mil.federation.config import FederationSpec, SiteSpec, limits, own_protocol
+from mil.federation.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
 from mil.federation.encryption import Cipher
 from mil.federation.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, slots
 from mil.federation.identity import code_sha256, data_sha256, differences, identity, own_secret
@@ -43,6 +43,7 @@ from mil.federation.results import NOTHING, Metrics, differ_by_few, own_covariat
 from mil.predictions import predict
 from mil.tables import read_table
 from mil.training.artefact import Run
+from mil.training.plans import reach
 from mil.training.store import SAME_EVERYWHERE, FeatureStore
 
 TEXT = ("patient_id", "slides", "site", "role")
@@ -181,9 +182,17 @@ class Site:
             raise PayloadError(f"site {self.spec.site} is external; it is not asked to train")
         for slot in chosen if kind != "canary" else ():
             patients = len(self.work.train_patients(slot))
-            if patients < self.limits.min_patients:
+            steps, seen = reach(self.protocol.experiment.training, patients)
+            if self.protocol.privacy is not None:
+                seen = patients
+            elif kind == "train" and steps < FLOOR_STEPS:
                 raise TooFewPatients(
-                    f"site {self.spec.site}: {slot.name} would learn from {patients} patients, fewer than "
+                    f"site {self.spec.site}: {slot.name} would be {steps} step of {patients} patients, which is their gradient; "
+                    "nothing was sent. Use smaller batches or more local work"
+                )
+            if seen < self.limits.min_patients:
+                raise TooFewPatients(
+                    f"site {self.spec.site}: {slot.name} would learn from {seen} patients, fewer than "
                     f"{self.limits.min_patients}; nothing was sent"
                 )
         return self.work

@@ -184,11 +184,15 @@ class FedAvgM(Strategy):
         return state, _given("velocity", velocity)
 
 
+AHEAD = {"adam": 0, "flower": 1}
+"""Servers with Adam's bias correction: how many rounds early they take it."""
+
+
 class _Adaptive(Strategy):
     kind = ""
 
     def begin(self, state: State) -> dict[str, Tensor]:
-        """First moment zero, second tau squared, or zero to be like FLamby's and Flower's."""
+        """First moment zero; second tau squared, or zero to be like others'."""
         spec = cast(Adaptive, self.spec)
         zeros = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
         start = spec.tau**2 if spec.like == "reddi" else 0.0
@@ -203,14 +207,14 @@ class _Adaptive(Strategy):
 
     def _counted(self, rounds: State) -> dict[str, Tensor]:
         """Rounds with an answer so far, kept where they are needed: number by number, since each model has its own."""
-        return _given("rounds", rounds) if self.kind == "adam" and self.spec.like == "flower" else {}
+        return _given("rounds", rounds) if self.kind == "adam" and self.spec.like in AHEAD else {}
 
     def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `adaptive_step`."""
         change = weighted_change(state, answers)
         moments = (_taken(server, "first"), _taken(server, "second"))
         rounds = {name: value + 1 for name, value in _taken(server, "rounds").items()}
-        correction = {name: _flowers(value, self.spec) for name, value in rounds.items()} or None
+        correction = {name: _unbiased(value, self.spec) for name, value in rounds.items()} or None
         state, first, second = adaptive_step(self.kind, state, *moments, change, self.spec, correction)
         return state, _given("first", first) | _given("second", second) | self._counted(rounds)
 
@@ -319,9 +323,10 @@ class Finetune(Strategy):
         return self.base.server_step(state, server, answers)
 
 
-def _flowers(rounds: Tensor, spec: Adaptive) -> Tensor:
-    """flwr's correction of the learning rate in a round: Adam's, one round ahead."""
-    return (1 - spec.beta2 ** (rounds + 1)).sqrt() / (1 - spec.beta1 ** (rounds + 1))
+def _unbiased(rounds: Tensor, spec: Adaptive) -> Tensor:
+    """Adam's correction of the learning rate after so many rounds, the current one among them."""
+    rounds = rounds + AHEAD[spec.like]
+    return (1 - spec.beta2**rounds).sqrt() / (1 - spec.beta1**rounds)
 
 
 def _given(part: str, tensors: State) -> dict[str, Tensor]:

@@ -78,9 +78,10 @@ class Adaptive(Federated):
     beta1: Decay = 0.9
     beta2: Decay = 0.99
     tau: Rate = 1e-3
-    like: Literal["reddi", "flamby", "flower"] = "reddi"
-    """`flamby`: the second moment begins at zero (FLamby's own settings are beta2 0.999 and tau 1e-8). `flower`: the same, and
-    fedadam has Adam's bias correction with the round counted from two, as flwr's FedAdam has."""
+    like: Literal["reddi", "flamby", "flower", "adam"] = "reddi"
+    """`flamby`: the second moment begins at zero (FLamby's own settings are beta2 0.999 and tau 1e-8). `adam`: the same, and
+    fedadam has Adam's bias correction (Kingma and Ba 2015). `flower`: that with the round counted from two, as flwr's FedAdam
+    has it."""
 
 
 class FedAdamSpec(Adaptive):

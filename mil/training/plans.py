@@ -71,6 +71,13 @@ class Rounds:
         return self.order[number, epoch]
 
 
+def reach(training: TrainingSpec, patients: int) -> tuple[int, int]:
+    """Steps of a round at a site with so many patients, and how many of them it sees if nobody is drawn twice."""
+    steps = training.local_epochs * -(-patients // training.batch_size)
+    steps = steps if training.local_steps is None else training.local_steps
+    return steps, min(patients, steps * training.batch_size)
+
+
 def dropout_stream(seed: int, task: str, site: str, number: int) -> int:
     """Seed of a learner's dropout in a round."""
     return seed_of(seed, "dropout", task, site, number)
