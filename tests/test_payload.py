@@ -155,7 +155,11 @@ def sites(hospitals: Hospitals) -> dict[str, Site]:
             lambda blob: edited(blob, lambda found: {**found, "num_bags": found["num_bags"] * 0 + 19}),
             "fewer than 20",
         ),
-        ("train", lambda blob: edited(blob, lambda found: {**found, "num_steps": found["num_steps"] * 0 + 1}), "fewer than 2 steps"),
+        (
+            "train",
+            lambda blob: edited(blob, lambda found: {**found, "num_steps": found["num_steps"] * 0 + 1}),
+            "fewer than 2 steps",
+        ),
         ("train", lambda blob: edited(blob, lambda found: {**found, "embedding": torch.ones(3)}), "not on the list"),
         ("train", lambda blob: edited(blob, site="B"), "says it is from B"),
         ("train", lambda blob: blob[:100], "not a message of ours"),

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from test_models import SMALL
-from training_cohort import ENDPOINT, experiment, make_cohort, training_part
+from training_cohort import ENDPOINT, GRADIENTS, experiment, make_cohort, training_part
 
 from mil.endpoints import auroc, build_endpoint
 from mil.errors import CorruptFile, MilError
@@ -39,7 +39,9 @@ def external_auroc(found):
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_a_run_learns_saves_and_predicts(strategy, tmp_path):
     sgd = {"optimiser": "sgd", "lr": 0.1} if strategy == "scaffold" else {}
-    spec = {"name": strategy} | ({"server_lr": 0.2} if strategy in ("fedadam", "fedyogi", "fedadagrad") else {})
+    rates = {"fedadam": 0.2, "fedyogi": 0.2, "fedadagrad": 0.2, "fedsgd": 0.02}
+    spec = {"name": strategy} | ({"server_lr": rates[strategy]} if strategy in rates else {})
+    sgd = GRADIENTS | {"rounds": 60} if strategy == "fedsgd" else sgd
     run = run_of(strategy=spec, model="mean", training=sgd)
     assert list(run.models["trained_on"].unique()) == (["A", "B"] if strategy == "local" else ["A+B"])
     several = strategy in ("ensemble", "fedper", "finetune")

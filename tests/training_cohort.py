@@ -29,6 +29,10 @@ def make_cohort(patients_a_site=12, width=8, seed=0, sites=SITES, endpoint=ENDPO
     return pd.DataFrame(rows), bags
 
 
+GRADIENTS = {"optimiser": "sgd", "local_steps": 1, "batch_size": 64}
+"""What strategy fedsgd needs."""
+
+
 def experiment(**changes):
     """A stanza with small widths; `training` is merged key by key."""
     base = {
@@ -38,6 +42,7 @@ def experiment(**changes):
         "strategy": "pooled",
     }
     training = {"rounds": 6, "local_epochs": 4, "batch_size": 4, "lr": 0.02} | changes.pop("training", {})
+    training |= GRADIENTS if changes.get("strategy") in ("fedsgd", {"name": "fedsgd"}) else {}
     return ExperimentSpec.model_validate(base | changes | {"training": training})
 
 

@@ -226,6 +226,13 @@ class FedAdam(_Adaptive):
     kind = "adam"
 
 
+@STRATEGIES.register("fedsgd")
+class FedSGD(_Adaptive):
+    """Adam at the server, one gradient a site and round."""
+
+    kind = "adam"
+
+
 @STRATEGIES.register("fedyogi")
 class FedYogi(_Adaptive):
     """Yogi at the server."""

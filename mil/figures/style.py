@@ -30,6 +30,7 @@ STRATEGY_COLOURS = {
     # beyond Okabe and Ito's eight: told apart by lightness as well
     "fedavgm": "#00305c",
     "fedadam": "#7570b3",
+    "fedsgd": "#1b9e9e",
     "fedyogi": "#a6761d",
     "fedadagrad": "#66a61e",
     "fedper": "#e7298a",
@@ -153,6 +154,7 @@ STRATEGY_NAMES = {
     "cyclic": "Cyclic",
     "fedavgm": "FedAvgM",
     "fedadam": "FedAdam",
+    "fedsgd": "FedSGD, Adam at the server",
     "fedyogi": "FedYogi",
     "fedadagrad": "FedAdagrad",
     "fedper": "FedPer",

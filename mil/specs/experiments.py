@@ -6,7 +6,7 @@ from pydantic import Field, RootModel, model_validator
 
 from mil.specs.base import Spec
 from mil.specs.models import ClinicalSpec, ModelSpec
-from mil.specs.strategies import Rate, ScaffoldSpec, StrategySpec
+from mil.specs.strategies import FedSGDSpec, Rate, ScaffoldSpec, StrategySpec
 
 
 class TrainingSpec(Spec):
@@ -85,10 +85,16 @@ class ExperimentSpec(Spec):
             raise ValueError(
                 "strategy scaffold needs training.optimiser sgd without momentum: its controls are gradients"
             )
+        one_step = self.training.optimiser == "sgd" and not self.training.momentum and self.training.local_steps == 1
+        if isinstance(base, FedSGDSpec) and not one_step:
+            raise ValueError(
+                "strategy fedsgd needs training {optimiser: sgd, lr: 1.0, local_steps: 1} without momentum, and a batch_size that "
+                "holds a site's patients: its rounds are gradients; local work of several steps is fedadam"
+            )
         if self.search is not None and self.search.server_lr and not hasattr(base, "server_lr"):
             raise ValueError(
                 f"search.server_lr: the server of strategy {base.name} has no learning rate; leave it out, or choose fedavgm, "
-                "fedadam, fedyogi, fedadagrad or scaffold"
+                "fedadam, fedsgd, fedyogi, fedadagrad or scaffold"
             )
         if self.protocol == "leave_one_site_out" and self.strategy.name in {"local", "ensemble"}:
             raise ValueError(

@@ -90,6 +90,21 @@ class FedAdamSpec(Adaptive):
     name: Literal["fedadam"] = "fedadam"
 
 
+class FedSGDSpec(Adaptive):
+    """One gradient of each site's patients a round (FedSGD, McMahan et al. 2017), taken by Adam at the server.
+
+    With the whole site in a batch this is Adam on all patients together, to the rounding: what federation costs when it costs
+    nothing but rounds. The sites take one step of sgd, at any learning rate. A gradient tells more of patients than an update
+    of many steps, so hospitals are refused it.
+    """
+
+    name: Literal["fedsgd"] = "fedsgd"
+    server_lr: Rate = 1e-3
+    beta2: Decay = 0.999
+    tau: Rate = 1e-8
+    like: Literal["reddi", "flamby", "flower", "adam"] = "adam"
+
+
 class FedYogiSpec(Adaptive):
     """Yogi at the server."""
 
@@ -152,6 +167,7 @@ FederatedSpec = Annotated[
     | FedAvgMSpec
     | FedProxSpec
     | FedAdamSpec
+    | FedSGDSpec
     | FedYogiSpec
     | FedAdagradSpec
     | ScaffoldSpec
@@ -173,6 +189,7 @@ StrategySpec = Annotated[
     | FedAvgMSpec
     | FedProxSpec
     | FedAdamSpec
+    | FedSGDSpec
     | FedYogiSpec
     | FedAdagradSpec
     | ScaffoldSpec
