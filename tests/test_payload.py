@@ -276,9 +276,13 @@ def test_a_gradient_and_a_glimpse_of_few_patients_do_not_leave_a_site(tmp_path: 
     hospitals = make_hospitals(tmp_path, experiment=stanza)
     sites = {name: Site.open(hospitals.site(name).model_copy(update={"min_patients": 21})) for name in "AB"}
     server = Server(hospitals.protocol, "gradient", tmp_path / "run")
-    with pytest.raises(TooFewPatients, match=said):
+
+    def ask() -> None:
         for _ in range(3):
             server.receive({name: site.answer(server.question()) for name, site in sites.items()}, {})
+
+    with pytest.raises(TooFewPatients, match=said):
+        ask()
 
 
 @pytest.mark.parametrize("training", [{"local_steps": 1, "batch_size": 64}, {"local_steps": 3, "batch_size": 4}])
