@@ -1,13 +1,11 @@
 """`mil clinical`: a cohort without slides, from its patient table."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from mil.progress import Reporter
-
-LogOption = Annotated[Optional[Path], typer.Option("--log", help="Write plain lines here too.", show_default=False)]  # noqa: UP045
+from mil.commands.options import LogOption, reporter_of
 
 
 def clinical(
@@ -19,7 +17,7 @@ def clinical(
     from mil.metrics.clinical_cohort import clinical_cohort, read_patients
     from mil.metrics.score import primary
 
-    reporter = Reporter(log)
+    reporter = reporter_of(log)
     config = load(*configs)
     cohort = read_patients(config)
     for endpoint in config.endpoints:

@@ -5,8 +5,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from mil.commands.options import reporter_of
 from mil.errors import MilError
-from mil.progress import Reporter
 
 app = typer.Typer(no_args_is_help=True, help="Frozen encoders: what there is, their terms and weights.")
 Folder = Annotated[Path, typer.Option("--weights", help="Folder of bundled weights.")]
@@ -39,7 +39,7 @@ def fetch(
     """Bundle weights into a folder, on a machine that has a network."""
     from mil.encoders.bundle import fetch as fetch_all
 
-    fetch_all(names, weights, Reporter(), endpoint)
+    fetch_all(names, weights, reporter_of(None), endpoint)
 
 
 @app.command()

@@ -5,10 +5,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from mil.commands.options import LogOption, reporter_of
 from mil.errors import MilError
-from mil.progress import Reporter
-
-LogOption = Annotated[Optional[Path], typer.Option("--log", help="Write plain lines here too.", show_default=False)]  # noqa: UP045
 
 
 def validate(
@@ -21,7 +19,7 @@ def validate(
     from mil.tables import write_table
     from mil.validate import validate as validate_all
 
-    reporter = Reporter(log)
+    reporter = reporter_of(log)
     table = validate_all(folder, reporter, repair)
     if out is not None:
         write_table(table, out)
@@ -61,7 +59,7 @@ def convert(
     from mil.convert import Source, convert_in, convert_out
     from mil.tables import read_table, write_table
 
-    reporter = Reporter(log)
+    reporter = reporter_of(log)
     if back:
         written = convert_out(layout, source, target, reporter)
         reporter.say(f"wrote {len(written)} files below {target}")

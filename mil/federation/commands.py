@@ -5,8 +5,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from mil.commands.options import LogOption, reporter_of
 from mil.errors import MilError
-from mil.progress import Reporter
 
 server = typer.Typer(no_args_is_help=True, help="The coordinator's side of a federation between hospitals.")
 site = typer.Typer(no_args_is_help=True, help="A hospital's side of a federation.")
@@ -14,7 +14,6 @@ ledger = typer.Typer(no_args_is_help=True, help="The records of what crossed bet
 
 ServerFile = Annotated[Path, typer.Argument(help="The coordinator's file, server.yaml.")]
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's file, site.yaml.")]
-LogOption = Annotated[Optional[Path], typer.Option("--log", help="Write plain lines here too.", show_default=False)]  # noqa: UP045
 WaitOption = Annotated[
     float, typer.Option("--wait", help="Seconds to wait for the server and the sites that are needed.")
 ]
@@ -56,7 +55,7 @@ def canary(file: ServerFile, wait: WaitOption = 600.0, log: LogOption = None) ->
     from mil.federation.config import ServerSpec, read_own
     from mil.federation.hospital import canary as fly
 
-    folder = fly(read_own(ServerSpec, file), Reporter(log), wait)
+    folder = fly(read_own(ServerSpec, file), reporter_of(log), wait)
     typer.echo(f"the canary is back: every site answered ({folder}/ledger.jsonl)")
 
 
@@ -72,7 +71,7 @@ def run(
     from mil.federation.config import ServerSpec, read_own
     from mil.federation.hospital import run as run_federation
 
-    typer.echo(f"result: {run_federation(read_own(ServerSpec, file), name, Reporter(log), wait, rehearse)}")
+    typer.echo(f"result: {run_federation(read_own(ServerSpec, file), name, reporter_of(log), wait, rehearse)}")
 
 
 @server.command()

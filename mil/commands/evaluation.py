@@ -1,0 +1,146 @@
+"""From predictions to the report: `mil score`, `compare`, `baseline`, `localise`, `plot`, `report`."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mil.commands.options import LogOption, OutOption, SpecOption, reporter_of
+
+
+def score(
+    predictions: Annotated[Path, typer.Argument(help="Predictions of one experiment.")],
+    out: OutOption,
+    experiment: Annotated[str, typer.Option(help="The experiment's settings: JSON text or a file.")],
+    inner: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="inner.csv of the run: with it, thresholds are chosen and decisions scored.", show_default=False
+        ),
+    ] = None,
+    spec: SpecOption = "{}",
+    log: LogOption = None,
+) -> None:
+    """Score one experiment's predictions, by site, with intervals."""
+    from mil.config import ExperimentSpec, MetricsSpec, read_spec
+    from mil.metrics.score import read_predictions
+    from mil.metrics.score import score as score_table
+    from mil.metrics.thresholds import read_inner
+    from mil.tables import write_table
+
+    reporter = reporter_of(log)
+    settings = read_spec(MetricsSpec, spec)
+    held = read_inner(inner) if inner is not None else None
+    table = score_table(read_predictions(predictions), settings, read_spec(ExperimentSpec, experiment), held)
+    write_table(table, out)
+    for row in table[table["metric"] == "auroc"].itertuples():
+        reporter.note(
+            f"{row.experiment} trained on {row.trained_on}, {row.site}: "
+            f"AUROC {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] ({row.method})"
+        )
+
+
+def compare(
+    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    out: OutOption,
+    spec: SpecOption = "{}",
+    log: LogOption = None,
+) -> None:
+    """Compare the experiments that differ in one thing, on the same patients, pairwise."""
+    from mil.config import MetricsSpec, read_spec
+    from mil.figures.results import Results
+    from mil.metrics.comparison import compare as compare_tables
+    from mil.tables import write_table
+
+    reporter_of(log)
+    opened = Results.open(results)
+    predictions = {name: opened.predictions(name) for name in opened.experiments}
+    write_table(compare_tables(predictions, read_spec(MetricsSpec, spec), opened.experiments), out)
+
+
+def baseline(
+    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    endpoint: Annotated[str, typer.Option(help="Endpoint to predict.")],
+    folder: Annotated[Path, typer.Option(help="Folder for predictions.csv, inner.csv and metrics.csv.")],
+    log: LogOption = None,
+) -> None:
+    """What a slide model has to beat, on the same folds: clinical columns, annotation, colour, bag size, site."""
+    from mil.figures.results import Results
+    from mil.metrics.baselines import write_baselines
+
+    metrics = write_baselines(Results.open(results), endpoint, folder)
+    names = ", ".join(metrics["experiment"].unique())
+    reporter_of(log).say(f"baselines of {endpoint}: {names}")
+
+
+def localise(
+    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    experiment: Annotated[str, typer.Option(help="Experiment whose attention is scored.")],
+    out: OutOption,
+    spec: SpecOption = "{}",
+    log: LogOption = None,
+) -> None:
+    """Score an experiment's attention against the truth of every tile, where there is one."""
+    from mil.config import MetricsSpec, read_spec
+    from mil.figures.results import Results
+    from mil.metrics.localisation import localise as localise_slides
+    from mil.tables import write_table
+
+    reporter_of(log)
+    opened = Results.open(results)
+    slides = opened.slides_with_truth(experiment)
+    write_table(localise_slides(slides, read_spec(MetricsSpec, spec), experiment, opened.experiments[experiment]), out)
+
+
+def plot(
+    names: Annotated[
+        list[str], typer.Argument(help="Figures; `mil plot list` names them, `all` draws all of the kind.")
+    ],
+    results: Annotated[Path, typer.Option(help="Results folder of the cohort.")] = Path("results"),
+    site: Annotated[
+        str | None, typer.Option(help="Site, for figures that are drawn a site.", show_default=False)
+    ] = None,
+    spec: SpecOption = "{}",
+    log: LogOption = None,
+) -> None:
+    """Draw figures: vector, raster, the plotted values, and the caption of each."""
+    from mil.figures import FIGURES, draw_figure
+    from mil.figures.paper import PAPER
+
+    if names == ["list"]:
+        ids = {figure: one.id for one in PAPER for figure in one.figures}
+        for figure in sorted(FIGURES, key=list(ids).index):
+            place = " (one a site)" if FIGURES[figure].per_site else ""
+            typer.echo(f"{ids[figure]:8s} {figure:22s} {FIGURES[figure].title}{place}")
+        return
+    from mil.config import FiguresSpec, read_spec
+    from mil.figures.results import Results
+
+    reporter = reporter_of(log)
+    opened, settings = Results.open(results), read_spec(FiguresSpec, spec)
+    if names == ["all"]:
+        names = [name for name in FIGURES if FIGURES[name].per_site == (site is not None)]
+    with reporter.steps(f"plot {site or 'the cohort'}", len(names), "figures") as steps:
+        for name in names:
+            for path in draw_figure(name, opened, settings, site):
+                reporter.note(f"wrote {path}")
+            steps.done()
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    out: OutOption,
+    spec: SpecOption = "{}",
+    log: LogOption = None,
+) -> None:
+    """Write the cohort's report: one HTML file that opens without a network, and a slide viewer beside it."""
+    from mil.config import ReportSpec, read_spec
+    from mil.figures.results import Results
+    from mil.files import write_text
+    from mil.report import build, write_viewer
+
+    reporter = reporter_of(log)
+    opened, settings = Results.open(results), read_spec(ReportSpec, spec)
+    in_viewer = write_viewer(opened, out.parent / "viewer", settings, reporter)
+    write_text(out, build(opened, settings, in_viewer))
+    reporter.say(f"report: {out}")
