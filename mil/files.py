@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,9 @@ from mil.errors import MilError
 
 # Names that become file names: no separators, no leading dash or dot, no surprises on any file system.
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+MACHINE = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[A-Za-z0-9-]*)\.(?P<process>[0-9]+)\.partial\Z", re.DOTALL)
+"""A file that is being written: its name, and the machine and process that write it."""
 
 
 def check_name(kind: str, name: str, where: str) -> str:
@@ -25,11 +29,15 @@ def check_name(kind: str, name: str, where: str) -> str:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on a clean exit it is flushed and takes `path`'s place, else it is removed."""
+    """A temporary path beside `path`; on a clean exit it is flushed and takes `path`'s place, else it is removed.
+
+    What a killed writer of the same file left is removed first.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{MACHINE}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(path)
         yield partial
         with open(partial, "rb+") as handle:
             os.fsync(handle.fileno())
@@ -42,6 +50,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def _clear_leftovers(path: Path) -> None:
+    """Remove the partials of `path` whose writer's process is gone; another machine's stay, as it cannot be asked."""
+    with os.scandir(path.parent) as entries:
+        found = [match for entry in entries if (match := PARTIAL.match(entry.name))]
+    for match in found:
+        if (match["name"], match["machine"]) == (path.name, MACHINE) and not _is_running(int(match["process"])):
+            with suppress(FileNotFoundError):  # another writer was quicker
+                (path.parent / match[0]).unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's; a number that no process of this machine has
+        return True
+    return True
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -52,8 +80,18 @@ def _sync_folder(folder: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` atomically (UTF-8, newlines as they are)."""
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as handle:
-        handle.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes, private: bool = False) -> None:
+    """Write `content` atomically; a `private` file can be read by its owner only, at every moment."""
+    mode = 0o600 if private else 0o666  # less the umask
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, mode)
+
+    with replacing(path) as partial, open(partial, "wb", opener=opener) as handle:
+        handle.write(content)
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,9 +1,23 @@
 """Files are complete or absent, whatever stops the writing."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mil.errors import MilError
-from mil.files import check_name, replacing, sha256_of, write_text
+from mil.files import MACHINE, check_name, replacing, sha256_of, write_bytes, write_text
+
+WRITER = """
+import sys, time
+from mil.files import replacing
+with replacing(sys.argv[1]) as partial:
+    partial.write_text("half")
+    print(partial, flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -13,6 +27,37 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         partial.write_text(f"half of the new, {1 / 0}")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_s_file_goes_with_the_next_write_and_a_live_one_s_stays(tmp_path):
+    path = tmp_path / "x.txt"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, env=environment) as writer:
+        try:
+            assert writer.stdout is not None
+            partial = Path(writer.stdout.readline().decode().strip())
+            write_text(path, "new")
+            assert partial.read_text() == "half"
+        finally:
+            writer.kill()
+    write_text(tmp_path / "y.txt", "another file")
+    assert partial.exists()
+    write_text(path, "newer")
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "y.txt"]
+
+
+def test_another_machine_s_writer_cannot_be_asked_and_its_file_stays(tmp_path):
+    elsewhere = tmp_path / f".x.txt.not-{MACHINE}.4194305.partial"
+    here = tmp_path / f".x.txt.{MACHINE}.4194305.partial"  # more than Linux ever gives
+    for path in (elsewhere, here):
+        path.write_text("half")
+    write_text(tmp_path / "x.txt", "new")
+    assert sorted(tmp_path.iterdir()) == [elsewhere, tmp_path / "x.txt"]
+
+
+def test_a_private_file_is_never_anybody_else_s_to_read(tmp_path):
+    write_bytes(tmp_path / "secret", b"key", private=True)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_in_the_folders_place_is_said(tmp_path):

@@ -1,20 +1,13 @@
-"""A training process that is killed again and again, at any moment, ends with the very weights of one that was not."""
+"""A training process that is killed again and again, at any moment, ends with the very files of one that was not."""
 
-import multiprocessing
-import signal
-import time
-
-import numpy as np
 import pytest
+from killing import check_whole, hidden, killed, undisturbed
 from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 
 from mil.federation.checkpoint import Checkpoint
 from mil.progress import quiet
 from mil.training import run as run_module
-from mil.training.run import train
-
-PROCESSES = multiprocessing.get_context("forkserver")  # imports torch once, not once a process
-PROCESSES.set_forkserver_preload(["mil.training.run", "training_cohort"])
+from mil.training.run import train_into
 
 
 class EveryRound(Checkpoint):
@@ -25,44 +18,40 @@ class EveryRound(Checkpoint):
         super().save(name, number, phase, records)
 
 
-def trained(strategy, folder, checkpoint=None):
+def trained(strategy, folder):
     """Train with a checkpoint after every round and save the run."""
     run_module.Checkpoint = EveryRound
     rows, store = training_part(*make_cohort())
     sgd = {"optimiser": "sgd"} if strategy == "scaffold" else {}
-    training = {"rounds": 25, "local_epochs": 1, "patience": 10, **sgd}
-    train(experiment(strategy=strategy, training=training), ENDPOINT, rows, store, quiet(), checkpoint).save(folder)
+    training = {"rounds": 10, "local_epochs": 1, "patience": 5, **sgd}
+    train_into(folder, experiment(strategy=strategy, training=training), ENDPOINT, rows, store, quiet())
 
 
 def files_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def killed_until_done(strategy, folder, kills, seconds, seed=0):
-    """Start, kill -9 after a random time, start again, ...; the last time undisturbed. Kills that met a running process."""
-    generator, met = np.random.default_rng(seed), 0
-    for number in range(kills + 1):
-        process = PROCESSES.Process(target=trained, args=(strategy, folder / "run", folder / "checkpoint"))
-        process.start()
-        if number < kills:
-            time.sleep(generator.uniform(0, seconds))
-            process.kill()
-        process.join()
-        if number < kills:
-            met += process.exitcode == -signal.SIGKILL
-        else:
-            assert process.exitcode == 0
-    return met
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
 
 
 @pytest.mark.parametrize("strategy", ["pooled", "scaffold"])
 def test_killed_at_random_moments_the_run_is_the_same(strategy, tmp_path):
-    began = time.monotonic()
-    whole = PROCESSES.Process(target=trained, args=(strategy, tmp_path / "whole", tmp_path / "unused"))
-    whole.start()
-    whole.join()
-    undisturbed = time.monotonic() - began
-    met = killed_until_done(strategy, tmp_path / "killed", kills=6, seconds=undisturbed / 2)
-    assert met > 0
-    assert files_of(tmp_path / "killed" / "run") == files_of(tmp_path / "whole")
-    assert not (tmp_path / "killed" / "checkpoint").exists()
+    whole = undisturbed(trained, (strategy,), tmp_path / "whole")
+    expected = files_of(tmp_path / "whole")
+    for folder, finished in killed(trained, (strategy,), tmp_path / "killed", whole):
+        check_whole(folder)
+        if folder.is_dir():
+            assert files_of(folder).items() <= expected.items()
+        if finished:
+            assert files_of(folder) == expected
+            assert not hidden(folder)
+            assert not (folder / "checkpoint").exists()
+
+
+def test_a_kill_between_the_last_round_and_the_saved_run_loses_no_round(tmp_path, monkeypatch):
+    rows, store = training_part(*make_cohort())
+    stanza = experiment(training={"rounds": 2})
+    monkeypatch.setattr(run_module, "Checkpoint", EveryRound)
+    run_module.train(stanza, ENDPOINT, rows, store, quiet(), tmp_path / "checkpoint")
+    resumed = []
+    monkeypatch.setattr(EveryRound, "save", lambda self, name, number, phase, records: resumed.append((name, number)))
+    train_into(tmp_path, stanza, ENDPOINT, rows, store, quiet())
+    assert resumed == []
+    assert not (tmp_path / "checkpoint").exists()

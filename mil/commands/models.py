@@ -52,7 +52,7 @@ def train(
     from mil.bags import TEXT
     from mil.config import EndpointSpec, ExperimentSpec, read_spec
     from mil.tables import read_table
-    from mil.training.run import train as train_run
+    from mil.training.run import train_into
     from mil.training.store import FeatureStore
 
     reporter = reporter_of(log)
@@ -61,7 +61,7 @@ def train(
     table = table[table["role"] == "train"].reset_index(drop=True)
     features = FeatureStore.open(table, sites, experiment.encoder)
     wanted = read_spec(EndpointSpec, endpoint)
-    train_run(experiment, wanted, table, features, reporter, checkpoint=folder / "checkpoint").save(folder)
+    train_into(folder, experiment, wanted, table, features, reporter)
 
 
 def predict(

@@ -99,9 +99,8 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, enco
         elif (checksum := up_to_date(path, recipe)) is not None:
             shard.settle(slide_id, "ok", "", int(hdf5.attributes(path)["num_tiles"]), checksum)
         else:
-            for stale in [path, *folder.glob(f".{slide_id}.h5.*.partial")]:  # of a job that was killed
-                if stale.is_file():
-                    stale.unlink()
+            if path.is_file():  # of other settings, or broken
+                path.unlink()
             shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe))
     return shard
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 from torch import Tensor
 
-from mil.files import replacing, write_text
+from mil.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from mil.federation.records import Records
@@ -38,8 +39,7 @@ class Checkpoint:
         tensors |= {"losses": torch.from_numpy(records.losses), "counts": torch.from_numpy(records.counts)}
         tensors["watched"] = torch.from_numpy(records.watched)
         file = f"{name}.{number}.safetensors"
-        with replacing(self.folder / file) as partial:
-            save_file(tensors, partial)
+        write_bytes(self.folder / file, packed(tensors))
         stated = {
             "key": self.key,
             "phase": name,
@@ -90,16 +90,17 @@ class Checkpoint:
         records.ledger.last = stated["last"]
         return True
 
-    def clear(self) -> None:
-        """Forget everything; the run is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _stated(self) -> dict | None:
         path = self.folder / "checkpoint.json"
         if not path.is_file():
             return None
         stated = json.loads(path.read_text(encoding="utf-8"))
         return stated if stated["key"] == self.key and (self.folder / stated["file"]).is_file() else None
+
+
+def forget(folder: Path) -> None:
+    """Remove a checkpoint; its run is saved."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tensors(phase: Phase) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ doi 10.1145/3133956.3133982, their first protocol): opened alone, or without one
 
 import hashlib
 import importlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from mil.errors import MilError
 from mil.federation.noise import SecretStream
-from mil.files import write_text
+from mil.files import write_bytes, write_text
 
 DEGREE, MODULI, SCALE = 8192, (60, 60), 2.0**45
 """128-bit security allows 218 bits of moduli at this degree (HomomorphicEncryption.org 2018); additions need but two."""
@@ -55,10 +54,10 @@ def make_keys(secret: Path, public: Path) -> None:
     context = package.context(kind, poly_modulus_degree=DEGREE, coeff_mod_bit_sizes=list(MODULI))
     context.global_scale = SCALE
     parts = {"save_public_key": True, "save_galois_keys": False, "save_relin_keys": False}
-    secret.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(context.serialize(save_secret_key=True, **parts).hex())
     write_text(public, context.serialize(save_secret_key=False, **parts).hex())
+    write_bytes(
+        secret, context.serialize(save_secret_key=True, **parts).hex().encode(), private=True
+    )  # completes the pair
 
 
 class Adder:

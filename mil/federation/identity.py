@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import Iterable
 from functools import cache
@@ -15,7 +14,7 @@ import mil
 from mil import hdf5
 from mil.errors import MilError
 from mil.federation.config import FederationSpec
-from mil.files import sha256_of
+from mil.files import sha256_of, write_bytes
 
 SECRET_BYTES = 32
 
@@ -55,13 +54,8 @@ def differences(mine: dict[str, str], theirs: dict[str, object]) -> list[str]:
 def own_secret(workspace: str | Path) -> bytes:
     """The site's secret key, made at the first call; it stays in the workspace, readable by its owner only."""
     path = Path(workspace) / "secret"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        write_bytes(path, secrets.token_bytes(SECRET_BYTES), private=True)
     found = path.read_bytes()
     if len(found) != SECRET_BYTES:
         raise MilError(f"{path}: {len(found)} bytes, not {SECRET_BYTES}; restore it from the backup of the workspace")

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 from torch import Tensor
 
 from mil.errors import MilError
 from mil.federation.forms import CONTROL, Slot
-from mil.files import replacing
+from mil.files import write_bytes
 
 Named = Mapping[str, Tensor]
 
@@ -55,8 +56,8 @@ class Memory:
         now = {
             f"{slot.name}:{name}": value for slot, own in zip(slots, kept, strict=True) for name, value in own.items()
         }
-        with replacing(self._file(number)) as partial:
-            save_file({name: value.contiguous() for name, value in (self.known | now).items()}, partial)
+        tensors = {name: value.contiguous() for name, value in (self.known | now).items()}
+        write_bytes(self._file(number), packed(tensors))
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.phase}.{number}.safetensors"

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save as packed
 from torch import Tensor
 
 from mil.errors import MilError
@@ -24,7 +24,7 @@ from mil.federation.models import Refit, rounds_table, run_of
 from mil.federation.payload import Message, PayloadError, check_updates, digest, pack, unpack
 from mil.federation.questions import asked_digest
 from mil.federation.results import covariates_table, sites_table
-from mil.files import replacing
+from mil.files import write_bytes
 from mil.tables import write_table
 
 WIDEST = 65536
@@ -272,8 +272,8 @@ class Server:
         refit = Refit(progress.choices, progress.rounds, about, self.stages.totals)
         shapes = self.stages.shapes
         if shapes is not None and shapes.own:  # whole models are at the sites only
-            with replacing(self.folder / "result" / "shared.safetensors") as partial:
-                save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+            whole = packed({name: value.contiguous() for name, value in tensors.items()})
+            write_bytes(self.folder / "result" / "shared.safetensors", whole)
             write_table(rounds_table(self.protocol, self.run, self.ledger), self.folder / "result" / "rounds.csv")
         else:
             run_of(self.protocol, tensors, refit, self.ledger, self.run).save(self.folder / "result")

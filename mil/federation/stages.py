@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as packed
 from torch import Tensor
 
 from mil.errors import MilError
@@ -33,7 +33,7 @@ from mil.federation.forms import (
 from mil.federation.payload import Message, digest
 from mil.federation.standing import Progress, progress_of
 from mil.federation.strategies import Answers, build_strategy, shares
-from mil.files import replacing
+from mil.files import write_bytes
 from mil.training.plans import first_weights
 from mil.training.protocol import candidates
 from mil.training.scaling import Moments
@@ -333,8 +333,7 @@ def save(stages: Stages, path: Path) -> None:
     about = {"spec_sha256": stages.protocol.sha256, "progress": json.dumps(asdict(stages.progress), sort_keys=True)}
     parts = _parts(stages)
     tensors = {f"{part}:{name}": value.contiguous() for part, named in parts.items() for name, value in named.items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata=about)
+    write_bytes(path, packed(tensors, about))
 
 
 def load(protocol: FederationSpec, path: Path, canary: bool = False, adder: Adder | None = None) -> Stages:

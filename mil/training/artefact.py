@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 
 import mil
 from mil.config import parse
@@ -19,7 +20,7 @@ from mil.errors import CorruptFile, MilError
 from mil.federation.clients import Clients
 from mil.federation.ledger import Ledger, digest
 from mil.federation.strategies import Strategy
-from mil.files import replacing, write_text
+from mil.files import write_bytes, write_text
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
@@ -70,15 +71,15 @@ class Run:
     """patient_id, site, targets and outer folds of the training patients, as they were then; none: hospitals keep them."""
 
     def save(self, folder: str | Path) -> None:
-        """Write the files; spec.json, the last, completes them."""
+        """Write the files; spec.json, the last, completes them, and an older run's goes first."""
         folder = Path(folder)
+        (folder / "spec.json").unlink(missing_ok=True)
         tensors = {
             f"{number}/{name}": value.contiguous()
             for number, family in enumerate(self.families)
             for name, value in sorted(family.weights.items())
         }
-        with replacing(folder / "weights.safetensors") as partial:
-            save_file(tensors, partial)
+        write_bytes(folder / "weights.safetensors", packed(tensors))
         write_table(self.models, folder / "models.csv")
         write_table(self.rounds, folder / "rounds.csv")
         write_table(pd.DataFrame(columns=INNER) if self.inner is None else self.inner, folder / "inner.csv")

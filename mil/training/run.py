@@ -10,7 +10,7 @@ import torch
 
 from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import MilError
-from mil.federation.checkpoint import Checkpoint
+from mil.federation.checkpoint import Checkpoint, forget
 from mil.federation.clients import Clients
 from mil.federation.records import Records
 from mil.federation.rounds import Driver, Phase
@@ -30,7 +30,21 @@ from mil.training.scaling import Moments
 from mil.training.setup import Setup
 from mil.training.store import FeatureStore
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "train", "train_into"]
+
+
+def train_into(
+    folder: Path,
+    experiment: ExperimentSpec,
+    endpoint: EndpointSpec,
+    bags: pd.DataFrame,
+    features: FeatureStore,
+    reporter: Reporter,
+) -> None:
+    """`train` and save the run in `folder`; its checkpoint there is forgotten only then."""
+    checkpoint = folder / "checkpoint"
+    train(experiment, endpoint, bags, features, reporter, checkpoint).save(folder)
+    forget(checkpoint)
 
 
 def train(
@@ -44,7 +58,8 @@ def train(
     """Select on the inner folds, refit on all outer training patients, for every fold at once.
 
     `bags` and `features` hold training sites only; a row of another role, or features of anybody else, is an error. With
-    a `checkpoint` folder an interrupted call goes on where it stood, and gives what an undisturbed one would have given.
+    a `checkpoint` folder an interrupted call goes on where it stood, and gives what an undisturbed one would have given;
+    the folder stays until the caller has saved the run.
     """
     target = build_endpoint(endpoint)
     cohort = Cohort.of(bags, endpoint, target, experiment.covariates)
@@ -58,8 +73,6 @@ def train(
         trainer.checkpoint = Checkpoint(checkpoint, _key(experiment, endpoint, cohort, features))
     with one_thread_each():  # the engine's own threads share out the models
         families, models = trainer.refitted(trainer.selected())
-    if trainer.checkpoint is not None:
-        trainer.checkpoint.clear()
     about = dict(features.about)
     table = pd.DataFrame(trainer.records.table)
     stated = ["patient_id", "site", *target.columns, *(f"repeat{repeat}" for repeat in range(endpoint.repeats))]
