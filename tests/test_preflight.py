@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -216,22 +217,32 @@ def authority() -> rsa.RSAPrivateKey:
     return _key()
 
 
+NOT_YET = "valid only from (.* UTC) on, but this machine's clock says (.* UTC); set the clock"
+ENDED = "ended on (.* UTC), and this machine's clock says (.* UTC); where the clock is right, make the kit again"
+
+
 @pytest.mark.parametrize(
-    ("name", "days", "said"),
+    ("name", "days", "said", "times"),
     [
-        ("A", (-2, -1), "the certificate ended on"),
-        ("A", (1, 300), "look at this machine's clock"),
-        ("B", (-1, 300), "the certificate is of 'B', not of 'A'"),
+        ("A", (-2, -1), ENDED, (-1, 0)),
+        ("A", (1, 300), NOT_YET, (1, 0)),
+        ("B", (-1, 300), "the certificate is of 'B', not of 'A'; make the kit again", ()),
     ],
 )
 def test_a_certificate_that_will_not_do_is_seen(
-    copied: Hospitals, authority: rsa.RSAPrivateKey, name: str, days: tuple[int, int], said: str
+    copied: Hospitals, authority: rsa.RSAPrivateKey, name: str, days: tuple[int, int], said: str, times: tuple[int, ...]
 ) -> None:
-    startup, own = _startup(copied), _key()
+    """`times`: days from now that the sentence speaks of."""
+    startup, own, now = _startup(copied), _key(), datetime.datetime.now(datetime.UTC)
     (startup / "rootCA.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
     (startup / "client.crt").write_bytes(_certificate(name, "root", own, authority, days))
     (startup / "client.key").write_bytes(_pem(own))
-    assert any(said in one.sentence for one in check_site(copied.site("A")) if one.check == "certificate")
+    (sentence,) = [one.sentence for one in check_site(copied.site("A")) if one.check == "certificate"]
+    found = re.search(said, sentence)
+    assert found, sentence
+    for day, stated in zip(times, found.groups(), strict=True):
+        moment = datetime.datetime.strptime(stated, "%Y-%m-%d %H:%M UTC").replace(tzinfo=datetime.UTC)
+        assert abs(moment - now - datetime.timedelta(day)) < datetime.timedelta(minutes=3)
 
 
 def test_a_certificate_of_another_authority_or_key_is_seen(copied: Hospitals, authority: rsa.RSAPrivateKey) -> None:
@@ -355,6 +366,20 @@ def test_the_handshake_fails_where_the_server_does_not_know_us(
     (tmp_path / "root.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
     listen(kit / "server.crt", kit / "server.key", tmp_path / "root.pem")
     assert states(joined)["connection"][0] == "fault"
+
+
+@pytest.mark.parametrize(("days", "said"), [((1, 300), "certificate is not yet valid"), ((-9, -1), "has expired")])
+def test_a_server_s_certificate_out_of_date_may_be_this_machine_s_clock(
+    copied: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey, days: tuple[int, int], said: str
+) -> None:
+    own, trusted = _key(), _startup(copied) / "rootCA.pem"
+    trusted.write_bytes(_certificate("root", "root", authority, authority, (-20, 900), ca=True))
+    (tmp_path / "server.crt").write_bytes(_certificate("localhost", "root", own, authority, days))
+    (tmp_path / "server.key").write_bytes(_pem(own))
+    listen(tmp_path / "server.crt", tmp_path / "server.key", trusted)
+    state, sentence = states(copied)["connection"]
+    assert state == "fault"
+    assert re.search(f"{said}; this machine's clock says .* UTC; set the clock", sentence)
 
 
 # Provisioning and commands

@@ -82,13 +82,16 @@ def canary(spec: ServerSpec, reporter: Reporter, wait_s: float = 600.0) -> Path:
 
 
 def rehearsal(spec: ServerSpec) -> str | None:
-    """The last canary of this protocol and code that came back within a day, if there is one."""
+    """The last canary of this protocol and code that came back within a day, if there is one.
+
+    Nor may it be a day ahead of the clock: one whose clock was set since tells nothing of its age.
+    """
     same = identity(read_federation(spec.federation)).items()
     for folder in sorted(Path(spec.workspace).glob(f"runs/{CANARY}*"), reverse=True):
         entries = _entries(folder)
         if not entries or not same <= entries[0].items() or not _done(folder):
             continue
-        if datetime.now(UTC) - datetime.fromisoformat(entries[-1]["time"]) < timedelta(days=1):
+        if abs(datetime.now(UTC) - datetime.fromisoformat(entries[-1]["time"])) < timedelta(days=1):
             return folder.name
     return None
 

@@ -34,6 +34,8 @@ from mil.training.store import SAME_EVERYWHERE
 
 SOON_DAYS = 30
 HANDSHAKE_S = 5.0
+MINUTE = "%Y-%m-%d %H:%M UTC"
+OUT_OF_DATE = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 
 
 @dataclass(frozen=True)
@@ -254,16 +256,13 @@ def check_kit(spec: SiteSpec) -> list[Finding]:
         lambda: _named(own, spec.site),
         lambda: _signed(own, root),
         lambda: None if key.public_key() == own.public_key() else "the key is not the certificate's",
-        lambda: _in_date(own),
         lambda: _private(startup / "client.key"),
         lambda: None if is_hardened(kit) else "the kit's own rules were changed",
     ]
-    faults = [said for check in checks if (said := check()) is not None]
+    faults = [f"{said}; make the kit again with `mil site join`" for check in checks if (said := check()) is not None]
+    faults += [said] if (said := _out_of_date(own)) is not None else []
     if faults:
-        return [
-            Finding("certificate", "fault", f"{startup}: {said}; make the kit again with `mil site join`")
-            for said in faults
-        ]
+        return [Finding("certificate", "fault", f"{startup}: {said}") for said in faults]
     days = (own.not_valid_after_utc - datetime.now(UTC)).days
     state = "warning" if days < SOON_DAYS else "ok"
     return [Finding("certificate", state, f"of {spec.site}, valid for {days} more days")]
@@ -285,11 +284,19 @@ def _signed(own: x509.Certificate, root: x509.Certificate) -> str | None:
     return None
 
 
-def _in_date(own: x509.Certificate) -> str | None:
-    now = datetime.now(UTC)
-    if now < own.not_valid_before_utc:
-        return f"the certificate is valid only from {own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on; look at this machine's clock"
-    return f"the certificate ended on {own.not_valid_after_utc:%Y-%m-%d}" if now > own.not_valid_after_utc else None
+def _out_of_date(own: x509.Certificate) -> str | None:
+    first, last, now = own.not_valid_before_utc, own.not_valid_after_utc, datetime.now(UTC)
+    if now < first:
+        return (
+            f"the certificate is valid only from {first:{MINUTE}} on, but this machine's clock says {now:{MINUTE}}; set the "
+            "clock"
+        )
+    if now > last:
+        return (
+            f"the certificate ended on {last:{MINUTE}}, and this machine's clock says {now:{MINUTE}}; where the clock is "
+            "right, make the kit again with `mil site join`"
+        )
+    return None
 
 
 def _private(key: Path) -> str | None:
@@ -317,6 +324,12 @@ def check_connection(spec: SiteSpec, protocol: FederationSpec) -> Finding:
         ):
             secure.settimeout(HANDSHAKE_S)
             greeted = secure.recv(1)  # a server that refuses our certificate says so only now, or hangs up
+    except ssl.SSLCertVerificationError as error:
+        why = "the server and this kit are not of the same authority"
+        if error.verify_code in OUT_OF_DATE:
+            now = f"{datetime.now(UTC):{MINUTE}}"
+            why = f"this machine's clock says {now}; set the clock, or tell the coordinator where it is right"
+        return Finding("connection", "fault", f"{address}: the server's certificate: {error.verify_message}; {why}")
     except ssl.SSLError as error:
         said = f"{address}: {error.reason or error}; the server and this kit are not of the same authority"
         return Finding("connection", "fault", said)
@@ -324,7 +337,7 @@ def check_connection(spec: SiteSpec, protocol: FederationSpec) -> Finding:
         said = f"{address} cannot be reached ({error}); is the server running, and may this machine open connections to it?"
         return Finding("connection", "warning", said)
     if not greeted:
-        said = f"{address} hung up: it does not know this site's certificate, or the certificate has ended"
+        said = f"{address} hung up: it does not know this site's certificate, or the certificate has ended by its clock"
         return Finding("connection", "fault", said)
     return Finding("connection", "ok", f"{address} knows this site's certificate")
 

@@ -84,7 +84,7 @@ class RunController(Controller):
         self.answers = {}
         if not sites:
             return {}
-        task = Task(TASK, data=question, timeout=int(timeout) + 1, result_received_cb=self._received)
+        task = Task(TASK, data=question, result_received_cb=self._received)  # FLARE's timeout is by the wall clock
         self.broadcast(task, fl_ctx, targets=sites, min_responses=len(sites))
         deadline = time.monotonic() + timeout
         gone: dict[str, str] = {}
