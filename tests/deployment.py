@@ -4,7 +4,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,8 +36,9 @@ def until(what: Callable[[], bool], seconds: float, why: str) -> None:
 class Deployment:
     """Processes by the side they act for: `server` or a site's name."""
 
-    def __init__(self, hospitals: Hospitals) -> None:
-        self.hospitals = hospitals
+    def __init__(self, hospitals: Hospitals, environments: Mapping[str, dict[str, str]] | None = None) -> None:
+        """`environments`: variables of some sides beside this process's."""
+        self.hospitals, self.environments = hospitals, environments or {}
         self.processes: dict[str, psutil.Popen] = {}
 
     def provision(self) -> None:
@@ -66,10 +67,9 @@ class Deployment:
         for side in sides:
             spec = self.hospitals.server if side == "server" else self.hospitals.site(side)
             words, environment, folder = server_command(spec) if side == "server" else site_command(spec)
+            given = environment | self.environments.get(side, {})
             with open(self.log(side), "a") as log:
-                self.processes[side] = psutil.Popen(
-                    words, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT
-                )
+                self.processes[side] = psutil.Popen(words, env=given, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
     def log(self, side: str) -> Path:
         return self.hospitals.folder / f"{side}.log"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,13 +19,16 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from deployment import Deployment, free_port, until
 from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
+from slow_line import SlowLine
 from tissue import make_tissue_hospitals, write_tissue
+from wall_clock import COMPILER, WallClock
 
 from mil.errors import MilError
 from mil.federation import hospital, inprocess
 from mil.federation.config import SiteSpec
 from mil.federation.crosscheck import cross_check
 from mil.federation.encryption import Adder, make_keys
+from mil.federation.ledger import read
 from mil.federation.nvflare import kits
 from mil.federation.nvflare.job import Stretch, write_job
 from mil.federation.nvflare.processes import site_command
@@ -42,7 +46,26 @@ EXPERIMENT = {**PROTOCOL["experiment"], "training": LONG_ROUNDS}
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory, repository: Path, tissue: Path | None):
+def clocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WallClock]:
+    """Of the sides that have their own."""
+    return {side: WallClock(tmp_path_factory.mktemp("clock")) for side in ("server", "B") if COMPILER}
+
+
+@pytest.fixture(scope="module")
+def line() -> Iterator[SlowLine]:
+    """A's, which can be cut."""
+    with SlowLine() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    tmp_path_factory: pytest.TempPathFactory,
+    repository: Path,
+    tissue: Path | None,
+    clocks: dict[str, WallClock],
+    line: SlowLine,
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(repository))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # FLARE keeps an audit of certificates there
@@ -53,7 +76,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, repository: Path, tissu
         }
         folder = tmp_path_factory.mktemp("federation")
         make = make_tissue_hospitals if tissue else make_hospitals
-        running = Deployment(make(folder, port=free_port(), **made))
+        environments = {side: clock.environment for side, clock in clocks.items()}
+        running = Deployment(make(folder, port=free_port(), **made), {**environments, "A": line.environment})
         make_keys(folder / "secret", folder / "server" / "public")  # as one site does for all
         for side, key in {"server/server": "public", "A/site": "../secret", "B/site": "../secret"}.items():
             path = folder / f"{side}.yaml"
@@ -251,6 +275,41 @@ def test_an_encrypted_run_is_the_plain_one_and_the_server_cannot_read_it(
     for path in (hospitals.folder / "server").rglob("*"):
         assert not path.is_file() or secret not in path.read_bytes(), path
     assert not Adder(hospitals.folder / "server" / "public").context.is_private()
+
+
+def test_a_line_that_is_cut_in_mid_round_costs_no_round(deployment: Deployment, tmp_path: Path, line: SlowLine) -> None:
+    run = Background(deployment, "cut")
+    until(lambda: len(deployment.answered("cut")) >= 1, 300, "the first round")
+    time.sleep(0.5)
+    assert line.lines
+    line.cut()
+    time.sleep(3)
+    line.mend()
+    run.finished(600)
+    assert digests_of(deployment, "cut") == reference(deployment.hospitals, tmp_path)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="a wrong clock needs a C compiler (cc)")
+def test_clocks_that_disagree_and_jump_move_nothing_but_the_times(
+    deployment: Deployment, tmp_path: Path, clocks: dict[str, WallClock]
+) -> None:
+    hospitals = deployment.hospitals
+    own = {**hospitals.protocol.experiment.model_dump(mode="json"), "training": SHORT}
+    with rewrite_protocol(hospitals, experiment=own):
+        clocks["B"].put_ahead(20)
+        run = Background(deployment, "clocks")
+        until(lambda: len(deployment.answered("clocks")) >= 1, 300, "the first round")
+        clocks["server"].put_ahead(3)
+        run.finished(600)
+        for clock in clocks.values():
+            clock.put_ahead(0)
+        assert digests_of(deployment, "clocks") == reference(hospitals, tmp_path)
+    server = Path(hospitals.server.workspace) / "runs" / "clocks" / "ledger.jsonl"
+    sites = {name: Path(hospitals.site(name).workspace) / "ledger.jsonl" for name in "ABC"}
+    assert cross_check(server, sites).faults == []
+    last = {name: datetime.fromisoformat(read(path)[-1]["time"]) for name, path in {**sites, "server": server}.items()}
+    assert last["B"] - last["A"] > timedelta(hours=19)
+    assert last["server"] - last["A"] > timedelta(hours=2)
 
 
 def test_a_site_that_never_answers_is_left_out_only_where_the_protocol_says_so(
