@@ -56,7 +56,7 @@ def _clear_leftovers(path: Path) -> None:
         found = [match for entry in entries if (match := PARTIAL.match(entry.name))]
     for match in found:
         if (match["name"], match["machine"]) == (path.name, MACHINE) and not _is_running(int(match["process"])):
-            with suppress(FileNotFoundError):  # another writer was quicker
+            with suppress(OSError):  # another writer was quicker, or it is another user's
                 (path.parent / match[0]).unlink()
 
 
