@@ -157,7 +157,7 @@ def _strata(labels: pd.Series) -> pd.Series:
 
 def _check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: EndpointSpec) -> None:
     """Every training site needs enough patients of both classes (events and none) for its folds; a hospital that is external has none."""
-    train = bags[bags["role"] == "train"]
+    train, column = bags[bags["role"] == "train"], endpoint.event or endpoint.column
     if train.empty and (bags.empty or "train" in roles.values()):
         raise MilError("no patient of a training site is left; see the flow table for what was excluded and why")
     for site, members in train.groupby("site", sort=True):
@@ -171,12 +171,12 @@ def _check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: Endpo
         rarest, number = counts.idxmin(), int(counts.min())
         if number == 0:
             raise MilError(
-                f"site {site}: all {len(members)} patients have {endpoint.column} = {1 - int(rarest)}; "
+                f"site {site}: all {len(members)} patients have {column} = {1 - int(rarest)}; "
                 "a training site needs both classes (give it the role external, or check the labels)"
             )
         left = number - math.ceil(number / endpoint.folds)
         if number < endpoint.folds or left < 2:
             raise MilError(
-                f"site {site}: {number} patients with {endpoint.column} = {rarest} are too few for {endpoint.folds} folds "
+                f"site {site}: {number} patients with {column} = {rarest} are too few for {endpoint.folds} folds "
                 f"with {endpoint.inner_folds} inner ones; lower folds (endpoints), add patients, or give the site the role external"
             )

@@ -22,6 +22,8 @@ class Endpoint:
     """A bag's loss depends on that bag alone, so that a batch may be cut up."""
     scaled = False
     """Targets are centred and scaled by the training patients' mean and deviation."""
+    thresholds = False
+    """Scores of inner folds are kept, on which each model's threshold is chosen."""
     columns: tuple[str, ...] = ("label",)
     """Columns of the bag table that hold the target."""
 
@@ -88,6 +90,8 @@ def build_endpoint(spec: EndpointSpec) -> Endpoint:
 @ENDPOINTS.register("binary")
 class Binary(Endpoint):
     """Yes or no: one logit, cross-entropy, AUROC. The table's label is 0 or 1."""
+
+    thresholds = True
 
     @property
     def classes(self) -> int:
@@ -166,6 +170,7 @@ class Survival(Endpoint):
     """
 
     separable = False
+    thresholds = True
     columns = ("time", "label")
 
     def check(self, targets: np.ndarray, whose: str) -> None:

@@ -24,7 +24,8 @@ COLUMNS = ["trained_on", "repeat", "fold", "patient_id", "site", "role", "split"
 
 @dataclass(frozen=True)
 class Predictions:
-    """`table`: trained_on, repeat, fold, patient_id, site, role, split, label, score; `attention`: patient -> (tiles,)."""
+    """`table`: trained_on, repeat, fold, patient_id, site, role, split, label, score (survival: time; several classes: one
+    score each); `attention`: patient -> (tiles,)."""
 
     table: pd.DataFrame
     attention: dict[str, np.ndarray]
@@ -51,9 +52,11 @@ def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions
             scores.setdefault((model.trained_on, model.repeat, model.fold), []).append(found)
         judge.add_attention(family, own, sums)
     tables = []
+    targets = ("label", *(name for name in judge.endpoint.columns if name != "label"))
     for (trained_on, repeat, fold), found in sorted(scores.items(), key=lambda item: item[0]):
         mean = pd.concat(found).groupby(level=0).mean()
-        judged = bags.loc[mean.index, ["patient_id", "site", "role", "label"]]
+        known = [name for name in targets if name in bags.columns]
+        judged = bags.loc[mean.index, ["patient_id", "site", "role", *known]]
         split = splits(bags, trained_on.split("+"), repeat, fold)[mean.index]
         origin = {"trained_on": trained_on, "repeat": repeat, "fold": fold, "split": split}
         tables.append(pd.concat([judged.assign(**origin), mean], axis=1))

@@ -20,7 +20,8 @@ from mil.metrics.baselines.inputs import permuted
 from mil.metrics.baselines.logistic import fit_federated, fit_together
 from mil.metrics.bootstrap import percentile_interval, resamples
 from mil.metrics.folds import within_folds
-from mil.metrics.score import PRIMARY, score
+from mil.metrics.kinds.binary import PRIMARY
+from mil.metrics.score import score
 from mil.rng import rng
 from mil.tables import write_table
 

@@ -13,8 +13,9 @@ from mil.metrics import delong, ranking
 from mil.metrics.arms import ENSEMBLE, OWN_SITE, check_predictions, patient_scores, scopes
 from mil.metrics.bootstrap import percentile_interval, point, resamples, strata_of
 from mil.metrics.comparison import compare
+from mil.metrics.kinds.binary import PRIMARY
 from mil.metrics.multiplicity import benjamini_hochberg, holm
-from mil.metrics.score import PRIMARY, score
+from mil.metrics.score import score
 from mil.rng import rng
 
 SPEC = MetricsSpec(bootstrap=300)

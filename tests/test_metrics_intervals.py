@@ -11,7 +11,7 @@ from mil.config import MetricsSpec
 from mil.metrics import calibration, decision, delong, intervals
 from mil.metrics.arms import OTHER_SITES
 from mil.metrics.bootstrap import point
-from mil.metrics.comparison import PRIMARY, compare
+from mil.metrics.comparison import compare
 from mil.metrics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds
 from mil.metrics.score import score
 from mil.metrics.subgroups import subgroup_aurocs
@@ -164,7 +164,7 @@ def test_comparisons_name_their_family_and_one_primary_row_each():
     primary = table[table["primary"] == 1]
     assert len(primary) == 6  # three pairs, at training and at external sites
     outside = primary[primary["split"] == "external"]  # the models are given: DeLong; held out, training sets overlap
-    assert (outside["method"] == PRIMARY).all()
+    assert (outside["method"] == "DeLong, paired").all()
     assert (outside["metric"] == "auroc_within_sites").all()
     assert (outside["correction"] == "Holm, 6 comparisons of experiment on groups of sites").all()
     assert primary[primary["split"] == "held_out"]["method"].str.startswith("corrected resampled t-test").all()

@@ -18,11 +18,13 @@ def score(
             help="inner.csv of the run: with it, thresholds are chosen and decisions scored.", show_default=False
         ),
     ] = None,
+    endpoint: Annotated[str, typer.Option(help="The endpoint's settings: JSON text or a file.")] = "{}",
     spec: SpecOption = "{}",
     log: LogOption = None,
 ) -> None:
     """Score one experiment's predictions, by site, with intervals."""
-    from mil.config import ExperimentSpec, MetricsSpec, read_spec
+    from mil.config import EndpointSpec, ExperimentSpec, MetricsSpec, read_spec
+    from mil.metrics.kinds import build_kind
     from mil.metrics.score import read_predictions
     from mil.metrics.score import score as score_table
     from mil.metrics.thresholds import read_inner
@@ -31,12 +33,13 @@ def score(
     reporter = reporter_of(log)
     settings = read_spec(MetricsSpec, spec)
     held = read_inner(inner) if inner is not None else None
-    table = score_table(read_predictions(predictions), settings, read_spec(ExperimentSpec, experiment), held)
+    kind = build_kind(read_spec(EndpointSpec, endpoint))
+    table = score_table(read_predictions(predictions), settings, read_spec(ExperimentSpec, experiment), held, kind)
     write_table(table, out)
-    for row in table[table["metric"] == "auroc"].itertuples():
+    for row in table[table["metric"] == kind.primary.name].itertuples():
         reporter.note(
             f"{row.experiment} trained on {row.trained_on}, {row.site}: "
-            f"AUROC {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] ({row.method})"
+            f"{kind.primary.title} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] ({row.method})"
         )
 
 
@@ -55,7 +58,8 @@ def compare(
     reporter_of(log)
     opened = Results.open(results)
     predictions = {name: opened.predictions(name) for name in opened.experiments}
-    write_table(compare_tables(predictions, read_spec(MetricsSpec, spec), opened.experiments), out)
+    kinds = {name: opened.kind_of(name) for name in opened.experiments}
+    write_table(compare_tables(predictions, read_spec(MetricsSpec, spec), opened.experiments, kinds), out)
 
 
 def baseline(
@@ -70,7 +74,7 @@ def baseline(
 
     metrics = write_baselines(Results.open(results), endpoint, folder)
     names = ", ".join(metrics["experiment"].unique())
-    reporter_of(log).say(f"baselines of {endpoint}: {names}")
+    reporter_of(log).say(f"baselines of {endpoint}: {names or 'none, since they are made for two classes'}")
 
 
 def localise(

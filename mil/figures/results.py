@@ -14,6 +14,7 @@ from mil import hdf5
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
 from mil.errors import MilError, SlideError
 from mil.metrics.arms import Scope, scopes
+from mil.metrics.kinds import Kind, build_kind
 from mil.metrics.localisation import SlideAttention
 from mil.metrics.truth import Truth, find, load_truth
 from mil.slides.slide import open_slide
@@ -107,6 +108,15 @@ class Results:
         """Whether the main experiment predicts yes or no."""
         return self.config.endpoints[self.endpoint].kind == "binary"
 
+    @cached_property
+    def kind(self) -> Kind:
+        """What the main experiment's endpoint is scored by."""
+        return self.kind_of(self.main)
+
+    def kind_of(self, experiment: str) -> Kind:
+        """What an experiment's endpoint is scored by."""
+        return build_kind(self.config.endpoints[self.experiments[experiment].endpoint])
+
     def family(self) -> dict[str, ExperimentSpec]:
         """The main experiment and those that differ from it in the strategy only: what local, pooled, federated compare."""
         main = self.experiments[self.main]
@@ -144,8 +154,11 @@ class Results:
     def scopes(self, experiment: str) -> list[Scope]:
         """Every arm of an experiment on every site, in a fixed order; read once."""
         if experiment not in self._scopes:
-            self._scopes[experiment] = list(scopes(self.predictions(experiment)))
+            self._scopes[experiment] = list(scopes(self._checked(experiment)))
         return self._scopes[experiment]
+
+    def _checked(self, experiment: str) -> pd.DataFrame:
+        return self.kind_of(experiment).checked(self.predictions(experiment), f"predictions of {experiment}")
 
     def baseline_scopes(self, endpoint: str) -> dict[str, list[Scope]]:
         """The same of every baseline, by its name (`clinical_pooled`, ...)."""
@@ -155,6 +168,10 @@ class Results:
                 self._scopes[str(name)] = list(scopes(part))
             found[str(name)] = self._scopes[str(name)]
         return found
+
+    def has_scores(self, site: str) -> bool:
+        """Whether the main experiment scored patients of a site or group of sites that it did not train on."""
+        return any(scope.site == site and scope.split != "transfer" for scope in self.scopes(self.main))
 
     def metrics(self, *experiments: str) -> pd.DataFrame:
         """Metrics of the named experiments (all of the run without names), stacked."""

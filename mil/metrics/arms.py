@@ -7,7 +7,7 @@ hospitals. A patient's score is the mean over the repeats and folds whose model 
 these are, for a mean over several is better than each: a held-out patient has one a repeat, an external one all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ ENSEMBLE = "ensemble"
 OTHER_SITES = "other sites"
 TRAINING_SITES = "training sites"
 EXTERNAL_SITES = "external sites"
+GROUPS = (TRAINING_SITES, EXTERNAL_SITES)
 SPLITS = ("held_out", "transfer", "external")
 COLUMNS = (
     "experiment",
@@ -38,7 +39,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Scope:
-    """One arm's scores for the patients of one site or group of sites: `table` has patient_id, site, label, score."""
+    """One arm's scores for the patients of one site or group of sites: `table` has patient_id, site, label, score.
+
+    Survival's has `time` besides, several classes' a column `score_{class}` each.
+    """
 
     trained_on: str
     split: str
@@ -75,17 +79,25 @@ def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
     labels or sites, and a patient who is predicted twice by one repeat's held-out models (two folds hold them).
     """
     require_columns(table, COLUMNS, where)
-    for column, valid in {
-        "label": table["label"].isin([0, 1]),
-        "score": table["score"].between(0, 1),
-        "split": table["split"].isin(SPLITS),
-    }.items():
-        if not valid.all():
-            row = table[~valid].iloc[0]
+    refuse(table, {"label": table["label"].isin([0, 1]), "score": table["score"].between(0, 1)}, where)
+    return check_patients(table, where)
+
+
+def refuse(table: pd.DataFrame, valid: Mapping[str, pd.Series], where: str, kind: str = "") -> None:
+    """Raise for the first row whose value of a column is not `valid` (for an endpoint of `kind`)."""
+    told = f" for an endpoint of kind {kind}; name the right one, or" if kind else ";"
+    for column, fine in valid.items():
+        if not fine.all():
+            row = table[~fine].iloc[0]
             raise MilError(
-                f"{where}: patient {row['patient_id']}: {column} '{row[column]}' is refused; run `mil predict` again"
+                f"{where}: patient {row['patient_id']}: {column} '{row[column]}' is refused{told} run `mil predict` again"
             )
-    for column in ("label", "site", "role"):
+
+
+def check_patients(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """`table` if its splits are known and every patient stands at one site, with one label, once in each repeat."""
+    refuse(table, {"split": table["split"].isin(SPLITS)}, where)
+    for column in (*label_columns(table), "site", "role"):
         doubled = table.groupby("patient_id")[column].nunique()
         if (doubled > 1).any():
             raise MilError(f"{where}: patient {doubled[doubled > 1].index[0]} has two values of {column}; see bags.csv")
@@ -100,14 +112,25 @@ def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
     return table
 
 
+def label_columns(table: pd.DataFrame) -> list[str]:
+    """What is known of a patient: `label`, of survival also `time`."""
+    return [name for name in ("label", "time") if name in table.columns]
+
+
+def score_columns(table: pd.DataFrame) -> list[str]:
+    """What a model says of a patient: `score`, of several classes also `score_{class}`."""
+    return [name for name in map(str, table.columns) if name == "score" or name.startswith("score_")]
+
+
 def patient_scores(predictions: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
     """One row a (trained_on, split, patient): the mean score over repeats and folds; the derived arms included.
 
     Columns in `apart` (repeat, fold) are not averaged over: a row each.
     """
-    keys = ["trained_on", "split", "site", "role", "patient_id", "label", *apart]
-    grouped = predictions.groupby(keys, sort=True)["score"]
-    scores = grouped.agg(score="mean", models="size").reset_index()
+    keys = ["trained_on", "split", "site", "role", "patient_id", *label_columns(predictions), *apart]
+    grouped = predictions.groupby(keys, sort=True)
+    means = {name: (name, "mean") for name in score_columns(predictions)}
+    scores = grouped.agg(**means, models=("score", "size")).reset_index()
     if left_out(predictions):
         return pd.concat([scores, scores.assign(trained_on=OTHER_SITES)], ignore_index=True)
     if scores["trained_on"].nunique() < 2 or scores["trained_on"].str.contains("+", regex=False).any():
@@ -141,13 +164,15 @@ def _ensemble(scores: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
     external = scores[scores["split"] == "external"]
     inside = scores[scores["split"] != "external"].assign(split="held_out")
     together = pd.concat([inside, external], ignore_index=True)
-    keys = ["split", "site", "role", "patient_id", "label", *apart]
+    keys = ["split", "site", "role", "patient_id", *label_columns(scores), *apart]
     counts = together.groupby(keys)["trained_on"].nunique()
-    summed = together.groupby(keys).agg(score=("score", "mean"), models=("models", "sum"))
+    means = {name: (name, "mean") for name in score_columns(scores)}
+    summed = together.groupby(keys).agg(**means, models=("models", "sum"))
     mean = summed[counts == scores["trained_on"].nunique()].reset_index()
     return mean.assign(trained_on=ENSEMBLE)[scores.columns.tolist()]
 
 
 def _scope(trained_on: str, split: str, site: str, table: pd.DataFrame) -> Scope:
-    plain = table[["patient_id", "site", "label", "score"]].sort_values("patient_id").reset_index(drop=True)
+    columns = ["patient_id", "site", *label_columns(table), *score_columns(table)]
+    plain = table[columns].sort_values("patient_id").reset_index(drop=True)
     return Scope(trained_on, split, site, plain, int(table["models"].min()))

@@ -1,8 +1,12 @@
 """Patients -> resamples of patients, as weights, so that every metric is computed on all resamples at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
+
+from mil.config import MetricsSpec
+from mil.rng import rng
 
 # (labels (n,), scores (n,), weights (resamples, n)) -> one value a resample
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -25,6 +29,12 @@ def strata_of(*columns: np.ndarray) -> np.ndarray:
     """One integer for each combination of the columns' values, in sorted order."""
     table = np.stack([np.unique(np.asarray(column), return_inverse=True)[1] for column in columns], axis=1)
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def bootstrap_weights(table: pd.DataFrame, spec: MetricsSpec, within: Sequence[str] = ("site", "label")) -> np.ndarray:
+    """Resamples of these patients within site and label; the same patients give the same draws in every arm."""
+    strata = strata_of(*(table[name].to_numpy() for name in within))
+    return resamples(strata, spec.bootstrap, rng(spec.seed, "bootstrap", *table["patient_id"]))
 
 
 def percentile_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:

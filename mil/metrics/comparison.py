@@ -10,11 +10,13 @@ import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
 from mil.errors import MilError
-from mil.metrics import delong, ranking
-from mil.metrics.arms import ENSEMBLE, OTHER_SITES, OWN_SITE, Scope, check_predictions, scopes
+from mil.metrics import delong
+from mil.metrics.arms import ENSEMBLE, GROUPS, OTHER_SITES, OWN_SITE, Scope, label_columns, scopes
 from mil.metrics.folds import KEYS, FoldTest, corrected_resampled_t, fold_aurocs, paired_in_folds, placements_in_folds
+from mil.metrics.kinds import KINDS, Kind, build_kind
+from mil.metrics.kinds.rows import fold_values
 from mil.metrics.multiplicity import holm
-from mil.metrics.score import GROUPS, bootstrap_weights
+from mil.metrics.score import whole_counts
 
 COLUMNS = (
     "endpoint",
@@ -41,7 +43,6 @@ COLUMNS = (
     "correction",
     "primary",
 )
-PRIMARY = "DeLong, paired"
 OVER_FOLDS = "corrected resampled t-test"
 # a difference is the more collaborative strategy less the other
 COLLABORATION = {"local": 0, "pooled": 1}
@@ -61,6 +62,7 @@ def compare(
     predictions: Mapping[str, pd.DataFrame],
     spec: MetricsSpec,
     experiments: Mapping[str, ExperimentSpec] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> pd.DataFrame:
     """Paired AUROC differences (DeLong; bootstrap; on folds the corrected resampled t-test) with Holm's correction.
 
@@ -72,36 +74,51 @@ def compare(
     site that is a group by itself stands as the group only. `primary` marks the row to quote of each pair, on
     groups of sites: at external sites DeLong's test, where the models are given; on held-out patients the corrected resampled
     t-test, since training sets overlap and DeLong's test, which takes the models as given, then finds 13 % differences where
-    there is none and 5 % is said (`benchmarks/coverage.py`, `folds`).
+    there is none and 5 % is said (`benchmarks/coverage.py`, `folds`). `kinds` are the experiments' kinds of endpoint, two classes
+    without; of another kind the primary measure is compared, by a paired bootstrap in DeLong's stead.
     """
-    return _compared(predictions, list(_contrasts(list(predictions), experiments)), spec)
+    kinds = kinds or {name: build_kind() for name in predictions}
+    return _compared(predictions, list(_contrasts(list(predictions), experiments)), spec, kinds)
+
+
+def paired_rows(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the paired test on patients that each kind shows, a row a pair and site."""
+    named = {
+        f"{KINDS[name].primary.name}{where}": KINDS[name].paired for name in KINDS for where in ("", "_within_sites")
+    }
+    return comparisons[comparisons["method"] == comparisons["metric"].map(named)]
 
 
 def compare_with(
     name: str, predictions: pd.DataFrame, others: Mapping[str, pd.DataFrame], spec: MetricsSpec, endpoint: str
 ) -> pd.DataFrame:
-    """The same for one experiment less each of `others` (baselines), as the factor `baseline`."""
+    """The same for one experiment less each of `others` (baselines), as the factor `baseline`; two classes."""
     contrasts = [Contrast(name, other, "baseline", endpoint) for other in others]
-    return _compared({name: predictions, **others}, contrasts, spec)
+    return _compared({name: predictions, **others}, contrasts, spec, {one: build_kind() for one in (name, *others)})
 
 
-def _compared(predictions: Mapping[str, pd.DataFrame], contrasts: list[Contrast], spec: MetricsSpec) -> pd.DataFrame:
-    arms = {name: _arms(name, table) for name, table in predictions.items()}
-    folded = {name: Folds.of(table) for name, table in predictions.items()}
+def _compared(
+    predictions: Mapping[str, pd.DataFrame], contrasts: list[Contrast], spec: MetricsSpec, kinds: Mapping[str, Kind]
+) -> pd.DataFrame:
+    checked = {name: kinds[name].checked(table, f"predictions of {name}") for name, table in predictions.items()}
+    arms = {name: _arms(table) for name, table in checked.items()}
+    folded = {name: Folds.of(table, kinds[name]) for name, table in checked.items()}
     rows = []
     for contrast in contrasts:
         for first, second in _pairs(arms[contrast.first], arms[contrast.second]):
-            found = list(_rows(contrast, first, second, spec))
+            kind = kinds[contrast.first]
+            found = list(_rows(contrast, first, second, spec, kind))
             rows += found
             if found and first.split != "external":
                 pair = (folded[contrast.first], first), (folded[contrast.second], second)
-                rows += [{**found[0], **row} for row in _fold_rows(pair, spec)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="", p_adjusted=np.nan)
+                rows += [{**found[0], **row} for row in _fold_rows(pair, spec, kind)]
+    table = whole_counts(pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="", p_adjusted=np.nan))
     grouped = table["site"].isin(GROUPS)
     folds = table["method"].str.startswith(OVER_FOLDS)
     pair = [name for name in COLUMNS[:8] if name != "factor"]
     tested = table[folds].set_index(pair).index
-    wanted = grouped & (folds | ((table["method"] == PRIMARY) & ~table.set_index(pair).index.isin(tested)))
+    leads = table.index.isin(paired_rows(table).index)
+    wanted = grouped & (folds | (leads & ~table.set_index(pair).index.isin(tested)))
     table["primary"] = wanted.astype(int)  # 1 or 0, which a table keeps as numbers
     for (_, factor, _, together), family in table.groupby(["endpoint", "factor", _kind(table["method"]), grouped]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
@@ -120,20 +137,23 @@ def _kind(methods: pd.Series) -> pd.Series:
 class Folds:
     """What tests on folds need of one experiment's predictions."""
 
-    aurocs: pd.DataFrame
+    values: pd.DataFrame
+    """`value`: the primary measure of every fold."""
     placements: Mapping[tuple[str, ...], pd.DataFrame]
     number: int
     """Folds of a repeat."""
 
     @classmethod
-    def of(cls, predictions: pd.DataFrame) -> "Folds":
-        """AUROC of every fold, and placements of the patients in their folds."""
-        inside = predictions[predictions["split"] != "external"]
-        return cls(fold_aurocs(predictions), placements_in_folds(predictions), inside["fold"].nunique())
+    def of(cls, predictions: pd.DataFrame, kind: Kind) -> "Folds":
+        """The primary measure of every fold, and, of two classes, placements of the patients in their folds."""
+        number = predictions.loc[predictions["split"] != "external", "fold"].nunique()
+        if kind.name != "binary":
+            return cls(fold_values(predictions, kind), {}, number)
+        values = fold_aurocs(predictions).rename(columns={"auroc": "value"})
+        return cls(values, placements_in_folds(predictions), number)
 
 
-def _arms(name: str, table: pd.DataFrame) -> dict[tuple[str, str, str], Scope]:
-    check_predictions(table, f"predictions of {name}")
+def _arms(table: pd.DataFrame) -> dict[tuple[str, str, str], Scope]:
     return {(scope.trained_on, scope.split, scope.site): scope for scope in scopes(table)}
 
 
@@ -188,20 +208,17 @@ def _comparable(
     return split == "external" or local in {OWN_SITE, ENSEMBLE}
 
 
-def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
-    both = first.table.merge(second.table, on=["patient_id", "site"], suffixes=("_first", "_second"))
-    if (both["label_first"] != both["label_second"]).any():
+def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec, kind: Kind) -> Iterator[dict[str, Any]]:
+    keys = ["patient_id", "site"]
+    own = first.table[first.table[keys].apply(tuple, axis=1).isin(set(second.table[keys].apply(tuple, axis=1)))]
+    own = own.reset_index(drop=True)
+    other = own[keys].merge(second.table, on=keys)
+    if any((own[name] != other[name]).any() for name in label_columns(own)):
         if contrast.endpoint:
             raise MilError(
                 f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again"
             )
         return
-    labels, sites = both["label_first"].to_numpy(), both["site"].to_numpy()
-    if not any(delong.both_classes(labels[sites == site]) for site in np.unique(sites)):
-        return
-    scores = [both["score_first"].to_numpy(), both["score_second"].to_numpy()]
-    tested = delong.paired(labels, *scores, confidence=spec.confidence, strata=sites)
-    values = delong.within(labels, np.stack(scores), sites).auroc
     common = {
         "endpoint": contrast.endpoint,
         "factor": contrast.factor,
@@ -211,25 +228,18 @@ def _rows(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec) ->
         "second_trained_on": second.trained_on,
         "split": first.split,
         "site": first.site,
-        "patients": len(both),
-        "positives": int(labels.sum()),
+        "patients": len(own),
+        "positives": kind.positives(own),
         "first_models": first.models,
         "second_models": second.models,
-        "metric": "auroc_within_sites" if first.site in GROUPS else "auroc",
-        "first_value": values[0],
-        "second_value": values[1],
-        "difference": tested.difference,
+        "metric": f"{kind.primary.name}_within_sites" if first.site in GROUPS else kind.primary.name,
     }
-    yield {**common, "low": tested.low, "high": tested.high, "p": tested.p, "method": PRIMARY}
-    weights = bootstrap_weights(both.assign(label=labels), spec)
-    drawn = np.subtract(*(ranking.auroc_within(labels, score, weights, sites) for score in scores))
-    variance = float(np.nanvar(drawn))
-    again = delong.difference_of(tested.difference, variance, spec.confidence) if variance > 1e-12 else tested
-    yield {**common, "low": again.low, "high": again.high, "p": again.p, "method": "patient bootstrap, paired"}
+    for pair in kind.pairs_tested(own, other, spec):
+        yield {**common, **_values(*pair.values), **_tested(pair.tested), "method": pair.method}
 
 
-def _fold_rows(pair: tuple[tuple[Folds, Scope], ...], spec: MetricsSpec) -> Iterator[dict[str, Any]]:
-    """The same contrast on patients of one fold, which one model judged, and on AUROCs fold by fold."""
+def _fold_rows(pair: tuple[tuple[Folds, Scope], ...], spec: MetricsSpec, kind: Kind) -> Iterator[dict[str, Any]]:
+    """The same contrast on patients of one fold, which one model judged, and on the primary measure fold by fold."""
     keys = [(scope.trained_on, scope.split, scope.site) for _, scope in pair]
     placed = [folds.placements.get(key) for (folds, _), key in zip(pair, keys, strict=True)]
     if placed[0] is not None and placed[1] is not None:
@@ -241,8 +251,8 @@ def _fold_rows(pair: tuple[tuple[Folds, Scope], ...], spec: MetricsSpec) -> Iter
         }
     parts = []
     for (folds, _), key in zip(pair, keys, strict=True):
-        mine = (folds.aurocs[list(KEYS)] == key).all(axis=1)
-        parts.append(folds.aurocs[mine].set_index(["repeat", "fold"])["auroc"])
+        mine = (folds.values[list(KEYS)] == key).all(axis=1)
+        parts.append(folds.values[mine].set_index(["repeat", "fold"])["value"])
     both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner")
     number = min(folds.number for folds, _ in pair)
     if len(both) < 2 or number < 2:
@@ -251,7 +261,7 @@ def _fold_rows(pair: tuple[tuple[Folds, Scope], ...], spec: MetricsSpec) -> Iter
     yield {
         **_values(both["first"].mean(), both["second"].mean()),
         **_tested(tested),
-        "metric": "auroc_mean_of_folds",
+        "metric": f"{kind.primary.name}_mean_of_folds",
         "method": f"{OVER_FOLDS}, {len(both)} folds",
     }
 

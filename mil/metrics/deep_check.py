@@ -11,7 +11,6 @@ import pandas as pd
 from mil.config import EndpointSpec, ExperimentSpec
 from mil.errors import MilError
 from mil.figures.results import Absent
-from mil.metrics.arms import check_predictions
 from mil.metrics.baselines.inputs import bag_means
 from mil.metrics.clinical import clinical_inputs
 from mil.metrics.leaks import (
@@ -141,7 +140,7 @@ def _numbers(patients: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 def _predictions(results: "Results", name: str) -> list[Finding]:
     try:
-        check_predictions(results.predictions(name), f"predictions of {name}")
+        results.kind_of(name).checked(results.predictions(name), f"predictions of {name}")
     except Absent:
         return []
     except MilError as error:
@@ -173,7 +172,7 @@ def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
             update={"protocol": "cross_validation"}
         )  # may judge the probes, wherever it trained
         outside = pd.DataFrame({"patient_id": list(further), "site": "probe", "role": "external", "label": 0})
-        outside[[name for name in bags.columns if name.startswith("repeat")]] = np.nan
+        outside[[name for name in bags.columns if name.startswith("repeat") or name == "time"]] = np.nan
         table = predict(replace(run, experiment=free), outside, FeatureStore.of(further)).table
         return {
             (str(on), int(repeat), int(fold)): part.sort_values("patient_id")["score"].to_numpy()

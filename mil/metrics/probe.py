@@ -45,7 +45,7 @@ def probe_training(train: Trainer, bags: pd.DataFrame, features: Features, folds
     before = train(training, own, copies)
     found = []
     for spoiled in _to_spoil(training, before, folds):
-        labels = np.where(spoiled.patients, 1 - training["label"], training["label"])
+        labels = np.where(spoiled.patients, _turned(training["label"]), training["label"])
         stream = rng(0, "probe", spoiled.subject)
         noise = {
             patient: stream.normal(size=own[patient].shape).astype(own[patient].dtype) * 10
@@ -54,6 +54,14 @@ def probe_training(train: Trainer, bags: pd.DataFrame, features: Features, folds
         after = train(training.assign(label=labels), {**own, **noise}, copies)
         found.append(_compared(spoiled, before, after))
     return found
+
+
+def _turned(labels: pd.Series) -> pd.Series:
+    """Other labels: yes for no, of several classes the next one, a number with its sign changed."""
+    if not pd.api.types.is_numeric_dtype(labels):
+        classes = sorted(labels.unique())
+        return labels.map(dict(zip(classes, [*classes[1:], classes[0]], strict=True)))
+    return 1 - labels
 
 
 def _to_spoil(training: pd.DataFrame, models: Scores, folds: int) -> Iterator[Spoiled]:

@@ -13,9 +13,11 @@ import pandas as pd
 
 from mil.config import MetricsSpec
 from mil.metrics import delong, ranking
-from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope, check_predictions, patient_scores, scopes
+from mil.metrics.arms import ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes
+from mil.metrics.kinds import Kind, build_kind
+from mil.metrics.kinds.kind import PAIRED_BOOTSTRAP, paired_bootstrap
 from mil.metrics.multiplicity import holm
-from mil.metrics.score import GROUPS, PRIMARY, bootstrap_weights
+from mil.metrics.score import whole_counts
 
 POOLED, ELSEWHERE = "pooled", "locals elsewhere"
 COLUMNS = (
@@ -36,37 +38,41 @@ COLUMNS = (
     "method",
     "correction",
 )
-PAIRED = "DeLong, paired"
-BOOTSTRAPPED = "patient bootstrap, paired"
 
 
 def strategy_table(
-    predictions: Mapping[str, pd.DataFrame], spec: MetricsSpec, pooled: str | None, local: str | None
+    predictions: Mapping[str, pd.DataFrame],
+    spec: MetricsSpec,
+    pooled: str | None,
+    local: str | None,
+    kind: Kind | None = None,
 ) -> pd.DataFrame:
     """A row an arm, site and thing that it is set against; `low` and `high` bound the value or, there, the difference.
 
     `pooled` and `local` name the experiments that the others are set against; without one its rows are missing. On a group of
     sites only pairs of patients of the same site count. Holm's correction runs over all strategies of one thing they are set
-    against: once over groups of sites, once over single sites.
+    against: once over groups of sites, once over single sites. `value` is the AUROC, or of another `kind` its primary measure.
     """
-    arms = {name: _arms(name, table) for name, table in predictions.items()}
-    scores = patient_scores(predictions[local]) if local else None
+    kind = kind or build_kind()
+    checked = {name: kind.checked(table, f"predictions of {name}") for name, table in predictions.items()}
+    arms = {name: _arms(table, kind) for name, table in checked.items()}
+    scores = patient_scores(checked[local]) if local else None
     rows: list[dict[str, Any]] = []
     for name, own in arms.items():
         for scope in own.values():
-            stated = _stated(name, scope)
-            value, low, high = delong.within_interval(scope.labels, scope.scores, scope.sites, spec.confidence)
-            rows.append({**stated, "value": value, "low": low, "high": high, "against": "", "method": PRIMARY})
+            stated = _stated(name, scope, kind)
+            value, low, high = kind.interval_within(scope.table, spec)
+            rows.append({**stated, "value": value, "low": low, "high": high, "against": "", "method": kind.method})
             if name == local and scope.trained_on != ENSEMBLE:
                 continue
             others = {POOLED: _of(arms, pooled, scope), OWN_SITE: _of(arms, local, scope, (OWN_SITE, scope.site))}
             for against, other in others.items():
                 if other is not None and (against, name) != (POOLED, pooled):
-                    rows.append({**stated, "value": value, "against": against, **_less(scope, other, spec)})
+                    rows.append({**stated, "value": value, "against": against, **_less(scope, other, spec, kind)})
             if scores is not None:
-                found = _less_elsewhere(scope, scores, spec)
+                found = _less_elsewhere(scope, scores, spec, kind)
                 rows += [{**stated, "value": value, "against": ELSEWHERE, **found}] if found else []
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="")
+    table = whole_counts(pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction=""))
     tested = table[table["against"] != ""]
     for _, family in tested.groupby(["against", tested["site"].isin(GROUPS)]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy(dtype=float))
@@ -90,14 +96,13 @@ def elsewhere(scope: Scope, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _arms(name: str, table: pd.DataFrame) -> dict[tuple[str, str, str], Scope]:
-    check_predictions(table, f"predictions of {name}")
+def _arms(table: pd.DataFrame, kind: Kind) -> dict[tuple[str, str, str], Scope]:
     found = [one for one in scopes(table) if one.split != "transfer"]
     single = {one.split for one in found if one.site in GROUPS and one.table["site"].nunique() == 1}
     return {
         (one.trained_on, one.split, one.site): one
         for one in found
-        if one.has_pairs and not (one.site in GROUPS and one.split in single)
+        if kind.has_within(one.table) and not (one.site in GROUPS and one.split in single)
     }
 
 
@@ -117,41 +122,48 @@ def _of(
     return found[0] if found else None
 
 
-def _stated(name: str, scope: Scope) -> dict[str, Any]:
+def _stated(name: str, scope: Scope, kind: Kind) -> dict[str, Any]:
     return {
         "experiment": name,
         "trained_on": scope.trained_on,
         "split": scope.split,
         "site": scope.site,
         "patients": len(scope.table),
-        "positives": int(scope.labels.sum()),
+        "positives": kind.positives(scope.table),
     }
 
 
-def _less(scope: Scope, other: Scope, spec: MetricsSpec) -> dict[str, Any]:
+def _less(scope: Scope, other: Scope, spec: MetricsSpec, kind: Kind) -> dict[str, Any]:
     """The difference to another arm on the same patients."""
-    both = scope.table.merge(other.table, on=["patient_id", "site"], suffixes=("", "_other"))
-    labels, sites = both["label"].to_numpy(), both["site"].to_numpy()
-    pair = [both["score"].to_numpy(), both["score_other"].to_numpy()]
-    tested = delong.paired(labels, *pair, confidence=spec.confidence, strata=sites)
-    return {
-        "against_value": float(delong.within(labels, np.stack(pair), sites).auroc[1]),
-        "difference": tested.difference,
-        "low": tested.low,
-        "high": tested.high,
-        "p": tested.p,
-        "method": PAIRED,
-    }
+    keys = ["patient_id", "site"]
+    own = scope.table.merge(other.table[keys], on=keys)
+    pair = next(kind.pairs_tested(own, own[keys].merge(other.table, on=keys), spec), None)
+    if pair is None:
+        return {"method": "not defined: a score does not vary"}
+    return {"against_value": pair.values[1], **_tested(pair.tested), "method": pair.method}
 
 
-def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec) -> dict[str, Any] | None:
-    """The difference to the mean of the local models elsewhere, sites weighted by their pairs as in the AUROC within sites."""
+def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind: Kind) -> dict[str, Any] | None:
+    """The difference to the mean of the local models elsewhere, sites weighted as in the measure within sites."""
     others = elsewhere(scope, scores)
-    table = scope.table[scope.table["site"].isin(list(others))]
-    labels, sites = table["label"].to_numpy(), table["site"].to_numpy()
-    if not len(table) or not any(delong.both_classes(labels[sites == site]) for site in others):
+    table = scope.table[scope.table["site"].isin(list(others))].reset_index(drop=True)
+    if not len(table) or not kind.has_within(table):
         return None
-    weights = np.concatenate([np.ones((1, len(table))), bootstrap_weights(table, spec)])
+    weights = np.concatenate([np.ones((1, len(table))), kind.weights(table, spec)])
+    there = (_auroc_elsewhere if kind.name == "binary" else _mean_elsewhere)(table, others, scores, weights, kind)
+    here = kind.within(kind.labels(table), kind.scores(table), weights, table["site"].to_numpy())
+    if kind.name == "binary":
+        tested = delong.difference_of(float(here[0] - there[0]), float(np.nanvar((here - there)[1:])), spec.confidence)
+    else:
+        tested = paired_bootstrap(here, there, spec.confidence)
+    return {"against_value": float(there[0]), **_tested(tested), "method": PAIRED_BOOTSTRAP}
+
+
+def _auroc_elsewhere(
+    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Kind
+) -> np.ndarray:
+    """Mean AUROC of each site's models from elsewhere, sites weighted by their pairs, in each resample."""
+    labels, sites = table["label"].to_numpy(), table["site"].to_numpy()
     wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
     for site, wide in others.items():
         chosen = sites == site
@@ -163,14 +175,23 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec) -> di
         areas = [ranking.auroc(own, wide[model].to_numpy(), part) for model in wide.columns]
         wins += np.mean(areas, axis=0) * number
         pairs += number
-    there = wins / pairs
-    here = ranking.auroc_within(labels, table["score"].to_numpy(), weights, sites)
-    tested = delong.difference_of(float(here[0] - there[0]), float(np.nanvar((here - there)[1:])), spec.confidence)
-    return {
-        "against_value": float(there[0]),
-        "difference": tested.difference,
-        "low": tested.low,
-        "high": tested.high,
-        "p": tested.p,
-        "method": BOOTSTRAPPED,
-    }
+    return wins / pairs
+
+
+def _mean_elsewhere(
+    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Kind
+) -> np.ndarray:
+    """Mean of the primary measure over choices of one model from elsewhere a site, so that each site's are used alike."""
+    most = max(len(wide.columns) for wide in others.values())
+    by_model = scores.set_index(["trained_on", "patient_id"])
+    found = []
+    for turn in range(most):
+        model = {site: wide.columns[turn % len(wide.columns)] for site, wide in others.items()}
+        rows = by_model.loc[list(zip(table["site"].map(model), table["patient_id"], strict=True))]
+        judged = kind.scores(rows.reset_index(drop=True))
+        found.append(kind.within(kind.labels(table), judged, weights, table["site"].to_numpy()))
+    return np.mean(found, axis=0)
+
+
+def _tested(found: delong.Difference) -> dict[str, float]:
+    return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p}

@@ -161,8 +161,8 @@ def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path
 def inner_scores(
     tasks: Sequence[Task], held: Sequence[np.ndarray], chosen: Sequence[Task], cohort: Cohort, endpoint: Endpoint
 ) -> pd.DataFrame | None:
-    """`INNER` of the chosen candidates, from the logits of each task's watched patients; none where there are no two classes."""
-    if endpoint.outputs != 1 or endpoint.classes != 2:
+    """`INNER` of the chosen candidates, from the logits of each task's watched patients; none where there is nothing to choose thresholds for."""
+    if not endpoint.thresholds:
         return None
     best = {(task.group, task.choice) for task in chosen}
     parts = [
@@ -174,7 +174,7 @@ def inner_scores(
                 "inner": task.inner,
                 "patient_id": [cohort.patients[number] for number in task.watched],
                 "site": cohort.site[task.watched],
-                "label": cohort.targets[task.watched, 0].astype(int),
+                "label": cohort.targets[task.watched, -1].astype(int),
                 "score": endpoint.scores(logits)["score"],
             }
         )

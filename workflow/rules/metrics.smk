@@ -16,9 +16,10 @@ rule score:
     params:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
+        endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),
     shell:
         "mil score {input.predictions} --inner {input.inner} --spec {params.spec:q} --experiment {params.experiment:q}"
-        " --out {output.metrics} --log {log}"
+        " --endpoint {params.endpoint:q} --out {output.metrics} --log {log}"
 
 
 rule compare:

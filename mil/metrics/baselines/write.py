@@ -15,7 +15,7 @@ from mil.metrics.baselines.curves import patients_curve, permutations, site_valu
 from mil.metrics.baselines.inputs import bag_means, run_baselines
 from mil.metrics.baselines.landscape import cluster_tiles, components, enrichment, shares, site_classifier
 from mil.metrics.comparison import compare_with
-from mil.metrics.score import score
+from mil.metrics.score import COLUMNS, score
 from mil.metrics.stain import stain_vectors
 from mil.rng import rng
 from mil.tables import write_table
@@ -32,6 +32,8 @@ STAIN_SLIDES, STAIN_TILES = 8, 6  # slides a site, tiles a slide
 def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd.DataFrame:
     """Write everything into `folder` (and `sites/{site}/clusters/{endpoint}.csv`); returns the baselines' metrics."""
     folder, config = Path(folder), results.config
+    if results.endpoints[endpoint].kind != "binary":
+        return _write_features_alone(results, endpoint, folder)
     folded = run_baselines(results, endpoint)
     metrics = score(folded.predictions, config.metrics, None, folded.inner)
     encoder = next(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
@@ -57,6 +59,23 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
         tables["left_out"] = pd.concat(left_out, ignore_index=True)
     tables |= {"predictions": folded.predictions, "inner": folded.inner, "metrics": metrics}
     for name, table in tables.items():  # metrics.csv, the last, completes the folder
+        write_table(table, folder / f"{name}.csv")
+    return metrics
+
+
+def _write_features_alone(results: "Results", endpoint: str, folder: Path) -> pd.DataFrame:
+    """What needs no two classes: components, site classifier and stains; there are no baselines, and `metrics` has no row."""
+    encoder = next(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
+    encoder = results.experiments[results.main].encoder if endpoint == results.endpoint else encoder
+    bags, means = results.bags(endpoint), bag_means(results, endpoint, encoder)
+    metrics = pd.DataFrame(columns=["experiment", *COLUMNS])
+    tables = {
+        "components": components(means, bags),
+        "site_classifier": site_classifier(means, bags, results.config.metrics.confidence),
+        "stain": stain_table(results, bags, encoder),
+        "metrics": metrics,
+    }
+    for name, table in tables.items():
         write_table(table, folder / f"{name}.csv")
     return metrics
 
