@@ -5,17 +5,17 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import capital, name_rows
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import MIDDLE_MM, SPARE_COLOURS, chance_line, light_grid, new_figure, strategy_name
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
 
 
-@figure("Encoders and models", needs=("metrics",))
+@figure("Encoders and models", needs=("metrics",), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row an encoder and model with the main experiment's strategy; one colour an encoder."""
-    main = results.experiments[results.main]
+    main, measure = results.experiments[results.main], results.kind.primary
     chosen = {
         name: one
         for name, one in results.experiments.items()
@@ -32,7 +32,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     panels = picture.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, group in zip(panels, groups, strict=True):
         light_grid(axes, "x")
-        chance_line(axes, vertical=True)
+        chance_line(axes, vertical=True, at=measure.chance)
         table = metrics[metrics["site"] == group].drop_duplicates("experiment").set_index("experiment")
         for place, (name, one) in enumerate(chosen.items()):
             if name not in table.index:
@@ -41,7 +41,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.4)
             axes.plot(row["value"], place, "o", color=colour, markersize=4.5)
             axes.text(row["value"], place - 0.2, f"{row['value']:.2f}", ha="center", va="bottom", fontsize=6)
-        axes.set(xlim=(min(0.4, float(metrics["low"].min()) - 0.02), 1.02), xlabel="AUROC within sites")
+        low = min((measure.chance or 0.0) - 0.1, float(metrics["low"].min()) - 0.02)
+        axes.set(xlim=(low, 1.02), xlabel=f"{measure.title} within sites")
         axes.set_title(capital(group))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -54,7 +55,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=pd.DataFrame(shown).reset_index(drop=True),
         n=", ".join(f"{group} {int(shown.loc[shown['site'] == group, 'patients'].max())}" for group in groups),
         caption=(
-            f"Encoders and models with {strategy_name(main.strategy.name)} for {main.endpoint}: AUROC within sites with {results.config.metrics.confidence:.0%} "
-            "intervals (DeLong, logit scale). “Colour statistics” are the mean and deviation of RGB in a tile: what an encoder has to beat."
+            f"Encoders and models with {strategy_name(main.strategy.name)} for {main.endpoint}: {measure.title} within sites with "
+            f"{results.config.metrics.confidence:.0%} intervals ({results.kind.how}). “Colour statistics” are the mean and deviation of RGB in a tile: what an encoder has to beat."
         ),
     )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import pandas as pd
+
 from mil.config import ExperimentSpec
 from mil.figures.results import Absent, Results
 from mil.figures.style import (
@@ -15,6 +17,8 @@ from mil.figures.style import (
 from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope
 from mil.metrics.baselines.inputs import NAMES as BASELINE_NAMES
 from mil.metrics.delong import both_classes
+from mil.metrics.folds import fold_aurocs
+from mil.metrics.kinds.rows import fold_values
 
 STRATEGY_ORDER = {"local": 0, "pooled": 1}
 LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1, 1, 1)))
@@ -79,6 +83,14 @@ def arms_at(results: Results, site: str, derived: bool = False) -> list[tuple[Ar
             if wanted and (derived or scope.trained_on not in {OWN_SITE, ENSEMBLE}) and both_classes(scope.labels):
                 found.append((arm(results, name, scope.trained_on), scope))
     return sorted(found, key=lambda pair: pair[0].order)
+
+
+def values_by_fold(results: Results, experiment: str) -> pd.DataFrame:
+    """The kind's primary measure, in a column of its name, of each fold's models alone."""
+    kind, predictions = results.kind_of(experiment), results.predictions(experiment)
+    if kind.name == "binary":
+        return fold_aurocs(predictions)
+    return fold_values(kind.coded(predictions), kind).rename(columns={"value": kind.primary.name})
 
 
 def main_at(results: Results, site: str) -> Scope:

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.layout import UPRIGHT_MM, capital, fitted, name_rows, text_mm
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, HAIR, INK, SOFT, chance_line, new_figure, readable
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
@@ -15,14 +15,15 @@ from mil.metrics.score import primary
 ROW_MM, HEAD_MM, NAMES_MM = 4.6, 22.0, 40.0
 
 
-@figure("AUROC by strategy and site", needs=("metrics",))
+@figure("AUROC by strategy and site", needs=("metrics",), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot and its interval for every arm at every site; one block of rows for each encoder and model."""
+    kind, confidence = results.kind, results.config.metrics.confidence
     metrics = primary(results.metrics())
     metrics = metrics[metrics["split"] != "transfer"]
     metrics = metrics[metrics["endpoint"] == results.endpoint].dropna(subset=["value"])
     if metrics.empty:
-        raise Absent("no AUROC is defined at any site")
+        raise Absent(f"no {kind.primary.title} is defined at any site")
     blocks = _blocks(results, metrics)
     columns = _columns(results, metrics)
     rows = [(title, one) for title, arms in blocks.items() for one in [None, *arms]]
@@ -41,17 +42,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         label.set_fontweight(400 if one else 700)
         label.set_color(readable(one.colour) if one else INK)
     panels[0].set_ylim(len(rows) - 0.4, -0.8)
-    picture.supxlabel(f"AUROC, {results.config.metrics.confidence:.0%} interval", fontsize=7)
+    picture.supxlabel(f"{kind.primary.title}, {confidence:.0%} interval", fontsize=7)
     shown = metrics[metrics["site"].isin(columns)]
+    further = "; the patient bootstrap is in the table" if kind.name == "binary" else ""
     return Drawn(
+        title=f"{kind.primary.title} by strategy and site",
         figure=picture,
         data=shown.reset_index(drop=True),
         n=", ".join(f"{scope} {int(shown.loc[shown['site'] == scope, 'patients'].max())}" for scope in columns),
         caption=(
-            f"AUROC for {results.endpoint} with {results.config.metrics.confidence:.0%} intervals (DeLong, logit scale; the patient "
-            "bootstrap is in the table). Training sites: held-out patients. “Own site” is each "
-            "hospital's patients by its own model; the ensemble averages the local models' scores. In grey columns only pairs of "
-            "patients of the same site count. The dashed line is chance."
+            f"{kind.primary.title} for {results.endpoint} with {confidence:.0%} intervals ({kind.how}{further}). Training sites: held-out patients. “Own site” is each "
+            f"hospital's patients by its own model; the ensemble averages the local models' scores. In grey columns only {kind.pairs} count. The dashed line is chance."
         ),
     )
 
@@ -80,7 +81,7 @@ def _columns(results: Results, metrics: pd.DataFrame) -> list[str]:
 
 
 def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str) -> None:
-    chance_line(axes, vertical=True)
+    chance_line(axes, vertical=True, at=results.kind.primary.chance)
     for place, (_, one) in enumerate(rows):
         if one is None:
             axes.axhline(place - 0.5, color=HAIR, linewidth=0.6, zorder=0)
@@ -101,8 +102,9 @@ def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple
     group = scope in {TRAINING_SITES, EXTERNAL_SITES}
     patients = metrics.loc[metrics["site"] == scope, "patients"].max()
     axes.set_xlabel(f"n = {int(patients)}", fontsize=6.3, color=SOFT)
-    axes.set_xlim(min(0.42, float(metrics["low"].min()) - 0.05), 1.06)
-    axes.set_xticks([0.5, 0.75, 1.0], ["0.5", "", "1"])
+    chance = results.kind.primary.chance or 0.0
+    axes.set_xlim(min(chance - 0.08, float(metrics["low"].min()) - 0.05), 1.06)
+    axes.set_xticks([chance, (1 + chance) / 2, 1.0], [f"{chance:g}", "", "1"])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x", color=HAIR, linewidth=0.5)

@@ -12,7 +12,7 @@ from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
 from mil.metrics.calibration import BINS, bin_of
 from mil.metrics.delong import both_classes
 from mil.metrics.intervals import measured
-from mil.metrics.score import wilson_interval
+from mil.metrics.kinds.binary import wilson_interval
 
 
 @figure("Calibration by site", needs=("predictions", "bags"))

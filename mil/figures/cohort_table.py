@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from mil.config import FiguresSpec
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import column_name
 from mil.figures.table import table_picture
@@ -16,7 +16,7 @@ MAX_LEVELS = 8
 MIN_NUMBERS = 7  # fewer distinct numbers are levels (grade), not a measure
 
 
-@figure("The cohort by site", needs=("bags", "census", "patients"), any_endpoint=True)
+@figure("The cohort by site", needs=("bags", "census", "patients"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a characteristic, a column a site; median [quartiles] or count (share)."""
     bags = results.bags(results.endpoint)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, input_name
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import MIDDLE_MM, SOFT, light_grid, new_figure
 
@@ -17,7 +17,7 @@ KINDS = {
 }
 
 
-@figure("Communication by strategy", needs=("runs", "bags", "census"))
+@figure("Communication by strategy", needs=("runs", "bags", "census"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a federated strategy; markers on a scale of MB, and a line where uploading the features would be."""
     rows = []

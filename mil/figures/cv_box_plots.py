@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import baseline_arm, input_name
+from mil.figures.arms import baseline_arm, input_name, values_by_fold
 from mil.figures.layout import capital, name_rows, title_of_site
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, chance_line, light_grid, new_figure, strategy_colour
 from mil.metrics.folds import fold_aurocs
@@ -16,9 +16,10 @@ from mil.rng import rng
 LOCAL_BASELINES = ("clinical", "annotation", "mean_features", "fusion")
 
 
-@figure("Local training: models and baselines by site", needs=("predictions", "bags", "baselines"))
+@figure("Local training: models and baselines by site", needs=("predictions", "bags", "baselines"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """AUROC on held-out folds of models trained on the site alone."""
+    measure = results.kind.primary
     tables = {**_models(results), **_baselines(results)}
     tables = {name: (table, colour) for name, (table, colour) in tables.items() if len(table)}
     if not tables:
@@ -33,12 +34,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     panels = grid[: len(sites)]
     for axes, site in zip(panels, sites, strict=True):
         light_grid(axes, "x")
-        chance_line(axes, vertical=True)
+        chance_line(axes, vertical=True, at=measure.chance)
         for place, (name, (table, colour)) in enumerate(tables.items()):
-            _box(axes, place, table.loc[table["site"] == site, "auroc"].to_numpy(), colour, f"{site} {name}")
+            _box(axes, place, table.loc[table["site"] == site, measure.name].to_numpy(), colour, f"{site} {name}")
         title_of_site(axes, site, f"n = {_patients(results, site)}", (DOUBLE_MM - 40) / across - 3)
-        axes.set(xlim=(-0.02, 1.03), xlabel="AUROC of a held-out fold", xticks=[0, 0.5, 1])
-        axes.set_xticks([0.25, 0.75], minor=True)
+        low = 2 * (measure.chance or 0.0) - 1
+        axes.set(xlim=(low - 0.02, 1.03), xlabel=f"{measure.title} of a held-out fold")
+        axes.set_xticks([low, (low + 1) / 2, 1])
+        axes.set_xticks([(3 * low + 1) / 4, (low + 3) / 4], minor=True)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     name_rows(panels[0], list(tables))
@@ -49,7 +52,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=data,
         n=", ".join(f"{site} {_patients(results, site)}" for site in sites),
         caption=(
-            f"AUROC for {results.endpoint} on held-out folds of models that were trained on the site's own patients alone: "
+            f"{measure.title} for {results.endpoint} on held-out folds of models that were trained on the site's own patients alone: "
             "boxes are medians and quartiles over folds and repeats, dots single folds, diamonds means. Folds overlap in training, so a box says "
             "how folds vary, not how sure the mean is; intervals are in the tables."
         ),
@@ -61,7 +64,7 @@ def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
     for name, experiment in results.experiments.items():
         if experiment.strategy.name == "local" and experiment.endpoint == results.endpoint:
             try:
-                table = fold_aurocs(results.predictions(name))
+                table = values_by_fold(results, name)
             except Absent:
                 continue
             found[capital(input_name(experiment))] = (_own(table), strategy_colour("local"))

@@ -5,7 +5,7 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.layout import capital
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.figures.table import table_picture
@@ -13,7 +13,7 @@ from mil.metrics.arms import EXTERNAL_SITES
 from mil.metrics.score import primary
 
 
-@figure("External sites: every model and baseline", needs=("metrics", "baselines"))
+@figure("External sites: every model and baseline", needs=("metrics", "baselines"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row an arm, a column an external site and, where there are several, all of them together."""
     if not results.external_sites:
@@ -22,12 +22,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     rows = [*_models(results, columns), *_baselines(results, columns)]
     if not rows:
         raise Absent("no model was scored at an external site")
-    numbers = results.bags(results.endpoint).groupby("site")["label"].agg(["size", "sum"])
+    kind = results.kind
+    counted = bool(kind.counts)
+    heads_of = {"binary": "positives and ", "survival": "events and "}.get(kind.name, "")
+    bags = results.bags(results.endpoint)
+    numbers = bags.assign(label=bags["label"] if counted else 0).groupby("site")["label"].agg(["size", "sum"])
     heads = [
-        f"{site} ({int(numbers.loc[site, 'sum'])}/{int(numbers.loc[site, 'size'])})"
-        if site in numbers.index
-        else "All, within sites"
-        for site in columns
+        _head(site, numbers.loc[site], counted) if site in numbers.index else "All, within sites" for site in columns
     ]
     table = pd.DataFrame(rows, columns=["Input and model", "Strategy", *heads])
     return Drawn(
@@ -36,10 +37,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         is_table=True,
         n=f"{int(numbers.loc[results.external_sites, 'size'].sum())} patients at {len(results.external_sites)} external sites",
         caption=(
-            f"AUROC for {results.endpoint} at external sites, which no training or selection read, with {results.config.metrics.confidence:.0%} "
-            "intervals (DeLong, logit scale). In the heads positives and patients. Local models are named by the site that they were trained on."
+            f"{kind.primary.title} for {results.endpoint} at external sites, which no training or selection read, with {results.config.metrics.confidence:.0%} "
+            f"intervals ({kind.how}). In the heads {heads_of}patients. Local models are named by the site that they were trained on."
         ),
     )
+
+
+def _head(site: str, numbers: pd.Series, counted: bool) -> str:
+    positives = f"{int(numbers['sum'])}/" if counted else ""
+    return f"{site} ({positives}{int(numbers['size'])})"
 
 
 def _models(results: Results, columns: list[str]) -> list[list[str]]:

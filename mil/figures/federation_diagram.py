@@ -8,7 +8,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from mil.config import FiguresSpec
 from mil.figures.layout import fitted
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, new_figure, readable, site_colour, strategy_name
 
@@ -37,7 +37,7 @@ class _Group:
     height: float
 
 
-@figure("The federation: what moves and what stays", needs=("bags", "census", "runs"), any_endpoint=True)
+@figure("The federation: what moves and what stays", needs=("bags", "census", "runs"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Training sites below the server, external sites beside them; arrows carry weights, counts and metrics."""
     bags = results.bags(results.endpoint)

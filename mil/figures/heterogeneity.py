@@ -9,17 +9,28 @@ from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
 from mil.figures.layout import legend_of_figure, text_mm
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import DOUBLE_MM, SOFT, chance_line, letters, light_grid, new_figure, site_colour, site_marker
-from mil.metrics.score import wilson_interval
+from mil.figures.style import (
+    DOUBLE_MM,
+    SEVERAL_CLASSES,
+    SOFT,
+    chance_line,
+    column_name,
+    letters,
+    light_grid,
+    new_figure,
+    site_colour,
+    site_marker,
+)
+from mil.metrics.kinds.binary import wilson_interval
 from mil.rng import rng
 
 PANEL_MM = 46.0  # width of a panel
 STAINS = ("haematoxylin", "eosin")
 
 
-@figure("How the sites differ", needs=("bags", "census", "baselines"))
+@figure("How the sites differ", needs=("bags", "census", "baselines"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Components of patients' mean features, site classifier, stain vectors, microns a pixel, tiles a patient, positives."""
     bags = results.bags(results.endpoint)
@@ -31,6 +42,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     letters(panels)
     legend_of_figure(picture, *panels[0].get_legend_handles_labels())
     confidence = results.config.metrics.confidence
+    last = {
+        "multiclass": "share of each class",
+        "regression": f"{results.endpoint} of every patient, with medians",
+    }.get(results.kind.name, f"share of {'positives' if results.two_classes else 'events'} with Wilson's intervals")
     return Drawn(
         figure=picture,
         data=pd.concat([part for part in data if len(part)], ignore_index=True),
@@ -40,7 +55,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "the share of variance. b, AUROC of a logistic regression that tells each site from the others by these features (5-fold "
             f"cross-validation, {confidence:.0%} DeLong intervals, logit scale); 0.5 would be sites that cannot be told apart. c, haematoxylin and "
             "eosin of each site: the colours that the stains have at equal density (Macenko 2009, mean over some slides). d, microns a pixel. "
-            "e, tiles a patient. f, share of positives with Wilson's intervals. Sites stand in the order of the legend."
+            f"e, tiles a patient. f, {last}. Sites stand in the order of the legend."
         ),
     )
 
@@ -128,6 +143,10 @@ def _by_patient(
 
 def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
     light_grid(axes)
+    if results.kind.name == "multiclass":
+        return _classes(axes, results, bags, sites)
+    if results.kind.name == "regression":
+        return _numbers(axes, results, bags, sites)
     rows = []
     for place, site in enumerate(sites):
         labels = bags.loc[bags["site"] == site, "label"]
@@ -138,8 +157,40 @@ def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[st
         rows.append({"panel": "label", "site": site, "value": share, "low": low, "high": high})
     _sites_below(axes, sites)
     axes.set_ylim(0, 1)
-    axes.set_title(f"Positive for {results.endpoint}")
+    axes.set_title(f"{'Positive for' if results.two_classes else 'Event of'} {results.endpoint}")
     return pd.DataFrame(rows)
+
+
+def _classes(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
+    """Shares of the classes, one bar a site, the spec's first class at the bottom."""
+    shares = pd.crosstab(bags["site"], bags["label"].astype(str), normalize="index").reindex(
+        index=list(sites), columns=list(results.kind.spec.classes), fill_value=0.0
+    )
+    below = np.zeros(len(sites))
+    for place, name in enumerate(shares.columns):
+        colour = SEVERAL_CLASSES[place % len(SEVERAL_CLASSES)]
+        axes.bar(range(len(sites)), shares[name], width=0.6, bottom=below, color=colour, alpha=0.6, label=name)
+        below += shares[name].to_numpy()
+    _sites_below(axes, sites)
+    axes.set_ylim(0, 1.3)  # room for the legend
+    axes.set_yticks([0, 0.5, 1])
+    axes.legend(loc="upper center", ncols=min(len(shares.columns), 3), fontsize=6, columnspacing=1, borderpad=0.1)
+    axes.set_title(f"Classes of {results.endpoint}")
+    found = shares.rename_axis("site").reset_index().melt("site", var_name="class", value_name="value")
+    return found.assign(panel="label")
+
+
+def _numbers(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
+    """Every patient's number, with the site's median."""
+    for place, site in enumerate(sites):
+        mine = bags.loc[bags["site"] == site, "label"].to_numpy(dtype=float)
+        jitter = rng(0, "jitter", site, "label").uniform(-0.2, 0.2, len(mine))
+        colour = site_colour(site, results.sites)
+        axes.plot(place + jitter, mine, "o", color=colour, markersize=2.3, alpha=0.6, markeredgewidth=0)
+        axes.hlines(np.median(mine), place - 0.3, place + 0.3, color=colour, linewidth=1.6)
+    _sites_below(axes, sites)
+    axes.set_title(column_name(results.endpoint))
+    return bags[["site", "patient_id", "label"]].rename(columns={"label": "value"}).assign(panel="label")
 
 
 def _sites_below(axes: Axes, sites: Sequence[str]) -> None:

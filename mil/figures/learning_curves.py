@@ -8,16 +8,17 @@ from matplotlib.ticker import MaxNLocator
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
-from mil.figures.layout import legend_of_figure
-from mil.figures.registry import Drawn, figure
+from mil.figures.layout import capital, legend_of_figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, SOFT, chance_line, new_figure, site_colour, strategy_name
 
 TRAIN_LINE = (0, (1.5, 1.2))
-ROWS = (("val_loss", "Loss"), ("val_auroc", "AUROC"))
+LONG, NEW_LINE = 10, "\n"  # a label of so many letters takes two lines
+METRICS = ("val_loss", "val_auroc")
 
 
-@figure("Learning curves by round", needs=("rounds",), any_endpoint=True)
+@figure("Learning curves by round", needs=("rounds",), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Mean over folds with the middle 80 % of models; dotted: the training loss; ticks: the rounds that were chosen."""
     found = {name: _curves(results, name) for name in results.family() if _has_rounds(results, name)}
@@ -26,15 +27,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     picture = new_figure(DOUBLE_MM if len(found) > 2 else MIDDLE_MM, 80 + 1.5 * len(results.training_sites))
     panels = picture.subplots(2, len(found), squeeze=False, sharex="col", sharey="row")
     for column, (name, table) in enumerate(found.items()):
-        for row, (metric, label) in enumerate(ROWS):
+        for row, (metric, label) in enumerate(zip(METRICS, ("Loss", results.kind.watched), strict=True)):
             _panel(panels[row, column], results, table, metric)
             if column == 0:
-                panels[row, 0].set_ylabel(f"{label}, inner folds")
+                panels[row, 0].set_ylabel(f"{capital(label)},{' ' if len(label) < LONG else NEW_LINE}inner folds")
         panels[0, column].set_title(strategy_name(results.experiments[name].strategy.name))
         _mark_chosen(panels[1, column], results, name)
         panels[1, column].set_xlabel("Round")
         panels[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        chance_line(panels[1, column])
+        chance_line(panels[1, column])  # of every kind the share of pairs in order
     sites = [site for site in results.training_sites if any(site in set(table["site"]) for table in found.values())]
     handles = [Line2D([], [], color=site_colour(site, results.sites), label=site) for site in sites]
     if any(set(table["site"]) - set(results.sites) for table in found.values()):
@@ -55,7 +56,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"{strategy_name(results.experiments[name].strategy.name)}: {n} models" for name, n in models.items()
         ),
         caption=(
-            f"Loss and AUROC of {input_name(main)} on the inner folds, which the models of the selection phase did not "
+            f"Loss and {results.kind.watched} of {input_name(main)} on the inner folds, which the models of the selection phase did not "
             "train on, by round and site. Lines: mean over repeats, folds and inner folds; bands: the middle 80 % of "
             "models. Ticks at the bottom: the number of rounds chosen for each outer fold, where the inner loss is smallest."
         ),

@@ -8,7 +8,7 @@ from mil.config import FiguresSpec
 from mil.errors import CorruptFile
 from mil.federation.ledger import verify
 from mil.figures.arms import input_name
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.figures.table import table_picture
@@ -19,7 +19,7 @@ DIGITS = 10
 MOST_ROWS = 24
 
 
-@figure("Ledger of the run", needs=("runs",), any_endpoint=True)
+@figure("Ledger of the run", needs=("runs",), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The first rounds of the main experiment's first final model; the caption counts the rest."""
     name = results.main

@@ -27,8 +27,17 @@ PAPER = (
     Deliverable("F3b, T2", "External sites, every model", ("external_table",)),
     Deliverable(
         "F3c",
-        "ROC, precision and recall, calibration, decisions, scores",
-        ("roc_by_site", "pr_by_site", "calibration", "decision_curves", "score_distributions"),
+        "ROC, precision and recall, calibration, decisions, scores; of other endpoints than yes or no: classes, numbers",
+        (
+            "roc_by_site",
+            "pr_by_site",
+            "calibration",
+            "decision_curves",
+            "score_distributions",
+            "roc_by_class",
+            "confusion",
+            "predicted_vs_observed",
+        ),
     ),
     Deliverable("F4a", "Heat maps of responders and non-responders", ("heatmaps",)),
     Deliverable("F4b", "Tiles with the highest and lowest attention", ("top_bottom_tiles",)),
@@ -46,6 +55,6 @@ PAPER = (
     Deliverable("ED6", "Clusters of tiles", ("cluster_enrichment", "tile_clusters")),
     Deliverable("ED7", "Subgroups", ("subgroups",)),
     Deliverable("ED8", "Ledger", ("ledger",)),
-    Deliverable("ED9", "Survival by prediction", ("kaplan_meier",)),
+    Deliverable("ED9", "Survival by prediction", ("kaplan_meier", "survival_by_risk")),
     Deliverable("ED10", "Null controls", ("null_controls",)),
 )

@@ -7,7 +7,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from mil.config import FiguresSpec
 from mil.figures.layout import fitted
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Results
 from mil.figures.style import DOUBLE_MM, FAINT, HAIR, INK, SOFT, new_figure, readable, site_colour
 
@@ -31,7 +31,7 @@ def reason_name(state: str) -> str:
     return REASONS.get(state, state.replace("_", " "))
 
 
-@figure("Patients and slides, from the sheet to the analysis", needs=("flow", "bags"), any_endpoint=True)
+@figure("Patients and slides, from the sheet to the analysis", needs=("flow", "bags"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """One column of boxes a site: in the sheet, left out (each reason with its counts), used (with the positives)."""
     flow, bags = results.flow(results.endpoint), results.bags(results.endpoint)

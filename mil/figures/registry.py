@@ -11,6 +11,7 @@ from mil.config import FiguresSpec
 from mil.errors import MilError, nearest
 from mil.figures.results import Absent, Results
 from mil.figures.style import use_style
+from mil.metrics.kinds import KINDS as ENDPOINT_KINDS
 from mil.registry import Registry
 
 KINDS = (
@@ -30,6 +31,9 @@ KINDS = (
     "runs",
 )
 
+ANY = tuple(ENDPOINT_KINDS)
+"""Every kind of endpoint."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -47,6 +51,8 @@ class Drawn:
     is_table: bool = False
     """The values are the figure: the report shows them as a table."""
     left_out: str = ""
+    title: str = ""
+    """Another title than the registry's."""
 
 
 # (results, spec) -> Drawn, or (results, spec, site) -> Drawn for figures that are drawn a site
@@ -65,8 +71,8 @@ class Entry:
     function: Draw
     code: str
     """The module's file: when it changes, the figure is drawn anew."""
-    any_endpoint: bool = False
-    """Drawn whatever the endpoint is; the others are drawn for endpoints of two classes."""
+    endpoints: tuple[str, ...] = ("binary",)
+    """Kinds of endpoint that it makes sense for."""
 
     def draw(self, results: Results, spec: FiguresSpec, site: str | None = None) -> Drawn:
         """Draw it; a figure whose input this cohort lacks comes back left out, with the reason."""
@@ -82,26 +88,27 @@ class Entry:
                 return Drawn(left_out=str(reason))
 
     def _check_endpoint(self, results: Results) -> None:
-        if not self.any_endpoint and not results.two_classes:
-            kind = results.config.endpoints[results.endpoint].kind
-            raise Absent(f"the endpoint {results.endpoint} is of kind {kind}; this figure is drawn for two classes")
+        kind = results.config.endpoints[results.endpoint].kind
+        if kind not in self.endpoints:
+            drawn = " or ".join(self.endpoints)
+            raise Absent(f"the endpoint {results.endpoint} is of kind {kind}; this figure is drawn for kind {drawn}")
 
 
 FIGURES: Registry[Entry] = Registry("figure")
 
 
 def figure(
-    title: str, needs: tuple[str, ...], per_site: bool = False, any_endpoint: bool = False
+    title: str, needs: tuple[str, ...], per_site: bool = False, endpoints: tuple[str, ...] = ("binary",)
 ) -> Callable[[Draw], Draw]:
     """Decorator: enter a drawing function into `FIGURES` under its module's name."""
-    unknown = set(needs) - set(KINDS)
+    unknown = (set(needs) - set(KINDS)) | (set(endpoints) - set(ANY))
     if unknown:
-        raise ValueError(f"figure '{title}' needs unknown kinds {sorted(unknown)}")
+        raise ValueError(f"figure '{title}' needs or draws unknown kinds {sorted(unknown)}")
 
     def enter(function: Draw) -> Draw:
         name = function.__module__.rsplit(".", 1)[-1]
         code = str(sys.modules[function.__module__].__file__)
-        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code, any_endpoint))
+        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code, endpoints))
         return function
 
     return enter

@@ -12,8 +12,8 @@ from mil.figures.results import Absent, Results
 from mil.figures.style import chance_line
 from mil.metrics import delong
 from mil.metrics.arms import Scope
+from mil.metrics.bootstrap import bootstrap_weights
 from mil.metrics.ranking import roc_curve
-from mil.metrics.score import bootstrap_weights
 
 GRID = np.linspace(0, 1, 101)
 

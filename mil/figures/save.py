@@ -35,7 +35,7 @@ def save(name: str, drawn: Drawn, folder: str | Path, spec: FiguresSpec) -> list
     write_table(drawn.data, folder / f"{name}.csv")
     words = {
         "name": name,
-        "title": FIGURES[name.split(".")[0]].title,
+        "title": drawn.title or FIGURES[name.split(".")[0]].title,
         "caption": drawn.caption,
         "n": drawn.n,
         "left_out": drawn.left_out,

@@ -5,33 +5,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import Arm, arm, input_name
+from mil.figures.arms import Arm, arm, input_name, values_by_fold
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import FAINT, SOFT, chance_line, light_grid
 from mil.metrics.arms import OWN_SITE
-from mil.metrics.folds import corrected_resampled_t, fold_aurocs
+from mil.metrics.folds import corrected_resampled_t
 from mil.metrics.multiplicity import holm
 
 FEW_ARMS = 5  # more than these are named from bottom to top
 NAMES_MM = 24.0
 
 
-@figure("Strategies fold by fold", needs=("predictions", "bags"))
+@figure("Strategies fold by fold", needs=("predictions", "bags"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """AUROC of each fold's models; lines join one fold; below each arm the test of the last arm against it."""
-    family = results.family()
+    family, kind = results.family(), results.kind
+    title = kind.primary.title
     tables = []
     for name in family:
         try:
-            tables.append(fold_aurocs(results.predictions(name)).assign(experiment=name))
+            tables.append(values_by_fold(results, name).assign(experiment=name))
         except Absent:
             continue
     table = pd.concat([part for part in tables if len(part)], ignore_index=True) if any(map(len, tables)) else None
     if table is None:
-        raise Absent("no fold has patients of both classes")
+        raise Absent(
+            "no fold has patients of both classes" if kind.name == "binary" else f"{title} is not defined in any fold"
+        )
     table = table[
         (table["split"] != "transfer") & table["site"].isin(results.sites) & (table["trained_on"] != OWN_SITE)
     ]
@@ -44,11 +47,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for axes, site in zip(panels, sites, strict=True):
         mine = table[table["site"] == site]
         tests += _panel(axes, results, site, mine, arms[site])
-    low = min(0.35, float(table["auroc"].min())) - 0.08 * (1 + (most > FEW_ARMS))
+    low = min((kind.primary.chance or 0.0) - 0.15, float(table[kind.primary.name].min())) - 0.08 * (
+        1 + (most > FEW_ARMS)
+    )
     for axes in panels:
         axes.set_ylim(low, 1.03)
     for axes in outer_panels(panels):
-        axes.set_ylabel("AUROC of a fold")
+        axes.set_ylabel(f"{title} of a fold")
     adjusted = holm(np.array([row["p"] for row in tests])) if tests else np.array([])
     tested = pd.DataFrame(tests).assign(p_adjusted=adjusted) if tests else pd.DataFrame()
     _write_p(panels, sites, arms, tested)
@@ -59,7 +64,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=data,
         n=f"{table.groupby(['repeat', 'fold']).ngroups} folds",
         caption=(
-            f"AUROC of {input_name(main)} for {main.endpoint}, fold by fold (at external sites: of each fold's models on all "
+            f"{title} of {input_name(main)} for {main.endpoint}, fold by fold (at external sites: of each fold's models on all "
             "patients); lines join the same fold, bars are means. p: corrected resampled t-test (Nadeau and Bengio) of the last arm against each "
             "other at training sites, after Holm's correction over all of them; at external sites all folds share their patients, so none is given."
         ),
@@ -77,7 +82,9 @@ def _arms(results: Results, table: pd.DataFrame) -> list[Arm]:
 
 
 def _panel(axes: Axes, results: Results, site: str, table: pd.DataFrame, arms: list[Arm]) -> list[dict[str, object]]:
-    wide = table.pivot_table(index=["repeat", "fold"], columns=["experiment", "trained_on"], values="auroc")
+    wide = table.pivot_table(
+        index=["repeat", "fold"], columns=["experiment", "trained_on"], values=results.kind.primary.name
+    )
     columns = [(one.experiment, one.trained_on) for one in arms]
     for _, row in wide.iterrows():
         axes.plot(range(len(arms)), row[columns], color=FAINT, linewidth=0.5, alpha=0.7, zorder=1)
@@ -85,7 +92,7 @@ def _panel(axes: Axes, results: Results, site: str, table: pd.DataFrame, arms: l
         values = wide[column].dropna()
         axes.plot([place] * len(values), values, "o", color=one.colour, markersize=3, alpha=0.75, markeredgewidth=0)
         axes.hlines(values.mean(), place - 0.28, place + 0.28, color=one.colour, linewidth=2)
-    chance_line(axes)
+    chance_line(axes, at=results.kind.primary.chance)
     light_grid(axes)
     role = results.config.slides.roles[site]
     title_of_site(axes, site, "held out" if role == "train" else "external")

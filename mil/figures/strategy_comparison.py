@@ -6,14 +6,15 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.layout import capital, name_rows
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, chance_line, light_grid, new_figure
 from mil.metrics.arms import EXTERNAL_SITES, TRAINING_SITES
+from mil.metrics.kinds import Measure
 from mil.metrics.score import primary
 
 
-@figure("Strategies, rounds and local work", needs=("metrics", "rounds"))
+@figure("Strategies, rounds and local work", needs=("metrics", "rounds"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """AUROC of every arm of the family at training and external sites; beside it, the rounds that each used."""
     family = results.family()
@@ -28,20 +29,20 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     picture = new_figure(DOUBLE_MM, 20 + 6 * len(arms))
     panels = picture.subplots(1, len(groups) + 1, sharey=True, width_ratios=[1.3] * len(groups) + [1])
     for axes, group in zip(panels, groups, strict=False):
-        _panel(axes, metrics[metrics["site"] == group], arms)
+        _panel(axes, metrics[metrics["site"] == group], arms, results.kind.primary)
         axes.set_title(capital(group))
     _draw_rounds(panels[-1], rounds, arms)
     name_rows(panels[0], [_label(results, one) for one in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.6)
     main = results.experiments[results.main]
-    data = pd.concat([metrics.assign(kind="auroc"), rounds.assign(kind="rounds")], ignore_index=True)
+    data = pd.concat([metrics.assign(kind=results.kind.primary.name), rounds.assign(kind="rounds")], ignore_index=True)
     return Drawn(
         figure=picture,
         data=data,
         n=", ".join(f"{group} {int(metrics.loc[metrics['site'] == group, 'patients'].max())}" for group in groups),
         caption=(
-            f"Strategies on {input_name(main)} for {main.endpoint}: AUROC within sites with {results.config.metrics.confidence:.0%} intervals "
-            "(DeLong, logit scale), and the number of rounds that the inner folds chose for each fold's model (dots; for one-site and pooled models "
+            f"Strategies on {input_name(main)} for {main.endpoint}: {results.kind.primary.title} within sites with "
+            f"{results.config.metrics.confidence:.0%} intervals ({results.kind.how}), and the number of rounds that the inner folds chose for each fold's model (dots; for one-site and pooled models "
             "a round is one pass of local work). Differences with their tests are in the table of comparisons."
         ),
     )
@@ -68,9 +69,9 @@ def _label(results: Results, one: Arm) -> str:
     return f"{one.name}\n{training.rounds} × {training.local_epochs}"
 
 
-def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm]) -> None:
+def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], measure: Measure) -> None:
     light_grid(axes, "x")
-    chance_line(axes, vertical=True)
+    chance_line(axes, vertical=True, at=measure.chance)
     by_arm = table.set_index(["experiment", "trained_on"])
     for place, one in enumerate(arms):
         if (one.experiment, one.trained_on) in by_arm.index:
@@ -78,7 +79,8 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm]) -> None:
             axes.plot([row["low"], row["high"]], [place, place], color=one.colour, linewidth=1.4)
             axes.plot(row["value"], place, "o", color=one.colour, markersize=4.5)
             axes.text(row["value"], place - 0.2, f"{row['value']:.2f}", ha="center", va="bottom", fontsize=6)
-    axes.set(xlim=(min(0.4, float(table["low"].min()) - 0.02), 1.02), xlabel="AUROC within sites")
+    low = min((measure.chance or 0.0) - 0.1, float(table["low"].min()) - 0.02)
+    axes.set(xlim=(low, 1.02), xlabel=f"{measure.title} within sites")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 

@@ -5,11 +5,10 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, FAINT, HAIR, light_grid, new_figure
-from mil.metrics.arms import OWN_SITE
-from mil.metrics.score import GROUPS
+from mil.metrics.arms import GROUPS, OWN_SITE
 from mil.metrics.strategies import ELSEWHERE, POOLED, strategy_table
 
 ROW_MM, HEAD_MM = 6.0, 22.0
@@ -18,7 +17,7 @@ EQUAL = 0.02
 TITLES = {POOLED: "Minus pooled", ELSEWHERE: "Minus locals\nfrom elsewhere", OWN_SITE: "Minus own site"}
 
 
-@figure("Strategies against pooled and local", needs=("predictions", "bags"))
+@figure("Strategies against pooled and local", needs=("predictions", "bags"), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Differences of AUROC with their intervals; a panel for each thing a strategy is set against and each kind of sites."""
     family = results.family()
@@ -31,7 +30,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     first = {}
     for name in predictions:
         first.setdefault(family[name].strategy.name, name)
-    table = strategy_table(predictions, results.config.metrics, first.get("pooled"), first.get("local"))
+    table = strategy_table(predictions, results.config.metrics, first.get("pooled"), first.get("local"), results.kind)
     shown = table[(table["against"] != "") & ~table["site"].isin(_single(table))]
     if shown.empty:
         raise Absent("no strategy stands beside a pooled or a local model of the same input")
@@ -43,13 +42,16 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         for site in dict.fromkeys(shown.sort_values("split", ascending=False)["site"])
         if ((shown["against"] == against) & (shown["site"] == site)).any()
     ]
+    title = results.kind.primary.title
     picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(arms))
     panels = picture.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (against, site) in zip(panels, columns, strict=True):
-        _panel(axes, shown[(shown["against"] == against) & (shown["site"] == site)], arms, against, site)
+        _panel(axes, shown[(shown["against"] == against) & (shown["site"] == site)], arms, against, site, title)
     panels[0].set_yticks(range(len(arms)), [one.name for one in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.7)
     main = results.experiments[results.main]
+    two = "DeLong, paired; against the mean of local models the patient bootstrap, paired"
+    how = two if results.kind.name == "binary" else results.kind.paired
     return Drawn(
         figure=picture,
         data=table,
@@ -57,9 +59,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"{site} {int(shown.loc[shown['site'] == site, 'patients'].max())}" for site in shown["site"].unique()
         ),
         caption=(
-            f"AUROC of each strategy on {input_name(main)} for {main.endpoint} less that of the pooled model, less the mean of the local models of "
+            f"{title} of each strategy on {input_name(main)} for {main.endpoint} less that of the pooled model, less the mean of the local models of "
             "other sites at each site, and less each training site's own model on its held-out patients; within sites where there are several. "
-            f"Intervals {results.config.metrics.confidence:.0%}: DeLong, paired; against the mean of local models the patient bootstrap, paired. "
+            f"Intervals {results.config.metrics.confidence:.0%}: {how}. "
             f"The grey band is {EQUAL} to either side of the pooled model. Filled: p < 0.05 after Holm's correction over a panel's kind. By single site: "
             "in the values beside the figure."
         ),
@@ -72,7 +74,7 @@ def _single(table: pd.DataFrame) -> list[str]:
     return [site for site, part in table.groupby("site") if site not in GROUPS and set(part["split"]) <= grouped]
 
 
-def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site: str) -> None:
+def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site: str, title: str) -> None:
     light_grid(axes, "x")
     if against == POOLED:
         axes.axvspan(-EQUAL, EQUAL, color=HAIR, linewidth=0, zorder=0)
@@ -87,7 +89,7 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
         axes.plot(row["difference"], place, "o", color=one.colour, markersize=4.2, markerfacecolor=face)
         axes.text(row["difference"], place - 0.18, f"{row['difference']:+.2f}", ha="center", va="bottom", fontsize=6)
     reach = max(0.1, float(table[["low", "high"]].abs().max().max())) * 1.08
-    axes.set(xlim=(-reach, reach), xlabel="Difference of AUROC")
+    axes.set(xlim=(-reach, reach), xlabel=f"Difference of {title}")
     axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -55,6 +55,8 @@ SITE_COLOURS = (
 # eleven, so that with twelve colours no two of 132 sites look the same
 SITE_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h")
 CLASS_COLOURS = {1: "#b2182b", 0: "#2166ac"}
+# Tol 2021, "bright", for endpoints of several classes
+SEVERAL_CLASSES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 BASELINE_COLOUR = "#9aa1a9"
 BASELINE_COLOURS = {"clinical": "#8c510a", "annotation": "#01665e", "fusion": "#5e3c99", "mean_features": "#4d4d4d"}
 SPARE_COLOURS = ("#7b4173", "#637939", "#8c6d31", "#843c39", "#3182bd", "#31a354")
@@ -211,15 +213,17 @@ def encoder_name(name: str) -> str:
     return ENCODER_NAMES.get(name, name)
 
 
-def chance_line(axes: Axes, diagonal: bool = False, vertical: bool = False) -> None:
-    """A quiet line where a coin would be."""
+def chance_line(axes: Axes, diagonal: bool = False, vertical: bool = False, at: float | None = 0.5) -> None:
+    """A quiet line where a coin would be; none where that is not known."""
     style: dict[str, Any] = {"color": FAINT, "linewidth": 0.7, "linestyle": (0, (3, 2)), "zorder": 0}
     if diagonal:
         axes.plot([0, 1], [0, 1], **style)
+    elif at is None:
+        return
     elif vertical:
-        axes.axvline(0.5, **style)
+        axes.axvline(at, **style)
     else:
-        axes.axhline(0.5, **style)
+        axes.axhline(at, **style)
 
 
 def light_grid(axes: Axes, axis: str = "y") -> None:

@@ -7,22 +7,22 @@ from matplotlib.patches import Rectangle
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, name_sites
-from mil.figures.registry import Drawn, figure
+from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, PAPER, SOFT, luminance, new_figure, strategy_name
 from mil.metrics.arms import OWN_SITE
-from mil.metrics.score import PRIMARY
 
 CMAP = "RdBu_r"
 CELL_MM, SMALL_MM = 24.0, 15.0  # narrower cells hold the value only, the interval is in the CSV
 
 
-@figure("Trained on one site, tested on another", needs=("metrics",))
+@figure("Trained on one site, tested on another", needs=("metrics",), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row an arm (each site's own model first), a column a site; the frame marks held-out patients of the own site."""
     family = results.family()
     metrics = results.metrics(*family)
-    metrics = metrics[(metrics["metric"] == "auroc") & (metrics["method"] == PRIMARY)]
+    kind = results.kind
+    metrics = metrics[(metrics["metric"] == kind.primary.name) & (metrics["method"] == kind.method)]
     metrics = metrics[metrics["site"].isin(results.sites) & (metrics["trained_on"] != OWN_SITE)].dropna(
         subset=["value"]
     )
@@ -31,12 +31,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         raise Absent("no experiment of this family trains a model a site (strategy local)")
     rows = [(name, on) for name in family for on in metrics.loc[metrics["experiment"] == name, "trained_on"].unique()]
     if not rows:
-        raise Absent("no AUROC is defined at any site")
+        raise Absent(f"no {kind.primary.title} is defined at any site")
     rows.sort(key=lambda row: (row[0] not in local, row[1] not in results.sites))
     table = metrics.set_index(["experiment", "trained_on", "site"])
     columns = len(results.sites)
     wide = min(CELL_MM, (DOUBLE_MM - 58) / columns)
     small = wide < SMALL_MM
+    lowest = 2 * (kind.primary.chance or 0.0) - 1  # chance is the middle of the colours
+    absent = "patients of one class only" if kind.name == "binary" else f"no {kind.primary.title} is defined there"
     names = [_row_name(results, *row) for row in rows]
     picture = new_figure(58 + wide * columns, 24 + (UPRIGHT_MM - 8) * small + (6 if small else 11) * len(rows))
     axes = picture.subplots()
@@ -46,7 +48,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             if (*key, site) in table.index:
                 row = table.loc[(*key, site)]
                 grid[i, j] = row["value"]
-                light = luminance(colormaps[CMAP](row["value"])[:3]) > 0.18  # where black and white read equally well
+                light = (
+                    luminance(colormaps[CMAP]((row["value"] - lowest) / (1 - lowest))[:3]) > 0.18
+                )  # where black and white read equally well
                 text = f"{row['value']:.2f}" + ("" if small else f"\n[{row['low']:.2f}, {row['high']:.2f}]")
                 size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
                 axes.text(
@@ -56,7 +60,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                     axes.add_patch(_frame(j, i))
             else:
                 axes.text(j, i, "–", ha="center", va="center", fontsize=6.3, color=SOFT)
-    image = axes.imshow(grid, cmap=CMAP, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(grid, cmap=CMAP, vmin=lowest, vmax=1, aspect="auto")
     roles = ["trains" if site in results.training_sites else "external" for site in results.sites]
     name_sites(axes, results.sites, roles, room_mm=wide * columns)
     name_rows(axes, names, 34)
@@ -65,7 +69,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = picture.colorbar(image, ax=axes, fraction=0.035, pad=0.02)
-    bar.set_label("AUROC")
+    bar.set_label(kind.primary.title)
     bar.outline.set_visible(False)  # type: ignore[operator]
     main = results.experiments[results.main]
     return Drawn(
@@ -73,9 +77,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=metrics.reset_index(drop=True),
         n=", ".join(f"{site} {int(part['patients'].max())}" for site, part in metrics.groupby("site")),
         caption=(
-            f"AUROC of {input_name(main)} for {main.endpoint} by where the model was trained and where it is tested, with "
-            f"{results.config.metrics.confidence:.0%} intervals (DeLong, logit scale). Framed: held-out patients of sites that trained; "
-            f"the other cells are sites that the model never saw; – : patients of one class only, or no score.{' Intervals are in the values.' if small else ''}"
+            f"{kind.primary.title} of {input_name(main)} for {main.endpoint} by where the model was trained and where it is tested, with "
+            f"{results.config.metrics.confidence:.0%} intervals ({kind.how}). Framed: held-out patients of sites that trained; "
+            f"the other cells are sites that the model never saw; – : {absent}, or no score.{' Intervals are in the values.' if small else ''}"
         ),
     )
 

@@ -12,11 +12,12 @@ from mil.config import ReportSpec
 from mil.figures import FIGURES
 from mil.figures.paper import PAPER
 from mil.figures.results import Results
+from mil.report.cells import Table
 from mil.report.claims import claims, headline
 from mil.report.methods import limits, methods
 from mil.report.pictures import Picture, picture_of
 from mil.report.story import STORY, Chapter
-from mil.report.tables import Table, tables_of
+from mil.report.tables import tables_of
 
 HERE = Path(__file__).parent
 FONTS = Path(__file__).parents[1] / "figures" / "fonts"

@@ -9,8 +9,9 @@ from mil.figures.cohort_table import p_words
 from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
+from mil.metrics.comparison import paired_rows
 from mil.metrics.score import primary
-from mil.report.tables import signed_interval, with_interval
+from mil.report.cells import signed_interval, with_interval
 
 MOST_NAMED = 5
 
@@ -32,7 +33,7 @@ class Claim:
 
 
 def headline(results: Results) -> list[Fact]:
-    """Sites, patients, slides, tiles and the main AUROC."""
+    """Sites, patients, slides, tiles and the main experiment's primary measure."""
     facts = []
     try:
         bags, census = results.bags(results.endpoint), results.census()
@@ -50,16 +51,21 @@ def headline(results: Results) -> list[Fact]:
         Fact(f"{len(bags):,}", f"patients{_positive(results, bags)}"),
         Fact(f"{len(used):,}", f"slides, {int(tiles):,} tiles"),
     ]
-    row = _main_auroc(results)
+    row = _main_row(results)
     if row is not None:
         name = strategy_name(results.experiments[results.main].strategy.name)
         facts.append(
-            Fact(f"{row['value']:.2f}", f"AUROC of {name} on {row['site']} [{row['low']:.2f}, {row['high']:.2f}]")
+            Fact(
+                f"{row['value']:.2f}",
+                f"{results.kind.primary.title} of {name} on {row['site']} [{row['low']:.2f}, {row['high']:.2f}]",
+            )
         )
     return facts
 
 
 def _positive(results: Results, bags: pd.DataFrame) -> str:
+    if results.kind.name == "survival":
+        return f", {bags['label'].mean():.0%} with the event of {results.endpoint}"
     return f", {bags['label'].mean():.0%} positive for {results.endpoint}" if results.two_classes else ""
 
 
@@ -69,7 +75,7 @@ def claims(results: Results) -> list[Claim]:
     return [claim for claim in found if claim is not None]
 
 
-def _main_auroc(results: Results) -> pd.Series | None:
+def _main_row(results: Results) -> pd.Series | None:
     try:
         table = results.metrics(results.main)
     except Absent:
@@ -86,31 +92,33 @@ def _main_auroc(results: Results) -> pd.Series | None:
 
 
 def _performance(results: Results) -> Claim | None:
-    row = _main_auroc(results)
+    row = _main_row(results)
     if row is None:
         return _unscored(results)
     experiment = results.experiments[results.main]
     name = f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)})"
-    if row["low"] > 0.5:
-        text = f"On {row['site']} {name} ranks positive patients above negative ones better than chance would"
-    elif row["high"] < 0.5:
-        text = f"On {row['site']} {name} ranks positive patients below negative ones, worse than chance would"
+    kind = results.kind
+    if row["low"] > (kind.primary.chance or 0.0):
+        text = f"On {row['site']} {name} {kind.better}"
+    elif row["high"] < (kind.primary.chance or 0.0):
+        text = f"On {row['site']} {name} {kind.worse}"
     else:
         text = f"On {row['site']} {name} cannot be told from chance"
+    counted = f", {int(row['positives'])} {kind.counts}" if kind.counts else ""
     return Claim(
-        f"{text}: AUROC {with_interval(row['value'], row['low'], row['high'])}.",
-        f"{int(row['patients'])} patients, {int(row['positives'])} positive; {results.config.metrics.confidence:.0%} interval "
-        "by DeLong, pairs of patients of the same site.",
+        f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
+        f"{int(row['patients'])} patients{counted}; {results.config.metrics.confidence:.0%} interval "
+        f"by {kind.how.split(',')[0]}, {kind.pairs}.",
     )
 
 
 def _unscored(results: Results) -> Claim:
     try:
-        kind, name = results.config.endpoints[results.endpoint].kind, results.endpoint
+        kind = results.kind
     except Absent as reason:
         return Claim(f"There is no finding: {reason}.", "")
-    if kind != "binary":
-        return Claim(f"The endpoint {name} is of kind {kind}, which this report does not score.", "")
+    if kind.name != "binary":
+        return Claim(f"There is no finding: {kind.primary.title} is defined on no group of sites.", "")
     return Claim("There is no finding: no model was scored on patients of both classes.", "")
 
 
@@ -139,12 +147,13 @@ def _inputs(results: Results) -> Claim | None:
 
 
 def _comparisons(results: Results, factors: tuple[str, ...]) -> pd.DataFrame:
-    """DeLong's comparisons of the main experiment, on external sites if there are any, as main less other."""
+    """Paired comparisons of the main experiment, on external sites if there are any, as main less other."""
     try:
         table = results.comparisons()
     except Absent:
         return pd.DataFrame()
-    table = table[(table["method"] == "DeLong, paired") & table["factor"].isin(factors)]
+    table = paired_rows(table)
+    table = table[table["factor"].isin(factors)]
     turned = table[table["second"] == results.main]
     turned = turned.assign(
         second=turned["first"],
@@ -169,6 +178,7 @@ def _differences(results: Results, rows: pd.DataFrame, others: str) -> Claim | N
     level = 1 - results.config.metrics.confidence
     name, site = strategy_name(results.experiments[results.main].strategy.name), rows["site"].iloc[0]
     said, above, below, open_ = [], [], [], []
+    title, by = results.kind.primary.title, results.kind.paired.removesuffix(", paired")
     for row in rows.itertuples():
         other = _other(results, str(row.factor), str(row.second), str(row.second_trained_on))
         stands = row.p_adjusted < level and (row.low > 0 or row.high < 0)
@@ -176,17 +186,17 @@ def _differences(results: Results, rows: pd.DataFrame, others: str) -> Claim | N
         said.append(f"{other} {signed_interval(row.difference, row.low, row.high)}, {p_words(row.p_adjusted)}")
     parts = []
     if above:
-        parts.append(f"a higher AUROC than {_enumerated(above)}")
+        parts.append(f"a higher {title} than {_enumerated(above)}")
     if below:
-        parts.append(f"a lower AUROC than {_enumerated(below)}")
+        parts.append(f"a lower {title} than {_enumerated(below)}")
     if parts:
         text = f"On {site} {name} has {' and '.join(parts)}"
         text += f"; from {_enumerated(open_)} it cannot be told." if open_ else "."
     else:
-        text = f"On {site} no difference in AUROC between {name} and {others} can be told from chance."
+        text = f"On {site} no difference in {title} between {name} and {others} can be told from chance."
     correction = str(rows["correction"].iloc[0]).split(",")[0]
     numbers = (
-        f"AUROC of {name} less that of: {'; '.join(said)}. {results.config.metrics.confidence:.0%} intervals by DeLong, paired on "
+        f"{title} of {name} less that of: {'; '.join(said)}. {results.config.metrics.confidence:.0%} intervals by {by}, paired on "
         f"{int(rows['patients'].max())} patients; p after {correction}'s correction."
     )
     caution = " A difference that cannot be told from chance is not shown to be none." if open_ else ""

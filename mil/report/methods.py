@@ -40,7 +40,7 @@ def methods(results: Results) -> list[Paragraph]:
         Paragraph("Endpoints and folds", _folds(results)),
         Paragraph("Models and strategies", _models(results.experiments)),
         Paragraph("Training", _training(results.experiments)),
-        Paragraph("Evaluation", _evaluation(config)),
+        Paragraph("Evaluation", _evaluation(results)),
         Paragraph("Software", _software()),
     ]
 
@@ -55,7 +55,7 @@ def limits(results: Results) -> list[str]:
         said.append("No table of patients was found, so nothing is known of the cohort's size.")
     said += [
         "A patient's score is the mean over models of several folds; scores of different folds, sites and strategies "
-        "need not lie on one scale, which AUROC over several sites together does not forgive.",
+        f"need not lie on one scale, which {_title(results)} over several sites together does not forgive.",
         "Intervals are conditional on the trained models: they say how the result would vary with other patients at these "
         "sites, not with other training runs or other hospitals.",
         "Attention says where a model looked, not why, and not that the tissue caused the outcome.",
@@ -70,23 +70,26 @@ def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
     if not results.two_classes:
         kind = results.config.endpoints[results.endpoint].kind
         said.append(
-            f"The endpoint {results.endpoint} is of kind {kind}; figures and tables that need two classes are left out, "
-            "and the predictions are in the predictions folder."
+            f"The endpoint {results.endpoint} is of kind {kind}: baselines, controls with permuted labels, curves of sample size and figures that need "
+            "two classes are left out, so that nothing here says how far colour or clinical columns alone would come."
         )
-        return said
-    counts = bags.groupby("site")["label"].agg(["size", "sum"])
+    counted = bool(results.kind.counts)
+    counts = bags.assign(label=bags["label"] if counted else 0).groupby("site")["label"].agg(["size", "sum"])
     small = counts[counts["size"] < FEW_PATIENTS]
     if len(small):
-        listed = ", ".join(f"{site} {int(row['size'])} ({int(row['sum'])} positive)" for site, row in small.iterrows())
+        listed = ", ".join(
+            f"{site} {int(row['size'])}" + (f" ({int(row['sum'])} {results.kind.counts})" if counted else "")
+            for site, row in small.iterrows()
+        )
         said.append(
-            f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in AUROC are noise."
+            f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in {_title(results)} are noise."
         )
     if not results.external_sites:
         said.append("There is no external site: nothing here says how the models do in another hospital.")
     elif len(results.external_sites) == 1:
         said.append("There is one external site; how results vary between hospitals cannot be told from it.")
     rates = counts["sum"] / counts["size"]
-    if len(rates) > 1 and rates.max() - rates.min() > 0.1:
+    if results.two_classes and len(rates) > 1 and rates.max() - rates.min() > 0.1:
         said.append(
             f"The share of positives differs between sites ({rates.min():.0%} to {rates.max():.0%}); a model that only tells "
             "sites apart would score above 0.5 on several sites together."
@@ -211,7 +214,40 @@ def _training(experiments: dict[str, ExperimentSpec]) -> str:
     )
 
 
-def _evaluation(config: Config) -> str:
+MEASURED = {
+    "multiclass": "Of several classes the measure is the mean over all classes of the AUROC of one against the rest (macro AUROC; not defined "
+    "where a class has no patient); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability.",
+    "survival": "Of times to an event the measure is Harrell's C-index of the log hazard, ties in the score one half. Groups of risk are cut at "
+    "the median of each model's scores on the inner folds of its training patients, and compared by a log-rank test stratified by site.",
+    "regression": "Of a number the measure is Spearman's rank correlation of predicted and observed, on several sites the mean of the sites weighted by "
+    "their patients; beside it mean absolute error, mean error, R² and the slope of observed on predicted.",
+}
+
+
+def _title(results: Results) -> str:
+    try:
+        return results.kind.primary.title
+    except Absent:
+        return "AUROC"
+
+
+def _evaluation(results: Results) -> str:
+    kinds = {spec.kind for spec in results.endpoints.values()}
+    said = [_evaluation_of_classes(results.config)] if "binary" in kinds or not kinds else []
+    if kinds - {"binary"}:
+        spec = results.config.metrics
+        said += [MEASURED[name] for name in MEASURED if name in kinds]
+        said.append(
+            ("There, too, a" if said[:1] and "binary" in kinds else "A")
+            + " patient's score is the mean over the models that did not see them; intervals "
+            f"({spec.confidence:.0%}) come from the deviation of {spec.bootstrap:,} bootstrap resamples of patients within site (and class or event; seed {spec.seed}), on the "
+            "logit scale or Fisher's z. Differences are paired on the same resamples and, over folds, tested by the corrected resampled t-test; p values are corrected by "
+            "Holm's method within each endpoint, factor and method, groups of sites and single sites apart."
+        )
+    return " ".join(said)
+
+
+def _evaluation_of_classes(config: Config) -> str:
     spec = config.metrics
     return (
         "A patient's score is the mean over the models that did not see them (one a repeat at training sites, all at external "

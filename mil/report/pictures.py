@@ -13,7 +13,8 @@ import pandas as pd
 from mil.errors import MilError
 from mil.figures import FIGURES
 from mil.figures.results import Results
-from mil.report.tables import Table, table_of_figure
+from mil.report.cells import Table
+from mil.report.tables import table_of_figure
 from mil.tables import read_table, read_text_table
 
 MAX_SVG_BYTES = 700_000
@@ -81,6 +82,7 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> 
             links = tuple(_links(folder / f"{file}.csv", in_viewer)) if entry.per_site else ()
             picture.parts.append(Part(site, _address(folder, file), round(words["width_mm"] * PX_A_MM), links))
         if not words["left_out"]:
+            picture.title = words["title"]
             picture.caption = picture.caption or words["caption"]
             counts.append(words["n"])
     picture.n = "; ".join(counts)

@@ -1,7 +1,6 @@
 """Tidy tables -> the report's tables: few columns, numbers with their intervals, sortable by the number itself."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -13,37 +12,13 @@ from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.figures.table import folded
 from mil.metrics.arms import EXTERNAL_SITES
-from mil.metrics.comparison import PRIMARY as PAIRED
-from mil.metrics.score import PRIMARY, primary
+from mil.metrics.comparison import paired_rows
+from mil.metrics.kinds import Kind
+from mil.metrics.kinds.binary import PRIMARY
+from mil.metrics.kinds.multiclass import OF_CLASS
+from mil.metrics.score import primary
 from mil.registry import Registry
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text, and the number that it sorts by (none: the text)."""
-
-    text: str
-    number: float | None = None
-    indented: bool = False
-    strong: bool = False
-
-
-@dataclass
-class Table:
-    """One table of the page. `sortable` tables start in the order given."""
-
-    title: str
-    caption: str
-    head: list[str]
-    rows: list[list[Cell]]
-    sortable: bool = True
-    number: int = 0
-    numeric: list[bool] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        columns = list(zip(*self.rows, strict=True)) or [[] for _ in self.head]
-        self.numeric = [any(cell.number is not None for cell in column) for column in columns]
-
+from mil.report.cells import Cell, Table, count, number, signed_interval, with_interval
 
 TABLES: Registry[Callable[[Results], Table]] = Registry("table")
 
@@ -90,8 +65,10 @@ def excluded(results: Results) -> Table:
 
 @TABLES.register("performance")
 def performance(results: Results) -> Table:
-    """AUROC of every arm at every site, with both intervals."""
-    metrics = results.metrics()
+    """The primary measure of every arm at every site, with both intervals."""
+    if results.kind.name != "binary":
+        return _performance_of_kind(results)
+    metrics = results.metrics(*_alike(results))
     keys = ["experiment", "trained_on", "split", "site", "metric"]
     boot = metrics[metrics["method"].str.startswith("patient bootstrap")].set_index(keys)
     rows = []
@@ -106,8 +83,8 @@ def performance(results: Results) -> Table:
                 Cell(one.name),
                 Cell(row.site),
                 Cell(row.split.replace("_", "-")),
-                _count(row.patients),
-                _count(row.positives),
+                count(row.patients),
+                count(row.positives),
                 Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
                 Cell(f"{drawn['low']:.2f} to {drawn['high']:.2f}", float(drawn["low"])),
             ]
@@ -122,11 +99,53 @@ def performance(results: Results) -> Table:
     )
 
 
+def _performance_of_kind(results: Results) -> Table:
+    """The same where the kind has one interval only; events are counted where there are some."""
+    kind = results.kind
+    counted = bool(kind.counts)
+    rows = []
+    for row in primary(results.metrics(*_alike(results))).itertuples():
+        if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
+            continue
+        cells = [
+            Cell(input_name(results.experiments[row.experiment])),
+            Cell(arm(results, row.experiment, row.trained_on).name),
+            Cell(row.site),
+            Cell(row.split.replace("_", "-")),
+            count(row.patients),
+            Cell(with_interval(row.value, row.low, row.high).replace("-", "−"), row.value, strong=True),
+        ]
+        rows.append([*cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
+    return Table(
+        f"{kind.primary.title} by model, strategy and site",
+        f"In brackets {results.config.metrics.confidence:.0%} intervals by {kind.how}, {results.config.metrics.bootstrap:,} resamples. Transfer: "
+        f"patients of another training site. On groups of sites only {kind.pairs} count. Where it is not defined, the table of metrics says why.",
+        [
+            "Input and model",
+            "Strategy",
+            "Scored on",
+            "Split",
+            "Patients",
+            *([kind.counts.capitalize()] if counted else []),
+            kind.primary.title,
+        ],
+        rows,
+    )
+
+
+def _alike(results: Results) -> list[str]:
+    """The experiments whose endpoint is of the main one's kind: what is measured alike."""
+    return [name for name in results.experiments if results.kind_of(name).name == results.kind.name]
+
+
 @TABLES.register("comparisons")
 def comparisons(results: Results) -> Table:
     """Paired differences between strategies, models and encoders."""
     table = results.comparisons()
-    table = table[table["method"] == PAIRED]
+    table = paired_rows(table)
+    table = table[table["first"].isin(_alike(results))]
+    title = results.kind.primary.title
+    tested = "DeLong's paired test" if results.kind.name == "binary" else "the test that its resamples give"
     rows = []
     for row in table.itertuples():
         first, second = arm(results, row.first, row.first_trained_on), arm(results, row.second, row.second_trained_on)
@@ -138,19 +157,19 @@ def comparisons(results: Results) -> Table:
                 Cell(str(row.factor)),
                 Cell(f"{named[0]} − {named[1]}"),
                 Cell(row.site),
-                _count(row.patients),
+                count(row.patients),
                 Cell(signed_interval(row.difference, row.low, row.high), row.difference, strong=True),
-                Cell(p_text(row.p), _number(row.p)),
-                Cell(p_text(row.p_adjusted), _number(row.p_adjusted)),
+                Cell(p_text(row.p), number(row.p)),
+                Cell(p_text(row.p_adjusted), number(row.p_adjusted)),
             ]
         )
     corrections = sorted({str(name) for name in table["correction"]})
     return Table(
-        "Paired comparisons of AUROC",
-        "Difference on the same patients with its interval and DeLong's paired test. Adjusted p values: "
+        f"Paired comparisons of {title}",
+        f"Difference on the same patients with its interval and {tested}. Adjusted p values: "
         + "; ".join(corrections)
-        + ". On groups of sites only pairs of patients of the same site count.",
-        ["Factor", "Difference", "Scored on", "Patients", "ΔAUROC", "p", "p adjusted"],
+        + f". On groups of sites only {results.kind.pairs} count.",
+        ["Factor", "Difference", "Scored on", "Patients", f"Δ{title}", "p", "p adjusted"],
         rows,
     )
 
@@ -169,13 +188,21 @@ MAIN_METRICS = {
 }
 
 
+def _titles(kind: Kind) -> dict[str, str]:
+    """The measures that stand in the table of the main model, and their titles."""
+    if kind.name == "binary":
+        return MAIN_METRICS
+    classes = {OF_CLASS + name: f"AUROC {name}" for name in kind.spec.classes}
+    return {one.name: one.title for one in (kind.primary, *kind.further)} | classes
+
+
 @TABLES.register("metrics")
 def metrics_of_main(results: Results) -> Table:
     """Every metric of the main experiment by site."""
-    table = results.metrics(results.main)
-    table = table[(table["split"] != "transfer") & (table["method"] != "DeLong") & table["metric"].isin(MAIN_METRICS)]
+    table, titles = results.metrics(results.main), _titles(results.kind)
+    table = table[(table["split"] != "transfer") & (table["method"] != "DeLong") & table["metric"].isin(titles)]
     table = table[(table["metric"] != "auroc") | (table["method"] == PRIMARY)]
-    present = [name for name in MAIN_METRICS if name in set(table["metric"])]
+    present = [name for name in titles if name in set(table["metric"])]
     rows = []
     for (trained_on, site), part in table.groupby(["trained_on", "site"], sort=False):
         if site == EXTERNAL_SITES and len(results.external_sites) == 1:
@@ -185,16 +212,19 @@ def metrics_of_main(results: Results) -> Table:
         for name in present:
             if name in by_metric.index:
                 value, low, high = (float(by_metric.loc[name, column]) for column in ("value", "low", "high"))
-                cells.append(Cell(with_interval(value, low, high).replace("-", "−"), _number(value)))
+                cells.append(Cell(with_interval(value, low, high).replace("-", "−"), number(value)))
             else:
                 cells.append(Cell("–"))
         rows.append(cells)
     return Table(
         "The main model's metrics",
-        f"With {results.config.metrics.confidence:.0%} intervals: AUROC by DeLong's variance (logit scale), the others by "
+        f"With {results.config.metrics.confidence:.0%} intervals, by a bootstrap over patients, of classes by DeLong's variance; a dash is not defined there. "
+        f"On several sites all patients are laid together here, sites' levels included."
+        if results.kind.name != "binary"
+        else f"With {results.config.metrics.confidence:.0%} intervals: AUROC by DeLong's variance (logit scale), the others by "
         "methods of their own that keep their level with few patients (the table of metrics names them). AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
         "Sensitivity and specificity are at thresholds that were chosen on inner folds, where the run kept their predictions.",
-        ["Site", "Strategy", *(MAIN_METRICS[name] for name in present)],
+        ["Site", "Strategy", *(titles[name] for name in present)],
         rows,
     )
 
@@ -230,12 +260,12 @@ def baseline_comparisons(results: Results) -> Table:
         [
             Cell(f"{name} − {baseline_arm(results, str(row.second)).name}"),
             Cell(str(row.site)),
-            _count(row.patients),
+            count(row.patients),
             Cell(with_interval(row.first_value, np.nan, np.nan), row.first_value),
             Cell(with_interval(row.second_value, np.nan, np.nan), row.second_value),
             Cell(signed_interval(row.difference, row.low, row.high), row.difference, strong=True),
-            Cell(p_text(row.p), _number(row.p)),
-            Cell(p_text(row.p_adjusted), _number(row.p_adjusted)),
+            Cell(p_text(row.p), number(row.p)),
+            Cell(p_text(row.p_adjusted), number(row.p_adjusted)),
         ]
         for row in table.itertuples()
     ]
@@ -258,9 +288,9 @@ def localisation(results: Results) -> Table:
             Cell(input_name(results.experiments[row.experiment])),
             Cell(arm(results, row.experiment, "").name if row.strategy != "local" else "Local"),
             Cell(row.site),
-            _count(row.patients),
-            _count(row.tiles),
-            _count(row.positive_tiles),
+            count(row.patients),
+            count(row.tiles),
+            count(row.positive_tiles),
             Cell(names.get(str(row.metric), str(row.metric))),
             Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
         ]
@@ -273,29 +303,3 @@ def localisation(results: Results) -> Table:
         ["Input and model", "Strategy", "Site", "Patients", "Tiles", "Positive tiles", "Over", "Tile AUROC"],
         rows,
     )
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-    """`0.81 [0.70, 0.89]`; a dash where it is not defined."""
-    if not np.isfinite(value):
-        return "–"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{value:.2f}"
-
-
-def signed_interval(value: float, low: float, high: float) -> str:
-    """`+0.08 [−0.02, +0.18]` with true minus signs."""
-    if not np.isfinite(low):
-        return _signed(value)
-    return f"{_signed(value)} [{_signed(low)}, {_signed(high)}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _count(number: float) -> Cell:
-    return Cell(f"{int(number):,}", float(number))
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

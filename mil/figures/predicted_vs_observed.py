@@ -1,0 +1,75 @@
+"""Predicted against observed numbers, one panel a site."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name, main_at
+from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import FAINT, column_name, light_grid, site_colour, strategy_name
+from mil.metrics.arms import Scope
+from mil.metrics.kinds.rows import measured_rows
+
+
+@figure("Predicted and observed", needs=("predictions", "bags"), endpoints=("regression",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """A dot a patient; the grey line is agreement, the coloured one the least-squares line of observed on predicted."""
+    drawn = {site: main_at(results, site) for site in results.sites if results.has_scores(site)}
+    if not drawn:
+        raise Absent(f"{results.main} has no predictions at any site")
+    everyone = pd.concat([scope.table for scope in drawn.values()])[["label", "score"]]
+    reach = float(everyone.min().min()), float(everyone.max().max())
+    room = 0.04 * (reach[1] - reach[0] or 1.0)
+    picture, panels = site_panels(list(drawn), below_mm=15)
+    data = []
+    for axes, (site, scope) in zip(panels, drawn.items(), strict=True):
+        data.append(_panel(axes, results, site, scope, (reach[0] - room, reach[1] + room)))
+    name = column_name(results.endpoints[results.endpoint].column)
+    for axes in panels:
+        axes.set_xlabel(f"{name}, predicted")
+    for axes in outer_panels(panels):
+        axes.set_ylabel(f"{name}, observed")
+    main = results.experiments[results.main]
+    return Drawn(
+        figure=picture,
+        data=pd.concat(data, ignore_index=True),
+        n=", ".join(f"{site} {len(scope.table)}" for site, scope in drawn.items()),
+        caption=(
+            f"{name} of every patient as {strategy_name(main.strategy.name)} ({input_name(main)}) predicts it, and as it is. Training sites: by models "
+            f"that did not see the patient. Intervals {results.config.metrics.confidence:.0%}, by a bootstrap over patients. Dashed: agreement; in colour the "
+            "least-squares line of observed on predicted, whose slope is 1 where predictions are neither too far apart nor too close."
+        ),
+    )
+
+
+def _panel(axes: Axes, results: Results, site: str, scope: Scope, reach: tuple[float, float]) -> pd.DataFrame:
+    found = {row["metric"]: row for row in measured_rows(results.kind, scope, results.config.metrics)}
+    observed, predicted = scope.labels.astype(float), scope.scores.astype(float)
+    colour = site_colour(site, results.sites)
+    light_grid(axes, "both")
+    axes.plot(reach, reach, color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
+    axes.plot(predicted, observed, "o", color=colour, markersize=3, alpha=0.75, markeredgewidth=0)
+    slope = found["calibration_slope"]["value"]
+    if np.isfinite(slope):
+        ends = np.array([predicted.min(), predicted.max()])
+        axes.plot(ends, observed.mean() + slope * (ends - predicted.mean()), color=colour, linewidth=1.2)
+    for name in ("spearman", "mae", "r2", "calibration_slope"):
+        title = {one.name: one.title for one in (results.kind.primary, *results.kind.further)}[name]
+        axes.plot([], [], " ", label=f"{title}  {_said(found[name])}")
+    role = results.config.slides.roles[site]
+    title_of_site(axes, site, f"{'held out' if role == 'train' else 'external'}, n = {len(observed)}")
+    axes.set(xlim=reach, ylim=reach)
+    legend_under(axes)
+    table = scope.table.rename(columns={"label": "observed", "score": "predicted"})
+    return table.assign(**{name: row["value"] for name, row in found.items()})
+
+
+def _said(row: dict) -> str:
+    if not np.isfinite(row["value"]):
+        return "not defined"
+    digits = 2 if abs(row["value"]) < 10 else 1
+    said = f"{row['value']:.{digits}f}"
+    return said + (f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if np.isfinite(row["low"]) else "")

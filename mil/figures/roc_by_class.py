@@ -1,0 +1,62 @@
+"""ROC curves of every class against the rest, one panel a site."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name, main_at
+from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
+from mil.metrics import delong
+from mil.metrics.arms import Scope
+from mil.metrics.ranking import roc_curve
+
+
+@figure("ROC curves by class", needs=("predictions", "bags"), endpoints=("multiclass",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """The main experiment at every site: a curve a class, by that class's probability."""
+    classes = results.kind.spec.classes
+    drawn = {site: main_at(results, site) for site in results.sites if results.has_scores(site)}
+    if not drawn:
+        raise Absent(f"{results.main} has no predictions at any site")
+    picture, panels = site_panels(list(drawn), below_mm=1 + 3.4 * len(classes))
+    values = []
+    for axes, (site, scope) in zip(panels, drawn.items(), strict=True):
+        values += _panel(axes, results, site, scope)
+    for axes in outer_panels(panels):
+        axes.set_ylabel("Sensitivity")
+    main = results.experiments[results.main]
+    return Drawn(
+        figure=picture,
+        data=pd.concat(values, ignore_index=True) if values else pd.DataFrame(),
+        n=", ".join(f"{site} {len(scope.table)}" for site, scope in drawn.items()),
+        caption=(
+            f"ROC curves of {strategy_name(main.strategy.name)} ({input_name(main)}) for each class of {main.endpoint} against the rest, by site. "
+            "Training sites: every patient by models that did not see them. In brackets "
+            f"{results.config.metrics.confidence:.0%} intervals (DeLong, logit scale); a class without a patient at the site, or with all of "
+            "them, has none."
+        ),
+    )
+
+
+def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> list[pd.DataFrame]:
+    chance_line(axes, diagonal=True)
+    values, shares = [], results.kind.scores(scope.table)
+    for place, name in enumerate(results.kind.spec.classes):
+        own, colour = (scope.labels == place).astype(int), SEVERAL_CLASSES[place % len(SEVERAL_CLASSES)]
+        if not delong.both_classes(own):
+            axes.plot([], [], color=colour, label=f"{name}  not defined")
+            continue
+        false_rate, true_rate = roc_curve(own, shares[:, place])
+        value, low, high = delong.logit_interval(own, shares[:, place], results.config.metrics.confidence)
+        label = f"{name} ({own.sum()})  {value:.2f} [{low:.2f}, {high:.2f}]"
+        axes.plot(false_rate, true_rate, color=colour, label=label)
+        curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})
+        values.append(curve.assign(site=site, of_class=name, auroc=value, auroc_low=low, auroc_high=high))
+    role = results.config.slides.roles[site]
+    title_of_site(axes, site, f"{'trains' if role == 'train' else 'external'}, n = {len(scope.table)}")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="1 − specificity", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    legend_under(axes)
+    return values

@@ -1,0 +1,87 @@
+"""Survival of patients at higher and at lower predicted risk, groups cut where training patients' scores halve."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from mil.config import FiguresSpec
+from mil.figures.arms import input_name, main_at
+from mil.figures.cohort_table import p_words
+from mil.figures.layout import capital
+from mil.figures.registry import Drawn, figure
+from mil.figures.results import Absent, Results
+from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, SOFT, column_name, new_figure, strategy_name
+from mil.metrics.arms import GROUPS as SITE_GROUPS
+from mil.metrics.arms import Scope
+from mil.metrics.kinds.survival import risk_groups, stratified_log_rank
+from mil.metrics.survival import kaplan_meier
+
+GROUPS = {1: "higher risk", 0: "lower risk"}
+
+
+@figure("Survival by predicted risk", needs=("predictions", "bags", "runs"), endpoints=("survival",))
+def draw(results: Results, spec: FiguresSpec) -> Drawn:
+    """Kaplan-Meier curves with numbers at risk and a log-rank test: a panel for training and for external sites."""
+    inner = results.table("runs", results.main, "inner.csv")
+    if inner.empty:
+        raise Absent(f"{results.main} kept no scores of inner folds, on which groups of risk would be cut")
+    there = [main_at(results, group) for group in SITE_GROUPS if results.has_scores(group)]
+    grouped = [(scope, risk_groups(scope, results.predictions(results.main), inner)) for scope in there]
+    grouped = [(scope, table) for scope, table in grouped if len(table)]
+    if not grouped:
+        raise Absent("no group of sites has patients whose models have a threshold")
+    picture = new_figure(DOUBLE_MM if len(grouped) > 1 else 95, 92)
+    picture.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+    panels = picture.subplots(1, len(grouped), squeeze=False)[0]
+    time, confidence = results.endpoints[results.endpoint].column, results.config.metrics.confidence
+    data = []
+    for axes, (scope, table) in zip(panels, grouped, strict=True):
+        data += _panel(axes, scope, table, column_name(time), confidence)
+    main = results.experiments[results.main]
+    return Drawn(
+        figure=picture,
+        data=pd.concat(data, ignore_index=True),
+        n="; ".join(
+            f"{scope.site} {len(table)} patients, {int(table['event'].sum())} events" for scope, table in grouped
+        ),
+        caption=(
+            f"Kaplan-Meier curves by the risk that {strategy_name(main.strategy.name)} ({input_name(main)}) predicts, with {confidence:.0%} intervals. "
+            "A model puts a patient at higher risk when its score is at least the median of its scores on the inner folds of its own training patients, "
+            "and a patient stands where at least half of the models that did not see them put them: no patient who is shown had a part in the cut, so that the "
+            "groups need not be of one size. p: log-rank test stratified by site."
+        ),
+    )
+
+
+def _panel(axes: Axes, scope: Scope, table: pd.DataFrame, time: str, confidence: float) -> list[pd.DataFrame]:
+    table = table.assign(group=table["higher"].map(GROUPS))
+    curves = kaplan_meier(table.sort_values("higher"), confidence)
+    last = float(table["time"].max())
+    ticks = np.asarray(MaxNLocator(5, steps=[1, 2, 2.5, 5, 6, 10]).tick_values(0, last))
+    ticks = ticks[(ticks >= 0) & (ticks <= last)]
+    for row, (place, group) in enumerate(GROUPS.items()):
+        part, mine, colour = curves[curves["group"] == group], table[table["group"] == group], CLASS_COLOURS[place]
+        axes.step(part["time"], part["survival"], where="post", color=colour, linewidth=1.4, label=_label(group, mine))
+        axes.fill_between(part["time"], part["low"], part["high"], step="post", color=colour, alpha=0.13, linewidth=0)
+        gone = mine.loc[~mine["event"], "time"]
+        height = [part.loc[part["time"] <= one, "survival"].iloc[-1] for one in gone]
+        axes.plot(gone, height, "|", color=colour, markersize=3.5, markeredgewidth=0.7)
+        for tick in ticks:
+            axes.text(
+                tick, -0.29 - 0.07 * row, str(int((mine["time"] >= tick).sum())), ha="center", va="center",
+                fontsize=6.3, color=colour, transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+    axes.text(-0.02, -0.22, "At risk", fontsize=6.3, color=SOFT, transform=axes.transAxes, ha="left", va="center")
+    p = stratified_log_rank(table)
+    tested = f"log-rank {p_words(p)}" if np.isfinite(p) else "no log-rank test: one group only"
+    axes.set(xlim=(0, last * 1.02), ylim=(0, 1.02), xlabel=time, ylabel="Without event", xticks=ticks)
+    axes.set_title(f"{capital(scope.site)}, {tested}", fontsize=7, pad=24)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, borderpad=0, labelspacing=0.3)
+    stated = {"site": scope.site, "trained_on": scope.trained_on}
+    patients = table.drop(columns="higher").assign(kind="patient", **stated, log_rank_p=p)
+    return [curves.assign(kind="curve", **stated), patients]
+
+
+def _label(group: str, table: pd.DataFrame) -> str:
+    return f"{group}: {len(table)} patients, {int(table['event'].sum())} events"
