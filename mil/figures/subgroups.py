@@ -1,11 +1,11 @@
 """AUROC of the main model in subgroups of patients, as a forest plot."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.transforms import Transform
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_at
@@ -18,6 +18,10 @@ from mil.metrics.subgroups import subgroup_aurocs
 
 ROW_MM = 4.8
 AREAS = {"width_ratios": (1.0, 1.15)}
+COUNTS, VALUES = 0.62, 1.0
+"""Where the columns of numbers end, in shares of the axes."""
+Line = tuple[str, str, Any]
+"""Kind (all, variable, level), text, and the table's row; a variable has none."""
 
 
 @figure("Subgroups", needs=("predictions", "bags", "patients"))
@@ -31,58 +35,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     lines = _lines(table)
     picture = new_figure(150, 14 + ROW_MM * len(lines))
     words, axes = picture.subplots(1, 2, sharey=True, gridspec_kw=AREAS)
-    colour = strategy_colour(results.experiments[results.main].strategy.name)
+    _write(words, lines)
     chance_line(axes, vertical=True)
-    words.axis("off")
-    for x, head in ((0.02, ""), (0.62, "n (positive)"), (1.0, "AUROC")):
-        words.text(
-            x,
-            -1,
-            head,
-            ha="left" if x < 0.1 else "right",
-            va="center",
-            fontsize=6.5,
-            fontweight=700,
-            transform=_mixed(words),
-        )
-    for place, (kind, text, row) in enumerate(lines):
-        bold = kind != "level"
-        words.text(
-            0.02 + 0.05 * (kind == "level"),
-            place,
-            fitted(text, 21 if kind == "level" else 60, 6.8, bold=bold)[0],
-            va="center",
-            fontsize=6.8,
-            fontweight=700 if bold else 400,
-            transform=_mixed(words),
-        )
-        if row is None:
-            axes.axhline(place - 0.5, color=HAIR, linewidth=0.5)
-            continue
-        words.text(
-            0.62,
-            place,
-            f"{row.patients} ({row.positives})",
-            ha="right",
-            va="center",
-            fontsize=6.5,
-            transform=_mixed(words),
-        )
-        defined = np.isfinite(row.auroc)
-        number = f"{row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}]" if defined else "too few"
-        words.text(
-            1.0,
-            place,
-            number,
-            ha="right",
-            va="center",
-            fontsize=6.5,
-            color=INK if defined else SOFT,
-            transform=_mixed(words),
-        )
-        if defined:
-            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.3)
-            axes.plot(row.auroc, place, "D" if kind == "all" else "o", color=colour, markersize=4.5)
+    _mark(axes, lines, strategy_colour(results.experiments[results.main].strategy.name))
     axes.set(
         xlim=(float(np.nanmin([0.2, *table["low"]])) - 0.02, 1.02),
         ylim=(len(lines) - 0.4, -1.6),
@@ -104,16 +59,44 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     )
 
 
-def _lines(table: pd.DataFrame) -> list[tuple[str, str, Any]]:
+def _write(axes: Axes, lines: Sequence[Line]) -> None:
+    """Names, patients and AUROCs in three columns; a row a line."""
+    axes.axis("off")
+    place = axes.get_yaxis_transform()  # across in shares of the axes, down in lines
+    cell = {"ha": "right", "va": "center", "fontsize": 6.5, "transform": place}
+    axes.text(COUNTS, -1, "n (positive)", fontweight=700, **cell)
+    axes.text(VALUES, -1, "AUROC", fontweight=700, **cell)
+    for number, (kind, text, row) in enumerate(lines):
+        level, bold = kind == "level", kind != "level"
+        fitting = fitted(text, 21 if level else 60, 6.8, bold=bold)[0]
+        weight = 700 if bold else 400
+        axes.text(
+            0.07 if level else 0.02, number, fitting, va="center", fontsize=6.8, fontweight=weight, transform=place
+        )
+        if row is None:
+            continue
+        axes.text(COUNTS, number, f"{row.patients} ({row.positives})", **cell)
+        defined = np.isfinite(row.auroc)
+        said = f"{row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}]" if defined else "too few"
+        axes.text(VALUES, number, said, color=INK if defined else SOFT, **cell)
+
+
+def _mark(axes: Axes, lines: Sequence[Line], colour: str) -> None:
+    """AUROC and interval of every level, a hair above each variable."""
+    for number, (kind, _, row) in enumerate(lines):
+        if row is None:
+            axes.axhline(number - 0.5, color=HAIR, linewidth=0.5)
+        elif np.isfinite(row.auroc):
+            axes.plot([row.low, row.high], [number, number], color=colour, linewidth=1.3)
+            axes.plot(row.auroc, number, "D" if kind == "all" else "o", color=colour, markersize=4.5)
+
+
+def _lines(table: pd.DataFrame) -> list[Line]:
     """(kind, text, row): the whole cohort, then each variable's head and its levels."""
-    lines: list[tuple[str, str, Any]] = [("all", "All patients", next(table.head(1).itertuples()))]
+    lines: list[Line] = [("all", "All patients", next(table.head(1).itertuples()))]
     for variable, part in table.iloc[1:].groupby("variable", sort=False):
         p = float(part["p_differs"].iloc[0])
         said = "" if not np.isfinite(p) else f", p {p_text(p)}" if p < 0.001 else f", p = {p_text(p)}"
         lines.append(("variable", f"{column_name(str(variable))}{said}", None))
         lines += [("level", str(row.level), row) for row in part.itertuples()]
     return lines
-
-
-def _mixed(axes: Axes) -> Transform:
-    return axes.get_yaxis_transform()
