@@ -1,9 +1,10 @@
 """Do the intervals keep their level, and are p values uniform when nothing differs? 2,000 simulated cohorts each.
 
-    python benchmarks/coverage.py [cohorts] [single|tiles|paired|folds ...]
+    python benchmarks/coverage.py [cohorts] [single|kinds|tiles|paired|folds ...]
 
 `single`: scores of a binormal model, calibrated or too sure of themselves, patients drawn at random from a population; the share
-of 95 % intervals that hold the population's value, for every metric that the tables print. `tiles`: attention against truth.
+of 95 % intervals that hold the population's value, for every metric that the tables print. `kinds`: the same of the measures
+of several classes, times to an event and numbers. `tiles`: attention against truth.
 `paired`: two scores that are equally good; how uniform the p values are (Kolmogorov-Smirnov), and the intervals of the
 difference. `folds`: two ridge regressions that are equally good, cross-validated, and one taught permuted labels.
 """
@@ -16,13 +17,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mil.config import MetricsSpec
+from mil.config import EndpointSpec, MetricsSpec
 from mil.metrics import calibration, classification, decision, delong, intervals, ranking
 from mil.metrics.added_value import added_value
+from mil.metrics.arms import Scope
 from mil.metrics.bootstrap import percentile_interval, point, resamples
 from mil.metrics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds, within_folds
+from mil.metrics.kinds import Kind, build_kind
+from mil.metrics.kinds.binary import bootstrap_interval
 from mil.metrics.localisation import SlideAttention, by_slide, localise
-from mil.metrics.score import bootstrap_interval
 from mil.metrics.survival import c_index, c_index_interval
 from mil.rng import rng
 
@@ -132,6 +135,51 @@ def single(cohorts: int) -> None:
             if np.isnan(own).any():
                 shares[name] += f" ({np.isnan(own).mean():.1%} undefined)"
         print(f"{title}: " + "; ".join(f"{name} {share}" for name, share in shares.items()), flush=True)
+
+
+CLASSES = ("a", "b", "c")
+
+
+def of_kind(kind: str, stream: np.random.Generator, patients: int) -> pd.DataFrame:
+    """Predictions of one site as `Kind.rows` takes them."""
+    value, noise = stream.normal(size=(2, patients))
+    table = pd.DataFrame({"patient_id": np.arange(patients), "site": "S", "score": 0.7 * value + 0.7 * noise})
+    if kind == "multiclass":
+        logits = np.stack([-table["score"], 0.2 - 0 * noise, table["score"]], axis=1)
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        label = np.digitize(value, [-0.5, 0.5])
+        return table.assign(label=label, **{f"score_{name}": shares[:, k] for k, name in enumerate(CLASSES)})
+    if kind == "survival":
+        lived = survivors(stream, patients)
+        return table.assign(time=lived["time"], label=lived["event"].astype(int), score=-lived["score"])
+    return table.assign(label=value + 0.5 * stream.normal(size=patients))
+
+
+def kinds(cohorts: int) -> None:
+    """Measures of the kinds of endpoint that are not yes or no; their intervals are the patient bootstrap's."""
+    settled = {"multiclass": {"classes": CLASSES}, "survival": {"event": "event"}, "regression": {}}
+    for name, settings in settled.items():
+        kind = build_kind(EndpointSpec.model_validate({"kind": name, **settings}))
+        stream = rng(0, "kinds", name)
+        people = [_values(kind, of_kind(name, stream, 2000), 100)["value"] for _ in range(20)]
+        truth = pd.concat(people, axis=1).mean(axis=1)
+        for patients in (30, 60):
+            found = [_values(kind, of_kind(name, stream, patients), RESAMPLES) for _ in range(cohorts)]
+            shares = []
+            for metric, value in truth.items():
+                own = [table.loc[metric] for table in found if metric in table.index]
+                known = [row for row in own if np.isfinite(row["low"])]
+                held = np.mean([row["low"] <= value <= row["high"] for row in known])
+                shares.append(
+                    f"{metric} {held:.1%}"
+                    + (f" ({1 - len(known) / cohorts:.1%} undefined)" if len(known) < cohorts else "")
+                )
+            print(f"{name}, {patients}: {'; '.join(shares)}", flush=True)
+
+
+def _values(kind: Kind, table: pd.DataFrame, resamples: int) -> pd.DataFrame:
+    rows = list(kind.rows(Scope("S", "external", "S", table), MetricsSpec(bootstrap=resamples)))
+    return pd.DataFrame(rows).set_index("metric")
 
 
 def tiles(cohorts: int) -> None:
@@ -284,7 +332,13 @@ def _show(p: dict[str, list[float]], held: dict[str, list[bool]]) -> None:
         )
 
 
-PARTS: dict[str, Callable[[int], None]] = {"single": single, "tiles": tiles, "paired": paired, "folds": folds}
+PARTS: dict[str, Callable[[int], None]] = {
+    "single": single,
+    "kinds": kinds,
+    "tiles": tiles,
+    "paired": paired,
+    "folds": folds,
+}
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 2000

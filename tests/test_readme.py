@@ -1,5 +1,7 @@
 """The README's commands are executed: make's targets as far as make plans them, all others for real."""
 
+import ast
+import importlib
 import os
 import re
 import shlex
@@ -82,3 +84,15 @@ def test_every_file_that_the_readme_names_exists(repository):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("http"):
             assert (repository / target).exists(), target
+
+
+def test_benchmarks_import_what_there_is(repository):
+    scripts = sorted((repository / "benchmarks").glob("*.py"))
+    assert len(scripts) > 10
+    for script in scripts:
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mil":
+                module = importlib.import_module(str(node.module))
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                for name in missing:
+                    importlib.import_module(f"{node.module}.{name}")
