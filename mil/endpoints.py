@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -108,7 +109,7 @@ class Binary(Endpoint):
 
     def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         """`score`: probability of yes."""
-        return {"score": _sigmoid(logits[:, 0])}
+        return {"score": expit(logits[:, 0].astype(np.float64))}
 
     def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """AUROC."""
@@ -252,10 +253,6 @@ def concordance(scores: np.ndarray, above: np.ndarray) -> float:
     """Share of the pairs marked in `above` (row should score above column) that do; equal scores count half."""
     right = (scores[:, None] > scores) + 0.5 * (scores[:, None] == scores)
     return float(right[above].mean()) if above.any() else float("nan")
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 
 def _number(cell: object, patient: str, column: str, allowed: tuple[float, ...] = ()) -> float:
