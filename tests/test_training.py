@@ -254,6 +254,14 @@ def test_a_column_that_never_varies_is_only_centred():
     assert deviation.tolist() == [1, 1]
 
 
+def test_scaling_does_not_depend_on_the_unit():
+    tiles = np.random.default_rng(0).normal(2, 1, (40, 3))
+    for unit in (1e-12, 1e-7, 1.0, 1e9):
+        mean, deviation = Moments.of_bags(FeatureStore.of({"p": (tiles * unit).astype(np.float32)})).scale()
+        np.testing.assert_allclose(mean / unit, tiles.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(deviation / unit, tiles.std(0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("imbalance", ["weights", "sampling"])
 def test_rare_classes_count_as_much_as_common_ones(imbalance):
     rows = ROWS[(ROWS["label"] == 0) | ROWS["patient_id"].isin(["A01", "A03", "A05", "B01", "B03", "B05"])]

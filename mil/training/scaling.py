@@ -7,6 +7,9 @@ import numpy as np
 
 from mil.training.store import FeatureStore
 
+LEAST = 1e-30
+"""A deviation that single precision can still divide by."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -48,8 +51,11 @@ class Moments:
         )
 
     def scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation (width,) float32 over all groups; a column that hardly varies keeps deviation 1."""
+        """Mean and deviation (width,) float32 over all groups; a column that does not vary keeps deviation 1.
+
+        What varies is judged beside the column's own mean, not beside 1: there are features of the order of 1e-7.
+        """
         whole = self.merged(np.arange(len(self.count)))
         deviation = np.sqrt(whole.squares[0] / np.maximum(whole.count[0], 1.0))
-        varies = deviation > 1e-6 * np.maximum(np.abs(whole.mean[0]), 1.0)
+        varies = deviation > np.maximum(1e-6 * np.abs(whole.mean[0]), LEAST)
         return whole.mean[0].astype(np.float32), np.where(varies, deviation, 1.0).astype(np.float32)
