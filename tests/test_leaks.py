@@ -2,6 +2,7 @@
 
 import shutil
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -343,6 +344,27 @@ def file_names_from_the_label(results):
         write_table(table.assign(path="/scans/" + kind + "/" + table["slide_id"] + ".tiff"), path)
 
 
+def sheet_in_the_order_of_the_label(results):
+    """As many registries export it: responders first."""
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role")).set_index(
+        "patient_id"
+    )
+    for path in (results / "sites").glob("*/slides.csv"):
+        table = read_table(path, text=("slide_id", "patient_id", "site", "path", "fingerprint", "state", "reason"))
+        table["label"] = table["patient_id"].map(bags["label"]).fillna(0)
+        write_table(table.sort_values("label", ascending=False).drop(columns="label"), path)
+
+
+def a_feature_that_shows_the_label(results):
+    """As an easy endpoint (tumour or none) has it with a good encoder."""
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role"))
+    for row in bags.itertuples():
+        for slide in str(row.slides).split(";"):
+            path = results / f"sites/{row.site}/features/effnet/{slide}.h5"
+            with h5py.File(path, "r+") as file:
+                file["features"][:, 0] = 4 * row.label + np.linspace(0, 1, len(file["features"]))
+
+
 def patient_in_two_folds(results):
     path = results / "bags/response.csv"
     bags = read_table(path, text=("patient_id", "slides", "site", "role"))
@@ -361,8 +383,10 @@ def slide_under_two_patients(results):
     ("plant", "check", "state"),
     [
         (clinical_column_from_the_label, "patient table", "leak"),
-        (bag_size_from_the_label, "bag size and files", "leak"),
-        (file_names_from_the_label, "names of patients, slides and files", "leak"),
+        (bag_size_from_the_label, "bag size and files", "suspect"),
+        (file_names_from_the_label, "names of patients, slides and files", "suspect"),
+        (sheet_in_the_order_of_the_label, "bag size and files", "suspect"),
+        (a_feature_that_shows_the_label, "features effnet", "suspect"),
         (patient_in_two_folds, "patients", "leak"),
         (slide_under_two_patients, "copies, features effnet", "leak"),
     ],
@@ -375,6 +399,6 @@ def test_the_command_finds_what_was_planted(results, monkeypatch, plant, check, 
     assert set(read_table(out, text=("check", "subject"))["state"]) == {"ok"}
     plant(results)
     found = CliRunner().invoke(app, ["check", "--deep", str(results), "--out", str(out)])
-    assert isinstance(found.exception, MilError)
+    assert isinstance(found.exception, MilError) == (state == "leak")
     table = read_table(out, text=("check", "subject"))
     assert check in set(table.loc[table["state"] == state, "check"]), table

@@ -78,6 +78,11 @@ class LedgerFile(Ledger):
         except UnicodeDecodeError as error:
             raise CorruptFile(f"{self.path}: is not text; the ledger was altered") from error
         entries = parsed(self.lines, str(self.path))
+        others = [str(entry.get("actor")) for entry in entries if entry.get("actor") != self.actor]
+        if others:
+            raise CorruptFile(
+                f"{self.path}: is the ledger of {others[0]}, not of {self.actor}; put the own one back from the backup"
+            )
         self.last = entries[-1]["hash"] if entries else FIRST
         self.size = len(whole)
 
@@ -103,8 +108,11 @@ def parsed(lines: Iterable[str], where: str = "ledger") -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+            stands = json.dumps(entry, sort_keys=True) == line
+        except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{where}: line {number} is not JSON; the ledger was altered") from error
+        if not stands or not isinstance(entry, dict):  # blanks, or a key twice, of which readers may take either
+            raise CorruptFile(f"{where}: line {number} is not as it was written; the ledger was altered")
         stated = entry.pop("hash", None)
         if entry.get("prev_hash") != last or _hash(entry) != stated:
             raise CorruptFile(f"{where}: line {number} does not follow from the one before; the ledger was altered")

@@ -8,8 +8,8 @@ NaN, a text where a count belongs, too many bytes.
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
@@ -24,6 +24,7 @@ from mil.errors import MilError
 Value = str | int | float | bool | None | list[str] | list[int] | list[float]
 Kind = Any
 ABOUT = "mil"
+LONGEST_QUOTE = 100  # characters of the other side's that stand in a message of ours
 
 # No free text crosses: what is not a number or a tensor must look like one of these.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -109,7 +110,7 @@ def header(blob: bytes, where: str) -> dict:
         about = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"][ABOUT])
         if not isinstance(about["kind"], str) or not isinstance(about["values"], dict):
             raise TypeError("kind or values")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PayloadError(f"{where}: not a message of ours (no header); refused") from error
     return about
 
@@ -117,7 +118,7 @@ def header(blob: bytes, where: str) -> dict:
 def check(message: Message, form: Form, where: str) -> None:
     """Raise `PayloadError` for the first thing in `message` that `form` does not allow."""
     if message.kind != form.kind:
-        raise PayloadError(f"{where}: a message '{message.kind}' where '{form.kind}' belongs; refused")
+        raise PayloadError(f"{where}: a message {_said(message.kind)} where '{form.kind}' belongs; refused")
     _check_names("tensor", message.tensors, form.tensors, where)
     for name, (shape, dtype) in form.tensors.items():
         value = message.tensors[name]
@@ -131,7 +132,7 @@ def check(message: Message, form: Form, where: str) -> None:
     _check_names("value", message.values, form.values, where)
     for name, kind in form.values.items():
         if not _is(message.values[name], kind):
-            raise PayloadError(f"{where}: value '{name}' is {message.values[name]!r}, not {_named(kind)}; refused")
+            raise PayloadError(f"{where}: value '{name}' is {_said(message.values[name])}, not {_named(kind)}; refused")
 
 
 def lengths(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
@@ -177,7 +178,7 @@ def _check_size(size: int, max_bytes: float, where: str) -> None:
 def _check_names(what: str, found: Mapping[str, object], allowed: Mapping[str, object], where: str) -> None:
     for name in found:
         if name not in allowed:
-            raise PayloadError(f"{where}: {what} '{name}' is not on the list of what may cross; refused")
+            raise PayloadError(f"{where}: {what} {_said(name)} is not on the list of what may cross; refused")
     for name in allowed:
         if name not in found:
             raise PayloadError(f"{where}: {what} '{name}' is missing; refused")
@@ -195,10 +196,16 @@ def _is(value: object, kind: Kind) -> bool:
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is(item, get_args(kind)[0]) for item in value)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
+
+
+def _said(value: object) -> str:
+    """What the other side wrote, fit for a line of a log: no character of a language, no line break, no more than a line."""
+    text = ascii(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 def _named(kind: Kind) -> str:

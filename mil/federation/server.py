@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save as packed
 from torch import Tensor
 
@@ -29,6 +30,8 @@ from mil.tables import write_table
 
 WIDEST = 65536
 """Most numbers a tile; a site that says more would have the server draw models of any size."""
+LARGEST = float(torch.finfo(torch.float32).max)
+"""Largest sum that is taken: beyond it no model could be scaled, and the state of the run would be lost."""
 COMPARED = ("width", "encoder", "weights_sha256", "tile_mpp", "size_px")
 
 
@@ -201,6 +204,8 @@ class Server:
             )
             if counted and (value < 0).any():
                 raise PayloadError(f"site {site}: '{name}' is negative")
+            if value.dtype == torch.float64 and not (value.abs() <= LARGEST).all():
+                raise PayloadError(f"site {site}: '{name}' holds numbers beyond {LARGEST:.2g}")
         counts = tensors.get("num_bags")
         if counts is not None and (counts < least).any():
             raise PayloadError(f"site {site}: an update from fewer than {least} patients")

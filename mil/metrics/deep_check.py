@@ -14,6 +14,7 @@ from mil.figures.results import Absent
 from mil.metrics.baselines.inputs import bag_means
 from mil.metrics.clinical import clinical_inputs
 from mil.metrics.leaks import (
+    MADE_FROM_LABEL,
     Finding,
     administrative_inputs,
     check_bags,
@@ -75,14 +76,16 @@ def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Findi
     with suppress(Absent):
         slides = results.slides().merge(results.census()[["slide_id", "num_tiles"]], on="slide_id", how="left")
         used = slides[slides["slide_id"].isin(set(bags["slides"].astype(str).str.split(";").explode()))]
-        found += check_inputs("bag size and files", administrative_inputs(used, bags), *known, innocent=True)
+        sizes = check_inputs("bag size and files", administrative_inputs(used, bags), *known, innocent=True)
         names = (used["slide_id"] + " " + used["path"].astype(str)).groupby(used["patient_id"]).agg(" ".join)
         words = text_inputs({patient: f"{patient} {text}" for patient, text in names.items()})
-        found += check_inputs("names of patients, slides and files", words, *known, innocent=True)
+        named = check_inputs("names of patients, slides and files", words, *known, innocent=True)
+        found += _suspected([*sizes, *named], "no model reads it, but find out how positives and negatives were collected")
     with suppress(Absent):
         found += _patient_table(results, endpoint, *known)
     for encoder in _encoders(results, endpoint):
-        found += check_inputs(f"features {encoder}", bag_means(results, endpoint, encoder), *known)
+        values = check_inputs(f"features {encoder}", bag_means(results, endpoint, encoder), *known)
+        found += _suspected(values, "the label is that easy to see, or comes with the scanner, stain or encoder")
     return found
 
 
@@ -96,10 +99,17 @@ def _patient_table(results: "Results", endpoint: str, labels: pd.Series, sites: 
     used = [name for name in columns if name in read]
     rest = [name for name in columns if name not in read]
     found = check_inputs("patient table", _numbers(patients, used), labels, sites)
-    for one in check_inputs("patient table, not used", _numbers(patients, rest), labels, sites):
-        reason = f"{one.reason.removesuffix(', leave it out')}; this run does not read it, keep it so"
-        found.append(one if one.state == "ok" else replace(one, state="suspect", reason=reason))
-    return found
+    unread = check_inputs("patient table, not used", _numbers(patients, rest), labels, sites)
+    way_out = "it was likely made from the label; this run does not read it, keep it so"
+    return found + _suspected(unread, way_out)
+
+
+def _suspected(found: Sequence[Finding], instead: str) -> list[Finding]:
+    """Findings of what is no fault of the run: worth a look, and said what else it can be; they end nothing."""
+    return [
+        replace(one, state="suspect", reason=one.reason.replace(MADE_FROM_LABEL, instead)) if one.state == "leak" else one
+        for one in found
+    ]
 
 
 def _copies(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Finding]:

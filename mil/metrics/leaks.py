@@ -16,6 +16,7 @@ from mil.metrics.delong import both_classes
 from mil.metrics.multiplicity import holm
 
 ENCODES = 0.97  # an input that ranks patients this well knows the label
+MADE_FROM_LABEL = "it was likely made from the label, leave it out"
 FEW = 5  # patients of a class below which an input is not judged
 KNOWS_TOO_MUCH = 0.01  # adjusted p below which what is found is not chance
 DOUBTFUL = 0.2  # adjusted p below which an input that ranks patients almost perfectly is worth a look
@@ -114,9 +115,7 @@ def _encoding(check: str, column: str, where: str, area: float, p: float) -> Fin
     at = f" at {where}" if where else ""
     reason = f"ranks patients by label{at} with an AUROC of {max(area, 1 - area):.2f}; "
     if p < KNOWS_TOO_MUCH:
-        return Finding(
-            check, column, "leak", f"{reason}it was likely made from the label, leave it out", area, float(p)
-        )
+        return Finding(check, column, "leak", f"{reason}{MADE_FROM_LABEL}", area, float(p))
     return Finding(check, column, "suspect", f"{reason}with so few patients that may be chance", area, float(p))
 
 

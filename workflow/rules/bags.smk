@@ -18,5 +18,5 @@ rule bag:
             f"--covariates={','.join(names)}" for names in [covariates_of(wildcards.endpoint)] if names
         ],
     shell:
-        "mil bag {input.census} --slides {params.slides:q} --spec {params.spec:q} {params.covariates:q} --out {output.bags}"
-        " --flow {output.flow} --log {log}"
+        "mil bag {input.census:q} --slides {params.slides:q} --spec {params.spec:q} {params.covariates:q} --out {output.bags:q}"
+        " --flow {output.flow:q} --log {log:q}"

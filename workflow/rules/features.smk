@@ -20,8 +20,8 @@ rule extract:
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/features/{wildcards.encoder}",
         shard_size=settings_of_cohort.shard_size,
     shell:
-        "mil extract {input.slides} --tiles {params.tiles} --shard {wildcards.shard} --shard-size {params.shard_size}"
-        " --spec {params.spec:q} --folder {params.folder} --out {output.manifest} --threads {threads} --log {log}"
+        "mil extract {input.slides:q} --tiles {params.tiles:q} --shard {wildcards.shard:q} --shard-size {params.shard_size}"
+        " --spec {params.spec:q} --folder {params.folder:q} --out {output.manifest:q} --threads {threads} --log {log:q}"
 
 
 # A site with `slides.features` has no slides here: the features that another tool made are taken instead.
@@ -41,4 +41,4 @@ rule convert:
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/features/{wildcards.encoder}",
         on_disk=lambda wildcards: features_on_disk(wildcards.site, wildcards.encoder),
     shell:
-        "mil convert {params.source} {params.folder} --slides {input.slides} --log {log}"
+        "mil convert {params.source} {params.folder:q} --slides {input.slides:q} --log {log:q}"

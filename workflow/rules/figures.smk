@@ -47,7 +47,7 @@ rule settings:
             update={"report": ReportSpec(), "shard_size": 1}
         ).to_json(),
     shell:
-        "printf '%s' {params.config:q} > {output} 2> {log}"
+        "printf '%s' {params.config:q} > {output:q} 2> {log:q}"
 
 
 # One process draws many figures: starting one takes longer than drawing. `mil plot NAME` draws one alone.
@@ -64,7 +64,7 @@ rule figure:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=lambda wildcards: RESULTS,
     shell:
-        "mil plot all --results {params.results} --spec {params.spec:q} --log {log}"
+        "mil plot all --results {params.results:q} --spec {params.spec:q} --log {log:q}"
 
 
 rule figure_of_site:
@@ -80,7 +80,7 @@ rule figure_of_site:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=lambda wildcards: RESULTS,
     shell:
-        "mil plot all --results {params.results} --site {wildcards.site} --spec {params.spec:q} --log {log}"
+        "mil plot all --results {params.results:q} --site {wildcards.site:q} --spec {params.spec:q} --log {log:q}"
 
 
 # `snakemake NAME` draws one figure alone, from no more than it needs; those that are drawn a site in a job a site.
@@ -100,7 +100,7 @@ for figure_name in OF_COHORT:
             results=lambda wildcards: RESULTS,
             figure=figure_name,
         shell:
-            "mil plot {params.figure} --results {params.results} --spec {params.spec:q} --log {log}"
+            "mil plot {params.figure:q} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
 
 
 for figure_name in OF_SITE:
@@ -127,7 +127,7 @@ rule one_figure_of_site:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=lambda wildcards: RESULTS,
     shell:
-        "mil plot {wildcards.figure} --results {params.results} --site {wildcards.site} --spec {params.spec:q} --log {log}"
+        "mil plot {wildcards.figure:q} --results {params.results:q} --site {wildcards.site:q} --spec {params.spec:q} --log {log:q}"
 
 
 rule figures:

@@ -18,8 +18,8 @@ rule score:
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
         endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),
     shell:
-        "mil score {input.predictions} --inner {input.inner} --spec {params.spec:q} --experiment {params.experiment:q}"
-        " --endpoint {params.endpoint:q} --out {output.metrics} --log {log}"
+        "mil score {input.predictions:q} --inner {input.inner:q} --spec {params.spec:q} --experiment {params.experiment:q}"
+        " --endpoint {params.endpoint:q} --out {output.metrics:q} --log {log:q}"
 
 
 rule compare:
@@ -34,7 +34,7 @@ rule compare:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         results=lambda wildcards: RESULTS,
     shell:
-        "mil compare {params.results} --spec {params.spec:q} --out {output.comparisons} --log {log}"
+        "mil compare {params.results:q} --spec {params.spec:q} --out {output.comparisons:q} --log {log:q}"
 
 
 rule localise:
@@ -49,8 +49,8 @@ rule localise:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         results=lambda wildcards: RESULTS,
     shell:
-        "mil localise {params.results} --experiment {wildcards.experiment} --spec {params.spec:q}"
-        " --out {output.localisation} --log {log}"
+        "mil localise {params.results:q} --experiment {wildcards.experiment:q} --spec {params.spec:q}"
+        " --out {output.localisation:q} --log {log:q}"
 
 
 # Besides training and prediction these two read more than one site's features: they train models, too.
@@ -70,7 +70,7 @@ rule baseline:
         results=lambda wildcards: RESULTS,
         folder=lambda wildcards: f"{RESULTS}/baselines/{wildcards.endpoint}",
     shell:
-        "mil baseline {params.results} --endpoint {wildcards.endpoint} --folder {params.folder} --log {log}"
+        "mil baseline {params.results:q} --endpoint {wildcards.endpoint:q} --folder {params.folder:q} --log {log:q}"
 
 
 rule deep_check:
@@ -87,4 +87,4 @@ rule deep_check:
     params:
         results=lambda wildcards: RESULTS,
     shell:
-        "mil check --deep {params.results} --out {output.findings} --log {log}"
+        "mil check --deep {params.results:q} --out {output.findings:q} --log {log:q}"

@@ -21,4 +21,4 @@ rule predict:
         folder=lambda wildcards: f"{RESULTS}/runs/{wildcards.experiment}",
         sites=lambda wildcards: f"{RESULTS}/sites",
     shell:
-        "mil predict {params.folder} --bags {input.bags} --sites {params.sites} --out {output.predictions} --log {log}"
+        "mil predict {params.folder:q} --bags {input.bags:q} --sites {params.sites:q} --out {output.predictions:q} --log {log:q}"

@@ -23,4 +23,4 @@ rule report:
         spec=lambda wildcards: settings_of_cohort.report.to_json(),
         results=lambda wildcards: RESULTS,
     shell:
-        "mil report {params.results} --spec {params.spec:q} --out {output} --log {log}"
+        "mil report {params.results:q} --spec {params.spec:q} --out {output:q} --log {log:q}"

@@ -27,5 +27,5 @@ rule train:
         folder=lambda wildcards: f"{RESULTS}/runs/{wildcards.experiment}",
         sites=lambda wildcards: f"{RESULTS}/sites",
     shell:
-        "mil train {input.bags} --sites {params.sites} --spec {params.spec:q} --endpoint {params.endpoint:q}"
-        " --folder {params.folder} --log {log}"
+        "mil train {input.bags:q} --sites {params.sites:q} --spec {params.spec:q} --endpoint {params.endpoint:q}"
+        " --folder {params.folder:q} --log {log:q}"

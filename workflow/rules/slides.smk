@@ -14,8 +14,8 @@ rule check:
         rows=lambda wildcards: cohort.at(wildcards.site).to_csv(index=False),
         on_disk=lambda wildcards: state_on_disk(wildcards.site),
     shell:
-        "mil check --site {wildcards.site} --spec {params.spec:q} --labels {params.labels:q} --out {output.slides}"
-        " --log {log}"
+        "mil check --site {wildcards.site:q} --spec {params.spec:q} --labels {params.labels:q} --out {output.slides:q}"
+        " --log {log:q}"
 
 
 rule census:
@@ -27,12 +27,5 @@ rule census:
         "<results>/census/{site}.csv",
     log:
         "<logs>/census/{site}.log",
-    params:
-        stages=lambda wildcards, input: [f"--manifest tile={path}" for path in input.tiles]
-        + [
-            f"--manifest {encoder}={path}"
-            for encoder in ENCODERS
-            for path in feature_manifests(wildcards.site, encoder)
-        ],
     shell:
-        "mil census {input.slides} {input.tiles} {input.features} --out {output} 2> {log}"
+        "mil census {input.slides:q} {input.tiles:q} {input.features:q} --out {output:q} 2> {log:q}"

@@ -16,8 +16,8 @@ rule tile:
         thumbnails=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/thumbnails",
         shard_size=settings_of_cohort.shard_size,
     shell:
-        "mil tile {input.slides} --shard {wildcards.shard} --shard-size {params.shard_size} --spec {params.spec:q}"
-        " --folder {params.folder} --thumbnails {params.thumbnails} --out {output.manifest} --log {log}"
+        "mil tile {input.slides:q} --shard {wildcards.shard:q} --shard-size {params.shard_size} --spec {params.spec:q}"
+        " --folder {params.folder:q} --thumbnails {params.thumbnails:q} --out {output.manifest:q} --log {log:q}"
 
 
 rule contact_sheet:
@@ -32,4 +32,4 @@ rule contact_sheet:
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
         thumbnails=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/thumbnails",
     shell:
-        "mil contact {input.slides} --tiles {params.folder} --thumbnails {params.thumbnails} --out {output} --log {log}"
+        "mil contact {input.slides:q} --tiles {params.folder:q} --thumbnails {params.thumbnails:q} --out {output:q} --log {log:q}"
