@@ -24,6 +24,12 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"
 
 
+# Below the shell commands, in which they are easily overlooked.
+onerror:
+    for line in failures(f"{RESULTS}/logs", STARTED):
+        print(line, file=sys.stderr)
+
+
 localrules:
     all,
     census,

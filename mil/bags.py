@@ -18,6 +18,7 @@ from mil.rng import rng
 from mil.slides.sheet import Cohort
 
 MOST_CLASSES = 12  # a number with more values is no class
+LARGEST = float(np.finfo(np.float32).max)  # models predict in single precision
 TEXT = ("patient_id", "slides", "site", "role")
 
 
@@ -61,7 +62,8 @@ def targets_of(cohort: Cohort, endpoint: EndpointSpec) -> pd.DataFrame:
         _refuse(known[~known.isin(endpoint.classes)], endpoint.column, f"none of {', '.join(endpoint.classes)}", cohort)
         return known.to_frame("label")
     numbers = pd.to_numeric(values.where(values != ""), errors="coerce")
-    wrong = (values != "") & (numbers.isna() | ((endpoint.kind == "survival") & ~(numbers > 0)))
+    usable = numbers.abs() <= LARGEST
+    wrong = (values != "") & ~(usable & ((endpoint.kind != "survival") | (numbers > 0)))
     _refuse(
         values[wrong], endpoint.column, "no positive number" if endpoint.kind == "survival" else "no number", cohort
     )

@@ -7,7 +7,7 @@ raised when the same settings would give other numbers. Precedence: defaults < `
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -196,7 +196,7 @@ class MetricsSpec(Spec):
     """Column with the follow-up time; with `event`, survival is analysed."""
     event: str | None = None
     """Column with 1 where the event happened and 0 where the patient was censored."""
-    decision_thresholds: tuple[float, ...] = (0.2, 0.35, 0.5)
+    decision_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2, 0.35, 0.5)
     """Chances at which net benefit stands in the table of metrics; the figure shows the whole curve."""
     permutations: int = Field(default=200, ge=10)
     """Permuted labels in the null controls."""
@@ -272,7 +272,10 @@ class Config(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        if not self.results.strip() or set(self.results) & set("{}<>*?\n"):
+            raise ValueError(f"results: {self.results!r} is no folder's path; leave out {{ }} < > * and ?")
         for kind, names in {
+            "cohort": [self.cohort] if self.cohort else [],
             "encoders": self.encoders,
             "endpoints": self.endpoints,
             "experiments": self.experiments,
@@ -377,6 +380,13 @@ def _explain(spec: type[BaseModel], error: ValidationError) -> str:
         known = _keys_at(spec.model_json_schema(), [str(part) for part in parents])
         return f"unknown key '{where}'; {nearest(str(key), known)}"
     message = fault["msg"].removeprefix("Value error, ")
+    for python, yaml_word in {
+        "valid tuple": "list, e.g. [a, b]",
+        "valid dictionary": "mapping of keys to values",
+    }.items():
+        message = message.replace(python, yaml_word)
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+        message += f"; write it in quotes: '{fault['input']}'"  # YAML takes 1 for a number, and yes for true
     if fault["type"] == "missing":
         return f"key '{where}' is missing"
     if fault["type"] in {"value_error"} and not where:

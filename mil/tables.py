@@ -9,6 +9,8 @@ import pandas as pd
 from mil.errors import MilError, nearest
 from mil.files import write_text
 
+SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
 
 def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
     """A person's CSV (or TSV, by its suffix) as trimmed text cells; the index is the line number in the file."""
@@ -22,12 +24,24 @@ def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle, delimiter="\t" if tabs else ",", strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise MilError(
+            f"{what} {path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
+        ) from error
+    except (csv.Error, OSError) as error:
         raise MilError(f"{what} {path} cannot be read as a {'TSV' if tabs else 'CSV'} table: {error}") from error
     filled = [(line, cells) for line, cells in lines if any(cells)]
     if not filled:
         raise MilError(f"{what} {path} is empty; write a header line and one row each")
+    filled = _without_empty_ends(filled)
     (_, columns), *rows = filled
+    if len(columns) == 1 and (other := next((sign for sign in ";\t,|" if sign in columns[0]), None)):
+        raise MilError(
+            f"{what} {path}: its columns are parted by {SIGNS[other]}, not {SIGNS[reader.dialect.delimiter]}; save it with commas "
+            "as .csv, or with tabs as .tsv"
+        )
+    if "" in columns:
+        raise MilError(f"{what} {path}: column {columns.index('') + 1} has no name; name it, or empty it")
     doubled = [column for column in columns if columns.count(column) > 1]
     if doubled:
         raise MilError(f"{what} {path}: column '{doubled[0]}' stands twice; keep one")
@@ -43,6 +57,15 @@ def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
         index=pd.Index([line for line, _ in rows], name="line"),
         dtype=str,
     )
+
+
+def _without_empty_ends(lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """The lines without the blank columns at the right that spreadsheets leave; a row that is short stays so."""
+    (_, header), *_ = lines
+    named = max(number for number, cell in enumerate(header, 1) if cell)
+    if any(any(cells[named:]) for _, cells in lines):
+        return lines
+    return [(line, cells[:named]) for line, cells in lines]
 
 
 def require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:

@@ -109,6 +109,18 @@ def test_a_label_outside_the_classes_names_the_row():
         make_bags(cohort, census, ROLES, ENDPOINT)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [("survival", "inf"), ("survival", "0"), ("regression", "-inf"), ("regression", "1e60")]
+)
+def test_a_number_that_no_model_can_predict_names_the_row(kind, value):
+    cohort, census = make_cohort()
+    cohort.patients[["response", "event"]] = "1"
+    cohort.patients.loc[5, "response"] = value
+    endpoint = EndpointSpec(kind=kind, column="response", event="event" if kind == "survival" else None)
+    with pytest.raises(MilError, match=f"patients.csv line 5: patient 'A3' has response = '{value}'"):
+        make_bags(cohort, census, ROLES, endpoint)
+
+
 def test_one_class_only_is_said():
     cohort, census = make_cohort(positive=lambda n: False)
     with pytest.raises(MilError, match="site A: all 12 patients have response = 0"):

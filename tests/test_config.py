@@ -26,6 +26,22 @@ STANZA = {"encoder": "effnet", "endpoint": "response", "model": "mean", "strateg
         ({"experiments": {"a": STANZA | {"model": {"name": "gated_attention", "hiden": 3}}}}, "did you mean 'hidden'?"),
         ({"experiments": {"a": {"encoder": "effnet"}}}, "is missing"),
         ({"encoders": {"../x": {}}}, "cannot be part of a file name"),
+        ({"cohort": "../mine"}, "cohort: '../mine' cannot be part of a file name"),
+        ({"results": "runs/{cohort}"}, "results: 'runs/{cohort}' is no folder's path"),
+        ({"results": ""}, "results: '' is no folder's path"),
+        ({"run": "attention_pooled"}, "run: 'attention_pooled' is refused (input should be a list, as in [a, b])"),
+        ({"slides": {"roles": ["A"]}}, "input should be a mapping of keys to values"),
+        (
+            {"endpoints": {"r": {"positive": [1]}}},
+            "positive.0: 1 is refused (input should be a valid string; write it in quotes: '1')",
+        ),
+        (
+            {"endpoints": {"r": {"positive": ["1", "2"], "negative": ["2"]}}},
+            "endpoints.r: '2' is both positive and negative",
+        ),
+        ({"endpoints": {"r": {"negative": []}}}, "endpoints.r: negative needs the values of the column"),
+        ({"experiments": {"a": STANZA | {"training": {"lr": float("inf")}}}}, "lr: inf is refused"),
+        ({"metrics": {"decision_thresholds": [20]}}, "metrics.decision_thresholds.0: 20 is refused"),
     ],
 )
 def test_a_fault_is_one_line_that_names_the_key_and_the_way_out(config, said):

@@ -69,6 +69,10 @@ def test_patient_without_label_is_not_labelled(tmp_path):
         (GOOD + "s4,p3,A\n", "line 5: 3 cells, but the header has 5"),
         ("slide_id,slide_id\n", "stands twice"),
         ('a,"b\n', "cannot be read as a CSV table"),
+        (GOOD.replace(",", ";"), "parted by semicolons, not commas"),
+        (GOOD.replace(",", "\t"), "parted by tabs, not commas"),
+        (GOOD.replace("mpp", "").replace("p1,A,s2.tif,0.25", "p1,A,s2.tif,x"), "column 5 has no name"),
+        (GOOD.replace("s3.tif", "s" * 5000), "does not exist"),
     ],
 )
 def test_bad_sheet_is_one_line(tmp_path, sheet, said):
@@ -84,6 +88,12 @@ def test_bad_sheet_is_one_line(tmp_path, sheet, said):
         ("patient_id,respons\np1,1\n", "column 'response' is missing; did you mean 'respons'?"),
         ("patient_id,response\np1,1\np1,0\n", "line 3: patient 'p1' has a row already"),
         ("patient,response\np1,1\n", "column 'patient_id' is missing"),
+        ("patient_id,response\np1,1\n,0\n", "line 3: column 'patient_id' is blank"),
+        ("patient_id;response\np1;1\n", "parted by semicolons, not commas"),
+        (
+            "patient_id,response\np1,1\n0P2.0,0\n",
+            "line 4: patient 'p2' has no row in .*, but '0P2.0' has; write both alike",
+        ),
     ],
 )
 def test_bad_patient_table_is_one_line(tmp_path, patients, said):
@@ -106,3 +116,18 @@ def test_unknown_site_names_the_nearest(tmp_path):
     cohort = read_cohort(write(tmp_path), ["response"])
     with pytest.raises(MilError, match="site 'a' has no slide"):
         cohort.at("a")
+
+
+def test_a_sheet_as_spreadsheets_save_it(tmp_path):
+    """Byte-order mark, carriage returns, and blank columns at the right."""
+    spec = write(tmp_path)
+    with_ends = "".join(f"{line},,\r\n" for line in GOOD.splitlines())
+    (tmp_path / "slides.csv").write_bytes(b"\xef\xbb\xbf" + with_ends.encode())
+    assert list(read_cohort(spec, ["response"]).slides["mpp"]) == ["", "0.25", ""]
+
+
+def test_text_of_another_encoding_says_what_to_save_it_as(tmp_path):
+    spec = write(tmp_path)
+    (tmp_path / "slides.csv").write_bytes(GOOD.encode("utf-16"))
+    with pytest.raises(MilError, match="is not UTF-8 text .*; save it as CSV UTF-8"):
+        read_cohort(spec)

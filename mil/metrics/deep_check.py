@@ -80,7 +80,9 @@ def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Findi
         names = (used["slide_id"] + " " + used["path"].astype(str)).groupby(used["patient_id"]).agg(" ".join)
         words = text_inputs({patient: f"{patient} {text}" for patient, text in names.items()})
         named = check_inputs("names of patients, slides and files", words, *known, innocent=True)
-        found += _suspected([*sizes, *named], "no model reads it, but find out how positives and negatives were collected")
+        found += _suspected(
+            [*sizes, *named], "no model reads it, but find out how positives and negatives were collected"
+        )
     with suppress(Absent):
         found += _patient_table(results, endpoint, *known)
     for encoder in _encoders(results, endpoint):
@@ -107,7 +109,9 @@ def _patient_table(results: "Results", endpoint: str, labels: pd.Series, sites: 
 def _suspected(found: Sequence[Finding], instead: str) -> list[Finding]:
     """Findings of what is no fault of the run: worth a look, and said what else it can be; they end nothing."""
     return [
-        replace(one, state="suspect", reason=one.reason.replace(MADE_FROM_LABEL, instead)) if one.state == "leak" else one
+        replace(one, state="suspect", reason=one.reason.replace(MADE_FROM_LABEL, instead))
+        if one.state == "leak"
+        else one
         for one in found
     ]
 

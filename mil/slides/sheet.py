@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,13 +83,36 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
         )
     table = read_text_table(spec.patients, "patient table")
     require_columns(table, ["patient_id"], f"patient table {spec.patients}")
+    nameless = table.index[table["patient_id"] == ""]
+    if len(nameless):
+        raise MilError(
+            f"patient table {spec.patients} line {nameless[0]}: column 'patient_id' is blank; fill it or remove the row"
+        )
     doubled = table[table["patient_id"].duplicated()]
     if len(doubled):
         raise MilError(
             f"patient table {spec.patients} line {doubled.index[0]}: patient '{doubled['patient_id'].iloc[0]}' "
             "has a row already; keep one row a patient"
         )
+    _check_spelling(sheet, table, spec)
     return table, spec.patients
+
+
+def _check_spelling(sheet: pd.DataFrame, patients: pd.DataFrame, spec: SlidesSpec) -> None:
+    """A patient of the sheet who has no row, while one who has no slide is spelt almost alike, is one patient: '007' and '7.0'."""
+    having, wanted = set(patients["patient_id"]), set(sheet["patient_id"])
+    spare = {_plain(patient): patient for patient in sorted(having - wanted)}
+    for line, patient in sheet["patient_id"].items():
+        if patient not in having and (other := spare.get(_plain(patient))):
+            raise MilError(
+                f"slide sheet {spec.sheet} line {line}: patient '{patient}' has no row in {spec.patients}, but '{other}' has; "
+                "write both alike"
+            )
+
+
+def _plain(patient: str) -> str:
+    """An id without what spreadsheets change: case, zeros in front, '.0' behind."""
+    return re.sub(r"\.0+$", "", patient.casefold()).lstrip("0")
 
 
 def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
@@ -123,6 +147,13 @@ def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
         _check_mpp(row.mpp, where)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file system takes, or a folder that may not be entered
+        return False
+
+
 def _refuse_second(lines: dict[str, int], key: str, line: int, what: str) -> None:
     if key in lines:
         raise MilError(f"{what} stands in line {lines[key]} already; one row a slide")
@@ -153,7 +184,7 @@ def _resolve(slides: pd.DataFrame, spec: SlidesSpec) -> list[str]:
             continue
         path = folder / text
         where = f"slide sheet {spec.sheet} line {line}"
-        if not path.exists():
+        if not _exists(path):
             raise MilError(
                 f"{where}: slide {path} does not exist; correct the path (relative to the sheet) or remove the row"
             )

@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """Base of all specs: frozen, and an unknown key is an error."""
+    """Base of all specs: frozen; an unknown key is an error, and so is a number that is none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
         """The spec as canonical JSON: what `--spec` takes and what files record."""

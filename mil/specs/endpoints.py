@@ -35,4 +35,14 @@ class EndpointSpec(Spec):
             raise ValueError("kind multiclass needs classes: at least two different values of the column")
         if self.kind == "survival" and self.event is None:
             raise ValueError("kind survival needs event: the column that says whether the event happened")
+        if self.kind in {"binary", "survival"}:
+            self._check_values()
         return self
+
+    def _check_values(self) -> None:
+        """Each value of the column means one thing; a blank means unknown already."""
+        for key, values in (("positive", self.positive), ("negative", self.negative)):
+            if not values or not all(value.strip() for value in values):
+                raise ValueError(f"{key} needs the values of the column that it stands for, none of them blank")
+        if both := sorted(set(self.positive) & set(self.negative)):
+            raise ValueError(f"'{both[0]}' is both positive and negative; leave it in one of them")

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -11,7 +12,10 @@ from snakemake.exceptions import WorkflowError
 from mil.config import Config, ReportSpec
 from mil.config import parse as parse_spec
 from mil.errors import MilError
+from mil.progress import failures
 from mil.slides.sheet import read_cohort
+
+STARTED = time.time()
 
 # `mil` is the one installed beside this Python, whether or not its environment is activated.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
