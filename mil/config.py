@@ -381,7 +381,7 @@ def _explain(spec: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key '{where}'; {nearest(str(key), known)}"
     message = fault["msg"].removeprefix("Value error, ")
     for python, yaml_word in {
-        "valid tuple": "list, e.g. [a, b]",
+        "valid tuple": "list, as in [a, b]",
         "valid dictionary": "mapping of keys to values",
     }.items():
         message = message.replace(python, yaml_word)
