@@ -13,6 +13,7 @@ from mil.config import Config, ReportSpec
 from mil.config import parse as parse_spec
 from mil.errors import MilError
 from mil.progress import failures
+from mil.readiness import check_readiness
 from mil.slides.sheet import read_cohort
 
 STARTED = time.time()
@@ -30,6 +31,7 @@ try:
         settings_of_cohort.slides,
         sorted({settings_of_cohort.endpoints[e.endpoint].column for e in settings_of_cohort.selected().values()}),
     )
+    check_readiness(settings_of_cohort, cohort)
 except MilError as error:
     raise WorkflowError(str(error)) from None
 

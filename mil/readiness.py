@@ -1,0 +1,52 @@
+"""A config and its cohort -> nothing, or now what would end the run after hours: columns, folders and files that are not there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mil.config import Config
+from mil.errors import MilError, nearest
+from mil.metrics.truth import find
+from mil.slides.sheet import Cohort
+from mil.tables import require_columns
+
+
+def check_readiness(config: Config, cohort: Cohort) -> None:
+    """Raise `MilError` for the first thing that a step further on will look for in vain."""
+    for where, columns in _columns(config):
+        require_columns(cohort.patients, columns, f"{where}: patient table {cohort.source}")
+    if not any(config.slides.roles[site] == "train" for site in cohort.sites):
+        raise MilError(
+            f"slides.roles: none of the sites {', '.join(cohort.sites)} has the role train; give it to those that take part in "
+            "training"
+        )
+    main = config.figures.main
+    if main is not None and main not in config.run:
+        raise MilError(f"figures.main: experiment '{main}' is not under run; {nearest(main, config.run)}")
+    for where, path in _paths(config):
+        if not path.exists():
+            raise MilError(f"{where}: {path} does not exist; correct the path (relative to the folder you run in)")
+
+
+def _columns(config: Config) -> Iterator[tuple[str, list[str]]]:
+    """Columns of the patient table by the key that names them."""
+    metrics = config.metrics
+    yield "metrics.clinical", list(metrics.clinical)
+    yield "metrics.subgroups", [name for name in metrics.subgroups if name != "site"]
+    for key in ("annotation", "time", "event"):
+        yield f"metrics.{key}", [name for name in [getattr(metrics, key)] if name is not None]
+    for name, experiment in config.selected().items():
+        yield f"experiments.{name}.covariates", list(experiment.covariates)
+        event = config.endpoints[experiment.endpoint].event
+        yield f"endpoints.{experiment.endpoint}.event", [event] if event is not None else []
+
+
+def _paths(config: Config) -> Iterator[tuple[str, Path]]:
+    """Files and folders by the key that names them."""
+    encoders = dict.fromkeys(experiment.encoder for experiment in config.selected().values())
+    for site, source in config.slides.features.items():
+        for encoder in encoders:
+            yield f"slides.features.{site}.folder", Path(source.folder.replace("{encoder}", encoder))
+    if config.truth is not None and config.truth.table is not None:
+        yield "truth.table", find(config.truth.table, Path(config.slides.sheet).parent) or Path(config.truth.table)
+    for review in config.figures.reviews:
+        yield "figures.reviews", Path(review)

@@ -1,0 +1,54 @@
+"""What a run would miss after hours is said before it begins, in one line."""
+
+import pytest
+from features_alone import make_features
+
+from mil.config import Config, merge, parse, read_yaml
+from mil.errors import MilError
+from mil.readiness import check_readiness
+from mil.slides.sheet import read_cohort
+
+
+def check(tmp_path, repository, over):
+    settings = merge(read_yaml(repository / "configs/experiments.yaml"), make_features(tmp_path, patients_a_site=2))
+    config = parse(Config, merge(settings, over), "here")
+    check_readiness(config, read_cohort(config.slides, ["response"]))
+
+
+def test_a_cohort_with_all_that_it_names_is_ready(tmp_path, repository):
+    check(tmp_path, repository, {"metrics": {"clinical": ["age"], "subgroups": ["site", "age"]}})
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        (
+            {"metrics": {"clinical": ["aeg"]}},
+            r"metrics.clinical: patient table .* column 'aeg' is missing; did you mean 'age'",
+        ),
+        ({"metrics": {"subgroups": ["grade"]}}, "metrics.subgroups: .* column 'grade' is missing"),
+        ({"metrics": {"time": "months", "event": "died"}}, "metrics.time: .* column 'months' is missing"),
+        (
+            {"experiments": {"attention_pooled": {"covariates": ["ki67"]}}},
+            "experiments.attention_pooled.covariates: .* column 'ki67' is missing",
+        ),
+        (
+            {"endpoints": {"response": {"kind": "survival", "column": "age", "event": "died"}}},
+            "endpoints.response.event: .* column 'died' is missing",
+        ),
+        (
+            {"slides": {"roles": {"north": "external", "south": "external"}}},
+            "none of the sites east, north, south has the role train",
+        ),
+        ({"figures": {"main": "attention_poled"}}, "not under run; did you mean 'attention_pooled'"),
+        (
+            {"slides": {"features": {"east": {"folder": "nowhere"}}}},
+            "slides.features.east.folder: nowhere does not exist",
+        ),
+        ({"truth": {"table": "none.csv", "square_um": 100.0}}, "truth.table: none.csv does not exist"),
+        ({"figures": {"reviews": ["review.csv"]}}, "figures.reviews: review.csv does not exist"),
+    ],
+)
+def test_what_is_not_there_is_said_with_the_key_that_names_it(tmp_path, repository, over, said):
+    with pytest.raises(MilError, match=said):
+        check(tmp_path, repository, over)
