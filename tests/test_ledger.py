@@ -153,6 +153,35 @@ def test_a_site_with_an_altered_ledger_does_not_go_on(tmp_path: Path) -> None:
         LedgerFile(path, "A")
 
 
+def test_ledgers_swapped_between_sides_are_not_gone_on_with(finished: Hospitals, tmp_path: Path) -> None:
+    server, sites = _copied(finished, tmp_path)
+    with pytest.raises(CorruptFile, match="line 1 is of B, not of A"):
+        LedgerFile(sites["B"], "A")
+    with pytest.raises(CorruptFile, match="line 1 is of B, not of A"):
+        cross_check(server, {**sites, "A": sites["B"]})
+    with pytest.raises(CorruptFile, match="line 1 is of A, not of server"):
+        cross_check(sites["A"], sites)
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        lambda line: line.replace('"event"', '"event": "other", "event"', 1),
+        lambda line: line.replace(": ", ":"),
+        lambda line: f" {line}",
+        lambda line: "5",
+        lambda line: "[]",
+        lambda line: "null",
+        lambda line: "[" * 100_000,
+    ],
+)
+def test_a_line_that_is_not_as_it_was_written_is_named(finished: Hospitals, altered) -> None:
+    """A key that stands twice keeps the hash: some readers take the first of the two, and show it."""
+    lines = _ledgers(finished)[1]["A"].read_text().splitlines()
+    with pytest.raises(CorruptFile, match="line 2 is not"):
+        parsed([lines[0], altered(lines[1]), *lines[2:]])
+
+
 def test_no_patient_and_no_path_stands_in_any_ledger(finished: Hospitals) -> None:
     server, sites = _ledgers(finished)
     for path in [server, *sites.values()]:

@@ -116,6 +116,21 @@ def test_bytes_of_any_kind_are_refused_in_one_line(noise: bytes) -> None:
         unpack(noise, FORM, 1e6, "server")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["1" + "0" * 400, "[" * 100_000, "NaN", "Infinity", "true", '"1"', '"' + "x" * 100_000 + '"', '"\\ud800\\n"'],
+)
+def test_odd_json_is_refused_in_a_short_printable_line(value: str) -> None:
+    form = Form("join", {}, {"tile_mpp": (float, type(None))})
+    for key in ("tile_mpp", "tile\\ud800"):
+        about = f'{{"kind": "join", "values": {{"{key}": {value}}}}}'
+        with pytest.raises(PayloadError) as caught:
+            unpack(save({}, {"mil": about}), form, 1e6, "site A")
+        assert len(str(caught.value)) < 200
+        assert str(caught.value).isascii()
+        assert "\n" not in str(caught.value)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(min_value=0), st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_still_fills_the_form(place: int, value: int) -> None:

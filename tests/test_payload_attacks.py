@@ -211,6 +211,12 @@ def many(number: int):
             "is negative",
         ),
         ("moments", lambda blob: edited(blob, lambda f: {**f, "features.mean": f["features.mean"].float()}), "float32"),
+        (
+            "moments",
+            lambda blob: edited(blob, lambda f: {**f, "features.squares": f["features.squares"] + 1e300}),
+            "beyond",
+        ),
+        ("moments", lambda blob: edited(blob, lambda f: {**f, "features.mean": f["features.mean"] - 1e39}), "beyond"),
         ("train", lambda blob: edited(blob, lambda f: {**f, "score.bias": f["score.bias"].double()}), "float64"),
         (
             "train",

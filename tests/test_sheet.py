@@ -129,5 +129,5 @@ def test_a_sheet_as_spreadsheets_save_it(tmp_path):
 def test_text_of_another_encoding_says_what_to_save_it_as(tmp_path):
     spec = write(tmp_path)
     (tmp_path / "slides.csv").write_bytes(GOOD.encode("utf-16"))
-    with pytest.raises(MilError, match="is not UTF-8 text .*; save it as CSV UTF-8"):
+    with pytest.raises(MilError, match=r"is not UTF-8 text .*; save it as CSV UTF-8"):
         read_cohort(spec)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mil.federation.ledger import FIRST, read
+from mil.federation.ledger import FIRST, check_actor, read
 
 Entry = dict[str, Any]
 Place = tuple[str, str, str | None, int | None]
@@ -30,11 +30,11 @@ class Agreement:
 
 def cross_check(server: str | Path, sites: Mapping[str, str | Path]) -> Agreement:
     """Verify every chain and hold them against one another; `CorruptFile` for a chain that does not hold."""
-    whole = read(server)
+    whole = _read(server, "server")
     runs = {line["run"] for line in whole}
     found = Agreement({"server": len(whole)})
     for site, path in sorted(sites.items()):
-        own = read(path)
+        own = _read(path, site)
         found.lines[site] = len(own)
         told = [(number, line["answered"][site]["ledger"]) for number, line in _told_by(whole, site)]
         _heads(found, f"site {site}", own, told)
@@ -43,6 +43,12 @@ def cross_check(server: str | Path, sites: Mapping[str, str | Path]) -> Agreemen
         _answers_agree(found, site, whole, own)
         _answers_known(found, site, whole, own, runs)
     return found
+
+
+def _read(path: str | Path, actor: str) -> list[Entry]:
+    entries = read(path)
+    check_actor(entries, actor, str(path))
+    return entries
 
 
 def _told_by(server: Sequence[Entry], site: str) -> list[tuple[int, Entry]]:

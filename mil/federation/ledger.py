@@ -78,11 +78,7 @@ class LedgerFile(Ledger):
         except UnicodeDecodeError as error:
             raise CorruptFile(f"{self.path}: is not text; the ledger was altered") from error
         entries = parsed(self.lines, str(self.path))
-        others = [str(entry.get("actor")) for entry in entries if entry.get("actor") != self.actor]
-        if others:
-            raise CorruptFile(
-                f"{self.path}: is the ledger of {others[0]}, not of {self.actor}; put the own one back from the backup"
-            )
+        check_actor(entries, self.actor, str(self.path))
         self.last = entries[-1]["hash"] if entries else FIRST
         self.size = len(whole)
 
@@ -99,6 +95,15 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{path}: cannot be read as a ledger ({error})") from error
     return parsed(lines, str(path))
+
+
+def check_actor(entries: Iterable[Mapping[str, Any]], actor: str, where: str) -> None:
+    """Raise where a line was written by somebody else: two sites' ledgers were mixed up."""
+    for number, entry in enumerate(entries, start=1):
+        if entry.get("actor") != actor:
+            raise CorruptFile(
+                f"{where}: line {number} is of {entry.get('actor')}, not of {actor}; put {actor}'s own ledger there"
+            )
 
 
 def parsed(lines: Iterable[str], where: str = "ledger") -> list[dict[str, Any]]:
