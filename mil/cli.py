@@ -15,6 +15,7 @@ from mil.commands import clinical, encoders, evaluation, files, models, slides
 from mil.commands.options import LogOption, report_failure, reporter_of
 from mil.errors import MilError
 from mil.federation import commands as hospitals
+from mil.files import reason_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,11 +27,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: `MilError` becomes one line on standard error (and in the log) and exit code 1."""
+    """Entry point: a `MilError`, or a file that cannot be read or written, becomes one line on standard error and in the log, exit code 1."""
     try:
         app()
     except MilError as error:
-        report_failure(f"error: {error}")
+        report_failure(" ".join(f"error: {error}".split()))
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        report_failure(f"error: {error.filename}: {reason_of(error)}")
         sys.exit(1)
     except KeyboardInterrupt:
         report_failure("interrupted; finished slides are kept, run the same command again to go on")

@@ -44,10 +44,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise MilError(f"{path}: cannot be written ({error.strerror or error}); nothing was left there") from error
+        raise MilError(f"{path}: cannot be written ({reason_of(error)}); nothing was left there") from error
     finally:
         with suppress(OSError):  # nothing to remove, or no folder to remove it from
             partial.unlink()
+
+
+def reason_of(error: OSError) -> str:
+    """What the operating system said, in a few words; HDF5 hides them in a text of several lines."""
+    told = re.search(r"error message = '([^']+)'", str(error))
+    return error.strerror or (told[1] if told else " ".join(str(error).split()))
 
 
 def _clear_leftovers(path: Path) -> None:

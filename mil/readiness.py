@@ -1,5 +1,6 @@
 """A config and its cohort -> nothing, or now what would end the run after hours: columns, folders and files that are not there."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,18 @@ def check_readiness(config: Config, cohort: Cohort) -> None:
     main = config.figures.main
     if main is not None and main not in config.run:
         raise MilError(f"figures.main: experiment '{main}' is not under run; {nearest(main, config.run)}")
+    _check_writable(Path(config.results))
     for where, path in _paths(config):
         if not path.exists():
             raise MilError(f"{where}: {path} does not exist; correct the path (relative to the folder you run in)")
+
+
+def _check_writable(results: Path) -> None:
+    folder = next(place for place in [results, *results.absolute().parents] if place.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise MilError(
+            f"results: {results} cannot be written, as {folder} is no folder that you may write to; name another"
+        )
 
 
 def _columns(config: Config) -> Iterator[tuple[str, list[str]]]:

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from features_alone import write_trident
 from typer.testing import CliRunner
 
 from mil import __version__
@@ -57,6 +59,24 @@ def test_a_fault_is_one_line_and_exit_code_1(tmp_path, arguments, said):
     assert said in process.stderr
     assert process.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_and_a_log_that_cannot_be_written_are_one_line_each(tmp_path):
+    """A limit on the size of files stands for the full disk: HDF5 tells of both in several lines."""
+    write_trident(tmp_path / "theirs", "s1", np.random.default_rng(0).normal(size=(400, 64)))
+    arguments = ["convert", "trident", "theirs", "ours", "--mpp", "0.25"]
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from mil.cli import main; main()"
+    full = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    said = full.stderr.strip().splitlines()
+    assert full.returncode != 0  # HDF5 may crash where it cannot close its file at the end of the process
+    assert said[0].startswith("error: ours/s1.h5: cannot be written (")
+    assert said[0].endswith("); nothing was left there")
+    assert list((tmp_path / "ours").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    process = mil(*arguments, "--log", "file/convert.log", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (1, "error: file: File exists\n")
 
 
 def test_strict_check_of_a_corrupt_slide_names_it(tmp_path):

@@ -203,6 +203,15 @@ def test_files_that_cannot_be_read_are_rows(tmp_path):
         assert reason in manifest.reason[name]
 
 
+def test_a_folder_and_a_link_to_nowhere_are_no_features(tmp_path):
+    source = trident(tmp_path / "theirs")
+    folder = tmp_path / "theirs" / "features_uni_v1"
+    (folder / "folder.h5").mkdir()
+    (folder / "link.h5").symlink_to("link.h5")
+    manifest = convert_in("trident", source, tmp_path / "ours", quiet())
+    assert {"folder", "link"}.isdisjoint(manifest.slide_id)
+
+
 def test_what_the_files_do_not_say_is_asked_for(tmp_path):
     source = clam(tmp_path / "theirs")
     with pytest.raises(MilError, match="does not say which encoder"):

@@ -71,6 +71,12 @@ def test_a_full_disk_is_said_and_leaves_nothing():
         partial.write_text("text")
 
 
+def test_what_hdf5_says_of_a_full_disk_is_one_line(tmp_path):
+    text = "Can't close file (file write failed: time = Thu\n, filename = 'x', errno = 28, error message = 'No space left on device')"
+    with pytest.raises(MilError, match=r"cannot be written \(No space left on device\)"), replacing(tmp_path / "x"):
+        raise OSError(text)
+
+
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", "-rf", ".hidden", "a b", "a\n", "ä", "x" * 129, "nul\0"])
 def test_names_that_could_escape_are_refused(name):
     with pytest.raises(MilError, match="cannot be a file name"):

@@ -46,6 +46,7 @@ def test_a_cohort_with_all_that_it_names_is_ready(tmp_path, repository):
             "slides.features.east.folder: nowhere does not exist",
         ),
         ({"truth": {"table": "none.csv", "square_um": 100.0}}, "truth.table: none.csv does not exist"),
+        ({"results": "/dev/null/results"}, "results: .* cannot be written, as /dev/null is no folder"),
         ({"figures": {"reviews": ["review.csv"]}}, "figures.reviews: review.csv does not exist"),
     ],
 )

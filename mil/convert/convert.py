@@ -16,7 +16,7 @@ from mil.convert.foreign import READERS, Foreign, Source
 from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
 from mil.features.tiling import up_to_date
-from mil.files import SAFE_NAME, sha256_of
+from mil.files import SAFE_NAME, reason_of, sha256_of
 from mil.progress import Reporter
 
 COLUMNS = ("slide_id", "state", "reason", "num_tiles", "checksum")
@@ -80,6 +80,8 @@ def _converted(layout: str, slide_id: str, path: Path, source: Source, folder: P
         row = _convert_one(layout, slide_id, path, source, folder)
     except CorruptFile as error:
         return {"state": "unreadable_features", "reason": str(error)}
+    except OSError as error:
+        return {"state": "unreadable_features", "reason": f"{path}: cannot be read ({reason_of(error)})"}
     if not row["num_tiles"]:
         return {"state": "no_tissue", "reason": f"{path} holds the features of no tile"}
     return row

@@ -63,7 +63,7 @@ def by_suffix(*patterns: str) -> Callable[[Path], dict[str, Path]]:
     def find(folder: Path) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for pattern in patterns:
-            for path in sorted(folder.glob(pattern)):
+            for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
                 if path.stem in found and found[path.stem].suffix == path.suffix:
                     raise MilError(f"{path} and {found[path.stem]} both claim slide '{path.stem}'; convert them apart")
                 found.setdefault(path.stem, path)
