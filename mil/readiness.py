@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mil.config import Config
 from mil.errors import MilError, nearest
+from mil.metrics.clinical import clinical_inputs, refuse_mixture
+from mil.metrics.survival import follow_up
 from mil.metrics.truth import find
 from mil.slides.sheet import Cohort
 from mil.tables import require_columns
@@ -15,6 +17,7 @@ def check_readiness(config: Config, cohort: Cohort) -> None:
     """Raise `MilError` for the first thing that a step further on will look for in vain."""
     for where, columns in _columns(config):
         require_columns(cohort.patients, columns, f"{where}: patient table {cohort.source}")
+    _check_cells(config, cohort)
     if not any(config.slides.roles[site] == "train" for site in cohort.sites):
         raise MilError(
             f"slides.roles: none of the sites {', '.join(cohort.sites)} has the role train; give it to those that take part in "
@@ -27,6 +30,22 @@ def check_readiness(config: Config, cohort: Cohort) -> None:
     for where, path in _paths(config):
         if not path.exists():
             raise MilError(f"{where}: {path} does not exist; correct the path (relative to the folder you run in)")
+
+
+def _check_cells(config: Config, cohort: Cohort) -> None:
+    """What is to be a number is one, at every patient."""
+    metrics, patients = config.metrics, cohort.patients
+    numbers = {
+        "metrics.clinical": metrics.clinical,
+        "metrics.annotation": [metrics.annotation] * bool(metrics.annotation),
+    }
+    for where, columns in numbers.items():
+        clinical_inputs(patients, [str(column) for column in columns], f"patient table {cohort.source}, {where}")
+    for column in set(metrics.subgroups) - {"site"}:
+        cells = patients.set_index("patient_id")[column]
+        refuse_mixture(cells[cells != ""], column, f"patient table {cohort.source}, metrics.subgroups")
+    if metrics.time is not None and metrics.event is not None:
+        follow_up(patients, metrics.time, metrics.event)
 
 
 def _check_writable(results: Path) -> None:

@@ -9,9 +9,11 @@ from mil.readiness import check_readiness
 from mil.slides.sheet import read_cohort
 
 
-def check(tmp_path, repository, over):
+def check(tmp_path, repository, over, spoil=lambda text: text):
     settings = merge(read_yaml(repository / "configs/experiments.yaml"), make_features(tmp_path, patients_a_site=2))
     config = parse(Config, merge(settings, over), "here")
+    patients = tmp_path / "patients.csv"
+    patients.write_text(spoil(patients.read_text()))
     check_readiness(config, read_cohort(config.slides, ["response"]))
 
 
@@ -53,3 +55,27 @@ def test_a_cohort_with_all_that_it_names_is_ready(tmp_path, repository):
 def test_what_is_not_there_is_said_with_the_key_that_names_it(tmp_path, repository, over, said):
     with pytest.raises(MilError, match=said):
         check(tmp_path, repository, over)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "cell", "said"),
+    [
+        ({"clinical": ["age"]}, "NA", "metrics.clinical: column 'age' holds numbers, but 'NA' for patient 'south-p1'"),
+        (
+            {"annotation": "age"},
+            "<5",
+            "metrics.annotation: column 'age' holds numbers, but '<5' for patient 'south-p1'",
+        ),
+        (
+            {"subgroups": ["age"]},
+            "inf",
+            "metrics.subgroups: column 'age' holds numbers, but 'inf' for patient 'south-p1'",
+        ),
+        ({"time": "age", "event": "response"}, "unknown", "patient 'south-p1': age = 'unknown'"),
+    ],
+)
+def test_a_word_among_numbers_names_the_patient(tmp_path, repository, metrics, cell, said):
+    with pytest.raises(MilError, match=said):
+        check(
+            tmp_path, repository, {"metrics": metrics}, lambda text: text.replace("south-p1,1,43", f"south-p1,1,{cell}")
+        )

@@ -32,6 +32,7 @@ def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str], where: str =
 
 def _numbers(cells: pd.Series, column: str, where: str) -> pd.DataFrame:
     known = cells[cells != ""]
+    refuse_mixture(known, column, where)
     numbers = pd.to_numeric(known, errors="coerce")
     if numbers.isna().any():
         numbers = pd.to_numeric(known.str.extract(NUMBERED, expand=False), errors="coerce")
@@ -47,6 +48,17 @@ def _numbers(cells: pd.Series, column: str, where: str) -> pd.DataFrame:
         {f"{column} = {level}": (known == level).astype(float).reindex(cells.index) for level in levels[1:]},
         index=cells.index,
     )
+
+
+def refuse_mixture(cells: pd.Series, column: str, where: str) -> None:
+    """Raise for 'NA', '<5' or 'inf' among numbers (text cells by patient_id, none blank): as a class it would be another patient's."""
+    plain = np.isfinite(pd.to_numeric(cells, errors="coerce").astype(float))
+    odd = cells[~plain & cells.str.extract(NUMBERED, expand=False).isna()]
+    if plain.any() and len(odd):
+        raise MilError(
+            f"{where}: column '{column}' holds numbers, but '{odd.iloc[0]}' for patient '{odd.index[0]}'; leave what is unknown "
+            "blank, or make all of it classes"
+        )
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,13 @@ def follow_up(patients: pd.DataFrame, time: str, event: str) -> pd.DataFrame:
             )
     times, events = (pd.to_numeric(by_patient[column], errors="coerce") for column in (time, event))
     known = times.notna() & events.notna()
-    wrong = known & (~events.isin([0, 1]) | (times < 0))
+    unread = (times.isna() & by_patient[time].ne("")) | (events.isna() & by_patient[event].ne(""))
+    wrong = unread | (known & (~events.isin([0, 1]) | (times < 0) | ~np.isfinite(times)))
     if wrong.any():
         patient = wrong[wrong].index[0]
         raise MilError(
             f"patient '{patient}': {time} = '{by_patient.loc[patient, time]}', {event} = '{by_patient.loc[patient, event]}'; "
-            "the time must not be negative and the event 0 or 1"
+            "the time must not be negative and the event 0 or 1 (or both blank)"
         )
     return pd.DataFrame({"time": times[known].astype(float), "event": events[known].astype(bool)})
 
