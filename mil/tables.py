@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mil.errors import MilError, nearest
+from mil.errors import CorruptFile, MilError, nearest
 from mil.files import write_text
 
 SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -85,7 +85,13 @@ def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise MilError(f"table {path} does not exist; run the step that writes it")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CorruptFile(
+            f"table {path} is not as it was written ({reason}); run the step that writes it again"
+        ) from error
     for column in table.columns.difference(list(text)):
         table[column] = _as_numbers(table[column])
     return table

@@ -366,3 +366,34 @@ def test_resume_at_every_round_boundary_gives_the_same_digest(
         (tmp_path / "plain" / "result" / "weights.safetensors").read_bytes(),
         (tmp_path / "resumed" / "result" / "weights.safetensors").read_bytes(),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("A/workspace/ledger.jsonl", b"", "is empty, but .* shows that questions were answered"),
+        ("A/workspace/runs/run/kept/refit.1.safetensors", b"half", "was damaged .* restore the workspace's backup"),
+        ("A/results/bags/response.csv", b"", "is not as it was written"),
+        ("A/results/bags/response.csv", b"\xff\xfe", "is not as it was written"),
+        ("A/results/bags/response.csv", b"patient_id;site\n", "column 'patient_id' is missing"),
+        ("run/checkpoint.safetensors", b"half", "not a checkpoint of ours"),
+        ("run/checkpoint.safetensors", save({}), "not a checkpoint of ours"),
+        ("run/checkpoint.safetensors", save({}, {"progress": '{"stag": 1}'}), "not a checkpoint of ours"),
+    ],
+)
+def test_a_damaged_file_of_a_run_under_way_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    training = {**PROTOCOL["experiment"]["training"], "optimiser": "sgd"}
+    experiment = {**PROTOCOL["experiment"], "strategy": "scaffold", "training": training}
+    hospitals = make_hospitals(tmp_path, experiment=experiment)
+
+    def go_on(until: str = "") -> None:
+        server = Server(hospitals.protocol, "run", tmp_path / "run")
+        members = {name: Site.open(hospitals.site(name)) for name in "ABC"}
+        while server.kind != "done" and (server.stages.progress.phase, server.stages.progress.round) != (until, 2):
+            question = server.question()
+            server.receive({name: members[name].answer(question) for name in server.asked}, {})
+
+    go_on("refit")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MilError, match=said):
+        go_on()

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
-from mil.errors import MilError
+from mil.errors import CorruptFile, MilError
 from mil.federation.forms import CONTROL, Slot
 from mil.files import write_bytes
 
@@ -32,7 +33,10 @@ class Memory:
                 raise MilError(
                     f"{path} does not exist, so the site cannot go on with this run; restore the workspace's backup"
                 )
-            self.known = load_file(path)
+            try:
+                self.known = load_file(path)
+            except SafetensorError as error:
+                raise CorruptFile(f"{path}: was damaged ({error}); restore the workspace's backup") from error
         for old in folder.glob(f"{phase}.*.safetensors"):
             if int(old.suffixes[0][1:]) < used:
                 old.unlink()

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil.errors import MilError
+from mil.errors import CorruptFile, MilError
 from mil.federation.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
 from mil.federation.encryption import Cipher
 from mil.federation.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, slots
@@ -41,7 +41,7 @@ from mil.federation.privacy import Budget
 from mil.federation.questions import asked_digest, check_once, check_place, check_run
 from mil.federation.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
 from mil.predictions import predict
-from mil.tables import read_table
+from mil.tables import read_table, require_columns
 from mil.training.artefact import Run
 from mil.training.plans import reach
 from mil.training.store import SAME_EVERYWHERE, FeatureStore
@@ -62,6 +62,7 @@ class Site:
         self.shapes = Shapes(protocol, features.width)
         self.forms = Forms(self.shapes)
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site)
+        self._check_remembered()
         self.work = LocalWork(protocol, self.shapes, spec.site, bags, features) if self.role == "train" else None
         self.budget: Budget | None = None
         if protocol.privacy is not None:
@@ -97,6 +98,15 @@ class Site:
         files = [folder / f"{slide}.h5" for row in bags.slides for slide in str(row).split(";")]
         data = data_sha256(own_secret(spec.workspace), bags, files)
         return cls(spec, protocol, bags, features, data)
+
+    def _check_remembered(self) -> None:
+        """Raise where runs left their files and the ledger says nothing: without it, every question could be put again."""
+        runs = Path(self.spec.workspace) / "runs"
+        left = [path for pattern in ("*/kept/*", "*/weights.safetensors") for path in runs.glob(pattern)]
+        if left and not self.ledger.lines:
+            raise CorruptFile(
+                f"{self.ledger.path}: is empty, but {left[0]} shows that questions were answered; restore it from the backup"
+            )
 
     def answer(self, blob: bytes) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
@@ -352,6 +362,7 @@ class Site:
 def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
     """The bag table, which may hold no other site's patient, with the roles as the protocol has them."""
     bags = read_table(path, text=TEXT)
+    require_columns(bags, TEXT, str(path))
     foreign = bags[bags["site"] != site]
     if len(foreign):
         raise MilError(

@@ -55,5 +55,5 @@ def progress_of(path: Path) -> Progress:
     try:
         with safe_open(path, "pt") as file:
             return Progress(**json.loads(file.metadata()["progress"]))
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise CorruptFile(f"{path}: not a checkpoint of ours ({error}); restore it from the backup") from error
