@@ -15,9 +15,9 @@ def write_attention(
 ) -> None:
     """Write `sites/{site}/attention/{experiment}/{slide}.h5`: `attention` float32 (tiles,), 1 over the bag, and `coords`.
 
-    A site's folder is made even if none of its patients has attention, so that the workflow finds it.
+    A site's folder is made even if none of its patients has attention, or a bag at all, so that the workflow finds it.
     """
-    for site in sorted(bags["site"].unique()):
+    for site in {*bags["site"], *(path.parent.name for path in sites_folder.glob("*/slides.csv"))}:
         (sites_folder / site / "attention" / experiment).mkdir(parents=True, exist_ok=True)
     for row in bags.itertuples():
         if row.patient_id not in attention:
