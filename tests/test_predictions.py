@@ -204,6 +204,8 @@ def test_inner_folds_give_every_model_a_threshold(folder):
 def test_leaving_one_site_out_judges_each_site_by_the_others(tmp_path):
     bags, arrays = make_cohort(sites=SITES3)
     write_sites(tmp_path, bags, arrays)
+    (tmp_path / "sites/D").mkdir()  # none of its slides can be used
+    (tmp_path / "sites/D/slides.csv").write_text("slide_id,patient_id,site,state\nD00,D00,D,unreadable\n")
     train(tmp_path, bags, strategy="fedavg", protocol="leave_one_site_out")
     models = read_table(tmp_path / "run/models.csv", text=("trained_on",))
     assert set(models["trained_on"]) == {"A+B", "A+C", "B+C"}
@@ -215,6 +217,7 @@ def test_leaving_one_site_out_judges_each_site_by_the_others(tmp_path):
     assert set(table["split"]) == {"transfer"}
     assert table["patient_id"].is_unique
     assert (tmp_path / "sites/C/attention/out/C00.h5").is_file()
+    assert (tmp_path / "sites/D/attention/out").is_dir()
 
 
 def test_leaving_one_site_out_of_two_is_refused(tmp_path):
