@@ -1,5 +1,6 @@
 """A cohort that starts from features alone: no slide is opened, no tile made, and predictions come out all the same."""
 
+import re
 import subprocess
 import sys
 
@@ -34,12 +35,12 @@ def snakemake(folder, repository, *arguments):
 
 
 def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
-    config = make_features(tmp_path / "data") | {"run": ["attention_pooled"]}
+    config = make_features(tmp_path / "data") | {"run": ["attention_pooled"], "results": "my results"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    predictions = tmp_path / "results/alone/predictions/attention_pooled.csv"
-    snakemake(tmp_path, repository, "results/alone/predictions/attention_pooled.csv")
+    predictions = tmp_path / "my results/alone/predictions/attention_pooled.csv"
+    snakemake(tmp_path, repository, "my results/alone/predictions/attention_pooled.csv")
     assert set(pd.read_csv(predictions).site) == set(LAYOUTS)
-    sites = tmp_path / "results/alone/sites"
+    sites = tmp_path / "my results/alone/sites"
     assert not [path for name in ("tiles", "thumbnails") for path in sites.glob(f"*/{name}")]
     for site in LAYOUTS:
         about = hdf5.attributes(sites / site / "features/uni" / f"{site}-p1-s1.h5")
@@ -50,16 +51,36 @@ def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
             0.5,
         )
         assert (sites / site / "attention/attention_pooled" / f"{site}-p1-s1.h5").is_file()
-    flow = pd.read_csv(tmp_path / "results/alone/bags/response.flow.csv")
+    flow = pd.read_csv(tmp_path / "my results/alone/bags/response.flow.csv")
     assert dict(flow[flow.reason == "no_features"].set_index("site").slides) == dict.fromkeys(LAYOUTS, 1)
 
-    target = "results/alone/predictions/attention_pooled.csv"
+    target = "my results/alone/predictions/attention_pooled.csv"
     assert "Nothing to be done" in snakemake(tmp_path, repository, target, "--dry-run")
     write_stamp(tmp_path / "data/north", "north-p1-s1", np.ones((9, 16), np.float16))
     everything = snakemake(tmp_path, repository, "--dry-run")
     assert everything.count("rule convert:") == 1
     assert not any(f"rule {name}:" in everything for name in ("tile", "extract", "contact_sheet"))
     assert "rule report:" in everything
+
+
+def test_the_line_of_a_job_that_failed_stands_at_the_end(tmp_path, repository):
+    config = make_features(tmp_path / "data", patients_a_site=2)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(repository / "Snakefile"), "--configfile"]
+    command += ["config.yaml", "--cores", "2", "results/alone/bags/response.csv"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    after = (done.stdout + done.stderr).partition("Exiting because a job execution failed")[2]
+    assert "results/alone/logs/bag/response.log: error: site north: 1 patients with response" in after
+
+
+def test_no_rule_gives_the_shell_a_path_with_blanks_bare(repository):
+    """Numbers need no quotes, and what `foreign_features` makes has them."""
+    bare = {"threads", "params.shard_size", "params.source"}
+    for path in (repository / "workflow/rules").glob("*.smk"):
+        shells = re.findall(r"    shell:\n((?: +\".*\n)+)", path.read_text())
+        found = {name for shell in shells for name in re.findall(r"\{([^}]*)\}", shell)}
+        assert {name for name in found if not name.endswith(":q")} <= bare, path
 
 
 def test_rows_of_such_a_site_need_no_path_and_no_slide(settings):

@@ -187,6 +187,7 @@ def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
         )  # may judge the probes, wherever it trained
         outside = pd.DataFrame({"patient_id": list(further), "site": "probe", "role": "external", "label": 0})
         outside[[name for name in bags.columns if name.startswith("repeat") or name == "time"]] = np.nan
+        outside[list(experiment.covariates)] = np.nan
         table = predict(replace(run, experiment=free), outside, FeatureStore.of(further)).table
         return {
             (str(on), int(repeat), int(fold)): part.sort_values("patient_id")["score"].to_numpy()
