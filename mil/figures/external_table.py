@@ -18,14 +18,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row an arm, a column an external site and, where there are several, all of them together."""
     if not results.external_sites:
         raise Absent("there is no external site")
-    columns = [*results.external_sites, *([EXTERNAL_SITES] if len(results.external_sites) > 1 else [])]
+    bags = results.bags(results.endpoint)
+    sites = [site for site in results.external_sites if site in set(bags["site"])]  # a site may have no usable slide
+    columns = [*sites, *([EXTERNAL_SITES] if len(sites) > 1 else [])]
     rows = [*_models(results, columns), *_baselines(results, columns)]
     if not rows:
         raise Absent("no model was scored at an external site")
     kind = results.kind
     counted = bool(kind.counts)
     heads_of = {"binary": "positives and ", "survival": "events and "}.get(kind.name, "")
-    bags = results.bags(results.endpoint)
     numbers = bags.assign(label=bags["label"] if counted else 0).groupby("site")["label"].agg(["size", "sum"])
     heads = [
         _head(site, numbers.loc[site], counted) if site in numbers.index else "All, within sites" for site in columns
@@ -35,7 +36,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         figure=table_picture(table, left=2),
         data=table,
         is_table=True,
-        n=f"{int(numbers.loc[results.external_sites, 'size'].sum())} patients at {len(results.external_sites)} external sites",
+        n=f"{int(numbers.loc[sites, 'size'].sum())} patients at {len(sites)} external sites",
         caption=(
             f"{kind.primary.title} for {results.endpoint} at external sites, which no training or selection read, with {results.config.metrics.confidence:.0%} "
             f"intervals ({kind.how}). In the heads {heads_of}patients. Local models are named by the site that they were trained on."
