@@ -155,6 +155,18 @@ def test_our_training_reads_no_patient_that_it_is_judged_on(strategy, model):
     assert states(found) == (["ok", "ok"] if strategy == "local" else ["ok"])  # a site's own model reads no other site
 
 
+def test_training_with_covariates_is_probed_too():
+    bags, features = cohort()
+    experiment = ExperimentSpec.model_validate(
+        {
+            **{"encoder": "e", "endpoint": "r", "model": "mean", "strategy": "pooled"},
+            **{"covariates": ["age"], "training": {"rounds": 2}},
+        }
+    )
+    aged = bags.assign(age=np.arange(len(bags), dtype=float))
+    assert states(probe_training(trainer_of(experiment, ENDPOINT), aged, features)) == ["ok"]
+
+
 def test_our_training_reads_nothing_of_a_site_that_is_left_out():
     bags, features = cohort()
     three = deal_folds(bags.assign(role="train")[["patient_id", "slides", "site", "role", "label"]], ENDPOINT)
