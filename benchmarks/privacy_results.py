@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from mil.federation.config import FederationSpec
 from mil.federation.forms import BALANCE, Shapes, Slot, slots
 from mil.federation.local import LocalWork
-from mil.federation.models import run_of
+from mil.federation.models import Refit, run_of
 from mil.federation.noise import SecretStream
 from mil.federation.privacy import Charge, spent, steps_of
 from mil.federation.strategies import Answers, build_strategy, shares
@@ -97,7 +97,8 @@ def run(cohort: Cohort, rounds: int, noise: float | None, seed: int) -> pd.DataF
         updates = [_updates(one, site, state | buffers, wanted, number, noise, seed) for site, one in work.items()]
         states = {name: torch.stack([torch.stack([u.state[name] for u in own]) for own in updates]) for name in state}
         state, _ = strategy.server_step(state, {}, Answers(states, shares(counts, "patients")))
-    trained = run_of(protocol, state | buffers, [rounds] * len(wanted), dict(cohort.store.about))
+    refit = Refit([], [rounds] * len(wanted), dict(cohort.store.about))
+    trained = run_of(protocol, state | buffers, refit)
     table = predict(trained, cohort.bags, cohort.store).table
     return patient_scores(table)
 

@@ -198,6 +198,8 @@ class MetricsSpec(Spec):
     """Column with 1 where the event happened and 0 where the patient was censored."""
     decision_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2, 0.35, 0.5)
     """Chances at which net benefit stands in the table of metrics; the figure shows the whole curve."""
+    on_leak: Literal["stop", "flag"] = "stop"
+    """What a leak does that the checks find: it ends the run, or stands in the report (an input may show the label honestly)."""
     permutations: int = Field(default=200, ge=10)
     """Permuted labels in the null controls."""
 

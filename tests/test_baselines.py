@@ -1,6 +1,8 @@
 """Baselines: the cohort's own folds, federated equal to pooled, real clinical tables, and simulations of the intervals."""
 
 import importlib.util
+import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,11 @@ from typer.testing import CliRunner
 from mil.bags import deal_folds
 from mil.cli import app
 from mil.config import EndpointSpec, MetricsSpec
+from mil.figures import Results
 from mil.metrics import delong, ranking
 from mil.metrics.arms import check_predictions
 from mil.metrics.baselines import run_baselines, run_protocol
-from mil.metrics.baselines.inputs import permuted
+from mil.metrics.baselines.inputs import fused, late_fusion, permuted
 from mil.metrics.baselines.logistic import fit_federated, fit_together
 from mil.metrics.bootstrap import percentile_interval, resamples
 from mil.metrics.folds import within_folds
@@ -79,6 +82,25 @@ def test_a_cohort_gets_every_baseline_it_has_columns_for(tmp_path_factory):
     assert site["value"].tolist() == pytest.approx([0.5] * len(site))  # knows the site, so nothing within one
     table = score(folded.predictions, results.config.metrics, None, folded.inner)
     assert set(table["experiment"]) == names
+
+
+def test_of_several_experiments_with_one_strategy_the_main_one_is_fused(tmp_path_factory, tmp_path):
+    shared = shared_results(tmp_path_factory.getbasetemp())
+    folder = shutil.copytree(shared.folder, tmp_path / "results")
+    config = json.loads((folder / "config.json").read_text())
+    again = json.loads(json.dumps(config["experiments"][shared.main]))
+    again["training"]["lr"] *= 2
+    config["experiments"]["again"] = again
+    config["run"] = ["again", *config["run"]]
+    config["figures"]["main"] = shared.main
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(folder / f"predictions/{shared.main}.csv", folder / "predictions/again.csv")
+    results = Results.open(folder)
+    assert {"again", shared.main} <= set(results.family())
+    assert shared.main in fused(results)
+    assert "again" not in fused(results)
+    table = late_fusion(results, run_baselines(shared, "response").predictions)
+    assert not table.duplicated(["experiment", "trained_on", "patient_id", "repeat", "fold"]).any()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mil.bags import deal_folds, make_bags
 from mil.cli import app
-from mil.config import EndpointSpec, ExperimentSpec
+from mil.config import Config, EndpointSpec, ExperimentSpec
 from mil.errors import MilError
 from mil.files import write_text
 from mil.metrics.baselines.logistic import fit_together, log_loss
@@ -395,10 +395,10 @@ def slide_under_two_patients(results):
     ("plant", "check", "state"),
     [
         (clinical_column_from_the_label, "patient table", "leak"),
-        (bag_size_from_the_label, "bag size and files", "suspect"),
+        (bag_size_from_the_label, "bag size and files", "leak"),
         (file_names_from_the_label, "names of patients, slides and files", "suspect"),
         (sheet_in_the_order_of_the_label, "bag size and files", "suspect"),
-        (a_feature_that_shows_the_label, "features effnet", "suspect"),
+        (a_feature_that_shows_the_label, "features effnet", "leak"),
         (patient_in_two_folds, "patients", "leak"),
         (slide_under_two_patients, "copies, features effnet", "leak"),
     ],
@@ -414,3 +414,16 @@ def test_the_command_finds_what_was_planted(results, monkeypatch, plant, check, 
     assert isinstance(found.exception, MilError) == (state == "leak")
     table = read_table(out, text=("check", "subject"))
     assert check in set(table.loc[table["state"] == state, "check"]), table
+
+
+def test_a_leak_ends_the_run_unless_the_config_says_otherwise(results, monkeypatch):
+    monkeypatch.setattr("mil.metrics.deep_check._probe", lambda *_: [])
+    a_feature_that_shows_the_label(results)
+    stopped = CliRunner().invoke(app, ["check", "--deep", str(results)])
+    assert "metrics.on_leak: flag" in str(stopped.exception)
+    config = Config.model_validate_json((results / "config.json").read_text())
+    metrics = config.metrics.model_copy(update={"on_leak": "flag"})
+    write_text(results / "config.json", config.model_copy(update={"metrics": metrics}).to_json())
+    gone_on = CliRunner().invoke(app, ["check", "--deep", str(results)])
+    assert gone_on.exit_code == 0
+    assert "leak: features effnet" in gone_on.output

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 PROBE_ROUNDS = 2
 PROBE_TILES = 64  # tiles a bag that the probe trains on: it asks what is read, not how well it is learnt
 
+BAG_SIZE = ("num_tiles", "slides")
+"""Of what is known of slides and files, what a model can read."""
+
 
 def deep_check(results: "Results", reporter: Reporter | None = None) -> pd.DataFrame:
     """All findings over every endpoint and experiment of the run; see `mil.metrics.leaks` for what each means.
@@ -76,18 +79,20 @@ def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Findi
     with suppress(Absent):
         slides = results.slides().merge(results.census()[["slide_id", "num_tiles"]], on="slide_id", how="left")
         used = slides[slides["slide_id"].isin(set(bags["slides"].astype(str).str.split(";").explode()))]
-        sizes = check_inputs("bag size and files", administrative_inputs(used, bags), *known, innocent=True)
+        files = check_inputs("bag size and files", administrative_inputs(used, bags), *known, innocent=True)
         names = (used["slide_id"] + " " + used["path"].astype(str)).groupby(used["patient_id"]).agg(" ".join)
         words = text_inputs({patient: f"{patient} {text}" for patient, text in names.items()})
         named = check_inputs("names of patients, slides and files", words, *known, innocent=True)
-        found += _suspected(
-            [*sizes, *named], "no model reads it, but find out how positives and negatives were collected"
-        )
+        unread = [one for one in [*files, *named] if one.subject not in BAG_SIZE]
+        found += _suspected(unread, "no model reads it, but find out how positives and negatives were collected")
+        found += _explained([one for one in files if one.subject in BAG_SIZE], "the number of tiles may be the label's")
     with suppress(Absent):
         found += _patient_table(results, endpoint, *known)
     for encoder in _encoders(results, endpoint):
         values = check_inputs(f"features {encoder}", bag_means(results, endpoint, encoder), *known)
-        found += _suspected(values, "the label is that easy to see, or comes with the scanner, stain or encoder")
+        found += _explained(
+            values, "it holds the label, or scanner, stain or encoder do, or the label is that easy to see"
+        )
     return found
 
 
@@ -108,12 +113,12 @@ def _patient_table(results: "Results", endpoint: str, labels: pd.Series, sites: 
 
 def _suspected(found: Sequence[Finding], instead: str) -> list[Finding]:
     """Findings of what is no fault of the run: worth a look, and said what else it can be; they end nothing."""
-    return [
-        replace(one, state="suspect", reason=one.reason.replace(MADE_FROM_LABEL, instead))
-        if one.state == "leak"
-        else one
-        for one in found
-    ]
+    return [replace(one, state="suspect") if one.state == "leak" else one for one in _explained(found, instead)]
+
+
+def _explained(found: Sequence[Finding], instead: str) -> list[Finding]:
+    """What else than a column made from the label a finding can be."""
+    return [replace(one, reason=one.reason.replace(MADE_FROM_LABEL, instead)) for one in found]
 
 
 def _copies(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Finding]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mil.config import ExperimentSpec
 from mil.metrics.arms import ENSEMBLE, OWN_SITE
 from mil.metrics.baselines.protocol import INNER, PREDICTIONS, STRATEGIES, Folded, permuted_labels, run_protocol
 from mil.metrics.calibration import logit
@@ -119,7 +120,7 @@ def permuted(inputs: pd.DataFrame, bags: pd.DataFrame, seed: int, number: int = 
 def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
     """Mean of the logits of clinical and slide model, strategy by strategy; nothing is fitted, so nothing can leak."""
     parts = []
-    for name, experiment in results.family().items():
+    for name, experiment in fused(results).items():
         kind = {"local": "local", "pooled": "pooled"}.get(experiment.strategy.name, "federated")
         kind = "loso" if experiment.protocol == "leave_one_site_out" else kind
         clinical_part = baselines[baselines["experiment"] == f"clinical_{kind}"]
@@ -130,6 +131,14 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
         logits = (logit(both["score_slide"].to_numpy()) + logit(both["score_clinical"].to_numpy())) / 2
         parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=1 / (1 + np.exp(-logits))))
     return _stack(parts, PREDICTIONS)
+
+
+def fused(results: "Results") -> dict[str, ExperimentSpec]:
+    """The experiments that are fused: of the main one's family one a strategy, the main one itself or the first under `run`."""
+    family, chosen = results.family(), {}
+    for name in (results.main, *family):
+        chosen.setdefault(family[name].strategy.name, name)
+    return {name: one for name, one in family.items() if name in chosen.values()}
 
 
 def _stack(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

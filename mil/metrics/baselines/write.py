@@ -12,7 +12,7 @@ import pandas as pd
 
 from mil.errors import MilError
 from mil.metrics.baselines.curves import patients_curve, permutations, site_value, tiles_curve
-from mil.metrics.baselines.inputs import bag_means, run_baselines
+from mil.metrics.baselines.inputs import bag_means, fused, run_baselines
 from mil.metrics.baselines.landscape import cluster_tiles, components, enrichment, shares, site_classifier
 from mil.metrics.comparison import compare_with
 from mil.metrics.score import COLUMNS, score
@@ -88,7 +88,7 @@ def rivals(results: "Results", name: str, baselines: pd.DataFrame) -> pd.DataFra
     """
     experiment = results.experiments[name]
     left_out = experiment.protocol == LEFT_OUT
-    fusion = f"fusion_{experiment.strategy.name}" if name in results.family() else ""
+    fusion = f"fusion_{experiment.strategy.name}" if name in fused(results) else ""
     truth = results.bags(experiment.endpoint).set_index("patient_id")["label"]
     others = {}
     for other, part in baselines.groupby("experiment"):
