@@ -7,9 +7,10 @@ the folds are dealt as a cohort's are: 10 outer folds, 5 times over (a seed each
 chooses the number of epochs (and whatever a head's search names) on the inner folds only and refits;
 `mil.predictions.predict` gives each held-out bag its probability; accuracy is at 0.5.
 
-`published` is Ilse et al.'s own network and optimiser (three embedding layers of 256, 128, 64 with dropout, attention of 64; SGD
-with momentum 0.9, weight decay 0.005, one bag a step, at most 100 epochs, their learning rate of each set): nothing of it was
-chosen here. The other rows search learning rate, weight decay and dropout of a smaller network on the inner folds.
+`published` is Ilse et al.'s own network and optimiser (three embedding layers of 256, 128, 64 with dropout, attention of 64,
+Glorot's first weights; SGD with momentum 0.9, weight decay 0.005, one bag a step, at most 100 epochs, their learning rate of
+each set): nothing of it was chosen here. The other rows search learning rate, weight decay and dropout of a smaller network
+on the inner folds.
 Literature: Ilse et al. 2018, table 1, attention and gated attention, mean of 5 runs of 10 folds.
 """
 

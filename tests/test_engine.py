@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mil import cli, hdf5
+from mil.commands import options
 from mil.config import EncoderSpec
 from mil.encoders import Encoder, build
 from mil.errors import MilError
@@ -146,7 +147,7 @@ def test_the_log_has_the_profile_and_the_terminal_where_it_is_asked_for(profile,
         str(tmp_path / "log"),
     ]
     done = CliRunner().invoke(cli.app, [*command, "--threads", "1", *(["--profile"] if profile else [])])
-    cli._open_reporters[-1].log.close()
+    options.reporters[-1].log.close()
     assert done.exit_code == 0, done.output
     log = (tmp_path / "log").read_text()
     for line in ("20 tiles in", "the CPU busy", "  reading:", "  encoder:", "  writing:", "1 readers"):

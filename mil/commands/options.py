@@ -14,18 +14,19 @@ SpecOption = Annotated[
 LogOption = Annotated[Optional[Path], typer.Option("--log", help="Write plain lines here too.", show_default=False)]  # noqa: UP045
 OutOption = Annotated[Path, typer.Option("--out", help="File to write.")]
 
-_open: list[Reporter] = []
+reporters: list[Reporter] = []
+"""Of the commands of this process, the last one last."""
 
 
 def reporter_of(log: Path | None) -> Reporter:
     """The command's reporter; `report_failure` writes to it, too."""
-    _open.append(Reporter(log))
-    return _open[-1]
+    reporters.append(Reporter(log))
+    return reporters[-1]
 
 
 def report_failure(line: str) -> None:
     """Say a failure where the command has said the rest: on standard error, and in its log."""
-    if _open:
-        _open[-1].say(line)
+    if reporters:
+        reporters[-1].say(line)
     else:
         print(line, file=sys.stderr)

@@ -15,12 +15,12 @@ class Attentive(Head):
 
     def __init__(self, spec: Attending, width: int, outputs: int, branches: int) -> None:
         self.spec, self.dropout = spec, spec.dropout
-        widths = (width, *spec.before)
-        self.before = [Linear(f"before.{k}", *pair) for k, pair in enumerate(pairwise(widths))]
-        self.embed = Linear("embed", widths[-1], spec.hidden)
-        self.branches = Linear("branches", spec.hidden, branches * spec.attention)
-        self.weigh = Linear("weigh", spec.attention, 1)
-        self.score = MLP("score", (spec.hidden, *spec.classifier, outputs), torch.relu)
+        widths, init = (width, *spec.before), spec.init
+        self.before = [Linear(f"before.{k}", *pair, init=init) for k, pair in enumerate(pairwise(widths))]
+        self.embed = Linear("embed", widths[-1], spec.hidden, init=init)
+        self.branches = Linear("branches", spec.hidden, branches * spec.attention, init=init)
+        self.weigh = Linear("weigh", spec.attention, 1, init=init)
+        self.score = MLP("score", (spec.hidden, *spec.classifier, outputs), torch.relu, init=init)
         self.parts = (*self.before, self.embed, self.branches, self.weigh, self.score)
 
     def gate(self, branches: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class Attending(Spec):
     """Width of the tile embedding before attention."""
     activation: Literal["relu", "none"] = "relu"
     """After the tile embedding."""
+    init: Literal["uniform", "xavier"] = "uniform"
+    """First weights: PyTorch's, within +-1/sqrt(inputs), or Glorot and Bengio's (2010), which several layers do not dim."""
     attention: Width = 128
     """Width of the attention branches."""
     classifier: tuple[Width, ...] = ()
@@ -158,11 +160,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "owkin_transmil": {"name": "transmil", "dropout": 0.0},
     # Ilse et al. 2018, supplement: MUSK, Fox, Tiger, Elephant. The share of dropout is Wang et al.'s MI-Net's, 2018.
-    "ilse_attention": {"name": "attention", "before": (256, 128), "hidden": 64, "attention": 64, "dropout": 0.5},
+    "ilse_attention": {
+        "name": "attention",
+        "before": (256, 128),
+        "hidden": 64,
+        "init": "xavier",
+        "attention": 64,
+        "dropout": 0.5,
+    },
     "ilse_gated_attention": {
         "name": "gated_attention",
         "before": (256, 128),
         "hidden": 64,
+        "init": "xavier",
         "attention": 64,
         "dropout": 0.5,
     },
