@@ -150,10 +150,10 @@ def test_presets_build(name):
 
 
 def test_first_weights_of_several_layers_do_not_dim_the_tiles():
-    tiles, spread = np.random.default_rng(1).normal(size=(256, WIDTH)), {}
+    tiles, spread = np.random.default_rng(1).normal(size=(256, 230)), {}  # as wide as Elephant's
     for init in ("uniform", "xavier"):
         spec = spec_of("ilse_gated_attention").model_copy(update={"init": init})
-        weights, hidden = build(spec, WIDTH, 1).initial(np.random.default_rng(0)), tiles
+        weights, hidden = build(spec, 230, 1).initial(np.random.default_rng(0)), tiles
         for layer in ("before.0", "before.1", "embed"):
             hidden = np.maximum(hidden @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"], 0)
         spread[init] = hidden.std()
