@@ -1,9 +1,7 @@
 """Survival of patients who are predicted positive and negative, and whether the score adds to clinical columns."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from mil.config import FiguresSpec
 from mil.errors import MilError
@@ -11,7 +9,8 @@ from mil.figures.arms import input_name, main_at
 from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, SOFT, column_name, new_figure, strategy_colour, strategy_name
+from mil.figures.style import DOUBLE_MM, SOFT, column_name, new_figure, strategy_colour, strategy_name
+from mil.figures.survival_curves import draw_curves
 from mil.metrics.survival import CoxModels, c_index_interval, cox_models, follow_up, kaplan_meier, log_rank
 
 GROUPS = {1: "predicted positive", 0: "predicted negative"}
@@ -43,7 +42,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     picture = new_figure(DOUBLE_MM if cox else 95, 78)
     panels = picture.subplots(1, 2 if cox else 1, squeeze=False, width_ratios=(1.25, 1) if cox else (1,))[0]
     curves = kaplan_meier(table, metrics.confidence)
-    _curves(panels[0], curves, table, metrics.time, log_rank(table))
+    draw_curves(
+        panels[0], curves, table, GROUPS, {group: group for group in GROUPS.values()}, column_name(metrics.time)
+    )
+    panels[0].legend(loc="lower left")
+    tested = f"Log-rank {p_words(log_rank(table))}"
+    panels[0].text(0.98, 0.97, tested, transform=panels[0].transAxes, ha="right", va="top", fontsize=6.5)
     if cox:
         _ratios(panels[1], cox, strategy_colour(results.experiments[results.main].strategy.name))
     main = results.experiments[results.main]
@@ -69,29 +73,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"score, longer without event).{added}"
         ),
     )
-
-
-def _curves(axes: Axes, curves: pd.DataFrame, table: pd.DataFrame, time: str, p: float) -> None:
-    last = float(table["time"].max())
-    ticks = np.asarray(MaxNLocator(6, steps=[1, 2, 2.5, 5, 6, 10]).tick_values(0, last))
-    ticks = ticks[ticks <= last]
-    for row, (label, group) in enumerate(GROUPS.items()):
-        part, colour = curves[curves["group"] == group], CLASS_COLOURS[label]
-        axes.step(part["time"], part["survival"], where="post", color=colour, linewidth=1.4, label=group)
-        axes.fill_between(part["time"], part["low"], part["high"], step="post", color=colour, alpha=0.13, linewidth=0)
-        mine = table[table["group"] == group]
-        gone = mine[~mine["event"]]
-        height = np.interp(gone["time"], part["time"], part["survival"])
-        axes.plot(gone["time"], height, "|", color=colour, markersize=3.5, markeredgewidth=0.7)
-        for tick in ticks:
-            axes.text(
-                tick, -0.30 - 0.075 * row, str(int((mine["time"] >= tick).sum())), ha="center", va="center",
-                fontsize=6.3, color=colour, transform=axes.get_xaxis_transform(),
-            )  # fmt: skip
-    axes.text(-0.02, -0.225, "At risk", fontsize=6.3, color=SOFT, transform=axes.transAxes, ha="left", va="center")
-    axes.set(xlim=(0, last), ylim=(0, 1.02), xlabel=column_name(time), ylabel="Without event", xticks=ticks)
-    axes.legend(loc="lower left")
-    axes.text(0.98, 0.97, f"Log-rank {p_words(p)}", transform=axes.transAxes, ha="right", va="top", fontsize=6.5)
 
 
 def _ratios(axes: Axes, cox: CoxModels, colour: str) -> None:

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_at
@@ -11,7 +10,8 @@ from mil.figures.cohort_table import p_words
 from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
 from mil.figures.results import Absent, Results
-from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, SOFT, column_name, new_figure, strategy_name
+from mil.figures.style import DOUBLE_MM, column_name, new_figure, strategy_name
+from mil.figures.survival_curves import draw_curves
 from mil.metrics.arms import GROUPS as SITE_GROUPS
 from mil.metrics.arms import Scope
 from mil.metrics.kinds.survival import risk_groups, stratified_log_rank
@@ -57,25 +57,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 def _panel(axes: Axes, scope: Scope, table: pd.DataFrame, time: str, confidence: float) -> list[pd.DataFrame]:
     table = table.assign(group=table["higher"].map(GROUPS))
     curves = kaplan_meier(table.sort_values("higher"), confidence)
-    last = float(table["time"].max())
-    ticks = np.asarray(MaxNLocator(5, steps=[1, 2, 2.5, 5, 6, 10]).tick_values(0, last))
-    ticks = ticks[(ticks >= 0) & (ticks <= last)]
-    for row, (place, group) in enumerate(GROUPS.items()):
-        part, mine, colour = curves[curves["group"] == group], table[table["group"] == group], CLASS_COLOURS[place]
-        axes.step(part["time"], part["survival"], where="post", color=colour, linewidth=1.4, label=_label(group, mine))
-        axes.fill_between(part["time"], part["low"], part["high"], step="post", color=colour, alpha=0.13, linewidth=0)
-        gone = mine.loc[~mine["event"], "time"]
-        height = [part.loc[part["time"] <= one, "survival"].iloc[-1] for one in gone]
-        axes.plot(gone, height, "|", color=colour, markersize=3.5, markeredgewidth=0.7)
-        for tick in ticks:
-            axes.text(
-                tick, -0.29 - 0.07 * row, str(int((mine["time"] >= tick).sum())), ha="center", va="center",
-                fontsize=6.3, color=colour, transform=axes.get_xaxis_transform(),
-            )  # fmt: skip
-    axes.text(-0.02, -0.22, "At risk", fontsize=6.3, color=SOFT, transform=axes.transAxes, ha="left", va="center")
+    labels = {group: _label(group, table[table["group"] == group]) for group in GROUPS.values()}
+    draw_curves(axes, curves, table, GROUPS, labels, time)
     p = stratified_log_rank(table)
     tested = f"log-rank {p_words(p)}" if np.isfinite(p) else "no log-rank test: one group only"
-    axes.set(xlim=(0, last * 1.02), ylim=(0, 1.02), xlabel=time, ylabel="Without event", xticks=ticks)
     axes.set_title(f"{capital(scope.site)}, {tested}", fontsize=7, pad=24)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, borderpad=0, labelspacing=0.3)
     stated = {"site": scope.site, "trained_on": scope.trained_on}
