@@ -18,11 +18,11 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 
+from mil.baselines.clinical_cohort import ClinicalResults, clinical_cohort, read_patients
 from mil.config import Config
 from mil.files import write_text
-from mil.metrics import delong
-from mil.metrics.clinical_cohort import ClinicalResults, clinical_cohort, read_patients
 from mil.metrics.score import primary
+from mil.statistics import delong
 from mil.tables import write_table
 
 SHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"

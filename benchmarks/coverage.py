@@ -18,16 +18,16 @@ import pandas as pd
 from scipy import stats
 
 from mil.config import EndpointSpec, MetricsSpec
-from mil.metrics import calibration, classification, decision, delong, intervals, ranking
+from mil.endpoints.kinds import Kind, build_kind
+from mil.endpoints.kinds.binary import bootstrap_interval
 from mil.metrics.added_value import added_value
-from mil.metrics.arms import Scope
-from mil.metrics.bootstrap import percentile_interval, point, resamples
-from mil.metrics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds, within_folds
-from mil.metrics.kinds import Kind, build_kind
-from mil.metrics.kinds.binary import bootstrap_interval
 from mil.metrics.localisation import SlideAttention, by_slide, localise
-from mil.metrics.survival import c_index, c_index_interval
 from mil.rng import rng
+from mil.statistics import calibration, classification, decision, delong, intervals, ranking
+from mil.statistics.arms import Scope
+from mil.statistics.bootstrap import percentile_interval, point, resamples
+from mil.statistics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds, within_folds
+from mil.statistics.survival import c_index, c_index_interval
 
 # patients, prevalence, AUROC, shift and slope of the score's logits against the true ones
 COHORTS = (

@@ -242,7 +242,7 @@ def agreement(entry: str) -> None:
 def memory_halving() -> None:
     """A batch that cannot fit is halved until it does."""
     if DEVICE.type != "cuda":
-        note("out of memory", "needs a GPU; tests/test_engine.py has it without one")
+        note("out of memory", "needs a GPU; tests/features/test_engine.py has it without one")
         return
     spec = EncoderSpec(name="kaiko_vits16", weights="random", batch_size=64)
     engine = Engine(build(spec), spec, DEVICE, reporter=Reporter(stream=sys.stdout))

@@ -17,9 +17,11 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/oracles"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import inprocess
 import numpy as np
 import pandas as pd
 import torch
@@ -27,14 +29,14 @@ from deployment import Deployment, free_port
 from hospitals import Hospitals, make_hospitals, rewrite_protocol
 
 from mil import hdf5
-from mil.bags import deal_folds
+from mil.bags.table import deal_folds
 from mil.config import EndpointSpec
-from mil.federation import hospital, inprocess
-from mil.federation.ledger import read
-from mil.federation.server import Server
-from mil.federation.site import Site
+from mil.hospital import coordinator as hospital
+from mil.hospital.server import Server
+from mil.hospital.site import Site
 from mil.progress import quiet
 from mil.tables import write_table
+from mil.training.ledger import read
 
 ROOT = Path(__file__).resolve().parents[1]
 SITES = {"A": ("train", 64), "B": ("train", 64), "C": ("train", 64)}
@@ -111,7 +113,7 @@ def in_process(hospitals: Hospitals, name: str, folder: Path, key: Path | None =
 def encrypted(hospitals: Hospitals, folder: Path) -> Path | None:
     """Keys for all sites; none without tenseal."""
     from mil.errors import MilError
-    from mil.federation.encryption import make_keys
+    from mil.hospital.encryption import make_keys
 
     try:
         make_keys(folder / "secret", folder / "public")

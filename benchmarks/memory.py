@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mil import hdf5
-from mil.bags import deal_folds
+from mil.bags.table import deal_folds
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec

@@ -5,7 +5,7 @@
 MUSK1 (92 molecules, 476 shapes), Fox and Elephant (200 pictures each, 1,320 and 1,391 regions). A bag is a patient of one site;
 the folds are dealt as a cohort's are: 10 outer folds, 5 times over (a seed each), 4 inner folds. `mil.training.run.train`
 chooses the number of epochs (and whatever a head's search names) on the inner folds only and refits;
-`mil.predictions.predict` gives each held-out bag its probability; accuracy is at 0.5.
+`mil.predictions.predict.predict` gives each held-out bag its probability; accuracy is at 0.5.
 
 `published` is Ilse et al.'s own network and optimiser (three embedding layers of 256, 128, 64 with dropout, attention of 64,
 Glorot's first weights; SGD with momentum 0.9, weight decay 0.005, one bag a step, at most 100 epochs, their learning rate of
@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 from scipy.io import loadmat
 
-from mil.bags import deal_folds
-from mil.endpoints import auroc
-from mil.predictions import predict
+from mil.bags.table import deal_folds
+from mil.endpoints.endpoints import auroc
+from mil.predictions.predict import predict
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec

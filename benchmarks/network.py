@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/oracles"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deployment import Deployment, free_port
@@ -22,9 +23,9 @@ from federation import ROOT, SITES, bytes_a_round, make, seconds_a_round
 from hospitals import Hospitals
 from slow_line import SlowLine
 
-from mil.federation import hospital
-from mil.federation.ledger import read
+from mil.hospital import coordinator as hospital
 from mil.progress import quiet
+from mil.training.ledger import read
 
 
 def run(hospitals: Hospitals, name: str, lines: Mapping[str, SlowLine]) -> tuple[float, int, int]:

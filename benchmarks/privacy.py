@@ -15,19 +15,20 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/oracles"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 
+import inprocess
 import torch
 from hospitals import rewrite_protocol
 from scipy.optimize import brentq
 from tissue import SITES, make_tissue_hospitals, write_tissue
 
-from mil.federation import inprocess
-from mil.federation.config import PrivacySpec
-from mil.federation.ledger import read
-from mil.federation.privacy import Charge, spent, steps_of
-from mil.federation.server import Server
-from mil.federation.site import Site
+from mil.hospital.config import PrivacySpec
+from mil.hospital.privacy import Charge, spent, steps_of
+from mil.hospital.server import Server
+from mil.hospital.site import Site
+from mil.training.ledger import read
 
 SHARED = Path(os.environ.get("MIL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 DELTA, BATCH, CLIP = 1e-2, 8.0, 1.0

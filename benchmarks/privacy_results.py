@@ -20,17 +20,17 @@ import pandas as pd
 import torch
 from scipy.optimize import brentq
 
-from mil.federation.config import FederationSpec
-from mil.federation.forms import BALANCE, Shapes, Slot, slots
-from mil.federation.local import LocalWork
-from mil.federation.models import Refit, run_of
-from mil.federation.noise import SecretStream
-from mil.federation.privacy import Charge, spent, steps_of
-from mil.federation.strategies import Answers, build_strategy, shares
-from mil.figures.results import Results
-from mil.metrics import delong
-from mil.metrics.arms import patient_scores
-from mil.predictions import predict
+from mil.hospital.config import FederationSpec
+from mil.hospital.forms import BALANCE, Shapes, Slot, slots
+from mil.hospital.local import LocalWork
+from mil.hospital.models import Refit, run_of
+from mil.hospital.noise import SecretStream
+from mil.hospital.privacy import Charge, spent, steps_of
+from mil.predictions.predict import predict
+from mil.results.results import Results
+from mil.statistics import delong
+from mil.statistics.arms import patient_scores
+from mil.strategies.strategy import Answers, build_strategy, shares
 from mil.training.plans import first_weights
 from mil.training.store import FeatureStore
 

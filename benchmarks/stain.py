@@ -5,7 +5,7 @@
 
 Macenko beside torchstain's, Reinhard beside HistomicsTK's. Neither needs to be installed: torchstain brings a package
 called `tests` along and HistomicsTK half a viewer; their few files are read from the wheels. Prints the numbers that
-`tests/test_stain.py` holds ours to.
+`tests/features/test_stain.py` holds ours to.
 """
 
 import argparse

@@ -17,9 +17,9 @@ import pandas as pd
 
 from mil.figures.arms import arm
 from mil.figures.communication import features_mb, traffic
-from mil.figures.results import Absent, Results
 from mil.metrics.score import GROUPS
 from mil.metrics.strategies import strategy_table
+from mil.results.results import Absent, Results
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil.bags import TEXT, deal_folds
-from mil.endpoints import build_endpoint
+from mil.bags.table import TEXT, deal_folds
+from mil.endpoints.endpoints import build_endpoint
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec

@@ -12,9 +12,9 @@ import typer
 
 from mil import __version__
 from mil.commands import clinical, encoders, evaluation, files, models, slides
+from mil.commands import hospital as hospitals
 from mil.commands.options import LogOption, report_failure, reporter_of
 from mil.errors import MilError
-from mil.federation import commands as hospitals
 from mil.files import reason_of
 
 app = typer.Typer(

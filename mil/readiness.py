@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mil.bags.covariates import clinical_inputs, refuse_mixture
 from mil.config import Config
 from mil.errors import MilError, nearest
-from mil.metrics.clinical import clinical_inputs, refuse_mixture
-from mil.metrics.survival import follow_up
-from mil.metrics.truth import find
 from mil.slides.sheet import Cohort
+from mil.statistics.survival import follow_up
 from mil.tables import require_columns
+from mil.tiles.truth import find
 
 
 def check_readiness(config: Config, cohort: Cohort) -> None:

@@ -13,8 +13,8 @@ def clinical(
     log: LogOption = None,
 ) -> None:
     """Clinical columns alone, without a slide: local, pooled and federated logistic regression, scored as slide models are."""
+    from mil.baselines.clinical_cohort import clinical_cohort, read_patients
     from mil.config import load
-    from mil.metrics.clinical_cohort import clinical_cohort, read_patients
     from mil.metrics.score import primary
 
     reporter = reporter_of(log)

@@ -24,10 +24,10 @@ def score(
 ) -> None:
     """Score one experiment's predictions, by site, with intervals."""
     from mil.config import EndpointSpec, ExperimentSpec, MetricsSpec, read_spec
-    from mil.metrics.kinds import build_kind
+    from mil.endpoints.kinds import build_kind
     from mil.metrics.score import read_predictions
     from mil.metrics.score import score as score_table
-    from mil.metrics.thresholds import read_inner
+    from mil.statistics.thresholds import read_inner
     from mil.tables import write_table
 
     reporter = reporter_of(log)
@@ -51,8 +51,8 @@ def compare(
 ) -> None:
     """Compare the experiments that differ in one thing, on the same patients, pairwise."""
     from mil.config import MetricsSpec, read_spec
-    from mil.figures.results import Results
     from mil.metrics.comparison import compare as compare_tables
+    from mil.results.results import Results
     from mil.tables import write_table
 
     reporter_of(log)
@@ -69,8 +69,8 @@ def baseline(
     log: LogOption = None,
 ) -> None:
     """What a slide model has to beat, on the same folds: clinical columns, annotation, colour, bag size, site."""
-    from mil.figures.results import Results
-    from mil.metrics.baselines import write_baselines
+    from mil.baselines import write_baselines
+    from mil.results.results import Results
 
     metrics = write_baselines(Results.open(results), endpoint, folder)
     names = ", ".join(metrics["experiment"].unique())
@@ -86,8 +86,8 @@ def localise(
 ) -> None:
     """Score an experiment's attention against the truth of every tile, where there is one."""
     from mil.config import MetricsSpec, read_spec
-    from mil.figures.results import Results
     from mil.metrics.localisation import localise as localise_slides
+    from mil.results.results import Results
     from mil.tables import write_table
 
     reporter_of(log)
@@ -118,7 +118,7 @@ def plot(
             typer.echo(f"{ids[figure]:8s} {figure:22s} {FIGURES[figure].title}{place}")
         return
     from mil.config import FiguresSpec, read_spec
-    from mil.figures.results import Results
+    from mil.results.results import Results
 
     reporter = reporter_of(log)
     opened, settings = Results.open(results), read_spec(FiguresSpec, spec)
@@ -139,9 +139,9 @@ def report(
 ) -> None:
     """Write the cohort's report: one HTML file that opens without a network, and a slide viewer beside it."""
     from mil.config import ReportSpec, read_spec
-    from mil.figures.results import Results
     from mil.files import write_text
     from mil.report import build, write_viewer
+    from mil.results.results import Results
 
     reporter = reporter_of(log)
     opened, settings = Results.open(results), read_spec(ReportSpec, spec)

@@ -16,8 +16,8 @@ def validate(
     log: LogOption = None,
 ) -> None:
     """Read every byte of every HDF5 file; exit with 1 if some are not as they were written."""
+    from mil.features.validate import validate as validate_all
     from mil.tables import write_table
-    from mil.validate import validate as validate_all
 
     reporter = reporter_of(log)
     table = validate_all(folder, reporter, repair)

@@ -20,8 +20,8 @@ def bag(
     log: LogOption = None,
 ) -> None:
     """Form the bags of an endpoint: patients with their slides, label and folds."""
-    from mil.bags import make_bags
-    from mil.census import read_census
+    from mil.bags.census import read_census
+    from mil.bags.table import make_bags
     from mil.config import EndpointSpec, SlidesSpec, read_spec
     from mil.slides.sheet import read_cohort
     from mil.tables import write_table
@@ -49,7 +49,7 @@ def train(
 
     What was interrupted goes on from its last checkpoint when the same command is given again.
     """
-    from mil.bags import TEXT
+    from mil.bags.table import TEXT
     from mil.config import EndpointSpec, ExperimentSpec, read_spec
     from mil.tables import read_table
     from mil.training.run import train_into
@@ -72,9 +72,9 @@ def predict(
     log: LogOption = None,
 ) -> None:
     """Predict every patient with the models that never saw them, and write the attention of every tile."""
-    from mil.attention import write_attention
-    from mil.bags import TEXT
-    from mil.predictions import predict as predict_run
+    from mil.bags.table import TEXT
+    from mil.predictions.attention import write_attention
+    from mil.predictions.predict import predict as predict_run
     from mil.tables import read_table, write_table
     from mil.training.run import Run
     from mil.training.store import FeatureStore

@@ -58,8 +58,8 @@ def check(
 
 def _deep_check(results: Path, out: Path | None, log: Path | None) -> None:
     """Print what the leak checks found; a leak is an error, unless the config says `metrics.on_leak: flag`."""
-    from mil.figures.results import Results
-    from mil.metrics.deep_check import deep_check
+    from mil.leaks.deep_check import deep_check
+    from mil.results.results import Results
     from mil.tables import write_table
 
     reporter = reporter_of(log)
@@ -154,7 +154,7 @@ def census(
     out: OutOption,
 ) -> None:
     """One site's slides with their states and counts: the only slide table that leaves the site's folder."""
-    from mil.census import TEXT, read_manifests, take_census
+    from mil.bags.census import TEXT, read_manifests, take_census
     from mil.tables import read_table, write_table
 
     stages: dict[str, list[Path]] = {}

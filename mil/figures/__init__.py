@@ -43,8 +43,8 @@ from mil.figures import (
     transfer_matrix,
 )
 from mil.figures.registry import FIGURES, Drawn, Entry
-from mil.figures.results import Absent, Results
 from mil.figures.save import save
+from mil.results.results import Absent, Results
 
 __all__ = ["FIGURES", "Absent", "Drawn", "Entry", "Results", "draw_figure", "save"]
 MODULES = (

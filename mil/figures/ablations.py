@@ -6,10 +6,10 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import capital, name_rows
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import MIDDLE_MM, SPARE_COLOURS, chance_line, light_grid, new_figure, strategy_name
-from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
+from mil.results.results import Absent, Results
+from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
 
 @figure("Encoders and models", needs=("metrics",), endpoints=ANY)

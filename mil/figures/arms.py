@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mil.baselines.inputs import NAMES as BASELINE_NAMES
 from mil.config import ExperimentSpec
-from mil.figures.results import Absent, Results
+from mil.endpoints.kinds.rows import fold_values
 from mil.figures.style import (
     BASELINE_COLOUR,
     BASELINE_COLOURS,
@@ -14,11 +15,10 @@ from mil.figures.style import (
     strategy_colour,
     strategy_name,
 )
-from mil.metrics.arms import ENSEMBLE, OWN_SITE, Scope
-from mil.metrics.baselines.inputs import NAMES as BASELINE_NAMES
-from mil.metrics.delong import both_classes
-from mil.metrics.folds import fold_aurocs
-from mil.metrics.kinds.rows import fold_values
+from mil.results.results import Absent, Results
+from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope
+from mil.statistics.delong import both_classes
+from mil.statistics.folds import fold_aurocs
 
 STRATEGY_ORDER = {"local": 0, "pooled": 1}
 LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1, 1, 1)))

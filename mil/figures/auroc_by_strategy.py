@@ -7,10 +7,10 @@ from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.layout import UPRIGHT_MM, capital, fitted, name_rows, text_mm
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, HAIR, INK, SOFT, chance_line, new_figure, readable
-from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
+from mil.results.results import Absent, Results
+from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
 ROW_MM, HEAD_MM, NAMES_MM = 4.6, 22.0, 40.0
 

@@ -4,15 +4,15 @@ import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
+from mil.endpoints.kinds.binary import wilson_interval
 from mil.figures.arms import input_name, main_at
 from mil.figures.layout import outer_panels, site_panels, title_of_site, under
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
-from mil.metrics.calibration import BINS, bin_of
-from mil.metrics.delong import both_classes
-from mil.metrics.intervals import measured
-from mil.metrics.kinds.binary import wilson_interval
+from mil.results.results import Absent, Results
+from mil.statistics.calibration import BINS, bin_of
+from mil.statistics.delong import both_classes
+from mil.statistics.intervals import measured
 
 
 @figure("Calibration by site", needs=("predictions", "bags"))

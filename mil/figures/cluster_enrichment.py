@@ -6,8 +6,8 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Results
 from mil.figures.style import CLASS_COLOURS, MIDDLE_MM, SOFT, light_grid, new_figure
+from mil.results.results import Results
 from mil.rng import rng
 
 

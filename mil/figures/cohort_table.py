@@ -8,9 +8,9 @@ from scipy import stats
 
 from mil.config import FiguresSpec
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import column_name
 from mil.figures.table import table_picture
+from mil.results.results import Absent, Results
 
 MAX_LEVELS = 8
 MIN_NUMBERS = 7  # fewer distinct numbers are levels (grade), not a measure

@@ -5,8 +5,8 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, input_name
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import MIDDLE_MM, SOFT, light_grid, new_figure
+from mil.results.results import Absent, Results
 
 ROW_MM, HEAD_MM = 6.0, 26.0
 MB = 1e6

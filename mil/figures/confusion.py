@@ -6,13 +6,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
+from mil.endpoints.kinds.multiclass import balanced_accuracy, confusion
 from mil.figures.arms import input_name, main_at
 from mil.figures.layout import UPRIGHT_MM, fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import INK, PAPER, luminance, strategy_name
-from mil.metrics.arms import Scope
-from mil.metrics.kinds.multiclass import balanced_accuracy, confusion
+from mil.results.results import Absent, Results
+from mil.statistics.arms import Scope
 
 CMAP, NAMES_MM = "Blues", 10.0
 

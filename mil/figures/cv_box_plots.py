@@ -8,10 +8,10 @@ from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name, values_by_fold
 from mil.figures.layout import capital, name_rows, title_of_site
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, chance_line, light_grid, new_figure, strategy_colour
-from mil.metrics.folds import fold_aurocs
+from mil.results.results import Absent, Results
 from mil.rng import rng
+from mil.statistics.folds import fold_aurocs
 
 LOCAL_BASELINES = ("clinical", "annotation", "mean_features", "fusion")
 

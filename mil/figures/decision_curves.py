@@ -7,12 +7,12 @@ from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name, main_at
 from mil.figures.layout import outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import FAINT, SOFT, strategy_colour, strategy_name
-from mil.metrics import intervals
-from mil.metrics.arms import Scope
-from mil.metrics.decision import net_benefit, treat_all
-from mil.metrics.delong import both_classes
+from mil.results.results import Absent, Results
+from mil.statistics import intervals
+from mil.statistics.arms import Scope
+from mil.statistics.decision import net_benefit, treat_all
+from mil.statistics.delong import both_classes
 
 THRESHOLDS = np.round(np.arange(0.05, 0.81, 0.025), 3)
 

@@ -6,11 +6,11 @@ from mil.config import FiguresSpec
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.layout import capital
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.figures.table import table_picture
-from mil.metrics.arms import EXTERNAL_SITES
 from mil.metrics.score import primary
+from mil.results.results import Absent, Results
+from mil.statistics.arms import EXTERNAL_SITES
 
 
 @figure("External sites: every model and baseline", needs=("metrics", "baselines"), endpoints=ANY)

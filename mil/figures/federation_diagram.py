@@ -9,8 +9,8 @@ from matplotlib.patches import FancyBboxPatch
 from mil.config import FiguresSpec
 from mil.figures.layout import fitted
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, new_figure, readable, site_colour, strategy_name
+from mil.results.results import Absent, Results
 
 HEIGHT_MM, BOX_MM, WALL_MM, SERVER_MM = 96.0, 36.0, 25.0, 150.0
 FEW_SITES = 6  # more than these are drawn as two groups, `COLUMNS` small boxes across

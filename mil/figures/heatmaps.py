@@ -19,11 +19,11 @@ from mil.errors import SlideError
 from mil.figures.arms import input_name
 from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, SOFT, bare_image, new_figure, strategy_name
-from mil.metrics import delong
-from mil.metrics.arms import OWN_SITE, patient_scores
+from mil.results.results import Absent, Results
 from mil.slides.slide import open_slide
+from mil.statistics import delong
+from mil.statistics.arms import OWN_SITE, patient_scores
 
 CMAP = "inferno"
 MARGIN = 0.04

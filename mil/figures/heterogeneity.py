@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
+from mil.endpoints.kinds.binary import wilson_interval
 from mil.figures.layout import legend_of_figure, text_mm
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import (
     DOUBLE_MM,
     SEVERAL_CLASSES,
@@ -23,7 +23,7 @@ from mil.figures.style import (
     site_colour,
     site_marker,
 )
-from mil.metrics.kinds.binary import wilson_interval
+from mil.results.results import Absent, Results
 from mil.rng import rng
 
 PANEL_MM = 46.0  # width of a panel

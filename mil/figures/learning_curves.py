@@ -10,8 +10,8 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import capital, legend_of_figure
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, SOFT, chance_line, new_figure, site_colour, strategy_name
+from mil.results.results import Absent, Results
 
 TRAIN_LINE = (0, (1.5, 1.2))
 LONG, NEW_LINE = 10, "\n"  # a label of so many letters takes two lines

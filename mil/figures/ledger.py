@@ -6,12 +6,12 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.errors import CorruptFile
-from mil.federation.ledger import verify
 from mil.figures.arms import input_name
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.figures.table import table_picture
+from mil.results.results import Absent, Results
+from mil.training.ledger import verify
 
 ROUNDS = 6
 MODEL = re.compile(r"(?P<sites>.+)/repeat(?P<repeat>\d+)/fold(?P<fold>\d+)")

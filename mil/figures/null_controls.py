@@ -8,10 +8,10 @@ from mil.config import FiguresSpec
 from mil.figures.arms import BASELINE_NAMES, input_name
 from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import BASELINE_COLOUR, DOUBLE_MM, FAINT, chance_line, new_figure, strategy_colour, strategy_name
-from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.score import primary
+from mil.results.results import Absent, Results
+from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
 CONTROLS = ("site", "bag_size", "colour")
 

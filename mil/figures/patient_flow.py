@@ -8,8 +8,8 @@ from matplotlib.patches import FancyBboxPatch
 from mil.config import FiguresSpec
 from mil.figures.layout import fitted
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Results
 from mil.figures.style import DOUBLE_MM, FAINT, HAIR, INK, SOFT, new_figure, readable, site_colour
+from mil.results.results import Results
 
 REASONS = {
     "no_mpp": "no pixel size",

@@ -11,7 +11,6 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.heatmaps import Shown, choose, draw_attention, scale_of, show
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import (
     DOUBLE_MM,
     HAIR,
@@ -23,6 +22,7 @@ from mil.figures.style import (
     strategy_colour,
     strategy_name,
 )
+from mil.results.results import Absent, Results
 
 GRID = 3
 ROWS, COLUMNS = 48, 64

@@ -6,10 +6,10 @@ from mil.config import FiguresSpec
 from mil.figures.arms import arms_at, input_name
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import FAINT
-from mil.metrics.intervals import measured
-from mil.metrics.ranking import precision_recall_curve
+from mil.results.results import Absent, Results
+from mil.statistics.intervals import measured
+from mil.statistics.ranking import precision_recall_curve
 
 
 @figure("Precision and recall by site", needs=("predictions", "bags"))

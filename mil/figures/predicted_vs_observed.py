@@ -5,13 +5,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
+from mil.endpoints.kinds.rows import measured_rows
 from mil.figures.arms import input_name, main_at
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import FAINT, column_name, light_grid, site_colour, strategy_name
-from mil.metrics.arms import Scope
-from mil.metrics.kinds.rows import measured_rows
+from mil.results.results import Absent, Results
+from mil.statistics.arms import Scope
 
 
 @figure("Predicted and observed", needs=("predictions", "bags"), endpoints=("regression",))

@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mil.config import FiguresSpec
+from mil.endpoints.kinds import KINDS as ENDPOINT_KINDS
 from mil.errors import MilError, nearest
-from mil.figures.results import Absent, Results
 from mil.figures.style import use_style
-from mil.metrics.kinds import KINDS as ENDPOINT_KINDS
 from mil.registry import Registry
+from mil.results.results import Absent, Results
 
 KINDS = (
     "predictions",

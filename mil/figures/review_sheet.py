@@ -10,9 +10,9 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Results
 from mil.figures.style import DOUBLE_MM, FAINT, SOFT, bare_image, new_figure
 from mil.figures.top_bottom_tiles import all_tiles, pick
+from mil.results.results import Results
 from mil.rng import rng
 
 SIZE_PX = 224

@@ -10,9 +10,9 @@ from mil.config import FiguresSpec
 from mil.errors import MilError
 from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import INK, MIDDLE_MM, SOFT, column_name, light_grid, new_figure
 from mil.metrics.agreement import cohen_kappa, fleiss_kappa, pattern_table
+from mil.results.results import Absent, Results
 from mil.tables import read_text_table, require_columns
 
 KINDS = ("top", "bottom")

@@ -7,11 +7,11 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_at
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
-from mil.metrics import delong
-from mil.metrics.arms import Scope
-from mil.metrics.ranking import roc_curve
+from mil.results.results import Absent, Results
+from mil.statistics import delong
+from mil.statistics.arms import Scope
+from mil.statistics.ranking import roc_curve
 
 
 @figure("ROC curves by class", needs=("predictions", "bags"), endpoints=("multiclass",))

@@ -8,12 +8,12 @@ from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arms_at, input_name
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import chance_line
-from mil.metrics import delong
-from mil.metrics.arms import Scope
-from mil.metrics.bootstrap import bootstrap_weights
-from mil.metrics.ranking import roc_curve
+from mil.results.results import Absent, Results
+from mil.statistics import delong
+from mil.statistics.arms import Scope
+from mil.statistics.bootstrap import bootstrap_weights
+from mil.statistics.ranking import roc_curve
 
 GRID = np.linspace(0, 1, 101)
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import INK, MIDDLE_MM, chance_line, letters, light_grid, new_figure
+from mil.results.results import Absent, Results
 
 
 @figure("Patients, tiles and AUROC", needs=("bags", "baselines"))

@@ -7,8 +7,8 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_at
 from mil.figures.layout import name_sites
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, light_grid, new_figure, strategy_name
+from mil.results.results import Absent, Results
 from mil.rng import rng
 
 

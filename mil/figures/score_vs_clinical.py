@@ -5,13 +5,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
+from mil.bags.covariates import clinical_inputs
 from mil.config import FiguresSpec
 from mil.errors import MilError
 from mil.figures.arms import input_name, main_at
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import legend_of_figure
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import (
     DOUBLE_MM,
     SOFT,
@@ -23,9 +23,9 @@ from mil.figures.style import (
     strategy_name,
 )
 from mil.metrics.added_value import AddedValue, added_value
-from mil.metrics.clinical import clinical_inputs
-from mil.metrics.multiplicity import holm
+from mil.results.results import Absent, Results
 from mil.rng import rng
+from mil.statistics.multiplicity import holm
 
 MAX_PANELS, MOST_TICKS = 7, 7
 

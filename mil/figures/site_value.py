@@ -8,11 +8,11 @@ from mil.config import FiguresSpec
 from mil.figures.arms import arm, input_name
 from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, chance_line, light_grid, new_figure
-from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE
 from mil.metrics.score import primary
+from mil.results.results import Absent, Results
 from mil.rng import rng
+from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE
 
 MOST_SETS = 7  # more sets of sites than these are drawn by their number of sites
 

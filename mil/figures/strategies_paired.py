@@ -9,11 +9,11 @@ from mil.figures.arms import Arm, arm, input_name, values_by_fold
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import FAINT, SOFT, chance_line, light_grid
-from mil.metrics.arms import OWN_SITE
-from mil.metrics.folds import corrected_resampled_t
-from mil.metrics.multiplicity import holm
+from mil.results.results import Absent, Results
+from mil.statistics.arms import OWN_SITE
+from mil.statistics.folds import corrected_resampled_t
+from mil.statistics.multiplicity import holm
 
 FEW_ARMS = 5  # more than these are named from bottom to top
 NAMES_MM = 24.0

@@ -4,14 +4,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
+from mil.endpoints.kinds import Measure
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.layout import capital, name_rows
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, chance_line, light_grid, new_figure
-from mil.metrics.arms import EXTERNAL_SITES, TRAINING_SITES
-from mil.metrics.kinds import Measure
 from mil.metrics.score import primary
+from mil.results.results import Absent, Results
+from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
 
 
 @figure("Strategies, rounds and local work", needs=("metrics", "rounds"), endpoints=ANY)

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, FAINT, HAIR, light_grid, new_figure
-from mil.metrics.arms import GROUPS, OWN_SITE
 from mil.metrics.strategies import ELSEWHERE, POOLED, strategy_table
+from mil.results.results import Absent, Results
+from mil.statistics.arms import GROUPS, OWN_SITE
 
 ROW_MM, HEAD_MM = 6.0, 22.0
 EQUAL = 0.02

@@ -12,9 +12,9 @@ from mil.figures.arms import input_name, main_at
 from mil.figures.cohort_table import p_text
 from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import HAIR, INK, SOFT, chance_line, column_name, new_figure, strategy_colour, strategy_name
 from mil.metrics.subgroups import subgroup_aurocs
+from mil.results.results import Absent, Results
 
 ROW_MM = 4.8
 AREAS = {"width_ratios": (1.0, 1.15)}

@@ -5,17 +5,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
+from mil.endpoints.kinds.survival import risk_groups, stratified_log_rank
 from mil.figures.arms import input_name, main_at
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, column_name, new_figure, strategy_name
 from mil.figures.survival_curves import draw_curves
-from mil.metrics.arms import GROUPS as SITE_GROUPS
-from mil.metrics.arms import Scope
-from mil.metrics.kinds.survival import risk_groups, stratified_log_rank
-from mil.metrics.survival import kaplan_meier
+from mil.results.results import Absent, Results
+from mil.statistics.arms import GROUPS as SITE_GROUPS
+from mil.statistics.arms import Scope
+from mil.statistics.survival import kaplan_meier
 
 GROUPS = {1: "higher risk", 0: "lower risk"}
 

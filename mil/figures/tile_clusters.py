@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.figures.cluster_enrichment import cluster_name
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, FAINT, SOFT, bare_image, light_grid, new_figure
+from mil.results.results import Absent, Results
 
 EXEMPLARS = 8
 TILE_PX = 112

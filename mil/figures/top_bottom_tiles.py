@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.registry import Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, FAINT, SOFT, bare_image, new_figure, strategy_name
+from mil.results.results import Absent, Results
 
 TILE_PX = 160  # pixels of a tile in the montage, whatever its size in the analysis
 PER_PATIENT = 2

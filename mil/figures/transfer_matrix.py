@@ -8,9 +8,9 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, name_sites
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.results import Absent, Results
 from mil.figures.style import DOUBLE_MM, INK, PAPER, SOFT, luminance, new_figure, strategy_name
-from mil.metrics.arms import OWN_SITE
+from mil.results.results import Absent, Results
+from mil.statistics.arms import OWN_SITE
 
 CMAP = "RdBu_r"
 CELL_MM, SMALL_MM = 24.0, 15.0  # narrower cells hold the value only, the interval is in the CSV

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from mil.bags.covariates import clinical_inputs
 from mil.errors import MilError
-from mil.metrics.clinical import clinical_inputs
 
 STEPS = 60
 SEPARATED = 15.0  # a standardised coefficient beyond is separation

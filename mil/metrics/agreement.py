@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mil.metrics.multiplicity import benjamini_hochberg
+from mil.statistics.multiplicity import benjamini_hochberg
 
 
 def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str], groups: tuple[str, str]) -> pd.DataFrame:

@@ -9,14 +9,21 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
+from mil.endpoints.kinds import KINDS, Kind, build_kind
+from mil.endpoints.kinds.rows import fold_values
 from mil.errors import MilError
-from mil.metrics import delong
-from mil.metrics.arms import ENSEMBLE, GROUPS, OTHER_SITES, OWN_SITE, Scope, label_columns, scopes
-from mil.metrics.folds import KEYS, FoldTest, corrected_resampled_t, fold_aurocs, paired_in_folds, placements_in_folds
-from mil.metrics.kinds import KINDS, Kind, build_kind
-from mil.metrics.kinds.rows import fold_values
-from mil.metrics.multiplicity import holm
 from mil.metrics.score import whole_counts
+from mil.statistics import delong
+from mil.statistics.arms import ENSEMBLE, GROUPS, OTHER_SITES, OWN_SITE, Scope, label_columns, scopes
+from mil.statistics.folds import (
+    KEYS,
+    FoldTest,
+    corrected_resampled_t,
+    fold_aurocs,
+    paired_in_folds,
+    placements_in_folds,
+)
+from mil.statistics.multiplicity import holm
 
 COLUMNS = (
     "endpoint",

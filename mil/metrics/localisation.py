@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
-from mil.metrics import delong
-from mil.metrics.arms import EXTERNAL_SITES, TRAINING_SITES
-from mil.metrics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
 from mil.metrics.score import described
+from mil.statistics import delong
+from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
+from mil.statistics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
 
 if TYPE_CHECKING:
-    from mil.figures.results import Results
+    from mil.results.results import Results
 
 COLUMNS = (
     "site",

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
-from mil.metrics.arms import GROUPS, scopes
-from mil.metrics.kinds import KINDS, Kind, build_kind, scope_columns
+from mil.endpoints.kinds import KINDS, Kind, build_kind, scope_columns
+from mil.statistics.arms import GROUPS, scopes
 from mil.tables import read_table
 
 # the interval that is shown, by primary measure

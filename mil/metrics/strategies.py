@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from mil.config import MetricsSpec
-from mil.metrics import delong, ranking
-from mil.metrics.arms import ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes
-from mil.metrics.kinds import Kind, build_kind
-from mil.metrics.kinds.kind import PAIRED_BOOTSTRAP, paired_bootstrap
-from mil.metrics.multiplicity import holm
+from mil.endpoints.kinds import Kind, build_kind
+from mil.endpoints.kinds.kind import PAIRED_BOOTSTRAP, paired_bootstrap
 from mil.metrics.score import whole_counts
+from mil.statistics import delong, ranking
+from mil.statistics.arms import ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes
+from mil.statistics.multiplicity import holm
 
 POOLED, ELSEWHERE = "pooled", "locals elsewhere"
 COLUMNS = (

@@ -7,8 +7,8 @@ import pandas as pd
 from scipy import stats
 
 from mil.errors import MilError, nearest
-from mil.metrics import delong
-from mil.metrics.multiplicity import holm
+from mil.statistics import delong
+from mil.statistics.multiplicity import holm
 
 MAX_LEVELS = 6
 MIN_OF_A_CLASS = 3  # patients of either class below which a subgroup's AUROC is not drawn

@@ -11,13 +11,13 @@ from mil import __version__
 from mil.config import ReportSpec
 from mil.figures import FIGURES
 from mil.figures.paper import PAPER
-from mil.figures.results import Results
 from mil.report.cells import Table
 from mil.report.claims import claims, headline
 from mil.report.methods import limits, methods
 from mil.report.pictures import Picture, picture_of
 from mil.report.story import STORY, Chapter
 from mil.report.tables import tables_of
+from mil.results.results import Results
 
 HERE = Path(__file__).parent
 FONTS = Path(__file__).parents[1] / "figures" / "fonts"

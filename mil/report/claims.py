@@ -6,12 +6,12 @@ import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_words
-from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
-from mil.metrics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 from mil.metrics.comparison import paired_rows
 from mil.metrics.score import primary
 from mil.report.cells import signed_interval, with_interval
+from mil.results.results import Absent, Results
+from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
 MOST_NAMED = 5
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from mil import __version__
 from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
-from mil.figures.results import Absent, Results
 from mil.figures.style import encoder_name, model_name, strategy_name
+from mil.results.results import Absent, Results
 
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
 FEW_PATIENTS = 100

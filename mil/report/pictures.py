@@ -12,9 +12,9 @@ import pandas as pd
 
 from mil.errors import MilError
 from mil.figures import FIGURES
-from mil.figures.results import Results
 from mil.report.cells import Table
 from mil.report.tables import table_of_figure
+from mil.results.results import Results
 from mil.tables import read_table, read_text_table
 
 MAX_SVG_BYTES = 700_000

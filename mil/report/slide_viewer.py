@@ -17,10 +17,10 @@ from mil.config import ReportSpec
 from mil.errors import SlideError
 from mil.figures.arms import input_name
 from mil.figures.heatmaps import choose
-from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.files import write_text
 from mil.progress import Reporter, quiet
+from mil.results.results import Absent, Results
 from mil.slides.slide import Slide, open_slide
 
 HERE = Path(__file__).parent / "viewer"

@@ -5,20 +5,20 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from mil.endpoints.kinds import Kind
+from mil.endpoints.kinds.binary import PRIMARY
+from mil.endpoints.kinds.multiclass import OF_CLASS
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_text
 from mil.figures.patient_flow import reason_name
-from mil.figures.results import Absent, Results
 from mil.figures.style import strategy_name
 from mil.figures.table import folded
-from mil.metrics.arms import EXTERNAL_SITES
 from mil.metrics.comparison import paired_rows
-from mil.metrics.kinds import Kind
-from mil.metrics.kinds.binary import PRIMARY
-from mil.metrics.kinds.multiclass import OF_CLASS
 from mil.metrics.score import primary
 from mil.registry import Registry
 from mil.report.cells import Cell, Table, count, number, signed_interval, with_interval
+from mil.results.results import Absent, Results
+from mil.statistics.arms import EXTERNAL_SITES
 
 TABLES: Registry[Callable[[Results], Table]] = Registry("table")
 

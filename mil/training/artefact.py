@@ -15,17 +15,17 @@ from safetensors.torch import save as packed
 
 import mil
 from mil.config import parse
-from mil.endpoints import Endpoint
+from mil.endpoints.endpoints import Endpoint
 from mil.errors import CorruptFile, MilError
-from mil.federation.clients import Clients
-from mil.federation.ledger import Ledger, digest
-from mil.federation.strategies import Strategy
 from mil.files import write_bytes, write_text
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
+from mil.strategies.strategy import Strategy
 from mil.tables import read_table, require_columns, write_table
+from mil.training.clients import Clients
 from mil.training.cohort import Cohort
+from mil.training.ledger import Ledger, digest
 from mil.training.protocol import Task
 
 INNER = ["trained_on", "repeat", "fold", "inner", "patient_id", "site", "label", "score"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mil.endpoints import Endpoint
+from mil.endpoints.endpoints import Endpoint
 from mil.errors import MilError
 from mil.specs.endpoints import EndpointSpec
 from mil.tables import require_columns

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.endpoints import Endpoint
+from mil.endpoints.endpoints import Endpoint
 from mil.models.head import Head, Inputs, Output
 from mil.training.dropout import combined, step_key
 from mil.training.layout import Layout

@@ -8,24 +8,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil.endpoints import Endpoint, build_endpoint
+from mil.endpoints.endpoints import Endpoint, build_endpoint
 from mil.errors import MilError
-from mil.federation.checkpoint import Checkpoint, forget
-from mil.federation.clients import Clients
-from mil.federation.records import Records
-from mil.federation.rounds import Driver, Phase
-from mil.federation.strategies import Strategy, build_strategy
 from mil.models import build
 from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
+from mil.strategies.strategy import Strategy, build_strategy
 from mil.training.artefact import Family, Run, inner_scores, model_table
+from mil.training.checkpoint import Checkpoint, forget
+from mil.training.clients import Clients
 from mil.training.cohort import Cohort
 from mil.training.engine import Data, Engine, Method, one_thread_each
 from mil.training.packing import Places
 from mil.training.plans import Rounds
 from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select, teachers
+from mil.training.records import Records
+from mil.training.rounds import Driver, Phase
 from mil.training.scaling import Moments
 from mil.training.setup import Setup
 from mil.training.store import FeatureStore

@@ -1,0 +1,1 @@
+"""Features and labels -> the bag table of an endpoint."""

@@ -1,0 +1,184 @@
+"""Census and patient table -> the bag table of an endpoint: who is in, with which slides, label and folds.
+
+Folds are dealt within every training site and label, so a hospital can deal its own without seeing another's patients;
+the same seed gives the same folds whatever the order of the rows. They are written once and never computed again.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from mil.bags.census import flow
+from mil.bags.covariates import clinical_inputs
+from mil.config import EndpointSpec
+from mil.errors import MilError, nearest
+from mil.rng import rng
+from mil.slides.sheet import Cohort
+
+MOST_CLASSES = 12  # a number with more values is no class
+LARGEST = float(np.finfo(np.float32).max)  # models predict in single precision
+TEXT = ("patient_id", "slides", "site", "role")
+
+
+def make_bags(
+    cohort: Cohort,
+    census: pd.DataFrame,
+    roles: Mapping[str, str],
+    endpoint: EndpointSpec,
+    covariates: Sequence[str] = (),
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The bag table (a row a patient: patient_id, slides, site, role, label, covariates, folds) and the flow table.
+
+    A survival endpoint has `time` beside its label, which says whether the event happened. `covariates` are columns of the
+    patient table that experiments read besides the slides, as numbers.
+    """
+    targets = targets_of(cohort, endpoint)
+    usable = census[census["state"] == "ok"]
+    slides = usable.groupby("patient_id")["slide_id"].agg(lambda ids: ";".join(sorted(ids)))
+    site = census.groupby("patient_id")["site"].first()
+    used = sorted(set(slides.index) & set(targets.index))
+    bags = pd.DataFrame({"patient_id": used, "slides": slides.loc[used].to_numpy(), "site": site.loc[used].to_numpy()})
+    bags["role"] = bags["site"].map(dict(roles))
+    for column in targets:
+        bags[column] = targets.loc[used, column].to_numpy()
+    for name, numbers in covariate_columns(cohort, covariates).items():
+        bags[str(name)] = numbers.loc[used].to_numpy()
+    bags = bags.sort_values(["site", "patient_id"], ignore_index=True)
+    lost = dict.fromkeys(set(slides.index) - set(targets.index), "no_label")
+    table = flow(census, roles, used, lost)
+    _check_classes(bags, roles, endpoint)
+    return deal_folds(bags, endpoint), table
+
+
+def targets_of(cohort: Cohort, endpoint: EndpointSpec) -> pd.DataFrame:
+    """`label` (and `time`) by patient_id, of patients whose cells are filled; a value that is none is an error with its line."""
+    if endpoint.kind == "binary":
+        return binary_labels(cohort, endpoint).to_frame("label")
+    values = cohort.patients.set_index("patient_id")[endpoint.column]
+    if endpoint.kind == "multiclass":
+        known = values[values != ""]
+        _refuse(known[~known.isin(endpoint.classes)], endpoint.column, f"none of {', '.join(endpoint.classes)}", cohort)
+        return known.to_frame("label")
+    numbers = pd.to_numeric(values.where(values != ""), errors="coerce")
+    usable = numbers.abs() <= LARGEST
+    wrong = (values != "") & ~(usable & ((endpoint.kind != "survival") | (numbers > 0)))
+    _refuse(
+        values[wrong], endpoint.column, "no positive number" if endpoint.kind == "survival" else "no number", cohort
+    )
+    if endpoint.kind == "regression":
+        return numbers.dropna().to_frame("label")
+    event = binary_labels(cohort, endpoint.model_copy(update={"column": endpoint.event}))
+    return pd.DataFrame({"label": event, "time": numbers}).dropna().astype({"label": int})
+
+
+def _refuse(wrong: pd.Series, column: str, what: str, cohort: Cohort) -> None:
+    if len(wrong):
+        line = cohort.patients.index[cohort.patients["patient_id"] == wrong.index[0]][0]
+        raise MilError(
+            f"patient table {cohort.source} line {line}: patient '{wrong.index[0]}' has {column} = '{wrong.iloc[0]}', which is "
+            f"{what}; correct it, or leave it blank"
+        )
+
+
+def covariate_columns(cohort: Cohort, covariates: Sequence[str]) -> pd.DataFrame:
+    """Numbers by patient_id, blank where unknown: T2 is 2, of two classes the later one is 1; more classes are an error."""
+    taken = [name for name in covariates if name in {*TEXT, "label", "time"} or name.startswith("repeat")]
+    if taken:
+        raise MilError(
+            f"covariate '{taken[0]}': the bag table has a column of that name; rename it in the patient table"
+        )
+    parts = [pd.DataFrame(index=pd.Index(cohort.patients["patient_id"]))]
+    for name in covariates:
+        numbers = clinical_inputs(cohort.patients, [name], "covariates")
+        if len(numbers.columns) != 1:
+            raise MilError(
+                f"patient table {cohort.source}: covariate '{name}' has {len(numbers.columns) + 1} classes; make a column of 0 "
+                "and 1 for each that a model is to know"
+            )
+        parts.append(numbers.set_axis([name], axis=1))
+    return pd.concat(parts, axis=1)
+
+
+def binary_labels(cohort: Cohort, endpoint: EndpointSpec) -> pd.Series:
+    """Label 0/1 by patient_id; blank cells are left out, any other value than the endpoint's is an error."""
+    if endpoint.column not in cohort.patients.columns:
+        raise MilError(
+            f"patient table {cohort.source}: column '{endpoint.column}' is missing; {nearest(endpoint.column, map(str, cohort.patients))}"
+        )
+    values = cohort.patients.set_index("patient_id")[endpoint.column]
+    classes = dict.fromkeys(endpoint.negative, 0) | dict.fromkeys(endpoint.positive, 1)
+    known = values[values != ""]
+    unknown = known[~known.isin(list(classes))]
+    if len(unknown):
+        line = cohort.patients.index[cohort.patients["patient_id"] == unknown.index[0]][0]
+        raise MilError(
+            f"patient table {cohort.source} line {line}: patient '{unknown.index[0]}' has {endpoint.column} = "
+            f"'{unknown.iloc[0]}', which is neither positive ({', '.join(endpoint.positive)}) nor negative "
+            f"({', '.join(endpoint.negative)}); correct it, leave it blank, or name it in the endpoint"
+        )
+    return known.map(classes).astype(int)
+
+
+def deal_folds(bags: pd.DataFrame, endpoint: EndpointSpec) -> pd.DataFrame:
+    """Add the columns `repeat{r}` (outer fold) and `repeat{r}_fold{f}_inner` (inner fold of those outside fold f)."""
+    dealt: dict[str, pd.Series] = {}
+    train = bags["role"] == "train"
+    for repeat in range(endpoint.repeats):
+        outer = _deal(bags[train], endpoint.folds, endpoint.seed, "outer", repeat)
+        dealt[f"repeat{repeat}"] = outer
+        for fold in range(endpoint.folds):
+            rest = bags.loc[outer.index[outer != fold]]
+            dealt[f"repeat{repeat}_fold{fold}_inner"] = _deal(
+                rest, endpoint.inner_folds, endpoint.seed, "inner", repeat, fold
+            )
+    columns = {name: fold.reindex(bags.index).astype("Int64") for name, fold in dealt.items()}
+    return pd.concat([bags, pd.DataFrame(columns)], axis=1)
+
+
+def _deal(bags: pd.DataFrame, folds: int, seed: int, *names: object) -> pd.Series:
+    """Deal patients into folds like cards, site by site and label by label, going on where the last label ended."""
+    fold = pd.Series(-1, index=bags.index)
+    for site, members in bags.groupby("site", sort=True):
+        order: list[int] = []
+        for label, same in members.groupby(_strata(members["label"]), sort=True):
+            rows = same.sort_values("patient_id").index.to_numpy()
+            order += rng(seed, *names, site, label).permutation(rows).tolist()
+        start = int(rng(seed, *names, site, "start").integers(folds))
+        fold.loc[order] = (start + np.arange(len(order))) % folds
+    return fold
+
+
+def _strata(labels: pd.Series) -> pd.Series:
+    """What folds are stratified by: the label, or the third that a number is in."""
+    if labels.nunique() <= MOST_CLASSES or not pd.api.types.is_numeric_dtype(labels):
+        return labels
+    return (labels.rank(method="first") * 3 / (len(labels) + 1)).astype(int)
+
+
+def _check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: EndpointSpec) -> None:
+    """Every training site needs enough patients of both classes (events and none) for its folds; a hospital that is external has none."""
+    train, column = bags[bags["role"] == "train"], endpoint.event or endpoint.column
+    if train.empty and (bags.empty or "train" in roles.values()):
+        raise MilError("no patient of a training site is left; see the flow table for what was excluded and why")
+    for site, members in train.groupby("site", sort=True):
+        if endpoint.kind in {"multiclass", "regression"}:
+            if len(members) < 2 * endpoint.folds:
+                raise MilError(
+                    f"site {site}: {len(members)} patients are too few for {endpoint.folds} folds; lower folds (endpoints)"
+                )
+            continue
+        counts = members["label"].value_counts().reindex([0, 1], fill_value=0)
+        rarest, number = counts.idxmin(), int(counts.min())
+        if number == 0:
+            raise MilError(
+                f"site {site}: all {len(members)} patients have {column} = {1 - int(rarest)}; "
+                "a training site needs both classes (give it the role external, or check the labels)"
+            )
+        left = number - math.ceil(number / endpoint.folds)
+        if number < endpoint.folds or left < 2:
+            raise MilError(
+                f"site {site}: {number} patients with {column} = {rarest} are too few for {endpoint.folds} folds "
+                f"with {endpoint.inner_folds} inner ones; lower folds (endpoints), add patients, or give the site the role external"
+            )

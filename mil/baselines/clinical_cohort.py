@@ -1,0 +1,145 @@
+"""A cohort of patient tables alone, without slides -> what local, pooled and federated clinical models reach.
+
+The way is the one that slides take: `mil.bags.table` deals the folds and refuses bad labels, logistic regressions stand on these folds
+as baselines do, experiments of the model `clinical` are trained by `mil.training.run.train` under their own strategy, and the
+same code scores and compares them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mil.bags.covariates import clinical_inputs
+from mil.bags.table import make_bags
+from mil.baselines import run_protocol
+from mil.baselines.protocol import INNER, PREDICTIONS
+from mil.config import Config
+from mil.errors import MilError, nearest
+from mil.metrics.comparison import compare, compare_with
+from mil.metrics.score import score
+from mil.progress import Reporter, quiet
+from mil.slides.sheet import Cohort
+from mil.tables import read_text_table, require_columns, write_table
+
+
+@dataclass(frozen=True)
+class ClinicalResults:
+    """The tables that a run of slides has, too."""
+
+    bags: pd.DataFrame
+    predictions: pd.DataFrame
+    inner: pd.DataFrame
+    metrics: pd.DataFrame
+    comparisons: pd.DataFrame
+
+    def save(self, folder: Path) -> None:
+        """One CSV each; metrics.csv, the last, completes the folder."""
+        for name in ("bags", "predictions", "inner", "comparisons", "metrics"):
+            write_table(getattr(self, name), folder / f"{name}.csv")
+
+
+def read_patients(config: Config) -> Cohort:
+    """The patient table, which needs the columns patient_id and site; every site must have a role."""
+    if config.slides.patients is None:
+        raise MilError(
+            "slides.patients names no patient table; give a CSV with patient_id, site, the label and clinical columns"
+        )
+    path = config.slides.patients
+    table = read_text_table(path, "patient table")
+    require_columns(table, ["patient_id", "site"], f"patient table {path}")
+    for column in ("patient_id", "site"):
+        blank = table.index[table[column] == ""]
+        if len(blank):
+            raise MilError(
+                f"patient table {path} line {blank[0]}: column '{column}' is blank; fill it or remove the row"
+            )
+    doubled = table[table["patient_id"].duplicated()]
+    if len(doubled):
+        patient = doubled["patient_id"].iloc[0]
+        raise MilError(f"patient table {path} line {doubled.index[0]}: patient '{patient}' has a row already; keep one")
+    for site in table["site"].unique():
+        if site not in config.slides.roles:
+            raise MilError(
+                f"patient table {path}: site '{site}' has no role; add it under slides.roles as train or external "
+                f"({nearest(site, config.slides.roles)})"
+            )
+    return Cohort(pd.DataFrame(), table, path)
+
+
+def clinical_cohort(
+    config: Config, endpoint: str, cohort: Cohort | None = None, reporter: Reporter | None = None
+) -> ClinicalResults:
+    """Regressions on `metrics.clinical` and on `metrics.annotation` alone, and the run's experiments of the model `clinical`."""
+    cohort = cohort or read_patients(config)
+    if not config.metrics.clinical:
+        raise MilError("metrics.clinical names no column; list the clinical columns to predict from")
+    trained = {
+        name: one
+        for name, one in config.selected().items()
+        if one.endpoint == endpoint and one.model.name == "clinical"
+    }
+    covariates = list(dict.fromkeys(name for one in trained.values() for name in one.covariates))
+    bags = _bags(cohort, config, endpoint, covariates)
+    folded = {"clinical": run_protocol("clinical", clinical_inputs(cohort.patients, config.metrics.clinical), bags)}
+    if config.metrics.annotation:
+        column = clinical_inputs(cohort.patients, [config.metrics.annotation], "metrics.annotation")
+        folded["annotation"] = run_protocol("annotation", column, bags)
+    predictions = [one.predictions for one in folded.values()]
+    inner = [one.inner for one in folded.values()]
+    for name in trained:
+        found = _trained(config, name, bags, reporter or quiet())
+        predictions.append(found[0])
+        inner.append(found[1])
+    table, watched = pd.concat(predictions, ignore_index=True), pd.concat(inner, ignore_index=True)
+    return ClinicalResults(
+        bags,
+        table,
+        watched,
+        score(table, config.metrics, None, watched),
+        _compared(table, config, endpoint, list(trained)),
+    )
+
+
+def _bags(cohort: Cohort, config: Config, endpoint: str, covariates: list[str]) -> pd.DataFrame:
+    """The bag table of `mil bag`, a "slide" a patient standing for none."""
+    patients = cohort.patients
+    census = pd.DataFrame(
+        {"slide_id": patients["patient_id"], "patient_id": patients["patient_id"], "site": patients["site"]}
+    )
+    census = census.assign(state="ok", reason="", stage="check", num_tiles=0)
+    return make_bags(cohort, census, config.slides.roles, config.endpoints[endpoint], covariates)[0]
+
+
+def _trained(config: Config, name: str, bags: pd.DataFrame, reporter: Reporter) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions and inner folds of an experiment of the model `clinical`: bags of one blank tile, which it does not look at."""
+    from mil.predictions.predict import predict  # torch, where it is needed
+    from mil.training.run import train
+    from mil.training.store import FeatureStore
+
+    experiment = config.experiments[name]
+    blank = {patient: np.zeros((1, 1), np.float32) for patient in bags["patient_id"]}
+    training = bags[bags["role"] == "train"]
+    own = FeatureStore.of({patient: blank[patient] for patient in training["patient_id"]})
+    run = train(experiment, config.endpoints[experiment.endpoint], training, own, reporter)
+    table = predict(run, bags, FeatureStore.of(blank)).table.assign(experiment=name)
+    inner = pd.DataFrame(columns=INNER) if run.inner is None else run.inner.assign(experiment=name)
+    return table[PREDICTIONS], inner[INNER]
+
+
+def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[str]) -> pd.DataFrame:
+    """Strategies of the clinical model pairwise, and the pooled one less the annotation alone and less trained models."""
+    parts = {str(name): part for name, part in table.groupby("experiment", sort=False)}
+    strategies = {
+        name: part
+        for name, part in parts.items()
+        if name in {"clinical_local", "clinical_pooled", "clinical_federated"}
+    }
+    others = {name: part for name, part in parts.items() if name == "annotation_pooled" or name in trained}
+    found = [
+        compare(strategies, config.metrics).assign(endpoint=endpoint, factor="strategy"),
+        compare_with("clinical_pooled", parts["clinical_pooled"], others, config.metrics, endpoint),
+    ]
+    filled = [one for one in found if len(one)]
+    return pd.concat(filled, ignore_index=True) if filled else found[0]

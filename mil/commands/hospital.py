@@ -1,0 +1,185 @@
+"""`mil server`, `mil site` and `mil ledger`: the command line of a federation. Each opens a side's own file and calls."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mil.commands.options import LogOption, reporter_of
+from mil.errors import MilError
+
+server = typer.Typer(no_args_is_help=True, help="The coordinator's side of a federation between hospitals.")
+site = typer.Typer(no_args_is_help=True, help="A hospital's side of a federation.")
+ledger = typer.Typer(no_args_is_help=True, help="The records of what crossed between hospitals.")
+
+ServerFile = Annotated[Path, typer.Argument(help="The coordinator's file, server.yaml.")]
+SiteFile = Annotated[Path, typer.Argument(help="The hospital's file, site.yaml.")]
+WaitOption = Annotated[
+    float, typer.Option("--wait", help="Seconds to wait for the server and the sites that are needed.")
+]
+
+
+@server.command()
+def provision(
+    file: ServerFile,
+    request: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Sites' requests to sign; none: make the authority and the server's own kit."),
+    ] = None,
+) -> None:
+    """Make the certificate authority; later, sign the sites' requests."""
+    from mil.hospital.config import ServerSpec, read_own
+    from mil.hospital.flare import kits
+
+    spec = read_own(ServerSpec, file)
+    if not request:
+        fingerprint = kits.make_authority(spec, file.resolve())
+        typer.echo(f"authority: {spec.workspace}/authority (keep it offline, and a backup)")
+        typer.echo(f"tell the sites by telephone: {fingerprint}")
+    for path in request or []:
+        typer.echo(f"send back: {kits.approve(spec, path)}")
+
+
+@server.command()
+def start(file: ServerFile) -> None:
+    """Run the server until it is stopped; for a service manager. Sites connect to its one port."""
+    from mil.hospital.config import ServerSpec, read_own
+    from mil.hospital.flare.processes import become, server_command
+
+    become(server_command(read_own(ServerSpec, file)))
+
+
+@server.command()
+def canary(file: ServerFile, wait: WaitOption = 600.0, log: LogOption = None) -> None:
+    """Two patients' slides a site, one step, the whole way there and back; nothing of it is kept. Before every real run."""
+    from mil.hospital.config import ServerSpec, read_own
+    from mil.hospital.coordinator import canary as fly
+
+    folder = fly(read_own(ServerSpec, file), reporter_of(log), wait)
+    typer.echo(f"the canary is back: every site answered ({folder}/ledger.jsonl)")
+
+
+@server.command()
+def run(
+    file: ServerFile,
+    name: Annotated[str, typer.Argument(help="Name of the run; the same name goes on where it stopped.")],
+    wait: WaitOption = 3600.0,
+    rehearse: Annotated[bool, typer.Option("--canary/--no-canary", help="A canary before a new run.")] = True,
+    log: LogOption = None,
+) -> None:
+    """Run the protocol's experiment over the sites, through every interruption, until it is complete."""
+    from mil.hospital.config import ServerSpec, read_own
+    from mil.hospital.coordinator import run as run_federation
+
+    typer.echo(f"result: {run_federation(read_own(ServerSpec, file), name, reporter_of(log), wait, rehearse)}")
+
+
+@server.command()
+def status(file: ServerFile, name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+    """Where a run stands, and which site was missing when."""
+    from mil.hospital.config import ServerSpec, read_own
+    from mil.hospital.coordinator import status as status_of
+
+    for line in status_of(read_own(ServerSpec, file), name).lines():
+        typer.echo(line)
+
+
+@site.command()
+def check(
+    file: SiteFile,
+    against: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--against", help="Another site's hashes; may be given more than once.", show_default=False),
+    ] = None,
+) -> None:
+    """Look for everything that may go wrong before joining. Nothing is sent."""
+    from mil.hospital.config import SiteSpec, read_own
+    from mil.hospital.preflight import check_site
+
+    findings = check_site(read_own(SiteSpec, file), against or [])
+    for one in findings:
+        typer.echo(f"{one.state:8s} {one.check}: {one.sentence}")
+    faults = [one for one in findings if one.state == "fault"]
+    if faults:
+        raise MilError(f"{len(faults)} of {len(findings)} checks failed; the first: {faults[0].sentence}")
+
+
+@site.command()
+def hashes(file: SiteFile, out: Annotated[Path, typer.Argument(help="File for the other sites.")]) -> None:
+    """Keyed hashes of this site's patients and slides, for the other sites to compare with."""
+    from mil.hospital.config import SiteSpec, read_own
+    from mil.hospital.preflight import write_hashes
+
+    typer.echo(f"wrote {write_hashes(read_own(SiteSpec, file), out)} hashes to {out}")
+
+
+@site.command()
+def key(
+    secret: Annotated[Path, typer.Argument(help="File for the secret key: for all sites, never for the server.")],
+    public: Annotated[Path, typer.Argument(help="File for the public key: for the server.")],
+) -> None:
+    """Make the keys of encrypted aggregation; one site does it for all."""
+    from mil.hospital.encryption import make_keys
+
+    make_keys(secret, public)
+    typer.echo(f"{secret}: to every site, by a safe way. {public}: to the coordinator.")
+
+
+@site.command()
+def join(
+    file: SiteFile,
+    signed: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="What the coordinator signed; none: make the request, or, with a kit, run the site."),
+    ] = None,
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="The authority's fingerprint, as you were told it.", show_default=False)
+    ] = "",
+) -> None:
+    """Three steps: make a request; make the kit from what came back; run the site until it is stopped."""
+    from mil.hospital.config import SiteSpec, read_own
+    from mil.hospital.flare import kits
+    from mil.hospital.flare.processes import become, site_command
+    from mil.hospital.preflight import check_site
+
+    spec = read_own(SiteSpec, file)
+    kit = Path(spec.workspace) / kits.SITE_KIT
+    if signed is not None:
+        if not fingerprint:
+            raise MilError(
+                "give --fingerprint: the authority's fingerprint, as the coordinator told you by another way"
+            )
+        typer.echo(f"kit: {kits.join(spec, signed, fingerprint, file.resolve())}; now `mil site check {file}`")
+    elif not kit.exists():
+        typer.echo(f"send to the coordinator: {kits.request(spec)} (the private key stays here)")
+    else:
+        faults = [one for one in check_site(spec) if one.state == "fault"]
+        if faults:
+            raise MilError(f"{faults[0].check}: {faults[0].sentence}")
+        become(site_command(spec))
+
+
+@ledger.command("verify")
+def verify_ledgers(
+    record: Annotated[Path, typer.Argument(help="A ledger; the server's where sites are given.")],
+    site_records: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--site", help="NAME=FILE of a site's ledger, to hold against the server's.", show_default=False),
+    ] = None,
+) -> None:
+    """Find any line that was changed, dropped or moved, and whatever the two sides do not tell alike."""
+    from mil.hospital.crosscheck import cross_check
+    from mil.training.ledger import verify
+
+    if not site_records:
+        typer.echo(f"{record}: {verify(record)} lines, unbroken")
+        return
+    named = {name: Path(path) for name, _, path in (one.partition("=") for one in site_records)}
+    if Path() in named.values():
+        raise MilError(f"--site {site_records[0]!r}: write it as NAME=FILE")
+    found = cross_check(record, named)
+    if found.faults:
+        raise MilError(f"{len(found.faults)} disagreements; the first: {found.faults[0]}")
+    typer.echo(
+        f"{found.answers} answers agree; lines: {', '.join(f'{who} {count}' for who, count in found.lines.items())}"
+    )

@@ -1,0 +1,116 @@
+"""A number: Spearman's correlation of predicted and observed, the error, and whether predictions are on the right scale.
+
+Spearman's is the primary one: it is what ranking is for the other kinds, 0 by chance whatever the cohort, and bounded, where one
+patient far out can move R² without limit; and it forgives that the scores of several folds and sites lie on different scales,
+which R², the mean error and the slope beside it do not.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from mil.endpoints.kinds.kind import KINDS, Kind, Measure
+from mil.endpoints.kinds.rows import BOOTSTRAP, ON_SCALE
+
+FEWEST = 3  # patients of whom a correlation can be formed
+
+
+@KINDS.register("regression")
+class Regression(Kind):
+    """Labels and scores are numbers in the column's own unit."""
+
+    name = "regression"
+    strata = ("site",)
+    method = BOOTSTRAP + ON_SCALE["correlation"]
+    better = "puts patients in the right order better than chance would"
+    worse = "puts patients in the wrong order, worse than chance would"
+    watched = "share of pairs in order"
+    how = "a bootstrap over patients within site, Fisher's z"
+    pairs = "patients set against those of the same site (mean of the sites, weighted by patients)"
+    primary = Measure("spearman", "Spearman's ρ", lambda *given: spearman(*given), "correlation", 0.0)
+
+    further = (
+        Measure("mae", "Mean absolute error", lambda *given: absolute_error(*given), "positive"),
+        Measure("mean_error", "Mean error", lambda *given: mean_error(*given), "real", 0.0),
+        Measure("r2", "R²", lambda *given: r_squared(*given), "real", 0.0),
+        Measure("calibration_slope", "Slope", lambda *given: slope(*given), "real"),
+    )
+
+    def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
+        """Finite numbers."""
+        return {name: np.isfinite(pd.to_numeric(table[name], errors="coerce")) for name in ("label", "score")}
+
+    def labels(self, table: pd.DataFrame) -> np.ndarray:
+        """Numbers (n,)."""
+        return table["label"].to_numpy(dtype=float)
+
+    def undefined(self, table: pd.DataFrame) -> str:
+        """Too few patients, or all alike."""
+        if len(table) < FEWEST:
+            return f"{len(table)} patients are too few"
+        alike = [name for name in ("label", "score") if table[name].nunique() < 2]
+        return f"all patients have the same {alike[0]}" if alike else ""
+
+    def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Mean of the groups' correlations, weighted by their patients; a group without one is left out."""
+        total, patients = np.zeros(len(weights)), np.zeros(len(weights))
+        for group in np.unique(groups):
+            own = groups == group
+            value = spearman(labels[own], scores[own], weights[:, own])
+            there = np.isfinite(value)
+            total += np.where(there, value, 0) * own.sum()
+            patients += there * own.sum()
+        with np.errstate(invalid="ignore"):
+            return total / patients
+
+
+def spearman(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each resample, mean ranks for ties; nan where one does not vary or patients are too few."""
+    if len(labels) < FEWEST:
+        return np.full(len(weights), np.nan)
+    return _correlation(_ranks(labels, weights), _ranks(scores, weights), weights)
+
+
+def absolute_error(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean distance of predicted and observed."""
+    return weights @ np.abs(scores - labels) / weights.sum(axis=1)
+
+
+def mean_error(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of predicted less observed."""
+    return weights @ (scores - labels) / weights.sum(axis=1)
+
+
+def r_squared(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """1 less the squared error over that of the patients' own mean: 0 is what saying the mean reaches, below 0 is worse."""
+    mean = (weights @ labels / weights.sum(axis=1))[:, None]
+    spread = (weights * (labels - mean) ** 2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 0, 1 - weights @ (scores - labels) ** 2 / spread, np.nan)
+
+
+def slope(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Slope of observed on predicted (least squares): 1 is ideal, below 1 predictions are too far apart."""
+    total = weights.sum(axis=1, keepdims=True)
+    predicted, observed = (values - (weights @ values)[:, None] / total for values in (scores, labels))
+    spread = (weights * predicted**2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 1e-12, (weights * predicted * observed).sum(axis=1) / spread, np.nan)
+
+
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean rank (resamples, n) of every patient among those drawn."""
+    distinct, place = np.unique(values, return_inverse=True)
+    counted = np.zeros((len(weights), len(distinct)))
+    np.add.at(counted.T, place, weights.T)
+    return (np.cumsum(counted, axis=1) - counted / 2)[:, place]
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each resample of values (resamples, n)."""
+    total = weights.sum(axis=1, keepdims=True)
+    one, other = (values - (weights * values).sum(axis=1, keepdims=True) / total for values in (first, second))
+    spreads = (weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spreads > 1e-12, (weights * one * other).sum(axis=1) / np.sqrt(spreads), np.nan)

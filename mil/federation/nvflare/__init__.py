@@ -1,5 +1,0 @@
-"""NVIDIA FLARE carries the messages: mutual TLS, outbound-only sites, roles, site-side refusal of foreign code, audit logs.
-
-Nothing of the science is here. FLARE's aggregators, job status and file formats are not used: the bytes it carries are
-`mil.federation.payload`'s, the state is `mil.federation.course`'s, and the record is our own ledger.
-"""

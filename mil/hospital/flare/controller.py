@@ -1,0 +1,119 @@
+"""FLARE's workflow at the server: our server's questions to the sites, their answers back, until the job's share is done.
+
+A job is short on purpose. It goes on from the checkpoint and ends when its rounds are done or a site is missing whose
+answer is needed; what came of the run is said by the checkpoint and the ledger, never by FLARE's job status.
+"""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from mil.errors import MilError
+from mil.hospital.config import ServerSpec, read_federation, read_own
+from mil.hospital.flare.wire import TASK, envelope, opened, own_file
+from mil.hospital.server import Server
+
+POLL_S = 0.05
+
+
+class RunController(Controller):
+    """Runs a stretch of the run named `run`."""
+
+    def __init__(self, run: str, spec_sha256: str, canary: bool = False, rehearsal: str | None = None) -> None:
+        super().__init__()
+        self.run_name, self.spec_sha256, self.canary, self.rehearsal = run, spec_sha256, canary, rehearsal
+        self.answers: dict[str, bytes | str] = {}
+        self.lock = Lock()
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Nothing to prepare: the run's state is read where the work begins."""
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Nothing to put away: every round is on disk."""
+
+    def process_result_of_unknown_task(
+        self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """An answer to a question that is over is not used."""
+        self.log_warning(fl_ctx, f"a late answer of {client.name} was dropped")
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Ask and receive until the run is done, the job has had its rounds, or a site is missing."""
+        spec = read_own(ServerSpec, own_file(fl_ctx))
+        protocol = read_federation(spec.federation)
+        folder = Path(spec.workspace) / "runs" / self.run_name
+        try:
+            if protocol.sha256 != self.spec_sha256:
+                raise MilError(f"{spec.federation} has changed since the job was submitted; submit it again")
+            with only_one(folder):
+                server = Server(protocol, self.run_name, folder, self.canary, spec.key, self.rehearsal)
+                self._rounds(server, abort_signal, fl_ctx)
+        except MilError as error:
+            self.log_error(fl_ctx, f"the job ends: {error}", fire_event=False)
+
+    def _rounds(self, server: Server, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        present = {client.name for client in self._engine.get_clients()}
+        timeout = server.protocol.rounds.timeout_s
+        for _ in range(server.protocol.rounds.rounds_a_job + 1):  # the first question is who is there
+            if server.kind == "done" or abort_signal.triggered:
+                return
+            asked = server.asked
+            silent = {site: "not connected when the job began" for site in asked if site not in present}
+            question = envelope(server.question())
+            silent |= self._ask(question, [site for site in asked if site in present], timeout, abort_signal, fl_ctx)
+            if abort_signal.triggered:
+                return
+            server.receive({site: blob for site, blob in self.answers.items() if isinstance(blob, bytes)}, silent)
+        if server.kind != "done":
+            server.pause()
+
+    def _ask(
+        self, question: Shareable, sites: list[str], timeout: float, abort_signal: Signal, fl_ctx: FLContext
+    ) -> dict[str, str]:
+        """Put the question to `sites`; their answers are in `self.answers`. Returns why the others gave none."""
+        self.answers = {}
+        if not sites:
+            return {}
+        task = Task(TASK, data=question, result_received_cb=self._received)  # FLARE's timeout is by the wall clock
+        self.broadcast(task, fl_ctx, targets=sites, min_responses=len(sites))
+        deadline = time.monotonic() + timeout
+        gone: dict[str, str] = {}
+        while not abort_signal.triggered:
+            waiting = [site for site in sites if site not in self.answers]
+            gone = {site: "connection lost" for site in waiting if self.communicator.get_client_disconnect_time(site)}
+            if len(gone) == len(waiting) or time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
+        self.cancel_task(task, TaskCompletionStatus.CANCELLED, fl_ctx)
+        with self.lock:
+            told = {site: word for site, word in self.answers.items() if isinstance(word, str)}
+            late = {site: f"no answer in {timeout:g} s" for site in sites if site not in self.answers}
+        return late | gone | told
+
+    def _received(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        if client_task.result is not None:
+            with self.lock:
+                self.answers[client_task.client.name] = opened(client_task.result)
+        client_task.result = None
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; a second job on the same run is turned away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MilError(f"{folder}: another job works on this run; wait for it, or abort it") from error
+        yield

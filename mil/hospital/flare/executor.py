@@ -1,0 +1,43 @@
+"""FLARE's task at a site -> the site's answer. The only class that a site lets a job name."""
+
+import torch
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from mil.errors import MilError
+from mil.hospital.config import SiteSpec, read_own
+from mil.hospital.flare.wire import MESSAGE, TASK, envelope, own_file, refusal
+from mil.hospital.payload import header
+from mil.hospital.site import Site
+
+
+class SiteExecutor(Executor):
+    """Holds the site for as long as the job lasts, so that features are read once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site: Site | None = None
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """Answer; whatever goes wrong at the site is told to the other side in one word, and to the site in full."""
+        try:
+            message = shareable.get(MESSAGE)
+            if task_name != TASK or not isinstance(message, bytes):
+                raise MilError(f"a FLARE task '{task_name}' without a message of ours; refused")
+            return envelope(self._opened(fl_ctx, message).answer(message))
+        except MilError as error:
+            self.log_error(fl_ctx, f"no answer: {error}", fire_event=False)
+            return refusal(getattr(error, "code", "data"))
+
+    def _opened(self, fl_ctx: FLContext, message: bytes) -> Site:
+        if self.site is None:
+            spec = read_own(SiteSpec, own_file(fl_ctx))
+            if spec.site != fl_ctx.get_identity_name():
+                raise MilError(f"the kit is of site {fl_ctx.get_identity_name()}, but its file says {spec.site}")
+            torch.set_num_threads(spec.threads)
+            torch.use_deterministic_algorithms(True)
+            canary = header(message, f"site {spec.site}, question")["values"].get("canary") is True
+            self.site = Site.open(spec, canary)
+        return self.site

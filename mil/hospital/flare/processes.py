@@ -1,0 +1,55 @@
+"""FLARE's two long-running processes, in the foreground, for a service manager to keep alive."""
+
+import os
+import sys
+from pathlib import Path
+
+from mil.errors import MilError
+from mil.hospital.config import ServerSpec, SiteSpec, own_protocol, read_federation
+from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT
+
+Command = tuple[list[str], dict[str, str], Path]
+"""Words, environment, working directory."""
+
+
+def server_command(spec: ServerSpec) -> Command:
+    """The server's process."""
+    kit = _kit(Path(spec.workspace) / SERVER_KIT, "mil server provision")
+    organisation = read_federation(spec.federation).server.organisation
+    words = _words("nvflare.private.fed.app.server.server_train", kit, "fed_server.json", org=organisation)
+    told = {"GRPC_VERBOSITY": "info"}  # writes down whose certificate was refused, and why
+    return words, _environment(1, NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT="20", **told), kit
+
+
+def site_command(spec: SiteSpec) -> Command:
+    """A site's process. It opens connections to the server and listens on the loopback interface only."""
+    protocol = own_protocol(spec)
+    kit = _kit(Path(spec.workspace) / SITE_KIT, "mil site join")
+    own = {"uid": spec.site, "org": protocol.sites[spec.site].organisation}
+    own["heart_beat_interval"] = str(max(2, min(10, int(protocol.rounds.silent_s / 4))))
+    words = _words("nvflare.private.fed.app.client.client_train", kit, "fed_client.json", **own)
+    return words, _environment(spec.threads), kit
+
+
+def become(command: Command) -> None:
+    """Replace this process by the command."""
+    words, environment, folder = command
+    os.chdir(folder)
+    os.execve(words[0], words, environment)
+
+
+def _kit(path: Path, made_by: str) -> Path:
+    if not (path / "startup").is_dir():
+        raise MilError(f"{path} does not exist; run `{made_by}` first")
+    return path
+
+
+def _words(module: str, kit: Path, config: str, **settings: str) -> list[str]:
+    given = [f"{key}={value}" for key, value in {"secure_train": "true", **settings, "config_folder": ""}.items()]
+    return [sys.executable, "-u", "-m", module, "-m", str(kit), "-s", config, "--set", *given]
+
+
+def _environment(threads: int, **more: str) -> dict[str, str]:
+    """This environment, with as many threads as the spec says; the engine's children inherit it."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return {**os.environ, **counts, "HF_HUB_OFFLINE": "1", **more}

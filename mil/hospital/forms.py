@@ -1,0 +1,253 @@
+"""What each question and answer must look like, made on either side from its own copy of the protocol.
+
+A slot is one model: a repeat, an outer fold and, while rounds are selected, an inner fold. All slots of a phase travel in
+one message, as the leading axis of every tensor; a slot that is finished is left out of later rounds.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mil.endpoints.endpoints import Endpoint, build_endpoint
+from mil.errors import MilError
+from mil.hospital.config import FederationSpec
+from mil.hospital.payload import NAME, SHA256, Form, Kind
+from mil.models import Head, build
+from mil.strategies.strategy import build_strategy
+from mil.training.protocol import candidates
+
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
+NUMBER = (float, type(None))
+COUNT = (int, type(None))
+BALANCE = "balance"
+CONTROL = "control/"
+SEALED = "sealed"
+PARTS = ("count", "mean", "squares")
+
+
+@dataclass(frozen=True, order=True)
+class Slot:
+    """One model of a phase."""
+
+    sites: str
+    """The training sites, joined by `+`."""
+    repeat: int
+    fold: int
+    inner: int | None = None
+    choice: int = 0
+    """Number of the candidate, where a search chooses between several."""
+    replica: int = 0
+
+    @property
+    def name(self) -> str:
+        """E.g. `A+B/repeat0/fold1/choice1/inner2`, as `mil train` calls the same model."""
+        parts = {"choice": self.choice, "inner": self.inner, "replica": self.replica}
+        shown = (f"/{name}{value}" for name, value in parts.items() if value or (name == "inner" and value is not None))
+        return f"{self.sites}/repeat{self.repeat}/fold{self.fold}{''.join(shown)}"
+
+
+def outer_folds(protocol: FederationSpec) -> list[tuple[int, int]]:
+    """Every repeat and outer fold: what a selection is made for."""
+    return [(repeat, fold) for repeat in range(protocol.endpoint.repeats) for fold in range(protocol.endpoint.folds)]
+
+
+def slots(protocol: FederationSpec, phase: str, choices: Sequence[int] = ()) -> list[Slot]:
+    """All models of a phase, in their order along the leading axis; `choices`: the candidate of every outer fold's refit."""
+    spec, experiment, sites = protocol.endpoint, protocol.experiment, "+".join(protocol.training_sites)
+    outer = outer_folds(protocol)
+    if phase == "refit":
+        chosen = zip(outer, choices or [0] * len(outer), strict=True)
+        replicas = range(experiment.training.replicas)
+        return [Slot(sites, *place, None, choice, replica) for place, choice in chosen for replica in replicas]
+    tried = range(len(candidates(experiment)))
+    return [
+        Slot(sites, *place, inner, choice) for place in outer for choice in tried for inner in range(spec.inner_folds)
+    ]
+
+
+def groups_of(protocol: FederationSpec, phase: str, kind: str = "watch") -> list[list[int]]:
+    """Slot numbers of each outer fold and candidate whose losses are asked for in a question of this kind; none in the refit."""
+    if phase == "refit" or (kind == "train" and watched_apart(protocol)):
+        return []
+    count = protocol.endpoint.inner_folds
+    return [list(range(start, start + count)) for start in range(0, len(slots(protocol, phase)), count)]
+
+
+def watched_apart(protocol: FederationSpec) -> bool:
+    """Losses are a question of their own after every round, since not every site trains on it but all of them judge it.
+
+    Otherwise they come with the next round's updates, and a round is one exchange.
+    """
+    return protocol.strategy.name == "cyclic" or getattr(protocol.strategy, "participation", 1.0) < 1
+
+
+def is_subset(numbers: Sequence[int], count: int) -> bool:
+    """Ascending slot numbers without repetition, all below `count`, at least one."""
+    return bool(numbers) and list(numbers) == sorted(set(numbers)) and numbers[0] >= 0 and numbers[-1] < count
+
+
+class Shapes:
+    """Names and shapes of what a model of the protocol is made of, on features of `width`."""
+
+    def __init__(self, protocol: FederationSpec, width: int) -> None:
+        experiment = protocol.experiment
+        self.endpoint: Endpoint = build_endpoint(protocol.endpoint)
+        self.head: Head = build(experiment.model, width, self.endpoint.outputs, len(experiment.covariates))
+        first = self.head.initial(np.random.default_rng(0))
+        self.strategy = build_strategy(protocol.strategy)
+        self.whole = {name: value.shape for name, value in sorted(first.items())}
+        """Of all that a model is."""
+        self.own = [name for name in self.whole if name.split(".")[0] in self.strategy.local_parts]
+        """Tensors that never leave their site."""
+        self.state = {name: shape for name, shape in self.whole.items() if name not in self.own}
+        """Of what crosses."""
+        if self.strategy.local_parts and not (self.own and self.state):
+            layers = ", ".join(sorted({name.split(".")[0] for name in self.whole}))
+            raise MilError(
+                f"experiment.strategy: local names {', '.join(self.strategy.local_parts)}, but some layers must stay and "
+                f"some must be shared; the head's layers are {layers}"
+            )
+        self.scales = {"features": width}
+        """Width of each thing that is centred and scaled."""
+        if experiment.covariates:
+            self.scales["covariates"] = len(experiment.covariates)
+        if self.endpoint.scaled:
+            self.scales["target"] = len(self.endpoint.columns)
+        self.measured = {
+            name: width
+            for name, width in self.scales.items()
+            if name != "features" or experiment.training.scaling == "standard"
+        }
+        """Those whose moments the sites are asked for."""
+        self.balanced = experiment.training.imbalance != "none"
+        self.controls = self.strategy.controls
+        self.encrypted = protocol.encryption == "ckks"
+        self.private = protocol.privacy is not None
+        """Nothing crosses that carries no noise: no loss, no metric."""
+
+    @property
+    def buffers(self) -> dict[str, tuple[int, ...]]:
+        """What goes with a model and is not trained: scales, and the classes' weights."""
+        scales = {f"{name}.{part}": (width,) for name, width in self.scales.items() for part in ("mean", "deviation")}
+        return scales | {BALANCE: (self.endpoint.classes,)}
+
+
+class Forms:
+    """Forms of every kind of message."""
+
+    def __init__(self, shapes: Shapes | None) -> None:
+        """`shapes` are not known before the sites have joined."""
+        self.known = shapes
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the models."""
+        if self.known is None:
+            raise ValueError("nothing is known of the features before the sites have joined")
+        return self.known
+
+    def question(self, kind: str, live: int) -> Form:
+        """A question with `live` models in it."""
+        if kind == "join":
+            return JOIN_QUESTION
+        if kind == "moments":
+            return Form(kind, {}, ASKED)
+        if kind == "open":
+            return Form(kind, ANY_BYTES, ASKED | {"round": int})
+        models = self._stacked(self.shapes.state | self.shapes.buffers, live)
+        if kind == "finish":
+            return Form(kind, models, ASKED | {"rounds": list[int], "used": list[int]})
+        if kind == "train":
+            values = {"round": int, "used": list[int], "totals": list[int]}
+            return Form(kind, models | self._controls(live), ASKED | values)
+        return Form(kind, models, ASKED | ({"round": int, "used": list[int]} if kind == "watch" else {}))
+
+    def answer(self, kind: str, live: int, groups: int) -> Form:
+        """An answer about `live` models that are selected in `groups` (0 in the refit, where nothing is)."""
+        if kind == "join":
+            return JOIN_ANSWER
+        if kind == "moments":
+            return Form(kind, self._moments(live), ANSWERED)
+        if kind == "watch":
+            return Form(kind, _watched(groups), ANSWERED)
+        if kind == "finish":
+            return self._finished()
+        state = self._stacked(self.shapes.state, live)
+        if kind == "canary":
+            return Form(kind, state, ANSWERED)
+        if kind == "open":
+            return Form(kind, {name: (shape, torch.float64) for name, (shape, _) in state.items()}, ANSWERED)
+        if self.shapes.encrypted:
+            state = ANY_BYTES
+        trained: dict[str, Any] = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
+        if not self.shapes.private:
+            trained["train_loss"] = ((live,), torch.float64)
+        return Form(kind, state | self._controls(live) | _watched(groups) | trained, ANSWERED)
+
+    def _finished(self) -> Form:
+        if self.shapes.private:
+            return Form("finish", {}, ANSWERED | dict.fromkeys(FINISHED, type(None)))
+        width = self.shapes.scales.get("covariates", 0)
+        parts = {f"covariates.{part}": ((width,), torch.float64) for part in PARTS} if width else {}
+        return Form("finish", parts, ANSWERED | FINISHED)
+
+    def _stacked(self, shapes: Mapping[str, tuple[int, ...]], live: int) -> dict[str, Any]:
+        return {name: ((live, *shape), torch.float32) for name, shape in shapes.items()}
+
+    def _controls(self, live: int) -> dict[str, Any]:
+        if not self.shapes.controls:
+            return {}
+        return self._stacked({f"{CONTROL}{name}": shape for name, shape in self.shapes.state.items()}, live)
+
+    def _moments(self, live: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"num_bags": ((live,), torch.int64)}
+        for name, width in self.shapes.measured.items():
+            counted = width if name == "covariates" else 1
+            found[f"{name}.count"] = ((live, counted), torch.float64)
+            found |= {f"{name}.{part}": ((live, width), torch.float64) for part in PARTS[1:]}
+        if self.shapes.balanced:
+            found["classes"] = ((live, self.shapes.endpoint.classes), torch.int64)
+        return found
+
+
+def _watched(groups: int) -> dict[str, Any]:
+    """Loss of the models as they were sent, over the patients of their inner folds, and what to divide it by.
+
+    Summed over the inner folds of an outer fold, where every patient stands once: never the count of a small fold.
+    """
+    return dict.fromkeys(("watched_loss", "watched_count"), ((groups,), torch.float64)) if groups else {}
+
+
+ANY_BYTES = {SEALED: ((-1,), torch.uint8)}
+IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}
+ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "spec_sha256": SHA256, "ledger": SHA256}
+ASKED |= dict.fromkeys(("slots", "choices"), list[int])
+ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256}
+FINISHED: dict[str, Kind] = {
+    "patients": COUNT,
+    "positives": COUNT,
+    "metric": NUMBER,
+    "variance": NUMBER,
+    "logrank_difference": NUMBER,
+    "logrank_variance": NUMBER,
+}
+JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool})
+JOIN_ANSWER = Form(
+    "join",
+    {},
+    IDENTITY
+    | ANSWERED
+    | {
+        "width": int,
+        "encoder": (NAME, type(None)),
+        "weights_sha256": (SHA256, type(None)),
+        "tile_mpp": NUMBER,
+        "size_px": COUNT,
+        "data_sha256": SHA256,
+        "num_bags": COUNT,
+    },
+)

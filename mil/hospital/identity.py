@@ -1,0 +1,75 @@
+"""What a party is, as digests: its code, its protocol, its data. Compared before every run; nothing here names a patient."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import mil
+from mil import hdf5
+from mil.errors import MilError
+from mil.files import sha256_of, write_bytes
+from mil.hospital.config import FederationSpec
+
+SECRET_BYTES = 32
+
+
+@cache
+def code_sha256() -> str:
+    """Digest of every Python file of this package as installed: two parties with the same digest run the same code."""
+    folder = Path(mil.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(f"{path.relative_to(folder).as_posix()}|{sha256_of(path)}\n".encode())
+    return found.hexdigest()
+
+
+def identity(protocol: FederationSpec) -> dict[str, str]:
+    """Versions and digests that must be equal at all parties."""
+    return {
+        "mil": mil.__version__,
+        "torch": torch.__version__,
+        "code_sha256": code_sha256(),
+        "spec_sha256": protocol.sha256,
+    }
+
+
+def differences(mine: dict[str, str], theirs: dict[str, object]) -> list[str]:
+    """Sentences about what differs. The build of torch (its `+` part) may; the rest may not."""
+    found = []
+    for key, own in mine.items():
+        other = str(theirs.get(key, ""))
+        if key == "torch" and own.split("+")[0] == other.split("+")[0]:
+            continue
+        if own != other:
+            found.append(f"{key} is {other[:12]}, not {own[:12]}")
+    return found
+
+
+def own_secret(workspace: str | Path) -> bytes:
+    """The site's secret key, made at the first call; it stays in the workspace, readable by its owner only."""
+    path = Path(workspace) / "secret"
+    if not path.exists():
+        write_bytes(path, secrets.token_bytes(SECRET_BYTES), private=True)
+    found = path.read_bytes()
+    if len(found) != SECRET_BYTES:
+        raise MilError(f"{path}: {len(found)} bytes, not {SECRET_BYTES}; restore it from the backup of the workspace")
+    return found
+
+
+def data_sha256(secret: bytes, bags: pd.DataFrame, files: Iterable[Path]) -> str:
+    """Digest of the site's bag table and feature files under its own secret, so that nobody else can test a guess.
+
+    It changes when a patient, label, fold or feature does; the server only sees whether it stayed the same.
+    """
+    found = hmac.new(secret, digestmod=hashlib.sha256)
+    found.update(bags.to_csv(index=False).encode())
+    for path in sorted(files):
+        stated = hdf5.attributes(path).get(hdf5.CHECKSUM)
+        found.update(f"{path.name}|{stated or sha256_of(path)}\n".encode())
+    return found.hexdigest()

@@ -1,0 +1,199 @@
+"""One site's part of the rounds: global models in, the site's updates out. Knows patients and features, and no network.
+
+The arithmetic is `client_update`, the same that the reference driver calls.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mil.hospital.config import FederationSpec
+from mil.hospital.forms import BALANCE, PARTS, Shapes, Slot
+from mil.hospital.noise import SecretStream
+from mil.hospital.privacy import private_update
+from mil.training.client import Job, SiteData, Update, client_update, finetune
+from mil.training.cohort import Cohort
+from mil.training.engine import Data, Engine, Learners
+from mil.training.packing import Places
+from mil.training.plans import first_weights
+from mil.training.protocol import candidates
+from mil.training.scaling import Moments
+from mil.training.store import FeatureStore
+
+Named = Mapping[str, Tensor]
+Trained = tuple[Update, dict[str, Tensor] | None]
+"""A slot's update, and the control variate that the site keeps."""
+
+
+class LocalWork:
+    """A training site's cohort, in the shapes of the protocol's models."""
+
+    def __init__(
+        self, protocol: FederationSpec, shapes: Shapes, site: str, bags: pd.DataFrame, features: FeatureStore
+    ) -> None:
+        self.protocol, self.shapes, self.site, self.features = protocol, shapes, site, features
+        self.training = protocol.experiment.training
+        self.candidates = candidates(protocol.experiment)
+        self.cohort = Cohort.of(bags, protocol.endpoint, shapes.endpoint, protocol.experiment.covariates)
+        self.bag = features.require(self.cohort.patients)
+        order = np.argsort(self.bag)  # the patient of every bag
+        self.targets = torch.from_numpy(self.cohort.targets[order])
+        known = self.cohort.covariates[order]
+        self.covariates = torch.from_numpy(known) if known.shape[1] else None
+        self.measured: dict[str, Moments] = {}
+
+    def train_patients(self, slot: Slot) -> np.ndarray:
+        """Patient numbers that a slot's model learns from."""
+        seen, inner = self._seen(slot)
+        return seen if slot.inner is None else seen[inner != slot.inner]
+
+    def watched_patients(self, slot: Slot) -> np.ndarray:
+        """Patient numbers whose loss selects the number of rounds; none in the refit."""
+        seen, inner = self._seen(slot)
+        return seen[:0] if slot.inner is None else seen[inner == slot.inner]
+
+    def moments_of(self, slots: Sequence[Slot]) -> dict[str, Tensor]:
+        """Of each slot: its patients' number, and the moments (and classes) of what its model learns from."""
+        patients = [self.train_patients(slot) for slot in slots]
+        found = {"num_bags": torch.tensor([len(own) for own in patients], dtype=torch.int64)}
+        for name in self.shapes.measured:
+            parts = Moments.stacked([self._moments(name).merged(own) for own in patients])
+            found |= {f"{name}.{part}": torch.from_numpy(getattr(parts, part)) for part in PARTS}
+        if self.shapes.balanced:
+            classes = self.shapes.endpoint.class_of(torch.from_numpy(self.cohort.targets)).numpy()
+            counts = [np.bincount(classes[own], minlength=self.shapes.endpoint.classes) for own in patients]
+            found["classes"] = torch.from_numpy(np.stack(counts).astype(np.int64))
+        return found
+
+    def first(self, slot: Slot) -> dict[str, Tensor]:
+        """The layers that never leave the site, before the first round: the same at all sites."""
+        drawn = self.shapes.head.initial(first_weights(self.training.seed, slot.repeat, slot.fold, slot.replica))
+        return {name: torch.from_numpy(drawn[name]) for name in self.shapes.own}
+
+    def completed(self, models: Named, own: Sequence[Named]) -> dict[str, Tensor]:
+        """Models as they were sent (slots, ...), with the site's own layers of each slot beside them."""
+        return {**models, **{name: torch.stack([layers[name] for layers in own]) for name in self.shapes.own}}
+
+    def train(
+        self, models: Named, slots: Sequence[Slot], number: int, controls: Sequence[tuple[Named, Named] | None]
+    ) -> list[Trained]:
+        """Every slot's whole model after round `number` on the site's own patients.
+
+        `controls`: of each slot the server's control variate and the site's own, where the strategy has them.
+        """
+        trained = []
+        for place, (slot, control) in enumerate(zip(slots, controls, strict=True)):
+            state, data = self._of(models, slot, place)
+            trained.append(client_update(state, self._job(slot, number), data, *(control or ())))
+        return trained
+
+    def train_privately(
+        self, models: Named, slots: Sequence[Slot], number: int, stream: Callable[[Slot], SecretStream]
+    ) -> list[Trained]:
+        """The same with patient-level differential privacy; `stream` makes a slot's sampling and noise."""
+        privacy = self.protocol.privacy
+        assert privacy is not None
+        trained = []
+        for place, slot in enumerate(slots):
+            state, data = self._of(models, slot, place)
+            trained.append((private_update(state, self._job(slot, number), data, privacy, stream(slot)), None))
+        return trained
+
+    def finetuned(self, models: Named, slots: Sequence[Slot], epochs: int) -> dict[str, Tensor]:
+        """Final models (slots, ...), trained on at this site alone."""
+        trained = []
+        for place, slot in enumerate(slots):
+            state, data = self._of(models, slot, place)
+            trained.append(finetune(state, self._job(slot, self.training.rounds), data, epochs))
+        return {**models, **{name: torch.stack([one[name] for one in trained]) for name in self.shapes.whole}}
+
+    def _job(self, slot: Slot, number: int) -> Job:
+        chosen = self.candidates[slot.choice]
+        rates = (chosen.lr, chosen.weight_decay, self.shapes.strategy.mu)
+        return Job(slot.name, self.site, number, *rates, self.training.imbalance == "sampling")
+
+    def _of(self, models: Named, slot: Slot, place: int) -> tuple[dict[str, Tensor], SiteData]:
+        """A slot's state and the site's data for it, from stacked models."""
+        state = {name: models[name][place] for name in self.shapes.whole}
+        return state, self.site_data(slot, {name: models[name][place] for name in self.shapes.buffers})
+
+    def site_data(self, slot: Slot, buffers: Named) -> SiteData:
+        """What `client_update` needs to know of the site for a slot's model."""
+        scales = {name: value for name, value in buffers.items() if name != BALANCE} | self._own_scales(slot)
+        own = self.bag[self.train_patients(slot)]
+        model = (self.shapes.head, self.shapes.endpoint, self.training)
+        return SiteData(*model, self.features, self.targets, own, scales, buffers[BALANCE], self.covariates)
+
+    def rehearse(self, models: Named, slot: Slot) -> None:
+        """A slot's model on all patients there are, to see that it works; what comes of it is dropped."""
+        state, data = self._of(models, slot, 0)
+        client_update(state, self._job(slot, 1), replace(data, bags=self.bag))
+
+    def watch(self, models: Named, slots: Sequence[Slot], groups: Sequence[Sequence[Slot]]) -> dict[str, Tensor]:
+        """Loss over the site's patients of the inner folds, and what to divide it by, summed over each group's slots."""
+        if not groups:
+            return {}
+        sums = dict(zip(slots, self._losses(models, slots), strict=True))
+        found = torch.tensor(
+            [[sum(sums[slot][part] for slot in group if slot in sums) for group in groups] for part in (0, 1)],
+            dtype=torch.float64,
+        )
+        return {"watched_loss": found[0], "watched_count": found[1]}
+
+    def _losses(self, models: Named, slots: Sequence[Slot]) -> list[tuple[float, float]]:
+        """Summed loss of each slot's model over its watched patients, and the number to divide it by."""
+        endpoint = self.shapes.endpoint
+        data = Data(
+            self.features.source(torch.device("cpu")),
+            self.features.width,
+            self.targets,
+            self.features.patient_keys(),
+            self.covariates,
+        )
+        engine = Engine(self.shapes.head, endpoint, data)
+        rows = torch.cat([models[name].reshape(len(slots), -1) for name in engine.layout.shapes], dim=1)
+        scales = {name: models[name] for name in self.shapes.buffers if name != BALANCE}
+        own = [self._own_scales(slot) for slot in slots]
+        scales |= {name: torch.stack([one[name] for one in own]) for name in own[0]}
+        none = torch.zeros(len(rows), 1)
+        patients = [self.watched_patients(slot) for slot in slots]
+        places = Places.of(self.features.starts, self.features.sizes)
+        judges = Learners(rows, scales, none, none, none)
+        found = engine.logits(judges, [self.bag[own] for own in patients], places)
+        sums = []
+        for place, (logits, own) in enumerate(zip(found, patients, strict=True)):
+            targets = torch.from_numpy(self.cohort.targets[own]).double()
+            if endpoint.scaled:
+                targets = (targets - scales["target.mean"][place]) / scales["target.deviation"][place]
+            present = torch.ones(len(targets), dtype=torch.bool)
+            losses = (
+                endpoint.losses(torch.from_numpy(logits).double(), targets, present) if len(own) else torch.zeros(0)
+            )
+            sums.append((float(losses.sum()), float(endpoint.counts(targets, present).sum())))
+        return sums
+
+    def _own_scales(self, slot: Slot) -> dict[str, Tensor]:
+        """Where features are scaled site by site, those of the slot's training patients here; they stay here."""
+        if self.training.scaling != "site":
+            return {}
+        mean, deviation = self._moments("features").merged(self.train_patients(slot)).scale()
+        return {"features.mean": torch.from_numpy(mean), "features.deviation": torch.from_numpy(deviation)}
+
+    def _seen(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
+        seen = self.cohort.outer_train([self.site], slot.repeat, slot.fold)
+        return seen, self.cohort.inner[seen, slot.repeat, slot.fold]
+
+    def _moments(self, name: str) -> Moments:
+        """Moments with a group for every patient, in the cohort's order."""
+        if name not in self.measured:
+            if name == "features":
+                found = Moments.of_bags(self.features)
+                found = Moments(found.count[self.bag], found.mean[self.bag], found.squares[self.bag])
+            else:
+                found = Moments.of_table(self.cohort.covariates if name == "covariates" else self.cohort.targets)
+            self.measured[name] = found
+        return self.measured[name]

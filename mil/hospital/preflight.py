@@ -1,0 +1,353 @@
+"""Before a hospital joins: everything that can be known to go wrong, looked at where the data are. Nothing is sent.
+
+Each check is one sentence that is good, worth a thought, or a fault with the way out.
+"""
+
+import hashlib
+import hmac
+import shutil
+import socket
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from mil import hdf5
+from mil.errors import MilError
+from mil.files import write_text
+from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
+from mil.hospital.flare.kits import SITE_KIT, is_hardened
+from mil.hospital.forms import slots
+from mil.hospital.identity import code_sha256
+from mil.hospital.site import TEXT, own_bags
+from mil.tables import read_table
+from mil.training.ledger import verify
+from mil.training.store import SAME_EVERYWHERE
+
+SOON_DAYS = 30
+HANDSHAKE_S = 5.0
+MINUTE = "%Y-%m-%d %H:%M UTC"
+OUT_OF_DATE = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: `ok`, `warning` or `fault`."""
+
+    check: str
+    state: str
+    sentence: str
+
+
+def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[Finding]:
+    """All checks; `against`: other sites' files of hashes, as `write_hashes` makes them."""
+    try:
+        protocol = own_protocol(spec)
+    except MilError as error:
+        return [Finding("protocol", "fault", str(error))]
+    digest = f"protocol {protocol.sha256[:16]}, code {code_sha256()[:16]}: both must be equal at all parties"
+    findings = [Finding("protocol", "ok", digest)]
+    if protocol.code_sha256 not in {None, code_sha256()}:
+        wrong = (
+            f"the protocol asks for code {protocol.code_sha256}, this is {code_sha256()}; install the stated version"
+        )
+        findings.append(Finding("code", "fault", wrong))
+    bags = _table(spec, protocol)
+    if isinstance(bags, Finding):
+        findings.append(bags)
+    else:
+        findings += check_patients(spec, protocol, bags)
+        findings += check_features(spec, protocol, bags)
+        findings += check_duplicates(spec, bags, [*against, *map(Path, spec.against)])
+    findings += [check_disk(spec), *check_kit(spec), check_connection(spec, protocol), check_ledger(spec)]
+    return findings
+
+
+def _table(spec: SiteSpec, protocol: FederationSpec) -> pd.DataFrame | Finding:
+    try:
+        return own_bags(bag_path(spec, protocol), spec.site, protocol)
+    except MilError as error:
+        return Finding("bags", "fault", str(error))
+
+
+def bag_path(spec: SiteSpec, protocol: FederationSpec) -> Path:
+    """The site's bag table."""
+    return Path(spec.results) / "bags" / f"{protocol.experiment.endpoint}.csv"
+
+
+def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[Finding]:
+    """Labels, folds, classes a fold, and the fewest patients that a model would learn from."""
+    where = bag_path(spec, protocol)
+    twice = bags["patient_id"][bags["patient_id"].duplicated()]
+    if len(twice):
+        return [Finding("bags", "fault", f"{where}: patient {twice.iloc[0]} stands twice; keep one row")]
+    member = protocol.sites[spec.site]
+    if member.role == "external":
+        return [Finding("bags", "ok", f"{len(bags)} patients, role external: they are only judged")]
+    from mil.endpoints.endpoints import build_endpoint
+    from mil.training.cohort import Cohort
+    from mil.training.plans import reach
+
+    endpoint = build_endpoint(protocol.endpoint)
+    try:
+        cohort = Cohort.of(bags, protocol.endpoint, endpoint, protocol.experiment.covariates)
+    except MilError as error:
+        return [Finding("bags", "fault", str(error))]
+    least, findings = limits(protocol, spec).min_patients, []
+    fewest, briefest, classes = len(bags), FLOOR_STEPS, 0
+    for slot in slots(protocol, "inner" if protocol.privacy is None else "refit"):
+        seen = cohort.outer_train([spec.site], slot.repeat, slot.fold)
+        own = seen if slot.inner is None else seen[cohort.inner[seen, slot.repeat, slot.fold] != slot.inner]
+        if protocol.privacy is None:
+            steps, seen = reach(protocol.experiment.training, len(own))
+            fewest, briefest = min(fewest, seen), min(briefest, steps)
+        fewest = min(fewest, len(own))
+        if endpoint.classes > 1 and len({int(label) for label in cohort.targets[own, 0]}) < endpoint.classes:
+            classes += 1
+    if fewest < least:
+        findings.append(
+            Finding(
+                "bags",
+                "fault",
+                f"{where}: a model would learn from {fewest} patients, fewer than {least}; use fewer folds",
+            )
+        )
+    elif briefest < FLOOR_STEPS:
+        findings.append(
+            Finding(
+                "bags",
+                "fault",
+                f"{where}: a round would be one step of {fewest} patients, which is their gradient; use smaller batches or more "
+                "local work",
+            )
+        )
+    if classes:
+        findings.append(
+            Finding("classes", "warning", f"{where}: {classes} models would learn from patients of one class only")
+        )
+    return findings or [Finding("bags", "ok", f"{len(bags)} patients; no model learns from fewer than {fewest}")]
+
+
+def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[Finding]:
+    """Every slide's file is there, and says of its encoder what the protocol says; two are read whole."""
+    paths = list(_feature_files(spec, protocol, bags))
+    stated = {key: value for key, value in protocol.features.model_dump().items() if value is not None}
+    first: dict[str, object] | None = None
+    try:
+        for path in paths:
+            found: dict[str, object] = {key: hdf5.attributes(path).get(key) for key in SAME_EVERYWHERE}
+            for key, value in {**(first or {}), **stated}.items():
+                if found.get(key) != value:
+                    raise MilError(
+                        f"{path}: {key} is {found.get(key)!r}, not {value!r}; extract the slide with the protocol's encoder"
+                    )
+            first = first or found
+        for path in paths[:2]:
+            hdf5.verify(path)
+    except MilError as error:
+        return [Finding("features", "fault", str(error))]
+    encoder = (first or {}).get("encoder")
+    return [Finding("features", "ok", f"{len(paths)} slides of {len(bags)} patients, encoder {encoder}")]
+
+
+def _feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> Iterable[Path]:
+    folder = Path(spec.results) / "sites" / spec.site / "features" / protocol.experiment.encoder
+    for row in bags["slides"]:
+        yield from (folder / f"{slide}.h5" for slide in str(row).split(";"))
+
+
+def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]) -> list[Finding]:
+    """Patients and slides of this site that another site has too."""
+    if not against:
+        return [
+            Finding(
+                "duplicates",
+                "warning",
+                "not compared with other sites; exchange hashes (`mil site hashes`) and give them",
+            )
+        ]
+    own = hashes(spec, bags)
+    findings = []
+    for path in against:
+        try:
+            theirs = set(path.read_text(encoding="utf-8").split()[1:])
+        except (OSError, UnicodeDecodeError) as error:
+            wrong = f"{path}: cannot be read ({error}); it is the file that the other site's `mil site hashes` wrote"
+            findings.append(Finding("duplicates", "fault", wrong))
+            continue
+        for kind, name in sorted(found for line, found in own.items() if line in theirs):
+            findings.append(
+                Finding("duplicates", "fault", f"{kind} {name} stands in {path.name} too; agree which site keeps it")
+            )
+    return findings or [
+        Finding("duplicates", "ok", f"no patient and no slide is shared with {len(against)} other sites")
+    ]
+
+
+def hashes(spec: SiteSpec, bags: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Keyed hash -> (`patient`, id) or (`slide`, id), under the salt that the sites share and the server does not know.
+
+    Patient ids are compared without case and blanks; slides by their content, where the feature file says it.
+    """
+    if spec.salt is None:
+        raise MilError(
+            "site.yaml: salt is not set; it names a file with the secret that the sites, not the server, share"
+        )
+    salt = Path(spec.salt).read_bytes().strip()
+    if len(salt) < 16:
+        raise MilError(f"{spec.salt}: {len(salt)} bytes are too few for a secret; use `openssl rand -hex 32`")
+    found = {}
+    for row in bags.itertuples():
+        known = "".join(str(row.patient_id).split()).casefold()
+        found[_keyed(salt, "patient", known)] = ("patient", str(row.patient_id))
+        for slide in str(row.slides).split(";"):
+            for path in Path(spec.results).glob(f"sites/{spec.site}/features/*/{slide}.h5"):
+                fingerprint = hdf5.attributes(path).get("fingerprint")
+                if fingerprint:
+                    found[_keyed(salt, "slide", str(fingerprint))] = ("slide", slide)
+    return found
+
+
+def write_hashes(spec: SiteSpec, path: Path) -> int:
+    """Write the site's hashes, sorted, for the other sites to compare with; their number."""
+    protocol = own_protocol(spec)
+    bags = read_table(bag_path(spec, protocol), text=TEXT)
+    found = sorted(hashes(spec, bags))
+    write_text(path, "\n".join([spec.site, *found]) + "\n")
+    return len(found)
+
+
+def _keyed(salt: bytes, kind: str, value: str) -> str:
+    return hmac.new(salt, f"{kind}|{value}".encode(), hashlib.sha256).hexdigest()
+
+
+def check_disk(spec: SiteSpec) -> Finding:
+    """Room for models, ledger and logs."""
+    place = Path(spec.workspace)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    if free < spec.free_gb:
+        return Finding("disk", "fault", f"{place}: {free:.1f} GB free, {spec.free_gb:g} are asked for; make room")
+    return Finding("disk", "ok", f"{free:.0f} GB free")
+
+
+def check_kit(spec: SiteSpec) -> list[Finding]:
+    """The certificate is the site's, of the federation's authority, in date, with its own key; the kit's rules are in force."""
+    kit = Path(spec.workspace) / SITE_KIT
+    if not kit.exists():
+        return [Finding("certificate", "warning", "no kit yet; `mil site join` makes it")]
+    startup = kit / "startup"
+    try:
+        own = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
+        root = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
+        key = load_pem_private_key((startup / "client.key").read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        return [Finding("certificate", "fault", f"{startup}: {error}; make the kit again with `mil site join`")]
+    checks: list[Callable[[], str | None]] = [
+        lambda: _named(own, spec.site),
+        lambda: _signed(own, root),
+        lambda: None if key.public_key() == own.public_key() else "the key is not the certificate's",
+        lambda: _private(startup / "client.key"),
+        lambda: None if is_hardened(kit) else "the kit's own rules were changed",
+    ]
+    faults = [f"{said}; make the kit again with `mil site join`" for check in checks if (said := check()) is not None]
+    faults += [said] if (said := _out_of_date(own)) is not None else []
+    if faults:
+        return [Finding("certificate", "fault", f"{startup}: {said}") for said in faults]
+    days = (own.not_valid_after_utc - datetime.now(UTC)).days
+    state = "warning" if days < SOON_DAYS else "ok"
+    return [Finding("certificate", state, f"of {spec.site}, valid for {days} more days")]
+
+
+def _named(own: x509.Certificate, site: str) -> str | None:
+    name = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    return None if name == site else f"the certificate is of '{name}', not of '{site}'"
+
+
+def _signed(own: x509.Certificate, root: x509.Certificate) -> str | None:
+    public = root.public_key()
+    if not isinstance(public, rsa.RSAPublicKey) or own.signature_hash_algorithm is None:
+        return "the authority's key is not of the expected kind"
+    try:
+        public.verify(own.signature, own.tbs_certificate_bytes, padding.PKCS1v15(), own.signature_hash_algorithm)
+    except InvalidSignature:
+        return "the certificate is not signed by the authority beside it"
+    return None
+
+
+def _out_of_date(own: x509.Certificate) -> str | None:
+    first, last, now = own.not_valid_before_utc, own.not_valid_after_utc, datetime.now(UTC)
+    if now < first:
+        return (
+            f"the certificate is valid only from {first:{MINUTE}} on, but this machine's clock says {now:{MINUTE}}; set the "
+            "clock"
+        )
+    if now > last:
+        return (
+            f"the certificate ended on {last:{MINUTE}}, and this machine's clock says {now:{MINUTE}}; where the clock is "
+            "right, make the kit again with `mil site join`"
+        )
+    return None
+
+
+def _private(key: Path) -> str | None:
+    mode = key.stat().st_mode & 0o077
+    return (
+        f"others than its owner may read the private key (mode {key.stat().st_mode & 0o777:o}; chmod 600)"
+        if mode
+        else None
+    )
+
+
+def check_connection(spec: SiteSpec, protocol: FederationSpec) -> Finding:
+    """A mutual-TLS handshake with the server, as FLARE will make it; no message is sent."""
+    startup = Path(spec.workspace) / SITE_KIT / "startup"
+    address = f"{protocol.server.host}:{protocol.server.port}"
+    if not startup.exists():
+        return Finding("connection", "warning", "not tried without a kit")
+    try:
+        context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
+        context.load_cert_chain(str(startup / "client.crt"), str(startup / "client.key"))
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection((protocol.server.host, protocol.server.port), HANDSHAKE_S) as plain,
+            context.wrap_socket(plain, server_hostname=protocol.server.host) as secure,
+        ):
+            secure.settimeout(HANDSHAKE_S)
+            greeted = secure.recv(1)  # a server that refuses our certificate says so only now, or hangs up
+    except ssl.SSLCertVerificationError as error:
+        why = "the server and this kit are not of the same authority"
+        if error.verify_code in OUT_OF_DATE:
+            now = f"{datetime.now(UTC):{MINUTE}}"
+            why = f"this machine's clock says {now}; set the clock, or tell the coordinator where it is right"
+        return Finding("connection", "fault", f"{address}: the server's certificate: {error.verify_message}; {why}")
+    except ssl.SSLError as error:
+        said = f"{address}: {error.reason or error}; the server and this kit are not of the same authority"
+        return Finding("connection", "fault", said)
+    except OSError as error:
+        said = f"{address} cannot be reached ({error}); is the server running, and may this machine open connections to it?"
+        return Finding("connection", "warning", said)
+    if not greeted:
+        said = f"{address} hung up: it does not know this site's certificate, or the certificate has ended by its clock"
+        return Finding("connection", "fault", said)
+    return Finding("connection", "ok", f"{address} knows this site's certificate")
+
+
+def check_ledger(spec: SiteSpec) -> Finding:
+    """The site's own record is whole."""
+    path = Path(spec.workspace) / "ledger.jsonl"
+    if not path.exists():
+        return Finding("ledger", "ok", "begins with the first question")
+    try:
+        return Finding("ledger", "ok", f"{verify(path)} lines, unbroken")
+    except MilError as error:
+        return Finding("ledger", "fault", f"{error}; find out why before joining")

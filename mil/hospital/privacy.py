@@ -1,0 +1,203 @@
+"""Patient-level differential privacy: a patient's gradient is clipped, the sum over a Poisson sample of patients gets noise.
+
+The unit is the patient: all of a patient's slides are one bag, so one gradient (DP-SGD, Abadi et al. 2016, doi
+10.1145/2976749.2978318). What each update costs is counted before it is sent, over all runs at the site, and nothing is
+sent once the budget would be exceeded. Epsilon comes from the privacy-loss distribution (Koskela et al. 2020, by
+dp-accounting), which is an upper bound and tight; Renyi's, looser, stands beside it (by opacus).
+"""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil.hospital.config import PrivacySpec
+from mil.hospital.forms import Slot
+from mil.hospital.noise import SecretStream
+from mil.hospital.payload import Refusal
+from mil.models.head import Inputs
+from mil.strategies.strategy import State
+from mil.training.client import Job, SiteData, Update
+from mil.training.dropout import step_key, tile_keys
+from mil.training.layout import Layout
+from mil.training.ledger import LedgerFile, parsed
+from mil.training.optimisers import OPTIMISERS, OptimiserState, clip, schedule
+from mil.training.plans import dropout_stream
+
+GRID = 1e-3
+"""Of the privacy-loss distribution; it is rounded up, and 1e-4 changes the third decimal place of epsilon."""
+ORDERS = [1 + x / 10 for x in range(1, 100)] + list(range(12, 64)) + [128, 256, 512, 1024]
+
+
+class BudgetSpent(Refusal):
+    """Another update would cost more than patients were promised."""
+
+    code = "budget"
+
+
+@dataclass(frozen=True)
+class Charge:
+    """`steps` times: patients drawn with chance `rate`, noise of standard deviation `noise` x the clipping norm."""
+
+    rate: float
+    noise: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Epsilon at a delta; `renyi` is the looser bound."""
+
+    epsilon: float
+    renyi: float
+
+
+def spent(charges: Sequence[Charge], delta: float) -> Spent:
+    """What all charges together cost a patient (neighbours: one patient more or less)."""
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent  # seconds to import, and few runs need them
+    from dp_accounting.pld import PLDAccountant
+    from opacus.accountants.analysis import rdp
+
+    charges = [charge for charge in charges if charge.steps]
+    if not charges:
+        return Spent(0.0, 0.0)
+    accountant = PLDAccountant(value_discretization_interval=GRID)
+    total = np.zeros(len(ORDERS))
+    for charge in charges:
+        event = PoissonSampledDpEvent(charge.rate, GaussianDpEvent(charge.noise))
+        accountant.compose(event, charge.steps)
+        total += rdp.compute_rdp(q=charge.rate, noise_multiplier=charge.noise, steps=charge.steps, orders=ORDERS)
+    known = ~np.isnan(total)
+    orders = [order for order, one in zip(ORDERS, known, strict=True) if one]
+    with warnings.catch_warnings():  # the best order is the last one: the bound is a little loose, and a bound
+        warnings.simplefilter("ignore", UserWarning)
+        bound, _ = rdp.get_privacy_spent(orders=orders, rdp=total[known], delta=delta)
+    return Spent(float(accountant.get_epsilon(delta)), max(0.0, float(bound)))
+
+
+class Budget:
+    """What a site's patients have been charged so far, in all runs; a hash-chained file that outlives every process."""
+
+    def __init__(self, path: str | Path, site: str, epsilon: float, delta: float) -> None:
+        self.record = LedgerFile(path, site)
+        self.epsilon, self.delta = epsilon, delta
+
+    def charge(self, run: str, number: int, question: str, spec: PrivacySpec, patients: Mapping[Slot, int]) -> Spent:
+        """Count a round's updates of these slots before they are made; `BudgetSpent` if that is too much.
+
+        The same question again costs nothing more: the answer will be the same, noise included.
+        """
+        entry = {"run": run, "round": number, "question": question}
+        known = parsed(self.record.lines, str(self.record.path))
+        if not any(entry.items() <= line.items() for line in known):
+            rate = min(1.0, spec.expected_batch / min(patients.values()))
+            steps = {slot.name: steps_of(spec, count) for slot, count in patients.items()}
+            new = {**entry, "rate": rate, "noise": spec.noise, "steps": steps}
+            after = spent(_worst([*known, new]), self.delta)
+            if after.epsilon > self.epsilon:
+                raise BudgetSpent(
+                    f"site {self.record.actor}: round {number} of run {run} would bring epsilon to {after.epsilon:.3f} at "
+                    f"delta {self.delta:g}, over the budget of {self.epsilon:g}; nothing was sent, and nothing more will be"
+                )
+            self.record.add(new)
+        return self.so_far()
+
+    def hold_against(self, ledger: Sequence[str]) -> None:
+        """Raise where the site's ledger knows of a larger epsilon at this delta: charges were cut off the account."""
+        known = [json.loads(line) for line in ledger if '"epsilon"' in line]
+        most = max((line["epsilon"] for line in known if line.get("delta") == self.delta), default=0.0)
+        if most > 0 and self.so_far().epsilon < most - 1e-9:
+            raise BudgetSpent(
+                f"{self.record.path}: epsilon {self.so_far().epsilon:.3f}, but the site's ledger has {most:.3f}; charges were "
+                "cut off, so nothing more is sent. Restore the file from the workspace's backup"
+            )
+
+    def so_far(self) -> Spent:
+        """Of the patient who was charged most."""
+        return spent(_worst(parsed(self.record.lines, str(self.record.path))), self.delta)
+
+
+def _worst(lines: Sequence[Mapping]) -> list[Charge]:
+    """Charges of the patient who is in the most models: of every round, all but the cheapest of its outer folds.
+
+    A patient is held out of one outer fold of each repeat, always the same. Where the folds of a run and repeat were not
+    charged alike in every round, nothing is left out.
+    """
+    rounds: dict[tuple[str, str], list[tuple[float, float, dict[str, int]]]] = {}
+    for line in lines:
+        repeats: dict[str, dict[str, int]] = {}
+        for name, steps in line["steps"].items():
+            repeats.setdefault(name.rsplit("/", 1)[0], {})[name] = steps
+        for repeat, folds in repeats.items():
+            rounds.setdefault((line["run"], repeat), []).append((line["rate"], line["noise"], folds))
+    totals: dict[tuple[float, float], int] = {}
+    for found in rounds.values():
+        alike = len(found[0][2]) > 1 and all(folds == found[0][2] for _, _, folds in found)
+        for rate, noise, folds in found:
+            steps = sum(folds.values()) - (min(folds.values()) if alike else 0)
+            totals[rate, noise] = totals.get((rate, noise), 0) + steps
+    return [Charge(rate, noise, steps) for (rate, noise), steps in sorted(totals.items())]
+
+
+def steps_of(spec: PrivacySpec, patients: int) -> int:
+    """Steps a round: as many as make one pass over the patients on average."""
+    return max(1, round(patients / min(spec.expected_batch, patients)))
+
+
+def private_update(state: State, job: Job, site: SiteData, spec: PrivacySpec, stream: SecretStream) -> Update:
+    """`client_update` with privacy: the update tells of no patient more than the noise allows. It carries no loss."""
+    layout = Layout({name: value.numpy() for name, value in state.items()})
+    rows = torch.from_numpy(layout.flat({name: value.numpy() for name, value in state.items()}))[None]
+    start, training = rows.clone(), site.training
+    optimise = OPTIMISERS[training.optimiser]
+    memory = OptimiserState.zeros(rows, second=training.optimiser != "sgd")
+    rate = job.lr * schedule(training.schedule, job.number - 1, training.rounds, training.warmup)
+    lr, decay = torch.tensor([[rate]]), torch.tensor([[job.weight_decay]])
+    count = steps_of(spec, len(site.bags))
+    expected = min(spec.expected_batch, len(site.bags))
+    dropped = dropout_stream(training.seed, job.task, job.site, job.number)
+    for number in range(count):
+        drawn = site.bags[stream.uniform(len(site.bags)) < expected / len(site.bags)]
+        total = torch.zeros(layout.size, dtype=torch.float64)
+        for bag in drawn:
+            gradient = patient_gradient(layout.views(rows), int(bag), site, step_key(dropped, number))
+            total += clipped(gradient, spec.clip).double()
+        noise = torch.from_numpy(stream.normal(layout.size)) * (spec.noise * spec.clip)
+        gradient = ((total + noise) / expected).float()[None]
+        gradient += job.mu * (rows - start)
+        if training.clip_norm is not None:
+            clip(gradient, training.clip_norm)
+        optimise(rows, gradient, memory, lr, decay, training.momentum)
+    final = {name: view[0].clone() for name, view in layout.views(rows).items()}
+    return Update(final, len(site.bags), count, 0.0)
+
+
+def patient_gradient(weights: Mapping[str, Tensor], bag: int, site: SiteData, key: int) -> Tensor:
+    """Gradient of one patient's loss, all slides together, as one row (size,)."""
+    start, size = int(site.store.starts[bag]), int(site.store.sizes[bag])
+    own = {name: value[0].detach().requires_grad_() for name, value in weights.items()}
+    tiles = site.store.source(torch.device("cpu")).take(torch.arange(start, start + size)).float()
+    tiles = (tiles - site.buffers["features.mean"]) / site.buffers["features.deviation"]
+    keys = None
+    if site.head.dropout:
+        keys = tile_keys(torch.tensor(key), site.store.patient_keys()[[bag]], torch.tensor([size]))
+    output = site.head(own, Inputs(tiles, torch.ones(1, size, dtype=torch.bool), None, True, keys))
+    targets = site.targets[[bag]]
+    losses = site.head.losses(output, targets, torch.ones(1, dtype=torch.bool), site.endpoint)
+    parts = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True)
+    return torch.cat(
+        [
+            torch.zeros_like(value).flatten() if part is None else part.flatten()
+            for part, value in zip(parts, own.values(), strict=True)
+        ]
+    )
+
+
+def clipped(gradient: Tensor, norm: float) -> Tensor:
+    """The gradient, shortened to `norm` where it is longer."""
+    return gradient * min(1.0, norm / max(float(gradient.norm()), 1e-12))

@@ -1,0 +1,101 @@
+"""What a site lets itself be asked: the protocol's questions about the protocol's models, each once.
+
+A server that could ask again and again, with models made for the purpose, would learn of single patients from the
+differences of the answers. So a question has one place (run, kind, phase, round), a place has one question for ever, and the
+losses that are told are always those of whole sets of inner folds.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, cast
+
+from mil.hospital.config import FederationSpec
+from mil.hospital.forms import groups_of, is_subset, outer_folds, slots
+from mil.hospital.payload import Message, NotAgreed, PayloadError, digest
+from mil.training.protocol import candidates
+
+ONCE = ("moments", "train", "watch", "open", "finish")
+
+
+def asked_digest(question: Message) -> str:
+    """SHA-256 of everything in a question that an answer may depend on: all but the head of the server's ledger."""
+    values = {name: value for name, value in question.values.items() if name != "ledger"}
+    return hashlib.sha256(
+        f"{question.kind}|{json.dumps(values, sort_keys=True)}|{digest(question.tensors)}".encode()
+    ).hexdigest()
+
+
+def check_run(question: Message, agreed: tuple[str, ...] | None, where: str) -> None:
+    """Raise where the hospital has not agreed to the run; a canary tells nothing of anybody, and needs no agreement."""
+    run = str(question.values["run"])
+    rehearsal = question.kind == "canary" or question.values.get("canary") is True
+    if agreed is not None and run not in agreed and not rehearsal:
+        raise NotAgreed(
+            f"{where}: run {run} is not among those that site.yaml agrees to ({', '.join(agreed)}); refused"
+        )
+
+
+def check_place(question: Message, protocol: FederationSpec, private: bool, where: str) -> None:
+    """Raise unless the question is about a phase and round of the protocol and models of it."""
+    values = question.values
+    phase = "refit" if question.kind == "finish" else str(values["phase"])
+    phases = ("refit",) if private else ("inner", "refit")
+    if phase not in phases:
+        raise PayloadError(f"{where}: phase {phase!r} is not of the protocol ({', '.join(phases)}); refused")
+    choices, tried = cast(list[int], values["choices"]), len(candidates(protocol.experiment))
+    wanted = len(outer_folds(protocol)) if phase == "refit" else 0
+    if len(choices) != wanted or not all(0 <= choice < tried for choice in choices):
+        raise PayloadError(f"{where}: choices {choices} are not {wanted} of the {tried} candidates; refused")
+    numbers, expected = cast(list[int], values["slots"]), len(slots(protocol, phase))
+    if not is_subset(numbers, expected):
+        raise PayloadError(f"{where}: slots {numbers} are not among the {expected} of the protocol; refused")
+    if phase == "inner" and question.kind != "canary":
+        for group in groups_of(protocol, phase):
+            if 0 < len(set(group) & set(numbers)) < len(group):
+                raise PayloadError(f"{where}: slots {numbers} part the inner folds of an outer one; refused")
+    _check_numbers(question, protocol, expected, where)
+
+
+def _check_numbers(question: Message, protocol: FederationSpec, expected: int, where: str) -> None:
+    values, most = question.values, protocol.experiment.training.rounds
+    last = most + 1 if question.kind == "watch" else most
+    if "round" in values and not 1 <= cast(int, values["round"]) <= last:
+        raise PayloadError(f"{where}: round {values['round']} is not among the {most} of the protocol; refused")
+    lengths = {
+        "used": len(protocol.training_sites),
+        "totals": len(cast(list[int], values["slots"])),
+        "rounds": expected,
+    }
+    least = {"used": 0, "totals": 1, "rounds": 1}
+    for name, length in lengths.items():
+        if name not in values:
+            continue
+        numbers = cast(list[int], values[name])
+        if len(numbers) != length:
+            raise PayloadError(f"{where}: value '{name}' has not {length} numbers; refused")
+        if min(numbers) < least[name] or (name != "totals" and max(numbers) > most):
+            raise PayloadError(f"{where}: value '{name}' holds {numbers}, beyond the protocol; refused")
+
+
+def check_once(question: Message, lines: Iterable[str], where: str) -> None:
+    """Raise where another question was answered in this one's place: `lines` are the site's ledger's.
+
+    The same question again, as after a crash, gets the same answer again.
+    """
+    if question.kind not in ONCE:
+        return
+    place = {"event": "answered", "kind": question.kind, **place_of(question)}.items()
+    asked, run = asked_digest(question), json.dumps(question.values["run"])
+    for line in lines:
+        if run in line and place <= (entry := json.loads(line)).items() and entry["asked_sha256"] != asked:
+            raise PayloadError(
+                f"{where}: another question '{question.kind}' of run {question.values['run']}, phase "
+                f"{entry.get('phase')}, round {entry.get('round')} was answered already, and no second one is; give the run "
+                "another name"
+            )
+
+
+def place_of(question: Message) -> dict[str, Any]:
+    """Run, protocol, phase and round, as far as the question has them."""
+    return {key: question.values[key] for key in ("run", "spec_sha256", "phase", "round") if key in question.values}

@@ -1,0 +1,375 @@
+"""A site: a question from the server in, an answer out, each checked against the site's own copy of the protocol.
+
+Every question is judged before anything is computed and every answer before it leaves; both are written into the site's
+ledger. Which engine carries the bytes is not known here.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mil.errors import CorruptFile, MilError
+from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
+from mil.hospital.encryption import Cipher
+from mil.hospital.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, slots
+from mil.hospital.identity import code_sha256, data_sha256, differences, identity, own_secret
+from mil.hospital.local import LocalWork, Trained
+from mil.hospital.memory import Memory
+from mil.hospital.models import Refit, run_of
+from mil.hospital.noise import SecretStream
+from mil.hospital.payload import (
+    Form,
+    Message,
+    Mismatch,
+    PayloadError,
+    TooFewPatients,
+    Value,
+    check_updates,
+    digest,
+    header,
+    pack,
+    unpack,
+)
+from mil.hospital.privacy import Budget
+from mil.hospital.questions import asked_digest, check_once, check_place, check_run
+from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
+from mil.predictions.predict import predict
+from mil.tables import read_table, require_columns
+from mil.training.artefact import Run
+from mil.training.ledger import LedgerFile
+from mil.training.plans import reach
+from mil.training.store import SAME_EVERYWHERE, FeatureStore
+
+TEXT = ("patient_id", "slides", "site", "role")
+
+
+class Site:
+    """A member of a federation, with its own data."""
+
+    def __init__(
+        self, spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame, features: FeatureStore, data: str
+    ) -> None:
+        self.spec, self.protocol, self.bags, self.features, self.data = spec, protocol, bags, features, data
+        self.limits = limits(protocol, spec)
+        self.max_bytes = self.limits.max_mb_a_round * 1e6
+        self.role = protocol.sites[spec.site].role
+        self.shapes = Shapes(protocol, features.width)
+        self.forms = Forms(self.shapes)
+        self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site)
+        self._check_remembered()
+        self.work = LocalWork(protocol, self.shapes, spec.site, bags, features) if self.role == "train" else None
+        self.budget: Budget | None = None
+        if protocol.privacy is not None:
+            privacy = protocol.privacy
+            if privacy.delta * len(features.patients) >= 1:
+                raise MilError(
+                    f"federation.yaml: privacy.delta {privacy.delta:g} promises nothing to {len(features.patients)} patients; "
+                    f"it must be well below {1 / len(features.patients):.2g}"
+                )
+            most = min(privacy.epsilon, spec.epsilon or privacy.epsilon)
+            self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, most, privacy.delta)
+            self.budget.hold_against(self.ledger.lines)
+        self.epsilon: float | None = None
+        self.cipher: Cipher | None = None
+        if protocol.encryption == "ckks" and self.role == "train":
+            if spec.key is None:
+                raise MilError("site.yaml: key is not set; encryption needs the secret key that the sites share")
+            self.cipher = Cipher(spec.key)
+        self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
+
+    @classmethod
+    def open(cls, spec: SiteSpec, canary: bool = False) -> "Site":
+        """The site of a hospital's own file: its bag table and feature files are read here and nowhere else.
+
+        For the canary, those of two patients only.
+        """
+        protocol = own_protocol(spec)
+        results = Path(spec.results)
+        bags = own_bags(results / "bags" / f"{protocol.experiment.endpoint}.csv", spec.site, protocol)
+        bags = bags.head(2).reset_index(drop=True) if canary else bags
+        features = FeatureStore.open(bags, results / "sites", protocol.experiment.encoder)
+        folder = results / "sites" / spec.site / "features" / protocol.experiment.encoder
+        files = [folder / f"{slide}.h5" for row in bags.slides for slide in str(row).split(";")]
+        data = data_sha256(own_secret(spec.workspace), bags, files)
+        return cls(spec, protocol, bags, features, data)
+
+    def _check_remembered(self) -> None:
+        """Raise where runs left their files and the ledger says nothing: without it, every question could be put again."""
+        runs = Path(self.spec.workspace) / "runs"
+        left = [path for pattern in ("*/kept/*", "*/weights.safetensors") for path in runs.glob(pattern)]
+        if left and not self.ledger.lines:
+            raise CorruptFile(
+                f"{self.ledger.path}: is empty, but {left[0]} shows that questions were answered; restore it from the backup"
+            )
+
+    def answer(self, blob: bytes) -> bytes:
+        """Answer one question; a `MilError` says why not, and stands in the ledger too."""
+        where, started = f"site {self.spec.site}, question", time.monotonic()
+        try:
+            kind = str(header(blob, where)["kind"])
+            question = self._read(blob, kind, where)
+            reply, form = self._reply(question, hashlib.sha256(blob).hexdigest())
+            sent = pack(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'")
+        except MilError as error:
+            self.ledger.add({"event": "refused", "reason": str(error)})
+            raise
+        seconds = round(time.monotonic() - started, 3)
+        self._record(question, reply, {"bytes_received": len(blob), "bytes_sent": len(sent), "seconds": seconds})
+        return sent
+
+    def _read(self, blob: bytes, kind: str, where: str) -> Message:
+        """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
+        allowed = {"join", "finish"}
+        if self.role == "train":
+            allowed |= {"moments", "train", "canary"} | ({"open"} if self.cipher is not None else set())
+            allowed |= set() if self.budget is not None else {"watch"}  # losses carry no noise
+        if kind not in allowed:
+            raise PayloadError(f"{where}: '{kind}' is not asked of this site by the protocol; refused")
+        if kind == "join":
+            question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
+            differing = differences(identity(self.protocol), dict(question.values))
+        else:
+            numbers = header(blob, where)["values"].get("slots")
+            live = len(numbers) if isinstance(numbers, list) else 0
+            question = unpack(blob, self.forms.question(kind, live), self.max_bytes, where)
+            check_place(question, self.protocol, self.budget is not None, where)
+            check_once(question, self.ledger.lines, where)
+            differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
+        check_run(question, self.spec.runs, where)
+        if differing:
+            raise Mismatch(
+                f"{where}: the server differs from this site: {', '.join(differing)}; install the same version, and hold "
+                "the same federation.yaml"
+            )
+        return question
+
+    def _reply(self, question: Message, question_sha256: str) -> tuple[Message, Form]:
+        values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
+        values["question_sha256"] = question_sha256
+        if question.kind == "join":
+            own: dict[str, Value] = {
+                **identity(self.protocol),
+                **self.about,
+                "width": self.features.width,
+                "data_sha256": self.data,
+            }
+            count = len(self.features.patients)
+            own["num_bags"] = count if count >= self.limits.small_cells else None
+            return Message("join", values | own), self.forms.answer("join", 0, 0)
+        if question.kind == "finish":
+            metrics, tensors = self._finish(question)
+            return Message("finish", values | metrics, tensors), self.forms.answer("finish", 0, 0)
+        phase = str(question.values["phase"])
+        everyone = slots(self.protocol, phase, cast(list[int], question.values["choices"]))
+        groups = [[everyone[number] for number in group] for group in groups_of(self.protocol, phase, question.kind)]
+        chosen = [everyone[number] for number in cast(list[int], question.values["slots"])]
+        form = self.forms.answer(question.kind, len(chosen), len(groups))
+        work = self._work(chosen, question.kind)
+        if question.kind == "canary":
+            models = work.completed(question.tensors, [work.first(slot) for slot in chosen])
+            work.rehearse(models, chosen[0])
+            return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
+        if question.kind == "moments":
+            return Message("moments", values, self._moments(work, chosen)), form
+        if question.kind == "open":
+            return Message("open", values, self._open(question, len(chosen))), form
+        memory = self._memory(question)
+        models = work.completed(question.tensors, [memory.of(slot, work.first(slot)) for slot in chosen])
+        tensors = work.watch(models, chosen, groups)
+        if question.kind == "train":
+            tensors |= self._train(question, models, work, memory, chosen)
+        return Message(question.kind, values, tensors), form
+
+    def _work(self, chosen: list[Slot], kind: str) -> LocalWork:
+        """The site's part of the work, once it is certain that no model would learn from too few patients."""
+        if self.work is None:
+            raise PayloadError(f"site {self.spec.site} is external; it is not asked to train")
+        for slot in chosen if kind != "canary" else ():
+            patients = len(self.work.train_patients(slot))
+            steps, seen = reach(self.protocol.experiment.training, patients)
+            if self.protocol.privacy is not None:
+                seen = patients
+            elif kind == "train" and steps < FLOOR_STEPS:
+                raise TooFewPatients(
+                    f"site {self.spec.site}: {slot.name} would be {steps} step of {patients} patients, which is their gradient; "
+                    "nothing was sent. Use smaller batches or more local work"
+                )
+            if seen < self.limits.min_patients:
+                raise TooFewPatients(
+                    f"site {self.spec.site}: {slot.name} would learn from {seen} patients, fewer than "
+                    f"{self.limits.min_patients}; nothing was sent"
+                )
+        return self.work
+
+    def _moments(self, work: LocalWork, chosen: list[Slot]) -> dict[str, Tensor]:
+        """Numbers of patients, moments and, where the protocol weighs classes, how many there are of each."""
+        found = work.moments_of(chosen)
+        counts = found.get("classes", torch.zeros(0))
+        if ((counts > 0) & (counts < self.limits.small_cells)).any():
+            raise TooFewPatients(
+                f"site {self.spec.site}: a model would learn from fewer than {self.limits.small_cells} patients of a class, "
+                "and imbalance asks for their number; nothing was sent. Use imbalance none, or fewer folds"
+            )
+        return found
+
+    def _memory(self, question: Message) -> Memory:
+        """What the site keeps of the run, as it was when the server last used an answer of it."""
+        used = cast(list[int], question.values["used"])[self.protocol.training_sites.index(self.spec.site)]
+        return Memory(self._folder(question) / "kept", str(question.values["phase"]), used if self._keeps else 0)
+
+    @property
+    def _keeps(self) -> bool:
+        return self.shapes.controls or bool(self.shapes.own)
+
+    def _folder(self, question: Message) -> Path:
+        return Path(self.spec.workspace) / "runs" / str(question.values["run"])
+
+    def _train(
+        self, question: Message, models: dict[str, Tensor], work: LocalWork, memory: Memory, chosen: list[Slot]
+    ) -> dict[str, Tensor]:
+        """The updates of a round, stacked."""
+        number = cast(int, question.values["round"])
+        if self.budget is not None:
+            trained = self._train_privately(question, models, work, chosen, number)
+        else:
+            pairs = memory.controls(question.tensors, chosen) if self.shapes.controls else [None] * len(chosen)
+            trained = work.train(models, chosen, number, pairs)
+        updates = [update for update, _ in trained]
+        tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
+        check_updates(tensors, models, self.limits.max_update, f"site {self.spec.site}")
+        if self.cipher is not None:
+            tensors = {SEALED: self._sealed(question, tensors, [update.patients for update in updates])}
+        if self._keeps:
+            layers = [{name: update.state[name] for name in self.shapes.own} for update in updates]
+            memory.keep(
+                number,
+                chosen,
+                [own if own is not None else {} for _, own in trained] if self.shapes.controls else layers,
+            )
+        if self.shapes.controls:
+            changes = [update.control_change or {} for update in updates]
+            tensors |= {
+                f"{CONTROL}{name}": torch.stack([change[name] for change in changes]) for name in self.shapes.state
+            }
+        tensors["num_bags"] = torch.tensor([update.patients for update in updates])
+        tensors["num_steps"] = torch.tensor([update.steps for update in updates])
+        if self.budget is None:
+            tensors["train_loss"] = torch.tensor([update.loss for update in updates], dtype=torch.float64)
+        return tensors
+
+    def _sealed(self, question: Message, states: dict[str, Tensor], patients: list[int]) -> Tensor:
+        """The site's share of the change of all models, encrypted."""
+        assert self.cipher is not None
+        uniform = getattr(self.protocol.strategy, "weighting", "patients") == "uniform"
+        totals = cast(list[int], question.values["totals"])
+        if any(own > whole for own, whole in zip(patients, totals, strict=True)):
+            raise PayloadError(
+                f"site {self.spec.site}: totals {totals} are fewer than the site's own patients; refused"
+            )
+        share = torch.tensor(patients, dtype=torch.float64) / torch.tensor(totals, dtype=torch.float64)
+        if uniform:
+            share = torch.full_like(share, 1 / len(self.protocol.training_sites))
+        changes = []
+        for name, value in states.items():
+            change = value.double() - question.tensors[name].double()
+            changes.append(change * share.view(-1, *[1] * (change.dim() - 1)))
+        mask = None
+        if self.protocol.everybody:
+            count = sum(change.numel() for change in changes)
+            mask = self.cipher.mask(self.spec.site, self.protocol.training_sites, asked_digest(question), count)
+        return self.cipher.seal(changes, mask)
+
+    def _open(self, question: Message, live: int) -> dict[str, Tensor]:
+        """The sum of a round."""
+        if self.cipher is None:
+            raise PayloadError(f"site {self.spec.site}: nothing is encrypted in this protocol; refused")
+        opened = self.cipher.open(question.tensors[SEALED], [(live, *shape) for shape in self.shapes.state.values()])
+        return dict(zip(self.shapes.state, opened, strict=True))
+
+    def _train_privately(
+        self, question: Message, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot], number: int
+    ) -> list[Trained]:
+        """The same with noise, once the site's budget allows it.
+
+        The noise is that of the whole question: where anything in it differs, it is charged anew and drawn anew.
+        """
+        assert self.budget is not None
+        assert self.protocol.privacy is not None
+        run, asked = str(question.values["run"]), asked_digest(question)
+        patients = {slot: len(work.train_patients(slot)) for slot in chosen}
+        self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
+        return work.train_privately(models, chosen, number, lambda slot: self._stream(run, slot, number, asked))
+
+    def _stream(self, run: str, slot: Slot, number: int, asked: str) -> SecretStream:
+        return SecretStream(own_secret(self.spec.workspace), "noise", run, slot.name, number, asked)
+
+    def _finish(self, question: Message) -> tuple[Metrics, dict[str, Tensor]]:
+        """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
+        run = self._final(question)
+        run.save(self._folder(question))
+        table = predict(run, self.bags, self.features).table
+        metrics = own_metrics(self.protocol.endpoint.kind, table, self.bags, self.limits.small_cells)
+        earlier = [json.loads(line) for line in self.ledger.lines if '"event": "result"' in line]
+        endpoint = self.protocol.experiment.endpoint
+        told_of = [line for line in earlier if line["event"] == "result" and line["endpoint"] == endpoint]
+        if any(differ_by_few(metrics, line, self.limits.small_cells) for line in told_of):
+            metrics = dict(NOTHING)
+        self.ledger.add({"event": "result", "run": str(question.values["run"]), "endpoint": endpoint, **metrics})
+        if self.budget is not None:  # they carry no noise
+            return NOTHING, {}
+        names = self.protocol.experiment.covariates
+        return metrics, own_covariates(self.bags, names, self.limits.small_cells) if names else {}
+
+    def _final(self, question: Message) -> Run:
+        """The final models; where the strategy gives every site its own, the site's."""
+        choices, rounds = (cast(list[int], question.values[name]) for name in ("choices", "rounds"))
+        if self.work is None or not (self.shapes.own or self._finetune):
+            return run_of(self.protocol, question.tensors, Refit(choices, rounds, self.features.about))
+        everyone, memory = slots(self.protocol, "refit", choices), self._memory(question)
+        models = self.work.completed(question.tensors, [memory.of(slot, self.work.first(slot)) for slot in everyone])
+        if self._finetune:
+            models = self.work.finetuned(models, everyone, self._finetune)
+        patients = [len(self.work.train_patients(slot)) for slot in everyone]
+        return run_of(self.protocol, models, Refit(choices, rounds, self.features.about, patients, self.spec.site))
+
+    @property
+    def _finetune(self) -> int:
+        """Epochs at the site alone after the last round."""
+        return getattr(self.protocol.experiment.strategy, "epochs", 0)
+
+    def _record(self, question: Message, reply: Message, cost: dict[str, float]) -> None:
+        entry: dict[str, Any] = {
+            key: question.values[key] for key in ("run", "phase", "round") if key in question.values
+        }
+        if self.budget is not None and self.epsilon is not None:
+            entry |= {"epsilon": self.epsilon, "delta": self.budget.delta}
+        if "num_bags" in reply.tensors:
+            entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
+        self.ledger.add(
+            {"event": "answered", "kind": question.kind, **entry}
+            | {"asked_sha256": asked_digest(question), "answer_sha256": digest(reply.tensors)}
+            | {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256()}
+            | {"server_ledger": question.values.get("ledger"), **cost}
+        )
+
+
+def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
+    """The bag table, which may hold no other site's patient, with the roles as the protocol has them."""
+    bags = read_table(path, text=TEXT)
+    require_columns(bags, TEXT, str(path))
+    foreign = bags[bags["site"] != site]
+    if len(foreign):
+        raise MilError(
+            f"{path}: patient {foreign.iloc[0]['patient_id']} is of site {foreign.iloc[0]['site']}, not {site}; a hospital "
+            "holds its own patients only (make the table from a sheet of this site alone)"
+        )
+    roles = set(bags["role"]) - {protocol.sites[site].role}
+    if roles:
+        raise MilError(f"{path}: role {roles.pop()}, but the federation has {site} as {protocol.sites[site].role}")
+    return bags

@@ -1,0 +1,355 @@
+"""Where a run stands and how the sites' answers move it on: scale, select the number of rounds, refit, finish.
+
+The same nested cross-validation as `mil train` (`mil.training.protocol`), asked of the sites question by question. All of
+the state is in `Stages.progress` and the named tensors; between two rounds it is one file (`save`, `load`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as packed
+from torch import Tensor
+
+from mil.errors import MilError
+from mil.files import write_bytes
+from mil.hospital.config import FederationSpec
+from mil.hospital.encryption import Adder
+from mil.hospital.forms import BALANCE, CONTROL, PARTS, SEALED, Shapes, groups_of, outer_folds, slots, watched_apart
+from mil.hospital.payload import Message, digest
+from mil.hospital.standing import Progress, progress_of
+from mil.strategies.strategy import Answers, build_strategy, shares
+from mil.training.clients import participants, visits
+from mil.training.plans import first_weights
+from mil.training.protocol import candidates
+from mil.training.scaling import Moments
+
+Found = Mapping[str, Message]
+"""Answers by site."""
+
+
+class Stages:
+    """State of a run, and its transitions."""
+
+    def __init__(self, protocol: FederationSpec, canary: bool = False, adder: Adder | None = None) -> None:
+        self.protocol, self.canary, self.adder = protocol, canary, adder
+        self.strategy = build_strategy(protocol.strategy)
+        self.progress = Progress()
+        self.state: dict[str, Tensor] = {}
+        """Global models (slots, ...)."""
+        self.buffers: dict[str, Tensor] = {}
+        self.server: dict[str, Tensor] = {}
+        """The strategy's own tensors (slots, ...)."""
+        self.sealed: dict[str, Tensor] = {}
+        """The encrypted sum that is to be opened."""
+
+    @property
+    def shapes(self) -> Shapes | None:
+        """Of the models; none before the sites have joined."""
+        return Shapes(self.protocol, self.progress.width) if self.progress.width else None
+
+    @property
+    def live(self) -> list[int]:
+        """Slots of the phase that are not finished."""
+        progress = self.progress
+        everyone = range(len(progress.rounds))
+        if progress.stage == "canary":
+            return [0]
+        if progress.stage == "open":
+            return progress.sealed_live
+        if progress.stage not in {"train", "watch"}:
+            return list(everyone)
+        stopped = {number for group in self._stopped() for number in groups_of(self.protocol, progress.phase)[group]}
+        going = progress.round if progress.stage == "train" else 0
+        return [number for number in everyone if progress.rounds[number] >= going and number not in stopped]
+
+    @property
+    def drawn(self) -> list[str]:
+        """Training sites that take part in this round."""
+        sites = self.protocol.training_sites
+        if self.progress.stage != "train":
+            return sites
+        strategy, seed, number = self.protocol.strategy, self.protocol.experiment.training.seed, self.progress.round
+        if self.strategy.cyclic:
+            order = visits(len(sites), getattr(strategy, "shuffled", False), seed, number)
+            return [sites[order[self.progress.visit]]]
+        chosen = participants(len(sites), getattr(strategy, "participation", 1.0), seed, number)
+        return [site for site, taken in zip(sites, chosen, strict=True) if taken]
+
+    def models(self) -> dict[str, Tensor]:
+        """What a site gets to see: models, buffers and, where the strategy has one, the server's control variate."""
+        if self.progress.stage == "open":
+            return dict(self.sealed)
+        live = self.live
+        found = {name: value[live] for name, value in (self.state | self.buffers).items()}
+        if self.strategy.controls and self.progress.stage == "train":
+            found |= {name: value[live] for name, value in self.server.items() if name.startswith(CONTROL)}
+        return found
+
+    def join(self, width: int, about: Mapping[str, str | float | int | None]) -> None:
+        """The sites' features are known: the first models are drawn. Later calls change nothing."""
+        if self.progress.stage == "new":
+            self.progress.width, self.progress.about = width, dict(about)
+            # under privacy the number of rounds is not selected: the losses that would select it carry no noise
+            phase = "inner" if self.protocol.privacy is None else "refit"
+            choices = [0] * len(outer_folds(self.protocol)) if phase == "refit" else []
+            self._begin(phase, [self.protocol.experiment.training.rounds] * len(slots(self.protocol, phase)), choices)
+
+    def take(self, found: Found) -> None:
+        """Move on by the training sites' answers to the question of this stage."""
+        moves = {"moments": self._scale, "train": self._aggregate, "open": self._opened, "watch": self._select}
+        moves.get(self.progress.stage, self._end)(found)
+
+    def digest(self) -> str:
+        """SHA-256 of the global models as they stand."""
+        return digest(self.state)
+
+    def _begin(self, phase: str, rounds: list[int], choices: list[int]) -> None:
+        """First models of a phase; the same for all inner folds of an outer one, as `mil train` has it."""
+        shapes, progress = self.shapes, self.progress
+        assert shapes is not None
+        seed = self.protocol.experiment.training.seed
+        first = [
+            shapes.head.initial(first_weights(seed, slot.repeat, slot.fold, slot.replica))
+            for slot in slots(self.protocol, phase, choices)
+        ]
+        self.state = {name: torch.from_numpy(np.stack([one[name] for one in first])) for name in shapes.state}
+        plain = {True: torch.zeros, False: torch.ones}  # nothing is taken off, and divided by 1
+        self.buffers = {
+            name: plain[name.endswith(".mean")](len(first), *shape) for name, shape in shapes.buffers.items()
+        }
+        self.server = self.strategy.begin(self.state)
+        progress.phase, progress.round, progress.visit = phase, 1, 0
+        progress.choices, progress.rounds = choices, rounds
+        progress.num_bags, progress.used = {}, {}
+        progress.stage = "canary" if self.canary else "moments"
+
+    def _scale(self, found: Found) -> None:
+        """Sites' moments -> scales of what every model learns from, merged in the order of the sites' names."""
+        shapes = self.shapes
+        assert shapes is not None
+        messages = [message for _, message in sorted(found.items())]
+        self.progress.num_bags = {site: message.tensors["num_bags"].tolist() for site, message in found.items()}
+        for name in shapes.measured:
+            parts = [[message.tensors[f"{name}.{part}"].numpy() for part in PARTS] for message in messages]
+            scales = []
+            for number in self.live:
+                own = [Moments(*(values[[number]] for values in site)) for site in parts]
+                scales.append(Moments.stacked(own).scale())
+            for part, rows in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
+                self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
+        if shapes.balanced:
+            counts = torch.stack([message.tensors["classes"] for message in messages]).sum(0)
+            self.buffers[BALANCE] = class_weights(counts.numpy())
+        self.progress.stage = "train"
+
+    def _aggregate(self, found: Found) -> None:
+        """The strategy's step for every live slot, as the reference driver takes it."""
+        progress, live = self.progress, self.live
+        if self.strategy.cyclic:
+            self._pass_on(found)
+            return
+        if self.adder is None:
+            for place, number in enumerate(live):
+                self._step(number, self._answers(found, place, number))
+        else:
+            sealed = [message.tensors[SEALED] for _, message in sorted(found.items())]
+            self.sealed = {SEALED: self.adder.add(sealed)}
+            progress.sealed_live, progress.sealed_by = live, sorted(found)
+        if progress.phase == "inner" and progress.round > 1 and not watched_apart(self.protocol):
+            self._watch(found)
+        progress.used |= dict.fromkeys(found, progress.round)
+        if self.adder is None:
+            self._advance()
+        else:
+            progress.stage = "open"
+
+    def _pass_on(self, found: Found) -> None:
+        """Cyclic: the model as the visited site left it goes to the next; the round is over after the last."""
+        progress, (message,) = self.progress, found.values()
+        for place, number in enumerate(self.live):
+            for name, value in self.state.items():
+                value[number] = message.tensors[name][place]
+        progress.used |= dict.fromkeys(found, progress.round)
+        progress.visit += 1
+        if progress.visit == len(self.protocol.training_sites):
+            progress.visit = 0
+            self._advance()
+
+    def _opened(self, found: Found) -> None:
+        """The sum as the sites opened it: all of them must have found the same."""
+        (first, opened), *others = sorted(found.items())
+        for site, message in others:
+            if digest(message.tensors) != digest(opened.tensors):
+                raise MilError(f"sites {first} and {site} opened different sums; one of them has another key")
+        for place, number in enumerate(self.live):
+            whole = self._whole(number)
+            state = {name: value[number] for name, value in self.state.items()}
+            changed = {name: value.double() + whole * opened.tensors[name][place] for name, value in state.items()}
+            states = {name: value[None] for name, value in changed.items()}
+            self._step(number, Answers(states, torch.ones(1, dtype=torch.float64)))
+        self.sealed, self.progress.sealed_live, self.progress.sealed_by = {}, [], []
+        self._advance()
+
+    def _whole(self, number: int) -> float:
+        """What the opened sum is to be multiplied by: the sites took their shares of all, and some may be missing."""
+        by = self.progress.sealed_by
+        if getattr(self.protocol.strategy, "weighting", "patients") == "uniform":
+            return len(self.protocol.training_sites) / len(by)
+        return self.totals[number] / sum(self.progress.num_bags[site][number] for site in by)
+
+    @property
+    def totals(self) -> list[int]:
+        """Training patients of every slot at all sites together."""
+        return [sum(counts) for counts in zip(*self.progress.num_bags.values(), strict=True)]
+
+    def _advance(self) -> None:
+        """To the next round, or to what comes after the last."""
+        progress, apart = self.progress, watched_apart(self.protocol)
+        progress.round += 1
+        progress.stage = "train"
+        over = progress.round > max(progress.rounds)
+        if progress.phase == "refit":
+            progress.stage = "finish" if over else "train"
+        elif over or apart or not self.live:
+            progress.stage = "watch"
+            if not self.live:  # every selection has stopped by itself
+                self._choose()
+
+    def _answers(self, found: Found, place: int, number: int) -> Answers:
+        """One slot's updates along a site axis; a site that is missing weighs nothing."""
+        sites = self.protocol.training_sites
+        weighting = getattr(self.protocol.strategy, "weighting", "patients")
+        state = {name: value[number] for name, value in self.state.items()}
+
+        def along_sites(part: str, missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: torch.stack(
+                    [found[site].tensors[part + name][place] if site in found else missing[name] for site in sites]
+                )
+                for name in state
+            }
+
+        counts = torch.tensor([int(found[site].tensors["num_bags"][place]) if site in found else 0 for site in sites])
+        answers = Answers(along_sites("", state), shares(counts, weighting))
+        if self.strategy.controls:
+            zeros = {name: torch.zeros_like(value) for name, value in state.items()}
+            everyone = torch.tensor([self.progress.num_bags.get(site, [0] * (number + 1))[number] for site in sites])
+            changes = along_sites(CONTROL, zeros)
+            answers = Answers(answers.states, answers.weights, changes, shares(everyone, weighting))
+        return answers
+
+    def _step(self, number: int, answers: Answers) -> None:
+        """One slot's next global model."""
+        state = {name: value[number] for name, value in self.state.items()}
+        server = {name: value[number] for name, value in self.server.items()}
+        state, server = self.strategy.server_step(state, server, answers)
+        for name, value in state.items():
+            if not torch.isfinite(value).all():
+                raise MilError(
+                    f"round {self.progress.round}: '{name}' of the next model is not finite; lower the learning rate"
+                )
+            self.state[name][number] = value
+        for name, value in server.items():
+            self.server[name][number] = value
+
+    def _watch(self, found: Found) -> None:
+        """Losses that come with a round's answers are of the models after the round before."""
+        parts = [
+            torch.stack([message.tensors[name] for _, message in sorted(found.items())]).sum(0).tolist()
+            for name in ("watched_loss", "watched_count")
+        ]
+        stopped = self._stopped()
+        self.progress.curves.append(
+            [
+                None if group in stopped or not count else loss / count
+                for group, (loss, count) in enumerate(zip(*parts, strict=True))
+            ]
+        )
+
+    def _stopped(self) -> set[int]:
+        """Outer folds and candidates whose inner loss has not become better for `patience` rounds."""
+        patience = self.protocol.experiment.training.patience
+        if patience is None or self.progress.phase == "refit":
+            return set()
+        curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
+        return {
+            group for group, curve in enumerate(curves) if curve and len(curve) - 1 - int(np.argmin(curve)) >= patience
+        }
+
+    def _select(self, found: Found) -> None:
+        self._watch(found)
+        if self.live and self.progress.round <= max(self.progress.rounds):
+            self.progress.stage = "train"
+        else:
+            self._choose()
+
+    def _choose(self) -> None:
+        """Of every outer fold the candidate and number of rounds with the smallest loss, the first of equals; the refit."""
+        curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
+        experiment = self.protocol.experiment
+        tried, rounds, choices = len(candidates(experiment)), [], []
+        for start in range(0, len(curves), tried):
+            choice = int(np.argmin([min(curve) for curve in curves[start : start + tried]]))
+            choices.append(choice)
+            rounds += [1 + int(np.argmin(curves[start + choice]))] * experiment.training.replicas
+        self._begin("refit", rounds, choices)
+
+    def _end(self, found: Found) -> None:
+        """After the canary nothing may have changed; after the finish there is nothing left."""
+        if self.progress.stage == "canary":
+            own = digest({name: value[self.live] for name, value in self.state.items()})
+            for site, message in sorted(found.items()):
+                if digest(message.tensors) != own:
+                    raise MilError(
+                        f"site {site}: the canary's weights came back changed; look at what is between the sites"
+                    )
+        self.progress.stage = "done"
+
+
+def class_weights(counts: np.ndarray) -> Tensor:
+    """Training patients of each class (models, classes) -> weights inverse to them, 1 on the patients' average."""
+    there = (counts > 0).sum(1, keepdims=True)
+    weights = counts.sum(1, keepdims=True) / (there * np.maximum(counts, 1))
+    return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
+
+
+def save(stages: Stages, path: Path) -> None:
+    """Write the state as one file, atomically."""
+    about = {"spec_sha256": stages.protocol.sha256, "progress": json.dumps(asdict(stages.progress), sort_keys=True)}
+    parts = _parts(stages)
+    tensors = {f"{part}:{name}": value.contiguous() for part, named in parts.items() for name, value in named.items()}
+    write_bytes(path, packed(tensors, about))
+
+
+def load(protocol: FederationSpec, path: Path, canary: bool = False, adder: Adder | None = None) -> Stages:
+    """The stages as `save` left them, or new ones; a state of another protocol is refused."""
+    stages = Stages(protocol, canary, adder)
+    stages.progress = progress_of(path)
+    if not path.exists():
+        return stages
+    with safe_open(path, "pt") as file:
+        stated = file.metadata()["spec_sha256"]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if stated != protocol.sha256:
+        raise MilError(
+            f"{path}: belongs to another protocol ({stated[:12]}, not {protocol.sha256[:12]}); give the run another name, "
+            "or put the old federation.yaml back"
+        )
+    for name, value in tensors.items():
+        part, _, own = name.partition(":")
+        _parts(stages)[part][own] = value
+    return stages
+
+
+def _parts(stages: Stages) -> dict[str, dict[str, Tensor]]:
+    return {"state": stages.state, "buffer": stages.buffers, "server": stages.server, "sealed": stages.sealed}
+
+
+def _known(curve: tuple[float | None, ...]) -> list[float]:
+    """The rounds of a curve before its selection stopped."""
+    return [value for value in curve if value is not None]

@@ -1,0 +1,243 @@
+"""Tables -> findings: ways in which the label, or a patient who is to be judged, could have got into training."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.spatial.distance import pdist, squareform
+
+from mil.baselines.protocol import outer_folds
+from mil.statistics.delong import both_classes
+from mil.statistics.multiplicity import holm
+
+ENCODES = 0.97  # an input that ranks patients this well knows the label
+MADE_FROM_LABEL = "it was likely made from the label, leave it out"
+FEW = 5  # patients of a class below which an input is not judged
+KNOWS_TOO_MUCH = 0.01  # adjusted p below which what is found is not chance
+DOUBTFUL = 0.2  # adjusted p below which an input that ranks patients almost perfectly is worth a look
+WORDS = re.compile(r"[A-Za-z]+|\d+")
+MOST_WORDS = 500
+SHARED = 0.2  # of the smaller bag
+NEAR = 0.05  # of the usual distance to a nearest neighbour
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one subject: `state` is ok, suspect (look at it) or leak (a fault), with the reason and the way out."""
+
+    check: str
+    subject: str
+    state: str
+    reason: str = ""
+    value: float = np.nan
+    p: float = np.nan
+
+
+def findings_table(findings: Iterable[Finding]) -> pd.DataFrame:
+    """check, subject, state, reason, value, p; leaks first, then what is suspect."""
+    table = pd.DataFrame(
+        [asdict(one) for one in findings], columns=["check", "subject", "state", "reason", "value", "p"]
+    )
+    order = table["state"].map({"leak": 0, "suspect": 1, "ok": 2})
+    return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def check_bags(bags: pd.DataFrame, census: pd.DataFrame | None = None) -> list[Finding]:
+    """No patient or slide twice, no fold at external sites, and nobody of an outer fold in its inner folds.
+
+    With the sites' censuses also: every usable slide of a patient is in the bag, whatever the order of the slide table.
+    """
+    found = []
+    for patient in bags[bags["patient_id"].duplicated()]["patient_id"].unique():
+        reason = "stands in two rows of the bag table, so it can be in two folds; merge them"
+        found.append(Finding("patients", str(patient), "leak", reason))
+    slides = bags.assign(slides=bags["slides"].astype(str).str.split(";")).explode("slides")
+    for slide in slides.loc[slides["slides"].duplicated(), "slides"].unique():
+        found.append(Finding("slides", str(slide), "leak", "belongs to two patients; correct the slide sheet"))
+    for repeat, fold in outer_folds(bags):
+        outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce")
+        inner = pd.to_numeric(bags[f"repeat{repeat}_fold{fold}_inner"], errors="coerce")
+        wrong = bags[((outer == fold) | (bags["role"] == "external")) & inner.notna()]
+        reason = f"is judged in repeat {repeat}, fold {fold}, and stands in its inner folds"
+        found += [Finding("folds", str(patient), "leak", reason) for patient in wrong["patient_id"]]
+    if census is not None:
+        usable = census[(census["state"] == "ok") & census["patient_id"].isin(set(bags["patient_id"]))]
+        for row in usable[~usable["slide_id"].isin(set(slides["slides"]))].itertuples():
+            reason = f"is usable and not in the bag of patient {row.patient_id}; run `mil bag` again"
+            found.append(Finding("slides", str(row.slide_id), "suspect", reason))
+    return found or [Finding("bags", f"{len(bags)} patients", "ok")]
+
+
+def check_duplicate_slides(slides: pd.DataFrame) -> list[Finding]:
+    """No two patients share a slide file; `slides` has slide_id, patient_id, fingerprint."""
+    known = slides[slides["fingerprint"].fillna("").astype(str) != ""]
+    found = []
+    for _, same in known.groupby("fingerprint"):
+        if same["patient_id"].nunique() > 1:
+            names = ", ".join(f"{row.slide_id} of {row.patient_id}" for row in same.itertuples())
+            found.append(
+                Finding("duplicate slides", names, "leak", "are one file under several patients; keep the right one")
+            )
+    return found or [Finding("duplicate slides", f"{len(known)} slides", "ok")]
+
+
+def check_inputs(
+    check: str, inputs: pd.DataFrame, labels: pd.Series, sites: pd.Series | None = None, innocent: bool = False
+) -> list[Finding]:
+    """Each column of `inputs` (by patient_id) against the labels: one that ranks patients almost perfectly encodes them.
+
+    Judged over everybody and, with `sites` (by patient_id), at each site alone, since a leak may be one hospital's only.
+    p values are the rank-sum test's with Holm's correction over columns and sites, so that many columns and few patients
+    raise no alarm. `innocent` inputs (file sizes, names, number of tiles) should know nothing at all: what they know beyond
+    chance within the sites (sites may differ in size and in response) is suspect.
+    """
+    place = pd.Series("", index=labels.index) if sites is None else sites.reindex(labels.index)
+    judged = [(str(column), *found) for column in inputs for found in _judged(inputs[column], labels, place)]
+    adjusted = holm(np.array([p for _, _, _, p in judged]))
+    known = {}
+    for (column, where, area, _), p in zip(judged, adjusted, strict=True):
+        if max(area, 1 - area) >= ENCODES and p < DOUBTFUL and (column not in known or p < known[column].p):
+            known[column] = _encoding(check, column, where, area, p)
+    found = list(known.values())
+    if innocent:
+        found += _too_much(check, inputs.drop(columns=[name for name in inputs if str(name) in known]), labels, place)
+    if found:
+        return found
+    return [Finding(check, f"{len({column for column, *_ in judged})} inputs", "ok")] if judged else []
+
+
+def _encoding(check: str, column: str, where: str, area: float, p: float) -> Finding:
+    at = f" at {where}" if where else ""
+    reason = f"ranks patients by label{at} with an AUROC of {max(area, 1 - area):.2f}; "
+    if p < KNOWS_TOO_MUCH:
+        return Finding(check, column, "leak", f"{reason}{MADE_FROM_LABEL}", area, float(p))
+    return Finding(check, column, "suspect", f"{reason}with so few patients that may be chance", area, float(p))
+
+
+def _judged(values: pd.Series, labels: pd.Series, place: pd.Series) -> Iterator[tuple[str, float, float]]:
+    """Where ('' is everywhere), AUROC and p of one column, for everybody and each of several sites with enough of each class."""
+    values = values.reindex(labels.index)
+    known = values.notna()
+    wheres = ["", *(sorted(place.unique()) if place.nunique() > 1 else [])]
+    for where in wheres:
+        rows = (known & (place == where)) if where else known
+        truth, numbers = labels[rows].to_numpy(int), values[rows].to_numpy(float)
+        if min(truth.sum(), (1 - truth).sum()) >= FEW and len(np.unique(numbers)) > 1:
+            excess, variance, pairs = _rank_sum(truth, numbers)
+            yield where, 0.5 + excess / pairs, _two_sided(excess, variance)
+
+
+def _too_much(check: str, inputs: pd.DataFrame, labels: pd.Series, place: pd.Series) -> list[Finding]:
+    """What innocent columns know of the label within sites: the rank-sum test stratified by site (van Elteren 1960)."""
+    judged = []
+    for column in inputs:
+        values = inputs[column].reindex(labels.index)
+        parts = []
+        for where in sorted(place.unique()):
+            rows = values.notna() & (place == where)
+            truth = labels[rows].to_numpy(int)
+            if both_classes(truth):
+                parts.append(_rank_sum(truth, values[rows].to_numpy(float)))
+        excess, variance, pairs = np.sum(parts, axis=0) if parts else (0.0, 0.0, 0.0)
+        if variance > 0 and min(labels.sum(), (1 - labels).sum()) >= FEW:
+            judged.append((str(column), 0.5 + excess / pairs, _two_sided(excess, variance)))
+    adjusted = holm(np.array([p for _, _, p in judged]))
+    reason = "should know nothing of the label and does; find out how positives and negatives were collected"
+    return [
+        Finding(check, column, "suspect", reason, float(area), float(p))
+        for (column, area, _), p in zip(judged, adjusted, strict=True)
+        if p < KNOWS_TOO_MUCH
+    ]
+
+
+def _rank_sum(labels: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Pairs in the right order less half of all, its variance if labels are exchangeable (ties allowed), and all pairs."""
+    ranks, n, m = stats.rankdata(values), len(labels), int(labels.sum())
+    excess = float(ranks[labels == 1].sum() - m * (n + 1) / 2)
+    return excess, m * (n - m) * float(ranks.var(ddof=1)) / n if n > 1 else 0.0, float(m * (n - m))
+
+
+def _two_sided(excess: float, variance: float) -> float:
+    return float(2 * stats.norm.sf(abs(excess) / np.sqrt(variance))) if variance > 0 else 1.0
+
+
+def administrative_inputs(slides: pd.DataFrame, bags: pd.DataFrame) -> pd.DataFrame:
+    """By patient: number of tiles and slides, bytes, size, mpp, row in the sheet; what should tell nothing of the label.
+
+    `slides` has a row a slide with patient_id and any of num_tiles, bytes, width, height, mpp.
+    """
+    numbered = slides.reset_index(drop=True).assign(row=np.arange(len(slides), dtype=float))
+    columns = [name for name in ("num_tiles", "bytes", "width", "height", "mpp", "row") if name in numbered.columns]
+    numbers = numbered[columns].apply(pd.to_numeric, errors="coerce").groupby(numbered["patient_id"]).mean()
+    numbers["slides"] = numbered.groupby("patient_id").size()
+    digits = pd.to_numeric(bags["patient_id"].astype(str).str.extract(r"(\d+)\D*$", expand=False), errors="coerce")
+    numbers["number in patient_id"] = pd.Series(digits.to_numpy(), index=bags["patient_id"].to_numpy())
+    return numbers.reindex(bags["patient_id"]).loc[:, lambda table: table.nunique() > 1]
+
+
+def text_inputs(texts: Mapping[str, str]) -> pd.DataFrame:
+    """By patient: which words and numbers are in a text (file names, ids, remarks), its length; 0/1 columns of `text_inputs`.
+
+    Words that fewer than `FEW` patients have, or lack, are left out; of words in the same patients one stands for all.
+    """
+    words = {patient: set(WORDS.findall(text.lower())) for patient, text in texts.items()}
+    counts = pd.Series([word for own in words.values() for word in own], dtype=object).value_counts()
+    chosen = counts[(counts >= FEW) & (counts <= len(words) - FEW)].index[:MOST_WORDS]
+    columns: dict[str, list[float]] = {"length": [float(len(text)) for text in texts.values()]}
+    columns |= {f"'{word}'": [float(word in own) for own in words.values()] for word in sorted(chosen)}
+    table = pd.DataFrame(columns, index=pd.Index(list(words)))
+    return table.loc[:, ~table.T.duplicated() & (table.nunique() > 1)]
+
+
+def check_copies(check: str, bags: Iterable[tuple[str, np.ndarray]]) -> list[Finding]:
+    """No two patients hold the same tiles, or almost the same bag; `bags` are patients with features (tiles, width).
+
+    Same tiles: a fifth of the smaller bag's different rows stand in the other, bit for bit. Almost the same: mean and
+    deviation of the features lie twenty times nearer than those of the median patient and their nearest neighbour, as for
+    one slide that was scanned or saved twice.
+    """
+    patients, rows, summaries = [], [], []
+    for patient, bag in bags:
+        patients.append(patient)
+        rows.append({hash(row.tobytes()) for row in np.ascontiguousarray(bag)})
+        values = bag.astype(np.float64)
+        summaries.append(np.concatenate([values.mean(axis=0), values.std(axis=0)]))
+    if len(patients) < 3:
+        return []
+    found = {}
+    for a, b, number in _common(rows):
+        share = number / min(len(rows[a]), len(rows[b]))
+        if share >= SHARED:
+            reason = f"share {number} tiles bit for bit; one slide stands under two patients, keep the right one"
+            found[a, b] = Finding(check, f"{patients[a]} and {patients[b]}", "leak", reason, share)
+    for a, b, ratio in _near(np.stack(summaries)):
+        reason = "have almost the same features; if that is one slide scanned or saved twice, keep one"
+        found.setdefault((a, b), Finding(check, f"{patients[a]} and {patients[b]}", "suspect", reason, ratio))
+    return list(found.values()) or [Finding(check, f"{len(patients)} bags", "ok")]
+
+
+def _common(rows: Sequence[set[int]]) -> Iterator[tuple[int, int, int]]:
+    """Pairs of bags with rows in common, and how many."""
+    owners: dict[int, list[int]] = {}
+    for number, own in enumerate(rows):
+        for row in own:
+            owners.setdefault(row, []).append(number)
+    common = Counter(pair for own in owners.values() if len(own) > 1 for pair in combinations(own, 2))
+    for (a, b), number in sorted(common.items()):
+        yield a, b, number
+
+
+def _near(summaries: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Pairs whose distance is below `NEAR` of the median distance to a nearest neighbour, with that share."""
+    scaled = summaries - summaries.mean(axis=0)
+    scaled = scaled / np.where(scaled.std(axis=0) > 0, scaled.std(axis=0), 1)
+    distance = squareform(pdist(scaled))
+    np.fill_diagonal(distance, np.inf)
+    usual = float(np.median(distance.min(axis=1)))
+    for a, b in zip(*np.nonzero(np.triu(distance < NEAR * usual)), strict=True):
+        yield int(a), int(b), float(distance[a, b] / usual)

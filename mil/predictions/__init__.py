@@ -1,0 +1,1 @@
+"""Runs and bags -> predictions per patient, and attention per tile."""

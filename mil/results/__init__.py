@@ -1,0 +1,1 @@
+"""Where the results of a cohort lie, and how they are read."""

@@ -1,0 +1,400 @@
+"""A results folder -> its tables and arrays, read when asked for; what is not there is `Absent`, with the reason."""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mil import hdf5
+from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
+from mil.errors import MilError, SlideError
+from mil.statistics.arms import Scope, scopes
+from mil.endpoints.kinds import Kind, build_kind
+from mil.metrics.localisation import SlideAttention
+from mil.tiles.truth import Truth, find, load_truth
+from mil.slides.slide import open_slide
+from mil.tables import read_table, read_text_table
+
+TEXT = (
+    "slide_id",
+    "patient_id",
+    "site",
+    "trained_on",
+    "experiment",
+    "reason",
+    "state",
+    "path",
+    "step",
+    "model",
+    "phase",
+)
+
+
+class Absent(MilError):
+    """Something that a figure needs and this cohort or run does not have; the message is the reason that people read."""
+
+
+class Results:
+    """Everything under `folder` (`results/<cohort>/`), seen through the config that made it."""
+
+    def __init__(self, folder: str | Path, config: Config) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self._tables: dict[Path, pd.DataFrame] = {}
+        self._scopes: dict[str, list[Scope]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Results":
+        """The results at `folder`, with the config that the workflow wrote there (`config.json`)."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise MilError(f"{path} does not exist; name a cohort's results folder, e.g. results/demo, after a run")
+        return cls(folder, read_spec(Config, path.read_text(encoding="utf-8")))
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that train, by name."""
+        return sorted(site for site, role in self.config.slides.roles.items() if role == "train")
+
+    @property
+    def external_sites(self) -> list[str]:
+        """Sites that no training or selection step reads, by name."""
+        return sorted(site for site, role in self.config.slides.roles.items() if role == "external")
+
+    @property
+    def sites(self) -> list[str]:
+        """All sites, training ones first: the order of every figure."""
+        return [*self.training_sites, *self.external_sites]
+
+    @property
+    def experiments(self) -> dict[str, ExperimentSpec]:
+        """The experiments of this run, in the config's order."""
+        return {name: self.config.experiments[name] for name in self.config.run}
+
+    @property
+    def endpoints(self) -> dict[str, EndpointSpec]:
+        """The endpoints that this run's experiments predict, in the order of their first use."""
+        names = dict.fromkeys(experiment.endpoint for experiment in self.experiments.values())
+        return {name: self.config.endpoints[name] for name in names}
+
+    @cached_property
+    def main(self) -> str:
+        """The experiment that is shown in detail: `figures.main`, or one of the run's first family whose model attends.
+
+        A family shares encoder, model and endpoint; of it the last strategy that is not local is taken.
+        """
+        if self.config.figures.main is not None:
+            return self.config.figures.main
+        if not self.experiments:
+            raise Absent("no experiment was run")
+        attending = [name for name, one in self.experiments.items() if one.model.name != "mean"]
+        first = self.experiments[(attending or list(self.experiments))[0]]
+        family = [name for name, one in self.experiments.items() if _same_input(one, first)]
+        shared = [name for name in family if self.experiments[name].strategy.name != "local"]
+        return (shared or family)[-1]
+
+    @property
+    def endpoint(self) -> str:
+        """The main experiment's endpoint."""
+        return self.experiments[self.main].endpoint
+
+    @property
+    def two_classes(self) -> bool:
+        """Whether the main experiment predicts yes or no."""
+        return self.config.endpoints[self.endpoint].kind == "binary"
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the main experiment's endpoint is scored by."""
+        return self.kind_of(self.main)
+
+    def kind_of(self, experiment: str) -> Kind:
+        """What an experiment's endpoint is scored by."""
+        return build_kind(self.config.endpoints[self.experiments[experiment].endpoint])
+
+    def family(self) -> dict[str, ExperimentSpec]:
+        """The main experiment and those that differ from it in the strategy only: what local, pooled, federated compare."""
+        main = self.experiments[self.main]
+        return {name: one for name, one in self.experiments.items() if _same_input(one, main)}
+
+    def table(self, *parts: str, text: tuple[str, ...] = ()) -> pd.DataFrame:
+        """The CSV at `parts` under the results folder; raises `Absent` when it is not there."""
+        path = self.folder.joinpath(*parts)
+        if path not in self._tables:
+            if not path.is_file():
+                raise Absent(f"{'/'.join(parts)} is not among the results")
+            self._tables[path] = read_table(path, text=(*TEXT, *text))
+        return self._tables[path].copy()
+
+    def slides(self) -> pd.DataFrame:
+        """Every slide of every site as `mil check` saw it."""
+        return self._by_site("slide tables", lambda site: self.table("sites", site, "slides.csv"))
+
+    def census(self) -> pd.DataFrame:
+        """Every slide's last state and the reason, what may leave the sites."""
+        return self._by_site("census tables", lambda site: self.table("census", f"{site}.csv"))
+
+    def bags(self, endpoint: str) -> pd.DataFrame:
+        """Patients, slides, labels and folds of one endpoint."""
+        return self.table("bags", f"{endpoint}.csv", text=("slides",))
+
+    def flow(self, endpoint: str) -> pd.DataFrame:
+        """Patients and slides after each step, by site."""
+        return self.table("bags", f"{endpoint}.flow.csv")
+
+    def predictions(self, experiment: str) -> pd.DataFrame:
+        """Predictions of every model of one experiment."""
+        return self.table("predictions", f"{experiment}.csv")
+
+    def scopes(self, experiment: str) -> list[Scope]:
+        """Every arm of an experiment on every site, in a fixed order; read once."""
+        if experiment not in self._scopes:
+            self._scopes[experiment] = list(scopes(self._checked(experiment)))
+        return self._scopes[experiment]
+
+    def _checked(self, experiment: str) -> pd.DataFrame:
+        return self.kind_of(experiment).checked(self.predictions(experiment), f"predictions of {experiment}")
+
+    def baseline_scopes(self, endpoint: str) -> dict[str, list[Scope]]:
+        """The same of every baseline, by its name (`clinical_pooled`, ...)."""
+        found = {}
+        for name, part in self.baselines(endpoint).groupby("experiment", sort=False):
+            if str(name) not in self._scopes:
+                self._scopes[str(name)] = list(scopes(part))
+            found[str(name)] = self._scopes[str(name)]
+        return found
+
+    def has_scores(self, site: str) -> bool:
+        """Whether the main experiment scored patients of a site or group of sites that it did not train on."""
+        return any(scope.site == site and scope.split != "transfer" for scope in self.scopes(self.main))
+
+    def metrics(self, *experiments: str) -> pd.DataFrame:
+        """Metrics of the named experiments (all of the run without names), stacked."""
+        return self._stacked("metrics", experiments, lambda name: self.table("metrics", f"{name}.csv"))
+
+    def localisation(self, *experiments: str) -> pd.DataFrame:
+        """Attention against truth, of the named experiments (all without names)."""
+        return self._stacked(
+            "attention scored against truth",
+            experiments,
+            lambda name: self.table("metrics", f"{name}.localisation.csv"),
+        )
+
+    def comparisons(self) -> pd.DataFrame:
+        """Paired comparisons of the run's experiments."""
+        return self.table("metrics", "comparisons.csv")
+
+    def baselines(self, endpoint: str) -> pd.DataFrame:
+        """Predictions of the baselines of one endpoint, several experiments in one table."""
+        return self.table("baselines", endpoint, "predictions.csv")
+
+    def baseline_metrics(self, endpoint: str) -> pd.DataFrame:
+        """Metrics of the baselines of one endpoint."""
+        return self.table("baselines", endpoint, "metrics.csv")
+
+    def baseline_comparisons(self, endpoint: str) -> pd.DataFrame:
+        """The main experiment less each baseline, paired."""
+        return self.table("baselines", endpoint, "comparisons.csv")
+
+    def deep_check(self) -> pd.DataFrame:
+        """What `mil check --deep` found."""
+        return self.table("checks", "deep.csv", text=("check", "subject"))
+
+    def rounds(self, experiment: str) -> pd.DataFrame:
+        """Training and inner-validation curves by round."""
+        return self.table("runs", experiment, "rounds.csv")
+
+    def models(self, experiment: str) -> pd.DataFrame:
+        """The run's models: what each was trained on, its fold and its number of rounds."""
+        return self.table("runs", experiment, "models.csv")
+
+    def ledger(self, experiment: str) -> list[dict[str, Any]]:
+        """The run's ledger, an entry a line."""
+        path = self.folder / "runs" / experiment / "ledger.jsonl"
+        if not path.is_file():
+            raise Absent(f"runs/{experiment}/ledger.jsonl is not among the results")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    @cached_property
+    def sheet_folder(self) -> Path:
+        """The folder of the slide sheet, which relative paths of slides and truth start from."""
+        return Path(self.config.slides.sheet).parent
+
+    def patients(self) -> pd.DataFrame:
+        """The patient table as text cells: patient_id, labels and clinical columns; one row a patient."""
+        slides = self.config.slides
+        path = Path(slides.patients or slides.sheet)
+        if not path.is_file() and (self.sheet_folder / path).is_file():
+            path = self.sheet_folder / path
+        if not path.is_file():
+            raise Absent(f"the patient table {path} is not here")
+        table = read_text_table(path, "patient table")
+        if "patient_id" not in table.columns:
+            raise Absent(f"{path} has no column patient_id")
+        return table.drop_duplicates("patient_id").reset_index(drop=True)
+
+    def thumbnail(self, site: str, slide_id: str) -> np.ndarray:
+        """The slide's thumbnail, uint8 (h, w, 3)."""
+        path = self.folder / "sites" / site / "thumbnails" / f"{slide_id}.jpg"
+        if not path.is_file():
+            raise Absent(f"sites/{site}/thumbnails/{slide_id}.jpg is not among the results")
+        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if pixels is None:
+            raise MilError(f"{path} cannot be read as a JPEG; delete it and run `mil tile` again")
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+    def attention(self, site: str, experiment: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Level-0 corners (tiles, 2) and attention (tiles,) of one slide."""
+        path = self._attention_folder(site, experiment) / f"{slide_id}.h5"
+        if not path.is_file():
+            raise Absent(f"{experiment} has no attention for slide {slide_id} of site {site}")
+        coords, attention = hdf5.read(path, "coords", "attention")
+        return coords, attention
+
+    def has_attention(self, site: str, experiment: str, slide_id: str) -> bool:
+        """Whether attention of this slide was written."""
+        return (self._attention_folder(site, experiment) / f"{slide_id}.h5").is_file()
+
+    def bag_tiles(self, site: str, experiment: str, patient_id: str) -> int:
+        """Number of tiles in a patient's bag: those of all their slides with attention."""
+        bags = self.bags(self.experiments[experiment].endpoint)
+        slides = str(bags.loc[bags["patient_id"] == patient_id, "slides"].iloc[0]).split(";")
+        there = [slide for slide in slides if self.has_attention(site, experiment, slide)]
+        return sum(len(self.attention(site, experiment, slide)[1]) for slide in there)
+
+    def geometry(self, site: str, slide_id: str) -> dict[str, Any]:
+        """What `mil tile` recorded of the slide: mpp, width, height, spec, ... (root attributes of its tiles file)."""
+        path = self.folder / "sites" / site / "tiles" / f"{slide_id}.h5"
+        if site in self.config.slides.features:
+            raise Absent(f"site {site} joined with features alone (slides.features), so there are no pixels to show")
+        if not path.is_file():
+            raise Absent(f"sites/{site}/tiles/{slide_id}.h5 is not among the results")
+        return hdf5.attributes(path)
+
+    def features(self, site: str, encoder: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Level-0 corners (tiles, 2) and features (tiles, width) of one slide."""
+        path = self.folder / "sites" / site / "features" / encoder / f"{slide_id}.h5"
+        if not path.is_file():
+            raise Absent(f"sites/{site}/features/{encoder}/{slide_id}.h5 is not among the results")
+        coords, features = hdf5.read(path, "coords", "features")
+        return coords, features
+
+    def encoder_facts(self, encoder: str) -> dict[str, Any]:
+        """What the features' files record of their encoder, and `width`; empty where no features are on this machine."""
+        for site in self.sites:
+            for path in sorted((self.folder / "sites" / site / "features" / encoder).glob("*.h5"))[:1]:
+                (features,) = hdf5.read(path, "features")
+                return {**hdf5.attributes(path), "width": features.shape[1]}
+        return {}
+
+    def has_features(self, encoder: str) -> bool:
+        """Whether any site holds features of this encoder."""
+        return any(any((self.folder / "sites" / site / "features" / encoder).glob("*.h5")) for site in self.sites)
+
+    def slide_path(self, site: str, slide_id: str) -> Path:
+        """Where the slide itself is; raises `Absent` where it is not on this machine (any more)."""
+        rows = self.table("sites", site, "slides.csv")
+        rows = rows[rows["slide_id"] == slide_id]
+        path = find(str(rows["path"].iloc[0]), self.sheet_folder) if len(rows) else None
+        if path is None and len(rows):
+            folder = self.sheet_folder / str(rows["path"].iloc[0])
+            path = folder if folder.is_dir() else None
+        if path is None:
+            raise Absent(f"slide {slide_id} of site {site} is not on this machine, so its pixels cannot be shown")
+        return path
+
+    def tile_pixels(
+        self, site: str, wanted: Iterable[tuple[str, int, int]], size_px: int
+    ) -> dict[tuple[str, int, int], np.ndarray]:
+        """Tiles (size_px, size_px, 3) by (slide, x, y), of the size in microns that the run's tiles have; a slide is opened once."""
+        wanted = list(wanted)
+        mpp = self.config.tiles.size_px * self.config.tiles.mpp / size_px
+        found = {}
+        for slide_id in dict.fromkeys(slide for slide, _, _ in wanted):
+            try:
+                known = float(self.geometry(site, slide_id)["mpp"])
+                with open_slide(self.slide_path(site, slide_id), known) as slide:
+                    for name, x, y in wanted:
+                        if name == slide_id:
+                            found[name, x, y] = slide.read_tile(x, y, size_px, mpp)
+            except SlideError as error:
+                raise Absent(
+                    f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}"
+                ) from error
+        return found
+
+    def clusters(self, site: str, endpoint: str) -> pd.DataFrame:
+        """A sample of one site's tiles with the cluster of each."""
+        return self.table("sites", site, "clusters", f"{endpoint}.csv")
+
+    def about_features(self, endpoint: str, name: str) -> pd.DataFrame:
+        """A table that `mil baseline` made from all sites' features: components, curves, clusters, ...; `Absent` when empty."""
+        table = self.table("baselines", endpoint, f"{name}.csv")
+        if table.empty:
+            raise Absent(f"baselines/{endpoint}/{name}.csv has no row: this cohort has nothing to fill it with")
+        return table
+
+    @cached_property
+    def truth(self) -> Truth:
+        """Where each slide's truth is; raises `Absent` for a cohort without."""
+        if self.config.truth is None:
+            raise Absent("this cohort has no truth for its tiles (`truth:` in the cohort file)")
+        return load_truth(self.config.truth, self.sheet_folder)
+
+    def tile_truth(self, site: str, slide_id: str, coords: np.ndarray) -> np.ndarray | None:
+        """Share of each tile that is positive; none where the slide's truth is not known."""
+        mpp = float(self.geometry(site, slide_id)["mpp"])
+        tiles = self.config.tiles
+        return self.truth.share(slide_id, coords, tiles.size_px * tiles.mpp, mpp)
+
+    def slides_with_truth(self, experiment: str) -> list[SlideAttention]:
+        """Attention beside truth for every slide of the experiment that has both."""
+        endpoint = self.experiments[experiment].endpoint
+        found = []
+        for row in self.bags(endpoint).itertuples():
+            slides = [s for s in str(row.slides).split(";") if self.has_attention(row.site, experiment, s)]
+            read = {slide: self.attention(row.site, experiment, slide) for slide in slides}
+            bag_tiles = sum(len(attention) for _, attention in read.values())
+            for slide, (coords, attention) in read.items():
+                share = self.tile_truth(row.site, slide, coords)
+                if share is None:
+                    continue
+                positive = share >= self.truth.spec.positive_share
+                found.append(
+                    SlideAttention(
+                        slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles
+                    )
+                )
+        return found
+
+    def _attention_folder(self, site: str, experiment: str) -> Path:
+        return self.folder / "sites" / site / "attention" / experiment
+
+    def _by_site(self, what: str, read) -> pd.DataFrame:
+        return self._stack(what, self.sites, read)
+
+    def _stacked(self, what: str, experiments: tuple[str, ...], read) -> pd.DataFrame:
+        return self._stack(what, experiments or list(self.experiments), read)
+
+    def _stack(self, what: str, names: Iterable[str], read) -> pd.DataFrame:
+        """The tables of `names` that are there, one under the other; `Absent` when none is."""
+        found = []
+        for name in names:
+            try:
+                found.append(read(name))
+            except Absent:
+                continue
+        if not found:
+            raise Absent(f"{what} are not among the results")
+        filled = [table for table in found if len(table)]
+        return pd.concat(filled, ignore_index=True) if filled else found[0]
+
+
+def _same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:
+    parts = ("encoder", "model", "endpoint", "protocol", "covariates")
+    return all(getattr(one, part) == getattr(other, part) for part in parts)

@@ -1,0 +1,1 @@
+"""Statistics without files: AUROC and its variance, intervals, bootstrap, folds, multiplicity."""

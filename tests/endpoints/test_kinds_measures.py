@@ -1,0 +1,200 @@
+"""Measures of every kind against scikit-learn, lifelines and scipy: ties, censoring, resamples, and what is not defined."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from lifelines.utils import concordance_index
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, r2_score, roc_auc_score
+
+from mil.config import EndpointSpec, MetricsSpec
+from mil.endpoints.kinds import KINDS, build_kind
+from mil.endpoints.kinds.multiclass import balanced_accuracy, confusion, macro_auroc
+from mil.endpoints.kinds.regression import absolute_error, mean_error, r_squared, slope, spearman
+from mil.endpoints.kinds.rows import bootstrap_bounds, fold_values
+from mil.endpoints.kinds.survival import harrell
+from mil.errors import MilError
+from mil.metrics.comparison import compare, paired_rows
+from mil.metrics.score import primary, score
+
+SPEC = MetricsSpec(bootstrap=200)
+CLASSES = ("low", "middle", "high")
+SPECS = {
+    "binary": EndpointSpec(),
+    "multiclass": EndpointSpec(kind="multiclass", classes=CLASSES),
+    "survival": EndpointSpec(kind="survival", column="months", event="relapsed"),
+    "regression": EndpointSpec(kind="regression"),
+}
+PATIENTS = 30
+
+
+def drawn(kind, seed=0, patients=PATIENTS):
+    """Labels and scores as measures take them, with ties in both."""
+    random = np.random.default_rng(seed)
+    severity = random.normal(size=patients)
+    seen = np.round(severity + random.normal(size=patients), 1)
+    if kind == "multiclass":
+        powers = np.exp(np.round(np.stack([-seen, 0 * seen, seen], axis=1), 1))
+        labels = np.digitize(severity, [-0.5, 0.5])
+        return np.where(np.arange(patients) < 3, np.arange(patients), labels), powers / powers.sum(1, keepdims=True)
+    if kind == "survival":
+        event, censored = random.exponential(20 * np.exp(-severity)), random.uniform(5, 40, patients)
+        return np.stack([np.ceil(np.minimum(event, censored)), event <= censored], axis=1), seen
+    if kind == "regression":
+        return np.round(severity, 1), seen
+    return (severity > 0).astype(int), 1 / (1 + np.exp(-seen))
+
+
+def one_by_one(kind, labels, scores):
+    """The primary measure by somebody else's code."""
+    if kind == "multiclass":
+        return roc_auc_score(labels, scores, multi_class="ovr", labels=range(3))
+    if kind == "survival":
+        return concordance_index(labels[:, 0], -scores, labels[:, 1])
+    if kind == "regression":
+        return stats.spearmanr(labels, scores).statistic
+    return roc_auc_score(labels, scores)
+
+
+def table_of(kind, seed=0, site=("north", "south"), name="e", patients=PATIENTS):
+    """A table of predictions as `mil predict` writes it: two folds at training sites, both folds' models at an external one."""
+    labels, scores = drawn(kind, seed, patients)
+    rows = []
+    for number in range(patients):
+        external, fold = number % 3 == 2, number // 3 % 2
+        row = {"patient_id": f"p{number:02d}", "site": "east" if external else site[number % 3], "repeat": 0}
+        row |= {"role": "external" if external else "train", "split": "external" if external else "held_out"}
+        row |= {"experiment": name, "trained_on": "north+south"}
+        if kind == "multiclass":
+            row |= {"label": CLASSES[labels[number]], "score": scores[number].max()}
+            row |= {f"score_{one}": scores[number, place] for place, one in enumerate(CLASSES)}
+        elif kind == "survival":
+            row |= {"label": int(labels[number, 1]), "time": labels[number, 0], "score": scores[number]}
+        else:
+            row |= {"label": labels[number], "score": scores[number]}
+        rows += [row | {"fold": one} for one in ((0, 1) if external else (fold,))]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_resample_is_what_others_make_of_the_patients_drawn(kind):
+    (labels, scores), built = drawn(kind), build_kind(SPECS[kind])
+    random = np.random.default_rng(1)
+    chosen = [np.r_[:3, random.integers(0, PATIENTS, PATIENTS)] if kind == "multiclass" else
+              random.integers(0, PATIENTS, PATIENTS) for _ in range(20)]  # fmt: skip
+    weights = np.stack([np.bincount(one, minlength=PATIENTS) for one in chosen]).astype(float)
+    found = built.primary.function(labels, scores, np.concatenate([np.ones((1, PATIENTS)), weights]))
+    assert found[0] == pytest.approx(one_by_one(kind, labels, scores))
+    assert found[1:] == pytest.approx([one_by_one(kind, labels[one], scores[one]) for one in chosen])
+
+
+def test_further_measures_are_those_of_scikit_learn_and_scipy():
+    labels, scores = drawn("multiclass")
+    once = np.ones((1, PATIENTS))
+    assert balanced_accuracy(labels, scores, once)[0] == pytest.approx(
+        balanced_accuracy_score(labels, scores.argmax(1))
+    )
+    assert (confusion(labels, scores) == confusion_matrix(labels, scores.argmax(1), labels=range(3))).all()
+    labels, scores = drawn("regression")
+    assert r_squared(labels, scores, once)[0] == pytest.approx(r2_score(labels, scores))
+    assert slope(labels, scores, once)[0] == pytest.approx(stats.linregress(scores, labels).slope)
+    assert absolute_error(labels, scores, once)[0] == pytest.approx(np.abs(labels - scores).mean())
+    assert mean_error(labels, scores + 2, once)[0] == pytest.approx((scores - labels).mean() + 2)
+
+
+def test_within_sites_no_measure_is_earned_by_telling_sites_apart():
+    """Two sites, scores that know the site alone: over both well above chance, within them chance."""
+    sites = np.repeat(["a", "b"], 15)
+    high = (sites == "b").astype(float)
+    once = np.ones((1, 30))
+    event = np.stack([np.where(high > 0, 5.0, 50.0) + np.tile(np.arange(15), 2), np.ones(30)], axis=1)
+    survival, regression = build_kind(SPECS["survival"]), build_kind(SPECS["regression"])
+    assert harrell(event, high, once)[0] > 0.7
+    assert survival.within(event, high, once, sites)[0] == 0.5
+    assert spearman(-event[:, 0], high, once)[0] > 0.7
+    assert np.isnan(regression.within(-event[:, 0], high, once, sites)[0])  # no site's scores vary: said, not 0
+    classes = np.where(high > 0, 2, np.arange(30) % 2)
+    shares = np.stack([1 - high, 1 - high, high], axis=1) + 0.0
+    assert macro_auroc(classes, shares, once)[0] > 0.7
+    assert np.isnan(build_kind(SPECS["multiclass"]).within(classes, shares, once, sites)[0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "binary"])
+def test_what_is_not_defined_is_said_and_not_one_half(kind):
+    table = table_of(kind)
+    if kind == "multiclass":
+        table = table[(table["site"] != "north") | (table["label"] != "high")]
+        reason = "not defined: no patient of class high"
+    elif kind == "survival":
+        table.loc[table["site"] == "north", "label"] = 0
+        reason = "not defined: no patient had the event"
+    else:
+        table.loc[table["site"] == "north", "label"] = 4.0
+        reason = "not defined: all patients have the same label"
+    built = build_kind(SPECS[kind])
+    found = score(table, SPEC, kind=built)
+    rows = found[(found["metric"] == built.primary.name) & (found["site"] == "north")]
+    assert (rows["value"].isna() & rows["low"].isna() & (rows["method"] == reason)).all()
+    assert len(rows)
+    assert primary(found).set_index("site").loc[["east", "south"], "value"].notna().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_and_comparisons_have_intervals_around_their_values(kind):
+    built = build_kind(SPECS[kind])
+    tables = {name: table_of(kind, seed, name=name) for name, seed in (("first", 0), ("second", 0))}
+    noise = np.random.default_rng(5)
+    columns = [name for name in tables["second"] if name.startswith("score")]
+    for column in columns:
+        moved = tables["second"][column] + noise.normal(0, 0.05, len(tables["second"]))
+        tables["second"][column] = moved.clip(0, 1) if kind in {"binary", "multiclass"} else moved
+    found = primary(score(tables["first"], SPEC, kind=built))
+    assert set(found["site"]) == {"north", "south", "east", "training sites", "external sites"}
+    assert ((found["low"] < found["value"]) & (found["value"] < found["high"])).all()
+    compared = compare(tables, SPEC, kinds=dict.fromkeys(tables, built))
+    shown = paired_rows(compared)
+    assert ((shown["low"] <= shown["difference"]) & (shown["difference"] <= shown["high"])).all()
+    assert shown["p"].between(0, 1).all()
+    quoted = compared[compared["primary"] == 1]
+    assert set(quoted["site"]) == {"training sites", "external sites"}
+    assert quoted.set_index("site").loc["training sites", "method"].startswith("corrected resampled t-test")
+    again = compare({"first": tables["first"], "second": tables["first"]}, SPEC, kinds=dict.fromkeys(tables, built))
+    assert (paired_rows(again)["difference"] == 0).all()
+    assert (paired_rows(again)["p"] == 1).all()
+
+
+def test_the_measure_of_a_fold_is_of_its_own_patients():
+    table, kind = table_of("survival"), build_kind(SPECS["survival"])
+    found = fold_values(table, kind).set_index(["site", "fold"])["value"]
+    own = table[(table["site"] == "north") & (table["fold"] == 1)]
+    assert found["north", 1] == pytest.approx(concordance_index(own["time"], -own["score"], own["label"]))
+
+
+def test_too_many_undefined_resamples_leave_no_interval():
+    values = np.r_[np.full(80, 0.6), np.full(20, np.nan)]
+    found = bootstrap_bounds("share", 0.6, values, 20, 0.95)
+    assert np.isnan(found.low)
+    assert found.method == "no interval: not defined in 20% of the resamples"
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "value", "said"),
+    [
+        ("multiclass", "label", "huge", "label 'huge' is refused"),
+        ("multiclass", "score_low", 1.5, "score_low '1.5' is refused"),
+        ("survival", "time", -3.0, "time '-3.0' is refused"),
+        ("survival", "score", np.inf, "score 'inf' is refused"),
+        ("survival", "label", 2, "label '2' is refused"),
+        ("regression", "label", np.nan, "label 'nan' is refused"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line_with_its_patient(kind, column, value, said):
+    table = table_of(kind)
+    table.loc[3, column] = value
+    with pytest.raises(MilError) as caught:
+        score(table, SPEC, kind=build_kind(SPECS[kind]))
+    assert said in str(caught.value)
+    assert f"patient {table.loc[3, 'patient_id']}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MilError, match="column 'time' is missing"):
+        score(table_of("survival").drop(columns="time"), SPEC, kind=build_kind(SPECS["survival"]))

@@ -1,0 +1,55 @@
+import pandas as pd
+import pytest
+from test_hdf5 import write
+
+from mil import hdf5
+from mil.errors import MilError
+from mil.features.validate import validate
+from mil.progress import quiet
+from mil.tables import write_table
+
+
+def results(folder):
+    rows = []
+    for name in ("a", "b", "c"):
+        write(folder / f"{name}.h5", rows=50)
+        rows.append(
+            {
+                "slide_id": name,
+                "state": "ok",
+                "reason": "",
+                "num_tiles": 50,
+                "checksum": hdf5.verify(folder / f"{name}.h5"),
+            }
+        )
+    rows.append({"slide_id": "d", "state": "no_mpp", "reason": "", "num_tiles": 0, "checksum": ""})
+    write_table(pd.DataFrame(rows), folder / "shard0.csv")
+
+
+def states(folder, **options):
+    table = validate(folder, quiet(), **options)
+    return dict(zip(table.path, table.state, strict=True))
+
+
+def test_good_and_bad_are_told_apart_and_the_bad_set_aside(tmp_path):
+    features = tmp_path / "sites" / "A" / "features"
+    results(features)
+    assert set(states(tmp_path).values()) == {"ok"}
+    whole = (features / "a.h5").read_bytes()
+    at = whole.index(hdf5.read(features / "a.h5", "features")[0].tobytes()[:32])
+    (features / "a.h5").write_bytes(whole[:at] + b"\x01" + whole[at + 1 :])
+    write(features / "b.h5", rows=60)
+    (features / "c.h5").unlink()
+    (features / ".e.h5.1234.partial").write_bytes(b"half")
+    expected = {"a.h5": "broken", "b.h5": "replaced", "c.h5": "missing", ".e.h5.1234.partial": "leftover"}
+    assert states(tmp_path) == {f"sites/A/features/{name}": state for name, state in expected.items()}
+    assert states(tmp_path, repair=True) == {f"sites/A/features/{name}": state for name, state in expected.items()}
+    assert [path.name for path in features.iterdir()] == ["shard0.csv"]
+    aside = sorted(path.name for path in (tmp_path / "set_aside").rglob("*") if path.is_file())
+    assert aside == [".e.h5.1234.partial", "a.h5", "b.h5"]
+    assert set(states(tmp_path).values()) == {"missing"}
+
+
+def test_a_folder_that_is_none_is_said(tmp_path):
+    with pytest.raises(MilError, match="is not a folder"):
+        validate(tmp_path / "nowhere", quiet())

@@ -1,0 +1,217 @@
+"""Every registered figure draws from a small results folder, leaves its files, and says why where it cannot."""
+
+import json
+import shutil
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from cohort_results import shared_results
+
+from mil.errors import MilError
+from mil.figures import FIGURES, Absent, Results, draw_figure
+from mil.figures.heatmaps import choose
+from mil.figures.paper import PAPER
+from mil.figures.style import (
+    DOUBLE_MM,
+    SITE_COLOURS,
+    SITE_MARKERS,
+    STRATEGY_COLOURS,
+    STRATEGY_NAMES,
+    readable,
+    site_colour,
+    site_marker,
+    use_style,
+)
+from mil.figures.top_bottom_tiles import PER_PATIENT, pick
+from mil.metrics.stain import stain_vectors
+from mil.strategies.strategy import STRATEGIES
+
+PER_SITE = [name for name in FIGURES if FIGURES[name].per_site]
+REVIEWED = "review_statistics"  # needs what people fill in; has a test of its own
+OVERALL = [
+    name
+    for name in FIGURES
+    if not FIGURES[name].per_site and name != REVIEWED and "binary" in FIGURES[name].endpoints  # others: test_kinds.py
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Results:
+    return shared_results(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("name", OVERALL)
+def test_every_figure_draws(results, name):
+    files = draw_figure(name, results, results.config.figures)
+    words = json.loads((results.folder / "figures" / f"{name}.json").read_text())
+    assert words["left_out"] == ""
+    assert words["caption"].endswith(".")
+    assert words["n"]
+    assert all(path.stat().st_size > 0 for path in files)
+    assert {path.suffix for path in files} == {".pdf", ".svg", ".png", ".csv", ".json"}
+    assert len(pd.read_csv(results.folder / "figures" / f"{name}.csv"))
+    pdf = next(path for path in files if path.suffix == ".pdf").read_bytes()
+    assert b"/FontFile2" in pdf  # TrueType outlines inside, as journals ask; none drawn by Type 3 procedures
+    assert b"/Type3" not in pdf
+    assert 0 < words["width_mm"] <= DOUBLE_MM
+
+
+@pytest.mark.parametrize("name", PER_SITE)
+def test_every_figure_of_a_site_draws(results, name):
+    files = draw_figure(name, results, results.config.figures, "east")
+    assert {path.name for path in files} == {f"{name}.east.{s}" for s in ("pdf", "svg", "png", "csv", "json")}
+    assert json.loads(files[-1].read_text())["left_out"] == ""
+    with pytest.raises(MilError, match="drawn a site"):
+        FIGURES[name].draw(results, results.config.figures)
+    with pytest.raises(MilError, match="did you mean 'east'"):
+        FIGURES[name].draw(results, results.config.figures, "eats")
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_a_figure_without_input_is_left_out_with_a_reason(results, name, tmp_path):
+    empty = Results(tmp_path, results.config)
+    drawn = FIGURES[name].draw(empty, results.config.figures, "east" if FIGURES[name].per_site else None)
+    assert drawn.figure is None
+    assert drawn.left_out
+
+
+def test_pictures_of_a_figure_that_is_now_left_out_are_removed(results, tmp_path):
+    shutil.copytree(results.folder / "predictions", tmp_path / "predictions")
+    shutil.copytree(results.folder / "bags", tmp_path / "bags")
+    moved = Results(tmp_path, results.config)
+    draw_figure("roc_by_site", moved, results.config.figures)
+    assert (tmp_path / "figures/roc_by_site.svg").is_file()
+    shutil.rmtree(tmp_path / "predictions")
+    draw_figure("roc_by_site", Results(tmp_path, results.config), results.config.figures)
+    assert not (tmp_path / "figures/roc_by_site.svg").exists()
+    assert json.loads((tmp_path / "figures/roc_by_site.json").read_text())["left_out"]
+
+
+def test_the_same_values_give_the_same_bytes(results):
+    path = results.folder / "figures/roc_by_site.pdf"
+    before = [draw_figure("roc_by_site", results, results.config.figures), path.read_bytes()][1]
+    draw_figure("roc_by_site", results, results.config.figures)
+    assert path.read_bytes() == before
+
+
+def test_heat_maps_show_hits_and_misses_chosen_by_score(results):
+    chosen = choose(results, "west", 4)
+    labels = [label for _, _, label, _ in chosen]
+    scores = [score for _, _, _, score in chosen]
+    assert labels == [1, 0, 1, 0]
+    assert scores[0] >= scores[2]
+    assert scores[1] <= scores[3]
+
+
+def test_the_montage_takes_few_tiles_of_a_patient():
+    tiles = pd.DataFrame(
+        {"slide_id": "s", "patient_id": ["p"] * 5 + ["q"], "label": 1, "x": range(6), "y": 0, "relative": range(6)}
+    )
+    assert [one.x for one in pick(tiles, "top", 4)] == [5, 4, 3]
+    assert [one.x for one in pick(tiles, "bottom", 2)] == [0, 1]
+    assert PER_PATIENT == 2
+
+
+def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(results, tmp_path):
+    draw_figure("review_sheet", results, results.config.figures, "east")
+    folder = results.folder / "figures/review_sheet.east"
+    sheet, key = pd.read_csv(folder / "sheet.csv", dtype=str), pd.read_csv(folder / "key.csv")
+    patterns = list(results.config.figures.patterns)
+    assert list(sheet.columns) == ["tile", *patterns, "remark"]
+    assert sheet[patterns].isna().all(axis=None)
+    assert len(list(folder.glob("east_*.png"))) == len(sheet) == len(key)
+    assert key["kind"].value_counts()["top"] == len(key) / 2
+    assert key["kind"].ne(key["kind"].shift()).sum() > 3  # shuffled
+    paths = []
+    for reviewer in range(3):
+        filled = sheet.assign(**dict.fromkeys(patterns, "0"))
+        filled["lymphocytes"] = (key["kind"] == "top").astype(int).astype(str)
+        filled.loc[reviewer, "fat"] = "1"
+        paths.append(tmp_path / f"reviewer{reviewer}.csv")
+        filled.to_csv(paths[-1], index=False)
+    spec = results.config.figures.model_copy(update={"reviews": tuple(map(str, paths))})
+    drawn = FIGURES[REVIEWED].draw(results, spec)
+    table = drawn.data.set_index("pattern")
+    assert drawn.figure is not None
+    assert table.loc["lymphocytes", "p_adjusted"] < 0.001
+    assert table.loc["lymphocytes", "kappa"] == 1
+    assert table.loc["fat", "kappa"] < 0.1
+    (tmp_path / "reviewer0.csv").write_text(
+        (tmp_path / "reviewer0.csv").read_text().replace("east_001,", "east_001,yes", 1)
+    )
+    with pytest.raises(MilError, match="write 0 or 1"):
+        FIGURES[REVIEWED].draw(results, spec)
+
+
+def test_stains_are_found_in_pixels_that_were_mixed_from_them():
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+    amounts = np.random.default_rng(0).gamma(1.5, 0.6, (6000, 2))
+    pixels = np.clip(256 * np.exp(-amounts @ stains) - 1, 0, 255).astype(np.uint8)
+    found = stain_vectors(pixels)
+    assert (found * (stains / np.linalg.norm(stains, axis=1, keepdims=True))).sum(axis=1) == pytest.approx(
+        [1, 1], abs=0.02
+    )
+    assert stain_vectors(np.full((6000, 3), 250, np.uint8)) is None
+
+
+def test_sites_and_strategies_share_no_colour(results):
+    assert not set(SITE_COLOURS) & set(STRATEGY_COLOURS.values())
+    assert len({site_colour(site, results.sites) for site in results.sites}) == len(results.sites)
+    many = [f"site{number:03d}" for number in range(len(SITE_COLOURS) * len(SITE_MARKERS))]
+    assert len({(site_colour(site, many), site_marker(site, many)) for site in many}) == len(many)
+
+
+def test_every_strategy_has_a_name_and_a_colour_of_its_own():
+    assert set(STRATEGIES) <= set(STRATEGY_NAMES)
+    assert set(STRATEGIES) <= set(STRATEGY_COLOURS)
+    assert len(set(STRATEGY_COLOURS.values())) == len(STRATEGY_COLOURS)
+
+
+def test_light_colours_are_darkened_for_text():
+    assert readable("#332288") == "#332288"
+    assert readable("#88ccee") != "#88ccee"
+
+
+def test_every_figure_of_the_protocol_is_there_and_every_figure_is_in_it():
+    assert sorted(name for one in PAPER for name in one.figures) == sorted(FIGURES)
+    ids = [part for one in PAPER for part in one.id.split(", ")]
+    assert ids[0] == "F1a"
+    assert ids[-1] == "ED10"
+    assert len(set(ids)) == len(ids)
+
+
+# columns from which each panel of a figure can be drawn again
+REDRAWN = {
+    "calibration": {"score", "share", "low", "high", "label", "name", "value"},
+    "cluster_enrichment": {"p_adjusted", "cluster0", "label", "patient_id"},
+    "decision_curves": {"threshold", "net_benefit", "low", "high", "model", "site"},
+    "kaplan_meier": {"time", "survival", "event", "group"},
+    "learning_curves": {"mean", "low", "high", "round", "rounds"},
+    "patient_flow": {"step", "reason", "patients", "slides"},
+    "pr_by_site": {"recall", "precision", "average_precision", "prevalence"},
+    "roc_by_site": {"false_positive_rate", "true_positive_rate", "band_low", "band_high", "auroc"},
+    "score_vs_clinical": {"rho", "p_adjusted", "score", "site", "age", "ki67"},
+}
+
+
+@pytest.mark.parametrize("name", list(REDRAWN))
+def test_the_values_hold_every_panel(results, name):
+    drawn = FIGURES[name].draw(results, results.config.figures)
+    assert set(drawn.data.columns) >= REDRAWN[name]
+
+
+def test_fonts_ship_with_the_package():
+    with use_style():
+        path = mpl.font_manager.findfont("Inter", fallback_to_default=False)
+    assert "mil/figures/fonts" in path.replace("\\", "/")
+
+
+def test_results_say_what_is_absent(results, tmp_path):
+    with pytest.raises(Absent, match=r"predictions/x\.csv"):
+        results.predictions("x")
+    with pytest.raises(MilError, match=r"config\.json does not exist"):
+        Results.open(tmp_path)
+    assert results.main == "attention_fedavg"
+    assert list(results.family()) == ["attention_local", "attention_pooled", "attention_fedavg"]

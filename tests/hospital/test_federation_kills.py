@@ -1,0 +1,57 @@
+"""A federated run whose process, server and sites, is killed again and again ends with the very models of one that was not."""
+
+import hashlib
+
+import inprocess
+import torch
+from hospitals import PROTOCOL, SITES, Hospitals, make_hospitals
+from killing import check_whole, hidden, killed, undisturbed
+
+from mil.hospital.config import SiteSpec
+from mil.hospital.server import Server
+from mil.hospital.site import Site
+from mil.training.ledger import read
+from mil.training.run import Run
+
+
+def federated(hospitals: Hospitals, folder) -> None:
+    """Begin or go on with a run whose server and sites keep everything below `folder`."""
+    torch.set_num_threads(1)
+    sites = {}
+    for name in hospitals.protocol.sites:
+        spec = hospitals.site(name)
+        sites[name] = Site.open(SiteSpec(**{**spec.model_dump(), "workspace": str(folder / name)}))
+    inprocess.run(Server(hospitals.protocol, "run", folder / "server"), sites)
+
+
+def results(folder):
+    """SHA-256 of every file of the results, the record of what happened excepted."""
+    found = [*(folder / "server" / "result").glob("*"), *folder.glob("*/runs/run/*")]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in found
+        if path.is_file() and path.name != "ledger.jsonl" and path.name[0] != "."
+    }
+
+
+def test_killed_at_random_moments_the_run_is_the_same(tmp_path):
+    stanza = {
+        **PROTOCOL["experiment"],
+        "strategy": "scaffold",  # server and sites keep tensors of their own
+        "training": {"rounds": 2, "batch_size": 8, "lr": 0.01, "optimiser": "sgd"},
+    }
+    members = {name: SITES[name] for name in "AB"}
+    hospitals = make_hospitals(tmp_path / "hospitals", sites=members, experiment=stanza)
+    whole = undisturbed(federated, (hospitals,), tmp_path / "whole")
+    expected = results(tmp_path / "whole")
+    assert any(name.endswith("weights.safetensors") for name in expected)
+    for folder, finished in killed(federated, (hospitals,), tmp_path / "killed", whole):
+        check_whole(folder)
+        assert results(folder).items() <= expected.items()
+        if finished:
+            assert results(folder) == expected
+            assert not hidden(folder)
+            for path in folder.rglob("ledger.jsonl"):
+                read(path)
+            for name in "AB":
+                Run.load(folder / name / "runs" / "run")

@@ -1,0 +1,445 @@
+"""`mil site check`: each thing that may go wrong before joining is found and named with its way out."""
+
+import datetime
+import json
+import re
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+from deployment import free_port
+from hospitals import Hospitals, make_hospitals
+from typer.testing import CliRunner
+
+from mil import hdf5
+from mil.commands.hospital import ledger, server, site
+from mil.errors import MilError
+from mil.hospital import preflight
+from mil.hospital.config import SiteSpec, read_own
+from mil.hospital.flare import kits
+from mil.hospital.identity import code_sha256
+from mil.hospital.preflight import check_site, write_hashes
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
+    """Three hospitals, A with a kit: made through the command line, as two people would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        hospitals = make_hospitals(tmp_path_factory.mktemp("federation"), port=free_port())
+        runner, folder = CliRunner(), hospitals.folder
+        made = runner.invoke(server, ["provision", str(folder / "server" / "server.yaml")], catch_exceptions=False)
+        fingerprint = made.output.split("telephone: ")[1].strip()
+        asked = runner.invoke(site, ["join", str(folder / "A" / "site.yaml")], catch_exceptions=False)
+        request = asked.output.split("coordinator: ")[1].split(" (the")[0]
+        signed = runner.invoke(
+            server, ["provision", str(folder / "server" / "server.yaml"), request], catch_exceptions=False
+        )
+        back = signed.output.split("send back: ")[1].strip()
+        arguments = ["join", str(folder / "A" / "site.yaml"), back, "--fingerprint", fingerprint]
+        assert runner.invoke(site, arguments, catch_exceptions=False).exit_code == 0
+    return hospitals
+
+
+@pytest.fixture
+def copied(joined: Hospitals, tmp_path: Path) -> Hospitals:
+    """The same, to be spoilt."""
+    shutil.copytree(joined.folder, tmp_path / "copy")
+    return Hospitals(tmp_path / "copy")
+
+
+def states(hospitals: Hospitals, name: str = "A", **options) -> dict[str, tuple[str, str]]:
+    return {one.check: (one.state, one.sentence) for one in check_site(hospitals.site(name), **options)}
+
+
+def test_a_sound_site_has_no_fault(joined: Hospitals) -> None:
+    found = states(joined)
+    assert {state for state, _ in found.values()} <= {"ok", "warning"}
+    assert found["certificate"][0] == "ok"
+    assert "48 patients; no model learns from fewer than 21" in found["bags"][1]
+    assert code_sha256()[:16] in found["protocol"][1]
+    assert found["connection"][0] == "warning"  # no server runs
+    assert states(joined, "C")["bags"][1].endswith("they are only judged")
+
+
+def test_a_site_that_is_no_member_is_told_so(copied: Hospitals) -> None:
+    path = copied.folder / "A" / "site.yaml"
+    path.write_text(path.read_text().replace("site: A", "site: AA"))
+    with_fault = check_site(read_own(SiteSpec, path))
+    assert "site 'AA' is not a member" in with_fault[0].sentence
+
+
+def test_other_code_than_the_protocol_s_is_named(copied: Hospitals) -> None:
+    path = copied.folder / "A" / "federation.yaml"
+    path.write_text(path.read_text() + f"code_sha256: '{'1' * 64}'\n")
+    assert states(copied)["code"][0] == "fault"
+    path.write_text(path.read_text().replace("1" * 64, code_sha256()))
+    assert "code" not in states(copied)
+
+
+def _bags(hospitals: Hospitals) -> Path:
+    return Path(hospitals.site("A").results) / "bags" / "response.csv"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "check", "said"),
+    [
+        ("A001,A-1-0,A,", "A002,A-1-0,A,", "bags", "patient A002 stands twice"),
+        ("A001,A-1-0,A,train,1", "A001,A-1-0,A,train,yes", "bags", "A001: label 'yes'"),
+        ("A001,A-1-0,A,train,1", "A001,A-1-0,A,train,", "bags", "A001: label"),
+        ("A001,A-1-0,", "A001,A-1-9,", "features", "A-1-9.h5: does not exist"),
+    ],
+)
+def test_a_fault_of_the_table_names_the_patient_or_file(
+    copied: Hospitals, before: str, after: str, check: str, said: str
+) -> None:
+    path = _bags(copied)
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    state, sentence = states(copied)[check]
+    assert state == "fault"
+    assert said in sentence
+
+
+def test_too_few_patients_and_one_class_only_are_seen_before_joining(copied: Hospitals) -> None:
+    path = _bags(copied)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:40]) + "\n")
+    assert "fewer than 20" in states(copied)["bags"][1]
+    path.write_text("\n".join(line.replace(",train,1,", ",train,0,") for line in lines) + "\n")
+    assert states(copied)["classes"] == ("warning", states(copied)["classes"][1])
+
+
+def test_features_of_another_encoder_are_seen(copied: Hospitals) -> None:
+    path = copied.folder / "A" / "federation.yaml"
+    whole = path.read_text()
+    path.write_text(whole + "features: {encoder: other}\n")
+    assert "encoder is 'toy', not 'other'" in states(copied)["features"][1]
+    path.write_text(whole)
+    slide = Path(copied.site("A").results) / "sites" / "A" / "features" / "toy" / "A-3-0.h5"
+    slide.unlink()
+    with hdf5.writing(slide) as file:
+        file.append("features", np.zeros((3, 12), np.float16))
+        file.annotate({"encoder": "toy", "weights_sha256": "1" * 64, "tile_mpp": 0.5, "size_px": 224})
+    state, said = states(copied)["features"]
+    assert state == "fault"
+    assert "weights_sha256" in said
+
+
+def test_patients_and_slides_in_two_sites_are_found(copied: Hospitals, tmp_path: Path) -> None:
+    salt = tmp_path / "salt"
+    salt.write_text("0123456789abcdef0123456789abcdef")
+    for name in "ABC":
+        path = copied.folder / name / "site.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "salt": str(salt)}))
+    table = Path(copied.site("B").results) / "bags" / "response.csv"
+    table.write_text(table.read_text().replace("B007,", "a 013,"))  # the same patient, written otherwise
+    same = "sha256:" + "7" * 64
+    for name, slide in (("A", "A-2-0"), ("C", "C-4-0")):
+        path = Path(copied.site(name).results) / "sites" / name / "features" / "toy" / f"{slide}.h5"
+        path.unlink()
+        with hdf5.writing(path) as file:
+            file.append("features", np.zeros((3, 12), np.float16))
+            about = {"encoder": "toy", "weights_sha256": "0" * 64, "tile_mpp": 0.5, "size_px": 224}
+            file.annotate({**about, "fingerprint": same})
+    files = []
+    for name in "BC":
+        files.append(tmp_path / f"{name}.hashes")
+        write_hashes(copied.site(name), files[-1])
+        assert name + "0" not in files[-1].read_text()  # no id stands in it
+    found = [one for one in check_site(copied.site("A"), against=files) if one.check == "duplicates"]
+    assert [one.sentence.split(" stands")[0] for one in found] == ["patient A013", "slide A-2-0"]
+    own = copied.folder / "A" / "site.yaml"
+    own.write_text(own.read_text() + f"against: [{files[0]}, ../{files[1].name}]\n")  # looked at every time it starts
+    found = [one for one in check_site(copied.site("A")) if one.check == "duplicates"]
+    assert [one.sentence.split(" stands")[0] for one in found[:1]] == ["patient A013"]
+    assert "C.hashes: cannot be read" in found[-1].sentence
+    clean = [one for one in check_site(copied.site("C"), against=files[:1]) if one.check == "duplicates"]
+    assert [one.state for one in clean] == ["ok"]
+
+
+def test_without_a_salt_no_hash_is_made(joined: Hospitals, tmp_path: Path) -> None:
+    with pytest.raises(MilError, match="salt is not set"):
+        write_hashes(joined.site("A"), tmp_path / "out")
+
+
+def test_a_full_disk_is_seen(copied: Hospitals) -> None:
+    path = copied.folder / "A" / "site.yaml"
+    path.write_text(path.read_text() + "free_gb: 1.0e+9\n")
+    assert "make room" in states(copied)["disk"][1]
+
+
+def _startup(hospitals: Hospitals) -> Path:
+    return Path(hospitals.site("A").workspace) / "kit" / "startup"
+
+
+def _key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def _certificate(
+    name: str, issuer: str, own: rsa.RSAPrivateKey, by: rsa.RSAPrivateKey, days: tuple[int, int], ca=False
+) -> bytes:
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .public_key(own.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(days[0]))
+        .not_valid_after(now + datetime.timedelta(days[1]))
+        .add_extension(x509.BasicConstraints(ca, None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(by, hashes.SHA256())
+    )
+    return built.public_bytes(serialization.Encoding.PEM)
+
+
+def _pem(key: rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+@pytest.fixture(scope="module")
+def authority() -> rsa.RSAPrivateKey:
+    return _key()
+
+
+NOT_YET = "valid only from (.* UTC) on, but this machine's clock says (.* UTC); set the clock"
+ENDED = "ended on (.* UTC), and this machine's clock says (.* UTC); where the clock is right, make the kit again"
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "said", "times"),
+    [
+        ("A", (-2, -1), ENDED, (-1, 0)),
+        ("A", (1, 300), NOT_YET, (1, 0)),
+        ("B", (-1, 300), "the certificate is of 'B', not of 'A'; make the kit again", ()),
+    ],
+)
+def test_a_certificate_that_will_not_do_is_seen(
+    copied: Hospitals, authority: rsa.RSAPrivateKey, name: str, days: tuple[int, int], said: str, times: tuple[int, ...]
+) -> None:
+    """`times`: days from now that the sentence speaks of."""
+    startup, own, now = _startup(copied), _key(), datetime.datetime.now(datetime.UTC)
+    (startup / "rootCA.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (startup / "client.crt").write_bytes(_certificate(name, "root", own, authority, days))
+    (startup / "client.key").write_bytes(_pem(own))
+    (sentence,) = [one.sentence for one in check_site(copied.site("A")) if one.check == "certificate"]
+    found = re.search(said, sentence)
+    assert found, sentence
+    for day, stated in zip(times, found.groups(), strict=True):
+        moment = datetime.datetime.strptime(stated, "%Y-%m-%d %H:%M UTC").replace(tzinfo=datetime.UTC)
+        assert abs(moment - now - datetime.timedelta(day)) < datetime.timedelta(minutes=3)
+
+
+def test_a_certificate_of_another_authority_or_key_is_seen(copied: Hospitals, authority: rsa.RSAPrivateKey) -> None:
+    startup = _startup(copied)
+    whole = (startup / "rootCA.pem").read_bytes()
+    (startup / "rootCA.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    assert "not signed by the authority" in states(copied)["certificate"][1]
+    (startup / "rootCA.pem").write_bytes(whole)
+    (startup / "client.key").write_bytes(_pem(authority))
+    assert "the key is not the certificate's" in states(copied)["certificate"][1]
+
+
+def test_a_certificate_that_ends_soon_is_worth_a_thought(copied: Hospitals, authority: rsa.RSAPrivateKey) -> None:
+    startup, own = _startup(copied), _key()
+    (startup / "rootCA.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (startup / "client.crt").write_bytes(_certificate("A", "root", own, authority, (-1, 20)))
+    (startup / "client.key").write_bytes(_pem(own))
+    assert states(copied)["certificate"][0] == "warning"
+
+
+def test_a_readable_key_and_changed_rules_are_seen(copied: Hospitals) -> None:
+    key = _startup(copied) / "client.key"
+    key.chmod(0o644)
+    assert "chmod 600" in states(copied)["certificate"][1]
+    key.chmod(0o600)
+    for file, change in {
+        "resources.json": lambda content: content.__setitem__("allow_log_streaming", True),
+        "authorization.json": lambda content: content["permissions"]["lead"].__setitem__("byoc", "any"),
+    }.items():
+        path = _startup(copied).parent / "local" / file
+        whole = path.read_text()
+        content = json.loads(whole)
+        change(content)
+        path.write_text(json.dumps(content))
+        assert "rules were changed" in states(copied)["certificate"][1]
+        path.write_text(whole)
+    assert states(copied)["certificate"][0] == "ok"
+
+
+def test_an_altered_ledger_is_seen(copied: Hospitals) -> None:
+    path = Path(copied.site("A").workspace) / "ledger.jsonl"
+    path.write_text('{"event": "answered"}\n')
+    assert states(copied)["ledger"][0] == "fault"
+
+
+class Listener:
+    """A TLS server with a certificate of the federation's server, or of another authority, for one connection."""
+
+    def __init__(self, certificate: Path, key: Path, trusted: Path, port: int) -> None:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(certificate, key)
+        self.context.load_verify_locations(trusted)
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        self.socket = socket.create_server(("127.0.0.1", port))
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    greeting = b"x"
+
+    def _serve(self) -> None:
+        plain, _ = self.socket.accept()
+        try:
+            with self.context.wrap_socket(plain, server_side=True) as secure:
+                secure.send(self.greeting)
+        except (ssl.SSLError, OSError):
+            plain.close()
+
+    def close(self) -> None:
+        self.thread.join(5)
+        self.socket.close()
+
+
+@pytest.fixture
+def listen(joined: Hospitals) -> Iterator:
+    listeners: list[Listener] = []
+
+    def start(certificate: Path, key: Path, trusted: Path) -> None:
+        listeners.append(Listener(certificate, key, trusted, joined.protocol.server.port))
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+def test_the_handshake_tells_the_right_server_from_a_wrong_one(
+    joined: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey
+) -> None:
+    kit = Path(joined.server.workspace) / "kit" / "startup"
+    listen(kit / "server.crt", kit / "server.key", kit / "rootCA.pem")
+    assert states(joined)["connection"][0] == "ok"
+
+
+def test_a_server_that_hangs_up_without_a_word_has_not_let_us_in(
+    joined: Hospitals, listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So FLARE's gRPC refuses a certificate that has ended: no alert, the line is just gone."""
+    monkeypatch.setattr(Listener, "greeting", b"")
+    kit = Path(joined.server.workspace) / "kit" / "startup"
+    listen(kit / "server.crt", kit / "server.key", kit / "rootCA.pem")
+    state, sentence = states(joined)["connection"]
+    assert (state, "hung up" in sentence) == ("fault", True)
+
+
+def test_the_handshake_fails_with_a_server_of_another_authority(
+    joined: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey
+) -> None:
+    own = _key()
+    (tmp_path / "root.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (tmp_path / "server.crt").write_bytes(_certificate("localhost", "root", own, authority, (-1, 300)))
+    (tmp_path / "server.key").write_bytes(_pem(own))
+    listen(tmp_path / "server.crt", tmp_path / "server.key", tmp_path / "root.pem")
+    state, said = states(joined)["connection"]
+    assert state == "fault"
+    assert "not of the same authority" in said
+
+
+def test_the_handshake_fails_where_the_server_does_not_know_us(
+    joined: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey
+) -> None:
+    kit = Path(joined.server.workspace) / "kit" / "startup"
+    (tmp_path / "root.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    listen(kit / "server.crt", kit / "server.key", tmp_path / "root.pem")
+    assert states(joined)["connection"][0] == "fault"
+
+
+@pytest.mark.parametrize(("days", "said"), [((1, 300), "certificate is not yet valid"), ((-9, -1), "has expired")])
+def test_a_server_s_certificate_out_of_date_may_be_this_machine_s_clock(
+    copied: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey, days: tuple[int, int], said: str
+) -> None:
+    own, trusted = _key(), _startup(copied) / "rootCA.pem"
+    trusted.write_bytes(_certificate("root", "root", authority, authority, (-20, 900), ca=True))
+    (tmp_path / "server.crt").write_bytes(_certificate("localhost", "root", own, authority, days))
+    (tmp_path / "server.key").write_bytes(_pem(own))
+    listen(tmp_path / "server.crt", tmp_path / "server.key", trusted)
+    state, sentence = states(copied)["connection"]
+    assert state == "fault"
+    assert re.search(f"{said}; this machine's clock says .* UTC; set the clock", sentence)
+
+
+# Provisioning and commands
+
+
+def test_a_request_of_no_member_is_not_signed(
+    joined: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stranger = make_hospitals(tmp_path / "stranger", sites={"D": ("train", 48)})
+    request = kits.request(stranger.site("D"))
+    with pytest.raises(MilError, match=r"asks for 'D'.* it was not signed"):
+        kits.approve(joined.server, request)
+    (tmp_path / "nothing.zip").write_bytes(b"nothing")
+    with pytest.raises(MilError, match="not a site's request"):
+        kits.approve(joined.server, tmp_path / "nothing.zip")
+
+
+def test_certificates_are_made_once(joined: Hospitals) -> None:
+    with pytest.raises(MilError, match="there already"):
+        kits.make_authority(joined.server, joined.folder / "server" / "server.yaml")
+    with pytest.raises(MilError, match="holds a key already"):
+        kits.request(joined.site("A"))
+
+
+def test_the_kit_s_rules_leave_the_server_next_to_nothing(joined: Hospitals) -> None:
+    local = Path(joined.site("A").workspace) / "kit" / "local"
+    rules = json.loads((local / "authorization.json").read_text())["permissions"]
+    assert rules["lead"] == {"submit_job": "any", "abort_job": "any", "abort": "any", "byoc": "none"}
+    assert {rules[role] for role in ("project_admin", "org_admin", "member")} == {"none"}
+    resources = json.loads((local / "resources.json").read_text())
+    assert resources["class_allow_list"] == ["mil.hospital.flare.executor.SiteExecutor"]
+    assert resources["allow_log_streaming"] is False
+    assert str(joined.folder) not in json.dumps(resources)  # FLARE tells the server what stands there
+
+
+def test_the_commands_say_what_they_found(joined: Hospitals) -> None:
+    runner = CliRunner()
+    shown = runner.invoke(site, ["check", str(joined.folder / "A" / "site.yaml")], catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "ok       certificate" in shown.output
+    spec = joined.folder / "B" / "site.yaml"
+    spec.write_text(spec.read_text() + "free_gb: 1.0e+9\n")
+    with pytest.raises(MilError, match="checks failed"):
+        runner.invoke(site, ["check", str(spec)], catch_exceptions=False)
+    with pytest.raises(MilError, match="no run of that name"):
+        runner.invoke(server, ["status", str(joined.folder / "server" / "server.yaml"), "none"], catch_exceptions=False)
+    with pytest.raises(MilError, match="cannot be read as a ledger"):
+        runner.invoke(ledger, [str(joined.folder / "no.jsonl")], catch_exceptions=False)
+
+
+def test_every_check_is_covered_here() -> None:
+    names = {name for name in vars(preflight) if name.startswith("check_")}
+    assert names == {
+        "check_site",
+        "check_patients",
+        "check_features",
+        "check_duplicates",
+        "check_disk",
+        "check_kit",
+        "check_connection",
+        "check_ledger",
+    }

@@ -1,0 +1,147 @@
+"""Statistics from a few numbers a site: equal to the pooled computation; and counts that cannot be worked out."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lifelines.statistics import logrank_test
+
+from mil.statistics.delong import placements
+from mil.statistics.from_sites import LogRank, SiteAuroc, Summary, combined_auroc, merged, stratified_logrank, suppress
+
+
+def test_merged_moments_are_those_of_the_pooled_rows_where_sums_of_squares_fail() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(1e6, 1.0, 900)
+    sites = np.split(values, [100, 450])
+    found = merged([Summary.of(site) for site in sites])
+    exact = float(np.var(values.astype(np.longdouble), ddof=1))
+    assert found.mean == pytest.approx(values.mean(), rel=1e-14)
+    assert found.variance == pytest.approx(exact, rel=1e-11)
+    assert found.count == 900
+
+
+@given(st.lists(st.lists(st.floats(-1e3, 1e3), max_size=8), min_size=1, max_size=5))
+def test_merging_is_of_any_number_of_sites_in_any_order(sites: list[list[float]]) -> None:
+    whole = np.array([value for site in sites for value in site])
+    one = merged([Summary.of(np.array(site)) for site in sites])
+    other = merged([Summary.of(np.array(site)) for site in reversed(sites)])
+    assert one.count == other.count == len(whole)
+    if len(whole) > 1:
+        assert one.mean == pytest.approx(whole.mean(), abs=1e-9)
+        assert one.variance == pytest.approx(whole.var(ddof=1), rel=1e-9, abs=1e-9)
+        assert other.variance == pytest.approx(one.variance, rel=1e-9, abs=1e-9)
+
+
+def test_unknown_values_and_empty_sites_count_for_nothing() -> None:
+    assert Summary.of(np.array([np.nan, 1.0, 3.0])) == Summary(2.0, 2.0, 2.0)
+    assert merged([Summary.of(np.array([])), Summary(2.0, 2.0, 2.0)]) == Summary(2.0, 2.0, 2.0)
+    assert np.isnan(merged([Summary.of(np.array([]))]).variance)
+
+
+def test_sites_aurocs_combine_near_the_pooled_one_where_scores_mean_the_same() -> None:
+    generator = np.random.default_rng(1)
+    labels = [generator.integers(0, 2, size) for size in (120, 300, 80)]
+    scores = [generator.normal(1.5 * label, 1.0) for label in labels]
+    sites = []
+    for label, score in zip(labels, scores, strict=True):
+        found = placements(label, score)
+        sites.append(SiteAuroc(len(label), float(found.auroc[0]), float(found.covariance[0, 0])))
+    combined = combined_auroc(sites)
+    pooled = placements(np.concatenate(labels), np.concatenate(scores))
+    assert combined.auroc == pytest.approx(float(pooled.auroc[0]), abs=0.005)
+    assert combined.low < float(pooled.auroc[0]) < combined.high
+    width = 2 * 1.959964 * np.sqrt(pooled.covariance[0, 0])
+    assert combined.high - combined.low == pytest.approx(width, rel=0.15)
+    assert combined_auroc(sites[:1]).auroc == sites[0].auroc
+
+
+def _cohort(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    group = generator.random(size) < 0.5
+    times = np.ceil(generator.exponential(np.where(group, 20, 30)))  # months, with ties
+    return times, generator.random(size) < 0.7, group
+
+
+def test_one_site_s_log_rank_is_lifelines() -> None:
+    times, events, group = _cohort(0, 200)
+    statistic, p = stratified_logrank([LogRank.of(times, events, group)])
+    other = logrank_test(times[group], times[~group], events[group], events[~group])
+    assert statistic == pytest.approx(other.test_statistic, rel=1e-10)
+    assert p == pytest.approx(other.p_value, rel=1e-10)
+
+
+def test_two_numbers_a_site_give_the_stratified_log_rank_of_all_rows() -> None:
+    cohorts = [_cohort(seed, size) for seed, size in ((1, 60), (2, 140), (3, 90))]
+    statistic, _ = stratified_logrank([LogRank.of(*cohort) for cohort in cohorts])
+    observed = expected = variance = 0.0  # over all rows, stratum by stratum, by the textbook's table
+    for times, events, group in cohorts:
+        for time in sorted(set(times[events])):
+            n1, n = sum((times >= time) & group), sum(times >= time)
+            d1, d = sum((times == time) & events & group), sum((times == time) & events)
+            observed, expected = observed + d1, expected + d * n1 / n
+            variance += 0 if n < 2 else d * n1 * (n - n1) * (n - d) / (n**2 * (n - 1))
+    assert statistic == pytest.approx((observed - expected) ** 2 / variance, rel=1e-12)
+
+
+def test_nothing_to_compare_is_not_a_number() -> None:
+    assert all(np.isnan(stratified_logrank([LogRank.of(np.array([1.0]), np.array([True]), np.array([True]))])))
+
+
+# Small cells
+
+
+def test_large_counts_are_all_shown() -> None:
+    counts = np.array([[30, 12], [25, 40]])
+    shown = suppress(counts, 10)
+    assert np.array_equal(shown.cells, counts)
+    assert np.array_equal(shown.rows, [42, 65])
+    assert shown.total == 107
+
+
+@pytest.mark.parametrize("small", range(1, 13))
+def test_a_small_cell_takes_others_with_it(small: int) -> None:
+    """Counts 1 to 12 at threshold 10: below it neither the cell nor what is left of its totals is shown."""
+    shown = suppress(np.array([[small, 40, 50], [30, 20, 60]]), 10)
+    if small >= 10:
+        assert not np.isnan(shown.cells).any()
+        return
+    assert np.isnan(shown.cells[0, 0])
+    assert np.isnan(shown.cells[0]).sum() >= 2
+    assert np.isnan(shown.cells[:, 0]).sum() >= 2
+
+
+def test_zero_is_no_small_cell() -> None:
+    assert not np.isnan(suppress(np.array([[0, 40], [30, 20]]), 10).cells).any()
+
+
+def test_a_total_of_a_small_table_is_withheld() -> None:
+    shown = suppress(np.array([[2, 3]]), 10)
+    assert np.isnan(shown.total)
+    assert np.isnan(shown.rows).all()
+    assert np.isnan(shown.cells).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.data())
+def test_no_withheld_small_cell_can_be_worked_out(rows: int, columns: int, data: st.DataObject) -> None:
+    """All whole-number tables that agree with what is shown: every small cell takes at least three values among them."""
+    threshold = 5
+    counts = np.array(data.draw(st.lists(st.integers(0, 9), min_size=rows * columns, max_size=rows * columns)))
+    counts = counts.reshape(rows, columns)
+    shown = suppress(counts, threshold)
+    assert not ((shown.cells > 0) & (shown.cells < threshold)).any()
+    hidden = np.argwhere(np.isnan(shown.cells))
+    small = [place for place, cell in enumerate(hidden) if 0 < counts[tuple(cell)] < threshold]
+    if not small or len(hidden) > 4:
+        return
+    values = np.indices([24] * len(hidden)).reshape(len(hidden), -1)  # every table of hidden cells up to 23
+    tables = np.repeat(shown.cells[None], values.shape[1], 0)
+    tables[:, hidden[:, 0], hidden[:, 1]] = values.T
+    agree = np.ones(len(tables), bool)
+    for stated, found in ((shown.rows, tables.sum(2)), (shown.columns, tables.sum(1))):
+        agree &= (np.isnan(stated) | (stated == found)).all(1)
+    if not np.isnan(shown.total):
+        agree &= tables.sum((1, 2)) == shown.total
+    for place in small:
+        assert len(np.unique(values[place, agree])) >= 3

@@ -1,0 +1,429 @@
+"""Planted leaks are each found, and clean tables and the project's own training are not accused."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from cohort_results import shared_results
+from typer.testing import CliRunner
+
+from mil.bags.table import deal_folds, make_bags
+from mil.baselines.logistic import fit_together, log_loss
+from mil.baselines.protocol import outer_folds
+from mil.cli import app
+from mil.config import Config, EndpointSpec, ExperimentSpec
+from mil.errors import MilError
+from mil.files import write_text
+from mil.leaks.checks import (
+    administrative_inputs,
+    check_bags,
+    check_copies,
+    check_duplicate_slides,
+    check_inputs,
+    findings_table,
+    text_inputs,
+)
+from mil.leaks.deep_check import trainer_of
+from mil.leaks.probe import Scores, probe_training
+from mil.rng import rng
+from mil.slides.sheet import Cohort
+from mil.tables import read_table, write_table
+
+ENDPOINT = EndpointSpec(folds=3, inner_folds=2)
+
+
+def cohort(patients_a_site: int = 12) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    rows = [
+        (f"{site}{n:02d}", f"{site}{n:02d}-1", site, role, n % 2)
+        for site, role in {"A": "train", "B": "train", "C": "external"}.items()
+        for n in range(patients_a_site)
+    ]
+    bags = deal_folds(pd.DataFrame(rows, columns=["patient_id", "slides", "site", "role", "label"]), ENDPOINT)
+    features = {
+        row.patient_id: (rng(0, "tiles", row.patient_id).normal(size=(6, 8)) + 0.4 * row.label).astype(np.float32)
+        for row in bags.itertuples()
+    }
+    return bags, features
+
+
+def states(findings) -> list[str]:
+    return [one.state for one in findings]
+
+
+def test_clean_folds_are_clean():
+    bags, _ = cohort()
+    assert states(check_bags(bags)) == ["ok"]
+
+
+def test_one_patient_in_two_folds_is_found():
+    bags, _ = cohort()
+    twice = bags[bags["patient_id"] == "A03"].assign(repeat0=lambda t: (t["repeat0"] + 1) % 3)
+    found = check_bags(pd.concat([bags, twice], ignore_index=True))
+    assert any(one.state == "leak" and one.subject == "A03" and one.check == "patients" for one in found)
+
+
+def test_a_slide_of_two_patients_and_a_file_under_two_names_are_found():
+    bags, _ = cohort()
+    bags.loc[1, "slides"] = bags.loc[0, "slides"]
+    assert any(one.check == "slides" for one in check_bags(bags))
+    slides = pd.DataFrame({"slide_id": ["a", "b", "c"], "patient_id": ["p", "q", "q"], "fingerprint": ["x", "x", ""]})
+    assert "a of p, b of q" in check_duplicate_slides(slides)[0].subject
+    assert states(check_duplicate_slides(slides.assign(fingerprint=["x", "y", "y"]))) == ["ok"]
+
+
+def test_an_outer_fold_in_its_own_inner_folds_is_found():
+    bags, _ = cohort()
+    row = bags.index[bags["repeat0"] == 1][0]
+    bags.loc[row, "repeat0_fold1_inner"] = 0
+    found = check_bags(bags)
+    assert found[0].state == "leak"
+    assert "stands in its inner folds" in found[0].reason
+
+
+def test_a_feature_that_encodes_the_label_is_found_and_noise_is_not():
+    bags, _ = cohort(30)
+    labels = bags.set_index("patient_id")["label"]
+    stream = rng(0, "inputs")
+    inputs = pd.DataFrame(stream.normal(size=(len(labels), 200)), index=labels.index)
+    assert states(check_inputs("features", inputs, labels)) == ["ok"]
+    inputs["residual_tumour"] = -labels + stream.normal(0, 0.1, len(labels))
+    found = check_inputs("patient table", inputs, labels)
+    assert [(one.subject, one.state) for one in found] == [("residual_tumour", "leak")]
+    assert "leave it out" in found[0].reason
+
+
+def test_a_bag_size_that_encodes_the_label_is_found():
+    bags, _ = cohort(40)
+    stream = rng(0, "sizes")
+    slides = pd.DataFrame(
+        {
+            "slide_id": bags["slides"],
+            "patient_id": bags["patient_id"],
+            "num_tiles": stream.integers(100, 900, len(bags)),
+            "bytes": stream.integers(10**6, 10**7, len(bags)),
+        }
+    )
+    labels = bags.set_index("patient_id")["label"]
+    ids = bags.assign(patient_id=[f"p{n}" for n in stream.permutation(len(bags))])
+    slides["patient_id"] = ids["patient_id"]
+    labels.index = pd.Index(ids["patient_id"])
+    shuffled = slides.sample(frac=1, random_state=0)
+    assert states(check_inputs("files", administrative_inputs(shuffled, ids), labels, innocent=True)) == ["ok"]
+    shuffled["num_tiles"] += 600 * labels.reindex(shuffled["patient_id"]).to_numpy()
+    found = check_inputs("files", administrative_inputs(shuffled, ids), labels, innocent=True)
+    assert [(one.subject, one.state) for one in found] == [("num_tiles", "suspect")]
+
+
+def trainer(leaky: bool):
+    """Ridge regressions on mean features; the leaky one chooses its strength on the fold that it is to be judged on."""
+
+    def scores(bags: pd.DataFrame, features, further) -> Scores:
+        values = np.stack([features[patient].mean(axis=0) for patient in bags["patient_id"]]).astype(float)
+        labels = bags["label"].to_numpy()
+        found = {}
+        for repeat, fold in outer_folds(bags):
+            judged = (bags[f"repeat{repeat}"] == fold).to_numpy()
+            watched = judged if leaky else ~judged
+            models = [fit_together([values[~judged]], [labels[~judged]], strength) for strength in (0.001, 1.0)]
+            losses = [log_loss(labels[watched], model.chance(values[watched])) for model in models]
+            best = models[int(np.argmin(losses))]
+            found["A+B", repeat, fold] = best.chance(np.stack([tiles.mean(axis=0) for tiles in further.values()]))
+        return found
+
+    return scores
+
+
+def test_the_test_fold_handed_to_selection_is_found():
+    bags, features = cohort()
+    found = probe_training(trainer(leaky=True), bags, features, folds=3)
+    assert "leak" in states(found)
+    assert "training or selection reads them" in next(one for one in found if one.state == "leak").reason
+    assert states(probe_training(trainer(leaky=False), bags, features, folds=3)) == ["ok"] * 3
+    assert states(probe_training(lambda bags, features, further: {}, bags, features)) == ["suspect"]
+
+
+@pytest.mark.parametrize("strategy", ["local", "pooled", "fedavg"])
+@pytest.mark.parametrize("model", ["mean", "gated_attention"])
+def test_our_training_reads_no_patient_that_it_is_judged_on(strategy, model):
+    bags, features = cohort()
+    experiment = ExperimentSpec.model_validate(
+        {"encoder": "e", "endpoint": "r", "model": model, "strategy": strategy, "training": {"rounds": 2}}
+    )
+    found = probe_training(trainer_of(experiment, ENDPOINT), bags, features)
+    assert states(found) == (["ok", "ok"] if strategy == "local" else ["ok"])  # a site's own model reads no other site
+
+
+def test_training_with_covariates_is_probed_too():
+    bags, features = cohort()
+    experiment = ExperimentSpec.model_validate(
+        {
+            **{"encoder": "e", "endpoint": "r", "model": "mean", "strategy": "pooled"},
+            **{"covariates": ["age"], "training": {"rounds": 2}},
+        }
+    )
+    aged = bags.assign(age=np.arange(len(bags), dtype=float))
+    assert states(probe_training(trainer_of(experiment, ENDPOINT), aged, features)) == ["ok"]
+
+
+def test_our_training_reads_nothing_of_a_site_that_is_left_out():
+    bags, features = cohort()
+    three = deal_folds(bags.assign(role="train")[["patient_id", "slides", "site", "role", "label"]], ENDPOINT)
+    experiment = ExperimentSpec.model_validate(
+        {
+            "encoder": "e",
+            "endpoint": "r",
+            "model": "mean",
+            "strategy": "fedavg",
+            "protocol": "leave_one_site_out",
+            "training": {"rounds": 2},
+        }
+    )
+    found = probe_training(trainer_of(experiment, ENDPOINT), three, features)
+    assert [(one.state, one.subject) for one in found] == [
+        ("ok", "repeat 0, fold 0, 3 models"),
+        ("ok", "site A left out, 3 models"),
+    ]
+
+
+def test_a_site_that_should_be_left_out_and_is_read_is_found():
+    def leaky(bags: pd.DataFrame, features, further) -> Scores:
+        """Says that site B's model never saw site A, and scales by everybody's features."""
+        everyone = np.stack([tiles.mean(axis=0) for tiles in features.values()])
+        own = list(bags.loc[bags["site"] == "B", "patient_id"])
+        labels = bags.set_index("patient_id")["label"].loc[own].to_numpy()
+        values = np.stack([features[patient].mean(axis=0) for patient in own]) - everyone.mean(axis=0)
+        model = fit_together([values], [labels], 1.0)
+        scores = model.chance(np.stack([tiles.mean(axis=0) for tiles in further.values()]))
+        return {("B", repeat, fold): scores for repeat, fold in outer_folds(bags)}
+
+    bags, features = cohort()
+    found = probe_training(leaky, bags, features)
+    assert ("leak", "site A left out") in [(one.state, one.subject) for one in found]
+
+
+def test_a_leak_of_one_site_is_found_there():
+    bags, _ = cohort(30)
+    known = bags.set_index("patient_id")
+    stream = rng(0, "one site")
+    column = pd.Series(stream.normal(size=len(known)), known.index)
+    column[known["site"] == "B"] += 6 * known["label"][known["site"] == "B"]
+    inputs = pd.DataFrame({"ki67": column, "age": stream.normal(size=len(known))})
+    assert states(check_inputs("patient table", inputs, known["label"])) == ["ok"]  # over all sites it hides
+    found = check_inputs("patient table", inputs, known["label"], known["site"])
+    assert [(one.subject, one.state) for one in found] == [("ki67", "leak")]
+    assert "at B" in found[0].reason
+
+
+def test_chance_with_few_patients_and_many_columns_is_no_leak():
+    """Six patients a class and 500 columns: some rank perfectly by chance. 40 clean cohorts, not one accused."""
+    accused = 0
+    labels = pd.Series([0, 1] * 6, [f"p{n}" for n in range(12)])
+    for number in range(40):
+        inputs = pd.DataFrame(rng(0, "few", number).normal(size=(12, 500)), index=labels.index)
+        found = check_inputs("features", inputs, labels, pd.Series("A", labels.index))
+        accused += any(one.state == "leak" for one in found)
+    assert accused == 0
+
+
+def test_sites_that_differ_in_size_and_response_are_no_suspects():
+    """Files of site A are larger and its patients respond more often: that tells the site, not the label."""
+    bags, _ = cohort(40)
+    stream = rng(0, "shift")
+    sites = bags.set_index("patient_id")["site"]
+    labels = (stream.random(len(sites)) < sites.map({"A": 0.8, "B": 0.4, "C": 0.2})).astype(int)
+    inputs = pd.DataFrame({"bytes": sites.map({"A": 9.0, "B": 5.0, "C": 2.0}) + stream.normal(size=len(sites))})
+    assert states(check_inputs("files", inputs, labels, innocent=True)) == ["suspect"]
+    assert states(check_inputs("files", inputs, labels, sites, innocent=True)) == ["ok"]
+
+
+def test_innocent_inputs_are_accused_as_rarely_as_said():
+    """200 clean cohorts: at most 1 % by the threshold; 5 or more would be chance of one in two hundred."""
+    bags, _ = cohort(20)
+    sites, accused = bags.set_index("patient_id")["site"], 0
+    for number in range(200):
+        stream = rng(0, "clean", number)
+        labels = pd.Series(stream.permutation(bags["label"].to_numpy()), sites.index)
+        inputs = pd.DataFrame(stream.integers(0, 40, (len(sites), 8)).astype(float), index=sites.index)
+        accused += states(check_inputs("files", inputs, labels, sites, innocent=True)) != ["ok"]
+    assert accused <= 5
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda row: f"/scans/{'responder' if row.label else 'other'}/{row.patient_id}.svs",
+        lambda row: f"/scans/{row.patient_id}_{'pCR' if row.label else 'RD'}.svs",
+        lambda row: f"/scans/{'x' * (3 + row.label)}/{row.patient_id}.svs",
+    ],
+)
+def test_a_file_name_that_encodes_the_label_is_found(named):
+    bags, _ = cohort(20)
+    known = bags.set_index("patient_id")
+    clean = text_inputs({row.patient_id: f"/scans/{row.site}/{row.patient_id}.svs" for row in bags.itertuples()})
+    assert states(check_inputs("names", clean, known["label"], known["site"], innocent=True)) == ["ok"]
+    words = text_inputs({row.patient_id: named(row) for row in bags.itertuples()})
+    found = check_inputs("names", words, known["label"], known["site"], innocent=True)
+    assert {one.state for one in found} == {"leak"}
+
+
+def test_one_slide_under_two_patients_is_found_by_its_features():
+    _, features = cohort()
+    tiles = {
+        patient: np.repeat(own, 5, axis=0) + rng(0, patient).normal(size=(30, 8)) for patient, own in features.items()
+    }
+    stored = {patient: own.astype(np.float16) for patient, own in tiles.items()}
+    assert states(check_copies("copies", stored.items())) == ["ok"]
+    copied = stored | {
+        "C03": np.concatenate([stored["A01"][:12], stored["C03"][:5]])
+    }  # another site, other tiles besides
+    found = check_copies("copies", copied.items())
+    assert [(one.state, one.subject) for one in found] == [("leak", "A01 and C03")]
+    again = tiles["A01"] * 1.001 + rng(0, "second scan").normal(0, 0.002, (30, 8))
+    found = check_copies("copies", (stored | {"B05": again.astype(np.float16)}).items())
+    assert [(one.state, one.subject) for one in found] == [("suspect", "A01 and B05")]
+
+
+def test_a_slide_table_in_any_order_loses_no_slide_and_a_lost_one_is_found():
+    """Rows of two patients in turn: a reader that groups neighbours only would keep the last run of each."""
+    bags, _ = cohort()
+    slides = [
+        (f"{patient}-{n}", patient, site)
+        for n in range(3)
+        for patient, site in zip(bags["patient_id"], bags["site"], strict=True)
+    ]
+    census = pd.DataFrame(slides, columns=["slide_id", "patient_id", "site"]).assign(state="ok", reason="", num_tiles=9)
+    patients = bags[["patient_id"]].assign(response=bags["label"].astype(str))
+    roles = {"A": "train", "B": "train", "C": "external"}
+    made, _ = make_bags(Cohort(pd.DataFrame(), patients, "patients.csv"), census, roles, ENDPOINT)
+    assert (made["slides"].str.split(";").map(len) == 3).all()
+    assert states(check_bags(made, census)) == ["ok"]
+    made.loc[4, "slides"] = made.loc[4, "slides"].split(";")[-1]
+    found = check_bags(made, census)
+    assert states(found) == ["suspect", "suspect"]
+    assert "not in the bag of patient A04" in found[0].reason
+
+
+def test_findings_come_worst_first():
+    bags, _ = cohort()
+    twice = pd.concat([bags, bags.head(1)], ignore_index=True)
+    table = findings_table([*check_bags(bags), *check_bags(twice)])
+    assert table["state"].tolist() == sorted(table["state"], key=["leak", "suspect", "ok"].index)
+
+
+@pytest.fixture
+def results(tmp_path_factory, tmp_path):
+    """A copy of a clean results folder, to spoil; its patient table stands beside it."""
+    shared = shared_results(tmp_path_factory.getbasetemp())
+    copy = shutil.copytree(shared.folder, tmp_path / "results")
+    shutil.copyfile(shared.folder.parent / "patients.csv", tmp_path / "patients.csv")
+    slides = shared.config.slides.model_copy(update={"patients": str(tmp_path / "patients.csv")})
+    write_text(copy / "config.json", shared.config.model_copy(update={"slides": slides}).to_json())
+    return copy
+
+
+def patients_of(results):
+    path = results.parent / "patients.csv"
+    return path, read_table(path, text=("patient_id", "response", "t_stage", "n_stage"))
+
+
+def clinical_column_from_the_label(results):
+    path, patients = patients_of(results)
+    patients["ki67"] = patients["response"].map({"1": 80, "0": 20, "": 50})
+    write_table(patients, path)
+
+
+def bag_size_from_the_label(results):
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role")).set_index(
+        "patient_id"
+    )
+    for path in (results / "census").iterdir():
+        table = read_table(
+            path, text=("slide_id", "patient_id", "site", "state", "reason", "stage", "mpp_source", "format")
+        )
+        labels = table["patient_id"].map(bags["label"]).fillna(0)
+        write_table(table.assign(num_tiles=100 + 300 * labels.astype(int)), path)
+
+
+def file_names_from_the_label(results):
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role")).set_index(
+        "patient_id"
+    )
+    for path in (results / "sites").glob("*/slides.csv"):
+        table = read_table(path, text=("slide_id", "patient_id", "site", "path", "fingerprint", "state", "reason"))
+        kind = table["patient_id"].map(bags["label"]).map({1: "good", 0: "poor"}).fillna("poor")
+        write_table(table.assign(path="/scans/" + kind + "/" + table["slide_id"] + ".tiff"), path)
+
+
+def sheet_in_the_order_of_the_label(results):
+    """As many registries export it: responders first."""
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role")).set_index(
+        "patient_id"
+    )
+    for path in (results / "sites").glob("*/slides.csv"):
+        table = read_table(path, text=("slide_id", "patient_id", "site", "path", "fingerprint", "state", "reason"))
+        table["label"] = table["patient_id"].map(bags["label"]).fillna(0)
+        write_table(table.sort_values("label", ascending=False).drop(columns="label"), path)
+
+
+def a_feature_that_shows_the_label(results):
+    """As an easy endpoint (tumour or none) has it with a good encoder."""
+    bags = read_table(results / "bags/response.csv", text=("patient_id", "slides", "site", "role"))
+    for row in bags.itertuples():
+        for slide in str(row.slides).split(";"):
+            path = results / f"sites/{row.site}/features/effnet/{slide}.h5"
+            with h5py.File(path, "r+") as file:
+                file["features"][:, 0] = 4 * row.label + np.linspace(0, 1, len(file["features"]))
+
+
+def patient_in_two_folds(results):
+    path = results / "bags/response.csv"
+    bags = read_table(path, text=("patient_id", "slides", "site", "role"))
+    twice = bags[bags["role"] == "train"].head(1).assign(repeat0=lambda table: (table["repeat0"] + 1) % 3)
+    write_table(pd.concat([bags, twice]), path)
+
+
+def slide_under_two_patients(results):
+    first, second = (
+        sorted((results / "sites" / site / "features/effnet").glob("*.h5"))[0] for site in ("north", "west")
+    )
+    shutil.copyfile(first, second)
+
+
+@pytest.mark.parametrize(
+    ("plant", "check", "state"),
+    [
+        (clinical_column_from_the_label, "patient table", "leak"),
+        (bag_size_from_the_label, "bag size and files", "leak"),
+        (file_names_from_the_label, "names of patients, slides and files", "suspect"),
+        (sheet_in_the_order_of_the_label, "bag size and files", "suspect"),
+        (a_feature_that_shows_the_label, "features effnet", "leak"),
+        (patient_in_two_folds, "patients", "leak"),
+        (slide_under_two_patients, "copies, features effnet", "leak"),
+    ],
+)
+def test_the_command_finds_what_was_planted(results, monkeypatch, plant, check, state):
+    monkeypatch.setattr("mil.leaks.deep_check._probe", lambda *_: [])  # its own tests are above
+    out = results / "deep.csv"
+    clean = CliRunner().invoke(app, ["check", "--deep", str(results), "--out", str(out)])
+    assert clean.exit_code == 0, clean.output
+    assert set(read_table(out, text=("check", "subject"))["state"]) == {"ok"}
+    plant(results)
+    found = CliRunner().invoke(app, ["check", "--deep", str(results), "--out", str(out)])
+    assert isinstance(found.exception, MilError) == (state == "leak")
+    table = read_table(out, text=("check", "subject"))
+    assert check in set(table.loc[table["state"] == state, "check"]), table
+
+
+def test_a_leak_ends_the_run_unless_the_config_says_otherwise(results, monkeypatch):
+    monkeypatch.setattr("mil.leaks.deep_check._probe", lambda *_: [])
+    a_feature_that_shows_the_label(results)
+    stopped = CliRunner().invoke(app, ["check", "--deep", str(results)])
+    assert "metrics.on_leak: flag" in str(stopped.exception)
+    config = Config.model_validate_json((results / "config.json").read_text())
+    metrics = config.metrics.model_copy(update={"on_leak": "flag"})
+    write_text(results / "config.json", config.model_copy(update={"metrics": metrics}).to_json())
+    gone_on = CliRunner().invoke(app, ["check", "--deep", str(results)])
+    assert gone_on.exit_code == 0
+    assert "leak: features effnet" in gone_on.output

@@ -1,0 +1,288 @@
+"""Predicting with what no longer fits: each case ends with one line that names the file or patient and the way out."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from training_cohort import ENDPOINT, experiment, make_cohort
+from typer.testing import CliRunner
+
+from mil import hdf5
+from mil.bags.table import deal_folds
+from mil.cli import app
+from mil.config import EndpointSpec
+from mil.errors import MilError
+from mil.progress import quiet
+from mil.statistics.thresholds import choose_thresholds, read_inner
+from mil.tables import read_table, write_table
+from mil.training.engine import Engine
+from mil.training.rounds import Driver
+from mil.training.run import train as train_run
+from mil.training.store import FeatureStore
+
+BAGS, ARRAYS = make_cohort()
+SITES3 = {"A": "train", "B": "train", "C": "train"}
+
+
+def write_sites(folder, bags, arrays, **about):
+    stated = {"encoder": "e", "weights_sha256": "w", "size_px": 224, "tile_mpp": 0.5} | about
+    for row in bags.itertuples():
+        path = folder / "sites" / row.site / "features" / "e" / f"{row.slides}.h5"
+        path.unlink(missing_ok=True)
+        with hdf5.writing(path) as file:
+            file.append("features", arrays[row.patient_id].astype(np.float16))
+            file.append("coords", np.arange(2 * len(arrays[row.patient_id])).reshape(-1, 2))
+            file.annotate({"stage": "extract", "slide_id": row.slides, **stated})
+
+
+def mil(*arguments):
+    """Exit code 0, or the error's line."""
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def train(folder, bags, **changes):
+    write_table(bags, folder / "bags.csv")
+    spec = experiment(training={"rounds": 2}, **changes).to_json()
+    mil(
+        "train", folder / "bags.csv", "--sites", folder / "sites", "--spec", spec, "--endpoint", ENDPOINT.to_json(),
+        "--folder", folder / "run",
+    )  # fmt: skip
+
+
+def predict(folder, bags="bags.csv"):
+    mil(
+        "predict", folder / "run", "--bags", folder / bags, "--sites", folder / "sites", "--out", folder / "out.csv"
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    write_sites(folder, BAGS, ARRAYS)
+    train(folder, BAGS)
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def test_an_untouched_run_predicts_everybody(folder):
+    predict(folder)
+    assert read_table(folder / "out.csv", text=("patient_id",))["patient_id"].nunique() == len(BAGS)
+
+
+def without(name):
+    return lambda folder: (folder / "run" / name).unlink()
+
+
+def shorten(name):
+    def change(folder):
+        path = folder / "run" / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return change
+
+
+def rows_lost(folder):
+    path = folder / "run" / "models.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def other_weights(folder):
+    path = folder / "run" / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0x40
+    path.write_bytes(bytes(data))
+
+
+def new_folds(folder):
+    plain = BAGS[["patient_id", "slides", "site", "role", "label"]]
+    write_table(deal_folds(plain, ENDPOINT.model_copy(update={"seed": 5})), folder / "bags.csv")
+
+
+def new_label(folder):
+    bags = BAGS.copy()
+    bags.loc[bags["patient_id"] == "A03", "label"] = 0
+    write_table(bags, folder / "bags.csv")
+
+
+def new_patient(folder):
+    more = BAGS[BAGS["patient_id"] == "A03"].assign(patient_id="A99")
+    write_table(pd.concat([BAGS, more]), folder / "bags.csv")
+
+
+def other_encoder(folder):
+    write_sites(folder, BAGS, ARRAYS, weights_sha256="other")
+
+
+def narrower(folder):
+    write_sites(folder, BAGS, {patient: tiles[:, :6] for patient, tiles in ARRAYS.items()})
+
+
+def patient_gone(folder):
+    (folder / "sites/C/features/e/C05.h5").unlink()
+
+
+def half_a_file(folder):
+    path = folder / "sites/C/features/e/C05.h5"
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def spec_of_another(folder):
+    path = folder / "run" / "spec.json"
+    spec = json.loads(path.read_text())
+    spec["experiment"]["model"] = {"name": "mean"}
+    spec["heads"] = [{"name": "mean"}]
+    path.write_text(json.dumps(spec))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("spec.json"), "not finished; run `mil train`"),
+        (without("weights.safetensors"), "weights.safetensors"),
+        (without("models.csv"), "models.csv"),
+        (without("inner.csv"), "inner.csv"),
+        (without("ledger.jsonl"), "ledger.jsonl"),
+        (shorten("spec.json"), "spec.json"),
+        (shorten("weights.safetensors"), "weights.safetensors"),
+        (shorten("models.csv"), "models.csv"),
+        (rows_lost, "models.csv names 2 models, the weights hold 3"),
+        (other_weights, "differs from models.csv; the run is damaged, run `mil train` again"),
+        (spec_of_another, "run `mil train` again"),
+        (new_folds, "when the run was trained; run `mil train` again"),
+        (new_label, "patient A03 has label 0, but had 1"),
+        (new_patient, "patient A99 of training site A was not there"),
+        (other_encoder, "weights_sha256 is 'other', but the run was trained on 'w'"),
+        (narrower, "6 numbers a tile do not fit the run's weights"),
+        (patient_gone, "C05.h5"),
+        (half_a_file, "C05.h5"),
+    ],
+)
+def test_what_no_longer_fits_is_one_line(folder, change, said):
+    change(folder)
+    with pytest.raises(MilError) as caught:
+        predict(folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "out.csv").exists()
+
+
+def test_a_bag_table_without_the_external_sites_is_enough(folder):
+    write_table(BAGS[BAGS["role"] == "train"], folder / "bags.csv")
+    predict(folder)
+    assert set(read_table(folder / "out.csv", text=("split",))["split"]) == {"held_out"}
+
+
+def test_inner_folds_give_every_model_a_threshold(folder):
+    inner = read_inner(folder / "run" / "inner.csv")
+    bags = BAGS.set_index("patient_id")
+    joined = inner.join(bags[["repeat0", "role"]], on="patient_id")
+    assert (joined["role"] == "train").all()
+    assert (joined["repeat0"].astype(int) != joined["fold"]).all()  # nobody whom the model is to judge
+    assert joined.groupby("fold")["patient_id"].nunique().tolist() == [16, 16, 16]
+    assert not joined.duplicated(["fold", "patient_id"]).any()
+    assert choose_thresholds(inner)["threshold"].between(0, 1).all()
+    predict(folder)
+    mil(
+        "score", folder / "out.csv", "--inner", folder / "run/inner.csv", "--experiment", experiment().to_json(),
+        "--spec", '{"bootstrap": 100}', "--out", folder / "metrics.csv",
+    )  # fmt: skip
+    metrics = read_table(folder / "metrics.csv", text=("site", "metric", "method", "split"))
+    assert {"sensitivity", "specificity", "balanced_accuracy"} <= set(metrics["metric"])
+    row = metrics[(metrics["metric"] == "balanced_accuracy") & (metrics["site"] == "C")].iloc[0]
+    assert row["low"] < row["value"] < row["high"]
+
+
+def test_leaving_one_site_out_judges_each_site_by_the_others(tmp_path):
+    bags, arrays = make_cohort(sites=SITES3)
+    write_sites(tmp_path, bags, arrays)
+    (tmp_path / "sites/D").mkdir()  # none of its slides can be used
+    (tmp_path / "sites/D/slides.csv").write_text("slide_id,patient_id,site,state\nD00,D00,D,unreadable\n")
+    train(tmp_path, bags, strategy="fedavg", protocol="leave_one_site_out")
+    models = read_table(tmp_path / "run/models.csv", text=("trained_on",))
+    assert set(models["trained_on"]) == {"A+B", "A+C", "B+C"}
+    inner = read_inner(tmp_path / "run/inner.csv")
+    assert all(row.site in row.trained_on.split("+") for row in inner.itertuples())  # selection saw no other site
+    predict(tmp_path)
+    table = read_table(tmp_path / "out.csv", text=("trained_on", "patient_id", "site", "split"))
+    assert set(zip(table["trained_on"], table["site"], strict=True)) == {("A+B", "C"), ("A+C", "B"), ("B+C", "A")}
+    assert set(table["split"]) == {"transfer"}
+    assert table["patient_id"].is_unique
+    assert (tmp_path / "sites/C/attention/out/C00.h5").is_file()
+    assert (tmp_path / "sites/D/attention/out").is_dir()
+
+
+def test_leaving_one_site_out_of_two_is_refused(tmp_path):
+    write_sites(tmp_path, BAGS, ARRAYS)
+    with pytest.raises(MilError, match="needs three training sites, and there are 2"):
+        train(tmp_path, BAGS, protocol="leave_one_site_out")
+    with pytest.raises(ValueError, match="strategy local has one a site"):
+        experiment(strategy="local", protocol="leave_one_site_out")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "protocol"),
+    [("local", "cross_validation"), ("pooled", "cross_validation"), ("fedavg", "cross_validation"),
+     ("fedavg", "leave_one_site_out"), ("pooled", "leave_one_site_out")],
+)  # fmt: skip
+def test_a_spy_sees_no_judged_patient_read_by_training_or_selection(monkeypatch, strategy, protocol):
+    """Every bag that the engine is given, to learn from or to watch, by the sites, repeat and fold of the model it is for."""
+    bags, arrays = make_cohort(sites=SITES3 | {"X": "external"})
+    training = bags[bags["role"] == "train"].sort_values(["site", "patient_id"])
+    store = FeatureStore.of({patient: arrays[patient] for patient in training["patient_id"]}, {"encoder": "e"})
+    read, tasks = {}, []
+    plain_run, plain_train, plain_logits = Driver.run, Engine.train, Engine.logits
+
+    def note(number, count, given):
+        group = tasks[-1][number * len(tasks[-1]) // count].group
+        read.setdefault(group, set()).update(store.patients[bag] for bag in given)
+
+    def spy_run(self, some, *rest):
+        tasks.append(some)
+        return plain_run(self, some, *rest)
+
+    def spy_train(self, learners, state, plans, places):
+        for number, plan in enumerate(plans):
+            note(number, len(plans), np.concatenate(plan.batches) if plan.batches else [])
+        return plain_train(self, learners, state, plans, places)
+
+    def spy_logits(self, learners, given, places):
+        for number, own in enumerate(given):
+            note(number, len(given), own)
+        return plain_logits(self, learners, given, places)
+
+    monkeypatch.setattr(Driver, "run", spy_run)
+    monkeypatch.setattr(Engine, "train", spy_train)
+    monkeypatch.setattr(Engine, "logits", spy_logits)
+    train_run(
+        experiment(strategy=strategy, protocol=protocol, training={"rounds": 2}), ENDPOINT, training, store, quiet()
+    )
+    folds = training.set_index("patient_id")
+    assert len(read) == (9 if strategy == "local" or protocol != "cross_validation" else 3)
+    for group, patients in read.items():
+        known = folds.loc[sorted(patients)]
+        assert set(known["site"]) == set(group.trained_on)
+        assert (known["repeat0"].astype(int) != group.fold).all()
+        assert len(known) == 8 * len(group.trained_on)  # and everybody else is read, so the spy sees
+
+
+def test_training_opens_no_file_of_an_external_site(tmp_path):
+    write_sites(tmp_path, BAGS, ARRAYS)
+    shutil.rmtree(tmp_path / "sites/C")
+    train(tmp_path, BAGS)
+    assert (tmp_path / "run/spec.json").is_file()
+
+
+def test_covariates_that_the_bags_lack_are_named(tmp_path):
+    write_sites(tmp_path, BAGS, ARRAYS)
+    with pytest.raises(MilError, match="column 'age' is missing"):
+        train(tmp_path, BAGS, covariates=["age"])
+    assert EndpointSpec().kind == "binary"

@@ -1,0 +1,395 @@
+"""A small results folder in the formats of every stage, computed from a seeded generator: ground for figure tests.
+
+Four hospitals. Every patient has a lymphocyte density; it raises the chance of response, is painted into the slide as dark
+patches (whose outline is the truth), and is what the scores of better strategies see with less noise.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import tifffile
+
+from mil import hdf5
+from mil.bags.census import flow
+from mil.bags.table import deal_folds
+from mil.baselines import write_baselines
+from mil.config import Config
+from mil.figures import Results
+from mil.files import write_text
+from mil.metrics.comparison import compare
+from mil.metrics.localisation import localisation
+from mil.metrics.score import score
+from mil.rng import rng
+from mil.tables import write_table
+from mil.training.ledger import Ledger
+
+SITES = {"north": "train", "south": "train", "east": "external", "west": "external"}
+TINT = {"north": (1, 1, 1), "south": (1.03, 0.95, 1.0), "east": (0.95, 0.98, 1.03), "west": (1.02, 1.0, 0.94)}
+MPP, TILE_PX, TILE_MPP, THUMB_MPP = 2.0, 32, 2.0, 8.0
+WIDTH, HEIGHT = 960, 704
+# noise of the scores that each strategy gives, and how far they shift between sites
+NOISE = {"local": 1.25, "pooled": 0.75, "fedavg": 0.8}
+
+
+@dataclass
+class Slide:
+    slide_id: str
+    patient_id: str
+    site: str
+    pixels: np.ndarray
+    truth: np.ndarray
+
+
+def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str]) -> Config:
+    stanzas = {
+        name: {
+            "encoder": "effnet",
+            "model": "gated_attention" if name.startswith("attention") else "mean",
+            "strategy": name.split("_")[1],
+            "endpoint": "response",
+        }
+        for name in experiments
+    }
+    return Config.model_validate(
+        {
+            "cohort": "small",
+            "slides": {"sheet": str(folder / "slides.csv"), "patients": str(folder / "patients.csv"), "roles": sites},
+            "truth": {"masks": str(folder / "truth/{slide_id}.png"), "mask_mpp": 4.0, "positive_share": 0.3},
+            "tiles": {"size_px": TILE_PX, "mpp": TILE_MPP},
+            "endpoints": {"response": {"folds": 3, "inner_folds": 2, "repeats": 2}},
+            "experiments": stanzas,
+            "run": list(experiments),
+            "metrics": {
+                "bootstrap": 200,
+                "permutations": 20,
+                "clinical": ["age", "grade", "ki67", "t_stage", "n_stage"],
+                "annotation": "til_percent",
+                "subgroups": ["age", "t_stage", "n_stage", "ki67", "site"],
+                "time": "time_months",
+                "event": "event",
+            },
+            "figures": {"dpi": 110, "slides_a_site": 2, "tiles_a_site": 5},
+            "report": {"title": "Response to chemotherapy, four drawn hospitals", "remarks": "Made by a program."},
+        }
+    )
+
+
+def build_results(
+    folder: Path,
+    patients_a_site: int = 14,
+    experiments: tuple[str, ...] = ("attention_local", "attention_pooled", "attention_fedavg", "mean_fedavg"),
+    sites: dict[str, str] = SITES,
+    edit: Callable[[pd.DataFrame], pd.DataFrame] = lambda patients: patients,
+) -> Config:
+    """Write the whole folder `folder/results` and the sheets beside it; returns the config that would have made it.
+
+    `sites` are their roles by name; `edit` may change the patients (drop some, blank some cells) before slides are drawn.
+    """
+    config = config_of(folder, experiments, sites)
+    results = folder / "results"
+    patients = edit(draw_patients(patients_a_site, list(sites)))
+    slides = [slide for row in patients.itertuples() for slide in draw_slides(row)]
+    write_sheets(folder, patients, slides)
+    census = write_census(results, folder, slides, patients)
+    usable = patients[patients["response"] != ""]
+    ok = census[(census["state"] == "ok") & census["patient_id"].isin(usable["patient_id"])]
+    bags = pd.DataFrame(
+        {
+            "patient_id": sorted(ok["patient_id"].unique()),
+        }
+    )
+    by_patient = ok.groupby("patient_id")
+    bags["slides"] = bags["patient_id"].map(by_patient["slide_id"].agg(lambda ids: ";".join(sorted(ids))))
+    bags["site"] = bags["patient_id"].map(by_patient["site"].first())
+    bags["role"] = bags["site"].map(sites)
+    bags["label"] = bags["patient_id"].map(usable.set_index("patient_id")["response"].astype(int))
+    bags = deal_folds(bags.sort_values(["site", "patient_id"], ignore_index=True), config.endpoints["response"])
+    write_table(bags, results / "bags/response.csv")
+    lost = dict.fromkeys(patients.loc[patients["response"] == "", "patient_id"], "no_label")
+    write_table(flow(census, sites, bags["patient_id"], lost), results / "bags/response.flow.csv")
+    write_tiles(results, [slide for slide in slides if slide.slide_id in set(ok["slide_id"])])
+    for name in experiments:
+        write_run(results, name, bags, patients, sites)
+        if name.endswith("fedavg"):
+            write_attention(results, name, bags, slides, informed=name.startswith("attention"))
+    write_text(results / "config.json", config.to_json())
+    return config
+
+
+def draw_patients(patients_a_site: int, sites: list[str]) -> pd.DataFrame:
+    rows = []
+    initials = [site[0].upper() for site in sites]
+    for place, site in enumerate(sites):
+        initial = initials[place] if len(set(initials)) == len(initials) else f"P{place + 1:02d}-"
+        stream = rng(0, "patients", site)
+        for number in range(patients_a_site):
+            density = float(stream.beta(2, 3))
+            response = bool(stream.random() < 1 / (1 + np.exp(-(7 * (density - 0.4)))))
+            hazard = 0.03 * np.exp(-1.2 * response)
+            time, censored = float(stream.exponential(1 / hazard)), float(stream.uniform(24, 72))
+            rows.append(
+                {
+                    "patient_id": f"{initial}{number + 1:02d}",
+                    "site": site,
+                    "density": density,
+                    "response": str(int(response)),
+                    "age": str(int(np.clip(stream.normal(52 + 4 * (site == "east"), 11), 28, 84))),
+                    "grade": str(int(stream.choice([2, 3], p=[0.4, 0.6]))),
+                    "ki67": str(int(np.clip(stream.normal(40 + 25 * density, 14), 2, 95))),
+                    "t_stage": str(stream.choice(["T1", "T2", "T3"], p=[0.3, 0.5, 0.2])),
+                    "n_stage": str(stream.choice(["N0", "N1", "N2"], p=[0.5, 0.35, 0.15])),
+                    "til_percent": str(int(np.clip(100 * density + stream.normal(0, 14), 0, 95))),
+                    "time_months": f"{min(time, censored):.1f}",
+                    "event": str(int(time < censored)),
+                }
+            )
+    table = pd.DataFrame(rows)
+    table.loc[[3 % len(table), (patients_a_site + 5) % len(table)], "ki67"] = ""
+    table.loc[(patients_a_site * 2 + 1) % len(table), "response"] = ""
+    return table
+
+
+def draw_slides(patient) -> list[Slide]:
+    stream = rng(0, "slides", patient.patient_id)
+    count = 2 if stream.random() < 0.2 else 1
+    return [draw_slide(f"{patient.patient_id}-{n + 1}", patient, stream) for n in range(count)]
+
+
+def draw_slide(slide_id: str, patient, stream: np.random.Generator) -> Slide:
+    """Pink tissue with dark lymphocyte patches; truth at 4 microns a pixel."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    smooth = sum(
+        cv2.resize(
+            stream.normal(size=(cells, cells)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+        )
+        / cells**0.4
+        for cells in (4, 8, 16)
+    )
+    centre = ((x - WIDTH / 2) / (WIDTH * 0.46)) ** 2 + ((y - HEIGHT / 2) / (HEIGHT * 0.45)) ** 2
+    tissue = centre + 0.12 * smooth < 0.95
+    patches = cv2.resize(
+        stream.normal(size=(22, 30)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    )
+    level = np.quantile(patches[tissue], 1 - 0.03 - 0.35 * patient.density)
+    lymphocytes = tissue & (patches > level)
+    pixels = np.full((HEIGHT, WIDTH, 3), 246, np.float32)
+    grain = stream.normal(0, 9, (HEIGHT, WIDTH, 1)).astype(np.float32)
+    stroma = np.array([226, 176, 203], np.float32) + 10 * smooth[..., None] + grain
+    dark = np.array([126, 84, 158], np.float32) + 2 * grain
+    pixels = np.where(tissue[..., None], stroma, pixels)
+    pixels = np.where(lymphocytes[..., None], dark, pixels) * np.array(TINT.get(patient.site, (1, 1, 1)), np.float32)
+    truth = cv2.resize(lymphocytes.astype(np.uint8) * 255, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
+    return Slide(slide_id, patient.patient_id, patient.site, np.clip(pixels, 0, 255).astype(np.uint8), truth)
+
+
+def write_sheets(folder: Path, patients: pd.DataFrame, slides: list[Slide]) -> None:
+    for slide in slides:
+        path = folder / slide.site / f"{slide.slide_id}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        per_cm = 1e4 / MPP
+        tifffile.imwrite(
+            path, slide.pixels, tile=(256, 256), compression="jpeg", compressionargs={"level": 88}, photometric="rgb",
+            resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+        )  # fmt: skip
+        mask = folder / "truth" / f"{slide.slide_id}.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(mask), slide.truth)
+    rows = [(s.slide_id, s.patient_id, s.site, f"{s.site}/{s.slide_id}.tif") for s in slides]
+    write_table(pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "path"]), folder / "slides.csv")
+    write_table(patients.drop(columns=["site", "density"]), folder / "patients.csv")
+
+
+def write_census(results: Path, folder: Path, slides: list[Slide], patients: pd.DataFrame) -> pd.DataFrame:
+    """Slide tables and census; one slide without mpp, one truncated, one blank, as in a hospital's week."""
+    flaws = {
+        slides[2].slide_id: (
+            "no_mpp",
+            "the file does not say its microns a pixel; fill the sheet's mpp column",
+            "check",
+        ),
+        slides[-1].slide_id: ("unreadable", "TIFF directory is truncated", "check"),
+        slides[len(slides) // 2].slide_id: ("no_tissue", "no tile holds 50 % tissue", "tile"),
+    }
+    unlabelled = set(patients.loc[patients["response"] == "", "patient_id"])
+    rows = []
+    for slide in slides:
+        state, reason, stage = flaws.get(slide.slide_id, ("ok", "", "extract"))
+        if slide.patient_id in unlabelled:
+            state, reason, stage = "no_label", "the patient has no label", "check"
+        rows.append(
+            {
+                "slide_id": slide.slide_id,
+                "patient_id": slide.patient_id,
+                "site": slide.site,
+                "path": str(folder / slide.site / f"{slide.slide_id}.tif"),
+                "state": state,
+                "reason": reason,
+                "stage": stage,
+                "num_tiles": len(tile_coords(slide)) if state == "ok" else 0,
+                "format": "generic-tiff",
+                "width": WIDTH,
+                "height": HEIGHT,
+                "levels": 1,
+                "mpp": np.nan if state == "no_mpp" else MPP,
+                "mpp_source": "tiff.XResolution",
+                "objective_power": np.nan,
+                "fingerprint": hashlib.sha256(slide.slide_id.encode()).hexdigest(),
+                "bytes": 100_000,
+            }
+        )
+    table = pd.DataFrame(rows)
+    leaves = ["slide_id", "patient_id", "site", "state", "reason", "stage", "num_tiles", "mpp", "mpp_source", "format"]
+    for site, part in table.groupby("site"):
+        checked = part.assign(state=part["state"].where(part["stage"] == "check", "ok"))
+        write_table(checked.drop(columns=["stage", "num_tiles"]), results / f"sites/{site}/slides.csv")
+        write_table(part[leaves], results / f"census/{site}.csv")
+    return table
+
+
+def tile_coords(slide: Slide) -> np.ndarray:
+    """Level-0 corners of the tiles that are at least half tissue, row by row."""
+    rows, columns = HEIGHT // TILE_PX, WIDTH // TILE_PX
+    tissue = slide.pixels[: rows * TILE_PX, : columns * TILE_PX].mean(axis=2) < 235
+    share = tissue.reshape(rows, TILE_PX, columns, TILE_PX).mean(axis=(1, 3))
+    y, x = np.nonzero(share >= 0.5)
+    return np.stack([x, y], axis=1).astype(np.int64) * TILE_PX
+
+
+def lymphocyte_share(slide: Slide, coords: np.ndarray) -> np.ndarray:
+    """Share of truth in each tile; the truth has half the slide's pixels a side."""
+    side = TILE_PX // 2
+    rows, columns = HEIGHT // TILE_PX, WIDTH // TILE_PX
+    share = (slide.truth[: rows * side, : columns * side] > 127).reshape(rows, side, columns, side).mean(axis=(1, 3))
+    return share[coords[:, 1] // TILE_PX, coords[:, 0] // TILE_PX]
+
+
+def write_tiles(results: Path, slides: list[Slide]) -> None:
+    for slide in slides:
+        coords = tile_coords(slide)
+        size = (int(WIDTH * MPP / THUMB_MPP), int(HEIGHT * MPP / THUMB_MPP))
+        thumbnail = results / f"sites/{slide.site}/thumbnails/{slide.slide_id}.jpg"
+        thumbnail.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(thumbnail), cv2.resize(slide.pixels, size, interpolation=cv2.INTER_AREA)[..., ::-1])
+        share = lymphocyte_share(slide, coords)
+        stream = rng(0, "features", slide.slide_id)
+        shift = rng(0, "shift", slide.site).normal(0, 0.7, 12)
+        features = stream.normal(size=(len(coords), 12)) + shift
+        features[:, 0] += 4 * share
+        root = {"slide_id": slide.slide_id, "mpp": MPP, "width": WIDTH, "height": HEIGHT, "mil_version": "0"}
+        with hdf5.writing(results / f"sites/{slide.site}/tiles/{slide.slide_id}.h5") as file:
+            file.append("coords", coords)
+            file.append("tissue", np.ones(len(coords), np.float32))
+            file.annotate({**root, "stage": "tiles"})
+        with hdf5.writing(results / f"sites/{slide.site}/features/effnet/{slide.slide_id}.h5") as file:
+            file.append("features", features.astype(np.float16))
+            file.append("coords", coords)
+            file.annotate({**root, "stage": "features", "encoder": "effnet"})
+
+
+def write_run(results: Path, name: str, bags: pd.DataFrame, patients: pd.DataFrame, sites: dict[str, str]) -> None:
+    strategy = name.split("_")[1]
+    density = patients.set_index("patient_id")["density"]
+    training = sorted(site for site, role in sites.items() if role == "train")
+    trained_on = training if strategy == "local" else ["+".join(training)]
+    rows = []
+    for on in trained_on:
+        noise = NOISE[strategy] * (1 if name.startswith("attention") else 1.7)
+        for repeat in range(2):
+            for fold in range(3):
+                model = rng(0, name, on, repeat, fold)
+                bias = model.normal(0, 0.2)
+                for row in bags.itertuples():
+                    in_fold = row.role == "train" and getattr(row, f"repeat{repeat}") == fold
+                    if row.role == "train" and not in_fold:
+                        continue
+                    own = rng(0, name, on, row.patient_id).normal(0, noise)
+                    seen = 8 * (density[row.patient_id] - 0.4) + own + model.normal(0, 0.3) + bias
+                    split = (
+                        "external"
+                        if row.role == "external"
+                        else ("held_out" if row.site in on.split("+") else "transfer")
+                    )
+                    chance = float(1 / (1 + np.exp(-seen)))
+                    rows.append((name, on, repeat, fold, row.patient_id, row.site, row.role, split, row.label, chance))
+    columns = ["experiment", "trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
+    write_table(pd.DataFrame(rows, columns=columns), results / f"predictions/{name}.csv")
+    write_rounds(results, name, trained_on, strategy)
+
+
+def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str) -> None:
+    rows, models = [], []
+    for on in trained_on:
+        for repeat in range(2):
+            for fold in range(3):
+                models.append((f"{on}/repeat{repeat}/fold{fold}", on, repeat, fold, 9 + fold, 20))
+                for inner in range(2):
+                    for site in dict.fromkeys([*on.split("+"), on]):
+                        stream = rng(0, "rounds", name, on, repeat, fold, inner, site)
+                        for number in range(1, 21):
+                            train = 0.2 + 0.5 * np.exp(-number / 6) + stream.normal(0, 0.01)
+                            loss = (
+                                0.48
+                                + 0.22 * np.exp(-number / 4)
+                                + 0.008 * max(0, number - 11)
+                                + stream.normal(0, 0.015)
+                            )
+                            auroc = 0.8 - 0.28 * np.exp(-number / 4) + stream.normal(0, 0.03)
+                            model = f"{on}/repeat{repeat}/fold{fold}/inner{inner}"
+                            rows.append((model, "inner", number, repeat, fold, site, train, loss, auroc))
+    columns = ["model", "phase", "round", "repeat", "fold", "site", "train_loss", "val_loss", "val_auroc"]
+    write_table(pd.DataFrame(rows, columns=columns), results / f"runs/{name}/rounds.csv")
+    columns = ["model", "trained_on", "repeat", "fold", "rounds", "patients"]
+    write_table(pd.DataFrame(models, columns=columns), results / f"runs/{name}/models.csv")
+    ledger = Ledger()
+    for model, on, *_ in models:
+        for number in range(1, 9):
+            digest = hashlib.sha256(f"{model} {number}".encode()).hexdigest()
+            for site in on.split("+"):
+                update = hashlib.sha256(f"{model} {number} {site}".encode()).hexdigest()
+                crossed = {"bytes_received": 232_000, "bytes_sent": 232_000} if "fed" in strategy else {}
+                ledger.add(
+                    {"model": model, "phase": "refit", "round": number, "site": site, "patients": 9,
+                     "update_sha256": update, "global_sha256": digest, **crossed}
+                )  # fmt: skip
+    ledger.save(results / f"runs/{name}/ledger.jsonl")
+
+
+def write_attention(results: Path, name: str, bags: pd.DataFrame, slides: list[Slide], informed: bool) -> None:
+    by_id = {slide.slide_id: slide for slide in slides}
+    for row in bags.itertuples():
+        parts = {}
+        for slide_id in str(row.slides).split(";"):
+            slide = by_id[slide_id]
+            coords = tile_coords(slide)
+            noise = rng(0, "attention", name, slide_id).normal(0, 0.45, len(coords))
+            parts[slide_id] = (coords, np.exp(3 * lymphocyte_share(slide, coords) * informed + noise * informed))
+        total = sum(values.sum() for _, values in parts.values())
+        for slide_id, (coords, values) in parts.items():
+            with hdf5.writing(results / f"sites/{row.site}/attention/{name}/{slide_id}.h5") as file:
+                file.append("coords", coords)
+                file.append("attention", (values / total).astype(np.float32))
+                file.annotate({"stage": "attention", "experiment": name, "slide_id": slide_id})
+
+
+def score_all(results: Results) -> None:
+    """What `mil score`, `mil compare` and `mil localise` write."""
+    spec, folder = results.config.metrics, results.folder / "metrics"
+    predictions = {name: results.predictions(name) for name in results.experiments}
+    for name, experiment in results.experiments.items():
+        write_table(score(predictions[name], spec, experiment), folder / f"{name}.csv")
+        write_table(localisation(results, name, spec), folder / f"{name}.localisation.csv")
+    write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
+    write_baselines(results, "response", results.folder / "baselines/response")
+
+
+def shared_results(folder: Path) -> Results:
+    """The results folder that several test files read: built and scored once a session, under pytest's own folder."""
+    if not (folder / "cohort/results/metrics/comparisons.csv").is_file():
+        build_results(folder / "cohort", patients_a_site=8)
+        score_all(Results.open(folder / "cohort/results"))
+    return Results.open(folder / "cohort/results")

@@ -1,0 +1,126 @@
+"""A small federation on disk: three hospitals with features and bag tables of their own, and the files of every side."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from safetensors.torch import load, save
+
+from mil import hdf5
+from mil.bags.table import deal_folds
+from mil.config import EndpointSpec
+from mil.hospital.config import FederationSpec, ServerSpec, SiteSpec, read_federation, read_own
+from mil.hospital.payload import header
+from mil.hospital.site import Site
+from mil.tables import write_table
+
+SITES = {"A": ("train", 48), "B": ("train", 52), "C": ("external", 30)}
+WIDTH = 12
+PROTOCOL = {
+    "federation": "test",
+    "experiment": {
+        "encoder": "toy",
+        "endpoint": "response",
+        "model": {"name": "gated_attention", "hidden": 16, "attention": 8},
+        "strategy": "fedavg",
+        "training": {"rounds": 3, "batch_size": 8, "lr": 0.01},
+    },
+    "endpoint": {"folds": 3, "inner_folds": 3},
+    "payload": {"max_mb_a_round": 2.0},
+}
+
+
+@dataclass
+class Hospitals:
+    """Where everything is."""
+
+    folder: Path
+
+    @property
+    def protocol(self) -> FederationSpec:
+        return read_federation(self.folder / "server" / "federation.yaml")
+
+    @property
+    def server(self) -> ServerSpec:
+        return read_own(ServerSpec, self.folder / "server" / "server.yaml")
+
+    def site(self, name: str) -> SiteSpec:
+        return read_own(SiteSpec, self.folder / name / "site.yaml")
+
+
+def make_hospitals(
+    folder: Path, port: int = 8002, sites: dict | None = None, write: Callable | None = None, **changes
+) -> Hospitals:
+    """Write the coordinator's folder and one for every site, each with its own copy of the protocol.
+
+    `write` (results folder, site, role, patients, endpoint) puts the site's features and bag table there.
+    """
+    sites = sites or SITES
+    members = {name: {"organisation": f"hospital_{name}", "role": role} for name, (role, _) in sites.items()}
+    protocol = {**PROTOCOL, "sites": members, "server": {"host": "localhost", "port": port}, **changes}
+    for side in ["server", *sites]:
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        (folder / side / "federation.yaml").write_text(yaml.safe_dump(protocol))
+    (folder / "server" / "server.yaml").write_text(yaml.safe_dump({"workspace": "workspace"}))
+    for name, (role, patients) in sites.items():
+        own = {"site": name, "results": "results", "workspace": "workspace"}
+        (folder / name / "site.yaml").write_text(yaml.safe_dump(own))
+        (write or write_data)(folder / name / "results", name, role, patients, EndpointSpec(**protocol["endpoint"]))
+    return Hospitals(folder)
+
+
+def write_data(results: Path, site: str, role: str, patients: int, endpoint: EndpointSpec) -> None:
+    """Features with a weak signal, two slides for every fifth patient, and the bag table with its folds."""
+    generator = np.random.default_rng([ord(letter) for letter in site])
+    rows = []
+    for number in range(patients):
+        label = number % 2
+        slides = [f"{site}-{number}-{k}" for k in range(2 if number % 5 == 0 else 1)]
+        for slide in slides:
+            tiles = generator.normal(size=(int(generator.integers(5, 12)), WIDTH)) + 0.4 * label
+            with hdf5.writing(results / "sites" / site / "features" / "toy" / f"{slide}.h5") as file:
+                file.append("features", tiles.astype(np.float16))
+                file.annotate({"encoder": "toy", "weights_sha256": "0" * 64, "tile_mpp": 0.5, "size_px": 224})
+        rows.append({"patient_id": f"{site}{number:03d}", "slides": ";".join(slides), "site": site, "role": role})
+        rows[-1]["label"] = label
+    bags = deal_folds(pd.DataFrame(rows), endpoint)
+    write_table(bags, results / "bags" / "response.csv")
+
+
+@contextmanager
+def rewrite_protocol(hospitals: Hospitals, **changes) -> Iterator[None]:
+    """Every side's copy of the protocol with `changes`, for a while."""
+    copies = list(hospitals.folder.glob("*/federation.yaml"))
+    before = copies[0].read_text()
+    for path in copies:
+        path.write_text(yaml.safe_dump({**yaml.safe_load(before), **changes}))
+    try:
+        yield
+    finally:
+        for path in copies:
+            path.write_text(before)
+
+
+class Bad:
+    """A site whose answers to `kind` are tampered with."""
+
+    def __init__(self, site: Site, kind: str, change: Callable[[bytes], bytes]) -> None:
+        self.site, self.kind, self.change = site, kind, change
+
+    def answer(self, blob: bytes) -> bytes:
+        found = self.site.answer(blob)
+        return self.change(found) if header(blob, "")["kind"] == self.kind else found
+
+
+def edited(blob: bytes, tensors: Callable[[dict], dict] | None = None, **values) -> bytes:
+    """A message with other tensors and values, as somebody who knows the format makes one."""
+    about, found = header(blob, ""), load(blob)
+    if tensors is not None:
+        found = tensors(found)
+    kind = values.pop("kind", about["kind"])
+    return save(found, metadata={"mil": json.dumps({"kind": kind, "values": {**about["values"], **values}})})
