@@ -4,13 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mil.bags.covariates import clinical_inputs, refuse_mixture
+from mil.bags.covariates import clinical_inputs, follow_up, refuse_mixture
 from mil.config import Config
 from mil.errors import MilError, nearest
 from mil.slides.sheet import Cohort
-from mil.statistics.survival import follow_up
 from mil.tables import require_columns
-from mil.tiles.truth import find
 
 
 def check_readiness(config: Config, cohort: Cohort) -> None:
@@ -76,6 +74,8 @@ def _paths(config: Config) -> Iterator[tuple[str, Path]]:
         for encoder in encoders:
             yield f"slides.features.{site}.folder", Path(source.folder.replace("{encoder}", encoder))
     if config.truth is not None and config.truth.table is not None:
-        yield "truth.table", find(config.truth.table, Path(config.slides.sheet).parent) or Path(config.truth.table)
+        table = Path(config.truth.table)
+        beside = Path(config.slides.sheet).parent / table  # `mil.tiles.truth.find` looks at both
+        yield "truth.table", beside if beside.is_file() and not table.is_file() else table
     for review in config.figures.reviews:
         yield "figures.reviews", Path(review)

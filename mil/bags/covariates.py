@@ -14,6 +14,27 @@ NUMBERED = re.compile(r"^[A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
 MAX_LEVELS = 12
 
 
+def follow_up(patients: pd.DataFrame, time: str, event: str) -> pd.DataFrame:
+    """time (float) and event (bool) by patient_id, from text cells; patients with a blank in either are left out."""
+    by_patient = patients.set_index("patient_id")
+    for column in (time, event):
+        if column not in by_patient.columns:
+            raise MilError(
+                f"metrics: column '{column}' is not in the patient table; see metrics.time and metrics.event"
+            )
+    times, events = (pd.to_numeric(by_patient[column], errors="coerce") for column in (time, event))
+    known = times.notna() & events.notna()
+    unread = (times.isna() & by_patient[time].ne("")) | (events.isna() & by_patient[event].ne(""))
+    wrong = unread | (known & (~events.isin([0, 1]) | (times < 0) | ~np.isfinite(times)))
+    if wrong.any():
+        patient = wrong[wrong].index[0]
+        raise MilError(
+            f"patient '{patient}': {time} = '{by_patient.loc[patient, time]}', {event} = '{by_patient.loc[patient, event]}'; "
+            "the time must not be negative and the event 0 or 1 (or both blank)"
+        )
+    return pd.DataFrame({"time": times[known].astype(float), "event": events[known].astype(bool)})
+
+
 def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str], where: str = "metrics.clinical") -> pd.DataFrame:
     """Numbers by patient_id: a column as it is, a class that ends in a number as that number, else a column a class.
 

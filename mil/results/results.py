@@ -12,13 +12,13 @@ import pandas as pd
 
 from mil import hdf5
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
-from mil.errors import MilError, SlideError
-from mil.statistics.arms import Scope, scopes
 from mil.endpoints.kinds import Kind, build_kind
+from mil.errors import MilError, SlideError
 from mil.metrics.localisation import SlideAttention
-from mil.tiles.truth import Truth, find, load_truth
 from mil.slides.slide import open_slide
+from mil.statistics.arms import Scope, scopes
 from mil.tables import read_table, read_text_table
+from mil.tiles.truth import Truth, find, load_truth
 
 TEXT = (
     "slide_id",

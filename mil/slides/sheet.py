@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -30,16 +31,20 @@ class Cohort:
     source: str
     """The file that holds the patient columns, for messages."""
 
+    @cached_property
+    def _by_site(self) -> dict[str, pd.DataFrame]:
+        return {str(site): rows for site, rows in self.slides.groupby("site", sort=True)}
+
     @property
     def sites(self) -> list[str]:
         """Sites in alphabetical order."""
-        return sorted(self.slides["site"].unique())
+        return list(self._by_site)
 
     def at(self, site: str) -> pd.DataFrame:
         """The rows of one site, in the order of the sheet."""
-        if site not in set(self.slides["site"]):
+        if site not in self._by_site:
             raise MilError(f"site '{site}' has no slide in the sheet; {nearest(site, self.sites)}")
-        return self.slides[self.slides["site"] == site]
+        return self._by_site[site]
 
 
 def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:

@@ -11,6 +11,7 @@ from lifelines.statistics import multivariate_logrank_test
 from scipy import stats
 
 from mil.bags.covariates import clinical_inputs
+from mil.bags.covariates import follow_up as follow_up
 from mil.errors import MilError
 from mil.statistics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
 
@@ -27,27 +28,6 @@ class CoxModels:
     events: int
     likelihood_ratio: float
     p: float
-
-
-def follow_up(patients: pd.DataFrame, time: str, event: str) -> pd.DataFrame:
-    """time (float) and event (bool) by patient_id, from text cells; patients with a blank in either are left out."""
-    by_patient = patients.set_index("patient_id")
-    for column in (time, event):
-        if column not in by_patient.columns:
-            raise MilError(
-                f"metrics: column '{column}' is not in the patient table; see metrics.time and metrics.event"
-            )
-    times, events = (pd.to_numeric(by_patient[column], errors="coerce") for column in (time, event))
-    known = times.notna() & events.notna()
-    unread = (times.isna() & by_patient[time].ne("")) | (events.isna() & by_patient[event].ne(""))
-    wrong = unread | (known & (~events.isin([0, 1]) | (times < 0) | ~np.isfinite(times)))
-    if wrong.any():
-        patient = wrong[wrong].index[0]
-        raise MilError(
-            f"patient '{patient}': {time} = '{by_patient.loc[patient, time]}', {event} = '{by_patient.loc[patient, event]}'; "
-            "the time must not be negative and the event 0 or 1 (or both blank)"
-        )
-    return pd.DataFrame({"time": times[known].astype(float), "event": events[known].astype(bool)})
 
 
 def c_index(times: np.ndarray, events: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

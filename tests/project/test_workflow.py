@@ -189,3 +189,13 @@ def test_profiles_are_understood(finished, repository, profile):
         finished, repository, "--dry-run", "--workflow-profile", str(repository / "configs/profiles" / profile)
     )
     assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_the_slurm_profile_needs_no_number_of_cores(finished, repository):
+    """A dry run assumes cores and hides this; unlocking, like submitting, does not."""
+    (finished / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    profile = str(repository / "configs/profiles/slurm")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(repository / "Snakefile"), "--unlock"]
+    arguments = ["--configfile", "config.yaml", "--workflow-profile", profile]
+    process = subprocess.run([*command, *arguments], cwd=finished, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr

@@ -10,6 +10,9 @@ rule bag:
         flow="<results>/bags/{endpoint}.flow.csv",
     log:
         "<logs>/bag/{endpoint}.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),  # minutes
     params:
         slides=lambda wildcards: settings_of_cohort.slides.to_json(),
         spec=lambda wildcards: settings_of_cohort.endpoints[wildcards.endpoint].to_json(),

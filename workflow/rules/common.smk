@@ -17,6 +17,7 @@ from mil.readiness import check_readiness
 from mil.slides.sheet import read_cohort
 
 STARTED = time.time()
+CLUSTER_CORES = 8  # of one extraction, where jobs are submitted
 
 # `mil` is the one installed beside this Python, whether or not its environment is activated.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
@@ -76,10 +77,20 @@ def shards(site):
     return range(-(-len(cohort.at(site)) // settings_of_cohort.shard_size))
 
 
-def threads_a_shard():
-    """Cores of one extraction: this machine's, shared among the jobs there are. A cluster's profile sets its own."""
+def threads_per_shard(wildcards):
+    """Cores of one extraction: a machine's are shared among its jobs; a cluster's job uses those that it was given."""
+    cores = workflow.resource_settings.cores
+    if cores is None:  # jobs are submitted; `set-threads` of the profile overrides it
+        return CLUSTER_CORES
+    if not workflow.is_main_process:
+        return cores
     jobs = sum(len(shards(site)) for site in SITES if site not in FEATURE_SITES) * len(ENCODERS)
-    return max(1, (workflow.cores or 1) // max(1, jobs))
+    return max(1, cores // max(1, jobs))
+
+
+def growing(amount):
+    """A resource that grows with every attempt, so that a job that ran out of memory or time is tried again with more."""
+    return lambda wildcards, attempt: amount * attempt
 
 
 def tile_manifests(site):

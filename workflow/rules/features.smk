@@ -11,9 +11,10 @@ rule extract:
         "<logs>/extract/{site}.{encoder}.{shard}.log",
     wildcard_constraints:
         site=any_of(set(SITES) - set(FEATURE_SITES)),
-    threads: threads_a_shard()
+    threads: threads_per_shard
     resources:
-        mem_mb=8000,
+        mem_mb=growing(16000),
+        runtime=growing(720),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.encoders[wildcards.encoder].to_json(),
         tiles=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
@@ -35,7 +36,8 @@ rule convert:
     wildcard_constraints:
         site=any_of(FEATURE_SITES),
     resources:
-        mem_mb=4000,
+        mem_mb=growing(4000),
+        runtime=growing(240),  # minutes
     params:
         source=lambda wildcards: foreign_features(wildcards.site, wildcards.encoder),
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/features/{wildcards.encoder}",

@@ -1,7 +1,8 @@
 """tables, slides -> figures: vector, raster, plotted values and caption; drawn anew when their module changes."""
 
-from mil.figures import FIGURES
+from mil.workflow.figures import figure_inputs as figures_of_source
 
+FIGURES = figures_of_source()
 OF_COHORT = [name for name in FIGURES if not FIGURES[name].per_site]
 OF_SITE = [name for name in FIGURES if FIGURES[name].per_site]
 
@@ -60,6 +61,9 @@ rule figure:
         expand("<results>/figures/{figure}.json", figure=OF_COHORT),
     log:
         "<logs>/figure/cohort.log",
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(120),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=lambda wildcards: RESULTS,
@@ -76,6 +80,9 @@ rule figure_of_site:
         expand("<results>/figures/{figure}.{{site}}.json", figure=OF_SITE),
     log:
         "<logs>/figure/{site}.log",
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(120),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=lambda wildcards: RESULTS,
@@ -95,6 +102,9 @@ for figure_name in OF_COHORT:
             code=FIGURES[figure_name].code,
         log:
             f"<logs>/figure/{figure_name}.log",
+        resources:
+            mem_mb=growing(8000),
+            runtime=growing(120),
         params:
             spec=lambda wildcards: settings_of_cohort.figures.to_json(),
             results=lambda wildcards: RESULTS,
@@ -123,6 +133,9 @@ rule one_figure_of_site:
         "<logs>/figure/{figure}.{site}.log",
     wildcard_constraints:
         figure="|".join(OF_SITE),
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(120),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.figures.to_json(),
         results=lambda wildcards: RESULTS,

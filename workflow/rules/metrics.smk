@@ -13,6 +13,9 @@ rule score:
         metrics="<results>/metrics/{experiment}.csv",
     log:
         "<logs>/score/{experiment}.log",
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(120),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
@@ -30,6 +33,9 @@ rule compare:
         comparisons="<results>/metrics/comparisons.csv",
     log:
         "<logs>/compare.log",
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(120),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         results=lambda wildcards: RESULTS,
@@ -45,6 +51,9 @@ rule localise:
         localisation="<results>/metrics/{experiment}.localisation.csv",
     log:
         "<logs>/localise/{experiment}.log",
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(120),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.metrics.to_json(),
         results=lambda wildcards: RESULTS,
@@ -66,6 +75,9 @@ rule baseline:
         metrics="<results>/baselines/{endpoint}/metrics.csv",
     log:
         "<logs>/baseline/{endpoint}.log",
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(240),  # minutes
     params:
         results=lambda wildcards: RESULTS,
         folder=lambda wildcards: f"{RESULTS}/baselines/{wildcards.endpoint}",
@@ -84,6 +96,9 @@ rule deep_check:
         findings="<results>/checks/deep.csv",
     log:
         "<logs>/deep_check.log",
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(240),  # minutes
     params:
         results=lambda wildcards: RESULTS,
     shell:

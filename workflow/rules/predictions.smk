@@ -16,7 +16,8 @@ rule predict:
     log:
         "<logs>/predict/{experiment}.log",
     resources:
-        mem_mb=8000,
+        mem_mb=growing(8000),
+        runtime=growing(240),  # minutes
     params:
         folder=lambda wildcards: f"{RESULTS}/runs/{wildcards.experiment}",
         sites=lambda wildcards: f"{RESULTS}/sites",

@@ -19,6 +19,9 @@ rule report:
         ),
     log:
         "<logs>/report.log",
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(60),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.report.to_json(),
         results=lambda wildcards: RESULTS,

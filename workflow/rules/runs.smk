@@ -20,7 +20,8 @@ rule train:
         "<logs>/train/{experiment}.log",
     threads: 1
     resources:
-        mem_mb=16000,
+        mem_mb=growing(16000),
+        runtime=growing(720),  # minutes
     params:
         spec=lambda wildcards: EXPERIMENTS[wildcards.experiment].to_json(),
         endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),

@@ -8,6 +8,9 @@ rule check:
         slides="<results>/sites/{site}/slides.csv",
     log:
         "<logs>/check/{site}.log",
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(240),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.slides.to_json(),
         labels=",".join(sorted({settings_of_cohort.endpoints[name].column for name in ENDPOINTS})),

@@ -9,7 +9,8 @@ rule tile:
     log:
         "<logs>/tile/{site}.{shard}.log",
     resources:
-        mem_mb=4000,
+        mem_mb=growing(4000),
+        runtime=growing(480),  # minutes
     params:
         spec=lambda wildcards: settings_of_cohort.tiles.to_json(),
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
@@ -28,6 +29,9 @@ rule contact_sheet:
         "<results>/sites/{site}/contact_sheet.jpg",
     log:
         "<logs>/contact_sheet/{site}.log",
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),  # minutes
     params:
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
         thumbnails=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/thumbnails",

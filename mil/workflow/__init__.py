@@ -1,0 +1,1 @@
+"""What the Snakefile needs to know before a job starts. Imports no torch, matplotlib or lifelines: every cluster job reads the Snakefile."""

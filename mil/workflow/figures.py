@@ -1,0 +1,40 @@
+"""Figure modules -> what the rules need to know of each figure, read from the source without importing matplotlib."""
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "figures"
+
+
+@dataclass(frozen=True)
+class FigureInputs:
+    """One figure as the rules see it; the fields are those of `mil.figures.registry.Entry`."""
+
+    needs: tuple[str, ...]
+    """Kinds of results that it reads."""
+    per_site: bool
+    """Whether there is one per site."""
+    code: str
+    """Path of its module."""
+
+
+@cache
+def figure_inputs() -> dict[str, FigureInputs]:
+    """Name -> inputs of every figure: each module of `mil/figures` whose function has the decorator `@figure(...)`."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "\n@figure(" not in text:
+            continue
+        for node in ast.parse(text).body:
+            for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "figure":
+                    given = {word.arg: word.value for word in call.keywords}
+                    needs = given.get("needs") or call.args[1]
+                    per_site = given.get("per_site") or (call.args[2] if len(call.args) > 2 else ast.Constant(False))
+                    found[path.stem] = FigureInputs(
+                        ast.literal_eval(needs), bool(ast.literal_eval(per_site)), str(path)
+                    )
+    return found
