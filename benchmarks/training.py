@@ -21,12 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil.bags.table import TEXT, deal_folds
+from mil.bags.table import deal_folds, read_bags
 from mil.endpoints.endpoints import build_endpoint
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
-from mil.tables import read_table
 from mil.training.cohort import Cohort
 from mil.training.protocol import Task, candidates, groups, inner_tasks
 from mil.training.run import train
@@ -96,7 +95,7 @@ def loop(
 def cohort_of(folder: Path | None, encoder: str) -> tuple[pd.DataFrame, FeatureStore]:
     """Training rows and features, from a results folder or drawn at random."""
     if folder is not None:
-        bags = read_table(folder / "bags" / "tumour.csv", text=TEXT)
+        bags = read_bags(folder / "bags" / "tumour.csv")
         bags = bags[bags["role"] == "train"].reset_index(drop=True)
         return bags, FeatureStore.open(bags, folder / "sites", encoder)
     generator = np.random.default_rng(0)

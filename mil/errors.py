@@ -20,6 +20,10 @@ class CorruptFile(MilError):
     """A file of ours that is truncated, altered or not ours at all."""
 
 
+class Absent(MilError):
+    """A result that this cohort or run does not have. The message is the reason that people read."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A closing clause for messages about an unknown name: the nearest known one, or all of them."""
     known = sorted(known)

@@ -82,8 +82,9 @@ endpoints:
     repeats: 5
     folds: 5
 
-# Stanzas of configs/experiments.yaml (or your own, under `experiments:`), in the order of the figures.
-run: [attention_local, attention_pooled, attention_fedavg, mean_fedavg, colour_fedavg]
+# Stanzas of configs/experiments.yaml (or your own, under `experiments:`), in the order of the figures. The first
+# with attention is the one that the report shows in detail, unless figures.main names another.
+run: [attention_fedavg, attention_pooled, attention_local, mean_fedavg, colour_fedavg]
 """
 
 

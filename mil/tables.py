@@ -8,6 +8,7 @@ import pandas as pd
 
 from mil.errors import CorruptFile, MilError, nearest
 from mil.files import write_text
+from mil.schemas import TEXT
 
 SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -81,7 +82,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
-    """A CSV of ours. Columns named in `text` (ids above all) stay text, so that '007' and 'NA' survive."""
+    """A CSV of ours. The columns of `schemas.TEXT` and those named in `text` stay text, so that '007' and 'NA' survive."""
     path = Path(path)
     if not path.is_file():
         raise MilError(f"table {path} does not exist; run the step that writes it")
@@ -92,7 +93,7 @@ def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
         raise CorruptFile(
             f"table {path} is not as it was written ({reason}); run the step that writes it again"
         ) from error
-    for column in table.columns.difference(list(text)):
+    for column in table.columns.difference([*TEXT, *text]):
         table[column] = _as_numbers(table[column])
     return table
 

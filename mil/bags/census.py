@@ -6,16 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from mil.errors import MilError
+from mil.schemas import CENSUS
 from mil.tables import read_table
-
-COLUMNS = ("slide_id", "patient_id", "site", "state", "reason", "stage", "num_tiles", "mpp", "mpp_source", "format")
-TEXT = ("slide_id", "patient_id", "site", "state", "reason", "stage", "mpp_source", "format")
 
 
 def take_census(slides: pd.DataFrame, manifests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Lay the manifests of the later stages (in their order, by stage name) over the slide table of one site.
 
-    A slide keeps the state of the first stage at which it stopped being `ok`. Returns `COLUMNS`, a row a slide.
+    A slide keeps the state of the first stage at which it stopped being `ok`. Returns `CENSUS`, a row a slide.
     """
     census = slides.assign(stage="check", num_tiles=0).set_index("slide_id", drop=False)
     for stage, manifest in manifests.items():
@@ -29,12 +27,12 @@ def take_census(slides: pd.DataFrame, manifests: Mapping[str, pd.DataFrame]) -> 
         census.loc[waiting, "stage"] = stage
         for column in ("state", "reason", "num_tiles"):
             census.loc[waiting, column] = known.loc[waiting, column]
-    return census.reset_index(drop=True)[list(COLUMNS)]
+    return census.reset_index(drop=True)[list(CENSUS)]
 
 
 def read_manifests(paths: Iterable[str | Path]) -> pd.DataFrame:
     """The shards' manifests of one stage, one below the other."""
-    tables = [read_table(path, text=("slide_id", "state", "reason", "checksum")) for path in sorted(map(Path, paths))]
+    tables = [read_table(path) for path in sorted(map(Path, paths))]
     return (
         pd.concat(tables, ignore_index=True)
         if tables
@@ -44,7 +42,7 @@ def read_manifests(paths: Iterable[str | Path]) -> pd.DataFrame:
 
 def read_census(paths: Iterable[str | Path]) -> pd.DataFrame:
     """The sites' censuses, one below the other, sites in alphabetical order."""
-    return pd.concat([read_table(path, text=TEXT) for path in sorted(map(Path, paths))], ignore_index=True)
+    return pd.concat([read_table(path) for path in sorted(map(Path, paths))], ignore_index=True)
 
 
 def flow(

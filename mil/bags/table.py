@@ -6,6 +6,7 @@ the same seed gives the same folds whatever the order of the rows. They are writ
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,17 @@ from mil.bags.covariates import clinical_inputs
 from mil.config import EndpointSpec
 from mil.errors import MilError, nearest
 from mil.rng import rng
+from mil.schemas import BAGS
 from mil.slides.sheet import Cohort
+from mil.tables import read_table
 
 MOST_CLASSES = 12  # a number with more values is no class
 LARGEST = float(np.finfo(np.float32).max)  # models predict in single precision
-TEXT = ("patient_id", "slides", "site", "role")
+
+
+def read_bags(path: str | Path) -> pd.DataFrame:
+    """The bag table at `path`; the ids of a patient's slides, parted by `;`, are text."""
+    return read_table(path, text=BAGS)
 
 
 def make_bags(
@@ -84,7 +91,7 @@ def _refuse(wrong: pd.Series, column: str, what: str, cohort: Cohort) -> None:
 
 def covariate_columns(cohort: Cohort, covariates: Sequence[str]) -> pd.DataFrame:
     """Numbers by patient_id, blank where unknown: T2 is 2, of two classes the later one is 1; more classes are an error."""
-    taken = [name for name in covariates if name in {*TEXT, "label", "time"} or name.startswith("repeat")]
+    taken = [name for name in covariates if name in {*BAGS, "label", "time"} or name.startswith("repeat")]
     if taken:
         raise MilError(
             f"covariate '{taken[0]}': the bag table has a column of that name; rename it in the patient table"

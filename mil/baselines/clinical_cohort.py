@@ -14,7 +14,7 @@ import pandas as pd
 from mil.bags.covariates import clinical_inputs
 from mil.bags.table import make_bags
 from mil.baselines import run_protocol
-from mil.baselines.protocol import INNER, PREDICTIONS
+from mil.baselines.protocol import PREDICTED, WATCHED
 from mil.config import Config
 from mil.errors import MilError, nearest
 from mil.metrics.comparison import compare, compare_with
@@ -124,8 +124,8 @@ def _trained(config: Config, name: str, bags: pd.DataFrame, reporter: Reporter) 
     own = FeatureStore.of({patient: blank[patient] for patient in training["patient_id"]})
     run = train(experiment, config.endpoints[experiment.endpoint], training, own, reporter)
     table = predict(run, bags, FeatureStore.of(blank)).table.assign(experiment=name)
-    inner = pd.DataFrame(columns=INNER) if run.inner is None else run.inner.assign(experiment=name)
-    return table[PREDICTIONS], inner[INNER]
+    inner = pd.DataFrame(columns=WATCHED) if run.inner is None else run.inner.assign(experiment=name)
+    return table[PREDICTED], inner[WATCHED]
 
 
 def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[str]) -> pd.DataFrame:

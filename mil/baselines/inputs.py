@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from mil.bags.covariates import clinical_inputs
-from mil.baselines.protocol import INNER, PREDICTIONS, STRATEGIES, Folded, permuted_labels, run_protocol
+from mil.baselines.protocol import PREDICTED, STRATEGIES, WATCHED, Folded, permuted_labels, run_protocol
 from mil.config import ExperimentSpec
 from mil.registry import Registry
+from mil.schemas import PREDICTIONS
 from mil.statistics.arms import ENSEMBLE, OWN_SITE
 from mil.statistics.calibration import logit
 
@@ -51,7 +52,7 @@ def annotation(results: "Results", endpoint: str) -> pd.DataFrame | None:
 def colour(results: "Results", endpoint: str) -> pd.DataFrame | None:
     """Mean over the bag of each tile's mean and deviation of RGB, where an encoder `colour` was run."""
     names = [name for name, spec in results.config.encoders.items() if spec.name == "colour"]
-    used = [name for name in names if results.has_features(name)]
+    used = [name for name in names if results.files.has_features(name)]
     return bag_means(results, endpoint, used[0]) if used else None
 
 
@@ -76,7 +77,7 @@ def site(results: "Results", endpoint: str) -> pd.DataFrame:
 def mean_features(results: "Results", endpoint: str) -> pd.DataFrame | None:
     """Mean over the bag of the main experiment's features."""
     encoder = results.experiments[results.main].encoder
-    return bag_means(results, endpoint, encoder) if results.has_features(encoder) else None
+    return bag_means(results, endpoint, encoder) if results.files.has_features(encoder) else None
 
 
 def bag_means(results: "Results", endpoint: str, encoder: str) -> pd.DataFrame:
@@ -84,7 +85,7 @@ def bag_means(results: "Results", endpoint: str, encoder: str) -> pd.DataFrame:
     bags = results.bags(endpoint)
     means = {
         row.patient_id: np.concatenate(
-            [results.features(row.site, encoder, slide)[1] for slide in str(row.slides).split(";")]
+            [results.files.features(row.site, encoder, slide)[1] for slide in str(row.slides).split(";")]
         ).mean(axis=0, dtype=np.float64)
         for row in bags.itertuples()
     }
@@ -103,11 +104,11 @@ def run_baselines(results: "Results", endpoint: str) -> Folded:
             if name == "mean_features":
                 found.append(permuted(inputs, bags, results.config.metrics.seed))
     folded = Folded(
-        _stack([one.predictions for one in found], PREDICTIONS), _stack([one.inner for one in found], INNER)
+        _stack([one.predictions for one in found], PREDICTED), _stack([one.inner for one in found], WATCHED)
     )
     if results.config.metrics.clinical and endpoint == results.endpoint:
         fused = late_fusion(results, folded.predictions)
-        return Folded(_stack([folded.predictions, fused], PREDICTIONS), folded.inner)
+        return Folded(_stack([folded.predictions, fused], PREDICTED), folded.inner)
     return folded
 
 
@@ -130,7 +131,7 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
         both = slide.merge(clinical_part, on=keys, suffixes=("_slide", "_clinical"))
         logits = (logit(both["score_slide"].to_numpy()) + logit(both["score_clinical"].to_numpy())) / 2
         parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=1 / (1 + np.exp(-logits))))
-    return _stack(parts, PREDICTIONS)
+    return _stack(parts, PREDICTED)
 
 
 def fused(results: "Results") -> dict[str, ExperimentSpec]:

@@ -12,12 +12,13 @@ import pandas as pd
 
 from mil.baselines.logistic import Logistic, fit_federated, fit_together, log_loss
 from mil.rng import rng
+from mil.schemas import INNER, PREDICTIONS
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 LEAVE_ONE_SITE_OUT = "loso"
 STRATEGIES = ("local", "pooled", "federated", LEAVE_ONE_SITE_OUT)
-PREDICTIONS = ["experiment", "trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
-INNER = ["experiment", "trained_on", "repeat", "fold", "inner", "patient_id", "site", "label", "score"]
+PREDICTED = ["experiment", *PREDICTIONS]
+WATCHED = ["experiment", *INNER]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def run_protocol(name: str, inputs: pd.DataFrame, bags: pd.DataFrame, strategies
                 rows.append(judged.assign(**origin))
                 if len(found[1]):  # none where the inner folds hold one class only
                     inner.append(found[1].assign(**origin))
-    predictions = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=PREDICTIONS)
-    watched = pd.concat(inner, ignore_index=True) if inner else pd.DataFrame(columns=INNER)
-    return Folded(predictions[PREDICTIONS], watched[INNER])
+    predictions = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=PREDICTED)
+    watched = pd.concat(inner, ignore_index=True) if inner else pd.DataFrame(columns=WATCHED)
+    return Folded(predictions[PREDICTED], watched[WATCHED])
 
 
 def _groups(training: Sequence[str], strategy: str) -> list[tuple[str, ...]]:

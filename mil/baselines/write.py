@@ -15,9 +15,10 @@ from mil.baselines.inputs import bag_means, fused, run_baselines
 from mil.baselines.landscape import cluster_tiles, components, enrichment, shares, site_classifier
 from mil.errors import MilError
 from mil.metrics.comparison import compare_with
-from mil.metrics.score import COLUMNS, score
+from mil.metrics.score import score
 from mil.metrics.stain import stain_vectors
 from mil.rng import rng
+from mil.schemas import METRICS
 from mil.tables import write_table
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _write_features_alone(results: "Results", endpoint: str, folder: Path) -> pd
     encoder = next(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
     encoder = results.experiments[results.main].encoder if endpoint == results.endpoint else encoder
     bags, means = results.bags(endpoint), bag_means(results, endpoint, encoder)
-    metrics = pd.DataFrame(columns=["experiment", *COLUMNS])
+    metrics = pd.DataFrame(columns=["experiment", *METRICS])
     tables = {
         "components": components(means, bags),
         "site_classifier": site_classifier(means, bags, results.config.metrics.confidence),
@@ -122,7 +123,7 @@ def sample_tiles(results: "Results", bags: pd.DataFrame, encoder: str) -> tuple[
     """Up to `SAMPLED_TILES` tiles a patient in random order: slide_id, patient_id, site, label, x, y; and features (tiles, width)."""
     parts, features = [], []
     for bag in bags.itertuples():
-        read = [(slide, *results.features(bag.site, encoder, slide)) for slide in str(bag.slides).split(";")]
+        read = [(slide, *results.files.features(bag.site, encoder, slide)) for slide in str(bag.slides).split(";")]
         order = rng(0, "sample", bag.patient_id).permutation(sum(len(coords) for _, coords, _ in read))[:SAMPLED_TILES]
         slides = np.repeat([slide for slide, _, _ in read], [len(coords) for _, coords, _ in read])
         coords, values = (np.concatenate([part[place] for part in read]) for place in (1, 2))
@@ -140,9 +141,9 @@ def stain_table(results: "Results", bags: pd.DataFrame, encoder: str) -> pd.Data
         order = rng(0, "stain", site).permutation(len(slides))[:STAIN_SLIDES]
         for slide_id in [slides[number] for number in order]:
             try:
-                coords, _ = results.features(site, encoder, slide_id)
+                coords, _ = results.files.features(site, encoder, slide_id)
                 chosen = coords[rng(0, "stain", slide_id).permutation(len(coords))[:STAIN_TILES]]
-                tiles = results.tile_pixels(site, [(slide_id, int(x), int(y)) for x, y in chosen], size_px=64)
+                tiles = results.files.tile_pixels(site, [(slide_id, int(x), int(y)) for x, y in chosen], size_px=64)
             except MilError:  # the slide is not on this machine any more; the others are
                 continue
             found = stain_vectors(np.concatenate([tile.reshape(-1, 3) for tile in tiles.values()]))

@@ -25,16 +25,15 @@ def score(
     """Score one experiment's predictions, by site, with intervals."""
     from mil.config import EndpointSpec, ExperimentSpec, MetricsSpec, read_spec
     from mil.endpoints.kinds import build_kind
-    from mil.metrics.score import read_predictions
     from mil.metrics.score import score as score_table
     from mil.statistics.thresholds import read_inner
-    from mil.tables import write_table
+    from mil.tables import read_table, write_table
 
     reporter = reporter_of(log)
     settings = read_spec(MetricsSpec, spec)
     held = read_inner(inner) if inner is not None else None
     kind = build_kind(read_spec(EndpointSpec, endpoint))
-    table = score_table(read_predictions(predictions), settings, read_spec(ExperimentSpec, experiment), held, kind)
+    table = score_table(read_table(predictions), settings, read_spec(ExperimentSpec, experiment), held, kind)
     write_table(table, out)
     for row in table[table["metric"] == kind.primary.name].itertuples():
         reporter.note(
@@ -87,12 +86,13 @@ def localise(
     """Score an experiment's attention against the truth of every tile, where there is one."""
     from mil.config import MetricsSpec, read_spec
     from mil.metrics.localisation import localise as localise_slides
+    from mil.metrics.localisation import slides_with_truth
     from mil.results.results import Results
     from mil.tables import write_table
 
     reporter_of(log)
     opened = Results.open(results)
-    slides = opened.slides_with_truth(experiment)
+    slides = slides_with_truth(opened, experiment)
     write_table(localise_slides(slides, read_spec(MetricsSpec, spec), experiment, opened.experiments[experiment]), out)
 
 

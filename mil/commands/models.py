@@ -49,15 +49,14 @@ def train(
 
     What was interrupted goes on from its last checkpoint when the same command is given again.
     """
-    from mil.bags.table import TEXT
+    from mil.bags.table import read_bags
     from mil.config import EndpointSpec, ExperimentSpec, read_spec
-    from mil.tables import read_table
     from mil.training.run import train_into
     from mil.training.store import FeatureStore
 
     reporter = reporter_of(log)
     experiment = read_spec(ExperimentSpec, spec)
-    table = read_table(bags, text=TEXT)
+    table = read_bags(bags)
     table = table[table["role"] == "train"].reset_index(drop=True)
     features = FeatureStore.open(table, sites, experiment.encoder)
     wanted = read_spec(EndpointSpec, endpoint)
@@ -72,16 +71,16 @@ def predict(
     log: LogOption = None,
 ) -> None:
     """Predict every patient with the models that never saw them, and write the attention of every tile."""
-    from mil.bags.table import TEXT
+    from mil.bags.table import read_bags
     from mil.predictions.attention import write_attention
     from mil.predictions.predict import predict as predict_run
-    from mil.tables import read_table, write_table
+    from mil.tables import write_table
     from mil.training.run import Run
     from mil.training.store import FeatureStore
 
     reporter = reporter_of(log)
     trained = Run.load(run)
-    table = read_table(bags, text=TEXT)
+    table = read_bags(bags)
     features = FeatureStore.open(table, sites, trained.experiment.encoder)
     predictions = predict_run(trained, table, features)
     name = out.stem

@@ -154,30 +154,18 @@ def census(
     out: OutOption,
 ) -> None:
     """One site's slides with their states and counts: the only slide table that leaves the site's folder."""
-    from mil.bags.census import TEXT, read_manifests, take_census
+    from mil.bags.census import read_manifests, take_census
     from mil.tables import read_table, write_table
 
     stages: dict[str, list[Path]] = {}
     for path in manifests:
         stages.setdefault(path.parent.name, []).append(path)
-    table = read_table(slides, text=(*TEXT, "path", "fingerprint", "levels"))
+    table = read_table(slides)
     write_table(take_census(table, {stage: read_manifests(paths) for stage, paths in stages.items()}), out)
 
 
 def _shard(slides: Path, shard: int, shard_size: int):
     from mil.tables import read_table
 
-    text = (
-        "slide_id",
-        "patient_id",
-        "site",
-        "path",
-        "state",
-        "reason",
-        "format",
-        "mpp_source",
-        "fingerprint",
-        "levels",
-    )
-    table = read_table(slides, text=text)
+    table = read_table(slides)
     return table.iloc[shard * shard_size : (shard + 1) * shard_size]

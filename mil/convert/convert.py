@@ -18,15 +18,15 @@ from mil.errors import CorruptFile, MilError
 from mil.features.tiling import up_to_date
 from mil.files import SAFE_NAME, reason_of, sha256_of
 from mil.progress import Reporter
+from mil.schemas import MANIFEST
 
-COLUMNS = ("slide_id", "state", "reason", "num_tiles", "checksum")
 STAGE_VERSION = 1
 
 
 def convert_in(
     layout: str, source: Source, folder: str | Path, reporter: Reporter, slides: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Write `folder/{slide_id}.h5` for every slide of `source.folder`, which `layout`'s tool made; the manifest of `COLUMNS`.
+    """Write `folder/{slide_id}.h5` for every slide of `source.folder`, which `layout`'s tool made; the manifest of `MANIFEST`.
 
     A file that was converted before from the same bytes is left alone. One that cannot be read is a row with a reason.
     `slides`: rows of a slide table (slide_id, state, reason, mpp); only these are converted, in their order, each with its
@@ -56,7 +56,7 @@ def convert_in(
                 reporter.say(f"slide {slide_id}: {row['state']}: {row['reason']}")
             rows.append(row)
             steps.done(tiles=int(row["num_tiles"]))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(MANIFEST))
 
 
 def convert_out(layout: str, folder: str | Path, target: str | Path, reporter: Reporter) -> list[Path]:

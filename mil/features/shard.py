@@ -25,9 +25,9 @@ from mil.features.tiling import Tiling, up_to_date
 from mil.features.writing import FeatureWriter
 from mil.files import check_name
 from mil.progress import Reporter, Steps
+from mil.schemas import MANIFEST
 from mil.slides.cores import cores
 
-COLUMNS = ("slide_id", "state", "reason", "num_tiles", "checksum")
 LIBRARIES = ("torch", "timm", "numpy", "h5py", "openslide-python", "openslide-bin", "opencv-python-headless")
 
 
@@ -40,7 +40,7 @@ class Shard:
 
     def settle(self, slide_id: str, state: str, reason: str = "", num_tiles: int = 0, checksum: str = "") -> None:
         """Write down how a slide fared."""
-        self.rows[slide_id] = dict(zip(COLUMNS, (slide_id, state, reason, num_tiles, checksum), strict=True))
+        self.rows[slide_id] = dict(zip(MANIFEST, (slide_id, state, reason, num_tiles, checksum), strict=True))
 
 
 def extract_shard(
@@ -72,7 +72,7 @@ def extract_shard(
             total = sum(len(work.tiling.coords) for work in shard.works)
             engine = Engine(built, encoder, torch.device(device) if device else None, total, reporter, threads)
             extract(shard, engine, folder, _readers_for(engine, cores(threads)), reporter, steps, profile)
-    return pd.DataFrame([shard.rows[str(name)] for name in slides["slide_id"]], columns=list(COLUMNS))
+    return pd.DataFrame([shard.rows[str(name)] for name in slides["slide_id"]], columns=list(MANIFEST))
 
 
 def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, encoder: Encoder, folder: Path) -> Shard:

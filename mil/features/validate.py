@@ -8,14 +8,14 @@ import pandas as pd
 from mil import hdf5
 from mil.errors import CorruptFile, MilError
 from mil.progress import Reporter
+from mil.schemas import VALIDATION
 from mil.tables import read_table
 
 SET_ASIDE = "set_aside"
-COLUMNS = ("path", "state", "reason", "bytes")
 
 
 def validate(folder: str | Path, reporter: Reporter, repair: bool = False) -> pd.DataFrame:
-    """A row of `COLUMNS` for every HDF5 file below `folder`, in the order of their paths.
+    """A row of `VALIDATION` for every HDF5 file below `folder`, in the order of their paths.
 
     States: ok; broken (unreadable, or its checksum does not hold); replaced (whole, but not the file that its manifest
     means); missing (in a manifest, but not there); leftover (of a job that was killed). With `repair`, broken, replaced
@@ -41,7 +41,7 @@ def validate(folder: str | Path, reporter: Reporter, repair: bool = False) -> pd
             reporter.note(f"{path}: {state}: {reason}")
             if repair and state != "missing":
                 reporter.note(f"moved to {_set_aside(path, folder)}")
-    table = pd.DataFrame(sorted(rows), columns=list(COLUMNS))
+    table = pd.DataFrame(sorted(rows), columns=list(VALIDATION))
     return table.assign(path=[str(path.relative_to(folder)) for path in table["path"]])
 
 
@@ -49,7 +49,7 @@ def _expected(folder: Path) -> dict[Path, str]:
     """Checksum of every file that a manifest (`shard*.csv`) lists as done."""
     found = {}
     for manifest in _below(folder, "shard*.csv"):
-        table = read_table(manifest, text=("slide_id", "state", "reason", "checksum"))
+        table = read_table(manifest)
         for row in table[table["checksum"] != ""].itertuples():
             found[manifest.parent / f"{row.slide_id}.h5"] = str(row.checksum)
     return found

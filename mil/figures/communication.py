@@ -106,7 +106,7 @@ def features_mb(results: Results) -> float:
     try:
         census = results.census()
         slide, site = next(iter(used.items()))
-        _, features = results.features(site, encoder, slide)
+        _, features = results.files.features(site, encoder, slide)
     except (Absent, StopIteration):
         return float("nan")
     tiles = census.loc[census["slide_id"].isin(list(used)), "num_tiles"].sum()

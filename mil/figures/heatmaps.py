@@ -130,23 +130,25 @@ def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int,
 
 def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) -> str | None:
     """The patient's slide with attention and most of it."""
-    slides = [s for s in str(bags.loc[patient, "slides"]).split(";") if results.has_attention(site, results.main, s)]
-    return max(slides, key=lambda s: float(results.attention(site, results.main, s)[1].sum()), default=None)
+    slides = [
+        s for s in str(bags.loc[patient, "slides"]).split(";") if results.files.has_attention(site, results.main, s)
+    ]
+    return max(slides, key=lambda s: float(results.files.attention(site, results.main, s)[1].sum()), default=None)
 
 
 def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> Shown:
     """One slide, cut to its tiles, with tile squares in its pixels; read from the slide, or from its thumbnail if that is gone."""
-    coords, attention = results.attention(site, results.main, slide_id)
+    coords, attention = results.files.attention(site, results.main, slide_id)
     bag = results.bag_tiles(site, results.main, patient_id)
     attention = np.maximum(attention.astype(float) * bag, 1e-6)
-    geometry = results.geometry(site, slide_id)
+    geometry = results.files.geometry(site, slide_id)
     mpp = float(geometry["mpp"])
     side = results.config.tiles.size_px * results.config.tiles.mpp / mpp  # level-0 pixels
     bounds = _bounds(coords, side, geometry)
     pixels, scale = _pixels(results, site, slide_id, bounds, geometry)
     try:
-        share = results.tile_truth(site, slide_id, coords)
-        truth = None if share is None else share >= results.truth.spec.positive_share
+        share = results.files.tile_truth(site, slide_id, coords)
+        truth = None if share is None else share >= results.files.truth.spec.positive_share
     except Absent:
         truth = None
     tiles = np.column_stack([(coords - bounds[:2]) * scale, np.full((len(coords), 2), side * scale)])
@@ -169,11 +171,11 @@ def _pixels(
     scale = min(1.0, MAX_PX / max(wide, high))
     mpp = float(geometry["mpp"])
     try:
-        with open_slide(results.slide_path(site, slide_id), mpp) as slide:
+        with open_slide(results.files.slide_path(site, slide_id), mpp) as slide:
             size = max(round(wide * scale), 1), max(round(high * scale), 1)
             return slide.read_area(bounds[0], bounds[1], size, mpp / scale), scale
     except (Absent, SlideError):
-        thumbnail = results.thumbnail(site, slide_id)
+        thumbnail = results.files.thumbnail(site, slide_id)
         scale = thumbnail.shape[1] / float(geometry["width"])
         left, top, right, bottom = np.rint(bounds * scale).astype(int)
         return thumbnail[top:bottom, left:right], scale

@@ -52,7 +52,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     draw_attention(panels[4], slide, scale_of([slide])[0])
     heads = ("Slide", "Tissue, tiles", "Tiles", "Features", "Attention")
     aside = (
-        f"{results.geometry(site, slide.slide_id)['mpp']:.4g} µm a pixel", f"{len(slide.coords):,} tiles of "
+        f"{results.files.geometry(site, slide.slide_id)['mpp']:.4g} µm a pixel", f"{len(slide.coords):,} tiles of "
         f"{results.config.tiles.size_px * results.config.tiles.mpp:g} µm", f"{results.config.tiles.size_px} px each",
         f"{width} numbers a tile", f"score {slide.score:.2f}",
     )  # fmt: skip
@@ -89,7 +89,7 @@ def _tiles(slide: Shown) -> pd.DataFrame:
 def _montage(axes: Axes, results: Results, site: str, slide_id: str, corners: np.ndarray) -> None:
     if not len(corners):
         raise Absent(f"slide {slide_id} has no tile")
-    read = results.tile_pixels(site, [(slide_id, int(x), int(y)) for x, y in corners], size_px=96)
+    read = results.files.tile_pixels(site, [(slide_id, int(x), int(y)) for x, y in corners], size_px=96)
     tiles = list(read.values())
     gap, side = 6, 96
     rows = -(-len(tiles) // GRID)
@@ -102,7 +102,7 @@ def _montage(axes: Axes, results: Results, site: str, slide_id: str, corners: np
 
 def _features(axes: Axes, results: Results, site: str, slide_id: str, order: np.ndarray) -> tuple[int, pd.DataFrame]:
     """Standardised features of a sample of tiles, by attention; returns the encoder's width and what is shown."""
-    _, features = results.features(site, results.experiments[results.main].encoder, slide_id)
+    _, features = results.files.features(site, results.experiments[results.main].encoder, slide_id)
     features = features.astype(np.float64)
     rows = order[np.linspace(0, len(order) - 1, min(ROWS, len(order))).astype(int)]
     columns = np.linspace(0, features.shape[1] - 1, min(COLUMNS, features.shape[1])).astype(int)

@@ -26,7 +26,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     chosen = [(kind, tile) for kind in ("top", "bottom") for tile in pick(tiles, kind, spec.review_tiles)]
     order = rng(results.config.metrics.seed, "review", site).permutation(len(chosen))
     chosen = [chosen[number] for number in order]
-    pixels = results.tile_pixels(site, [(tile.slide_id, tile.x, tile.y) for _, tile in chosen], SIZE_PX)
+    pixels = results.files.tile_pixels(site, [(tile.slide_id, tile.x, tile.y) for _, tile in chosen], SIZE_PX)
     names = [f"{site}_{number:03d}" for number in range(1, len(chosen) + 1)]
     images = [pixels[tile.slide_id, tile.x, tile.y] for _, tile in chosen]
     files = {f"{name}.png": _png(image) for name, image in zip(names, images, strict=True)}

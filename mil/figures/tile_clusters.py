@@ -24,7 +24,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     clusters = sorted(tiles["cluster"].unique())
     exemplars = {cluster: _nearest(tiles[tiles["cluster"] == cluster]) for cluster in clusters}
     wanted = [(str(row.slide_id), int(row.x), int(row.y)) for part in exemplars.values() for row in part.itertuples()]
-    pixels = results.tile_pixels(site, wanted, TILE_PX)
+    pixels = results.files.tile_pixels(site, wanted, TILE_PX)
     picture = new_figure(DOUBLE_MM, 12 + 17.5 * len(clusters))
     grid = picture.add_gridspec(len(clusters), EXEMPLARS + 1, width_ratios=[1] * EXEMPLARS + [2])
     for place, cluster in enumerate(clusters):
@@ -51,9 +51,9 @@ def _attention_of(results: Results, site: str, tiles: pd.DataFrame) -> np.ndarra
     """Attention relative to the patient's mean of every tile; nan where there is none."""
     found = np.full(len(tiles), np.nan)
     for slide_id, part in tiles.groupby("slide_id"):
-        if not results.has_attention(site, results.main, str(slide_id)):
+        if not results.files.has_attention(site, results.main, str(slide_id)):
             continue
-        coords, attention = results.attention(site, results.main, str(slide_id))
+        coords, attention = results.files.attention(site, results.main, str(slide_id))
         by_corner = dict(zip(map(tuple, coords.tolist()), attention.astype(float), strict=True))
         count = results.bag_tiles(site, results.main, str(part["patient_id"].iloc[0]))
         values = [by_corner.get((int(x), int(y)), np.nan) * count for x, y in part[["x", "y"]].to_numpy()]

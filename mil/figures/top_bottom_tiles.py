@@ -41,7 +41,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     picks = {(end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES}
     picks = {row: chosen for row, chosen in picks.items() if chosen}
     wanted = [(one.slide_id, one.x, one.y) for chosen in picks.values() for one in chosen]
-    pixels = results.tile_pixels(site, wanted, TILE_PX)
+    pixels = results.files.tile_pixels(site, wanted, TILE_PX)
     picture, places = _montage(picks, pixels, spec.tiles_a_site)
     experiment = results.experiments[results.main]
     rows = [
@@ -65,8 +65,8 @@ def all_tiles(results: Results, site: str) -> pd.DataFrame:
     bags = results.bags(results.endpoint)
     rows = []
     for bag in bags[bags["site"] == site].itertuples():
-        slides = [s for s in str(bag.slides).split(";") if results.has_attention(site, results.main, s)]
-        read = [(slide, *results.attention(site, results.main, slide)) for slide in slides]
+        slides = [s for s in str(bag.slides).split(";") if results.files.has_attention(site, results.main, s)]
+        read = [(slide, *results.files.attention(site, results.main, slide)) for slide in slides]
         count = sum(len(attention) for _, _, attention in read)
         for slide, coords, attention in read:
             rows.append(

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import BALANCE, slots
+from mil.schemas import ROUNDS
 from mil.training.artefact import Family, Run
 from mil.training.ledger import Ledger, parsed
 from mil.training.protocol import candidates
-
-ROUND_COLUMNS = ["model", "phase", "repeat", "fold", "round", "site", "train_loss", "val_loss", "val_auroc"]
 
 
 @dataclass(frozen=True)
@@ -84,4 +83,4 @@ def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataF
                     "val_loss": None,
                     "val_auroc": None,
                 }
-    return pd.DataFrame(list(rows.values()), columns=ROUND_COLUMNS)
+    return pd.DataFrame(list(rows.values()), columns=list(ROUNDS))

@@ -21,14 +21,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from mil import hdf5
+from mil.bags.table import read_bags
 from mil.errors import MilError
 from mil.files import write_text
 from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
 from mil.hospital.identity import code_sha256
-from mil.hospital.site import TEXT, own_bags
-from mil.tables import read_table
+from mil.hospital.site import own_bags
 from mil.training.ledger import verify
 from mil.training.store import SAME_EVERYWHERE
 
@@ -219,7 +219,7 @@ def hashes(spec: SiteSpec, bags: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def write_hashes(spec: SiteSpec, path: Path) -> int:
     """Write the site's hashes, sorted, for the other sites to compare with; their number."""
     protocol = own_protocol(spec)
-    bags = read_table(bag_path(spec, protocol), text=TEXT)
+    bags = read_bags(bag_path(spec, protocol))
     found = sorted(hashes(spec, bags))
     write_text(path, "\n".join([spec.site, *found]) + "\n")
     return len(found)

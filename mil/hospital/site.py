@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mil.bags.table import read_bags
 from mil.errors import CorruptFile, MilError
 from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
 from mil.hospital.encryption import Cipher
@@ -40,13 +41,12 @@ from mil.hospital.privacy import Budget
 from mil.hospital.questions import asked_digest, check_once, check_place, check_run
 from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
 from mil.predictions.predict import predict
-from mil.tables import read_table, require_columns
+from mil.schemas import BAGS
+from mil.tables import require_columns
 from mil.training.artefact import Run
 from mil.training.ledger import LedgerFile
 from mil.training.plans import reach
 from mil.training.store import SAME_EVERYWHERE, FeatureStore
-
-TEXT = ("patient_id", "slides", "site", "role")
 
 
 class Site:
@@ -361,8 +361,8 @@ class Site:
 
 def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
     """The bag table, which may hold no other site's patient, with the roles as the protocol has them."""
-    bags = read_table(path, text=TEXT)
-    require_columns(bags, TEXT, str(path))
+    bags = read_bags(path)
+    require_columns(bags, BAGS, str(path))
     foreign = bags[bags["site"] != site]
     if len(foreign):
         raise MilError(

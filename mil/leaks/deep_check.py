@@ -52,7 +52,7 @@ def deep_check(results: "Results", reporter: Reporter | None = None) -> pd.DataF
     found += _slides(results)
     for name, experiment in results.experiments.items():
         found += _predictions(results, name)
-        if name in results.family() and results.has_features(experiment.encoder):
+        if name in results.family() and results.files.has_features(experiment.encoder):
             found += _probe(results, name, experiment, reporter or quiet())
     return findings_table(found)
 
@@ -132,7 +132,7 @@ def _copies(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Findi
 def _encoders(results: "Results", endpoint: str) -> list[str]:
     """Encoders of the endpoint's experiments whose features are here."""
     names = dict.fromkeys(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
-    return [name for name in names if results.has_features(name)]
+    return [name for name in names if results.files.has_features(name)]
 
 
 def _tiles(results: "Results", bags: pd.DataFrame, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -141,7 +141,7 @@ def _tiles(results: "Results", bags: pd.DataFrame, encoder: str) -> Iterator[tup
         slides = str(row.slides).split(";")
         yield (
             str(row.patient_id),
-            np.concatenate([results.features(str(row.site), encoder, slide)[1] for slide in slides]),
+            np.concatenate([results.files.features(str(row.site), encoder, slide)[1] for slide in slides]),
         )
 
 

@@ -13,6 +13,7 @@ from mil.endpoints.kinds import KINDS, Kind, build_kind
 from mil.endpoints.kinds.rows import fold_values
 from mil.errors import MilError
 from mil.metrics.score import whole_counts
+from mil.schemas import COMPARISONS
 from mil.statistics import delong
 from mil.statistics.arms import ENSEMBLE, GROUPS, OTHER_SITES, OWN_SITE, Scope, label_columns, scopes
 from mil.statistics.folds import (
@@ -25,31 +26,6 @@ from mil.statistics.folds import (
 )
 from mil.statistics.multiplicity import holm
 
-COLUMNS = (
-    "endpoint",
-    "factor",
-    "first",
-    "first_trained_on",
-    "second",
-    "second_trained_on",
-    "split",
-    "site",
-    "patients",
-    "positives",
-    "first_models",
-    "second_models",
-    "metric",
-    "first_value",
-    "second_value",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "p_adjusted",
-    "method",
-    "correction",
-    "primary",
-)
 OVER_FOLDS = "corrected resampled t-test"
 # a difference is the more collaborative strategy less the other
 COLLABORATION = {"local": 0, "pooled": 1}
@@ -119,10 +95,10 @@ def _compared(
             if found and first.split != "external":
                 pair = (folded[contrast.first], first), (folded[contrast.second], second)
                 rows += [{**found[0], **row} for row in _fold_rows(pair, spec, kind)]
-    table = whole_counts(pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction="", p_adjusted=np.nan))
+    table = whole_counts(pd.DataFrame(rows, columns=list(COMPARISONS)).assign(correction="", p_adjusted=np.nan))
     grouped = table["site"].isin(GROUPS)
     folds = table["method"].str.startswith(OVER_FOLDS)
-    pair = [name for name in COLUMNS[:8] if name != "factor"]
+    pair = [name for name in COMPARISONS[:8] if name != "factor"]
     tested = table[folds].set_index(pair).index
     leads = table.index.isin(paired_rows(table).index)
     wanted = grouped & (folds | (leads & ~table.set_index(pair).index.isin(tested)))

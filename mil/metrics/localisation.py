@@ -6,32 +6,18 @@ pooled it is multiplied by the bag's number of tiles (1 = the bag's mean).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
 from mil.metrics.score import described
+from mil.results.results import Results
+from mil.schemas import LOCALISATION
 from mil.statistics import delong
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
 from mil.statistics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
-
-if TYPE_CHECKING:
-    from mil.results.results import Results
-
-COLUMNS = (
-    "site",
-    "patients",
-    "slides",
-    "tiles",
-    "positive_tiles",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "method",
-)
 
 
 @dataclass(frozen=True)
@@ -72,14 +58,26 @@ def localise(
             "positive_tiles": int(sum(slide.truth.sum() for slide in members)),
         }
         rows += [{**common, **row} for row in (_pooled(members, spec), _mean(members, spec))]
-    return pd.DataFrame(rows, columns=["experiment", *described(experiment), *COLUMNS])
+    return pd.DataFrame(rows, columns=["experiment", *described(experiment), *LOCALISATION])
 
 
-def localisation(results: "Results", name: str, spec: MetricsSpec) -> pd.DataFrame:
-    """`localise` for one experiment of a results folder; without truth or attention a table without rows."""
-    experiment = results.experiments[name]
-    slides = [] if results.config.truth is None else results.slides_with_truth(name)
-    return localise(slides, spec, name, experiment)
+def slides_with_truth(results: Results, experiment: str) -> list[SlideAttention]:
+    """Attention beside truth for every slide of the experiment that has both; none for a cohort without truth."""
+    if results.config.truth is None:
+        return []
+    files, found = results.files, []
+    for row in results.bags(results.experiments[experiment].endpoint).itertuples():
+        slides = [slide for slide in str(row.slides).split(";") if files.has_attention(row.site, experiment, slide)]
+        read = {slide: files.attention(row.site, experiment, slide) for slide in slides}
+        bag_tiles = sum(len(attention) for _, attention in read.values())
+        for slide, (coords, attention) in read.items():
+            share = files.tile_truth(row.site, slide, coords)
+            if share is None:
+                continue
+            positive = share >= files.truth.spec.positive_share
+            given = (row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles)
+            found.append(SlideAttention(slide, *given))
+    return found
 
 
 def by_slide(slides: Iterable[SlideAttention]) -> pd.DataFrame:

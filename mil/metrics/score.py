@@ -1,32 +1,17 @@
 """Predictions -> metrics with intervals, by site and arm, as one tidy table."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
 from mil.endpoints.kinds import KINDS, Kind, build_kind, scope_columns
+from mil.schemas import METRICS
 from mil.statistics.arms import GROUPS, scopes
-from mil.tables import read_table
 
 # the interval that is shown, by primary measure
 METHODS = {KINDS[name].primary.name: KINDS[name].method for name in KINDS}
-COLUMNS = (
-    "trained_on",
-    "split",
-    "site",
-    "patients",
-    "positives",
-    "models",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "method",
-    "primary",
-)
 
 
 def score(
@@ -56,7 +41,7 @@ def score(
         if inner is not None and "experiment" in inner.columns:
             own = inner[inner["experiment"] == name]
         rows += [{**stated, **row} for row in kind.beyond(table, own, spec)]
-    columns = ["experiment", *described(experiment), *COLUMNS]
+    columns = ["experiment", *described(experiment), *METRICS]
     found = pd.DataFrame(rows, columns=columns).assign(primary=lambda table: _is_primary(table).astype(int))[columns]
     return whole_counts(found)
 
@@ -91,11 +76,6 @@ def _quoted(metrics: pd.DataFrame) -> pd.Series:
     """Whether a row's interval is the one that its kind shows."""
     shown = metrics["metric"].astype(str).str.removesuffix("_within_sites").map(METHODS)
     return metrics["method"] == shown
-
-
-def read_predictions(path: str | Path) -> pd.DataFrame:
-    """A predictions table; ids stay text."""
-    return read_table(path, text=("experiment", "trained_on", "patient_id", "site", "role", "split"))
 
 
 def described(experiment: ExperimentSpec | None) -> Mapping[str, str]:

@@ -15,29 +15,12 @@ from mil.config import MetricsSpec
 from mil.endpoints.kinds import Kind, build_kind
 from mil.endpoints.kinds.kind import PAIRED_BOOTSTRAP, paired_bootstrap
 from mil.metrics.score import whole_counts
+from mil.schemas import STRATEGIES
 from mil.statistics import delong, ranking
 from mil.statistics.arms import ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes
 from mil.statistics.multiplicity import holm
 
 POOLED, ELSEWHERE = "pooled", "locals elsewhere"
-COLUMNS = (
-    "experiment",
-    "trained_on",
-    "split",
-    "site",
-    "patients",
-    "positives",
-    "value",
-    "low",
-    "high",
-    "against",
-    "against_value",
-    "difference",
-    "p",
-    "p_adjusted",
-    "method",
-    "correction",
-)
 
 
 def strategy_table(
@@ -72,7 +55,7 @@ def strategy_table(
             if scores is not None:
                 found = _less_elsewhere(scope, scores, spec, kind)
                 rows += [{**stated, "value": value, "against": ELSEWHERE, **found}] if found else []
-    table = whole_counts(pd.DataFrame(rows, columns=list(COLUMNS)).assign(correction=""))
+    table = whole_counts(pd.DataFrame(rows, columns=list(STRATEGIES)).assign(correction=""))
     tested = table[table["against"] != ""]
     for _, family in tested.groupby(["against", tested["site"].isin(GROUPS)]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy(dtype=float))

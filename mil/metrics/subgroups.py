@@ -7,18 +7,18 @@ import pandas as pd
 from scipy import stats
 
 from mil.errors import MilError, nearest
+from mil.schemas import SUBGROUPS
 from mil.statistics import delong
 from mil.statistics.multiplicity import holm
 
 MAX_LEVELS = 6
 MIN_OF_A_CLASS = 3  # patients of either class below which a subgroup's AUROC is not drawn
-COLUMNS = ["variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs", "p_adjusted"]
 
 
 def subgroup_aurocs(
     scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[str], confidence: float = 0.95
 ) -> pd.DataFrame:
-    """AUROC for everybody and each level of `columns` (numbers are cut at their median); `COLUMNS`.
+    """AUROC for everybody and each level of `columns` (numbers are cut at their median); `SUBGROUPS`.
 
     `scores` has patient_id, site, label, score. `p_differs`: chi-squared test that a variable's AUROCs (logit scale) are
     equal; `p_adjusted`: with Holm's correction over the variables. Levels with too few patients of a class have blanks.
@@ -35,7 +35,7 @@ def subgroup_aurocs(
         found = [(level, _auroc(scores[chosen], confidence)) for level, chosen in levels]
         p = _equal([numbers for _, numbers in found], confidence)
         rows += [(column, level, *numbers, p) for level, numbers in found]
-    table = pd.DataFrame(rows, columns=COLUMNS[:-1])
+    table = pd.DataFrame(rows, columns=SUBGROUPS[:-1])
     by_variable = table.drop_duplicates("variable").set_index("variable")["p_differs"]
     adjusted = pd.Series(holm(by_variable.to_numpy(dtype=float)), by_variable.index)
     return table.assign(p_adjusted=table["variable"].map(adjusted))

@@ -10,6 +10,7 @@ from mil.endpoints.endpoints import Endpoint, build_endpoint
 from mil.errors import CorruptFile, MilError
 from mil.models import build
 from mil.models.head import Output
+from mil.schemas import PREDICTIONS
 from mil.strategies.strategy import build_strategy
 from mil.tables import require_columns
 from mil.training.artefact import Family, Run
@@ -18,8 +19,6 @@ from mil.training.engine import PARTS, Data, Engine, Learners, Method
 from mil.training.packing import Places
 from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
-
-COLUMNS = ["trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions
         tables.append(pd.concat([judged.assign(**origin), mean], axis=1))
     table = pd.concat(tables, ignore_index=True)
     attention = {patient: (total / total.sum()).astype(np.float32) for patient, total in sums.items()}
-    return Predictions(table[COLUMNS + [name for name in table if name not in COLUMNS]], attention)
+    return Predictions(table[[*PREDICTIONS, *(name for name in table if name not in PREDICTIONS)]], attention)
 
 
 def splits(bags: pd.DataFrame, trained_on: list[str], repeat: int, fold: int) -> np.ndarray:

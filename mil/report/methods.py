@@ -121,7 +121,7 @@ def _tiles(config: Config) -> str:
 def _features(results: Results) -> str:
     names = dict.fromkeys(one.encoder for one in results.experiments.values())
     said = [
-        f"{encoder_name(name)} (“{name}”) is {_encoder(results.config.encoders[name], results.encoder_facts(name))}"
+        f"{encoder_name(name)} (“{name}”) is {_encoder(results.config.encoders[name], results.files.encoder_facts(name))}"
         for name in names
     ]
     elsewhere = [f"{site} ({source.layout})" for site, source in sorted(results.config.slides.features.items())]

@@ -93,7 +93,7 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> 
 
 def _links(path: Path, in_viewer: Collection[str]) -> list[Link]:
     """Links to the viewer for tiles whose place in the picture stands in the figure's values."""
-    table = read_table(path, text=("slide_id", "patient_id"))
+    table = read_table(path)
     if "left" not in table.columns:
         return []
     table = table[table["slide_id"].isin(in_viewer)]

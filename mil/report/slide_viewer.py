@@ -80,18 +80,18 @@ def _choice(results: Results, site: str, count: int) -> list[tuple[str, str, int
 
 def _write_slide(results: Results, site: str, slide_id: str, folder: Path, longest_px: int) -> dict[str, Any]:
     """One slide's pyramid, thumbnail and full-size tiles; what `slides.js` says of it."""
-    coords, attention = results.attention(site, results.main, slide_id)
-    geometry, spec = results.geometry(site, slide_id), results.config.tiles
+    coords, attention = results.files.attention(site, results.main, slide_id)
+    geometry, spec = results.files.geometry(site, slide_id), results.config.tiles
     mpp = float(geometry["mpp"])
     relative = attention.astype(float) * results.bag_tiles(site, results.main, _patient_of(results, site, slide_id))
-    with open_slide(results.slide_path(site, slide_id), mpp) as slide:
+    with open_slide(results.files.slide_path(site, slide_id), mpp) as slide:
         scale = min(1.0, longest_px / max(slide.width, slide.height))
         whole = slide.thumbnail(mpp / scale)
         levels = _write_pyramid(whole, folder)
         order = np.argsort(-relative, kind="stable")[:FULL_SIZE_TILES]
         _write_tiles(slide, coords[order], spec.size_px * spec.mpp / TILE_PX, folder)
         width, height = slide.width, slide.height
-    share = results.tile_truth(site, slide_id, coords) if results.config.truth is not None else None
+    share = results.files.tile_truth(site, slide_id, coords) if results.config.truth is not None else None
     full = {tuple(corner) for corner in coords[order].tolist()}
     return {
         "width": width,
@@ -111,7 +111,7 @@ def _write_slide(results: Results, site: str, slide_id: str, folder: Path, longe
             ]
             for n, ((x, y), value) in enumerate(zip(coords.tolist(), relative, strict=True))
         ],
-        "positive_share": None if share is None else results.truth.spec.positive_share,
+        "positive_share": None if share is None else results.files.truth.spec.positive_share,
     }
 
 

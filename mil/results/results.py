@@ -1,4 +1,4 @@
-"""A results folder -> its tables and arrays, read when asked for; what is not there is `Absent`, with the reason."""
+"""A results folder -> its tables, read when asked for; what is not there is `Absent`, with the reason."""
 
 import json
 from collections.abc import Iterable
@@ -6,37 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pandas as pd
 
-from mil import hdf5
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
 from mil.endpoints.kinds import Kind, build_kind
-from mil.errors import MilError, SlideError
-from mil.metrics.localisation import SlideAttention
-from mil.slides.slide import open_slide
+from mil.errors import Absent, MilError
+from mil.results.slide_files import SlideFiles
+from mil.results.study import family_of, main_experiment
 from mil.statistics.arms import Scope, scopes
 from mil.tables import read_table, read_text_table
-from mil.tiles.truth import Truth, find, load_truth
 
-TEXT = (
-    "slide_id",
-    "patient_id",
-    "site",
-    "trained_on",
-    "experiment",
-    "reason",
-    "state",
-    "path",
-    "step",
-    "model",
-    "phase",
-)
-
-
-class Absent(MilError):
-    """Something that a figure needs and this cohort or run does not have; the message is the reason that people read."""
+__all__ = ["Absent", "Results"]
 
 
 class Results:
@@ -84,19 +64,8 @@ class Results:
 
     @cached_property
     def main(self) -> str:
-        """The experiment that is shown in detail: `figures.main`, or one of the run's first family whose model attends.
-
-        A family shares encoder, model and endpoint; of it the last strategy that is not local is taken.
-        """
-        if self.config.figures.main is not None:
-            return self.config.figures.main
-        if not self.experiments:
-            raise Absent("no experiment was run")
-        attending = [name for name, one in self.experiments.items() if one.model.name != "mean"]
-        first = self.experiments[(attending or list(self.experiments))[0]]
-        family = [name for name, one in self.experiments.items() if _same_input(one, first)]
-        shared = [name for name in family if self.experiments[name].strategy.name != "local"]
-        return (shared or family)[-1]
+        """The experiment that is shown in detail (`main_experiment`)."""
+        return main_experiment(self.config)
 
     @property
     def endpoint(self) -> str:
@@ -118,17 +87,16 @@ class Results:
         return build_kind(self.config.endpoints[self.experiments[experiment].endpoint])
 
     def family(self) -> dict[str, ExperimentSpec]:
-        """The main experiment and those that differ from it in the strategy only: what local, pooled, federated compare."""
-        main = self.experiments[self.main]
-        return {name: one for name, one in self.experiments.items() if _same_input(one, main)}
+        """The main experiment and those that differ from it in how they are trained: what local, pooled, federated compare."""
+        return family_of(self.main, self.experiments)
 
-    def table(self, *parts: str, text: tuple[str, ...] = ()) -> pd.DataFrame:
+    def table(self, *parts: str) -> pd.DataFrame:
         """The CSV at `parts` under the results folder; raises `Absent` when it is not there."""
         path = self.folder.joinpath(*parts)
         if path not in self._tables:
             if not path.is_file():
                 raise Absent(f"{'/'.join(parts)} is not among the results")
-            self._tables[path] = read_table(path, text=(*TEXT, *text))
+            self._tables[path] = read_table(path)
         return self._tables[path].copy()
 
     def slides(self) -> pd.DataFrame:
@@ -141,7 +109,7 @@ class Results:
 
     def bags(self, endpoint: str) -> pd.DataFrame:
         """Patients, slides, labels and folds of one endpoint."""
-        return self.table("bags", f"{endpoint}.csv", text=("slides",))
+        return self.table("bags", f"{endpoint}.csv")
 
     def flow(self, endpoint: str) -> pd.DataFrame:
         """Patients and slides after each step, by site."""
@@ -203,7 +171,7 @@ class Results:
 
     def deep_check(self) -> pd.DataFrame:
         """What `mil check --deep` found."""
-        return self.table("checks", "deep.csv", text=("check", "subject"))
+        return self.table("checks", "deep.csv")
 
     def rounds(self, experiment: str) -> pd.DataFrame:
         """Training and inner-validation curves by round."""
@@ -219,6 +187,17 @@ class Results:
         if not path.is_file():
             raise Absent(f"runs/{experiment}/ledger.jsonl is not among the results")
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    @cached_property
+    def files(self) -> SlideFiles:
+        """Arrays and pixels of single slides."""
+        return SlideFiles(
+            self.folder,
+            self.config,
+            self.sites,
+            self.sheet_folder,
+            lambda site: self.table("sites", site, "slides.csv"),
+        )
 
     @cached_property
     def sheet_folder(self) -> Path:
@@ -238,95 +217,12 @@ class Results:
             raise Absent(f"{path} has no column patient_id")
         return table.drop_duplicates("patient_id").reset_index(drop=True)
 
-    def thumbnail(self, site: str, slide_id: str) -> np.ndarray:
-        """The slide's thumbnail, uint8 (h, w, 3)."""
-        path = self.folder / "sites" / site / "thumbnails" / f"{slide_id}.jpg"
-        if not path.is_file():
-            raise Absent(f"sites/{site}/thumbnails/{slide_id}.jpg is not among the results")
-        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise MilError(f"{path} cannot be read as a JPEG; delete it and run `mil tile` again")
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-
-    def attention(self, site: str, experiment: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
-        """Level-0 corners (tiles, 2) and attention (tiles,) of one slide."""
-        path = self._attention_folder(site, experiment) / f"{slide_id}.h5"
-        if not path.is_file():
-            raise Absent(f"{experiment} has no attention for slide {slide_id} of site {site}")
-        coords, attention = hdf5.read(path, "coords", "attention")
-        return coords, attention
-
-    def has_attention(self, site: str, experiment: str, slide_id: str) -> bool:
-        """Whether attention of this slide was written."""
-        return (self._attention_folder(site, experiment) / f"{slide_id}.h5").is_file()
-
     def bag_tiles(self, site: str, experiment: str, patient_id: str) -> int:
         """Number of tiles in a patient's bag: those of all their slides with attention."""
         bags = self.bags(self.experiments[experiment].endpoint)
         slides = str(bags.loc[bags["patient_id"] == patient_id, "slides"].iloc[0]).split(";")
-        there = [slide for slide in slides if self.has_attention(site, experiment, slide)]
-        return sum(len(self.attention(site, experiment, slide)[1]) for slide in there)
-
-    def geometry(self, site: str, slide_id: str) -> dict[str, Any]:
-        """What `mil tile` recorded of the slide: mpp, width, height, spec, ... (root attributes of its tiles file)."""
-        path = self.folder / "sites" / site / "tiles" / f"{slide_id}.h5"
-        if site in self.config.slides.features:
-            raise Absent(f"site {site} joined with features alone (slides.features), so there are no pixels to show")
-        if not path.is_file():
-            raise Absent(f"sites/{site}/tiles/{slide_id}.h5 is not among the results")
-        return hdf5.attributes(path)
-
-    def features(self, site: str, encoder: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
-        """Level-0 corners (tiles, 2) and features (tiles, width) of one slide."""
-        path = self.folder / "sites" / site / "features" / encoder / f"{slide_id}.h5"
-        if not path.is_file():
-            raise Absent(f"sites/{site}/features/{encoder}/{slide_id}.h5 is not among the results")
-        coords, features = hdf5.read(path, "coords", "features")
-        return coords, features
-
-    def encoder_facts(self, encoder: str) -> dict[str, Any]:
-        """What the features' files record of their encoder, and `width`; empty where no features are on this machine."""
-        for site in self.sites:
-            for path in sorted((self.folder / "sites" / site / "features" / encoder).glob("*.h5"))[:1]:
-                (features,) = hdf5.read(path, "features")
-                return {**hdf5.attributes(path), "width": features.shape[1]}
-        return {}
-
-    def has_features(self, encoder: str) -> bool:
-        """Whether any site holds features of this encoder."""
-        return any(any((self.folder / "sites" / site / "features" / encoder).glob("*.h5")) for site in self.sites)
-
-    def slide_path(self, site: str, slide_id: str) -> Path:
-        """Where the slide itself is; raises `Absent` where it is not on this machine (any more)."""
-        rows = self.table("sites", site, "slides.csv")
-        rows = rows[rows["slide_id"] == slide_id]
-        path = find(str(rows["path"].iloc[0]), self.sheet_folder) if len(rows) else None
-        if path is None and len(rows):
-            folder = self.sheet_folder / str(rows["path"].iloc[0])
-            path = folder if folder.is_dir() else None
-        if path is None:
-            raise Absent(f"slide {slide_id} of site {site} is not on this machine, so its pixels cannot be shown")
-        return path
-
-    def tile_pixels(
-        self, site: str, wanted: Iterable[tuple[str, int, int]], size_px: int
-    ) -> dict[tuple[str, int, int], np.ndarray]:
-        """Tiles (size_px, size_px, 3) by (slide, x, y), of the size in microns that the run's tiles have; a slide is opened once."""
-        wanted = list(wanted)
-        mpp = self.config.tiles.size_px * self.config.tiles.mpp / size_px
-        found = {}
-        for slide_id in dict.fromkeys(slide for slide, _, _ in wanted):
-            try:
-                known = float(self.geometry(site, slide_id)["mpp"])
-                with open_slide(self.slide_path(site, slide_id), known) as slide:
-                    for name, x, y in wanted:
-                        if name == slide_id:
-                            found[name, x, y] = slide.read_tile(x, y, size_px, mpp)
-            except SlideError as error:
-                raise Absent(
-                    f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}"
-                ) from error
-        return found
+        there = [slide for slide in slides if self.files.has_attention(site, experiment, slide)]
+        return sum(len(self.files.attention(site, experiment, slide)[1]) for slide in there)
 
     def clusters(self, site: str, endpoint: str) -> pd.DataFrame:
         """A sample of one site's tiles with the cluster of each."""
@@ -338,42 +234,6 @@ class Results:
         if table.empty:
             raise Absent(f"baselines/{endpoint}/{name}.csv has no row: this cohort has nothing to fill it with")
         return table
-
-    @cached_property
-    def truth(self) -> Truth:
-        """Where each slide's truth is; raises `Absent` for a cohort without."""
-        if self.config.truth is None:
-            raise Absent("this cohort has no truth for its tiles (`truth:` in the cohort file)")
-        return load_truth(self.config.truth, self.sheet_folder)
-
-    def tile_truth(self, site: str, slide_id: str, coords: np.ndarray) -> np.ndarray | None:
-        """Share of each tile that is positive; none where the slide's truth is not known."""
-        mpp = float(self.geometry(site, slide_id)["mpp"])
-        tiles = self.config.tiles
-        return self.truth.share(slide_id, coords, tiles.size_px * tiles.mpp, mpp)
-
-    def slides_with_truth(self, experiment: str) -> list[SlideAttention]:
-        """Attention beside truth for every slide of the experiment that has both."""
-        endpoint = self.experiments[experiment].endpoint
-        found = []
-        for row in self.bags(endpoint).itertuples():
-            slides = [s for s in str(row.slides).split(";") if self.has_attention(row.site, experiment, s)]
-            read = {slide: self.attention(row.site, experiment, slide) for slide in slides}
-            bag_tiles = sum(len(attention) for _, attention in read.values())
-            for slide, (coords, attention) in read.items():
-                share = self.tile_truth(row.site, slide, coords)
-                if share is None:
-                    continue
-                positive = share >= self.truth.spec.positive_share
-                found.append(
-                    SlideAttention(
-                        slide, row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles
-                    )
-                )
-        return found
-
-    def _attention_folder(self, site: str, experiment: str) -> Path:
-        return self.folder / "sites" / site / "attention" / experiment
 
     def _by_site(self, what: str, read) -> pd.DataFrame:
         return self._stack(what, self.sites, read)
@@ -393,8 +253,3 @@ class Results:
             raise Absent(f"{what} are not among the results")
         filled = [table for table in found if len(table)]
         return pd.concat(filled, ignore_index=True) if filled else found[0]
-
-
-def _same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:
-    parts = ("encoder", "model", "endpoint", "protocol", "covariates")
-    return all(getattr(one, part) == getattr(other, part) for part in parts)

@@ -9,28 +9,12 @@ import pandas as pd
 from mil.config import SlidesSpec
 from mil.errors import MilError, SlideError
 from mil.progress import Reporter
+from mil.schemas import SLIDES
 from mil.slides.fingerprint import fingerprint, size_of
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
 
-COLUMNS = (
-    "slide_id",
-    "patient_id",
-    "site",
-    "path",
-    "state",
-    "reason",
-    "format",
-    "width",
-    "height",
-    "levels",
-    "mpp",
-    "mpp_source",
-    "objective_power",
-    "fingerprint",
-    "bytes",
-)
 SECONDS_A_SLIDE = 3600.0  # most of it is for hashing the file
 SAMPLE_PX = 128
 DARK, BRIGHT = 48, 160  # of 255
@@ -38,13 +22,13 @@ FEW_COLOURS = 16
 
 
 def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter) -> pd.DataFrame:
-    """Rows of one site's sheet (slide_id, patient_id, site, path, mpp, labelled) -> the table of `COLUMNS`, in their order.
+    """Rows of one site's sheet (slide_id, patient_id, site, path, mpp, labelled) -> the table of `SLIDES`, in their order.
 
     A slide that cannot be used is a row whose `state` is not `ok`; with `spec.on_bad_slide == 'stop'` the first ends the run.
     """
     with reporter.steps("check", len(sheet), "slides") as steps:
         rows = list(_checked(sheet, spec, steps.done))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(SLIDES))
 
 
 def check_slide(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:

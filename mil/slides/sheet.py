@@ -13,9 +13,9 @@ import pandas as pd
 from mil.config import SlidesSpec
 from mil.errors import MilError, nearest
 from mil.files import check_name
+from mil.schemas import SHEET
 from mil.tables import read_text_table, require_columns
 
-SHEET_COLUMNS = ("slide_id", "patient_id", "site", "path")
 OPTIONAL_COLUMNS = ("mpp",)
 
 
@@ -50,14 +50,14 @@ class Cohort:
 def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
     """Read and check both tables; `label_columns` must exist. Column `labelled` says whether a slide's patient has one."""
     sheet = read_text_table(spec.sheet, "slide sheet")
-    require_columns(sheet, SHEET_COLUMNS, f"slide sheet {spec.sheet}")
+    require_columns(sheet, SHEET, f"slide sheet {spec.sheet}")
     if sheet.empty:
-        raise MilError(f"slide sheet {spec.sheet} has no rows; write one row a slide: {', '.join(SHEET_COLUMNS)}")
+        raise MilError(f"slide sheet {spec.sheet} has no rows; write one row a slide: {', '.join(SHEET)}")
     if "mpp" not in sheet.columns:
         sheet = sheet.assign(mpp="")
     patients, source = _patients(sheet, spec)
     require_columns(patients, label_columns, f"patient table {source}")
-    slides = sheet[[*SHEET_COLUMNS, *OPTIONAL_COLUMNS]].copy()
+    slides = sheet[[*SHEET, *OPTIONAL_COLUMNS]].copy()
     _check_rows(slides, spec)
     slides["path"] = _resolve(slides, spec)
     labelled = (
@@ -69,7 +69,7 @@ def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
 
 def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]:
     """The patient table: a file of its own, or the sheet's further columns, which must then agree within a patient."""
-    extra = [column for column in sheet.columns if column not in (*SHEET_COLUMNS, *OPTIONAL_COLUMNS)]
+    extra = [column for column in sheet.columns if column not in (*SHEET, *OPTIONAL_COLUMNS)]
     if spec.patients is None:
         table = sheet[["patient_id", *extra]].drop_duplicates()
         doubled = table[table["patient_id"].duplicated()]
@@ -81,7 +81,7 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
             )
         return table, spec.sheet
     if extra:
-        known = (*SHEET_COLUMNS, *OPTIONAL_COLUMNS)
+        known = (*SHEET, *OPTIONAL_COLUMNS)
         raise MilError(
             f"slide sheet {spec.sheet}: unknown column '{extra[0]}'; {nearest(extra[0], known)} "
             f"(columns of patients belong into {spec.patients})"
@@ -129,7 +129,7 @@ def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
         line = int(row.Index)  # type: ignore[arg-type]
         where = f"slide sheet {spec.sheet} line {line}"
         featured = row.site in spec.features
-        for column in SHEET_COLUMNS:
+        for column in SHEET:
             if not getattr(row, column) and not (column == "path" and featured):
                 raise MilError(f"{where}: column '{column}' is blank; fill it or remove the row")
         check_name("slide_id", row.slide_id, where)

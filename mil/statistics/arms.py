@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mil.errors import MilError
+from mil.schemas import PREDICTIONS
 from mil.tables import require_columns
 
 OWN_SITE = "own site"
@@ -22,19 +23,8 @@ OTHER_SITES = "other sites"
 TRAINING_SITES = "training sites"
 EXTERNAL_SITES = "external sites"
 GROUPS = (TRAINING_SITES, EXTERNAL_SITES)
+PREDICTED = ("experiment", *PREDICTIONS)
 SPLITS = ("held_out", "transfer", "external")
-COLUMNS = (
-    "experiment",
-    "trained_on",
-    "repeat",
-    "fold",
-    "patient_id",
-    "site",
-    "role",
-    "split",
-    "label",
-    "score",
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
     Raises for a missing column, a label other than 0/1, a score outside 0-1, an unknown split, a patient with two
     labels or sites, and a patient who is predicted twice by one repeat's held-out models (two folds hold them).
     """
-    require_columns(table, COLUMNS, where)
+    require_columns(table, PREDICTED, where)
     refuse(table, {"label": table["label"].isin([0, 1]), "score": table["score"].between(0, 1)}, where)
     return check_patients(table, where)
 

@@ -2,10 +2,10 @@
 
 from mil.tiles.contact import contact_sheet, tissue_outliers
 from mil.tiles.grid import Tiles, grid, tile_slide
-from mil.tiles.shard import COLUMNS, override_of, recipe, tile_shard, trident_attributes
+from mil.tiles.shard import TILES, override_of, recipe, tile_shard, trident_attributes
 
 __all__ = [
-    "COLUMNS",
+    "TILES",
     "Tiles",
     "contact_sheet",
     "grid",

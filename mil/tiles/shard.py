@@ -14,6 +14,7 @@ from mil.config import TileSpec
 from mil.errors import CorruptFile, SlideError
 from mil.files import check_name, sha256_of, write_text
 from mil.progress import Reporter
+from mil.schemas import MANIFEST
 from mil.slides.fingerprint import fingerprint, size_of
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
@@ -25,14 +26,14 @@ from mil.tissue.masks import read_mask, to_geojson
 STAGE_VERSION = 1  # raised when the same spec and slide would now give other tiles
 SECONDS_A_SLIDE = 3600.0  # a slide that takes longer hangs its decoder
 MAX_MASK_PX = 8192  # a brought mask is used at the thumbnail's resolution, at most this many pixels a side
-COLUMNS = ("slide_id", "state", "reason", "num_tiles", "checksum", "tissue_share", *FLAGS, "dropped")
+TILES = (*MANIFEST, "tissue_share", *FLAGS, "dropped")
 NOTHING = {"num_tiles": 0, "checksum": "", "tissue_share": None, **dict.fromkeys(FLAGS), "dropped": 0}
 
 
 def tile_shard(
     slides: pd.DataFrame, spec: TileSpec, folder: Path, thumbnails: Path, reporter: Reporter, threads: int | None = None
 ) -> pd.DataFrame:
-    """Tile the slides of a shard (rows of `slides.csv`) into `folder/{slide}.h5`; the manifest of `COLUMNS`.
+    """Tile the slides of a shard (rows of `slides.csv`) into `folder/{slide}.h5`; the manifest of `TILES`.
 
     A slide whose file has the same recipe and an intact checksum is left as it is. Slides are opened in a process of their own, so
     that one that kills its decoder is a row like any other. Beside the thumbnail stands the tissue's outline as GeoJSON.
@@ -45,7 +46,7 @@ def tile_shard(
             if row["state"] != "ok":
                 reporter.note(f"slide {row['slide_id']}: {row['state']}: {row['reason']}")
             rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(TILES))
 
 
 def recipe(spec: TileSpec, fingerprint: str, mpp: float | None, mask: str = "") -> str:

@@ -18,6 +18,7 @@ from mil.config import parse
 from mil.endpoints.endpoints import Endpoint
 from mil.errors import CorruptFile, MilError
 from mil.files import write_bytes, write_text
+from mil.schemas import INNER
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
@@ -28,7 +29,6 @@ from mil.training.cohort import Cohort
 from mil.training.ledger import Ledger, digest
 from mil.training.protocol import Task
 
-INNER = ["trained_on", "repeat", "fold", "inner", "patient_id", "site", "label", "score"]
 MODELS = ("model", "trained_on", "member", "repeat", "fold", "family", "row", "rounds", "patients", "sha256")
 MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
@@ -82,7 +82,7 @@ class Run:
         write_bytes(folder / "weights.safetensors", packed(tensors))
         write_table(self.models, folder / "models.csv")
         write_table(self.rounds, folder / "rounds.csv")
-        write_table(pd.DataFrame(columns=INNER) if self.inner is None else self.inner, folder / "inner.csv")
+        write_table(pd.DataFrame(columns=list(INNER)) if self.inner is None else self.inner, folder / "inner.csv")
         if self.folds is not None:
             write_table(self.folds, folder / "folds.csv")
         self.ledger.save(folder / "ledger.jsonl")
@@ -117,14 +117,14 @@ class Run:
             tensors = load_file(folder / "weights.safetensors")
         except SafetensorError as error:
             raise CorruptFile(f"{folder}/weights.safetensors cannot be read ({error}); {again}") from error
-        models = read_table(folder / "models.csv", text=("model", "trained_on", "member", "sha256"))
+        models = read_table(folder / "models.csv")
         require_columns(models, MODELS, f"{folder}/models.csv ({again})")
         families = []
         for number, head in enumerate(heads):
             own = {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}/")}
             families.append(Family(head, own))
         _check_models(models, families, folder, again)
-        inner = read_table(folder / "inner.csv", text=("trained_on", "patient_id", "site"))
+        inner = read_table(folder / "inner.csv")
         folds = folder / "folds.csv"
         ledger = Ledger()
         ledger.lines = (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
@@ -136,11 +136,11 @@ class Run:
             parse(EndpointSpec, stated[1], f"{folder}/spec.json"),
             families,
             models,
-            read_table(folder / "rounds.csv", text=("model", "phase", "site")),
+            read_table(folder / "rounds.csv"),
             ledger,
             stated[2],
             inner if len(inner) else None,
-            read_table(folds, text=("patient_id", "site")) if folds.is_file() else None,
+            read_table(folds) if folds.is_file() else None,
         )
 
 
@@ -181,7 +181,7 @@ def inner_scores(
         for task, logits in zip(tasks, held, strict=True)
         if (task.group, task.choice) in best
     ]
-    return pd.concat(parts, ignore_index=True)[INNER]
+    return pd.concat(parts, ignore_index=True)[list(INNER)]
 
 
 def model_table(

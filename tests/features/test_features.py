@@ -15,8 +15,8 @@ from mil.errors import MilError
 from mil.features import Engine, extract_shard
 from mil.features.plan import parts_of
 from mil.features.readers import ProcessReaders, SharedMemory, ThreadReaders
-from mil.features.shard import COLUMNS
 from mil.progress import quiet
+from mil.schemas import MANIFEST
 
 COLOUR = EncoderSpec(name="colour")
 
@@ -28,7 +28,7 @@ def extract(slides, root, spec=COLOUR, **options):
 def test_a_shard_becomes_a_file_a_slide_and_a_manifest(tmp_path):
     slides = make_shard(tmp_path, {"a": 9, "b": 1})
     manifest = extract(slides, tmp_path)
-    assert list(manifest.columns) == list(COLUMNS)
+    assert list(manifest.columns) == list(MANIFEST)
     assert list(manifest.num_tiles) == [36, 4]
     features, coords = hdf5.read(tmp_path / "features" / "a.h5", "features", "coords")
     assert (features.dtype, features.shape) == (np.float16, (36, 6))

@@ -212,7 +212,7 @@ def test_the_viewers_pyramid_is_the_slide(page, results):
     assert len(list(last.glob("*.jpg"))) == -(-width // one["square"]) * -(-height // one["square"])
     smallest = cv2.imread(str(folder / one["id"] / str(one["levels"][0]) / "0_0.jpg"))
     assert max(smallest.shape) <= 256
-    _, attention = results.attention("north", results.main, one["id"])
+    _, attention = results.files.attention("north", results.main, one["id"])
     assert len(one["tiles"]) == len(attention)
     assert (folder / "openseadragon.LICENSE.txt").read_text().startswith("Copyright (C) 2009 CodePlex Foundation")
 

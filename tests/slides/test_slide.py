@@ -10,7 +10,8 @@ import tifffile
 from mil.config import SlidesSpec
 from mil.errors import MilError, SlideError
 from mil.progress import quiet
-from mil.slides.check import COLUMNS, check_slides
+from mil.schemas import SLIDES
+from mil.slides.check import check_slides
 from mil.slides.fingerprint import fingerprint
 from mil.slides.resample import extents, resample
 from mil.slides.slide import open_slide
@@ -119,7 +120,7 @@ def test_check_gives_every_bad_slide_a_state_and_a_reason(tmp_path):
         tmp_path / "absent.svs",
     ]
     table = check_slides(sheet(*paths), SlidesSpec(), quiet())
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(SLIDES)
     assert list(table.state) == ["ok", "no_mpp", "implausible_mpp", "unreadable", "not_a_slide", "unreadable"]
     assert all(table.reason[1:])
     assert list(check_slides(sheet(paths[1], mpp="0.5"), SlidesSpec(), quiet()).mpp_source) == ["sheet"]

@@ -22,7 +22,7 @@ from mil.config import Config
 from mil.figures import Results
 from mil.files import write_text
 from mil.metrics.comparison import compare
-from mil.metrics.localisation import localisation
+from mil.metrics.localisation import localise, slides_with_truth
 from mil.metrics.score import score
 from mil.rng import rng
 from mil.tables import write_table
@@ -43,6 +43,12 @@ class Slide:
     site: str
     pixels: np.ndarray
     truth: np.ndarray
+
+
+def _main(experiments: tuple[str, ...]) -> str:
+    """The last experiment with attention that is not local."""
+    attending = [name for name in experiments if name.startswith("attention")] or list(experiments)
+    return ([name for name in attending if not name.endswith("local")] or attending)[-1]
 
 
 def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str]) -> Config:
@@ -73,7 +79,7 @@ def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str])
                 "time": "time_months",
                 "event": "event",
             },
-            "figures": {"dpi": 110, "slides_a_site": 2, "tiles_a_site": 5},
+            "figures": {"dpi": 110, "slides_a_site": 2, "tiles_a_site": 5, "main": _main(experiments)},
             "report": {"title": "Response to chemotherapy, four drawn hospitals", "remarks": "Made by a program."},
         }
     )
@@ -382,7 +388,9 @@ def score_all(results: Results) -> None:
     predictions = {name: results.predictions(name) for name in results.experiments}
     for name, experiment in results.experiments.items():
         write_table(score(predictions[name], spec, experiment), folder / f"{name}.csv")
-        write_table(localisation(results, name, spec), folder / f"{name}.localisation.csv")
+        write_table(
+            localise(slides_with_truth(results, name), spec, name, experiment), folder / f"{name}.localisation.csv"
+        )
     write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
     write_baselines(results, "response", results.folder / "baselines/response")
 

@@ -16,7 +16,7 @@ from mil.errors import SlideError
 from mil.progress import quiet
 from mil.slides.check import check_slides
 from mil.slides.slide import Reading, open_slide
-from mil.tiles import COLUMNS, tile_shard, tile_slide
+from mil.tiles import TILES, tile_shard, tile_slide
 
 SPEC = TileSpec(size_px=64, mpp=0.5, tissue=TissueSpec(mpp=4.0, min_area_um2=100, margin_um=0))
 
@@ -45,7 +45,7 @@ def test_shard_writes_verified_files_and_skips_them_next_time(tmp_path):
     slides = check_slides(sheet(good, bare, tmp_path / "gone.svs"), SlidesSpec(), quiet())
     folder, pictures = tmp_path / "tiles", tmp_path / "thumbnails"
     manifest = tile_shard(slides, SPEC, folder, pictures, quiet())
-    assert list(manifest.columns)[: len(COLUMNS)] == list(COLUMNS)
+    assert list(manifest.columns)[: len(TILES)] == list(TILES)
     assert list(manifest.state) == ["ok", "no_tissue", "unreadable"]
     assert (pictures / "s0.jpg").is_file()
     coords, tissue = hdf5.read(folder / "s0.h5", "coords", "tissue")

@@ -10,7 +10,7 @@ import pandas as pd
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints.kinds.rows import Scale, bootstrap_bounds, mean_of_folds, measured_rows
 from mil.registry import Registry
-from mil.statistics.arms import COLUMNS, Scope, check_patients, refuse
+from mil.statistics.arms import PREDICTED, Scope, check_patients, refuse
 from mil.statistics.bootstrap import Metric, bootstrap_weights
 from mil.statistics.delong import Difference, difference_of
 from mil.tables import require_columns
@@ -55,7 +55,7 @@ class Kind:
     """Name of the paired test that stands in the report."""
     strata: tuple[str, ...] = ("site", "label")
     """Patients are drawn within these."""
-    columns: tuple[str, ...] = COLUMNS
+    columns: tuple[str, ...] = PREDICTED
     better, worse = "", ""
     """What a model does that is better (worse) than chance, as in `FedAvg ...`."""
     how = ""

@@ -10,7 +10,7 @@ from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints.kinds.kind import KINDS, Kind, Measure
 from mil.endpoints.kinds.rows import BOOTSTRAP, ON_SCALE, row_of
 from mil.statistics import delong, ranking
-from mil.statistics.arms import COLUMNS, Scope
+from mil.statistics.arms import PREDICTED, Scope
 
 OF_CLASS = "auroc of "
 
@@ -30,7 +30,7 @@ class Multiclass(Kind):
     def __init__(self, spec: EndpointSpec) -> None:
         super().__init__(spec)
         self.classes = spec.classes
-        self.columns = (*COLUMNS, *(f"score_{name}" for name in spec.classes))
+        self.columns = (*PREDICTED, *(f"score_{name}" for name in spec.classes))
         chance = 1 / len(spec.classes)
         self.further = (Measure("balanced_accuracy", "Balanced accuracy", balanced_accuracy, chance=chance),)
 

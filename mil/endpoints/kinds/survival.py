@@ -7,7 +7,7 @@ import pandas as pd
 
 from mil.endpoints.kinds.kind import KINDS, Kind, Measure
 from mil.endpoints.kinds.rows import BOOTSTRAP, ON_SCALE
-from mil.statistics.arms import COLUMNS, Scope, scopes
+from mil.statistics.arms import PREDICTED, Scope, scopes
 from mil.statistics.from_sites import LogRank, stratified_logrank
 from mil.statistics.survival import c_index
 from mil.statistics.thresholds import MODEL, vote
@@ -19,7 +19,7 @@ class Survival(Kind):
 
     name = "survival"
     primary = Measure("c_index", "C-index", lambda *given: harrell(*given), chance=0.5)
-    columns = (*COLUMNS, "time")
+    columns = (*PREDICTED, "time")
     method = BOOTSTRAP + ON_SCALE["share"]
     better = "tells who has the event sooner better than chance would"
     worse = "puts patients in the wrong order, worse than chance would"

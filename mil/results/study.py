@@ -1,0 +1,33 @@
+"""The settings -> what the study is about: its main experiment, and the experiments that are compared with it."""
+
+from collections.abc import Mapping
+
+from mil.config import Config, ExperimentSpec
+from mil.errors import Absent
+
+WITHOUT_ATTENTION = ("clinical", "max", "mean")
+"""Models that weigh every tile of a bag alike, look at one tile, or at none."""
+
+
+def main_experiment(config: Config) -> str:
+    """`figures.main`, or the first experiment under `run` whose model has attention; without such a model the first."""
+    if config.figures.main is not None:
+        return config.figures.main
+    if not config.run:
+        raise Absent("no experiment was run")
+    attending = [name for name in config.run if config.experiments[name].model.name not in WITHOUT_ATTENTION]
+    return (attending or list(config.run))[0]
+
+
+def family_of(main: str, experiments: Mapping[str, ExperimentSpec]) -> dict[str, ExperimentSpec]:
+    """`main` and the experiments that share its encoder, model, endpoint, protocol and covariates.
+
+    They differ in the strategy and, where a strategy needs other ones, in the settings of training.
+    """
+    return {name: one for name, one in experiments.items() if same_input(one, experiments[main])}
+
+
+def same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:
+    """Whether two experiments read the same and are of the same model."""
+    parts = ("encoder", "model", "endpoint", "protocol", "covariates")
+    return all(getattr(one, part) == getattr(other, part) for part in parts)

@@ -1,0 +1,150 @@
+"""Columns of the tables that the pipeline writes, in their order, and which columns are text."""
+
+SHEET = ("slide_id", "patient_id", "site", "path")
+"""Slide sheet of a cohort, written by people: the columns that it must have."""
+SLIDES = (
+    *SHEET,
+    "state",
+    "reason",
+    "format",
+    "width",
+    "height",
+    "levels",
+    "mpp",
+    "mpp_source",
+    "objective_power",
+    "fingerprint",
+    "bytes",
+)
+"""`sites/{site}/slides.csv`, a row per slide."""
+MANIFEST = ("slide_id", "state", "reason", "num_tiles", "checksum")
+"""`shard*.csv` of a stage, a row per slide; that of the tiles has further columns."""
+CENSUS = ("slide_id", "patient_id", "site", "state", "reason", "stage", "num_tiles", "mpp", "mpp_source", "format")
+"""`census/{site}.csv`, a row per slide."""
+VALIDATION = ("path", "state", "reason", "bytes")
+"""What `mil validate` writes, a row per file."""
+BAGS = ("patient_id", "slides", "site", "role")
+"""`bags/{endpoint}.csv`, a row per patient: these, the targets, covariates and folds."""
+ROUNDS = ("model", "phase", "repeat", "fold", "round", "site", "train_loss", "val_loss", "val_auroc")
+"""`runs/{experiment}/rounds.csv`, a row per model, round and site."""
+INNER = ("trained_on", "repeat", "fold", "inner", "patient_id", "site", "label", "score")
+"""`runs/{experiment}/inner.csv`, a row per model and patient of its inner folds."""
+PREDICTIONS = ("trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score")
+"""`predictions/{experiment}.csv` after its column `experiment`, a row per model and patient."""
+METRICS = (
+    "trained_on",
+    "split",
+    "site",
+    "patients",
+    "positives",
+    "models",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "method",
+    "primary",
+)
+"""`metrics/{experiment}.csv` after what names the experiment, a row per model, site, metric and method."""
+COMPARISONS = (
+    "endpoint",
+    "factor",
+    "first",
+    "first_trained_on",
+    "second",
+    "second_trained_on",
+    "split",
+    "site",
+    "patients",
+    "positives",
+    "first_models",
+    "second_models",
+    "metric",
+    "first_value",
+    "second_value",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_adjusted",
+    "method",
+    "correction",
+    "primary",
+)
+"""`metrics/comparisons.csv`, a row per pair of models, site and method."""
+STRATEGIES = (
+    "experiment",
+    "trained_on",
+    "split",
+    "site",
+    "patients",
+    "positives",
+    "value",
+    "low",
+    "high",
+    "against",
+    "against_value",
+    "difference",
+    "p",
+    "p_adjusted",
+    "method",
+    "correction",
+)
+"""Strategies of one model: a row per model and site, and per model that it is compared with there."""
+LOCALISATION = (
+    "site",
+    "patients",
+    "slides",
+    "tiles",
+    "positive_tiles",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "method",
+)
+"""`metrics/{experiment}.localisation.csv` after what names the experiment, a row per site and metric."""
+SUBGROUPS = ("variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs", "p_adjusted")
+"""Subgroups of patients, a row per level of a variable."""
+
+TEXT = frozenset(
+    {
+        "against",
+        "check",
+        "checksum",
+        "correction",
+        "encoder",
+        "endpoint",
+        "experiment",
+        "factor",
+        "fingerprint",
+        "first",
+        "first_trained_on",
+        "format",
+        "level",
+        "member",
+        "method",
+        "metric",
+        "model",
+        "mpp_source",
+        "path",
+        "patient_id",
+        "phase",
+        "reason",
+        "role",
+        "second",
+        "second_trained_on",
+        "sha256",
+        "site",
+        "slide_id",
+        "split",
+        "stage",
+        "state",
+        "step",
+        "strategy",
+        "subject",
+        "trained_on",
+        "variable",
+    }
+)
+"""Columns that are text in every table, so that a patient '007' and a site '2' keep their names."""
