@@ -1,21 +1,33 @@
-"""A config and its cohort -> nothing, or now what would end the run after hours: columns, folders and files that are not there."""
+"""Check settings and sheet before the workflow starts. Raise MilError for what would otherwise fail hours later."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mil.bags.covariates import clinical_inputs, follow_up, refuse_mixture
-from mil.config import Config
+from mil.bags.table import check_classes, targets_of
+from mil.config import Config, load
 from mil.errors import MilError, nearest
-from mil.slides.sheet import Cohort
+from mil.slides.sheet import Cohort, read_cohort
 from mil.tables import require_columns
 
 
+def ready_cohort(configs: Sequence[Path]) -> tuple[Config, Cohort]:
+    """The settings of config files, over those of `configs/experiments.yaml` where there is one, and their cohort, both checked."""
+    named = Path("configs/experiments.yaml")
+    config = load(*[path for path in [named] if path.is_file()], *configs)
+    experiments = config.selected().values()
+    cohort = read_cohort(config.slides, sorted({config.endpoints[one.endpoint].column for one in experiments}))
+    check_readiness(config, cohort)
+    return config, cohort
+
+
 def check_readiness(config: Config, cohort: Cohort) -> None:
-    """Raise `MilError` for the first thing that a step further on will look for in vain."""
+    """Raise `MilError` for the first column, label, file or folder that a later step would miss."""
     for where, columns in _columns(config):
         require_columns(cohort.patients, columns, f"{where}: patient table {cohort.source}")
     _check_cells(config, cohort)
+    _check_labels(config, cohort)
     if not any(config.slides.roles[site] == "train" for site in cohort.sites):
         raise MilError(
             f"slides.roles: none of the sites {', '.join(cohort.sites)} has the role train; give it to those that take part in "
@@ -25,6 +37,7 @@ def check_readiness(config: Config, cohort: Cohort) -> None:
     if main is not None and main not in config.run:
         raise MilError(f"figures.main: experiment '{main}' is not under run; {nearest(main, config.run)}")
     _check_writable(Path(config.results))
+    _check_weights(config, cohort)
     for where, path in _paths(config):
         if not path.exists():
             raise MilError(f"{where}: {path} does not exist; correct the path (relative to the folder you run in)")
@@ -44,6 +57,39 @@ def _check_cells(config: Config, cohort: Cohort) -> None:
         refuse_mixture(cells[cells != ""], column, f"patient table {cohort.source}, metrics.subgroups")
     if metrics.time is not None and metrics.event is not None:
         follow_up(patients, metrics.time, metrics.event)
+
+
+def _check_labels(config: Config, cohort: Cohort) -> None:
+    """Labels are words of their endpoint, and enough for the folds if no slide is lost."""
+    roles = config.slides.roles
+    patients = cohort.slides.drop_duplicates("patient_id").set_index("patient_id")[["site"]]
+    patients = patients.assign(role=patients["site"].map(dict(roles)))
+    for name in sorted({experiment.endpoint for experiment in config.selected().values()}):
+        endpoint = config.endpoints[name]
+        try:
+            check_classes(patients.join(targets_of(cohort, endpoint), how="inner"), roles, endpoint)
+        except MilError as error:
+            raise MilError(f"endpoints.{name}: {error}") from error
+
+
+def _check_weights(config: Config, cohort: Cohort) -> None:
+    """The weights of every encoder that has slides to extract are on this machine."""
+    from mil.encoders.generic import resolve
+    from mil.encoders.weights import NoWeights, locate
+
+    if set(cohort.sites) <= set(config.slides.features):
+        return
+    for name in sorted({experiment.encoder for experiment in config.selected().values()}):
+        spec = config.encoders[name]
+        if spec.weights == "random" or (spec.weights is not None and Path(spec.weights).is_file()):
+            continue
+        source = resolve(spec).source
+        if isinstance(source, NoWeights):
+            continue
+        try:
+            locate(spec.name, source, spec.weights)
+        except MilError as error:
+            raise MilError(f"encoders.{name}: {error}") from error
 
 
 def _check_writable(results: Path) -> None:

@@ -80,6 +80,7 @@ endpoints:
     positive: ["1"]
     negative: ["0"]
     repeats: 5
+    # Every training site needs at least as many patients of each class as there are folds (for 2 folds: 4).
     folds: 5
 
 # Stanzas of configs/experiments.yaml (or your own, under `experiments:`), in the order of the figures. The first

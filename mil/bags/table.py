@@ -4,7 +4,6 @@ Folds are dealt within every training site and label, so a hospital can deal its
 the same seed gives the same folds whatever the order of the rows. They are written once and never computed again.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def make_bags(
     bags = bags.sort_values(["site", "patient_id"], ignore_index=True)
     lost = dict.fromkeys(set(slides.index) - set(targets.index), "no_label")
     table = flow(census, roles, used, lost)
-    _check_classes(bags, roles, endpoint)
+    check_classes(bags, roles, endpoint)
     return deal_folds(bags, endpoint), table
 
 
@@ -164,28 +163,40 @@ def _strata(labels: pd.Series) -> pd.Series:
     return (labels.rank(method="first") * 3 / (len(labels) + 1)).astype(int)
 
 
-def _check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: EndpointSpec) -> None:
-    """Every training site needs enough patients of both classes (events and none) for its folds; a hospital that is external has none."""
+def check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: EndpointSpec) -> None:
+    """Every training site needs enough patients of both classes (events and none) for its folds; a hospital that is external has none.
+
+    `bags`: site, role and label of each patient.
+    """
     train, column = bags[bags["role"] == "train"], endpoint.event or endpoint.column
     if train.empty and (bags.empty or "train" in roles.values()):
         raise MilError("no patient of a training site is left; see the flow table for what was excluded and why")
     for site, members in train.groupby("site", sort=True):
         if endpoint.kind in {"multiclass", "regression"}:
             if len(members) < 2 * endpoint.folds:
+                lower = f"set folds to {len(members) // 2} (endpoints), " if len(members) >= 4 else ""
                 raise MilError(
-                    f"site {site}: {len(members)} patients are too few for {endpoint.folds} folds; lower folds (endpoints)"
+                    f"site {site}: {len(members)} patients are too few for {endpoint.folds} folds, which need "
+                    f"{2 * endpoint.folds}; {lower}add patients, or give the site the role external"
                 )
             continue
+        words = {0: " or ".join(endpoint.negative), 1: " or ".join(endpoint.positive)}
         counts = members["label"].value_counts().reindex([0, 1], fill_value=0)
-        rarest, number = counts.idxmin(), int(counts.min())
+        rarest, number = int(counts.idxmin()), int(counts.min())
         if number == 0:
             raise MilError(
-                f"site {site}: all {len(members)} patients have {column} = {1 - int(rarest)}; "
+                f"site {site}: all {len(members)} patients have {column} = {words[1 - rarest]}; "
                 "a training site needs both classes (give it the role external, or check the labels)"
             )
-        left = number - math.ceil(number / endpoint.folds)
-        if number < endpoint.folds or left < 2:
+        if number < (needed := patients_needed(endpoint.folds)):
+            fitting = [folds for folds in range(2, number + 1) if patients_needed(folds) <= number]
+            change = f"set folds to {fitting[-1]} (endpoints), " if fitting else ""
             raise MilError(
-                f"site {site}: {number} patients with {column} = {rarest} are too few for {endpoint.folds} folds "
-                f"with {endpoint.inner_folds} inner ones; lower folds (endpoints), add patients, or give the site the role external"
+                f"site {site}: {number} patients with {column} = {words[rarest]} are too few for {endpoint.folds} folds, which "
+                f"need {needed}; {change}add patients, or give the site the role external"
             )
+
+
+def patients_needed(folds: int) -> int:
+    """Patients per class and training site: one in every fold, and two left to train on when the largest fold is held out."""
+    return 4 if folds == 2 else folds

@@ -13,6 +13,10 @@ ShardSizeOption = Annotated[int, typer.Option("--shard-size", help="Slides a sha
 
 
 def check(
+    configs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Config files of a cohort: settings, labels, weights are checked too.", show_default=False),
+    ] = None,
     spec: SpecOption = "{}",
     site: Annotated[Optional[str], typer.Option(help="Only this site.", show_default="all")] = None,  # noqa: UP045
     labels: Annotated[
@@ -34,13 +38,18 @@ def check(
         _deep_check(deep, out, log)
         return
     from mil.config import SlidesSpec, read_spec
+    from mil.readiness import ready_cohort
     from mil.slides.check import check_slides
     from mil.slides.sheet import read_cohort
     from mil.tables import write_table
 
     reporter = reporter_of(log)
-    settings = read_spec(SlidesSpec, spec)
-    cohort = read_cohort(settings, [column for column in labels.split(",") if column])
+    if configs:
+        config, cohort = ready_cohort(configs)
+        settings = config.slides
+    else:
+        settings = read_spec(SlidesSpec, spec)
+        cohort = read_cohort(settings, [column for column in labels.split(",") if column])
     table = check_slides(cohort.at(site) if site else cohort.slides, settings, reporter)
     if out is not None:
         write_table(table, out)
@@ -49,10 +58,10 @@ def check(
         reporter.note(f"slide {row.slide_id} ({row.path}): {row.state}: {row.reason}")
     counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
     reporter.say(f"check {site or 'all sites'}: {len(table)} slides: {counts}")
-    if len(bad) and (strict or settings.on_bad_slide == "stop"):
+    if len(bad) and (strict or settings.on_bad_slide == "stop" or (site is None and len(bad) == len(table))):
         first = bad.iloc[0]
         raise MilError(
-            f"{len(bad)} slides cannot be used; the first: slide {first['slide_id']} ({first['path']}): {first['state']}: {first['reason']}"
+            f"{len(bad)} of {len(table)} slides cannot be used; the first: slide {first['slide_id']} ({first['path']}): {first['state']}: {first['reason']}"
         )
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from mil.bags.census import flow, take_census
-from mil.bags.table import deal_folds, make_bags
+from mil.bags.table import check_classes, deal_folds, make_bags
 from mil.config import EndpointSpec
 from mil.errors import MilError
 from mil.slides.sheet import Cohort
@@ -129,8 +129,25 @@ def test_one_class_only_is_said():
 
 def test_too_few_patients_for_the_folds_are_said():
     cohort, census = make_cohort(patients_a_site=6)
-    with pytest.raises(MilError, match="site A: 2 patients with response = 1 are too few for 3 folds"):
+    with pytest.raises(
+        MilError, match="site A: 2 patients with response = 1 are too few for 3 folds, which need 3; add pat"
+    ):
         make_bags(cohort, census, ROLES, ENDPOINT)
+
+
+@pytest.mark.parametrize(
+    ("number", "folds", "advice"),
+    [(3, 2, "which need 4; set folds to 3"), (3, 3, None), (4, 2, None), (4, 5, "set folds to 4")],
+)
+def test_the_advice_on_folds_is_one_that_works(number, folds, advice):
+    """Three patients of a class do for three folds and not for two: of two folds one holds two of them."""
+    rows = pd.DataFrame({"site": "A", "role": "train", "label": [1] * number + [0] * 9})
+    endpoint = EndpointSpec(folds=folds, positive=("responder",))
+    if advice is None:
+        check_classes(rows, {"A": "train"}, endpoint)
+        return
+    with pytest.raises(MilError, match=f"{number} patients with response = responder are too few .*{advice}"):
+        check_classes(rows, {"A": "train"}, endpoint)
 
 
 def test_census_keeps_the_first_state_that_is_not_ok():

@@ -84,12 +84,12 @@ def test_strict_check_of_a_corrupt_slide_names_it(tmp_path):
     (tmp_path / "slides.csv").write_text("slide_id,patient_id,site,path\ns1,p1,A,broken.svs\n")
     spec = '{"sheet": "slides.csv", "roles": {"A": "train"}}'
     flagged = mil("check", "--spec", spec, "--out", "out.csv", cwd=tmp_path)
-    assert flagged.returncode == 0
+    assert flagged.returncode == 1  # nothing usable is left
     assert "s1" in (tmp_path / "out.csv").read_text()
     strict = mil("check", "--spec", spec, "--strict", cwd=tmp_path)
     assert strict.returncode == 1
     last = strict.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: 1 slides cannot be used; the first: slide s1 (broken.svs): ")
+    assert last.startswith("error: 1 of 1 slides cannot be used; the first: slide s1 (broken.svs): ")
 
 
 def test_the_log_gets_the_error_too(tmp_path):

@@ -10,7 +10,7 @@ from mil.slides.sheet import read_cohort
 
 
 def check(tmp_path, repository, over, spoil=lambda text: text):
-    settings = merge(read_yaml(repository / "configs/experiments.yaml"), make_features(tmp_path, patients_a_site=2))
+    settings = merge(read_yaml(repository / "configs/experiments.yaml"), make_features(tmp_path))
     config = parse(Config, merge(settings, over), "here")
     patients = tmp_path / "patients.csv"
     patients.write_text(spoil(patients.read_text()))
@@ -79,3 +79,60 @@ def test_a_word_among_numbers_names_the_patient(tmp_path, repository, metrics, c
         check(
             tmp_path, repository, {"metrics": metrics}, lambda text: text.replace("south-p1,1,43", f"south-p1,1,{cell}")
         )
+
+
+@pytest.mark.parametrize(
+    ("over", "rename", "said"),
+    [
+        (
+            {},
+            ("p1,1", "p1,responder"),
+            r"endpoints.response: .*patients.csv line 3: patient 'north-p1' has response = 'responder'",
+        ),
+        (
+            {"endpoints": {"response": {"folds": 5}}},
+            ("", ""),
+            "site north: 4 patients with response = 0 are too few for 5 folds, which need 5; set folds to 4",
+        ),
+        (
+            {"endpoints": {"response": {"positive": ["yes", "1"]}}},
+            (",0,", ",,"),
+            "site north: all 4 patients have response = yes or 1; a training site needs both classes",
+        ),
+        (
+            {"endpoints": {"response": {"kind": "regression", "column": "age", "folds": 5}}},
+            ("", ""),
+            "site north: 8 patients are too few for 5 folds, which need 10; set folds to 4",
+        ),
+    ],
+    ids=["word", "folds", "class", "regression"],
+)
+def test_labels_that_no_fold_can_use_are_said_before_the_first_tile(tmp_path, repository, over, rename, said):
+    with pytest.raises(MilError, match=said):
+        check(tmp_path, repository, over, lambda text: text.replace(*rename))
+
+
+def test_weights_that_are_not_there_are_said_before_the_first_tile(tmp_path, repository):
+    slides = {"features": None, "roles": {"north": "train", "south": "train", "east": "external"}}
+    with pytest.raises(
+        MilError, match=r"encoders.uni: encoder uni needs weights: ask for access at https://.*mil encoders fetch uni"
+    ):
+        check_with_slides(tmp_path, repository, slides, {})
+    with pytest.raises(MilError, match=r"encoders.uni: encoder uni: weights nowhere do not exist"):
+        check_with_slides(tmp_path, repository, slides, {"encoders": {"uni": {"weights": "nowhere"}}})
+    (tmp_path / "uni.bin").write_bytes(b"weights")
+    check_with_slides(tmp_path, repository, slides, {"encoders": {"uni": {"weights": str(tmp_path / "uni.bin")}}})
+
+
+def check_with_slides(tmp_path, repository, slides, over):
+    settings = merge(merge(read_yaml(repository / "configs/experiments.yaml"), make_features(tmp_path)), over)
+    settings["slides"] = {**settings["slides"], **slides, "features": {}}
+    sheet = tmp_path / "slides.csv"
+    rows = sheet.read_text().splitlines()
+    for number, line in enumerate(rows[1:], 1):
+        name = f"{line.split(',')[0]}.svs"
+        (tmp_path / name).write_bytes(b"slide")
+        rows[number] = line + name
+    sheet.write_text("\n".join(rows) + "\n")
+    config = parse(Config, settings, "here")
+    check_readiness(config, read_cohort(config.slides, ["response"]))

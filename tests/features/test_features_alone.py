@@ -64,14 +64,16 @@ def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
 
 
 def test_the_line_of_a_job_that_failed_stands_at_the_end(tmp_path, repository):
-    config = make_features(tmp_path / "data", patients_a_site=2)
+    config = make_features(tmp_path / "data")
+    for path in (tmp_path / "data/north").rglob("north-p[1357]-s1*"):  # all who respond
+        path.unlink()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(repository / "Snakefile"), "--configfile"]
     command += ["config.yaml", "--cores", "2", "results/alone/bags/response.csv"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     after = (done.stdout + done.stderr).partition("Exiting because a job execution failed")[2]
-    assert "results/alone/logs/bag/response.log: error: site north: 1 patients with response" in after
+    assert "results/alone/logs/bag/response.log: error: site north: all 4 patients have response = 0" in after
 
 
 def test_no_rule_gives_the_shell_a_path_with_blanks_bare(repository):

@@ -31,7 +31,23 @@ def folder(tmp_path_factory, repository):
     for name in ("configs", "workflow", "profiles", "mil"):
         shutil.copytree(repository / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     make_cohort(folder / "theirs", patients_a_site=2)
+    _copy_patients(folder / "theirs", 4)
     return folder
+
+
+def _copy_patients(folder, copies):
+    """Each patient and their slides `copies` times more, as the template's five folds need five patients of each class per site."""
+    for name in ("slides.csv", "patients.csv"):
+        header, *rows = (folder / name).read_text().splitlines()
+        table = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+        for row in list(table):
+            for number in range(copies):
+                copy = row | {key: f"{row[key]}-{number}" for key in ("slide_id", "patient_id") if key in row}
+                if "path" in row:
+                    copy["path"] = str(Path(row["path"]).with_stem(copy["slide_id"]))
+                    (folder / copy["path"]).hardlink_to(folder / row["path"])
+                table.append(copy)
+        (folder / name).write_text("\n".join([header, *(",".join(row.values()) for row in table)]) + "\n")
 
 
 def run(command, folder):

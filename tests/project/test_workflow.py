@@ -119,10 +119,9 @@ def test_one_experiments_setting_leaves_the_others_alone(finished, repository):
     assert jobs(snakemake(finished, repository, "--dry-run", over=over))["train"] == 1
 
 
-def test_only_training_and_prediction_cross_the_wall(tmp_path, repository):
+def test_only_training_and_prediction_cross_the_wall(finished, repository):
     """In the dry run of everything, no other rule's job reads from more than one site's folder."""
-    make_cohort(tmp_path / "data", seed=0, patients_a_site=2)
-    process = snakemake(tmp_path, repository, "--dry-run")
+    process = snakemake(finished, repository, "--dry-run", "--forceall")
     assert process.returncode == 0, process.stdout + process.stderr
     crossing = set()
     for rule, inputs in re.findall(r"rule (\w+):\n\s+input: (.*)", process.stdout + process.stderr):
