@@ -1,5 +1,6 @@
 """What a job computes on: a GPU of its own where there are several, the only one, or the CPU."""
 
+import ctypes
 import fcntl
 import os
 import tempfile
@@ -10,15 +11,34 @@ from typing import Any, TextIO
 
 import torch
 
+from mil.errors import MilError
+from mil.progress import Reporter
+
+GIVEN = ("SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")  # environment variables by which a job is given GPUs
 _claims: list[TextIO] = []  # open as long as the process lives: the kernel lets go of a lock when its holder dies
 
 
 def best_device() -> torch.device:
-    """CUDA where there is any, else the CPU. Of several GPUs, one that no other job on this machine has claimed."""
+    """CUDA where there is any, else the CPU. Of several GPUs, one that no other job on this machine has claimed.
+
+    A job that was given a GPU which torch cannot use is a `MilError`: on the CPU it would take a hundred times as long.
+    """
     if not torch.cuda.is_available():
+        given = next((name for name in GIVEN if os.environ.get(name, "").strip() not in ("", "-1", "NoDevFiles")), None)
+        if given is not None:
+            raise MilError(
+                f"{given}={os.environ[given]} gives this job a GPU, but {_why_unusable()}; mend that, or unset {given} to "
+                "compute on the CPU"
+            )
         return torch.device("cpu")
     names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
     return torch.device("cuda", claimed(names) or 0)
+
+
+def _why_unusable() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build for CPUs"
+    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable GPU: the driver may be missing or too old"
 
 
 def claimed(names: list[str], folder: Path | None = None) -> int | None:
@@ -46,16 +66,34 @@ def describe(device: torch.device) -> str:
 
 
 @contextmanager
-def pinned(memory: torch.Tensor, device: torch.device) -> Iterator[None]:
-    """Keep host `memory` where it is, so that the GPU copies from it by itself; nothing to do for the CPU."""
+def pinned(memory: torch.Tensor, device: torch.device, reporter: Reporter) -> Iterator[None]:
+    """Register host `memory`, so that the GPU copies from it without the CPU; nothing to do for the CPU.
+
+    Memory that cannot be registered is copied more slowly, and the log says so.
+    """
     if device.type != "cuda":
         yield
         return
     runtime: Any = torch.cuda.cudart()
     failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel() * memory.element_size(), 0))
+    if failed:
+        clear_error()
+        reporter.note(f"host memory is not pinned (cudaHostRegister: error {failed}); copies to the GPU are slower")
     try:
-        yield  # memory that cannot be pinned is copied more slowly, nothing else
+        yield
     finally:
         if not failed:
             torch.cuda.synchronize(device)
             runtime.cudaHostUnregister(memory.data_ptr())
+
+
+def clear_error() -> None:
+    """Take the pending error of the CUDA runtime away. Otherwise the next kernel launch raises it, far from its cause."""
+    major = str(torch.version.cuda or "").split(".")[0]
+    try:
+        runtime = ctypes.CDLL(
+            f"libcudart.so.{major}"
+        )  # the library that torch has loaded: the same name is the same library
+    except OSError:
+        return
+    runtime.cudaGetLastError()

@@ -12,8 +12,17 @@ from torch.nn.functional import interpolate
 from mil.config import EncoderSpec
 from mil.encoders import Encoder
 from mil.errors import MilError
-from mil.features.accelerate import COMPILE_FROM_TILES, choose_precision, compiled, fuse_batchnorm, in_precision
+from mil.features.accelerate import (
+    choose_precision,
+    compiled,
+    exact_fp32,
+    fuse_batchnorm,
+    in_precision,
+    pays_from,
+    warm_mark,
+)
 from mil.features.device import best_device
+from mil.features.plan import batch_tiles
 from mil.features.stain import Stain
 from mil.progress import Reporter, quiet
 from mil.slides.cores import cores
@@ -59,13 +68,14 @@ class Engine:
         reporter: Reporter | None = None,
         threads: int | None = None,
     ) -> None:
-        """`tiles`: how many are to come; on CUDA the encoder is compiled where that pays. `threads`: none: all cores given."""
+        """`tiles`: number expected; on CUDA the encoder is compiled where that saves time. `threads`: none: all cores given."""
         self.encoder, self.spec = encoder, spec
         self.reporter = reporter or quiet()
         self.device = device or best_device()
         if self.device.type == "cuda":
             self.device = torch.device("cuda", self.device.index or 0)
             torch.cuda.set_device(self.device)
+            exact_fp32()
         weightless = next(encoder.module.parameters(), None) is None
         self.precision = choose_precision("fp32" if weightless else spec.precision, self.device)
         self.dtype = DTYPES[self.precision]
@@ -73,12 +83,16 @@ class Engine:
         module = fuse_batchnorm(encoder.module, encoder.input_px).to(self.device)
         module = in_precision(module, self.dtype, encoder.exact)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  torch's stub lacks it
-        self.compiled = self.device.type == "cuda" and tiles >= COMPILE_FROM_TILES
-        self.module = compiled(module) if self.compiled else module
+        self.eager = self.module = module
+        self.compiled = False
+        if self.device.type == "cuda":
+            card = torch.cuda.get_device_name(self.device)
+            self.warm = warm_mark(encoder.name, encoder.weights_sha256, spec.batch_size, self.precision, card)
+            self.compiled = tiles >= pays_from(module, self.warm.is_file())
         std = torch.tensor(encoder.std, device=self.device).view(1, 3, 1, 1)
         mean = torch.tensor(encoder.mean, device=self.device).view(1, 3, 1, 1)
         self.scale, self.shift = 1 / (255 * std), -mean / std
-        self.stain = Stain(spec.stain) if spec.stain is not None else None
+        self.stain = Stain(spec.stain, self.device) if spec.stain is not None else None
         if self.device.type == "cpu":
             # Threads with a step each, not one step on several threads: those wait for each other at every layer, and
             # where the machine is shared the slowest holds up all (39 tiles/s instead of 444 beside five busy processes).
@@ -90,10 +104,28 @@ class Engine:
         """uint8 (tiles, size, size, 3) -> float16 (tiles, width)."""
         return self.finish(self.start(torch.from_numpy(np.ascontiguousarray(tiles)), len(tiles), stains))
 
-    def warm_up(self, size_px: int) -> None:
-        """Compile for tiles of this size, so that the first batch does not wait for it; nothing to do where nothing is compiled."""
-        if self.compiled:
+    def prepare(self, size_px: int) -> float:
+        """Make ready for tiles of this size: the step, and on CUDA the compiled encoder. Returns the seconds of compiling.
+
+        Where compiling fails (no C compiler, no Python.h, an old GPU) the encoder runs without, and a line says so.
+        """
+        if self.device.type == "cpu":
+            return 0.0
+        self.step = batch_tiles(self.spec.batch_size, size_px)
+        if not self.compiled:
+            return 0.0
+        started = time.perf_counter()
+        try:
+            self.module = compiled(self.eager)
             self(np.zeros((self.step, size_px, size_px, 3), np.uint8))
+        except (RuntimeError, OSError, ImportError) as error:  # what dynamo, inductor, triton and the C compiler raise
+            self.module, self.compiled = self.eager, False
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            self.reporter.say(f"encoder {self.encoder.name} cannot be compiled here and runs without: {reason[:200]}")
+        else:
+            self.warm.parent.mkdir(parents=True, exist_ok=True)
+            self.warm.touch()
+        return time.perf_counter() - started
 
     def start(self, tiles: torch.Tensor, count: int, stains: np.ndarray | None = None) -> Ticket:
         """Begin with the first `count` of `tiles` (uint8 (n, size, size, 3) on the host, pinned for the GPU's sake)."""
@@ -103,8 +135,7 @@ class Engine:
             return Ticket(count, vectors, seconds=time.perf_counter() - started)
         computing = torch.cuda.current_stream(self.device)
         began, computed = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        with torch.cuda.stream(self.copies):
-            there = tiles.to(self.device, non_blocking=True)
+        there = self._on_device(tiles)
         computing.wait_stream(self.copies)
         there.record_stream(computing)
         began.record(computing)
@@ -118,6 +149,20 @@ class Engine:
             vectors.record_stream(self.returns)
             arrived.record(self.returns)
         return Ticket(count, host, began, computed, arrived)
+
+    def _on_device(self, tiles: torch.Tensor) -> torch.Tensor:
+        """A copy of the batch on the device; the batch itself where the device has no memory for all of it."""
+        try:
+            with torch.cuda.stream(self.copies):
+                return tiles.to(self.device, non_blocking=True)
+        except RuntimeError as error:
+            if not short_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            self.reporter.say(
+                f"the GPU's memory is too small for a batch of {len(tiles)} tiles; copying it step by step"
+            )
+            return tiles
 
     def finish(self, ticket: Ticket) -> np.ndarray:
         """Wait for a batch; its vectors, float16 (count, width)."""
@@ -135,7 +180,9 @@ class Engine:
                 run = self.workers.map if self.device.type == "cpu" else map
                 parts = list(run(self._step, pieces, marks))
                 return torch.cat(parts) if parts else torch.empty(0, self.encoder.width, dtype=torch.float16)
-            except torch.cuda.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not short_of_memory(error):
+                    raise
                 if self.step <= SHORTEST_STEP:
                     raise MilError(
                         f"the GPU's memory is too small for a single tile of encoder {self.encoder.name}; end what else "
@@ -153,13 +200,16 @@ class Engine:
         if count < self.step:
             tiles = torch.cat([tiles, tiles.new_zeros(self.step - count, *tiles.shape[1:])])
             stains = None if stains is None else stains[np.minimum(np.arange(self.step), count - 1)]
+        tiles = tiles.to(self.device, non_blocking=True)  # there already, unless memory is short
         pixels = self._prepared(tiles.permute(0, 3, 1, 2), stains)
         return self.module(pixels)[:count].to(torch.float16)
 
     def _prepared(self, pixels: torch.Tensor, stains: np.ndarray | None) -> torch.Tensor:
         """Bytes (n, 3, size, size) -> the encoder's input: stain, size, normalisation, in its arithmetic."""
         if self.stain is not None and stains is not None:
-            pixels = self.stain.apply(pixels, torch.from_numpy(stains).to(self.device))
+            changes = torch.from_numpy(stains)
+            changes = changes if self.device.type == "cpu" else changes.pin_memory()
+            pixels = self.stain.apply(pixels, changes.to(self.device, non_blocking=True))
         size = self.encoder.resize_px or self.encoder.input_px
         if size is not None and pixels.shape[2] != size:
             if self.device.type != "cpu":
@@ -172,3 +222,9 @@ class Engine:
         pixels = torch.addcmul(self.shift, pixels.float(), self.scale)
         dtype = torch.float32 if self.encoder.exact else self.dtype
         return pixels.to(dtype, memory_format=torch.channels_last)
+
+
+def short_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had too little memory, by whichever library noticed."""
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -13,12 +13,11 @@ import torch
 
 from mil.features.device import pinned
 from mil.features.engine import Engine, Ticket
-from mil.features.plan import PART_TILES, Batch, Part, Work, parts_of
+from mil.features.plan import PART_TILES, Batch, Part, Work, batch_tiles, parts_of
 from mil.features.profile import Profile
 from mil.features.readers import ORDERS_AHEAD, SharedMemory, start_readers
 from mil.features.writing import FeatureWriter, Piece
 
-SLOT_BYTES = 2**28  # one batch of tiles in the ring at most; large tiles make smaller batches
 IN_FLIGHT = 3  # batches handed to the device at a time
 DEVICE_POLL_S = 0.001  # how often the device is asked whether it is done while readers work
 
@@ -32,7 +31,7 @@ class Pipeline:
         self.engine, self.writer, self.profile = engine, writer, profile
         self.size_px, self.tile_bytes = size_px, size_px * size_px * 3
         total = sum(len(work.tiling.coords) for work in works)
-        self.batch_tiles = max(1, min(engine.spec.batch_size, SLOT_BYTES // self.tile_bytes, total))
+        self.batch_tiles = min(batch_tiles(engine.spec.batch_size, size_px), max(total, 1))
         per_batch = -(-self.batch_tiles // PART_TILES)
         slots = min(readers * ORDERS_AHEAD // per_batch + IN_FLIGHT + 1, -(-total // self.batch_tiles) + 1)
         self.slot_bytes = self.batch_tiles * self.tile_bytes
@@ -50,7 +49,7 @@ class Pipeline:
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Go through all slides; `progress(tiles)` after each batch."""
-        with pinned(self.ring, self.engine.device):
+        with pinned(self.ring, self.engine.device, self.engine.reporter):
             try:
                 while self._fill() or self.batches or self.in_flight:
                     self._receive()

@@ -8,7 +8,13 @@ import numpy as np
 
 from mil.features.tiling import Tiling
 
+SLOT_BYTES = 2**28  # most bytes of tiles in a batch; large tiles make smaller batches
 PART_TILES = 128  # tiles of one order: enough rows together that few compressed tiles are decoded twice
+
+
+def batch_tiles(batch_size: int, size_px: int) -> int:
+    """Tiles of `size_px` in a batch: `batch_size`, or as many as a slot of the ring holds."""
+    return max(1, min(batch_size, SLOT_BYTES // (size_px * size_px * 3)))
 
 
 @dataclass(eq=False)

@@ -27,6 +27,8 @@ class Profile:
 
     def add(self, stage: str, seconds: float) -> None:
         """Count `seconds` to a stage."""
+        if not seconds:
+            return
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def lines(self) -> list[str]:
@@ -34,7 +36,7 @@ class Profile:
         busy = self.seconds.get("encoder", 0.0) / self.wall
         found = [f"{self.tiles:,} tiles in {self.wall:,.1f} s: {self.rate:,.0f} tiles/s; {self.device} busy {busy:.0%}"]
         for stage, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
-            if stage.startswith("waiting"):
+            if stage.startswith(("waiting", "compiling")):
                 found.append(f"  {stage}: {seconds:,.1f} s")
                 continue
             workers = self.readers if stage == "reading" else 1

@@ -120,13 +120,14 @@ def extract(
 ) -> Profile:
     """Run the pipeline over the slides to do, one pass a tile size (a shard has one, unless its tiles' settings changed).
 
-    The rows of `shard` are settled as slides finish or fail. Returns where the time went, compiling not counted.
+    The rows of `shard` are settled as slides finish or fail. Returns where the time went, compiling included.
     """
     name = engine.encoder.name
+    profile = Profile(describe(engine.device).split(" (")[0], readers)
+    size_px = shard.works[0].tiling.size_px
+    profile.add("compiling", engine.prepare(size_px))
     way = f"{engine.precision}{', compiled' if engine.compiled else ''}"
     reporter.say(f"encoder {name} on {describe(engine.device)}, {way}; {readers} readers")
-    engine.warm_up(shard.works[0].tiling.size_px)
-    profile = Profile(describe(engine.device).split(" (")[0], readers)
 
     def finished(work: Work, checksum: str, num_tiles: int) -> None:
         shard.settle(work.slide_id, "ok", "", num_tiles, checksum)
@@ -140,6 +141,7 @@ def extract(
         group = _with_stains(list(works), engine)
         if not group:
             continue
+        profile.add("compiling", engine.prepare(size_px))  # known by now, unless the size changes
         writer = FeatureWriter(
             lambda work: folder / f"{work.slide_id}.h5", lambda work: provenance(work, engine), finished
         )

@@ -35,8 +35,22 @@ def estimate(method: Method, work: Work) -> np.ndarray:
     how = Reading(**dict(tiling.reading))
     with open_slide(work.path, tiling.slide_mpp) as slide:
         pixels = [tiles for _, tiles in slide.read_tiles(tiling.coords[places], tiling.size_px, tiling.mpp, how=how)]
-    sample = np.concatenate(pixels).reshape(-1, 3)
-    return macenko_of(sample) if method == "macenko" else reinhard_of(sample)
+    return change_of(method, np.concatenate(pixels).reshape(-1, 3))
+
+
+def change_of(method: Method, pixels: np.ndarray) -> np.ndarray:
+    """Pixels of a slide, uint8 (n, 3) -> what brings its stains to the target's, float32: 9 numbers (Macenko) or 6 (Reinhard).
+
+    Macenko: the 3 x 3 matrix from the slide's optical density to the target's. Reinhard: factor and offset of each channel of
+    Ruderman's colour space.
+    """
+    if method == "macenko":
+        found = macenko_of(pixels)
+        unmix = np.linalg.pinv(found[:6].reshape(3, 2)) / found[6:, None]
+        return (TARGET_STAINS * TARGET_STRENGTH @ unmix).astype(np.float32).ravel()
+    mean, deviation = np.split(reinhard_of(pixels), 2)
+    factor = TARGET_SD / deviation
+    return np.concatenate([factor, TARGET_MEAN - mean * factor]).astype(np.float32)
 
 
 def macenko_of(pixels: np.ndarray) -> np.ndarray:
@@ -66,31 +80,27 @@ def reinhard_of(pixels: np.ndarray) -> np.ndarray:
 
 
 class Stain:
-    """Brings tiles to the target's stains, on the device."""
+    """Brings tiles to the target's stains, on `device`. Its constants are copied there once."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, device: torch.device) -> None:
         self.method: Method = method
+        self.constants = [
+            torch.as_tensor(matrix, dtype=torch.float64, device=device)
+            for matrix in (RGB_TO_LMS, LMS_TO_LAB, np.linalg.inv(LMS_TO_LAB), np.linalg.inv(RGB_TO_LMS))
+        ]
 
-    def apply(self, tiles: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        """uint8 (n, 3, h, w) and what was found of each tile's slide (n, 8 or 6) -> float (n, 3, h, w) in 0-255."""
+    def apply(self, tiles: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, 3, h, w) and `change_of` each tile's slide (n, 9 or 6) -> float (n, 3, h, w) in 0-255."""
         pixels = tiles.flatten(2).float()
-        changed = self._macenko(pixels, found) if self.method == "macenko" else self._reinhard(pixels, found)
+        changed = self._macenko(pixels, changes) if self.method == "macenko" else self._reinhard(pixels, changes)
         return changed.clamp(0, 255).reshape(tiles.shape)
 
-    def _macenko(self, pixels: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        target = torch.as_tensor(TARGET_STAINS * TARGET_STRENGTH, device=pixels.device)
-        stains, strength = found[:, :6].reshape(-1, 3, 2).double(), found[:, 6:].double()
-        unmix = torch.linalg.pinv(stains) / strength[:, :, None]  # (n, 2, 3)
-        change = (target @ unmix).float()  # (n, 3, 3): density of the slide -> density of the target
+    def _macenko(self, pixels: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
         density = -torch.log((pixels + 1) / LIGHT)
-        return LIGHT * torch.exp(-(change @ density))
+        return LIGHT * torch.exp(-(changes.view(-1, 3, 3) @ density))
 
-    def _reinhard(self, pixels: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        to_lms = torch.as_tensor(RGB_TO_LMS, device=pixels.device)
-        to_lab = torch.as_tensor(LMS_TO_LAB, device=pixels.device)
-        mean, deviation = found[:, :3, None].double(), found[:, 3:, None].double()
-        target_mean = torch.as_tensor(TARGET_MEAN, device=pixels.device)[:, None]
-        target_sd = torch.as_tensor(TARGET_SD, device=pixels.device)[:, None]
+    def _reinhard(self, pixels: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+        to_lms, to_lab, from_lab, from_lms = self.constants
+        factor, offset = changes[:, :3, None].double(), changes[:, 3:, None].double()
         lab = to_lab @ torch.log((to_lms @ pixels.double()).clamp_min(DARKEST))
-        lab = (lab - mean) / deviation * target_sd + target_mean
-        return (torch.linalg.inv(to_lms) @ torch.exp(torch.linalg.inv(to_lab) @ lab)).float()
+        return (from_lms @ torch.exp(from_lab @ (lab * factor + offset))).float()

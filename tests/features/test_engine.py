@@ -18,7 +18,8 @@ from mil.config import EncoderSpec
 from mil.encoders import Encoder, build
 from mil.errors import MilError
 from mil.features import Engine, extract_shard
-from mil.features.device import claimed
+from mil.features.accelerate import pays_from
+from mil.features.device import best_device, claimed
 from mil.features.profile import Profile
 from mil.progress import Reporter
 from mil.tables import write_table
@@ -60,6 +61,49 @@ def test_where_memory_runs_short_the_batch_is_halved_and_it_goes_on_and_says_so(
     assert np.allclose(engine(tiles), tiles.mean((1, 2)) / 255, atol=1e-3)  # and stays there
     assert set(engine.module.seen[before:]) == {4}
     assert len(said.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "library", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+)
+def test_memory_that_another_library_misses_is_halved_too_and_other_errors_are_not(library):
+    engine = hungry(5)
+    engine.workers = ThreadPoolExecutor(1)
+    engine.module.forward = lambda tiles: fail(library) if len(tiles) > 5 else tiles.mean((2, 3))
+    assert engine(np.zeros((9, 8, 8, 3), np.uint8)).shape == (9, 3)
+    engine.module.forward = lambda tiles: fail("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        engine(np.zeros((9, 8, 8, 3), np.uint8))
+
+
+def fail(message):
+    raise RuntimeError(message)
+
+
+def test_compiling_pays_from_fewer_tiles_where_the_network_is_slow_or_compiled_already():
+    small, large = torch.nn.Linear(10, 10), torch.nn.Linear(30_000, 10_000, device="meta")
+    assert pays_from(large, warm=False) < pays_from(small, warm=False)
+    assert pays_from(small, warm=True) * 4 == pays_from(small, warm=False)
+
+
+def test_a_network_that_cannot_be_compiled_runs_without_and_says_so(monkeypatch, tmp_path):
+    said = io.StringIO()
+    engine = hungry(99, said)
+    monkeypatch.setattr("mil.features.engine.compiled", lambda module: fail("Triton requires a C compiler\nmore"))
+    engine.compiled, engine.device = True, torch.device("meta")  # not the CPU, on which nothing is compiled
+    assert engine.prepare(8) >= 0
+    assert not engine.compiled
+    assert said.getvalue() == "encoder hungry cannot be compiled here and runs without: Triton requires a C compiler\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a usable GPU is here")
+@pytest.mark.parametrize("name", ["SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"])
+def test_a_job_that_was_given_a_gpu_it_cannot_use_ends_in_a_line(monkeypatch, name):
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(MilError, match=f"{name}=0 gives this job a GPU, but torch .*unset {name}"):
+        best_device()
+    monkeypatch.setenv(name, "-1")
+    assert best_device().type == "cpu"
 
 
 def test_where_not_even_one_tile_fits_it_ends_with_the_way_out():

@@ -1,0 +1,46 @@
+"""Extraction on a simulated CUDA card: no tensor on the wrong device, no wait but the wanted one, memory that runs short."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is not None or not any(map(shutil.which, ("g++", "c++", "clang++"))),
+    reason="the simulated card needs a CPU build of torch and a C++ compiler",
+)
+CASES = ("colour", "vit", "convolutions", "macenko", "reinhard")
+
+
+@pytest.fixture(scope="module")
+def results():
+    script = Path(__file__).with_name("extraction.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_are_those_of_the_cpu_and_the_host_waits_only_for_the_vectors(results, case):
+    assert results[case]["difference"] < 2e-3
+    assert sum(results[case]["waits"].values()) == 1
+    assert next(iter(results[case]["waits"])).startswith("event @ features/engine.py")
+
+
+def test_a_full_card_goes_on_with_smaller_steps_and_says_so(results):
+    assert results["full"]["difference"] < 2e-3
+    assert any("going on with" in line for line in results["full"]["said"])
+
+
+def test_memory_that_cannot_be_registered_is_said(results):
+    assert results["unpinned"]["said"] == [
+        "host memory is not pinned (cudaHostRegister: error 2); copies to the GPU are slower"
+    ]
+
+
+def test_steps_are_not_padded_beyond_what_a_slot_of_the_ring_holds(results):
+    assert results["step"]["step"] == 85
