@@ -30,7 +30,7 @@ from torchvision import transforms
 
 from mil import hdf5
 from mil.config import EncoderSpec
-from mil.encoders import build
+from mil.encoders.build import build
 from mil.features import extract_shard
 from mil.progress import quiet
 from mil.slides.slide import open_slide

@@ -37,7 +37,7 @@ from synthetic_slide import grid, texture, write_slide
 
 from mil import hdf5
 from mil.config import EncoderSpec
-from mil.encoders import build
+from mil.encoders.build import build
 from mil.features.engine import Engine
 from mil.features.readers import ProcessReaders, SharedMemory
 from mil.features.shard import extract, sorted_out

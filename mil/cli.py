@@ -1,6 +1,7 @@
 """The command line: every stage by hand, the same code that the workflow's rules call.
 
-A command opens, calls and writes; heavy imports happen inside it. Errors of data or settings are one line and exit 1.
+A command opens, calls and writes. Arguments are checked when they are parsed; torch, pandas and matplotlib are imported
+after that, inside the command. Errors of data or settings are one line and exit code 1.
 """
 
 import json
@@ -13,16 +14,19 @@ import typer
 from mil import __version__
 from mil.commands import clinical, encoders, evaluation, files, models, slides
 from mil.commands import hospital as hospitals
-from mil.commands.options import LogOption, report_failure, reporter_of
+from mil.commands.examples import add_examples
+from mil.commands.options import ConfigsArgument, LogOption, report_failure, reporter_of
 from mil.errors import MilError
 from mil.files import reason_of
 
+HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Whole-slide images in, the figures of a federated study out. Each command is one stage of the workflow.",
+    help="From whole-slide images to the figures of a multi-hospital study. Each command is one stage of the workflow.",
+    epilog="Example: [bold]mil init mine[/bold]\n\nDocumentation: README.md and docs/",
 )
 
 
@@ -49,13 +53,13 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(context_settings=HELP)
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Whole-slide images in, the figures of a federated study out."""
+    """From whole-slide images to the figures of a multi-hospital study."""
 
 
 @app.command(rich_help_panel="To begin")
@@ -72,18 +76,18 @@ def init(
 
 @app.command(rich_help_panel="To begin")
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the demo cohort goes.")] = Path("data/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the cohort.")] = 0,
+    folder: Annotated[Path, typer.Argument(help="Folder for the demo cohort.")] = Path("data/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     log: LogOption = None,
 ) -> None:
-    """Make the demo cohort: synthetic slides of four hospitals, with flaws on purpose."""
+    """Make the demo cohort: synthetic slides of four hospitals, with the faults of real ones."""
     from mil.synthetic import make_cohort
 
     make_cohort(folder, seed=seed, reporter=reporter_of(log))
     typer.echo(f"demo cohort: {folder / 'slides.csv'}")
 
 
-config_app = typer.Typer(no_args_is_help=True, help="The settings: their defaults, schema and values.")
+config_app = typer.Typer(no_args_is_help=True, help="The settings: defaults, schema and the values in force.")
 app.add_typer(config_app, name="config", rich_help_panel="To begin")
 
 STAGES = {
@@ -106,7 +110,7 @@ app.add_typer(hospitals.ledger, name="ledger", rich_help_panel="Between hospital
 
 @config_app.command("write")
 def config_write(folder: Annotated[Path, typer.Argument()] = Path("configs")) -> None:
-    """Write default.yaml and schema.json anew, from the code's defaults."""
+    """Write default.yaml and schema.json from the defaults in the code."""
     from mil.files import write_text
     from mil.scaffold import default_yaml, schema_json
 
@@ -116,12 +120,15 @@ def config_write(folder: Annotated[Path, typer.Argument()] = Path("configs")) ->
 
 @config_app.command("show")
 def config_show(
-    files: Annotated[list[Path], typer.Argument(help="Config files, later ones over earlier ones.")],
+    files: ConfigsArgument,
 ) -> None:
-    """Check the config and print every value in force, as JSON."""
+    """Check config files and print every value in force, as JSON."""
     from mil.config import load
 
     typer.echo(json.dumps(load(*files).model_dump(mode="json"), indent=2))
+
+
+add_examples(app)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,16 @@ def write_bytes(path: str | Path, content: bytes, private: bool = False) -> None
         handle.write(content)
 
 
+SHEET_PATH = "give its path relative to the folder you run in, or an absolute one"
+
+
+def require_file(path: str | Path, what: str = "", way_out: str = "") -> Path:
+    """The path of a file that exists, else a `MilError`: `{what} {path} does not exist; {way_out}`."""
+    if not Path(path).is_file():
+        raise MilError(f"{what} {path} does not exist{'; ' if way_out else ''}{way_out}".strip())
+    return Path(path)
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as handle:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -20,6 +21,7 @@ class Reporter:
     def __init__(self, log: str | Path | None = None, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.log: TextIO | None = None
+        self.path = log
         if log is not None:
             Path(log).parent.mkdir(parents=True, exist_ok=True)
             self.log = open(log, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  open as long as the step
@@ -40,6 +42,8 @@ class Reporter:
         """Count `total` steps of `unit`, e.g. `with reporter.steps("tile A", 50, "slides") as steps: steps.done(tiles=310)`."""
         steps = Steps(self, what, total, unit)
         if self.log is None and self.stream.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

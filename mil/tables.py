@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from mil.errors import CorruptFile, MilError, nearest
-from mil.files import write_text
+from mil.files import SHEET_PATH, require_file, write_text
 from mil.schemas import TEXT
 
 SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -15,11 +15,7 @@ SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
     """A person's CSV (or TSV, by its suffix) as trimmed text cells; the index is the line number in the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise MilError(
-            f"{what} {path} does not exist; give its path relative to the folder you run in, or an absolute one"
-        )
+    path = require_file(path, what, SHEET_PATH)
     tabs = path.suffix.lower() in {".tsv", ".tab"}
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
@@ -83,9 +79,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
     """A CSV of ours. The columns of `schemas.TEXT` and those named in `text` stay text, so that '007' and 'NA' survive."""
-    path = Path(path)
-    if not path.is_file():
-        raise MilError(f"table {path} does not exist; run the step that writes it")
+    path = require_file(path, "table", "run the step that writes it")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:

@@ -1,18 +1,15 @@
 """`mil clinical`: a cohort without slides, from its patient table."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from mil.commands.options import LogOption, reporter_of
+from mil.commands.options import ConfigsArgument, LogOption, reporter_of
 
 
 def clinical(
-    configs: Annotated[list[Path], typer.Argument(help="Config files of the cohort, later ones over earlier ones.")],
+    configs: ConfigsArgument,
     log: LogOption = None,
 ) -> None:
-    """Clinical columns alone, without a slide: local, pooled and federated logistic regression, scored as slide models are."""
+    """Train and score logistic regression on clinical columns alone, without slides: local, pooled and federated."""
     from mil.baselines.clinical_cohort import clinical_cohort, read_patients
     from mil.config import load
     from mil.metrics.score import primary

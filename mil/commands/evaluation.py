@@ -5,24 +5,31 @@ from typing import Annotated, Optional
 
 import typer
 
-from mil.commands.options import LogOption, OutOption, SpecOption, reporter_of
+from mil.commands.options import (
+    LogOption,
+    OutOption,
+    PredictionsArgument,
+    ResultsArgument,
+    reporter_of,
+    spec_option,
+)
 
 
 def score(
-    predictions: Annotated[Path, typer.Argument(help="Predictions of one experiment.")],
+    predictions: PredictionsArgument,
     out: OutOption,
-    experiment: Annotated[str, typer.Option(help="The experiment's settings: JSON text or a file.")],
+    experiment: Annotated[str, spec_option("ExperimentSpec", "--experiment", "The experiment's settings")],
     inner: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="inner.csv of the run: with it, thresholds are chosen and decisions scored.", show_default=False
+            help="inner.csv of the run: with it, thresholds are chosen and decisions are scored.", show_default=False
         ),
     ] = None,
-    endpoint: Annotated[str, typer.Option(help="The endpoint's settings: JSON text or a file.")] = "{}",
-    spec: SpecOption = "{}",
+    endpoint: Annotated[str, spec_option("EndpointSpec", "--endpoint", "The endpoint's settings")] = "{}",
+    spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Score one experiment's predictions, by site, with intervals."""
+    """Score the predictions of one experiment at each site, with intervals."""
     from mil.config import EndpointSpec, ExperimentSpec, MetricsSpec, read_spec
     from mil.endpoints.kinds import build_kind
     from mil.metrics.score import score as score_table
@@ -43,12 +50,12 @@ def score(
 
 
 def compare(
-    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    results: ResultsArgument,
     out: OutOption,
-    spec: SpecOption = "{}",
+    spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Compare the experiments that differ in one thing, on the same patients, pairwise."""
+    """Compare pairs of experiments that differ in one setting, on the same patients."""
     from mil.config import MetricsSpec, read_spec
     from mil.metrics.comparison import compare as compare_tables
     from mil.results.results import Results
@@ -62,12 +69,12 @@ def compare(
 
 
 def baseline(
-    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    results: ResultsArgument,
     endpoint: Annotated[str, typer.Option(help="Endpoint to predict.")],
     folder: Annotated[Path, typer.Option(help="Folder for predictions.csv, inner.csv and metrics.csv.")],
     log: LogOption = None,
 ) -> None:
-    """What a slide model has to beat, on the same folds: clinical columns, annotation, colour, bag size, site."""
+    """Train and score what a slide model must beat, on the same folds: clinical columns, annotation, colour, bag size, site."""
     from mil.baselines import write_baselines
     from mil.results.results import Results
 
@@ -77,13 +84,13 @@ def baseline(
 
 
 def localise(
-    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    results: ResultsArgument,
     experiment: Annotated[str, typer.Option(help="Experiment whose attention is scored.")],
     out: OutOption,
-    spec: SpecOption = "{}",
+    spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Score an experiment's attention against the truth of every tile, where there is one."""
+    """Score the attention of an experiment against the annotated truth of every tile."""
     from mil.config import MetricsSpec, read_spec
     from mil.metrics.localisation import localise as localise_slides
     from mil.metrics.localisation import slides_with_truth
@@ -97,17 +104,15 @@ def localise(
 
 
 def plot(
-    names: Annotated[
-        list[str], typer.Argument(help="Figures; `mil plot list` names them, `all` draws all of the kind.")
-    ],
+    names: Annotated[list[str], typer.Argument(help="Figures: names, `all`, or `list` to print the names.")],
     results: Annotated[Path, typer.Option(help="Results folder of the cohort.")] = Path("results"),
     site: Annotated[
-        str | None, typer.Option(help="Site, for figures that are drawn a site.", show_default=False)
+        str | None, typer.Option(help="Site, for figures that are drawn per site.", show_default=False)
     ] = None,
-    spec: SpecOption = "{}",
+    spec: Annotated[str, spec_option("FiguresSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Draw figures: vector, raster, the plotted values, and the caption of each."""
+    """Draw figures: each as PDF, SVG and PNG, with its values (CSV) and its caption (JSON)."""
     from mil.figures import FIGURES, draw_figure
     from mil.figures.paper import PAPER
 
@@ -132,9 +137,9 @@ def plot(
 
 
 def report(
-    results: Annotated[Path, typer.Argument(help="Results folder of the cohort.")],
+    results: ResultsArgument,
     out: OutOption,
-    spec: SpecOption = "{}",
+    spec: Annotated[str, spec_option("ReportSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
     """Write the cohort's report: one HTML file that opens without a network, and a slide viewer beside it."""

@@ -6,16 +6,18 @@ from typing import Annotated, Optional
 import typer
 
 from mil.commands.options import LogOption, reporter_of
-from mil.errors import MilError
+from mil.errors import MilError, nearest
 
 
 def validate(
     folder: Annotated[Path, typer.Argument(help="Folder with HDF5 files, e.g. a results folder.")],
-    repair: Annotated[bool, typer.Option(help="Move bad files aside, so that the next run makes them anew.")] = False,
+    repair: Annotated[
+        bool, typer.Option(help="Move damaged files aside, so that the next run writes them again.")
+    ] = False,
     out: Annotated[Optional[Path], typer.Option("--out", help="Table to write.", show_default=False)] = None,  # noqa: UP045
     log: LogOption = None,
 ) -> None:
-    """Read every byte of every HDF5 file; exit with 1 if some are not as they were written."""
+    """Read every byte of every HDF5 file; exit with 1 if a file was changed or damaged since it was written."""
     from mil.features.validate import validate as validate_all
     from mil.tables import write_table
 
@@ -34,29 +36,44 @@ def validate(
 
 
 def convert(
-    layout: Annotated[str, typer.Argument(help="Layout of the other tool: clam, trident, stamp, ...")],
+    layout: Annotated[
+        str,
+        typer.Argument(
+            help="Layout of the other tool: clam, trident, stamp, marugoto, histossl, slide2vec or atlaspatch."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="Folder to read.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
-    back: Annotated[bool, typer.Option("--back", help="From our layout to the other tool's.")] = False,
+    back: Annotated[
+        bool, typer.Option("--back", help="Convert the other way: from our layout to that of TRIDENT or STAMP.")
+    ] = False,
     mpp: Annotated[
-        float | None, typer.Option(help="Microns a level-0 pixel, where the files do not say.", show_default=False)
+        float | None, typer.Option(help="Microns per level-0 pixel, if the files do not say.", show_default=False)
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder, where the files do not say.", show_default=False)
+        str | None, typer.Option(help="Name of the encoder, if the files do not say.", show_default=False)
     ] = None,
     tile_mpp: Annotated[
-        float | None, typer.Option(help="Microns a pixel of the tiles, where the files do not say.", show_default=False)
+        float | None, typer.Option(help="Microns per pixel of the tiles, if the files do not say.", show_default=False)
     ] = None,
     weights_sha256: Annotated[
-        str | None, typer.Option(help="Hash of the encoder's weights, where you know it.", show_default=False)
+        str | None, typer.Option(help="SHA-256 of the encoder's weights, if you know it.", show_default=False)
     ] = None,
     slides: Annotated[
-        Path | None, typer.Option(help="Slide table of one site: convert these, in its order.", show_default=False)
+        Path | None,
+        typer.Option(help="Slide table of one site: convert its slides only, in its order.", show_default=False),
     ] = None,
     log: LogOption = None,
 ) -> None:
-    """Features that another tool made -> ours with a manifest (`shard0.csv`); or ours -> TRIDENT's or STAMP's."""
-    from mil.convert import Source, convert_in, convert_out
+    """Convert features of another tool to ours, with a manifest (`shard0.csv`); or ours to those of TRIDENT or STAMP."""
+    from mil.convert import LAYOUTS, LAYOUTS_BACK
+
+    if layout not in (LAYOUTS_BACK if back else LAYOUTS):
+        raise MilError(f"unknown layout '{layout}'; {nearest(layout, LAYOUTS_BACK if back else LAYOUTS)}")
+    if not source.is_dir():
+        raise MilError(f"{source} is not a folder; give the folder that holds the features")
+    from mil.convert.convert import convert_in, convert_out
+    from mil.convert.foreign import Source
     from mil.tables import read_table, write_table
 
     reporter = reporter_of(log)

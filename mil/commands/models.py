@@ -5,21 +5,23 @@ from typing import Annotated
 
 import typer
 
-from mil.commands.options import LogOption, OutOption, SpecOption, reporter_of
+from mil.commands.options import BagsArgument, BagsOption, LogOption, OutOption, reporter_of, spec_option
 
 
 def bag(
-    census_tables: Annotated[list[Path], typer.Argument(metavar="CENSUS...", help="The sites' censuses.")],
-    slides: Annotated[str, typer.Option(help="The cohort's slides settings: JSON text or a file.")],
+    census_tables: Annotated[
+        list[Path], typer.Argument(metavar="CENSUS...", help="Census tables of the sites, from `mil census`.")
+    ],
+    slides: Annotated[str, spec_option("SlidesSpec", "--slides", "The slide settings")],
     out: OutOption,
-    flow: Annotated[Path, typer.Option(help="Flow table to write: patients and slides in -> used.")],
-    spec: SpecOption = "{}",
+    flow: Annotated[Path, typer.Option(help="Flow table to write: patients and slides given and used.")],
+    spec: Annotated[str, spec_option("EndpointSpec", what="The endpoint's settings")] = "{}",
     covariates: Annotated[
         str, typer.Option(help="Comma-separated columns of the patient table that experiments read besides the slides.")
     ] = "",
     log: LogOption = None,
 ) -> None:
-    """Form the bags of an endpoint: patients with their slides, label and folds."""
+    """Make the bag table of an endpoint: each patient with its slides, label and fold."""
     from mil.bags.census import read_census
     from mil.bags.table import make_bags
     from mil.config import EndpointSpec, SlidesSpec, read_spec
@@ -38,16 +40,16 @@ def bag(
 
 
 def train(
-    bags: Annotated[Path, typer.Argument(help="Bag table of the experiment's endpoint.")],
+    bags: BagsArgument,
     sites: Annotated[Path, typer.Option(help="Folder of the sites.")],
     folder: Annotated[Path, typer.Option(help="Folder of the run.")],
-    endpoint: Annotated[str, typer.Option(help="The endpoint's settings: JSON text or a file.")],
-    spec: SpecOption = "{}",
+    endpoint: Annotated[str, spec_option("EndpointSpec", "--endpoint", "The endpoint's settings")],
+    spec: Annotated[str, spec_option("ExperimentSpec", what="The experiment's settings")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Train an experiment over all its folds; rows of external sites are dropped before anything is read.
+    """Train an experiment over all its folds. Rows of external sites are dropped before any feature is read.
 
-    What was interrupted goes on from its last checkpoint when the same command is given again.
+    An interrupted run continues from its last checkpoint when you repeat the command.
     """
     from mil.bags.table import read_bags
     from mil.config import EndpointSpec, ExperimentSpec, read_spec
@@ -65,12 +67,12 @@ def train(
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    bags: Annotated[Path, typer.Option(help="Bag table of the experiment's endpoint.")],
+    bags: BagsOption,
     sites: Annotated[Path, typer.Option(help="Folder of the sites; attention is written into each.")],
     out: OutOption,
     log: LogOption = None,
 ) -> None:
-    """Predict every patient with the models that never saw them, and write the attention of every tile."""
+    """Predict every patient with the models that were not trained on it, and write the attention of every tile."""
     from mil.bags.table import read_bags
     from mil.predictions.attention import write_attention
     from mil.predictions.predict import predict as predict_run

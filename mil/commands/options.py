@@ -1,18 +1,15 @@
-"""Options that several commands share, and the reporter that a failure is told to."""
+"""Arguments that several commands share. Each is checked when it is parsed, before a command imports torch or pandas."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
+from mil.errors import MilError
+from mil.files import require_file
 from mil.progress import Reporter
-
-SpecOption = Annotated[
-    str, typer.Option("--spec", help="The stage's settings: JSON text, or a YAML/JSON file.", show_default="defaults")
-]
-LogOption = Annotated[Optional[Path], typer.Option("--log", help="Write plain lines here too.", show_default=False)]  # noqa: UP045
-OutOption = Annotated[Path, typer.Option("--out", help="File to write.")]
 
 reporters: list[Reporter] = []
 """Of the commands of this process, the last one last."""
@@ -20,7 +17,8 @@ reporters: list[Reporter] = []
 
 def reporter_of(log: Path | None) -> Reporter:
     """The command's reporter; `report_failure` writes to it, too."""
-    reporters.append(Reporter(log))
+    if log is None or not reporters or reporters[-1].path != log:
+        reporters.append(Reporter(log))
     return reporters[-1]
 
 
@@ -30,3 +28,76 @@ def report_failure(line: str) -> None:
         reporters[-1].say(line)
     else:
         print(line, file=sys.stderr)
+
+
+def checked_by(check: Callable[[Any], object]) -> Callable[[typer.Context, Any], Any]:
+    """A callback of typer: `check` raises for a wrong value; nothing is checked while the shell completes a line."""
+
+    def callback(context: typer.Context, value: Any) -> Any:
+        if value is not None and not context.resilient_parsing:
+            check(value)
+        return value
+
+    return callback
+
+
+def spec_option(kind: str, name: str = "--spec", what: str = "The stage's settings") -> Any:
+    """An option that holds a spec of `mil.config`, by its class name."""
+
+    def check(text: str) -> None:
+        import mil.config
+
+        try:
+            mil.config.read_spec(getattr(mil.config, kind), text)
+        except MilError as error:
+            raise MilError(str(error).replace("--spec", name, 1)) from error
+
+    return typer.Option(name, help=f"{what}: JSON text, or a YAML or JSON file.", callback=checked_by(check))
+
+
+def require_results(folder: Path) -> None:
+    """Raise a `MilError` where `folder` is not the results folder of a cohort."""
+    require_file(folder / "config.json", "", "name a cohort's results folder, e.g. results/demo, after a run")
+
+
+def check_configs(files: list[Path]) -> None:
+    """Raise a `MilError` where the settings of `files` are wrong."""
+    from mil.config import load
+
+    load(*files)
+
+
+def _open_log(path: Path) -> None:
+    reporter_of(path)
+
+
+def _check_table(path: Path) -> None:
+    require_file(path, "table", "run the step that writes it")
+
+
+_table = checked_by(_check_table)
+
+LogOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--log",
+        help="File that gets every message with its time.",
+        show_default=False,
+        is_eager=True,
+        callback=checked_by(_open_log),
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--out", help="File to write.")]
+SlidesArgument = Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.", callback=_table)]
+BagsArgument = Annotated[Path, typer.Argument(help="Bag table of the experiment's endpoint.", callback=_table)]
+BagsOption = Annotated[Path, typer.Option("--bags", help="Bag table of the experiment's endpoint.", callback=_table)]
+PredictionsArgument = Annotated[Path, typer.Argument(help="Predictions of one experiment.", callback=_table)]
+ResultsArgument = Annotated[
+    Path, typer.Argument(help="Results folder of the cohort, e.g. results/demo.", callback=checked_by(require_results))
+]
+ConfigsArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Config files of the cohort; a later one overrides an earlier one.", callback=checked_by(check_configs)
+    ),
+]

@@ -5,19 +5,34 @@ from typing import Annotated, Optional
 
 import typer
 
-from mil.commands.options import LogOption, OutOption, SpecOption, reporter_of
+from mil.commands.options import (
+    LogOption,
+    OutOption,
+    SlidesArgument,
+    check_configs,
+    checked_by,
+    reporter_of,
+    require_results,
+    spec_option,
+)
 from mil.errors import MilError
 
-ShardOption = Annotated[int, typer.Option("--shard", help="Which run of SHARD_SIZE rows of the slide table.")]
-ShardSizeOption = Annotated[int, typer.Option("--shard-size", help="Slides a shard.")]
+ShardOption = Annotated[
+    int, typer.Option("--shard", help="Index of the shard: rows SHARD * SHARD_SIZE onwards of the slide table.")
+]
+ShardSizeOption = Annotated[int, typer.Option("--shard-size", help="Slides per shard.")]
 
 
 def check(
     configs: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Argument(help="Config files of a cohort: settings, labels, weights are checked too.", show_default=False),
+        typer.Argument(
+            help="Config files of a cohort: settings, labels and weights are checked too.",
+            show_default=False,
+            callback=checked_by(check_configs),
+        ),
     ] = None,
-    spec: SpecOption = "{}",
+    spec: Annotated[str, spec_option("SlidesSpec", what="The slide settings")] = "{}",
     site: Annotated[Optional[str], typer.Option(help="Only this site.", show_default="all")] = None,  # noqa: UP045
     labels: Annotated[
         str, typer.Option(help="Comma-separated label columns; a patient without any is `no_label`.")
@@ -29,6 +44,7 @@ def check(
         typer.Option(
             help="Results folder of a run: look for leaks in its folds, inputs and training instead.",
             show_default=False,
+            callback=checked_by(require_results),
         ),
     ] = None,
     log: LogOption = None,
@@ -38,6 +54,10 @@ def check(
         _deep_check(deep, out, log)
         return
     from mil.config import SlidesSpec, read_spec
+    from mil.files import SHEET_PATH, require_file
+
+    if not configs:
+        require_file(read_spec(SlidesSpec, spec).sheet, "slide sheet", SHEET_PATH)
     from mil.readiness import ready_cohort
     from mil.slides.check import check_slides
     from mil.slides.sheet import read_cohort
@@ -90,16 +110,16 @@ def _deep_check(results: Path, out: Path | None, log: Path | None) -> None:
 
 
 def tile(
-    slides: Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.")],
+    slides: SlidesArgument,
     folder: Annotated[Path, typer.Option(help="Folder for the tile files.")],
     thumbnails: Annotated[Path, typer.Option(help="Folder for the thumbnails.")],
     out: OutOption,
-    spec: SpecOption = "{}",
+    spec: Annotated[str, spec_option("TileSpec", what="The tile settings")] = "{}",
     shard: ShardOption = 0,
     shard_size: ShardSizeOption = 1_000_000,
     log: LogOption = None,
 ) -> None:
-    """Find the tissue of a shard's slides and lay tiles over it."""
+    """Find the tissue of the slides of a shard and cover it with tiles."""
     from mil.config import TileSpec, read_spec
     from mil.tables import write_table
     from mil.tiles import tile_shard
@@ -110,13 +130,13 @@ def tile(
 
 
 def contact(
-    slides: Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.")],
+    slides: SlidesArgument,
     tiles: Annotated[Path, typer.Option(help="Folder with the tile files and their manifests.")],
     thumbnails: Annotated[Path, typer.Option(help="Folder with the thumbnails.")],
     out: OutOption,
     log: LogOption = None,
 ) -> None:
-    """One page of a site's thumbnails with tissue and grid, to check by eye; unusual slides are framed and named."""
+    """Draw one page with the thumbnails, tissue and tiles of a site, to check by eye. Unusual slides get a frame and their name."""
     from mil.tiles.contact import write_contact_sheet
 
     reporter = reporter_of(log)
@@ -125,11 +145,11 @@ def contact(
 
 
 def extract(
-    slides: Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.")],
+    slides: SlidesArgument,
     tiles: Annotated[Path, typer.Option(help="Folder with the tile files.")],
     folder: Annotated[Path, typer.Option(help="Folder for the feature files.")],
     out: OutOption,
-    spec: SpecOption = "{}",
+    spec: Annotated[str, spec_option("EncoderSpec", what="The encoder's settings")] = "{}",
     weights: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="File or bundle with the encoder's weights, before the spec's.", show_default=False),
@@ -138,12 +158,12 @@ def extract(
     shard_size: ShardSizeOption = 1_000_000,
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Cores to use; none: those that this job was given.", show_default=False),
+        typer.Option(help="CPU cores to use; default: all that this job may use.", show_default=False),
     ] = None,
-    profile: Annotated[bool, typer.Option(help="Say where the time went, not only in the log.")] = False,
+    profile: Annotated[bool, typer.Option(help="Print how long each step took, and not only to the log.")] = False,
     log: LogOption = None,
 ) -> None:
-    """Turn the tiles of a shard's slides into features with a frozen encoder."""
+    """Compute the features of every tile of a shard's slides with a frozen encoder."""
     from mil.config import EncoderSpec, read_spec
     from mil.features import extract_shard
     from mil.tables import write_table
@@ -156,13 +176,13 @@ def extract(
 
 
 def census(
-    slides: Annotated[Path, typer.Argument(help="Slide table of one site, from `mil check`.")],
+    slides: SlidesArgument,
     manifests: Annotated[
         list[Path], typer.Argument(help="Manifests of the stages, in their order; a stage is named by its folder.")
     ],
     out: OutOption,
 ) -> None:
-    """One site's slides with their states and counts: the only slide table that leaves the site's folder."""
+    """Write the state and counts of every slide of a site: the only slide table that leaves the site's folder."""
     from mil.bags.census import read_manifests, take_census
     from mil.tables import read_table, write_table
 

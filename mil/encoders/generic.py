@@ -12,20 +12,10 @@ import torch
 import torchvision
 
 from mil.config import EncoderSpec
-from mil.encoders.entry import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, Entry
+from mil.encoders.entry import IMAGENET_MEAN, IMAGENET_STD, Entry
+from mil.encoders.sources import HubFile, LocalFile, NoWeights, Source, UrlFile
 from mil.encoders.state import StateDict, load_strictly, unwrapped
-from mil.encoders.weights import HubFile, LocalFile, NoWeights, Source, UrlFile
 from mil.errors import MilError, nearest
-
-
-def resolve(spec: EncoderSpec) -> Entry:
-    """The entry that `spec.name` means: a registered one, or one made up from `kind:name`."""
-    kind, colon, name = spec.name.partition(":")
-    if not colon:
-        return ENCODERS[spec.name]
-    if kind not in KINDS:
-        raise MilError(f"encoder '{spec.name}': unknown kind '{kind}'; {nearest(kind, KINDS)}")
-    return KINDS[kind](name, spec)
 
 
 class Headless(torch.nn.Module):

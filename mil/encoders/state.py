@@ -1,7 +1,7 @@
 """State dictionaries as their authors publish them -> the names that the modules here use."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,16 +83,6 @@ def from_old_swin(state: StateDict) -> dict[str, torch.Tensor]:
             name = f"layers.{int(moved[1]) + 1}." + name.split(".", 2)[2]
         renamed[name] = tensor
     return renamed
-
-
-def translated(convert: Callable[[StateDict], StateDict]) -> Callable[[torch.nn.Module, StateDict], None]:
-    """A strict loader that converts the names first and leaves out what is never used."""
-
-    def load(module: torch.nn.Module, state: StateDict) -> None:
-        converted = convert(state)
-        load_strictly(module, {name: tensor for name, tensor in converted.items() if not UNUSED.search(name)})
-
-    return load
 
 
 def _load_vit(module: Any, state: dict[str, torch.Tensor], antialias: bool) -> None:

@@ -1,6 +1,5 @@
 """timm's vision transformers with the pooling that their authors recommend, and no work that the pooling discards."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ import torch
 from timm.layers.mlp import SwiGLUPacked
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-Pooling = Literal["class", "class+mean"]
+Pool = Literal["class", "class+mean"]
 SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU}
 
 
@@ -19,7 +18,7 @@ class Vit(torch.nn.Module):
     Where only the class token is wanted, the last block computes nothing else: the same numbers for a block's work less.
     """
 
-    def __init__(self, architecture: str, pooling: Pooling, **settings: Any) -> None:
+    def __init__(self, architecture: str, pooling: Pool, **settings: Any) -> None:
         super().__init__()
         self.net: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **settings)
         self.pooling = pooling
@@ -62,6 +61,11 @@ def _attend_from_first(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
     return attention.proj(attention.norm(mixed) if hasattr(attention, "norm") else mixed)
 
 
-def vit(architecture: str, pooling: Pooling, **settings: Any) -> Callable[[], torch.nn.Module]:
-    """A maker of `Vit`, for an entry."""
-    return partial(Vit, architecture, pooling, **settings)
+def make_vit(name: str, pool: Pool, swiglu: bool = False, norm_eps: float | None = None, **settings: Any) -> Vit:
+    """A `Vit` of an entry of encoders.toml.
+
+    `swiglu`: the blocks' second half is a gated SiLU. `norm_eps`: epsilon of every layer norm (default: timm's).
+    """
+    if norm_eps is not None:
+        settings["norm_layer"] = partial(torch.nn.LayerNorm, eps=norm_eps)
+    return Vit(name, pool, **settings, **(SWIGLU if swiglu else {}))

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from mil.config import EncoderSpec
-from mil.encoders import Encoder
+from mil.encoders.entry import Encoder
 from mil.errors import MilError
 from mil.features.accelerate import (
     choose_precision,

@@ -13,7 +13,8 @@ import torch
 import mil
 from mil import hdf5
 from mil.config import EncoderSpec
-from mil.encoders import Encoder, build
+from mil.encoders.build import build
+from mil.encoders.entry import Encoder
 from mil.errors import CorruptFile, MilError, SlideError
 from mil.features.device import describe
 from mil.features.engine import Engine

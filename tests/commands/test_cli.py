@@ -1,15 +1,21 @@
 """The command line: instant help, and every fault one line, exit code 1 and nothing half-written."""
 
+import ast
+import json
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import typer
 from features_alone import write_trident
 from typer.testing import CliRunner
 
 from mil import __version__
 from mil.cli import app
+from mil.commands.examples import EXAMPLES
+from mil.encoders.table import ENCODERS
 
 COMMANDS = [
     "init", "demo", "check", "tile", "contact", "extract", "census", "bag", "train", "predict", "score", "compare", "localise",
@@ -32,10 +38,91 @@ def test_every_command_is_listed_and_explained():
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
 
-def test_help_needs_no_heavy_import():
-    code = "import sys, mil.cli; print([m for m in ('torch', 'pandas', 'matplotlib', 'snakemake') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+HEAVY = {"torch", "pandas", "matplotlib", "snakemake", "sklearn", "scipy", "lifelines", "h5py", "numpy", "timm"}
+LIGHT = {  # arguments -> what is printed
+    "--help": "Slides to features",
+    "-h": "Slides to features",
+    "train -h": "Example: mil train",
+    "encoders list": "efficientnet_lite0",
+    "encoders list --json": '"weights_licence"',
+    "encoders show uni": "ask at https://huggingface.co/MahmoodLab/UNI",
+    "encoders show unni": "did you mean 'uni'?",
+    "encoders fetch phicon": "did you mean 'phikon'?",
+    "encoders check unni": "did you mean 'uni'?",
+    "trian": "No such command",
+    "convert stmp x y": "did you mean 'stamp'?",
+    "convert clam x y --back": "known: stamp, trident",
+    "convert clam none y": "none is not a folder",
+    "check --spec {}": "slide sheet slides.csv does not exist",
+    "check --deep none": "none/config.json does not exist",
+    'check --spec {"shet":1}': "did you mean 'sheet'?",
+    "tile none.csv --folder t --thumbnails t --out o": "table none.csv does not exist",
+    "contact none.csv --tiles t --thumbnails t --out o": "table none.csv does not exist",
+    'extract none.csv --tiles t --folder f --out o --spec {"nam":"uni"}': "did you mean 'name'?",
+    "bag c.csv --slides none.yaml --out o --flow f": "none.yaml does not exist",
+    "train none.csv --sites s --folder f --endpoint {}": "table none.csv does not exist",
+    'train b.csv --sites s --folder f --endpoint {} --spec {"lr":1}': "key 'encoder' is missing",
+    "predict run --bags none.csv --sites s --out o": "table none.csv does not exist",
+    "score none.csv --experiment {} --out o": "error: --experiment: key 'encoder' is missing",
+    "compare none --out o": "none/config.json does not exist",
+    "baseline none --endpoint e --folder f": "none/config.json does not exist",
+    "localise none --experiment e --out o": "none/config.json does not exist",
+    "report none --out o": "none/config.json does not exist",
+    "clinical none.yaml": "config none.yaml does not exist",
+    "config show none.yaml": "config none.yaml does not exist",
+}
+
+
+def test_help_static_tables_and_mistakes_import_nothing_heavy(tmp_path):
+    """Each takes 0.3 s of CPU; torch or matplotlib would add 3 to 6."""
+    code = f"""
+import io, sys, contextlib
+from mil.cli import main
+for line in {list(LIGHT)!r}:
+    sys.argv, said = ["mil", *line.split()], io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        main()
+    print(repr((line, said.getvalue(), sorted({HEAVY!r} & set(sys.modules)))))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    seen = [ast.literal_eval(line) for line in result.stdout.splitlines()]
+    assert len(seen) == len(LIGHT)
+    for line, said, heavy in seen:
+        assert LIGHT[line] in said, (line, said)
+        assert not heavy, (line, heavy)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_of_encoders_fits_100_columns_and_json_has_them_all():
+    printed = CliRunner().invoke(app, ["encoders", "list"]).output
+    assert max(map(len, printed.splitlines())) <= 100
+    rows = json.loads(CliRunner().invoke(app, ["encoders", "list", "--json"]).output)
+    assert {row["name"] for row in rows} == set(ENCODERS)
+    assert all(name in printed for name in ENCODERS)
+
+
+def commands_of(group, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_command_has_an_example_that_its_parser_accepts_and_a_page(repository):
+    leaves = dict(commands_of(typer.main.get_command(app)))
+    assert {" ".join(path) for path in leaves} >= set(EXAMPLES)
+    for path, command in leaves.items():
+        assert command.epilog, path
+        assert command.help, path
+        example, page = command.epilog.split("\n\n")
+        words = shlex.split(example.split("[bold]mil ")[1].removesuffix("[/bold]"))
+        assert tuple(words[: len(path)]) == path
+        with command.make_context(path[-1], words[len(path) :], resilient_parsing=True) as context:
+            assert not context.args, example
+        for parameter in command.params:
+            assert not parameter.required or parameter.name in context.params
+        assert (repository / page.removeprefix("Documentation: ")).is_file(), page
 
 
 def test_version():

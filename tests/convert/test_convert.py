@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from mil import hdf5
-from mil.convert import READERS, WRITERS, Source, convert_in, convert_out
+from mil import convert, hdf5
+from mil.convert.convert import convert_in, convert_out
+from mil.convert.foreign import READERS, Source
 from mil.convert.readers import clam_tiling
+from mil.convert.writers import WRITERS
 from mil.errors import MilError
 from mil.progress import quiet
 
@@ -122,7 +124,8 @@ LAYOUTS = {
 
 
 def test_every_layout_is_tested():
-    assert {layout for _, layout, _ in LAYOUTS.values()} == set(READERS)
+    assert {layout for _, layout, _ in LAYOUTS.values()} == set(READERS) == set(convert.LAYOUTS)
+    assert set(WRITERS) == set(convert.LAYOUTS_BACK)
     assert set(WRITERS) == {"trident", "stamp"}
 
 

@@ -12,13 +12,15 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from mil.config import EncoderSpec, parse
-from mil.encoders import ENCODERS, build, bundle
-from mil.encoders.build import make_random
-from mil.encoders.mahmood import PooledVit
+from mil.encoders import bundle
+from mil.encoders.build import build, make_random
+from mil.encoders.conch import PooledVit
+from mil.encoders.listing import list_encoders, show_encoder
 from mil.encoders.resnet import ResNet50
+from mil.encoders.sources import HubFile, UrlFile
 from mil.encoders.state import from_huggingface, from_old_swin, load_huggingface, load_timm, resized_positions
+from mil.encoders.table import ENCODERS
 from mil.encoders.vit import Vit
-from mil.encoders.weights import HubFile, UrlFile
 from mil.errors import MilError
 from mil.features import Engine
 from mil.progress import Reporter, quiet
@@ -355,13 +357,13 @@ def test_what_the_registry_does_not_pin_is_held_to_what_was_fetched_first(hub, t
 
 
 def test_every_hub_file_says_whether_it_is_pinned():
-    pinned = bundle.list_encoders().set_index("name").pinned
+    pinned = {row["name"]: row["pinned"] for row in list_encoders()}
     for name in ENCODERS:
         source = ENCODERS[name].source
         assert not isinstance(source, HubFile) or re.fullmatch(r"[0-9a-f]{40}", source.revision or MAIN)
-        said = "not pinned" in bundle.show_encoder(name)
+        said = "not pinned" in show_encoder(name)
         assert pinned[name] != said
-    assert "commit b55a5ec6cade1a39edfe6534189a9b8ca7a022f0, sha256 56ef09b44a25dc5c" in bundle.show_encoder("uni")
+    assert "commit b55a5ec6cade1a39edfe6534189a9b8ca7a022f0, sha256 56ef09b44a25dc5c" in show_encoder("uni")
     assert not pinned["hibou_l"]
 
 
@@ -398,8 +400,8 @@ def test_a_bundle_is_used_and_altered_weights_in_it_are_noticed(tmp_path):
 
 
 def test_list_and_show_tell_the_terms():
-    table = bundle.list_encoders().set_index("name")
-    assert bool(table.gated["uni"])
-    assert not bool(table.gated["phikon"])
-    assert "ask at https://huggingface.co/bioptimus/H-optimus-0" in bundle.show_encoder("h_optimus_0")
-    assert "resized to 256 px and cut to 224" in bundle.show_encoder("prov_gigapath")
+    gated = {row["name"]: row["gated"] for row in list_encoders()}
+    assert gated["uni"]
+    assert not gated["phikon"]
+    assert "ask at https://huggingface.co/bioptimus/H-optimus-0" in show_encoder("h_optimus_0")
+    assert "resized to 256 px and cut to 224" in show_encoder("prov_gigapath")

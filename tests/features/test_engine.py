@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from mil import cli, hdf5
 from mil.commands import options
 from mil.config import EncoderSpec
-from mil.encoders import Encoder, build
+from mil.encoders.build import build
+from mil.encoders.entry import Encoder
 from mil.errors import MilError
 from mil.features import Engine, extract_shard
 from mil.features.accelerate import pays_from

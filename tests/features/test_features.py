@@ -10,7 +10,7 @@ from feature_slides import SIZE, make_shard, write_slide, write_tiles
 
 from mil import hdf5
 from mil.config import EncoderSpec
-from mil.encoders import build
+from mil.encoders.build import build
 from mil.errors import MilError
 from mil.features import Engine, extract_shard
 from mil.features.plan import parts_of

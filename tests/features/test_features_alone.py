@@ -12,7 +12,8 @@ from features_alone import LAYOUTS, WEIGHTS, make_features, write_stamp
 
 from mil import hdf5
 from mil.config import Config, SlidesSpec, merge, parse, read_yaml
-from mil.convert import Source, convert_in
+from mil.convert.convert import convert_in
+from mil.convert.foreign import Source
 from mil.errors import MilError
 from mil.progress import quiet
 from mil.slides.check import check_slides

@@ -140,7 +140,7 @@ def test_tiles_are_as_large_as_the_spec_says_and_lie_where_it_says(tmp_path, mpp
 
 
 def test_other_pyramids_of_the_same_slide_give_the_same_tiles_and_features(shared, tmp_path):
-    from mil.encoders import build
+    from mil.encoders.build import build
 
     with open_slide(shared / "data" / "slides" / "cmu-1-small-region.svs") as slide:
         pixels = slide.read_region(700, 1000, 0, 1100, 1100)

@@ -1,0 +1,72 @@
+"""An example and a page of the documentation for every command, shown below its help."""
+
+import typer
+
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "init": ("mil init mine", "own-cohort.md"),
+    "demo": ("mil demo data/demo", "steps.md"),
+    "config write": ("mil config write configs", "steps.md"),
+    "config show": (
+        "mil config show configs/default.yaml configs/experiments.yaml configs/cohorts/demo.yaml",
+        "steps.md",
+    ),
+    "check": ("mil check --spec configs/cohorts/mine.yaml:slides --labels response --strict", "own-cohort.md"),
+    "tile": (
+        "mil tile sites/a/slides.csv --folder sites/a/tiles --thumbnails sites/a/thumbnails --out sites/a/tiles/shard0.csv",
+        "steps.md",
+    ),
+    "contact": (
+        "mil contact sites/a/slides.csv --tiles sites/a/tiles --thumbnails sites/a/thumbnails --out contact.jpg",
+        "steps.md",
+    ),
+    "extract": (
+        "mil extract sites/a/slides.csv --tiles sites/a/tiles --folder features --out features/shard0.csv",
+        "features.md",
+    ),
+    "census": ("mil census sites/a/slides.csv sites/a/tiles/shard0.csv --out census/a.csv", "steps.md"),
+    "bag": ("mil bag census/a.csv --slides slides.yaml --flow flow.csv --out bags.csv", "steps.md"),
+    "train": (
+        "mil train bags.csv --sites sites --endpoint endpoint.yaml --spec experiment.yaml --folder runs/fedavg",
+        "strategies.md",
+    ),
+    "predict": ("mil predict runs/fedavg --bags bags.csv --sites sites --out predictions/fedavg.csv", "steps.md"),
+    "score": (
+        "mil score predictions/fedavg.csv --experiment experiment.yaml --out metrics/fedavg.csv",
+        "steps.md",
+    ),
+    "compare": ("mil compare results/demo --out comparisons.csv", "steps.md"),
+    "baseline": ("mil baseline results/demo --endpoint response --folder baselines", "steps.md"),
+    "localise": (
+        "mil localise results/demo --experiment attention_fedavg --out localisation.csv",
+        "steps.md",
+    ),
+    "plot": ("mil plot roc_by_site --results results/demo", "steps.md"),
+    "report": ("mil report results/demo --out report/index.html", "steps.md"),
+    "clinical": (
+        "mil clinical configs/default.yaml configs/experiments.yaml configs/cohorts/mine.yaml",
+        "own-cohort.md",
+    ),
+    "validate": ("mil validate results/demo --repair", "features.md"),
+    "convert": ("mil convert stamp /data/stamp features --mpp 0.25", "features.md"),
+    "encoders list": ("mil encoders list --json", "features.md"),
+    "encoders show": ("mil encoders show uni2_h", "features.md"),
+    "encoders fetch": ("mil encoders fetch phikon --weights weights", "features.md"),
+    "encoders check": ("mil encoders check --weights weights", "features.md"),
+}
+BETWEEN_HOSPITALS = ("hospital.md", {"server": "server.yaml", "site": "site.yaml", "ledger": "ledger.jsonl"})
+
+
+def add_examples(app: typer.Typer, group: str = "") -> None:
+    """Give every command of `app` and of its groups an epilog with its example and its page."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = f"{group} {command.name or command.callback.__name__.replace('_', '-')}".strip()
+        if command.epilog is None and name in EXAMPLES:
+            example, page = EXAMPLES[name]
+            command.epilog = f"Example: [bold]{example}[/bold]\n\nDocumentation: docs/{page}"
+        elif command.epilog is None:
+            page, files = BETWEEN_HOSPITALS
+            command.epilog = f"Example: [bold]mil {name} {files.get(group, '')}[/bold]\n\nDocumentation: docs/{page}"
+    for part in app.registered_groups:
+        assert part.typer_instance is not None
+        add_examples(part.typer_instance, f"{group} {part.name}".strip())
