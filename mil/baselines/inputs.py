@@ -30,7 +30,7 @@ NAMES = {
     "site": "Site",
     "permuted": "Permuted labels",
     "fusion": "Clinical + slide",
-    "mean_features": "Mean of features",
+    "mean_features": "Logistic regression on mean features",
 }
 
 

@@ -50,7 +50,7 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
         **_tile_tables(results, endpoint, encoder, bags),
     }
     if endpoint == results.endpoint:
-        tables["comparisons"] = rivals(results, results.main, folded.predictions)
+        tables["comparisons"] = rivals(results, results.federated, folded.predictions)
     left_out = [
         rivals(results, name, folded.predictions)
         for name, one in results.experiments.items()

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from mil.config import FiguresSpec
+from mil.config import ExperimentSpec, FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import capital, name_rows
 from mil.figures.registry import ANY, Drawn, figure
@@ -14,15 +14,10 @@ from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SIT
 
 @figure("Encoders and models", needs=("metrics",), endpoints=ANY)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
-    """A row an encoder and model with the main experiment's strategy; one colour an encoder."""
-    main, measure = results.experiments[results.main], results.kind.primary
-    chosen = {
-        name: one
-        for name, one in results.experiments.items()
-        if one.strategy == main.strategy and one.endpoint == main.endpoint
-    }
-    if len({input_name(one) for one in chosen.values()}) < 2:
-        raise Absent(f"the run has one encoder and model only with strategy {main.strategy.name}")
+    """A row per encoder and model with one strategy; one colour per encoder."""
+    measure = results.kind.primary
+    chosen = _of_one_strategy(results)
+    main = next(iter(chosen.values()))
     metrics = primary(results.metrics(*chosen)).dropna(subset=["value"])
     if main.strategy.name == "local":
         metrics = metrics[metrics["trained_on"].isin([OWN_SITE, ENSEMBLE])]
@@ -59,3 +54,21 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"{results.config.metrics.confidence:.0%} intervals ({results.kind.how}). “Colour statistics” are the mean and deviation of RGB in a tile: what an encoder has to beat."
         ),
     )
+
+
+def _of_one_strategy(results: Results) -> dict[str, ExperimentSpec]:
+    """Experiments by name with the main experiment's endpoint and one strategy: the main one's where it has several inputs.
+
+    Otherwise the strategy that has the most encoders and models.
+    """
+    main = results.experiments[results.main]
+    by_strategy: dict[str, dict[str, ExperimentSpec]] = {main.strategy.to_json(): {}}
+    for name, one in results.experiments.items():
+        if one.endpoint == main.endpoint:
+            by_strategy.setdefault(one.strategy.to_json(), {})[name] = one
+    inputs = {key: len({input_name(one) for one in group.values()}) for key, group in by_strategy.items()}
+    first = next(iter(inputs))
+    chosen = first if inputs[first] > 1 else max(inputs, key=lambda key: inputs[key])
+    if inputs[chosen] < 2:
+        raise Absent("no strategy of the run has more than one encoder and model")
+    return by_strategy[chosen]

@@ -23,7 +23,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     training = results.training_sites
     if len(training) < 2 or not results.external_sites:
         raise Absent("it takes two training sites and an external one")
-    quick = results.about_features(results.endpoint, "site_value").assign(model="Mean of features", colour=INK)
+    quick = results.about_features(results.endpoint, "site_value").assign(
+        model="Ridge of fixed strength on mean features", colour=INK
+    )
     table = pd.concat([quick, _main(results)], ignore_index=True)
     names = list(dict.fromkeys(table.sort_values(["sites", "trained_on"])["trained_on"]))
     one_by_one = len(names) <= MOST_SETS
@@ -44,7 +46,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=table.drop(columns="colour"),
         n=f"{int(results.bags(results.endpoint)['role'].eq('external').sum())} external patients",
         caption=(
-            f"AUROC for {main.endpoint} within external sites of models that were trained on each set of training sites: a ridge regression on the mean of the "
+            f"AUROC for {main.endpoint} within external sites of models that were trained on each set of training sites: a logistic ridge regression of fixed strength on the mean of the "
             f"features, and {input_name(main)} as trained in this run. Intervals: {results.config.metrics.confidence:.0%}, DeLong, logit scale. "
             f"{'' if one_by_one else 'A mark is a set of sites, the line the mean of the quick model over sets of the same number; single intervals are in the values. '}"
             "More sites also means more patients."

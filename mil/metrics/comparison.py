@@ -27,6 +27,8 @@ from mil.statistics.folds import (
 from mil.statistics.multiplicity import holm
 
 OVER_FOLDS = "corrected resampled t-test"
+SETTINGS = ("training", "search")
+"""Parts of an experiment that a strategy, an encoder or a model may need to have otherwise."""
 # a difference is the more collaborative strategy less the other
 COLLABORATION = {"local": 0, "pooled": 1}
 
@@ -49,8 +51,8 @@ def compare(
 ) -> pd.DataFrame:
     """Paired AUROC differences (DeLong; bootstrap; on folds the corrected resampled t-test) with Holm's correction.
 
-    With `experiments` only those pairs are compared that share the endpoint and differ in exactly one of encoder,
-    model, strategy, training settings, covariates and search; without, all pairs with the same labels. On a group of sites only pairs of
+    With `experiments` only those pairs are compared that share the endpoint and differ in one of encoder,
+    model, strategy and covariates (settings of training and search may differ as well), or in these settings alone; without, all pairs with the same labels. On a group of sites only pairs of
     patients of the same site count (`metric` says so), so that no model is rewarded for knowing that sites differ in response or
     scanner. `first_models` and `second_models` are how many models a patient's score is the mean of. Holm's correction runs over
     all pairs of one endpoint, factor and method: once over training and external sites as groups, once over single sites; a
@@ -149,11 +151,12 @@ def _contrasts(names: list[str], experiments: Mapping[str, ExperimentSpec] | Non
         parts = ("encoder", "model", "strategy", "training", "covariates", "search")
         differing = [part for part in parts if getattr(one, part) != getattr(other, part)]
         alike = one.endpoint == other.endpoint and one.protocol == other.protocol
-        if not alike or len(differing) != 1:
+        factors = [part for part in differing if part not in SETTINGS] or differing[:1]
+        if not alike or len(factors) != 1:
             continue
-        swap = differing[0] == "strategy" and _collaboration(one) > _collaboration(other)
+        swap = factors[0] == "strategy" and _collaboration(one) > _collaboration(other)
         first, second = (earlier, later) if swap else (later, earlier)
-        yield Contrast(first, second, differing[0], one.endpoint)
+        yield Contrast(first, second, factors[0], one.endpoint)
 
 
 def _collaboration(experiment: ExperimentSpec) -> int:

@@ -43,22 +43,26 @@ def localise(
 ) -> pd.DataFrame:
     """Tile AUROC of attention against truth by site and role: the mean over slides, and all tiles pooled.
 
-    The mean is over slides that hold both kinds of tile; pooled tiles come from all slides, positive or not.
+    The mean is over slides that hold both kinds of tile, and its row counts these; pooled tiles come from all slides.
     """
     slides = sorted(slides, key=lambda slide: (slide.site, slide.slide_id))
     rows = []
     for site, members in _groups(slides):
-        common = {
-            "experiment": name,
-            **described(experiment),
-            "site": site,
-            "patients": len({slide.patient_id for slide in members}),
-            "slides": len(members),
-            "tiles": sum(len(slide.truth) for slide in members),
-            "positive_tiles": int(sum(slide.truth.sum() for slide in members)),
-        }
-        rows += [{**common, **row} for row in (_pooled(members, spec), _mean(members, spec))]
+        stated = {"experiment": name, **described(experiment), "site": site}
+        rows.append({**stated, **_counts(members), **_pooled(members, spec)})
+        both = [slide for slide in members if delong.both_classes(slide.truth)]
+        rows.append({**stated, **_counts(both), **_mean(both, spec)})
     return pd.DataFrame(rows, columns=["experiment", *described(experiment), *LOCALISATION])
+
+
+def _counts(slides: Sequence[SlideAttention]) -> dict[str, int]:
+    """Patients, slides and tiles that a metric was made of."""
+    return {
+        "patients": len({(slide.site, slide.patient_id) for slide in slides}),
+        "slides": len(slides),
+        "tiles": sum(len(slide.truth) for slide in slides),
+        "positive_tiles": int(sum(slide.truth.sum() for slide in slides)),
+    }
 
 
 def slides_with_truth(results: Results, experiment: str) -> list[SlideAttention]:
@@ -118,15 +122,14 @@ def _pooled(slides: list[SlideAttention], spec: MetricsSpec) -> Mapping[str, Any
 
 
 def _mean(slides: list[SlideAttention], spec: MetricsSpec) -> Mapping[str, Any]:
-    """Mean over slides of the AUROC within the slide."""
+    """Mean over slides, each with both kinds of tile, of the AUROC within the slide."""
     values = by_slide(slides)
     if values.empty:
         return _row("tile_auroc_mean", np.nan, np.nan, np.nan, "not defined: no slide has both kinds of tile")
-    used = [slide for slide in slides if slide.slide_id in set(values["slide_id"])]
-    areas, weights = values["auroc"].to_numpy(), _left_out(used)
+    areas, weights = values["auroc"].to_numpy(), _left_out(slides)
     with np.errstate(invalid="ignore"):
         without = (weights @ areas) / weights.sum(axis=1)
-    return _jackknifed("tile_auroc_mean", float(areas.mean()), without, used, spec)
+    return _jackknifed("tile_auroc_mean", float(areas.mean()), without, slides, spec)
 
 
 def _jackknifed(

@@ -12,8 +12,9 @@ from mil.config import ReportSpec
 from mil.figures import FIGURES
 from mil.figures.paper import PAPER
 from mil.report.cells import Table
-from mil.report.claims import claims, headline
-from mil.report.methods import limits, methods
+from mil.report.claims import claims, headline, leak_warning
+from mil.report.limits import limits
+from mil.report.methods import methods
 from mil.report.pictures import Picture, picture_of
 from mil.report.story import STORY, Chapter
 from mil.report.tables import tables_of
@@ -59,6 +60,7 @@ def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collectio
         spec=spec,
         cohort=results.config.cohort,
         version=__version__,
+        warning=leak_warning(results),
         headline=headline(results),
         claims=claims(results),
         sections=sections,

@@ -71,8 +71,30 @@ def _positive(results: Results, bags: pd.DataFrame) -> str:
 
 def claims(results: Results) -> list[Claim]:
     """The findings, the main one first."""
-    found = [_performance(results), _strategies(results), _baselines(results), _inputs(results), _localised(results)]
+    found = [_leaks(results), _performance(results), _strategies(results), _baselines(results)]
+    found += [_inputs(results), _localised(results)]
     return [claim for claim in found if claim is not None]
+
+
+def leak_warning(results: Results) -> str:
+    """What the leak checks found and the settings let pass (`metrics.on_leak: flag`); '' where nothing."""
+    try:
+        table = results.deep_check()
+    except Absent:
+        return ""
+    leaks = table[table["state"] == "leak"]
+    if leaks.empty:
+        return ""
+    named = _enumerated([f"{row.check}, {row.subject}" for row in leaks.itertuples()])
+    return (
+        f"The leak checks found {len(leaks)} leak{'s' if len(leaks) > 1 else ''} ({named}). Settings let the run go on; "
+        "the numbers of this report may show the leak and not the tissue. The table of leak checks says what was found."
+    )
+
+
+def _leaks(results: Results) -> Claim | None:
+    warning = leak_warning(results)
+    return Claim(warning, "Read every finding below with this in mind.") if warning else None
 
 
 def _main_row(results: Results) -> pd.Series | None:
@@ -123,12 +145,15 @@ def _unscored(results: Results) -> Claim:
 
 
 def _strategies(results: Results) -> Claim | None:
-    """The main experiment against the other strategies of its family."""
-    return _differences(results, _comparisons(results, ("strategy",)), "the other strategies")
+    """The federated experiment against pooled, local and the other strategies of its family."""
+    name = results.federated
+    return _differences(
+        results, name, _comparisons(results, name, ("strategy", "training", "search")), "the other strategies"
+    )
 
 
 def _baselines(results: Results) -> Claim | None:
-    """The main experiment against what a hospital could use without slides, and against controls."""
+    """The federated experiment against what a hospital could use without slides, and against controls."""
     try:
         table = results.baseline_comparisons(results.endpoint)
     except Absent:
@@ -137,24 +162,25 @@ def _baselines(results: Results) -> Claim | None:
     table = table[(table["method"] == "DeLong, paired") & table["second"].isin(told)]
     for site in (EXTERNAL_SITES, TRAINING_SITES):
         if (table["site"] == site).any():
-            return _differences(results, table[table["site"] == site], "the baselines")
+            return _differences(results, results.federated, table[table["site"] == site], "the baselines")
     return None
 
 
 def _inputs(results: Results) -> Claim | None:
     """The main experiment against the same strategy on another encoder or model."""
-    return _differences(results, _comparisons(results, ("model", "encoder")), "other encoders and models")
+    name = results.main
+    return _differences(results, name, _comparisons(results, name, ("model", "encoder")), "other encoders and models")
 
 
-def _comparisons(results: Results, factors: tuple[str, ...]) -> pd.DataFrame:
-    """Paired comparisons of the main experiment, on external sites if there are any, as main less other."""
+def _comparisons(results: Results, name: str, factors: tuple[str, ...]) -> pd.DataFrame:
+    """Paired comparisons of the experiment `name`, on external sites if there are any, as main less other."""
     try:
         table = results.comparisons()
     except Absent:
         return pd.DataFrame()
     table = paired_rows(table)
     table = table[table["factor"].isin(factors)]
-    turned = table[table["second"] == results.main]
+    turned = table[table["second"] == name]
     turned = turned.assign(
         second=turned["first"],
         second_trained_on=turned["first_trained_on"],
@@ -162,7 +188,7 @@ def _comparisons(results: Results, factors: tuple[str, ...]) -> pd.DataFrame:
         low=-turned["high"],
         high=-turned["low"],
     )
-    parts = [part for part in (table[table["first"] == results.main], turned) if len(part)]
+    parts = [part for part in (table[table["first"] == name], turned) if len(part)]
     table = pd.concat(parts) if parts else table.iloc[:0]
     for site in (EXTERNAL_SITES, TRAINING_SITES):
         if (table["site"] == site).any():
@@ -170,13 +196,13 @@ def _comparisons(results: Results, factors: tuple[str, ...]) -> pd.DataFrame:
     return table.iloc[:0]
 
 
-def _differences(results: Results, rows: pd.DataFrame, others: str) -> Claim | None:
-    """Which differences of the main experiment to `others` stand after correction, then all of them with intervals."""
+def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: str) -> Claim | None:
+    """Which differences of `experiment` to `others` stand after correction, then all of them with intervals."""
     rows = rows.dropna(subset=["difference"]) if len(rows) else rows
     if rows.empty:
         return None
     level = 1 - results.config.metrics.confidence
-    name, site = strategy_name(results.experiments[results.main].strategy.name), rows["site"].iloc[0]
+    name, site = strategy_name(results.experiments[experiment].strategy.name), rows["site"].iloc[0]
     said, above, below, open_ = [], [], [], []
     title, by = results.kind.primary.title, results.kind.paired.removesuffix(", paired")
     for row in rows.itertuples():
@@ -214,7 +240,7 @@ def _other(results: Results, factor: str, experiment: str, trained_on: str) -> s
     """What the main experiment is compared with, in words."""
     if factor == "baseline":
         return baseline_arm(results, experiment).name.lower()
-    if factor == "strategy":
+    if factor in {"strategy", "training", "search"}:
         kind, _, site = arm(results, experiment, trained_on).name.partition(", ")
         return f"{kind} ({site})" if site else kind
     return input_name(results.experiments[experiment])

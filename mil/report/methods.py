@@ -1,22 +1,39 @@
-"""The run's own specs -> the methods in sentences, and what its results cannot say."""
+"""The settings of the run -> the methods in sentences."""
 
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-import pandas as pd
-
 from mil import __version__
 from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
 from mil.figures.style import encoder_name, model_name, strategy_name
-from mil.results.results import Absent, Results
+from mil.results.results import Results
+from mil.results.study import NOT_FEDERATED
+from mil.specs.experiments import TrainingSpec
 
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
-FEW_PATIENTS = 100
 PROTOCOL = (
     "The protocol is modelled on Ogier du Terrail et al., Federated learning for predicting histological response to neoadjuvant "
     "chemotherapy in triple-negative breast cancer, Nature Medicine 29:135–146 (2023). Cohort, models and numbers are this study's "
     "own; none is that paper's."
+)
+SENT = {
+    "fedsgd": "gradients of the model weights",
+    "scaffold": "model weights and control variates",
+    "fedper": "model weights but for the layers that stay",
+}
+"""What a site sends in a strategy, where it is not all weights of the model."""
+STATED = (
+    "version",
+    "optimiser",
+    "lr",
+    "weight_decay",
+    "batch_size",
+    "max_tiles",
+    "local_epochs",
+    "rounds",
+    "scaling",
+    "seed",
 )
 OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 
@@ -43,58 +60,6 @@ def methods(results: Results) -> list[Paragraph]:
         Paragraph("Evaluation", _evaluation(results)),
         Paragraph("Software", _software()),
     ]
-
-
-def limits(results: Results) -> list[str]:
-    """What a reader should hold against the numbers, as far as the run itself can tell."""
-    said = []
-    try:
-        bags = results.bags(results.endpoint)
-        said += _limits_of_size(results, bags)
-    except Absent:
-        said.append("No table of patients was found, so nothing is known of the cohort's size.")
-    said += [
-        "A patient's score is the mean over models of several folds; scores of different folds, sites and strategies "
-        f"need not lie on one scale, which {_title(results)} over several sites together does not forgive.",
-        "Intervals are conditional on the trained models: they say how the result would vary with other patients at these "
-        "sites, not with other training runs or other hospitals.",
-        "Attention says where a model looked, not why, and not that the tissue caused the outcome.",
-    ]
-    if results.config.truth is None:
-        said.append("No tile-level truth was given, so attention is shown but not scored.")
-    return said
-
-
-def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
-    said = []
-    if not results.two_classes:
-        kind = results.config.endpoints[results.endpoint].kind
-        said.append(
-            f"The endpoint {results.endpoint} is of kind {kind}: baselines, controls with permuted labels, curves of sample size and figures that need "
-            "two classes are left out, so that nothing here says how far colour or clinical columns alone would come."
-        )
-    counted = bool(results.kind.counts)
-    counts = bags.assign(label=bags["label"] if counted else 0).groupby("site")["label"].agg(["size", "sum"])
-    small = counts[counts["size"] < FEW_PATIENTS]
-    if len(small):
-        listed = ", ".join(
-            f"{site} {int(row['size'])}" + (f" ({int(row['sum'])} {results.kind.counts})" if counted else "")
-            for site, row in small.iterrows()
-        )
-        said.append(
-            f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in {_title(results)} are noise."
-        )
-    if not results.external_sites:
-        said.append("There is no external site: nothing here says how the models do in another hospital.")
-    elif len(results.external_sites) == 1:
-        said.append("There is one external site; how results vary between hospitals cannot be told from it.")
-    rates = counts["sum"] / counts["size"]
-    if results.two_classes and len(rates) > 1 and rates.max() - rates.min() > 0.1:
-        said.append(
-            f"The share of positives differs between sites ({rates.min():.0%} to {rates.max():.0%}); a model that only tells "
-            "sites apart would score above 0.5 on several sites together."
-        )
-    return said
 
 
 def _slides(config: Config) -> str:
@@ -169,28 +134,53 @@ def _values(spec: EndpointSpec) -> str:
 
 
 def _models(experiments: dict[str, ExperimentSpec]) -> str:
-    models = {one.model.name: one.model for one in experiments.values()}
-    strategies = dict.fromkeys(one.strategy.name for one in experiments.values())
-    described = "; ".join(f"{model_name(name)}{_settings(spec)}" for name, spec in models.items())
+    models = {one.model.to_json(): one.model for one in experiments.values()}
+    strategies = {one.strategy.to_json(): one.strategy for one in experiments.values()}
+    described = "; ".join(f"{model_name(spec.name)}{_settings(spec)}" for spec in models.values())
     meaning = {
         "local": "one model a training site on its own patients",
         "pooled": "one model on all training patients in one place, as no federation could",
         "fedavg": "federated averaging, weighted by patients",
     }
     listed = "; ".join(
-        f"{strategy_name(name)}{f' ({meaning[name]})' if name in meaning else ''}" for name in strategies
+        f"{strategy_name(spec.name)}{f', {meaning[spec.name]}' if spec.name in meaning else ''}{_settings(spec)}"
+        for spec in strategies.values()
     )
-    return f"Models: {described}. Strategies: {listed}. Only model weights, counts and metrics leave a site in federated training."
+    joined = sorted({name for one in experiments.values() for name in one.covariates})
+    covariates = f" Covariates of the patient table: {', '.join(joined)}." if joined else ""
+    return f"Models: {described}.{covariates} Strategies: {listed}. {_what_leaves(experiments)}"
+
+
+def _what_leaves(experiments: dict[str, ExperimentSpec]) -> str:
+    """What the sites of the federated experiments send."""
+    federated = [one for one in experiments.values() if one.strategy.name not in NOT_FEDERATED]
+    if not federated:
+        return "No strategy of this run is federated: nothing is said of what would leave a site."
+    sent = []
+    for one in federated:
+        spec = getattr(one.strategy, "base", one.strategy)
+        sent.append(SENT.get(spec.name, "model weights"))
+        if one.training.scaling == "standard":
+            sent.append("counts, means and squared deviations of the features")
+        if one.covariates:
+            sent.append("counts, means and squared deviations of the covariates")
+    listed = ", ".join(dict.fromkeys(sent))
+    return f"In federated training a site sends {listed}, numbers of patients and losses; slides, features and patients stay."
 
 
 def _settings(spec: Spec) -> str:
-    values = {key: value for key, value in spec.model_dump().items() if key != "name" and value is not None}
-    listed = ", ".join(
-        f"{key.replace('_', ' ')} {'-'.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
-        for key, value in values.items()
-        if value not in ((), [], 0.0)
-    )
+    values = {key: value for key, value in spec.model_dump().items() if key not in {"name", "version"}}
+    listed = ", ".join(_setting(key, value) for key, value in values.items() if value not in (None, (), [], 0.0))
     return f" ({listed})" if listed else ""
+
+
+def _setting(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        name = strategy_name(str(value["name"])) if "name" in value else ""
+        further = ", ".join(_setting(other, one) for other, one in value.items() if other != "name")
+        return f"{key.replace('_', ' ')} {name}{f' ({further})' if further else ''}"
+    words = "-".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+    return f"{key.replace('_', ' ')} {words}"
 
 
 def _training(experiments: dict[str, ExperimentSpec]) -> str:
@@ -203,7 +193,7 @@ def _training(experiments: dict[str, ExperimentSpec]) -> str:
         text = (
             f"{OPTIMISERS.get(spec.optimiser, spec.optimiser)} (learning rate {spec.lr:g}, weight decay {spec.weight_decay:g}), {spec.batch_size} patients a step, "
             f"{drawn}, {spec.local_epochs} local epoch{'s' if spec.local_epochs > 1 else ''} a round, at most {spec.rounds} rounds, "
-            f"features scaled: {spec.scaling}, seed {spec.seed}"
+            f"features scaled: {spec.scaling}, seed {spec.seed}{_further(spec)}{_searched(one)}"
         )
         groups.setdefault(text, []).append(name)
     listed = "; ".join(text if len(groups) == 1 else f"{', '.join(names)}: {text}" for text, names in groups.items())
@@ -214,6 +204,25 @@ def _training(experiments: dict[str, ExperimentSpec]) -> str:
     )
 
 
+def _further(spec: TrainingSpec) -> str:
+    """Settings of training that the sentence does not name and that are not as by default."""
+    plain = TrainingSpec().model_dump()
+    changed = {key: value for key, value in spec.model_dump().items() if key not in STATED and value != plain[key]}
+    return "".join(f", {_setting(key, value)}" for key, value in changed.items())
+
+
+def _searched(experiment: ExperimentSpec) -> str:
+    """Candidates among which the inner folds chose."""
+    if experiment.search is None:
+        return ""
+    values = {key: value for key, value in experiment.search.model_dump().items() if value}
+    listed = "; ".join(
+        f"{key.replace('_', ' ')} among {', '.join(_setting('', one).strip() for one in value)}"
+        for key, value in values.items()
+    )
+    return f", chosen on the inner folds: {listed}"
+
+
 MEASURED = {
     "multiclass": "Of several classes the measure is the mean over all classes of the AUROC of one against the rest (macro AUROC; not defined "
     "where a class has no patient); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability.",
@@ -222,13 +231,6 @@ MEASURED = {
     "regression": "Of a number the measure is Spearman's rank correlation of predicted and observed, on several sites the mean of the sites weighted by "
     "their patients; beside it mean absolute error, mean error, R² and the slope of observed on predicted.",
 }
-
-
-def _title(results: Results) -> str:
-    try:
-        return results.kind.primary.title
-    except Absent:
-        return "AUROC"
 
 
 def _evaluation(results: Results) -> str:

@@ -252,10 +252,10 @@ def leaks(results: Results) -> Table:
 
 @TABLES.register("baseline_comparisons")
 def baseline_comparisons(results: Results) -> Table:
-    """The main experiment less each baseline on the same patients."""
+    """The federated experiment less each baseline on the same patients."""
     table = results.baseline_comparisons(results.endpoint)
     table = table[table["method"] == "DeLong, paired"]
-    name = strategy_name(results.experiments[results.main].strategy.name)
+    name = strategy_name(results.experiments[results.federated].strategy.name)
     rows = [
         [
             Cell(f"{name} − {baseline_arm(results, str(row.second)).name}"),
@@ -270,7 +270,7 @@ def baseline_comparisons(results: Results) -> Table:
         for row in table.itertuples()
     ]
     return Table(
-        "The main model against baselines",
+        f"{name} against baselines",
         "Paired differences of AUROC on the same patients (DeLong's test; within sites where there are several), with Holm's correction "
         "over baselines, once for groups of sites and once for single ones. Baselines are logistic regressions on the same folds, pooled.",
         ["Difference", "Scored on", "Patients", "Model", "Baseline", "ΔAUROC", "p", "p adjusted"],
@@ -289,6 +289,7 @@ def localisation(results: Results) -> Table:
             Cell(arm(results, row.experiment, "").name if row.strategy != "local" else "Local"),
             Cell(row.site),
             count(row.patients),
+            count(row.slides),
             count(row.tiles),
             count(row.positive_tiles),
             Cell(names.get(str(row.metric), str(row.metric))),
@@ -300,6 +301,6 @@ def localisation(results: Results) -> Table:
         "Attention against the truth of every tile",
         f"AUROC of attention for tiles that are positive in the truth; {results.config.metrics.confidence:.0%} intervals by "
         "a jackknife over patients. 0.5 is what a model gets that looks at all tiles alike.",
-        ["Input and model", "Strategy", "Site", "Patients", "Tiles", "Positive tiles", "Over", "Tile AUROC"],
+        ["Input and model", "Strategy", "Site", "Patients", "Slides", "Tiles", "Positive tiles", "Over", "Tile AUROC"],
         rows,
     )

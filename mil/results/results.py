@@ -12,7 +12,7 @@ from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
 from mil.endpoints.kinds import Kind, build_kind
 from mil.errors import Absent, MilError
 from mil.results.slide_files import SlideFiles
-from mil.results.study import family_of, main_experiment
+from mil.results.study import family_of, federated_experiment, main_experiment
 from mil.statistics.arms import Scope, scopes
 from mil.tables import read_table, read_text_table
 
@@ -66,6 +66,11 @@ class Results:
     def main(self) -> str:
         """The experiment that is shown in detail (`main_experiment`)."""
         return main_experiment(self.config)
+
+    @property
+    def federated(self) -> str:
+        """The experiment that findings compare with pooled, local and baselines (`federated_experiment`)."""
+        return federated_experiment(self.main, self.experiments)
 
     @property
     def endpoint(self) -> str:
@@ -166,7 +171,7 @@ class Results:
         return self.table("baselines", endpoint, "metrics.csv")
 
     def baseline_comparisons(self, endpoint: str) -> pd.DataFrame:
-        """The main experiment less each baseline, paired."""
+        """The federated experiment (`federated`) less each baseline, paired."""
         return self.table("baselines", endpoint, "comparisons.csv")
 
     def deep_check(self) -> pd.DataFrame:

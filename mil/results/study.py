@@ -7,6 +7,8 @@ from mil.errors import Absent
 
 WITHOUT_ATTENTION = ("clinical", "max", "mean")
 """Models that weigh every tile of a bag alike, look at one tile, or at none."""
+NOT_FEDERATED = ("ensemble", "local", "pooled")
+"""Strategies in which no model is trained by several sites that keep their patients."""
 
 
 def main_experiment(config: Config) -> str:
@@ -25,6 +27,12 @@ def family_of(main: str, experiments: Mapping[str, ExperimentSpec]) -> dict[str,
     They differ in the strategy and, where a strategy needs other ones, in the settings of training.
     """
     return {name: one for name, one in experiments.items() if same_input(one, experiments[main])}
+
+
+def federated_experiment(main: str, experiments: Mapping[str, ExperimentSpec]) -> str:
+    """The experiment that findings compare with pooled, local and baselines: `main`, or the first of its family that is federated."""
+    federated = [name for name in family_of(main, experiments) if experiments[name].strategy.name not in NOT_FEDERATED]
+    return main if main in federated or not federated else federated[0]
 
 
 def same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:

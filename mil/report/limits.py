@@ -1,0 +1,72 @@
+"""The run -> what its results cannot say, as far as the run itself can tell."""
+
+import pandas as pd
+
+from mil.report.claims import leak_warning
+from mil.results.results import Absent, Results
+
+FEW_PATIENTS = 100
+
+
+def limits(results: Results) -> list[str]:
+    """What a reader should hold against the numbers, as far as the run itself can tell."""
+    said = [warning] if (warning := leak_warning(results)) else []
+    try:
+        bags = results.bags(results.endpoint)
+        said += _limits_of_size(results, bags)
+    except Absent:
+        said.append("No table of patients was found, so nothing is known of the cohort's size.")
+    said += [
+        "A patient's score is the mean over models of several folds; scores of different folds, sites and strategies "
+        f"need not lie on one scale, which {_title(results)} over several sites together does not forgive.",
+        "Intervals are conditional on the trained models: they say how the result would vary with other patients at these "
+        "sites, not with other training runs or other hospitals.",
+        "Attention says where a model looked, not why, and not that the tissue caused the outcome.",
+    ]
+    if any(one.training.scaling == "site" for one in results.experiments.values()):
+        said.append(
+            "Features are scaled by the moments of each site's own patients (`scaling: site`): a patient's score depends on which "
+            "other patients of the site are scored with them, and one patient alone is scaled by their own tiles."
+        )
+    if results.config.truth is None:
+        said.append("No tile-level truth was given, so attention is shown but not scored.")
+    return said
+
+
+def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
+    said = []
+    if not results.two_classes:
+        kind = results.config.endpoints[results.endpoint].kind
+        said.append(
+            f"The endpoint {results.endpoint} is of kind {kind}: baselines, controls with permuted labels, curves of sample size and figures that need "
+            "two classes are left out, so that nothing here says how far colour or clinical columns alone would come."
+        )
+    counted = bool(results.kind.counts)
+    counts = bags.assign(label=bags["label"] if counted else 0).groupby("site")["label"].agg(["size", "sum"])
+    small = counts[counts["size"] < FEW_PATIENTS]
+    if len(small):
+        listed = ", ".join(
+            f"{site} {int(row['size'])}" + (f" ({int(row['sum'])} {results.kind.counts})" if counted else "")
+            for site, row in small.iterrows()
+        )
+        said.append(
+            f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in {_title(results)} are noise."
+        )
+    if not results.external_sites:
+        said.append("There is no external site: nothing here says how the models do in another hospital.")
+    elif len(results.external_sites) == 1:
+        said.append("There is one external site; how results vary between hospitals cannot be told from it.")
+    rates = counts["sum"] / counts["size"]
+    if results.two_classes and len(rates) > 1 and rates.max() - rates.min() > 0.1:
+        said.append(
+            f"The share of positives differs between sites ({rates.min():.0%} to {rates.max():.0%}); a model that only tells "
+            "sites apart would score above 0.5 on several sites together."
+        )
+    return said
+
+
+def _title(results: Results) -> str:
+    try:
+        return results.kind.primary.title
+    except Absent:
+        return "AUROC"

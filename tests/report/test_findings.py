@@ -1,0 +1,157 @@
+"""What the report says of a run with three families, three encoders and five sites, one of them with a single class."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mil.bags.table import deal_folds
+from mil.config import Config, ExperimentSpec
+from mil.figures.ablations import draw as draw_ablations
+from mil.files import write_text
+from mil.metrics.comparison import compare, compare_with
+from mil.metrics.localisation import SlideAttention, localise
+from mil.metrics.score import score
+from mil.report.claims import claims, leak_warning
+from mil.report.limits import limits
+from mil.report.methods import methods
+from mil.results.results import Results
+from mil.results.study import main_experiment
+from mil.rng import rng
+from mil.tables import write_table
+
+ROLES = {"A": "train", "B": "train", "C": "train", "X": "external", "Y": "external"}
+ONE_STEP = {"optimiser": "sgd", "lr": 1.0, "local_steps": 1, "batch_size": 64, "schedule": "cosine"}
+FEDSGD = {"name": "fedsgd", "server_lr": 0.004, "beta1": 0.8}
+FEDADAM = {"name": "fedadam", "server_lr": 0.02, "beta2": 0.97}
+EXPERIMENTS = {
+    "mean_fedavg": ("effnet", "mean", "fedavg", {}),
+    "attention_local": ("effnet", "gated_attention", "local", {}),
+    "attention_pooled": ("effnet", "gated_attention", "pooled", {}),
+    "attention_fedavg": ("effnet", "gated_attention", "fedavg", {}),
+    "colour_fedavg": ("colour", "gated_attention", "fedavg", {}),
+    "third_fedavg": ("third", "gated_attention", "fedavg", {}),
+    "attention_fedsgd": ("effnet", "gated_attention", FEDSGD, ONE_STEP),
+    "attention_fedadam": ("effnet", "gated_attention", FEDADAM, {"optimiser": "sgd", "lr": 0.1}),
+}
+
+
+def config_of(run: tuple[str, ...] = tuple(EXPERIMENTS), **changed) -> Config:
+    stanzas = {
+        name: {"encoder": encoder, "model": model, "strategy": strategy, "endpoint": "response", "training": training}
+        for name, (encoder, model, strategy, training) in EXPERIMENTS.items()
+    }
+    given = {
+        "cohort": "families",
+        "slides": {"sheet": "slides.csv", "roles": ROLES},
+        "encoders": {"effnet": {}, "colour": {"name": "colour"}, "third": {"name": "colour"}},
+        "endpoints": {"response": {"folds": 2, "inner_folds": 2, "repeats": 1}},
+        "experiments": stanzas,
+        "run": list(run),
+        "metrics": {"bootstrap": 100, "on_leak": "flag"},
+    }
+    return Config.model_validate(given | changed)
+
+
+def predictions_of(name: str, experiment: ExperimentSpec, bags: pd.DataFrame) -> pd.DataFrame:
+    training = sorted(site for site, role in ROLES.items() if role == "train")
+    rows = []
+    for on in training if experiment.strategy.name == "local" else ["+".join(training)]:
+        for fold in range(2):
+            for bag in bags.itertuples():
+                if bag.role == "train" and bag.repeat0 != fold:
+                    continue
+                split = (
+                    "external" if bag.role == "external" else "held_out" if bag.site in on.split("+") else "transfer"
+                )
+                seen = rng(0, name, on, bag.patient_id, fold).normal(1.2 * bag.label - 0.6, 1)
+                score_of = float(1 / (1 + np.exp(-seen)))
+                rows.append((name, on, 0, fold, bag.patient_id, bag.site, bag.role, split, bag.label, score_of))
+    columns = ["experiment", "trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Results:
+    """Tables alone: what the findings and the methods are made of needs no slide."""
+    folder, config = tmp_path_factory.mktemp("families"), config_of()
+    write_text(folder / "config.json", config.to_json())
+    stream = rng(0, "labels")
+    rows = [
+        (f"{site}{number:02d}", f"{site}{number:02d}-1", site, role, 0 if site == "Y" else int(stream.random() < 0.5))
+        for site, role in ROLES.items()
+        for number in range(14)
+    ]
+    bags = pd.DataFrame(rows, columns=["patient_id", "slides", "site", "role", "label"])
+    bags = deal_folds(bags, config.endpoints["response"])
+    write_table(bags, folder / "bags/response.csv")
+    tables = {name: predictions_of(name, one, bags) for name, one in config.selected().items()}
+    for name, table in tables.items():
+        write_table(table, folder / f"predictions/{name}.csv")
+        write_table(score(table, config.metrics, config.experiments[name]), folder / f"metrics/{name}.csv")
+    write_table(compare(tables, config.metrics, config.selected()), folder / "metrics/comparisons.csv")
+    clinical = {"clinical_pooled": predictions_of("clinical_pooled", config.experiments["attention_pooled"], bags)}
+    opened = Results.open(folder)
+    table = compare_with(opened.federated, tables[opened.federated], clinical, config.metrics, "response")
+    write_table(table, folder / "baselines/response/comparisons.csv")
+    leak = {"check": "features effnet", "subject": "column 7", "state": "leak", "reason": "AUROC 1", "value": 1.0}
+    write_table(pd.DataFrame([leak, leak | {"subject": "column 8", "state": "ok"}]), folder / "checks/deep.csv")
+    return opened
+
+
+def test_the_main_experiment_is_the_first_with_attention():
+    assert main_experiment(config_of()) == "attention_local"
+    assert main_experiment(config_of(("mean_fedavg", "attention_fedavg", "attention_fedadam"))) == "attention_fedavg"
+    assert main_experiment(config_of(("mean_fedavg",))) == "mean_fedavg"
+    assert main_experiment(config_of(figures={"main": "attention_fedsgd"})) == "attention_fedsgd"
+
+
+def test_every_arm_of_the_run_stands_in_the_comparisons(results):
+    table = results.comparisons()
+    assert {*table["first"], *table["second"]} == set(EXPERIMENTS)
+    by_pair = table.set_index(["first", "second"])["factor"]
+    assert set(by_pair.loc[[("attention_fedadam", "attention_pooled")]]) == {"strategy"}
+    assert set(by_pair.loc[[("third_fedavg", "colour_fedavg")]]) == {"encoder"}
+
+
+def test_findings_hold_federated_against_pooled_local_and_baselines(results):
+    """Also where the report's main experiment is a local one."""
+    assert (results.main, results.federated) == ("attention_local", "attention_fedavg")
+    said = {claim.text: claim.numbers for claim in claims(results)}
+    strategies = next(numbers for text, numbers in said.items() if "Pooled" in numbers)
+    assert "of FedAvg less that of" in strategies
+    assert "Local" in strategies
+    assert "FedAdam" in strategies
+    baselines = next(numbers for numbers in said.values() if "clinical" in numbers)
+    assert "of FedAvg less that of: clinical" in baselines
+
+
+def test_encoders_and_models_are_drawn_where_any_strategy_has_several(results):
+    drawn = draw_ablations(results, results.config.figures)
+    assert set(drawn.data["experiment"]) == {"mean_fedavg", "attention_fedavg", "colour_fedavg", "third_fedavg"}
+
+
+def test_methods_state_each_setting_and_what_leaves_a_site(results):
+    text = " ".join(paragraph.text for paragraph in methods(results))
+    for stated in ("server lr 0.004", "beta1 0.8", "server lr 0.02", "beta2 0.97", "schedule cosine", "local steps 1"):
+        assert stated in text
+    assert "gradients" in text
+    assert "Only model weights" not in text
+    assert "squared deviations of the features" in text  # scaling `standard` merges the sites' moments
+
+
+def test_a_flagged_leak_is_a_warning_a_finding_and_a_limit(results):
+    assert "1 leak (features effnet, column 7)" in leak_warning(results)
+    assert claims(results)[0].text == leak_warning(results)
+    assert limits(results)[0] == leak_warning(results)
+
+
+def test_the_mean_over_slides_counts_only_the_slides_that_were_averaged(results):
+    def slide(number: int, positive: int) -> SlideAttention:
+        attention = rng(0, "slide", number).random(10)
+        return SlideAttention(f"s{number}", f"p{number}", "A", "train", attention, np.arange(10) < positive, 10)
+
+    table = localise([slide(0, 3), slide(1, 4), slide(2, 0), slide(3, 10)], results.config.metrics, "attention_fedavg")
+    table = table[table["site"] == "A"].set_index("metric")
+    counts = table[["patients", "slides", "tiles", "positive_tiles"]]
+    assert counts.loc["tile_auroc_mean"].tolist() == [2, 2, 20, 7]
+    assert counts.loc["tile_auroc_pooled"].tolist() == [4, 4, 40, 17]
