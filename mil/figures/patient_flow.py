@@ -18,6 +18,8 @@ REASONS = {
     "unreadable": "file unreadable",
     "unreadable_region": "region unreadable",
     "not_a_slide": "not a slide",
+    "several_scenes": "several scenes in one file",
+    "duplicate": "listed twice",
     "implausible_size": "implausible size",
     "no_label": "no label",
     "no_tissue": "no tissue",

@@ -15,7 +15,8 @@ from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
 
-SECONDS_A_SLIDE = 3600.0  # most of it is for hashing the file
+SECONDS_A_SLIDE = 120.0  # to open a slide and look at 45 places of it
+BYTES_A_SECOND = 2e7  # the slowest storage that is waited for; every byte is hashed
 SAMPLE_PX = 128
 DARK, BRIGHT = 48, 160  # of 255
 FEW_COLOURS = 16
@@ -28,6 +29,7 @@ def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter) -> p
     """
     with reporter.steps("check", len(sheet), "slides") as steps:
         rows = list(_checked(sheet, spec, steps.done))
+    _refuse_series_twice(rows, spec)
     return pd.DataFrame(rows, columns=list(SLIDES))
 
 
@@ -37,9 +39,12 @@ def check_slide(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
     The file is opened in a process of its own: one that kills its decoder is a row like any other.
     """
     try:
-        return isolated(look_at, path, mpp, spec, name=path.name, timeout_s=SECONDS_A_SLIDE)
+        timeout_s = SECONDS_A_SLIDE + (size_of(path) / BYTES_A_SECOND if path.exists() else 0)
+        return isolated(look_at, path, mpp, spec, name=path.name, timeout_s=timeout_s)
     except SlideError as error:
         return {"state": error.state, "reason": str(error)}
+    except OSError as error:
+        return {"state": "unreadable", "reason": f"{path.name}: {error.strerror or error}"}
 
 
 def unopened(source: FeaturesSpec, mpp: str) -> dict[str, object]:
@@ -87,13 +92,18 @@ def sampled(slide: Slide, drop_unreadable: bool) -> tuple[np.ndarray, int]:
 
 def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
     """What a person should look at in a slide that can be used; `SlideError('not_a_slide')` where it is fluorescence."""
-    brightest = pixels.max(axis=1)
-    if len(pixels) and (brightest < DARK).mean() > 0.5 and (pixels.min(axis=1) > BRIGHT).mean() < 0.01:
+    dark, bright = pixels.max(axis=1) < DARK, pixels.min(axis=1) > BRIGHT
+    if len(pixels) and dark.mean() > 0.5 and bright.sum() <= 0.01 * (~dark).sum():
         raise SlideError(
             "not_a_slide",
-            f"{slide.path.name}: its background is black ({(brightest < DARK).mean():.0%} of it): fluorescence, not brightfield",
+            f"{slide.path.name}: its background is black ({dark.mean():.0%} of it): fluorescence, not brightfield",
         )
-    remarks = [f"{unreadable} of 45 places looked at cannot be decoded"] if unreadable else []
+    _check_colours(slide, pixels[~dark])
+    remarks = [*slide.reader.header.remarks]
+    remarks += [f"{unreadable} of 45 places looked at cannot be decoded"] if unreadable else []
+    gaps = slide.reader.gaps() if slide.reader.grid(0) is not None else None
+    if gaps is not None:
+        remarks.append(f"the file holds no pixels for {gaps.cells.sum():,} of {gaps.cells.size:,} tiles")
     if slide.objective_power and slide.mpp and not 0.6 < slide.mpp * slide.objective_power / 10 < 1.7:
         remarks.append(
             f"{slide.mpp:g} microns a pixel is unusual for an objective of {slide.objective_power:g}x (about {10 / slide.objective_power:g})"
@@ -102,6 +112,20 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
     if 2 < colours <= FEW_COLOURS:
         remarks.append(f"has {colours} colours only: is it a segmentation?")
     return "; ".join(remarks)
+
+
+def _check_colours(slide: Slide, pixels: np.ndarray) -> None:
+    """`SlideError('unsupported')` where glass has the colour that white has when RGB is taken for YCbCr, or YCbCr for RGB."""
+    if len(pixels) < 1000 or (pixels.min(axis=1) > BRIGHT).mean() > 0.001:
+        return
+    for tag, right, glass in (("RGB", 6, (245, 128, 128)), ("YCbCr", 2, (255, 121, 255))):
+        like = (np.abs(pixels.astype(np.int16) - np.array(glass)) <= (40, 12, 12)).all(axis=1)
+        if like.mean() > 0.2:
+            raise SlideError(
+                "unsupported",
+                f"{slide.path.name}: its photometric tag says {tag}, but {like.mean():.0%} of its pixels have the colour that "
+                f"white glass has when that is wrong; correct a copy: tiffset -s 262 {right} COPY",
+            )
 
 
 def sheet_mpp(cell: str) -> float | None:
@@ -154,6 +178,26 @@ def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done) -> Iterator[dict[str, 
             "path": row.path,
             **found,
         }
+
+
+def _refuse_series_twice(rows: list[dict[str, object]], spec: SlidesSpec) -> None:
+    """Rows that name files of one DICOM series, or its folder, are one slide: none of them can be used."""
+    dicom = [row for row in rows if row["state"] == "ok" and row.get("format") == "dicom"]
+    for row in dicom:
+        others = [
+            str(other["slide_id"]) for other in dicom if other["fingerprint"] == row["fingerprint"] and other is not row
+        ]
+        if others:
+            reason = (
+                f"{Path(str(row['path'])).name}: is of the same DICOM series as slide {', '.join(others)}; "
+                "keep one row for it, whose path is the folder or any of its files"
+            )
+            if spec.on_bad_slide == "stop":
+                raise MilError(f"slide {row['slide_id']}: duplicate: {reason}")
+            row["twice"] = reason
+    for row in dicom:
+        if "twice" in row:
+            row |= {"state": "duplicate", "reason": row.pop("twice")}
 
 
 def _described(slide: Slide) -> dict[str, object]:

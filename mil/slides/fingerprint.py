@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mil.errors import SlideError
 from mil.files import sha256_of
-from mil.slides.readers.dicom import is_dicom, siblings
+from mil.slides.readers.dicom import entry_of, is_dicom, siblings
 
 MAX_FILES = 100_000
 
@@ -17,15 +17,16 @@ def fingerprint(path: str | Path) -> str:
     if files == [path]:
         return sha256_of(path)
     digest = hashlib.sha256()
+    top = files[0].parent if path.is_dir() else path.parent
     for file in files:
-        digest.update(f"{file.relative_to(path.parent).as_posix()}\0{sha256_of(file)}\n".encode())
+        digest.update(f"{file.relative_to(top).as_posix()}\0{sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
 
 def files_of(path: Path) -> list[Path]:
-    """All files that belong to the slide at `path`, sorted: a folder's, a MIRAX slide's data folder, a VMS slide's parts."""
+    """All files that belong to the slide at `path`, sorted: a DICOM series, a MIRAX slide's data folder, a VMS slide's parts."""
     if path.is_dir():
-        return _inside(path)
+        return siblings(entry_of(path))
     if not path.is_file():
         raise SlideError("unreadable", f"{path}: is not a file or folder that exists; check the sheet's path column")
     data = path.with_suffix("")

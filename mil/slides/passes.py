@@ -10,17 +10,14 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from mil.errors import SlideError
+from mil.slides.readers import Reader
 from mil.slides.readers.segments import Segment, SegmentGrid
 from mil.slides.resample import resample
-
-if TYPE_CHECKING:
-    from mil.slides.slide import Slide
 
 TILES_A_RUN = 16
 RUN_BYTES = 2**25  # of source pixels; fewer tiles make a run where tiles are large
@@ -92,10 +89,10 @@ def _longest_gap(first: np.ndarray, gap: np.ndarray, run: np.ndarray, num_runs: 
 
 
 def read_in_order(
-    slide: "Slide", regions: Regions, threads: int, batch: int, drop: bool
+    reader: Reader, regions: Regions, threads: int, batch: int, drop: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(indices, tiles) of up to `batch` tiles, in order. An unreadable tile raises, or is left out with `drop`."""
-    reading = _Reading(slide, regions, drop)
+    reading = _Reading(reader, regions, drop)
     a_run = reading.tiles_a_run
     batch = max(batch // a_run, 1) * a_run
     starts = range(0, len(regions.boxes), batch)
@@ -135,8 +132,8 @@ def _collected(
 class _Reading:
     """The state of one pass: decoded segments by stay, and which runs have decoded theirs."""
 
-    def __init__(self, slide: "Slide", regions: Regions, drop: bool) -> None:
-        self.slide, self.regions, self.drop = slide, regions, drop
+    def __init__(self, reader: Reader, regions: Regions, drop: bool) -> None:
+        self.reader, self.regions, self.drop = reader, regions, drop
         self.grid = regions.grid
         largest = 3 * int((regions.boxes[:, 2] * regions.boxes[:, 3]).max(initial=1))
         self.tiles_a_run = max(1, min(TILES_A_RUN, RUN_BYTES // largest))
@@ -180,7 +177,7 @@ class _Reading:
             self.ready[run].set()
         for owner in np.unique(owners[owners != run]).tolist():
             self.ready[owner].wait()
-        stopped = SlideError("unreadable_region", f"{self.slide.path.name}: reading was stopped")
+        stopped = SlideError("unreadable_region", f"{self.grid.name}: reading was stopped")
         found = {int(self.plan.segments[stay]): self.decoded.get(stay, stopped) for stay in stays.tolist()}
         with self.lock:
             for stay in stays.tolist():
@@ -192,7 +189,7 @@ class _Reading:
     def _tile(self, index: int, segments: dict[int, Segment]) -> np.ndarray:
         x, y, width, height = self.regions.boxes[index].tolist()
         if self.grid is None:
-            pixels = self.slide.reader.read(self.regions.level, x, y, width, height)
+            pixels = self.reader.read(self.regions.level, x, y, width, height)
         else:
             pixels = self.grid.assemble(x, y, width, height, segments)
         return self.regions.resampled(index, pixels)

@@ -70,44 +70,30 @@ def property_scale(properties: Mapping[str, str]) -> Scale:
     return resolution_scale(x, y, properties.get("tiff.ResolutionUnit"))
 
 
-def tiff_scale(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Scale:
-    """Scale of a TIFF that OpenSlide does not open: OME-XML, else the description, ImageJ's unit, the resolution tags."""
-    if tiff.is_ome and tiff.ome_metadata:
-        found = ome_scale(tiff.ome_metadata)
-        if found[0] is not None:
-            return found
-    description = page.description or ""
+def page_scale(page: tifffile.TiffPage, described: bool = True) -> Scale:
+    """Scale of a TIFF page that OpenSlide does not open: its description (not with `described=False`, where that describes
+    several images), ImageJ's unit, the resolution tags."""
+    description = page.description or "" if described else ""
     found = described_scale(description)
     if found[0] is not None:
         return found
     x, y = (_ratio(page.tags.valueof(tag)) for tag in (282, 283))
     unit = re.search(r"^unit=(\S+)", description, re.MULTILINE)
-    if unit and x and unit.group(1) in MICRONS:
-        microns = MICRONS[unit.group(1)]
+    microns = MICRONS.get(unit.group(1).lower()) if unit else None
+    if microns and x:
         return microns / x, microns / (y or x), "imagej.unit"
     return resolution_scale(x, y, int(page.tags.valueof(296, INCH)))
 
 
-def ome_scale(xml: str) -> Scale:
-    """PhysicalSizeX and Y of the first image's pixels, in microns whatever their unit."""
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    if pixels is None:
-        return UNKNOWN
-    found = dict(re.findall(r"(\w+)=\"([^\"]*)\"", pixels.group(0)))
+def ome_scale(pixels: Mapping[str, str]) -> Scale:
+    """Scale from PhysicalSizeX and Y of an OME image's `Pixels` attributes, in microns whatever their unit."""
     sizes = []
     for axis in "XY":
-        size = number(found.get(f"PhysicalSize{axis}"))
-        unit = MICRONS.get(found.get(f"PhysicalSize{axis}Unit", "µm"))
+        size = number(pixels.get(f"PhysicalSize{axis}"))
+        unit = MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         sizes.append(None if size is None or unit is None else size * unit)
     x, y = sizes
     return (x, y if y is not None else x, "ome.PhysicalSizeX") if x is not None else UNKNOWN
-
-
-def tiff_objective_power(tiff: tifffile.TiffFile) -> float | None:
-    """The objective's power where the file names it."""
-    text = tiff.ome_metadata or "" if tiff.is_ome else ""
-    found = re.search(rf"NominalMagnification=\"{NUMBER}\"", text)
-    return number(found.group(1)) if found else None
 
 
 def _ratio(value: object) -> float | None:

@@ -113,7 +113,7 @@ class Slide:
         regions = self.regions(np.asarray(coords, np.float64).reshape(-1, 2), (size_px, size_px), mpp, how)
         if len(regions.boxes):
             self._check_size(*regions.boxes[0, 2:].tolist())
-        return read_in_order(self, regions, cores(threads), batch, how.drop_unreadable)
+        return read_in_order(self.reader, regions, cores(threads), batch, how.drop_unreadable)
 
     def regions(self, corners: np.ndarray, size: tuple[int, int], mpp: float, how: Reading = EXACT) -> Regions:
         """Source boxes of areas of `size` pixels at `mpp` from level-0 positions `corners` (n, 2)."""

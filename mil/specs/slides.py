@@ -59,7 +59,7 @@ class SlidesSpec(Spec):
 
 
 class TissueSpec(Spec):
-    """How tissue is told from glass on the thumbnail."""
+    """How tissue is separated from glass on the thumbnail. Black areas that were never scanned are not tissue."""
 
     method: str = "contrast"
     """`contrast`: darker than the slide's own glass; `otsu_saturation`, `otsu_grey`: one threshold; `mask`: only what `masks` holds."""
@@ -91,6 +91,9 @@ class QualitySpec(Spec):
 
     mpp: float = Field(default=1.0, gt=0)
     """Resolution at which a tile's pixels are read for `blurred` and `blank`."""
+    missing: float | None = Field(default=0.1, gt=0, le=1)
+    """Share of a tile for which the file holds no pixels (tiles without bytes, gaps between scanned regions, black that was never
+    scanned); none: not looked for."""
     pen: float | None = Field(default=0.1, ge=0, le=1)
     """Share of a tile covered by red, green, blue or black ink; none: not looked for."""
     blurred: float | None = Field(default=0.5, ge=0, le=1)
@@ -99,14 +102,14 @@ class QualitySpec(Spec):
     """How far a straight edge, longer than tissue makes, runs through the tile."""
     blank: float | None = Field(default=0.95, ge=0, le=1)
     """Share of the tile's pixels that are glass."""
-    drop: tuple[Literal["pen", "blurred", "coverslip", "blank"], ...] = ()
+    drop: tuple[Literal["missing", "pen", "blurred", "coverslip", "blank"], ...] = ("missing",)
     """Flags for which a tile is left out; tiles with other flags are kept and counted."""
 
 
 class TileSpec(Spec):
     """Squares of `size_px` at `mpp`, exactly, on every scanner."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     size_px: int = Field(default=224, ge=16, le=4096)
     mpp: float = Field(default=0.5, gt=0)
     """Microns a pixel of the tile; `size_px * mpp` is its side in microns."""

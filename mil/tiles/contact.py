@@ -61,6 +61,10 @@ def contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path) ->
 def write_contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path, out: Path) -> list[str]:
     """Write the sheet of one site's slide table as JPEG, states as the manifests in `tiles_folder` have them; outliers in words."""
     manifests = [read_table(path) for path in sorted(tiles_folder.glob("shard*.csv"))]
+    if not manifests:
+        raise MilError(
+            f"{tiles_folder}: holds no manifest (shard*.csv); run `mil tile` with --out {tiles_folder}/shard0.csv"
+        )
     tiled = pd.concat(manifests).set_index("slide_id")[["state", "reason"]]
     states = slides.set_index("slide_id", drop=False)
     states.loc[states.index.intersection(tiled.index), ["state", "reason"]] = tiled

@@ -5,7 +5,6 @@ so that nothing drifts, and to multiples of 8 where decoding is `scaled`. Tiles 
 """
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,30 +12,11 @@ from mil.config import TileSpec
 from mil.errors import SlideError
 from mil.slides.slide import Slide
 from mil.tiles.quality import assess
+from mil.tiles.tiles import Tiles
 from mil.tissue import find_tissue
+from mil.tissue.unscanned import unscanned
 
 SCALED_STEP = 8  # the largest divisor of libjpeg's scaled decoding
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The tiles of one slide: `coords` int64 (n, 2) level-0 corners row by row, `tissue` float32 (n,) share of each tile."""
-
-    coords: np.ndarray
-    tissue: np.ndarray
-    size_level0: tuple[float, float]
-    mask: np.ndarray
-    thumbnail: np.ndarray
-    thumbnail_mpp: float
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
-    """Quality scores float32 (n,) by name, see `QualitySpec`."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Tiles left out, by flag."""
-
-    @property
-    def tissue_share(self) -> float:
-        """Share of the slide that is tissue."""
-        return float(self.mask.mean())
 
 
 def tile_slide(slide: Slide, spec: TileSpec, mask: np.ndarray | None = None, threads: int | None = None) -> Tiles:
@@ -53,6 +33,7 @@ def tile_slide(slide: Slide, spec: TileSpec, mask: np.ndarray | None = None, thr
     per_x, per_y = slide.width / mask.shape[1], slide.height / mask.shape[0]
     share = shares(mask, columns / per_x, rows / per_y, side_x / per_x, side_y / per_y)
     row, column = np.nonzero(share >= max(spec.min_tissue, np.finfo(np.float32).tiny))
+    missing, missing_share = _missing(slide, thumbnail, spec.tissue.mpp, columns, rows, (side_x, side_y))
     found = Tiles(
         coords=np.stack([columns[column], rows[row]], axis=1).astype(np.int64),
         tissue=share[row, column],
@@ -60,6 +41,8 @@ def tile_slide(slide: Slide, spec: TileSpec, mask: np.ndarray | None = None, thr
         mask=mask,
         thumbnail=thumbnail,
         thumbnail_mpp=spec.tissue.mpp,
+        missing_share=missing_share,
+        scores={} if spec.quality is None or spec.quality.missing is None else {"missing": missing[row, column]},
     )
     if len(found.coords) > spec.max_tiles:
         raise SlideError(
@@ -88,6 +71,19 @@ def shares(mask: np.ndarray, left: np.ndarray, top: np.ndarray, side_x: float, s
     down = _between(total, top + side_y, axis=0) - _between(total, top, axis=0)
     inside = _between(down, left + side_x, axis=1) - _between(down, left, axis=1)
     return np.clip(inside / (side_x * side_y), 0, 1).astype(np.float32)
+
+
+def _missing(
+    slide: Slide, thumbnail: np.ndarray, mpp: float, columns: np.ndarray, rows: np.ndarray, side: tuple[float, float]
+) -> tuple[np.ndarray, float]:
+    """Share of each square of the grid, and of the slide, for which the file holds no pixels or the black of what was not scanned."""
+    black = unscanned(thumbnail, mpp)
+    maps = [(black, (slide.width / black.shape[1], slide.height / black.shape[0]))]
+    gaps = slide.reader.gaps()
+    if gaps is not None:
+        maps.append((gaps.cells, gaps.cell_px))
+    found = [shares(cells, columns / x, rows / y, side[0] / x, side[1] / y) for cells, (x, y) in maps]
+    return np.minimum(sum(found), np.float32(1)), min(sum(float(cells.mean()) for cells, _ in maps), 1.0)
 
 
 def check_magnification(slide: Slide, spec: TileSpec) -> None:

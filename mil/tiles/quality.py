@@ -1,22 +1,21 @@
-"""Tiles -> what is wrong with each: ink of pens, blur, the coverslip's edge, bare glass. Scores from 0 to 1, flags by threshold.
+"""Tiles -> what is wrong with each: pixels missing, ink of pens, blur, the coverslip's edge, bare glass. Scores from 0 to 1, flags by
+threshold.
 
 Pens and coverslip edges are found on the thumbnail; blur and blankness on the tile's own pixels at `QualitySpec.mpp`.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from mil.config import QualitySpec, TileSpec
 from mil.slides.slide import NEAREST_LEVEL, Slide
+from mil.tiles.tiles import Tiles
 from mil.tissue.contrast import LEAST_DENSITY, density, glass_of
+from mil.tissue.unscanned import large_pieces, unscanned, without_unscanned
 
-if TYPE_CHECKING:
-    from mil.tiles.grid import Tiles
-
-FLAGS = ("pen", "blurred", "coverslip", "blank")
+FLAGS = ("missing", "pen", "blurred", "coverslip", "blank")
 WHITE = 245.0
 INK_SPECK_UM2 = 20_000.0  # smaller patches of ink's colour are tissue: pigment, a vessel
 EDGE_UM = 3_000.0  # tissue has no straighter edge than this
@@ -24,15 +23,16 @@ EDGE_GAP_UM = 250.0
 BULK_UM = 120.0  # tissue wider than this cannot be a line
 
 
-def assess(slide: Slide, tiles: "Tiles", spec: TileSpec, quality: QualitySpec, threads: int | None) -> "Tiles":
-    """The tiles with their scores; those with a flag in `quality.drop` left out and counted."""
-    glass, _ = glass_of(tiles.thumbnail)
-    scores: dict[str, np.ndarray] = {}
+def assess(slide: Slide, tiles: Tiles, spec: TileSpec, quality: QualitySpec, threads: int | None) -> Tiles:
+    """The tiles with their scores (`missing` they have); those with a flag in `quality.drop` left out and counted."""
+    thumbnail = without_unscanned(tiles.thumbnail, unscanned(tiles.thumbnail, tiles.thumbnail_mpp))
+    glass, _ = glass_of(thumbnail)
+    scores = dict(tiles.scores)
     dropped: dict[str, np.ndarray] = {}
     if quality.pen is not None:
-        scores["pen"] = _share(slide, tiles, np.any(ink(tiles.thumbnail, glass, tiles.thumbnail_mpp), axis=0))
+        scores["pen"] = _share(slide, tiles, np.any(ink(thumbnail, glass, tiles.thumbnail_mpp), axis=0))
     if quality.coverslip is not None:
-        lines = straight_edges(tiles.thumbnail, glass, tiles.thumbnail_mpp)
+        lines = straight_edges(thumbnail, glass, tiles.thumbnail_mpp)
         # A line of one pixel across a square of n pixels covers 1 / n of it.
         side_px = tiles.size_level0[0] / slide.width * lines.shape[1]
         scores["coverslip"] = np.minimum(_share(slide, tiles, lines) * np.float32(side_px), np.float32(1))
@@ -44,7 +44,7 @@ def assess(slide: Slide, tiles: "Tiles", spec: TileSpec, quality: QualitySpec, t
     return _without_dropped(tiles, dropped, quality)
 
 
-def flagged(tiles: "Tiles", quality: QualitySpec | None) -> dict[str, np.ndarray]:
+def flagged(tiles: Tiles, quality: QualitySpec | None) -> dict[str, np.ndarray]:
     """By flag, which tiles (bool (n,)) reach the spec's score."""
     if quality is None:
         return {}
@@ -66,7 +66,7 @@ def ink(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
         (hue >= 93) & (hue <= 121) & (saturation >= 140) & (value >= 40),
         (value <= 75) & (neutral <= 28),
     ]
-    return np.stack([_large(mask, INK_SPECK_UM2 / mpp**2) for mask in inks])
+    return np.stack([large_pieces(mask, INK_SPECK_UM2 / mpp**2) for mask in inks])
 
 
 def straight_edges(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
@@ -106,7 +106,7 @@ def blur_of(grey: np.ndarray) -> float:
 
 
 def _looked_at(
-    slide: Slide, tiles: "Tiles", spec: TileSpec, quality: QualitySpec, glass: np.ndarray, threads: int | None
+    slide: Slide, tiles: Tiles, spec: TileSpec, quality: QualitySpec, glass: np.ndarray, threads: int | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Blur and blankness of each tile from its pixels, and which tiles cannot be read (where the spec lets them be dropped)."""
     blurred, blank = (np.zeros(len(tiles.coords), np.float32) for _ in range(2))
@@ -122,7 +122,7 @@ def _looked_at(
     return {"blurred": blurred, "blank": blank}, unreadable
 
 
-def _without_dropped(tiles: "Tiles", dropped: dict[str, np.ndarray], quality: QualitySpec) -> "Tiles":
+def _without_dropped(tiles: Tiles, dropped: dict[str, np.ndarray], quality: QualitySpec) -> Tiles:
     raised = flagged(tiles, quality)
     dropped = dropped | {flag: raised[flag] for flag in quality.drop if flag in raised}
     keep = np.ones(len(tiles.coords), bool)
@@ -134,7 +134,7 @@ def _without_dropped(tiles: "Tiles", dropped: dict[str, np.ndarray], quality: Qu
     return replace(tiles, coords=tiles.coords[keep], tissue=tiles.tissue[keep], scores=scores, dropped=counts)
 
 
-def _share(slide: Slide, tiles: "Tiles", mask: np.ndarray) -> np.ndarray:
+def _share(slide: Slide, tiles: Tiles, mask: np.ndarray) -> np.ndarray:
     """Share of `mask`, a map of the whole slide, in each tile, float32 (n,)."""
     scale = np.array([mask.shape[1] / slide.width, mask.shape[0] / slide.height])
     low = np.clip(np.rint(tiles.coords * scale).astype(int), 0, np.array(mask.shape[::-1]) - 1)
@@ -144,10 +144,3 @@ def _share(slide: Slide, tiles: "Tiles", mask: np.ndarray) -> np.ndarray:
     (x0, y0), (x1, y1) = low.T, high.T
     inside = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
     return (inside / ((x1 - x0) * (y1 - y0))).astype(np.float32)
-
-
-def _large(mask: np.ndarray, area_px: float) -> np.ndarray:
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = statistics[:, cv2.CC_STAT_AREA] >= area_px
-    keep[0] = False
-    return keep[labels.astype(np.intp, copy=False)] if keep.any() else np.zeros_like(mask)

@@ -18,13 +18,15 @@ from mil.schemas import MANIFEST
 from mil.slides.fingerprint import fingerprint, size_of
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
-from mil.tiles.grid import Tiles, tile_slide
+from mil.tiles.grid import tile_slide
 from mil.tiles.quality import FLAGS, flagged
 from mil.tiles.thumbnail import draw_thumbnail, write_jpeg
+from mil.tiles.tiles import Tiles
 from mil.tissue.masks import read_mask, to_geojson
 
-STAGE_VERSION = 1  # raised when the same spec and slide would now give other tiles
-SECONDS_A_SLIDE = 3600.0  # a slide that takes longer hangs its decoder
+STAGE_VERSION = 2  # raised when the same spec and slide would now give other tiles
+SECONDS_A_SLIDE = 300.0  # a slide that takes longer, and longer than its bytes need, hangs its decoder
+BYTES_A_SECOND = 2e6  # of compressed pixels; JPEG 2000 on one busy core is decoded at about this
 MAX_MASK_PX = 8192  # a brought mask is used at the thumbnail's resolution, at most this many pixels a side
 TILES = (*MANIFEST, "tissue_share", *FLAGS, "dropped")
 NOTHING = {"num_tiles": 0, "checksum": "", "tissue_share": None, **dict.fromkeys(FLAGS), "dropped": 0}
@@ -83,7 +85,8 @@ def _row(
         if checksum is None:
             target.unlink(missing_ok=True)
             arguments = (dict(slide), spec, mask, wanted, target, picture, threads)
-            isolated(make_tiles, *arguments, name=Path(slide["path"]).name, timeout_s=SECONDS_A_SLIDE)
+            timeout_s = SECONDS_A_SLIDE + size_of(Path(slide["path"])) / BYTES_A_SECOND
+            isolated(make_tiles, *arguments, name=Path(slide["path"]).name, timeout_s=timeout_s)
             checksum = hdf5.verify(target)
     except SlideError as error:
         return row | {"state": error.state, "reason": str(error)} | NOTHING
@@ -170,6 +173,7 @@ def _write(
             "height": slide.height,
             "num_tiles": len(tiles.coords),
             "tissue_share": tiles.tissue_share,
+            "missing_share": tiles.missing_share,
             "flagged": {flag: int(raised.sum()) for flag, raised in flagged(tiles, spec.quality).items()},
             "dropped": tiles.dropped,
             "mil_version": __version__,
@@ -199,4 +203,5 @@ def _why_none(spec: TileSpec, dropped: Mapping[str, int]) -> str:
     left_out = ", ".join(f"{count} {flag}" for flag, count in dropped.items() if count)
     if left_out:
         return f"all its tiles were left out: {left_out}; see its thumbnail"
-    return f"no tile of the slide holds {spec.min_tissue:.0%} tissue; see its thumbnail"
+    least = f"{spec.min_tissue:.0%} tissue" if spec.min_tissue else "any tissue"
+    return f"no tile of the slide holds {least}; see its thumbnail"

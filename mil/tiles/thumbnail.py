@@ -9,12 +9,18 @@ from mil.config import QualitySpec
 from mil.errors import SlideError
 from mil.files import replacing
 from mil.slides.slide import Slide
-from mil.tiles.grid import Tiles
 from mil.tiles.quality import flagged
+from mil.tiles.tiles import Tiles
 
 LONGEST_PX = 2048
 OUTLINE, TILE = (0, 160, 60), (60, 90, 200)
-FLAG_COLOURS = {"pen": (220, 0, 160), "blurred": (240, 140, 0), "coverslip": (0, 170, 190), "blank": (130, 130, 130)}
+FLAG_COLOURS = {
+    "missing": (0, 0, 0),
+    "pen": (220, 0, 160),
+    "blurred": (240, 140, 0),
+    "coverslip": (0, 170, 190),
+    "blank": (130, 130, 130),
+}
 
 
 def draw_thumbnail(slide: Slide, tiles: Tiles, quality: QualitySpec | None) -> np.ndarray:

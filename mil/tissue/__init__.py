@@ -12,13 +12,19 @@ from mil.config import TissueSpec
 from mil.errors import SlideError
 from mil.tissue import contrast, otsu
 from mil.tissue.registry import TISSUE, TissueMethod
+from mil.tissue.unscanned import unscanned, without_unscanned
 
 __all__ = ["TISSUE", "TissueMethod", "contrast", "find_tissue", "otsu", "tidied"]
 
 
 def find_tissue(thumbnail: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:
-    """Thumbnail uint8 (h, w, 3) at `mpp` -> mask bool (h, w): the method's, grown by the margin, specks and holes seen to."""
-    return tidied(TISSUE[spec.method](thumbnail, mpp, spec), mpp, spec)
+    """Thumbnail uint8 (h, w, 3) at `mpp` -> mask bool (h, w): the method's, grown by the margin, specks and holes removed.
+
+    Black areas that were never scanned are no tissue for any method.
+    """
+    black = unscanned(thumbnail, mpp)
+    found = TISSUE[spec.method](without_unscanned(thumbnail, black), mpp, spec)
+    return tidied(found, mpp, spec) & ~black
 
 
 def tidied(mask: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:

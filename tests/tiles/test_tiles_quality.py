@@ -1,18 +1,23 @@
 """Quality flags on made tiles; the contact sheet and the slides that stand out."""
 
+from contextlib import closing
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from test_slide import sheet, write_slide
-from test_slide_readers import texture
+from test_slide_readers import texture, write_jpeg_tiles
 
 from mil import hdf5
 from mil.config import QualitySpec, SlidesSpec, TileSpec, TissueSpec
+from mil.errors import MilError
 from mil.progress import quiet
-from mil.slides.check import check_slides
+from mil.slides.check import check_slides, look_at
+from mil.slides.readers.openslide import OpenSlideReader
 from mil.slides.slide import open_slide
 from mil.tiles import contact_sheet, tile_shard, tile_slide, tissue_outliers
+from mil.tiles.contact import write_contact_sheet
 from mil.tiles.quality import FLAGS, blur_of, flagged, ink, straight_edges
 
 GLASS = np.array([244.0, 243.0, 245.0])
@@ -137,6 +142,11 @@ def test_outliers_of_a_site():
     assert not tissue_outliers(shares[-3:]).any()
 
 
+def test_a_contact_sheet_without_manifests_says_what_is_missing(tmp_path):
+    with pytest.raises(MilError, match="holds no manifest"):
+        write_contact_sheet(pd.DataFrame({"slide_id": ["a"]}), tmp_path, tmp_path, tmp_path / "a.jpg")
+
+
 def test_contact_sheet_shows_every_slide(tmp_path):
     paths = []
     for index in range(7):
@@ -156,3 +166,54 @@ def test_contact_sheet_shows_every_slide(tmp_path):
     about = hdf5.attributes(tmp_path / "tiles" / "s1.h5")
     assert set(about["flagged"]) == set(FLAGS)
     assert manifest.loc[1, list(FLAGS)].notna().all()
+
+
+def scene(fill: int) -> np.ndarray:
+    """Two scanned regions with tissue; the rest was never scanned and is filled."""
+    pixels = np.full((1792, 2688, 3), fill, np.uint8)
+    for left in (200, 1700):
+        pixels[200:1500, left : left + 800] = glass(800, 1300)
+        pixels[400:1100, left + 100 : left + 700] = stained(600, 700)
+    return pixels
+
+
+@pytest.mark.parametrize("method", ["contrast", "otsu_grey", "otsu_saturation"])
+def test_black_that_was_never_scanned_is_no_tissue(tmp_path, method):
+    spec = SPEC.model_copy(update={"tissue": SPEC.tissue.model_copy(update={"method": method})})
+    found = []
+    for fill in (255, 0):
+        path = write_slide(tmp_path / f"{fill}.svs", scene(fill), mpp=1.0, compression="jpeg")
+        with open_slide(path) as slide:
+            found.append(tile_slide(slide, spec))
+        assert look_at(path, "", SlidesSpec())["state"] == "ok"
+    white, black = found
+    np.testing.assert_array_equal(black.coords, white.coords)
+    assert len(white.coords) > 50
+    assert not any(flags.any() for flags in flagged(black, spec.quality).values())
+    assert white.missing_share == 0
+    assert black.missing_share == pytest.approx(1 - 2 * 800 * 1300 / (1792 * 2688), abs=0.03)
+
+
+def test_pixels_that_the_file_does_not_hold_are_counted_and_dropped(tmp_path):
+    pixels = glass(1536, 1024)
+    pixels[128:896, 128:1408] = stained(1280, 768)
+    path = write_jpeg_tiles(tmp_path / "a.svs", pixels, tile=256, missing={8})
+    slides = check_slides(sheet(path), SlidesSpec(), quiet())
+    assert slides.reason[0] == "the file holds no pixels for 1 of 24 tiles"
+    manifests = {}
+    for drop in ((), ("missing",)):
+        quality = QualitySpec(missing=0.2, drop=drop)
+        spec = TileSpec(size_px=128, mpp=0.25, min_tissue=0.1, quality=quality, tissue=TissueSpec(mpp=2, margin_um=0))
+        folder = tmp_path / f"{len(drop)}"
+        manifests[drop] = tile_shard(slides, spec, folder, folder, quiet()).iloc[0]
+        assert hdf5.attributes(folder / "s0.h5")["missing_share"] == pytest.approx(1 / 24)
+    kept, left = manifests[()], manifests["missing",]
+    assert kept.missing > 0
+    assert (left.missing, left.dropped) == (0, kept.missing)
+    assert left.num_tiles == kept.num_tiles - kept.missing
+    with closing(OpenSlideReader(path)) as reader:  # which says it by transparent pixels
+        assert reader.gaps() is None
+        reader.read(0, 0, 0, 1536, 1024)
+        gaps = reader.gaps()
+    assert gaps is not None
+    assert gaps.cells.mean() == pytest.approx(1 / 24, abs=1e-6)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mil.slides.readers.segments import SegmentGrid
 
 MAX_PIXELS = 1e11  # the largest scans in use are about 250,000 x 250,000; a header that says more is a bomb or a fault
+CONVERT = "bfconvert IN OUT.ome.tif, or QuPath: File, Export images, OME TIFF"
 MAX_REGION_PIXELS = 2**28  # one read, 0.8 GB as RGB; nothing here asks for a tenth of it
 
 
@@ -31,6 +32,16 @@ class Header:
     mpp_y: float | None
     mpp_source: str
     objective_power: float | None
+    remarks: tuple[str, ...] = ()
+    """What a person should know of the file: images that are not read."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Where the file holds no pixels: `cells` bool (rows, columns) over the whole slide, `cell_px` (x, y) level-0 pixels a cell."""
+
+    cells: np.ndarray
+    cell_px: tuple[float, float]
 
 
 class Reader(Protocol):
@@ -44,6 +55,10 @@ class Reader(Protocol):
 
     def grid(self, level: int) -> "SegmentGrid | None":
         """The level as compressed segments that can be read by their offsets; None where the reader has none."""
+        ...
+
+    def gaps(self) -> Gaps | None:
+        """Where the file holds no pixels; None where it holds all, as far as was read until now."""
         ...
 
     def close(self) -> None:

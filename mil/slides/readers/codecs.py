@@ -42,16 +42,20 @@ def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
     `height` and `width` are those of a full tile or strip; the last strip may have fewer rows.
     """
     compression, photometric = int(page.compression), int(page.photometric)
-    if int(page.planarconfig) != 1 or page.dtype != np.uint8:
+    if page.dtype != np.uint8 or page.samplesperpixel not in {3, 4}:
         return None
-    if compression == JPEG and photometric in {RGB, YCBCR} and page.samplesperpixel == 3:
+    samples = 1 if int(page.planarconfig) == 2 else page.samplesperpixel
+    if compression == JPEG and photometric in {RGB, YCBCR} and samples == 3:
         # libjpeg's scaled inverse DCT gives, but for rounding, the mean over squares of 2, 4 or 8 pixels.
         return Codec(_jpeg(page.jpegtables or b"", photometric == YCBCR, height, width), (2, 4, 8))
-    if compression in {JPEG2000_RGB, JPEG2000} and photometric == RGB and page.samplesperpixel == 3:
-        return Codec(_jpeg2000(height, width))
-    known = compression in tifffile.TIFF.DECOMPRESSORS and compression not in {JPEG, JPEG2000_YCBCR}
-    if photometric == RGB and page.samplesperpixel in {3, 4} and known:
-        return Codec(_other(page, height, width))
+    if photometric != RGB:
+        return None
+    if compression == JPEG and samples == 1:
+        return Codec(_grey_jpeg(page.jpegtables or b"", height, width))
+    if compression in {JPEG2000_RGB, JPEG2000} and samples in {1, 3}:
+        return Codec(_jpeg2000(height, width, samples))
+    if compression in tifffile.TIFF.DECOMPRESSORS and compression not in {JPEG, JPEG2000_YCBCR}:
+        return Codec(_other(page, height, width, samples))
     return None
 
 
@@ -119,7 +123,19 @@ def _jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
     return decode
 
 
-def _jpeg2000(height: int, width: int) -> Decode:
+def _grey_jpeg(tables: bytes, height: int, width: int) -> Decode:
+    """One colour of an image whose colours are stored apart, (rows, width, 1)."""
+
+    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
+        whole, (rows, columns, components) = complete_jpeg(stream, tables, is_ycbcr=False)
+        if rows > height or columns != width or components != 1:
+            raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x 1 is due")
+        return simplejpeg.decode_jpeg(whole, "GRAY", fastdct=False, fastupsample=False, strict=True)
+
+    return decode
+
+
+def _jpeg2000(height: int, width: int, samples: int) -> Decode:
     def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         at = stream.find(b"\xff\x51", 0, 4096)  # SIZ: Lsiz, Rsiz, Xsiz, Ysiz, XOsiz, YOsiz
         if at < 0:
@@ -128,16 +144,15 @@ def _jpeg2000(height: int, width: int) -> Decode:
         if (right - left, bottom - top) != (width, height):
             raise ValueError(f"JPEG 2000 of {right - left} x {bottom - top} where {width} x {height} is due")
         pixels = imagecodecs.jpeg2k_decode(stream, numthreads=1)
-        if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+        if pixels.shape != (height, width, 3)[: 3 if samples == 3 else 2] or pixels.dtype != np.uint8:
             raise ValueError(f"JPEG 2000 gave {pixels.shape} of {pixels.dtype}")
-        return pixels
+        return pixels.reshape(height, width, samples)
 
     return decode
 
 
-def _other(page: tifffile.TiffPage, height: int, width: int) -> Decode:
+def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> Decode:
     """Uncompressed, LZW, Deflate, ZSTD, WebP, ... through tifffile; alpha is laid over white."""
-    samples = page.samplesperpixel
     row_bytes = width * samples
     deflated = int(page.compression) in {DEFLATE, ADOBE_DEFLATE}
 

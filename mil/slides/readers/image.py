@@ -49,6 +49,10 @@ class ImageReader:
         """An image has no segments."""
         return
 
+    def gaps(self) -> None:
+        """An image holds all its pixels."""
+        return
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels from (x, y), uint8 (height, width, 3); white outside; `SlideError` where the image is damaged."""
         if self._pixels is None:

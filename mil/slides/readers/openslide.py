@@ -1,13 +1,14 @@
 """Everything OpenSlide opens -> RGB levels: SVS, NDPI, SCN, MRXS, BIF, Philips, VMS, DICOM, generic tiled TIFF."""
 
 import threading
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import openslide
 
 from mil.errors import SlideError
-from mil.slides.readers import Header, levels_of
+from mil.slides.readers import CONVERT, Gaps, Header, levels_of
 from mil.slides.readers.codecs import over_white
 from mil.slides.scale import number, property_scale
 
@@ -26,6 +27,9 @@ MPP_FIELD = {
     "zeiss": "zeiss.Scaling",
 }
 
+COARSEST_GAPS = 64  # level-0 pixels: a level as coarse as this shows where pixels are missing well enough
+MOST_CELLS, BLOCK_CELLS = 4096, 512
+
 
 class OpenSlideReader:
     """A slide through OpenSlide. Reads that run beside each other have a handle each, and one that failed is not used again:
@@ -37,6 +41,8 @@ class OpenSlideReader:
         slide = _open(path)
         self._free = [slide]
         self._downsamples = slide.level_downsamples
+        self._sizes = slide.level_dimensions
+        self._has_gaps = False
         self.header = _header(slide)
 
     def grid(self, level: int) -> None:
@@ -60,7 +66,29 @@ class OpenSlideReader:
             ) from error
         with self._lock:
             self._free.append(slide)
-        return over_white(np.asarray(image))
+        pixels = np.asarray(image)
+        self._has_gaps = self._has_gaps or int(pixels[..., 3].min()) == 0
+        return over_white(pixels)
+
+    def gaps(self) -> Gaps | None:
+        """Where OpenSlide's pixels are transparent, on a coarse level; looked for only where a read met such pixels."""
+        if not self._has_gaps:
+            return None
+        levels = [index for index, downsample in enumerate(self._downsamples) if downsample <= COARSEST_GAPS]
+        level = max(levels, key=lambda index: self._downsamples[index], default=0)
+        width, height = self._sizes[level]
+        step = max(1, -(-max(width, height) // MOST_CELLS))
+        cells = np.zeros((-(-height // step), -(-width // step)), bool)
+        side = BLOCK_CELLS * step
+        per_pixel = self._downsamples[level]
+        with closing(_open(self.path)) as slide, suppress(openslide.OpenSlideError):  # faults are for `read` to say
+            for y in range(0, height, side):
+                for x in range(0, width, side):
+                    size = min(side, width - x), min(side, height - y)
+                    image = slide.read_region((round(x * per_pixel), round(y * per_pixel)), level, size)
+                    held = np.asarray(image)[::step, ::step, 3]
+                    cells[y // step : y // step + len(held), x // step : x // step + held.shape[1]] = held == 0
+        return Gaps(cells, (step * per_pixel, step * per_pixel)) if cells.any() else None
 
     def close(self) -> None:
         """Release the file."""
@@ -69,13 +97,26 @@ class OpenSlideReader:
                 self._free.pop().close()
 
 
+def vendor_of(path: Path) -> str | None:
+    """OpenSlide's name of the format, without opening the slide; None where it does not know it."""
+    try:
+        return openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError:
+        return None
+
+
 def _open(path: Path) -> openslide.OpenSlide:
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise SlideError("not_a_slide", f"{path.name}: not a slide format that can be read here") from error
+        raise SlideError(
+            "not_a_slide", f"{path.name}: not a slide format that can be read here; convert it: {CONVERT}"
+        ) from error
     except openslide.OpenSlideError as error:
-        raise SlideError("unreadable", f"{path.name}: OpenSlide refuses it ({_one_line(error)})") from error
+        raise SlideError(
+            "unreadable",
+            f"{path.name}: OpenSlide refuses it ({_one_line(error)}); copy it again, or convert it: {CONVERT}",
+        ) from error
 
 
 def _header(slide: openslide.OpenSlide) -> Header:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from mil.errors import SlideError
-from mil.slides.readers.codecs import DECODE_ERRORS, Codec
+from mil.slides.readers.codecs import DECODE_ERRORS, Codec, over_white
 
 MAX_SEGMENT_BYTES = 2**31
 Segment = np.ndarray | None | SlideError
@@ -30,6 +30,8 @@ class SegmentGrid:
     divisor: int = 1
     """The grid is that of the level's pixels divided by this, by the codec or by their mean, as soon as they are decoded."""
     by_codec: bool = False
+    planes: int = 1
+    """Colours that are stored apart: the segments of the first, then those of the second."""
 
     @property
     def across(self) -> int:
@@ -85,16 +87,15 @@ class SegmentGrid:
 
     def load(self, number: int) -> np.ndarray | None:
         """Pixels uint8 (rows, segment_width, 3) of a segment; None where the file has none there, which is bare glass."""
-        offset, count = int(self.offsets[number]), int(self.counts[number])
-        if count == 0:
+        numbers = range(number, len(self.counts), len(self.counts) // self.planes)
+        if not any(self.counts[plane] for plane in numbers):
             return None
         try:
-            if count > MAX_SEGMENT_BYTES:
-                raise ValueError(f"{count} bytes in one segment")
-            stream = os.pread(self.handle, count, offset)
-            if len(stream) < count:
-                raise ValueError(f"the file ends {count - len(stream)} bytes early")
-            pixels = self.codec.decode(stream, number, self.divisor if self.by_codec else 1)
+            planes = [
+                self.codec.decode(self._stream(plane), plane, self.divisor if self.by_codec else 1) for plane in numbers
+            ]
+            pixels = planes[0] if self.planes == 1 else np.concatenate(planes, axis=2)
+            pixels = over_white(pixels) if self.planes == 4 else pixels
         except (*DECODE_ERRORS, OSError, OverflowError) as error:
             x = number % self.across * self.segment_width * self.divisor
             y = number // self.across * self.segment_height * self.divisor
@@ -104,6 +105,15 @@ class SegmentGrid:
         if self.divisor == 1 or self.by_codec:
             return pixels
         return cv2.resize(pixels, None, fx=1 / self.divisor, fy=1 / self.divisor, interpolation=cv2.INTER_AREA)
+
+    def _stream(self, number: int) -> bytes:
+        offset, count = int(self.offsets[number]), int(self.counts[number])
+        if count > MAX_SEGMENT_BYTES:
+            raise ValueError(f"{count} bytes in one segment")
+        stream = os.pread(self.handle, count, offset)
+        if len(stream) < count:
+            raise ValueError(f"the file ends {count - len(stream)} bytes early")
+        return stream
 
     def assemble(self, x: int, y: int, width: int, height: int, segments: Mapping[int, Segment]) -> np.ndarray:
         """The region from its decoded segments, uint8 (height, width, 3); white outside the level and where there is none.

@@ -5,7 +5,9 @@ knows, or with tiles missing that it fills from another level). Where it does no
 """
 
 import logging
+import struct
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -13,10 +15,10 @@ import numpy as np
 import tifffile
 
 from mil.errors import SlideError
-from mil.slides.readers import MAX_PIXELS, Header, Reader, levels_of
+from mil.slides.readers import CONVERT, MAX_PIXELS, Gaps, Header, Reader, levels_of
 from mil.slides.readers.codecs import DECODE_ERRORS, codec_of
+from mil.slides.readers.scenes import check_upright, images_of, slide_image
 from mil.slides.readers.segments import SegmentGrid
-from mil.slides.scale import tiff_objective_power, tiff_scale
 
 # Its complaints about damaged tags; what follows from them for the slide is ours to say, once.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -26,7 +28,7 @@ MAX_SEGMENTS = 2**26
 MAX_FLAT_BYTES = 2**31  # a segment is decoded whole; a flat TIFF of more in one piece is refused
 KEPT_BYTES = 2**26  # decoded segments kept between single reads
 TIFF_ERRORS = (tifffile.TiffFileError, *DECODE_ERRORS, OSError, AttributeError, OverflowError, ZeroDivisionError)
-NOT_BRIGHTFIELD = "a brightfield slide has red, green and blue of 8 bits"
+MAX_DIRECTORIES = 10_000  # a slide has some ten images and levels
 
 
 class TiffReader:
@@ -41,8 +43,7 @@ class TiffReader:
         self._size = path.stat().st_size
         try:
             with tifffile.TiffFile(path) as tiff:
-                check_pages(path, tiff)
-                self.header, self.grids = self._levels(tiff)
+                self.header, self.grids = self._open(tiff)
         except SlideError:
             self.close()
             raise
@@ -64,6 +65,14 @@ class TiffReader:
         segments = {number: self._segment(level, grid, number) for number in grid.touched(x, y, width, height)}
         return grid.assemble(x, y, width, height, segments)
 
+    def gaps(self) -> Gaps | None:
+        """The segments of level 0 that have no bytes."""
+        grid = self.grids[0]
+        if grid is None:
+            return None if self.behind is None else self.behind.gaps()
+        cells = grid.counts.reshape(grid.planes, grid.down, grid.across).max(axis=0) == 0
+        return Gaps(cells, (grid.segment_width, grid.segment_height)) if cells.any() else None
+
     def close(self) -> None:
         """Release the file."""
         self._file.close()
@@ -83,34 +92,40 @@ class TiffReader:
                 self._kept.popitem(last=False)
         return pixels
 
-    def _levels(self, tiff: tifffile.TiffFile) -> tuple[Header, list[SegmentGrid | None]]:
+    def _open(self, tiff: tifffile.TiffFile) -> tuple[Header, list[SegmentGrid | None]]:
+        """Header and levels. `behind` is dropped where its levels are not those of the image that is the slide."""
+        if self.behind is not None and self.behind.header.format == "aperio":
+            check_upright(self.path, tiff.pages.first)
+            return self._behind(tiff, self.behind.header)
+        image, remarks = slide_image(self.path, images_of(self.path, tiff))
+        if self.behind is not None and image.pages[0].index == 0:
+            return self._behind(tiff, replace(self.behind.header, remarks=remarks))
         if self.behind is not None:
-            header = self.behind.header
-            sizes = [(level.width, level.height) for level in header.levels]
-            pages = [_page_of(tiff, size) for size in sizes]
-            grids = [None if page is None else self._grid(page) for page in pages]
-            if header.format == "aperio":  # OpenSlide fills a missing tile of a lower level from the level above
-                grids[1:] = [grid if grid is not None and grid.counts.all() else None for grid in grids[1:]]
-            return header, grids
-        pages = _series_pages(self.path, tiff)
-        mpp_x, mpp_y, source = tiff_scale(tiff, pages[0])
+            self.behind.close()
+            self.behind = None
+        mpp_x, mpp_y, source = image.scale
         header = Header(
             format="ome-tiff" if tiff.is_ome else "qptiff" if tiff.is_qpi else "tiff",
-            levels=levels_of([(page.imagewidth, page.imagelength) for page in pages]),
+            levels=levels_of([(page.imagewidth, page.imagelength) for page in image.pages]),
             mpp_x=mpp_x,
             mpp_y=mpp_y,
             mpp_source=source,
-            objective_power=tiff_objective_power(tiff),
+            objective_power=image.objective_power,
+            remarks=remarks,
         )
-        grids = [self._grid(page) for page in pages]
+        grids = [self._grid(page) for page in image.pages]
         if grids[0] is None:
-            raise SlideError(
-                "unreadable",
-                f"{self.path.name}: its TIFF compression {pages[0].compression} cannot be read; convert it",
-            )
+            raise SlideError("unreadable", f"{self.path.name}: {_why_not(image.pages[0])}; convert it: {CONVERT}")
         kept = [index for index, grid in enumerate(grids) if grid is not None]
         levels = tuple(header.levels[index] for index in kept)
-        return Header(**{**vars(header), "levels": levels}), [grids[index] for index in kept]
+        return replace(header, levels=levels), [grids[index] for index in kept]
+
+    def _behind(self, tiff: tifffile.TiffFile, header: Header) -> tuple[Header, list[SegmentGrid | None]]:
+        pages = [_page_of(tiff, (level.width, level.height)) for level in header.levels]
+        grids = [None if page is None else self._grid(page) for page in pages]
+        if header.format == "aperio":  # OpenSlide fills a missing tile of a lower level from the level above
+            grids[1:] = [grid if grid is not None and grid.counts.all() else None for grid in grids[1:]]
+        return header, grids
 
     def _grid(self, page: tifffile.TiffPage) -> SegmentGrid | None:
         width, height = page.imagewidth, page.imagelength
@@ -132,8 +147,9 @@ class TiffReader:
             counts=np.asarray(page.databytecounts, np.int64),
             codec=codec,
             handle=self._file.fileno(),
+            planes=page.samplesperpixel if int(page.planarconfig) == 2 else 1,
         )
-        number = grid.across * grid.down
+        number = grid.across * grid.down * grid.planes
         if not len(grid.offsets) == len(grid.counts) == number or (grid.counts < 0).any() or (grid.offsets < 0).any():
             raise SlideError(
                 "unreadable",
@@ -148,6 +164,32 @@ class TiffReader:
         return grid
 
 
+def check_directories(path: Path) -> None:
+    """`SlideError` where the chain of a TIFF's directories runs in a circle or does not end: libraries follow it for hours."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+        order = "<" if start[:2] == b"II" else ">"
+        big = struct.unpack(order + "H", start[2:4])[0] == 43
+        count, entry, offset = ("Q", 20, "Q") if big else ("H", 12, "I")
+        (at,) = struct.unpack_from(order + offset, start.ljust(16, b"\0"), 8 if big else 4)
+        seen: set[int] = set()
+        while at:
+            if at in seen:
+                raise SlideError(
+                    "unreadable", f"{path.name}: its TIFF directories point back at one another; copy it again"
+                )
+            if len(seen) == MAX_DIRECTORIES:
+                raise SlideError("unreadable", f"{path.name}: lists more than {MAX_DIRECTORIES} images; it is no slide")
+            seen.add(at)
+            file.seek(at)
+            head = file.read(struct.calcsize(count))
+            if len(head) < struct.calcsize(count):
+                return
+            file.seek(struct.unpack(order + count, head)[0] * entry, 1)
+            tail = file.read(struct.calcsize(offset))
+            at = struct.unpack(order + offset, tail)[0] if len(tail) == struct.calcsize(offset) else 0
+
+
 def is_ome(path: Path) -> bool:
     """Whether the TIFF carries OME-XML, whose levels and scale OpenSlide does not read."""
     try:
@@ -155,33 +197,6 @@ def is_ome(path: Path) -> bool:
             return bool(tiff.is_ome)
     except TIFF_ERRORS:
         return False
-
-
-def check_pages(path: Path, tiff: tifffile.TiffFile) -> None:
-    """`SlideError` where the first image is not an upright brightfield RGB image of 8 bits, or is a label or macro."""
-    page = tiff.pages[0]
-    if not isinstance(page, tifffile.TiffPage):
-        raise SlideError("unreadable", f"{path.name}: its first TIFF page cannot be read")
-    colours = {2: "RGB", 6: "YCbCr"}
-    if page.bitspersample != 8 or page.dtype != np.uint8:
-        raise SlideError(
-            "not_a_slide", f"{path.name}: has {page.dtype or page.bitspersample} samples; {NOT_BRIGHTFIELD}"
-        )
-    if int(page.photometric) not in colours or page.samplesperpixel < 3:
-        kind = getattr(page.photometric, "name", str(page.photometric))
-        raise SlideError(
-            "not_a_slide", f"{path.name}: has {page.samplesperpixel} sample(s) of {kind} a pixel; {NOT_BRIGHTFIELD}"
-        )
-    if page.samplesperpixel > 4 or (page.samplesperpixel == 4 and not page.extrasamples):
-        raise SlideError("not_a_slide", f"{path.name}: has {page.samplesperpixel} channels; {NOT_BRIGHTFIELD}")
-    orientation = page.tags.valueof(274, 1)
-    if orientation != 1:
-        raise SlideError(
-            "unsupported", f"{path.name}: its orientation tag is {orientation} (turned or mirrored); rewrite it upright"
-        )
-    first_words = (page.description or "").partition("\n")[2][:64].lower().split()
-    if first_words and first_words[0] in {"label", "macro"}:
-        raise SlideError("not_a_slide", f"{path.name}: is the {first_words[0]} image of a slide, not the slide")
 
 
 def _check_bounds(path: Path, width: int, height: int, segment_width: int, segment_height: int) -> None:
@@ -207,17 +222,8 @@ def _page_of(tiff: tifffile.TiffFile, size: tuple[int, int]) -> tifffile.TiffPag
     return found[0] if len(found) == 1 else None
 
 
-def _series_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The pages of the levels of the largest image in the file, finest first."""
-    series = max(tiff.series, key=lambda series: series.size)
-    axes = dict(zip(series.axes, series.shape, strict=True))
-    planes = {axis: axes[axis] for axis in axes if axis not in "YXS" and axes[axis] != 1}
-    if planes or axes.get("S", 1) < 3:
-        found = ", ".join(f"{axis} {length}" for axis, length in axes.items())
-        raise SlideError("not_a_slide", f"{path.name}: is an image of axes {found}, several planes; {NOT_BRIGHTFIELD}")
-    pages = []
-    for level in series.levels:
-        page = level.keyframe
-        if not pages or page.imagewidth < pages[-1].imagewidth:
-            pages.append(page)
-    return pages
+def _why_not(page: tifffile.TiffPage) -> str:
+    layout = "colours stored apart, " if int(page.planarconfig) == 2 else ""
+    compression = getattr(page.compression, "name", page.compression)
+    photometric = getattr(page.photometric, "name", page.photometric)
+    return f"its pixels ({layout}compression {compression}, colours {photometric}) cannot be read"
