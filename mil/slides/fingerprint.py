@@ -14,8 +14,8 @@ def fingerprint(path: str | Path) -> str:
     """SHA-256 of a slide's bytes in hex; of a slide that is several files, over their names and hashes."""
     path = Path(path)
     files = files_of(path)
-    if files == [path]:
-        return sha256_of(path)
+    if len(files) == 1:
+        return sha256_of(files[0])
     digest = hashlib.sha256()
     top = files[0].parent if path.is_dir() else path.parent
     for file in files:
@@ -26,7 +26,8 @@ def fingerprint(path: str | Path) -> str:
 def files_of(path: Path) -> list[Path]:
     """All files that belong to the slide at `path`, sorted: a DICOM series, a MIRAX slide's data folder, a VMS slide's parts."""
     if path.is_dir():
-        return siblings(entry_of(path))
+        files = _inside(path)
+        return siblings(entry_of(path)) if any(is_dicom(file) for file in files) else files
     if not path.is_file():
         raise SlideError("unreadable", f"{path}: is not a file or folder that exists; check the sheet's path column")
     data = path.with_suffix("")
