@@ -17,7 +17,7 @@ from mil.commands import hospital as hospitals
 from mil.commands.examples import add_examples
 from mil.commands.options import ConfigsArgument, LogOption, report_failure, reporter_of
 from mil.errors import MilError
-from mil.files import reason_of
+from mil.files import reason_of, way_out
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -38,9 +38,8 @@ def main() -> None:
         report_failure(" ".join(f"error: {error}".split()))
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
-            raise
-        report_failure(f"error: {error.filename}: {reason_of(error)}")
+        where = f"{error.filename}: " if error.filename is not None else ""
+        report_failure(f"error: {where}{reason_of(error)}{way_out(error)}")
         sys.exit(1)
     except KeyboardInterrupt:
         report_failure("interrupted; finished slides are kept, run the same command again to go on")

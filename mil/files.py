@@ -1,6 +1,8 @@
 """Files that are complete or absent: written under a temporary name, flushed, renamed."""
 
+import errno
 import hashlib
+import io
 import os
 import re
 import socket
@@ -44,16 +46,72 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise MilError(f"{path}: cannot be written ({reason_of(error)}); nothing was left there") from error
+        raise MilError(
+            f"{path}: cannot be written ({reason_of(error)}); nothing was left there{way_out(error)}"
+        ) from error
     finally:
         with suppress(OSError):  # nothing to remove, or no folder to remove it from
             partial.unlink()
+
+
+class Sink(io.FileIO):
+    """A binary file for a C library that takes a failed write badly (HDF5 prints its stack and may crash later).
+
+    After the first write that fails, everything is taken and nothing written; `check`, and the end of the `with` block,
+    raise that failure.
+    """
+
+    failure: OSError | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+        if kind is None or issubclass(kind, Exception):  # what the library raises then is a consequence
+            self.check()
+
+    def check(self) -> None:
+        """Raise the `OSError` of the first write that failed, if one did."""
+        if self.failure is not None:
+            raise self.failure
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        """Take all of `data`."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.failure is None and done < len(view):
+            try:
+                done += super().write(view[done:]) or 0
+            except OSError as error:
+                self.failure = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
 
 
 def reason_of(error: OSError) -> str:
     """What the operating system said, in a few words; HDF5 hides them in a text of several lines."""
     told = re.search(r"error message = '([^']+)'", str(error))
     return error.strerror or (told[1] if told else " ".join(str(error).split()))
+
+
+WAYS_OUT = {
+    errno.ENOSPC: "; make room on the disk and run the same command again",
+    errno.EDQUOT: "; your quota is used up: make room and run the same command again",
+    errno.EFBIG: "; raise the limit on file sizes (`ulimit -f`) and run the same command again",
+}
+
+
+def way_out(error: OSError) -> str:
+    """What a person can do about a full disk or a limit, as the end of a sentence; blank for other errors."""
+    return WAYS_OUT.get(error.errno or 0, "")
 
 
 def _clear_leftovers(path: Path) -> None:

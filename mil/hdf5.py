@@ -1,14 +1,12 @@
 """Arrays and their provenance <-> one HDF5 file a slide: complete or absent, checksummed, safe to open when foreign.
 
 The only module that opens HDF5. Root datasets have one row a tile; root attributes are JSON text; `coords` carries
-TRIDENT's attributes besides (see `mil.features`). The checksum covers every array's name, type, shape and bytes and
-every attribute, so a flipped bit anywhere in what we say is found by `verify`.
+TRIDENT's attributes besides (see `mil.features`). The checksum (SHA-256) covers every array's name, type, shape and
+bytes and every attribute. `read` and `attributes` check it, once for each file and process.
 """
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,11 +17,12 @@ import h5py
 import numpy as np
 
 from mil.errors import CorruptFile
-from mil.files import replacing
+from mil.files import Sink, replacing
 
 CHECKSUM = "checksum"
 ROWS_A_CHUNK = 512
 MAX_BYTES = 64 * 2**30  # no slide's features come near; a foreign file that declares more is refused unread
+HDF5_FAILS = (OSError, RuntimeError, LookupError, ValueError, TypeError, NotImplementedError)  # h5py, on damaged files
 MAX_INFLATION = 200  # declared bytes for each stored byte; gzip reaches 1029 on zeros
 
 
@@ -32,6 +31,7 @@ class Writer:
     """Appends rows to the root datasets of one file; used through `writing`."""
 
     file: h5py.File
+    sink: Sink
     digests: dict[str, Any] = field(default_factory=dict)
 
     def append(self, name: str, rows: np.ndarray) -> None:
@@ -47,7 +47,8 @@ class Writer:
         start = dataset.shape[0]
         dataset.resize(start + len(rows), axis=0)
         dataset[start:] = rows
-        self.digests[name].update(rows.tobytes())
+        self.sink.check()
+        self.digests[name].update(_bytes(rows))
 
     def annotate(self, attributes: Mapping[str, Any], on: str | None = None) -> None:
         """Set attributes on the root, or on the dataset `on`. Text and numbers as they are, the rest as JSON."""
@@ -62,38 +63,56 @@ class Writer:
 def writing(path: str | Path) -> Iterator[Writer]:
     """A `Writer` whose file appears at `path`, checksummed and read back, on a clean exit only."""
     with replacing(path) as partial:
-        partial.touch()  # where it cannot be made, the system's own words are shorter than HDF5's
-        try:
-            with h5py.File(partial, "w", libver="v110") as file:
-                writer = Writer(file)
-                yield writer
-                digests = {name: digest.hexdigest() for name, digest in writer.digests.items()}
-                file.attrs[CHECKSUM] = _combine(file, digests)
-        except RuntimeError as error:
-            if "write failed" not in str(error):
-                raise
-            # HDF5 finds out at closing time that its cache does not fit on the disk
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, or a limit on file sizes") from error
+        with Sink(partial) as sink, h5py.File(sink, "w", libver="v110") as file:
+            writer = Writer(file, sink)
+            yield writer
+            digests = {name: digest.hexdigest() for name, digest in writer.digests.items()}
+            file.attrs[CHECKSUM] = _combine(file, digests)
         verify(partial)
+
+
+_checked: dict[str, tuple[int, ...]] = {}
+"""Files that this process has read whole and found right, with what the system said of them then."""
 
 
 def verify(path: str | Path) -> str:
     """Read every byte of a file of ours; its checksum if all is as written, `CorruptFile` otherwise."""
+    state = _state(path)
     with reading(path) as file:
-        if CHECKSUM not in file.attrs:
-            raise CorruptFile(
-                f"{path}: has no checksum, so it is not a finished file of ours; delete it and run the step again"
-            )
-        groups = [name for name in file if not isinstance(file[name], h5py.Dataset)]
-        if groups:
-            raise CorruptFile(f"{path}: holds a group '{groups[0]}', which no file of ours does")
-        digests = {name: _digest(file[name]).hexdigest() for name in file}
-        found, stored = _combine(file, digests), str(file.attrs[CHECKSUM])
-        if found != stored:
-            raise CorruptFile(
-                f"{path}: checksum {found[:12]} differs from the stored {stored[:12]}; delete it and run the step again"
-            )
-        return stored
+        stored = _check(file, path, {})
+    _checked[str(path)] = state
+    return stored
+
+
+def _check(file: h5py.File, path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """The checksum, if all is as written; `arrays` are the datasets that have been read already."""
+    if CHECKSUM not in file.attrs:
+        raise CorruptFile(
+            f"{path}: has no checksum, so it is not a finished file of ours; delete it and run the step again"
+        )
+    digests = {name: _digest(file[name], arrays.get(name)).hexdigest() for name in file}
+    found, stored = _combine(file, digests), str(file.attrs[CHECKSUM])
+    if found != stored:
+        raise CorruptFile(
+            f"{path}: checksum {found[:12]} differs from the stored {stored[:12]}; delete it and run the step again"
+        )
+    return stored
+
+
+def _check_once(file: h5py.File, path: str | Path, state: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> None:
+    """Check the file, unless this process did and it has not changed since."""
+    if _checked.get(str(path)) != state:
+        _check(file, path, arrays)
+        _checked[str(path)] = state
+
+
+def _state(path: str | Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; empty where there is none."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @contextmanager
@@ -105,26 +124,40 @@ def reading(path: str | Path) -> Iterator[h5py.File]:
             yield file
     except FileNotFoundError as error:
         raise CorruptFile(f"{path}: does not exist; run the step that writes it") from error
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+    except HDF5_FAILS as error:
         raise CorruptFile(
             f"{path}: HDF5 cannot read it ({' '.join(str(error).split())}); delete it and run the step again"
         ) from error
 
 
 def read(path: str | Path, *names: str) -> tuple[np.ndarray, ...]:
-    """The named root datasets, whole, in the order asked for."""
+    """The named root datasets, whole, in the order asked for; the file's checksum holds."""
+    state = _state(path)
     with reading(path) as file:
         for name in names:
             if name not in file:
                 raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
-        return tuple(file[name][()] for name in names)
+        arrays = {name: file[name][()] for name in names}
+        _check_once(file, path, state, arrays)
+        return tuple(arrays[name] for name in names)
+
+
+def described(path: str | Path, name: str) -> tuple[tuple[int, ...], str, dict[str, Any]]:
+    """Shape and type of a root dataset, and the attributes of the root; for files that `read` will check later."""
+    with reading(path) as file:
+        if name not in file:
+            raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
+        told = {key: _decoded(value) for key, value in file.attrs.items()}
+        return file[name].shape, str(file[name].dtype), told
 
 
 def attributes(path: str | Path, on: str | None = None) -> dict[str, Any]:
-    """Attributes of the root, or of dataset `on`; those that hold a JSON object or list come back as such."""
+    """Attributes of the root, or of dataset `on`, JSON decoded; the file's checksum holds."""
+    state = _state(path)
     with reading(path) as file:
         if on is not None and on not in file:
             raise CorruptFile(f"{path}: dataset '{on}' is missing; it has {', '.join(file) or 'none'}")
+        _check_once(file, path, state, {})
         source = file if on is None else file[on]
         return {key: _decoded(value) for key, value in source.attrs.items()}
 
@@ -146,7 +179,7 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
                     attributes[name] = {key: _decoded(value) for key, value in dataset.attrs.items()}
     except FileNotFoundError as error:
         raise CorruptFile(f"{path}: does not exist") from error
-    except (OSError, RuntimeError, KeyError, ValueError, UnicodeDecodeError) as error:
+    except HDF5_FAILS as error:
         raise CorruptFile(f"{path}: HDF5 cannot read it ({' '.join(str(error).split())})") from error
     return arrays, attributes
 
@@ -157,7 +190,7 @@ def names_under(path: str | Path, group: str) -> list[str]:
         with h5py.File(path, "r") as file:
             found = file.get(group, getclass=True)
             return sorted(file[group]) if found is h5py.Group else []
-    except (OSError, RuntimeError, KeyError) as error:
+    except HDF5_FAILS as error:
         raise CorruptFile(f"{path}: HDF5 cannot read it ({' '.join(str(error).split())})") from error
 
 
@@ -181,9 +214,12 @@ def check_foreign(file: h5py.File, path: str | Path) -> None:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise CorruptFile(f"{path}: '{name}' is a link to elsewhere; refused")
         dataset = file[name]
-        if isinstance(dataset, h5py.Dataset):
-            check_dataset(dataset, path)
-            declared += dataset.nbytes
+        if not isinstance(dataset, h5py.Dataset):
+            raise CorruptFile(
+                f"{path}: '{name}' is a group, which no file of ours holds; delete it and run the step again"
+            )
+        check_dataset(dataset, path)
+        declared += dataset.nbytes
     _check_size(declared, path)
 
 
@@ -203,11 +239,20 @@ def _check_size(declared: int, path: str | Path) -> None:
         raise CorruptFile(f"{path}: declares {declared:,} bytes in a file of {size:,}; refused as a decompression bomb")
 
 
-def _digest(dataset: h5py.Dataset) -> Any:
+def _digest(dataset: h5py.Dataset, array: np.ndarray | None = None) -> Any:
+    """SHA-256 of a dataset, read in pieces unless it is here as `array`."""
     digest = hashlib.sha256(f"{dataset.name.lstrip('/')}|{dataset.dtype.str}|{dataset.shape[1:]}".encode())
+    if array is not None:
+        digest.update(_bytes(array))
+        return digest
     for start in range(0, dataset.shape[0], 8 * ROWS_A_CHUNK):
-        digest.update(np.ascontiguousarray(dataset[start : start + 8 * ROWS_A_CHUNK]).tobytes())
+        digest.update(_bytes(dataset[start : start + 8 * ROWS_A_CHUNK]))
     return digest
+
+
+def _bytes(array: np.ndarray) -> Any:
+    """The array's memory, row by row, without a copy where it lies so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _combine(file: h5py.File, digests: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from mil.commands.options import LogOption, reporter_of
+from mil.commands.options import LogOption, encoder_of, reporter_of
 from mil.errors import MilError, nearest
 
 
@@ -59,6 +59,13 @@ def convert(
     weights_sha256: Annotated[
         str | None, typer.Option(help="SHA-256 of the encoder's weights, if you know it.", show_default=False)
     ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            help="KEY=SETTINGS of the encoder that must have made them, as under `encoders:`; others are refused.",
+            show_default=False,
+        ),
+    ] = None,
     slides: Annotated[
         Path | None,
         typer.Option(help="Slide table of one site: convert its slides only, in its order.", show_default=False),
@@ -83,5 +90,6 @@ def convert(
         return
     text = ("slide_id", "patient_id", "site", "path", "state", "reason", "format", "mpp_source", "fingerprint")
     table = None if slides is None else read_table(slides, text=text)
-    told = Source(source, encoder=encoder, mpp=mpp, tile_mpp=tile_mpp, weights_sha256=weights_sha256)
+    expected = None if expect is None else encoder_of(expect)
+    told = Source(source, encoder, mpp, tile_mpp, weights_sha256, expected)
     write_table(convert_in(layout, told, target, reporter, table), target / "shard0.csv")

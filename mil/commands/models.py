@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mil.commands.options import BagsArgument, BagsOption, LogOption, OutOption, reporter_of, spec_option
+from mil.commands.options import BagsArgument, BagsOption, EncoderOption, LogOption, OutOption, reporter_of, spec_option
 
 
 def bag(
@@ -45,6 +45,7 @@ def train(
     folder: Annotated[Path, typer.Option(help="Folder of the run.")],
     endpoint: Annotated[str, spec_option("EndpointSpec", "--endpoint", "The endpoint's settings")],
     spec: Annotated[str, spec_option("ExperimentSpec", what="The experiment's settings")] = "{}",
+    encoder: EncoderOption = None,
     log: LogOption = None,
 ) -> None:
     """Train an experiment over all its folds. Rows of external sites are dropped before any feature is read.
@@ -52,7 +53,7 @@ def train(
     An interrupted run continues from its last checkpoint when you repeat the command.
     """
     from mil.bags.table import read_bags
-    from mil.config import EndpointSpec, ExperimentSpec, read_spec
+    from mil.config import EncoderSpec, EndpointSpec, ExperimentSpec, read_spec
     from mil.training.run import train_into
     from mil.training.store import FeatureStore
 
@@ -60,7 +61,8 @@ def train(
     experiment = read_spec(ExperimentSpec, spec)
     table = read_bags(bags)
     table = table[table["role"] == "train"].reset_index(drop=True)
-    features = FeatureStore.open(table, sites, experiment.encoder)
+    made_by = None if encoder is None else read_spec(EncoderSpec, encoder)
+    features = FeatureStore.open(table, sites, experiment.encoder, spec=made_by)
     wanted = read_spec(EndpointSpec, endpoint)
     train_into(folder, experiment, wanted, table, features, reporter)
 
@@ -70,10 +72,12 @@ def predict(
     bags: BagsOption,
     sites: Annotated[Path, typer.Option(help="Folder of the sites; attention is written into each.")],
     out: OutOption,
+    encoder: EncoderOption = None,
     log: LogOption = None,
 ) -> None:
     """Predict every patient with the models that were not trained on it, and write the attention of every tile."""
     from mil.bags.table import read_bags
+    from mil.config import EncoderSpec, read_spec
     from mil.predictions.attention import write_attention
     from mil.predictions.predict import predict as predict_run
     from mil.tables import write_table
@@ -83,7 +87,8 @@ def predict(
     reporter = reporter_of(log)
     trained = Run.load(run)
     table = read_bags(bags)
-    features = FeatureStore.open(table, sites, trained.experiment.encoder)
+    made_by = None if encoder is None else read_spec(EncoderSpec, encoder)
+    features = FeatureStore.open(table, sites, trained.experiment.encoder, spec=made_by)
     predictions = predict_run(trained, table, features)
     name = out.stem
     predictions.table.insert(0, "experiment", name)

@@ -3,13 +3,37 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from mil.errors import MilError
 from mil.files import require_file
 from mil.progress import Reporter
+
+if TYPE_CHECKING:
+    from mil.config import EncoderSpec
+
+EncoderOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--encoder",
+        help="Settings of the encoder, as under `encoders:`; features of another encoder are refused.",
+        show_default=False,
+    ),
+]
+
+
+def encoder_of(text: str) -> "tuple[str, EncoderSpec]":
+    """`KEY=SETTINGS` -> a cohort's name for an encoder, and its settings; SETTINGS are JSON, a file, or a registered name."""
+    from mil.config import EncoderSpec, read_spec
+
+    key, sign, settings = text.partition("=")
+    if not sign:
+        raise MilError(f"'{text}' is not KEY=SETTINGS, as in uni2=uni2_h")
+    named = settings.lstrip().startswith("{") or Path(settings).suffix in {".yaml", ".yml", ".json"}
+    return key, read_spec(EncoderSpec, settings) if named else EncoderSpec(name=settings)
+
 
 reporters: list[Reporter] = []
 """Of the commands of this process, the last one last."""

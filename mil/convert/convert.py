@@ -15,6 +15,7 @@ from mil.convert import readers as _entered  # noqa: F401  the readers enter the
 from mil.convert.foreign import READERS, Foreign, Source
 from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
+from mil.features.identity import check_card, check_made_by
 from mil.features.tiling import up_to_date
 from mil.files import SAFE_NAME, reason_of, sha256_of
 from mil.progress import Reporter
@@ -90,14 +91,24 @@ def _converted(layout: str, slide_id: str, path: Path, source: Source, folder: P
 def _convert_one(layout: str, slide_id: str, path: Path, source: Source, folder: Path) -> dict[str, Any]:
     if not SAFE_NAME.match(slide_id):
         raise CorruptFile(f"{path}: '{slide_id}' cannot be a slide_id; rename it to letters, digits, '.', '_' and '-'")
-    told = {key: value for key, value in vars(source).items() if key != "folder" and value is not None}
+    told = {
+        key: value for key, value in vars(source).items() if key not in {"folder", "expected"} and value is not None
+    }
     made_from = {"stage": "convert", "version": STAGE_VERSION, "layout": layout, "told": told, "file": sha256_of(path)}
+    if source.expected is not None:
+        made_from["encoder"] = source.expected[1].name
     recipe = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     target = folder / f"{slide_id}.h5"
     if (checksum := up_to_date(target, recipe)) is None:
         foreign = READERS[layout].read(path, source)
         if source.weights_sha256 is not None and source.encoder is not None:
             foreign = replace(foreign, encoder=source.encoder)
+        if source.expected is not None:
+            key, spec = source.expected
+            width = foreign.features.shape[1]
+            check_made_by(spec, key, {"encoder": foreign.encoder}, width, str(path))
+            check_card(spec, key, source.weights_sha256, width, str(path))
+            foreign = replace(foreign, encoder=spec.name)
         _write(target, slide_id, foreign, layout, recipe, source.weights_sha256)
         checksum = str(hdf5.attributes(target)[hdf5.CHECKSUM])
     return {"num_tiles": int(hdf5.attributes(target)["num_tiles"]), "checksum": checksum}

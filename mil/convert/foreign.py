@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
 from mil.registry import Registry
 
@@ -26,6 +27,8 @@ class Source:
     """Microns a pixel of the tiles, where the files do not say."""
     weights_sha256: str | None = None
     """Hash of the encoder's weights, where the user knows it."""
+    expected: tuple[str, EncoderSpec] | None = None
+    """The encoder that must have made them: the cohort's name for it and its settings; none: any."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from mil.errors import MilError
 from mil.features.reader import OpenSlides, fulfil
+from mil.files import reason_of, way_out
 
 ORDERS_AHEAD = 2  # orders a reader holds: the one it works on and the next, so that it never waits for us
 PROCESSES_FROM_TILES = 2_000  # a process takes a second to start; below this many tiles, threads are done sooner
@@ -30,7 +31,12 @@ class SharedMemory:
         else:
             with tempfile.TemporaryFile() as file:
                 self.descriptor = os.dup(file.fileno())
-        os.ftruncate(self.descriptor, size)
+        try:
+            os.ftruncate(self.descriptor, size)
+        except OSError as error:
+            raise MilError(
+                f"shared memory of {size:,} bytes for tiles cannot be had ({reason_of(error)}){way_out(error)}"
+            ) from error
         self.size = size
         self.map = mmap.mmap(self.descriptor, size)
 

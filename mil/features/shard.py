@@ -193,6 +193,7 @@ def provenance(work: Work, engine: Engine) -> dict[str, Any]:
         "fingerprint": about["fingerprint"],
         "size_px": work.tiling.size_px,
         "tile_mpp": work.tiling.mpp,
+        **work.tiling.reading,
         "tiles_recipe": about["recipe"],
         "encoder": engine.encoder.name,
         "weights_sha256": engine.encoder.weights_sha256,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mil import hdf5
-from mil.errors import SlideError
+from mil.errors import MilError, SlideError
 from mil.features.plan import Work
 
 PIECES_AHEAD = 8  # batches' worth of vectors that may wait for the disk
@@ -124,3 +124,5 @@ class FeatureWriter:
             context.__exit__(SlideError, error, None)
         except SlideError:
             return
+        except MilError as failed:  # the disk is full: this one names the file
+            self.failure = failed

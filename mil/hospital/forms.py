@@ -247,6 +247,8 @@ JOIN_ANSWER = Form(
         "weights_sha256": (SHA256, type(None)),
         "tile_mpp": NUMBER,
         "size_px": COUNT,
+        "stain": (NAME, type(None)),
+        "settings": (NAME, type(None)),
         "data_sha256": SHA256,
         "num_bags": COUNT,
     },

@@ -29,8 +29,8 @@ from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
 from mil.hospital.identity import code_sha256
 from mil.hospital.site import own_bags
+from mil.provenance import check_slide, shared_recipe
 from mil.training.ledger import verify
-from mil.training.store import SAME_EVERYWHERE
 
 SOON_DAYS = 30
 HANDSHAKE_S = 5.0
@@ -137,21 +137,21 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
 
 
 def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[Finding]:
-    """Every slide's file is there, and says of its encoder what the protocol says; two are read whole."""
+    """Every slide's file is there, is whole, and says of its encoder what the protocol says."""
     paths = list(_feature_files(spec, protocol, bags))
     stated = {key: value for key, value in protocol.features.model_dump().items() if value is not None}
     first: dict[str, object] | None = None
     try:
         for path in paths:
-            found: dict[str, object] = {key: hdf5.attributes(path).get(key) for key in SAME_EVERYWHERE}
+            attributes = hdf5.attributes(path)
+            check_slide(path, path.stem, attributes)
+            found = shared_recipe(attributes)
             for key, value in {**(first or {}), **stated}.items():
                 if found.get(key) != value:
                     raise MilError(
                         f"{path}: {key} is {found.get(key)!r}, not {value!r}; extract the slide with the protocol's encoder"
                     )
             first = first or found
-        for path in paths[:2]:
-            hdf5.verify(path)
     except MilError as error:
         return [Finding("features", "fault", str(error))]
     encoder = (first or {}).get("encoder")

@@ -25,6 +25,7 @@ from mil.hospital.models import Refit, rounds_table, run_of
 from mil.hospital.payload import Message, PayloadError, check_updates, digest, pack, unpack
 from mil.hospital.questions import asked_digest
 from mil.hospital.results import covariates_table, sites_table
+from mil.provenance import SAME_EVERYWHERE
 from mil.tables import write_table
 from mil.training.ledger import LedgerFile
 
@@ -32,7 +33,7 @@ WIDEST = 65536
 """Most numbers a tile; a site that says more would have the server draw models of any size."""
 LARGEST = float(torch.finfo(torch.float32).max)
 """Largest sum that is taken: beyond it no model could be scaled, and the state of the run would be lost."""
-COMPARED = ("width", "encoder", "weights_sha256", "tile_mpp", "size_px")
+COMPARED = ("width", *SAME_EVERYWHERE)
 
 
 class SitesMissing(MilError):

@@ -41,12 +41,13 @@ from mil.hospital.privacy import Budget
 from mil.hospital.questions import asked_digest, check_once, check_place, check_run
 from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
 from mil.predictions.predict import predict
+from mil.provenance import SAME_EVERYWHERE
 from mil.schemas import BAGS
 from mil.tables import require_columns
 from mil.training.artefact import Run
 from mil.training.ledger import LedgerFile
 from mil.training.plans import reach
-from mil.training.store import SAME_EVERYWHERE, FeatureStore
+from mil.training.store import FeatureStore
 
 
 class Site:

@@ -194,7 +194,8 @@ BUFFERS = tuple(f"{what}.{part}" for what in ("features", "covariates", "target"
 
 
 def _check_encoder(run: Run, features: FeatureStore) -> None:
-    for key, trained in run.about.items():
+    for key in {**run.about, **features.about}:
+        trained = run.about.get(key)
         if features.about.get(key) != trained:
             raise CorruptFile(
                 f"features: {key} is {features.about.get(key)!r}, but the run was trained on {trained!r}; extract them with the same spec"

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from mil.config import ReportSpec
-from mil.errors import SlideError
+from mil.errors import MilError, SlideError
 from mil.figures.arms import input_name
 from mil.figures.heatmaps import choose
 from mil.figures.style import strategy_name
-from mil.files import write_text
+from mil.files import reason_of, way_out, write_text
 from mil.progress import Reporter, quiet
 from mil.results.results import Absent, Results
 from mil.slides.slide import Slide, open_slide
@@ -156,4 +156,7 @@ def _write_tiles(slide: Slide, corners: np.ndarray, mpp: float, folder: Path) ->
 
 def _write_jpeg(path: Path, pixels: np.ndarray) -> None:
     _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    path.write_bytes(encoded.tobytes())
+    try:
+        path.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise MilError(f"{path}: cannot be written ({reason_of(error)}){way_out(error)}") from error

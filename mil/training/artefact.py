@@ -1,9 +1,10 @@
 """A run on disk: weights.safetensors, models.csv, rounds.csv, inner.csv, folds.csv, ledger.jsonl and spec.json."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ import mil
 from mil.config import parse
 from mil.endpoints.endpoints import Endpoint
 from mil.errors import CorruptFile, MilError
-from mil.files import write_bytes, write_text
+from mil.files import sha256_of, write_bytes, write_text
 from mil.schemas import INNER
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
@@ -30,6 +31,8 @@ from mil.training.ledger import Ledger, digest
 from mil.training.protocol import Task
 
 MODELS = ("model", "trained_on", "member", "repeat", "fold", "family", "row", "rounds", "patients", "sha256")
+FILES = ("weights.safetensors", "models.csv", "rounds.csv", "inner.csv", "folds.csv", "ledger.jsonl")
+DAMAGED = "the run is damaged, run `mil train` again"
 MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 
@@ -71,9 +74,10 @@ class Run:
     """patient_id, site, targets and outer folds of the training patients, as they were then; none: hospitals keep them."""
 
     def save(self, folder: str | Path) -> None:
-        """Write the files; spec.json, the last, completes them, and an older run's goes first."""
+        """Write the files; spec.json, the last, holds their digests and completes them, and an older run's goes first."""
         folder = Path(folder)
-        (folder / "spec.json").unlink(missing_ok=True)
+        for name in ("spec.json", "folds.csv"):
+            (folder / name).unlink(missing_ok=True)
         tensors = {
             f"{number}/{name}": value.contiguous()
             for number, family in enumerate(self.families)
@@ -86,27 +90,24 @@ class Run:
         if self.folds is not None:
             write_table(self.folds, folder / "folds.csv")
         self.ledger.save(folder / "ledger.jsonl")
+        written = [name for name in FILES if (folder / name).is_file()]
         spec = {
             "experiment": self.experiment.model_dump(mode="json"),
             "endpoint": self.endpoint.model_dump(mode="json"),
             "heads": [family.model.model_dump(mode="json") for family in self.families],
             "features": self.about,
             "mil_version": mil.__version__,
+            "sha256": {name: sha256_of(folder / name) for name in written},
         }
+        spec["self_sha256"] = _self_digest(spec)
         write_text(folder / "spec.json", json.dumps(spec, indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
-        """Read what `save` wrote; weights that differ from the table's digests are refused."""
-        folder = Path(folder)
-        if not (folder / "spec.json").is_file():
-            raise MilError(f"run {folder} is not there or not finished; run `mil train`")
-        again = "the run is damaged, run `mil train` again"
-        for name in ("weights.safetensors", "ledger.jsonl"):
-            if not (folder / name).is_file():
-                raise CorruptFile(f"{folder / name} is missing; {again}")
+        """Read what `save` wrote; a file that differs from its digest in spec.json is refused."""
+        folder, again = Path(folder), DAMAGED
+        spec = check_run(folder)
         try:
-            spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
             heads = [MODEL.validate_python(head) for head in spec["heads"]]
             stated = spec["experiment"], spec["endpoint"], spec["features"]
         except (ValueError, KeyError, TypeError) as error:
@@ -142,6 +143,34 @@ class Run:
             inner if len(inner) else None,
             read_table(folds) if folds.is_file() else None,
         )
+
+
+def check_run(folder: Path) -> dict[str, Any]:
+    """What spec.json says, once every file of the run has the digest that stands there; a `MilError` names the one that has not."""
+    if not (folder / "spec.json").is_file():
+        raise MilError(f"run {folder} is not there or not finished; run `mil train`")
+    try:
+        spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+        whole = spec["self_sha256"] == _self_digest(spec)
+        digests = dict(spec["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptFile(
+            f"{folder}/spec.json cannot be read ({str(error).splitlines()[0][:80]}); {DAMAGED}"
+        ) from error
+    if not whole:
+        raise CorruptFile(f"{folder}/spec.json is not as it was written; {DAMAGED}")
+    for name in FILES:
+        path = folder / name
+        if path.is_file() != (name in digests):
+            raise CorruptFile(f"{path} is {'of another run' if path.is_file() else 'missing'}; {DAMAGED}")
+        if name in digests and sha256_of(path) != digests[name]:
+            raise CorruptFile(f"{path} is not as it was written (its SHA-256 is not the one in spec.json); {DAMAGED}")
+    return spec
+
+
+def _self_digest(spec: Mapping[str, Any]) -> str:
+    stated = {key: value for key, value in spec.items() if key != "self_sha256"}
+    return digest([json.dumps(stated, sort_keys=True).encode()])
 
 
 def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path, again: str) -> None:

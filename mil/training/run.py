@@ -209,8 +209,9 @@ def _by_model(tasks: list[Task]) -> list[tuple[ModelSpec, list[int]]]:
 
 
 def _key(experiment: ExperimentSpec, endpoint: EndpointSpec, cohort: Cohort, features: FeatureStore) -> str:
-    """What a checkpoint is for: settings, patients, folds, targets and features."""
-    stated = [experiment.to_json(), endpoint.to_json(), cohort.patients, features.sizes.tolist(), dict(features.about)]
+    """What a checkpoint is for: settings, patients, sites, folds, targets and features."""
+    stated = [experiment.to_json(), endpoint.to_json(), cohort.patients, cohort.site.tolist()]
+    stated += [features.sizes.tolist(), dict(features.about), features.digest()]
     found = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
     for part in (cohort.targets, cohort.covariates, cohort.outer, cohort.inner):
         found.update(np.ascontiguousarray(part).tobytes())

@@ -1,20 +1,23 @@
 """Feature files -> the tiles of all bags, end to end, with the patient as the key."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from mil import hdf5
+from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
+from mil.features.identity import check_card, check_made_by
+from mil.provenance import SAME_EVERYWHERE, check_slide, shared_recipe
 from mil.rng import seed_of
 from mil.training.sources import Pinned, Resident, Source, Streamed, read_tiles
-
-SAME_EVERYWHERE = ("encoder", "weights_sha256", "size_px", "tile_mpp")
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,40 @@ class FeatureStore:
     memory: int = 0
     """Bytes that tiles in files may take up at once."""
     about: Mapping[str, object] = None  # type: ignore[assignment]  set by the constructors
-    """What the files say of the encoder: name, hash of its weights, size and resolution of the tiles."""
+    """What the files say of the encoder: name, hash of its weights, size and resolution of the tiles, stain, other settings."""
+    checksums: tuple[str, ...] = ()
+    """Of `files`, in order."""
 
     @classmethod
     def open(
-        cls, bags: pd.DataFrame, sites_folder: str | Path, encoder: str, memory: int | None = None
+        cls,
+        bags: pd.DataFrame,
+        sites_folder: str | Path,
+        encoder: str,
+        memory: int | None = None,
+        spec: EncoderSpec | None = None,
     ) -> "FeatureStore":
         """`{sites_folder}/{site}/features/{encoder}/{slide}.h5` of every row; a bag is its slides in the row's order.
 
-        Tiles that take more than `memory` bytes (none: half of the machine's) stay in their files and are streamed.
+        Tiles that take more than `memory` bytes (none: half of the machine's) stay in their files and are streamed. Each
+        file must be the one of its slide that its manifest lists, and of the encoder `spec` (none: not compared).
         """
         if not len(bags):
             raise MilError("bags: no row, so there is nothing to learn from; see the flow table beside it")
         files: list[tuple[Path, int]] = []
-        sizes, about, width, dtype = [], None, 0, "float16"
+        sizes, checksums, about, width, dtype = [], [], None, 0, "float16"
         for row in bags.itertuples():
             folder = Path(sites_folder) / str(row.site) / "features" / encoder
             held = 0
             for slide in str(row.slides).split(";"):
                 path = folder / f"{slide}.h5"
-                shape, kind, found = _stated(path)
+                shape, kind, attributes = _stated(path, slide)
+                if spec is not None:
+                    check_made_by(spec, encoder, attributes, shape[1], str(path))
+                    if not files and attributes.get("converted_from"):  # the others are compared with the first
+                        check_card(spec, encoder, None, shape[1], str(path))
+                found = shared_recipe(attributes)
+                checksums.append(str(attributes[hdf5.CHECKSUM]))
                 if about is None:
                     about, width, dtype = found, shape[1], kind
                 first = files[0][0] if files else path
@@ -67,7 +84,15 @@ class FeatureStore:
         small = sum(sizes) * width * np.dtype(dtype).itemsize <= allowed
         tiles = torch.from_numpy(np.concatenate([read_tiles(path) for path, _ in files])) if small else None
         return cls._made(
-            list(bags["patient_id"].astype(str)), sizes, width, dtype, tiles, tuple(files), allowed, about or {}
+            list(bags["patient_id"].astype(str)),
+            sizes,
+            width,
+            dtype,
+            tiles,
+            tuple(files),
+            allowed,
+            about or {},
+            checksums,
         )
 
     @classmethod
@@ -101,10 +126,11 @@ class FeatureStore:
         files: tuple[tuple[Path, int], ...],
         memory: int,
         about: Mapping[str, object],
+        checksums: Iterable[str] = (),
     ) -> "FeatureStore":
         counts = np.array(sizes, np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        return cls(tuple(patients), starts, counts, width, dtype, tiles, files, memory, dict(about))
+        return cls(tuple(patients), starts, counts, width, dtype, tiles, files, memory, dict(about), tuple(checksums))
 
     def bag(self, index: int) -> np.ndarray:
         """The tiles of bag `index` (tiles, width)."""
@@ -114,6 +140,13 @@ class FeatureStore:
         ends = np.cumsum([count for _, count in self.files])
         first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
         return np.concatenate([read_tiles(path) for path, _ in self.files[first : last + 1]])
+
+    def digest(self) -> str:
+        """SHA-256 that changes with any tile: of the files' checksums, or of the tiles where there are no files."""
+        found = hashlib.sha256("|".join(self.checksums).encode())
+        if not self.files and self.tiles is not None:
+            found.update(self.tiles.numpy().tobytes())
+        return found.hexdigest()
 
     def index(self) -> dict[str, int]:
         """Bag number of every patient."""
@@ -148,14 +181,13 @@ class FeatureStore:
         return np.array([known[patient] for patient in patients], np.int64)
 
 
-def _stated(path: Path) -> tuple[tuple[int, int], str, dict[str, object]]:
-    """Shape and type of a file's features, and what it says of the encoder; no tile is read."""
-    with hdf5.reading(path) as file:
-        if "features" not in file or file["features"].ndim != 2:
-            raise CorruptFile(f"{path}: has no features (tiles, width); extract the slide again")
-        shape, kind = file["features"].shape, str(file["features"].dtype)
-    stated = hdf5.attributes(path)
-    return shape, kind, {key: stated[key] for key in SAME_EVERYWHERE if key in stated}
+def _stated(path: Path, slide_id: str) -> tuple[tuple[int, int], str, dict[str, Any]]:
+    """Shape and type of a slide's features, and the file's attributes; no tile is read, so the checksum is checked later."""
+    shape, kind, attributes = hdf5.described(path, "features")
+    if len(shape) != 2 or hdf5.CHECKSUM not in attributes:
+        raise CorruptFile(f"{path}: has no features (tiles, width) with a checksum; extract the slide again")
+    check_slide(path, slide_id, attributes)
+    return (shape[0], shape[1]), kind, attributes
 
 
 def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path, path: Path) -> None:

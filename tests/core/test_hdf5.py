@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -70,16 +74,68 @@ def test_every_flipped_byte_is_found_or_harmless(tmp_path):
     found = 0
     for at in generator.choice(len(whole), 250, replace=False):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(generator.integers(8)))]) + whole[at + 1 :])
+        hdf5._checked.clear()  # the clock of a file system may not tell two writes in one test apart
         try:
-            hdf5.verify(path)
+            read = hdf5.read(path, "features", "coords")
+            read_about = hdf5.attributes(path)
         except CorruptFile:
             found += 1
             continue
-        read = hdf5.read(path, "features", "coords")
         assert np.array_equal(read[0], features)
         assert np.array_equal(read[1], coords)
-        assert hdf5.attributes(path) == about
+        assert read_about == about
     assert found > 150
+
+
+def test_a_file_is_checked_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    write(path)
+    hdf5._checked.clear()
+    calls = []
+    checked = hdf5._check
+    monkeypatch.setattr(hdf5, "_check", lambda *arguments: calls.append(1) or checked(*arguments))
+    for _ in range(3):
+        hdf5.read(path, "coords")
+        hdf5.attributes(path)
+    assert len(calls) == 1
+    with h5py.File(path, "r+") as file:
+        file["features"][7, 3] += 1
+    with pytest.raises(CorruptFile, match=r"a\.h5: checksum [0-9a-f]{12} differs"):
+        hdf5.read(path, "coords")
+
+
+def test_a_group_is_no_dataset(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group("features")
+    for call in (hdf5.verify, hdf5.attributes, lambda path: hdf5.read(path, "features")):
+        with pytest.raises(CorruptFile, match="'features' is a group"):
+            call(tmp_path / "a.h5")
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from mil import hdf5
+from mil.errors import MilError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for rows in (10, 97, 2000):
+    try:
+        with hdf5.writing(sys.argv[1]) as writer:
+            writer.append("features", np.random.default_rng(0).normal(size=(rows, 256)))
+            writer.annotate({"note": "x" * 9000})
+    except MilError as error:
+        print(error)
+"""
+
+
+def test_a_limit_on_file_sizes_is_one_line_and_no_crash(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "a.h5")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 3
+    assert done.stdout.count("a.h5: cannot be written (File too large)") == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])

@@ -6,8 +6,10 @@ import h5py
 import numpy as np
 import torch
 
-TILES, WIDTH, MPP = 24, 16, 0.25
-WEIGHTS = "ab" * 32  # the hash that all hospitals name
+from mil.encoders import ENCODERS
+
+TILES, WIDTH, MPP = 24, 1024, 0.25
+WEIGHTS = ENCODERS["uni"].source.sha256 or "ab" * 32  # the hash that all hospitals name
 LAYOUTS = {"north": "stamp", "south": "clam", "east": "trident"}
 ROLES = {"north": "train", "south": "train", "east": "external"}
 

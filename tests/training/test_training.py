@@ -1,5 +1,7 @@
 """The protocol: what is selected on what, what may be seen by whom, and a run from table to predictions."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +17,11 @@ from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.strategies.strategy import STRATEGIES
+from mil.training.artefact import FILES
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine
 from mil.training.protocol import candidates, groups, inner_tasks, refit_tasks, select
-from mil.training.run import Run, train
+from mil.training.run import Run, _key, train
 from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
 
@@ -334,14 +337,45 @@ def test_clam_needs_classes_and_scaffold_needs_sgd():
         experiment(model="clinical")
 
 
-def test_weights_that_were_altered_are_refused(tmp_path):
+def test_every_file_of_a_run_that_was_altered_is_refused(tmp_path):
     run = run_of(model="mean", training={"rounds": 1})
     run.save(tmp_path)
-    content = bytearray((tmp_path / "weights.safetensors").read_bytes())
-    content[-2] ^= 1
-    (tmp_path / "weights.safetensors").write_bytes(bytes(content))
-    with pytest.raises(CorruptFile, match=r"differs from models.csv"):
-        Run.load(tmp_path)
+    Run.load(tmp_path)
+    generator = np.random.default_rng(0)
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == sorted([*FILES, "spec.json"])
+    for name in names:
+        content = (tmp_path / name).read_bytes()
+        for at in generator.integers(len(content), size=8):
+            flipped = bytes([content[at] ^ (1 << int(generator.integers(8)))])
+            (tmp_path / name).write_bytes(content[:at] + flipped + content[at + 1 :])
+            with pytest.raises(CorruptFile, match=re.escape(name)):
+                Run.load(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(MilError, match=re.escape(name) if name in FILES else "not there or not finished"):
+            Run.load(tmp_path)
+        (tmp_path / name).write_bytes(content)
+    Run.load(tmp_path)
+
+
+def test_a_checkpoint_is_of_its_features_folds_and_labels():
+    def key(bags, features):
+        target = build_endpoint(ENDPOINT)
+        return _key(experiment(), ENDPOINT, Cohort.of(bags, ENDPOINT, target), features)
+
+    own = list(ROWS["patient_id"])
+    arrays = {patient: ARRAYS[patient] for patient in own}
+    before = key(ROWS, FeatureStore.of(arrays, {"encoder": "e"}))
+    assert (
+        key(ROWS, FeatureStore.of({name: tiles.copy() for name, tiles in arrays.items()}, {"encoder": "e"})) == before
+    )
+    changed = arrays | {own[3]: arrays[own[3]] + np.float32(0.01)}
+    assert key(ROWS, FeatureStore.of(changed, {"encoder": "e"})) != before
+    assert key(ROWS, FeatureStore.of(arrays, {"encoder": "e"} | {"stain": "reinhard"})) != before
+    for column in ("label", "repeat0"):
+        other = ROWS.copy()
+        other.loc[other.index[0], column] = 1 - int(other[column].iloc[0] > 0)
+        assert key(other, FeatureStore.of(arrays, {"encoder": "e"})) != before
 
 
 def test_features_of_another_encoder_are_refused():

@@ -1,11 +1,15 @@
 """Feature files -> bags: order, refusals, and files that stay where they are."""
 
+import shutil
+
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from mil import hdf5
+from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
 from mil.training.sources import Pinned, Resident, Streamed
 from mil.training.store import FeatureStore
@@ -73,6 +77,9 @@ def test_what_does_not_fit_stays_in_its_files(sites):
         ({"weights_sha256": "11"}, "weights_sha256 is '11', but '00' in"),
         ({"encoder": "f"}, "encoder is 'f', but 'e' in"),
         ({"tile_mpp": 0.25}, "tile_mpp is 0.25, but 0.5 in"),
+        ({"spec": {"name": "e", "stain": "reinhard"}}, "stain is 'reinhard', but None in"),
+        ({"level": "nearest"}, "settings is 'level-nearest', but None in"),
+        ({"spec": {"name": "e", "mean": [0.5, 0.5, 0.5]}}, "settings is 'mean-0.5_0.5_0.5', but None in"),
     ],
 )
 def test_mixed_features_are_refused(sites, change, said):
@@ -80,6 +87,62 @@ def test_mixed_features_are_refused(sites, change, said):
     with pytest.raises(CorruptFile, match=r"s3\.h5: ") as caught:
         FeatureStore.open(BAGS, sites, "effnet")
     assert said in str(caught.value)
+
+
+def test_a_flipped_value_is_refused_also_where_tiles_are_streamed(sites):
+    path = sites / "A" / "features" / "effnet" / "s2.h5"
+    with h5py.File(path, "r+") as file:
+        file["features"][1, 2] += 1
+    with pytest.raises(CorruptFile, match=r"s2\.h5: checksum"):
+        FeatureStore.open(BAGS, sites, "effnet")
+    with pytest.raises(CorruptFile, match=r"s2\.h5: checksum"):
+        FeatureStore.open(BAGS, sites, "effnet", memory=24).bag(0)
+
+
+def test_the_whole_file_of_another_slide_is_refused(sites):
+    folder = sites / "A" / "features" / "effnet"
+    write(sites, "A", "s1", tiles_of(3, 0), slide_id="s1")
+    write(sites, "A", "s2", tiles_of(2, 1), slide_id="s2")
+    shutil.copy(folder / "s1.h5", folder / "s2.h5")
+    with pytest.raises(CorruptFile, match=r"s2\.h5: is the file of slide 's1'"):
+        FeatureStore.open(BAGS, sites, "effnet")
+
+
+def test_a_file_that_its_manifest_does_not_list_is_refused(sites):
+    folder = sites / "A" / "features" / "effnet"
+    rows = [{"slide_id": name, "checksum": hdf5.verify(folder / f"{name}.h5")} for name in ("s1", "s2")]
+    pd.DataFrame(rows).assign(state="ok", reason="", num_tiles=2).to_csv(folder / "shard0.csv", index=False)
+    before = FeatureStore.open(BAGS, sites, "effnet").digest()
+    write(sites, "A", "s2", tiles_of(2, 7))  # whole, of the same recipe, but not what was listed
+    with pytest.raises(CorruptFile, match=r"s2\.h5: its checksum is [0-9a-f]{12}, but the manifest beside it lists"):
+        FeatureStore.open(BAGS, sites, "effnet")
+    (folder / "shard0.csv").unlink()
+    assert FeatureStore.open(BAGS, sites, "effnet").digest() != before
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            {"encoder": "uni2"},
+            "are of encoder 'uni2' (4 numbers a tile), but the cohort's encoder 'effnet' is efficientnet_lite0",
+        ),
+        ({"encoder": "efficientnet_lite0", "converted_from": "STAMP"}, "has 4 numbers a tile, but efficientnet_lite0"),
+    ],
+)
+def test_features_of_another_encoder_than_the_cohort_names_are_refused(made, said, sites):
+    for site, slide, count in (("A", "s1", 3), ("A", "s2", 2), ("B", "s3", 4)):
+        write(sites, site, slide, tiles_of(count, 0), **made)
+    FeatureStore.open(BAGS, sites, "effnet")
+    with pytest.raises(MilError, match=r"s1\.h5") as caught:
+        FeatureStore.open(BAGS, sites, "effnet", spec=EncoderSpec())
+    assert said in str(caught.value)
+    if made["encoder"] == "uni2":
+        assert "`uni2: {name: uni2_h}` under `encoders:`" in str(caught.value)
+
+
+def test_what_nobody_registered_is_known_by_the_cohorts_own_name(sites):
+    assert FeatureStore.open(BAGS, sites, "effnet", spec=EncoderSpec(name="E")).width == 4
 
 
 def test_bad_features_name_their_file(sites):

@@ -128,11 +128,17 @@ def features_on_disk(site, encoder):
     return [f"{path}:{one_on_disk(path)}" for path in paths]
 
 
+def made_by(encoder):
+    """Settings of an encoder that decide what its features are; how work is cut up, and where weights lie, may change."""
+    return settings_of_cohort.encoders[encoder].model_dump_json(exclude={"precision", "batch_size"})
+
+
 def foreign_features(site, encoder):
     """What `mil convert` is told of a site's features: layout, folder and what the files do not say, quoted for the shell."""
     source = settings_of_cohort.slides.features[site]
     told = {
         "--encoder": source.encoder or settings_of_cohort.encoders[encoder].name,
+        "--expect": f"{encoder}={made_by(encoder)}",
         "--mpp": source.mpp,
         "--tile-mpp": source.tile_mpp,
         "--weights-sha256": source.weights_sha256,

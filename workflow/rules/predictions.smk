@@ -21,5 +21,7 @@ rule predict:
     params:
         folder=lambda wildcards: f"{RESULTS}/runs/{wildcards.experiment}",
         sites=lambda wildcards: f"{RESULTS}/sites",
+        encoder=lambda wildcards: made_by(EXPERIMENTS[wildcards.experiment].encoder),
     shell:
-        "mil predict {params.folder:q} --bags {input.bags:q} --sites {params.sites:q} --out {output.predictions:q} --log {log:q}"
+        "mil predict {params.folder:q} --bags {input.bags:q} --sites {params.sites:q} --encoder {params.encoder:q}"
+        " --out {output.predictions:q} --log {log:q}"

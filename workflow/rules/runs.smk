@@ -27,6 +27,7 @@ rule train:
         endpoint=lambda wildcards: settings_of_cohort.endpoints[EXPERIMENTS[wildcards.experiment].endpoint].to_json(),
         folder=lambda wildcards: f"{RESULTS}/runs/{wildcards.experiment}",
         sites=lambda wildcards: f"{RESULTS}/sites",
+        encoder=lambda wildcards: made_by(EXPERIMENTS[wildcards.experiment].encoder),
     shell:
         "mil train {input.bags:q} --sites {params.sites:q} --spec {params.spec:q} --endpoint {params.endpoint:q}"
-        " --folder {params.folder:q} --log {log:q}"
+        " --encoder {params.encoder:q} --folder {params.folder:q} --log {log:q}"

@@ -1,0 +1,59 @@
+"""Whose numbers a file of ours holds: its slide, its manifest's checksum, and the recipe that all files of a run share."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mil import hdf5
+from mil.errors import CorruptFile
+from mil.tables import read_table
+
+SAME_EVERYWHERE = ("encoder", "weights_sha256", "size_px", "tile_mpp", "stain", "settings")
+"""What the features of one training, and those of a run and its predictions, have in common."""
+NORMALISATION = {"precision": "auto", "input_px": None, "mean": None, "std": None}
+READING = {"level": "finest", "decoding": "full"}
+
+
+def shared_recipe(attributes: Mapping[str, Any]) -> dict[str, object]:
+    """`SAME_EVERYWHERE` from the root attributes of a features file; what is not stated, or as by default, is left out."""
+    spec = attributes.get("spec")
+    spec = spec if isinstance(spec, dict) else {}
+    told = {key: value for key, value in attributes.items() if key in SAME_EVERYWHERE}
+    chosen = {key: spec[key] for key, default in NORMALISATION.items() if spec.get(key, default) != default}
+    chosen |= {key: attributes[key] for key, default in READING.items() if attributes.get(key, default) != default}
+    told |= {"stain": spec["stain"]} if spec.get("stain") else {}
+    words = (
+        f"{key}-{'_'.join(map(str, value)) if isinstance(value, list) else value}" for key, value in chosen.items()
+    )
+    return told | ({"settings": ".".join(words)} if chosen else {})
+
+
+def check_slide(path: Path, slide_id: str, attributes: Mapping[str, Any]) -> None:
+    """`CorruptFile` where the file is of another slide, or not the one that the manifests of its folder list."""
+    stated = attributes.get("slide_id", slide_id)
+    if stated != slide_id:
+        raise CorruptFile(
+            f"{path}: is the file of slide '{stated}'; put back that of '{slide_id}' or run the step again"
+        )
+    manifests = tuple(sorted((one, one.stat().st_mtime_ns) for one in path.parent.glob("shard*.csv")))
+    if not manifests:
+        return
+    listed = _listed(manifests).get(slide_id, set())
+    if attributes.get(hdf5.CHECKSUM) not in listed:
+        known = f"lists {min(listed)[:12]}" if listed else "does not list the slide"
+        raise CorruptFile(
+            f"{path}: its checksum is {str(attributes.get(hdf5.CHECKSUM))[:12]}, but the manifest beside it {known}; it was "
+            "replaced after it was made: delete it and run the step again"
+        )
+
+
+@cache
+def _listed(manifests: tuple[tuple[Path, int], ...]) -> dict[str, set[str]]:
+    """Checksums by slide of the manifests (path, time of last change); a slide may stand in those of an older shard size."""
+    found: dict[str, set[str]] = {}
+    for path, _ in manifests:
+        table = read_table(path, text=("slide_id", "state", "reason", "checksum"))
+        for row in table[table["checksum"] != ""].itertuples():
+            found.setdefault(str(row.slide_id), set()).add(str(row.checksum))
+    return found
