@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mil.errors import MilError, nearest
@@ -21,6 +20,7 @@ from mil.specs.experiments import ExperimentsSpec as ExperimentsSpec
 from mil.specs.slides import QualitySpec as QualitySpec
 from mil.specs.slides import SlidesSpec, TileSpec, TruthSpec
 from mil.specs.slides import TissueSpec as TissueSpec
+from mil.strict_yaml import load_yaml
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -205,8 +205,8 @@ def read_spec(spec: type[S], text: str) -> S:
     if text.lstrip().startswith("{"):
         try:
             return parse(spec, json.loads(text), "--spec")
-        except json.JSONDecodeError as error:
-            raise MilError(f"--spec is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
+            raise MilError(f"--spec is not JSON: {str(error)[:200]}") from error
     path, _, keys = text.rpartition(":") if ":" in text and not Path(text).is_file() else (text, "", "")
     part: Any = read_yaml(path)
     for key in filter(None, keys.split(".")):
@@ -222,8 +222,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise MilError(f"config {path} does not exist")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = load_yaml(path.read_text(encoding="utf-8"), f"config {path}")
+    except UnicodeDecodeError as error:
         raise MilError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
@@ -264,16 +264,22 @@ def _explain(spec: type[BaseModel], error: ValidationError) -> str:
     }.items():
         message = message.replace(python, yaml_word)
     if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
-        message += f"; write it in quotes: '{fault['input']}'"  # YAML takes 1 for a number, and yes for true
+        message += f"; write it in quotes: '{_short(fault['input'])}'"  # YAML takes 1 for a number, and yes for true
     if fault["type"] == "missing":
         return f"key '{where}' is missing"
     if fault["type"] in {"value_error"} and not where:
         return message
     return (
-        f"{where}: {fault['input']!r} is refused ({message[:1].lower()}{message[1:]})"
+        f"{where}: {_short(fault['input'])} is refused ({message[:1].lower()}{message[1:]})"
         if fault["type"] != "value_error"
         else f"{where}: {message}"
     )
+
+
+def _short(value: Any) -> str:
+    """What somebody wrote, at most 80 characters of it."""
+    text = f"{value:.3g}" if isinstance(value, float) and abs(value) > 1e15 else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _keys_at(schema: Mapping[str, Any], path: list[str]) -> list[str]:

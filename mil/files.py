@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from mil.errors import MilError
 
@@ -17,6 +18,28 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 MACHINE = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[A-Za-z0-9-]*)\.(?P<process>[0-9]+)\.partial\Z", re.DOTALL)
 """A file that is being written: its name, and the machine and process that write it."""
+
+
+NEVER_IN_ID = set("/\\;")  # parts of paths; what parts the slides of a patient in the bag table
+
+
+def file_name(slide_id: str) -> str:
+    """The id as part of a file name: letters, digits, '.', '_', '-' and '~' as they are, the rest as `%` and two hex digits of UTF-8.
+
+    `urllib.parse.unquote` gives the id back.
+    """
+    return quote(slide_id, safe="")
+
+
+def check_id(kind: str, name: str, where: str) -> str:
+    """`name` if it can be the id of a slide or patient, which may hold blanks, brackets and other signs; see `file_name`."""
+    fit = name.isprintable() and name == name.strip() and not NEVER_IN_ID & set(name) and name[:1] not in {"", ".", "-"}
+    if not fit or len(name) > 128 or len(file_name(name)) > 200:
+        raise MilError(
+            f"{where}: {kind} {name!r} cannot be a file name; use at most 128 letters, digits, blanks and signs other than / \\ ; "
+            "(not '.' or '-' first)"
+        )
+    return name
 
 
 def check_name(kind: str, name: str, where: str) -> str:

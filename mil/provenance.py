@@ -1,7 +1,7 @@
 """Whose numbers a file of ours holds: its slide, its manifest's checksum, and the recipe that all files of a run share."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,17 @@ def shared_recipe(attributes: Mapping[str, Any]) -> dict[str, object]:
     return told | ({"settings": ".".join(words)} if chosen else {})
 
 
-def check_slide(path: Path, slide_id: str, attributes: Mapping[str, Any]) -> None:
+def require_slide(path: Path, slide_id: str, attributes: Mapping[str, Any]) -> None:
     """`CorruptFile` where the file is of another slide, or not the one that the manifests of its folder list."""
     stated = attributes.get("slide_id", slide_id)
     if stated != slide_id:
         raise CorruptFile(
             f"{path}: is the file of slide '{stated}'; put back that of '{slide_id}' or run the step again"
         )
-    manifests = tuple(sorted((one, one.stat().st_mtime_ns) for one in path.parent.glob("shard*.csv")))
-    if not manifests:
+    manifests = _listed(path.parent, path.parent.stat().st_mtime_ns)
+    if manifests is None:
         return
-    listed = _listed(manifests).get(slide_id, set())
+    listed = manifests.get(slide_id, set())
     if attributes.get(hdf5.CHECKSUM) not in listed:
         known = f"lists {min(listed)[:12]}" if listed else "does not list the slide"
         raise CorruptFile(
@@ -48,12 +48,16 @@ def check_slide(path: Path, slide_id: str, attributes: Mapping[str, Any]) -> Non
         )
 
 
-@cache
-def _listed(manifests: tuple[tuple[Path, int], ...]) -> dict[str, set[str]]:
-    """Checksums by slide of the manifests (path, time of last change); a slide may stand in those of an older shard size."""
+@lru_cache(maxsize=256)
+def _listed(folder: Path, changed_ns: int) -> dict[str, set[str]] | None:
+    """Checksums by slide of the folder's manifests, none where there are none; a slide may stand in one of an older shard size.
+
+    `changed_ns`: when the folder last changed, so that what was read before is not used after that.
+    """
+    paths = sorted(folder.glob("shard*.csv"))
     found: dict[str, set[str]] = {}
-    for path, _ in manifests:
+    for path in paths:
         table = read_table(path, text=("slide_id", "state", "reason", "checksum"))
         for row in table[table["checksum"] != ""].itertuples():
             found.setdefault(str(row.slide_id), set()).add(str(row.checksum))
-    return found
+    return found if paths else None

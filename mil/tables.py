@@ -1,8 +1,11 @@
 """Tables on disk: CSV or TSV in, CSV out, every cell text until somebody says otherwise."""
 
 import csv
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -72,9 +75,44 @@ def require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> N
             raise MilError(f"{where}: column '{column}' is missing; {nearest(column, map(str, table.columns))}")
 
 
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf(inity)?", re.IGNORECASE)
+
+
+def harmless(cell: Any) -> Any:
+    """A cell that a spreadsheet would execute, with an apostrophe before it; numbers and all other cells as they are."""
+    risky = isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell)
+    return f"'{cell}" if risky else cell
+
+
+def _as_it_was(cell: str) -> str:
+    """The inverse of `harmless`."""
+    return cell[1:] if cell[:1] == "'" and FORMULA.match(cell) else cell
+
+
+def table_of(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
+    """A table whose whole numbers stay whole where other rows of their column are blank (type `Int64`)."""
+    table = pd.DataFrame(list(rows), columns=list(columns), dtype=object)
+    for column in table:
+        blank = table[column].isna()
+        whole = table.loc[~blank, column].map(lambda value: isinstance(value, Integral) and not isinstance(value, bool))
+        table[column] = table[column].astype("Int64") if blank.any() and len(whole) and whole.all() else table[column]
+    return table.infer_objects()
+
+
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV, atomically, without its index; floats in their shortest exact form."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    """Write a table as CSV, atomically; see `csv_text`."""
+    write_text(path, csv_text(table))
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The table as CSV without its index; floats in their shortest exact form, formulas as `harmless` text."""
+    text = [column for column in table.columns if table[column].dtype == object or table[column].dtype.name == "string"]
+    safe = table.assign(**{column: table[column].map(harmless) for column in text}) if text else table
+    # csv leaves a carriage return bare, which ends the row for those who read it
+    returns = any(safe[column].map(lambda cell: isinstance(cell, str) and "\r" in cell).any() for column in text)
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    return safe.rename(columns=harmless).to_csv(index=False, lineterminator="\n", quoting=quoting)
 
 
 def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
@@ -87,6 +125,10 @@ def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
         raise CorruptFile(
             f"table {path} is not as it was written ({reason}); run the step that writes it again"
         ) from error
+    table = table.rename(columns=_as_it_was)
+    for column in table.columns:
+        if table[column].str.startswith("'").any():
+            table[column] = table[column].map(_as_it_was)
     for column in table.columns.difference([*TEXT, *text]):
         table[column] = _as_numbers(table[column])
     return table
@@ -95,6 +137,8 @@ def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
 def _as_numbers(cells: pd.Series) -> pd.Series:
     """Integers or floats (blank is NaN) where every cell is one, else the text as it is."""
     filled = cells[cells != ""]
+    if filled.str.contains("_", regex=False).any():  # Python reads 1_0 as 10
+        return cells
     try:
         if len(filled) == len(cells) and len(cells) and filled.str.fullmatch(r"-?\d{1,18}").all():
             return cells.astype("int64")

@@ -52,7 +52,8 @@ def make_bags(
     for name, numbers in covariate_columns(cohort, covariates).items():
         bags[str(name)] = numbers.loc[used].to_numpy()
     bags = bags.sort_values(["site", "patient_id"], ignore_index=True)
-    lost = dict.fromkeys(set(slides.index) - set(targets.index), "no_label")
+    listed = set(cohort.patients["patient_id"])
+    lost = {name: "no_label" if name in listed else "no_patient" for name in set(slides.index) - set(targets.index)}
     table = flow(census, roles, used, lost)
     check_classes(bags, roles, endpoint)
     return deal_folds(bags, endpoint), table

@@ -17,7 +17,7 @@ from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
 from mil.features.identity import check_card, check_made_by
 from mil.features.tiling import up_to_date
-from mil.files import SAFE_NAME, reason_of, sha256_of
+from mil.files import check_id, file_name, reason_of, sha256_of
 from mil.progress import Reporter
 from mil.schemas import MANIFEST
 
@@ -89,8 +89,10 @@ def _converted(layout: str, slide_id: str, path: Path, source: Source, folder: P
 
 
 def _convert_one(layout: str, slide_id: str, path: Path, source: Source, folder: Path) -> dict[str, Any]:
-    if not SAFE_NAME.match(slide_id):
-        raise CorruptFile(f"{path}: '{slide_id}' cannot be a slide_id; rename it to letters, digits, '.', '_' and '-'")
+    try:
+        check_id("slide_id", slide_id, str(path))
+    except MilError as error:
+        raise CorruptFile(str(error)) from error
     told = {
         key: value for key, value in vars(source).items() if key not in {"folder", "expected"} and value is not None
     }
@@ -98,7 +100,7 @@ def _convert_one(layout: str, slide_id: str, path: Path, source: Source, folder:
     if source.expected is not None:
         made_from["encoder"] = source.expected[1].name
     recipe = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    target = folder / f"{slide_id}.h5"
+    target = folder / f"{file_name(slide_id)}.h5"
     if (checksum := up_to_date(target, recipe)) is None:
         foreign = READERS[layout].read(path, source)
         if source.weights_sha256 is not None and source.encoder is not None:
@@ -119,7 +121,7 @@ def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: s
     with np.errstate(over="ignore"):  # looked for in the next line
         features = foreign.features.astype(np.float16)
     if not np.isfinite(features).all():
-        raise CorruptFile(f"{target.stem}: its features exceed the range of float16")
+        raise CorruptFile(f"{slide_id}: its features exceed the range of float16")
     with hdf5.writing(target) as writer:
         writer.append("features", features)
         coords = np.zeros((len(features), 2), np.int64) if foreign.coords is None else foreign.coords

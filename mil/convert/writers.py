@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def write_trident(path: Path, folder: Path) -> Path:
     with hdf5.writing(target) as writer:
         writer.append("features", features)
         writer.append("coords", coords)
-        name = {"name": path.stem, "savetodir": str(target.parent)}
+        name = {"name": unquote(path.stem), "savetodir": str(target.parent)}
         writer.annotate(name | {"encoder": about["encoder"]}, on="features")
         writer.annotate(name | tiling, on="coords")
     return target

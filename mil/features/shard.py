@@ -24,7 +24,7 @@ from mil.features.profile import Profile
 from mil.features.stain import estimate
 from mil.features.tiling import Tiling, up_to_date
 from mil.features.writing import FeatureWriter
-from mil.files import check_name
+from mil.files import check_id, file_name
 from mil.progress import Reporter, Steps
 from mil.schemas import MANIFEST
 from mil.slides.cores import cores
@@ -80,7 +80,7 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, enco
     """Which slides cannot be extracted, which need not be, and which are to do."""
     shard = Shard()
     for slide in slides.to_dict("records"):
-        slide_id = check_name("slide_id", str(slide["slide_id"]), "extract")
+        slide_id = check_id("slide_id", str(slide["slide_id"]), "extract")
         if slide_id in shard.rows or any(work.slide_id == slide_id for work in shard.works):
             raise MilError(f"slide_id '{slide_id}' stands twice in the slides table; ids name files, make them unique")
         state = str(slide.get("state", "ok"))
@@ -88,13 +88,13 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, enco
             shard.settle(slide_id, state, str(slide.get("reason", "")))
             continue
         try:
-            tiling = Tiling.read(tiles_folder / f"{slide_id}.h5")
+            tiling = Tiling.read(tiles_folder / f"{file_name(slide_id)}.h5", slide_id)
         except CorruptFile as error:
             shard.settle(slide_id, "no_tiles", str(error))
             continue
         problem = _problem(slide, tiling)
         recipe = tiling.recipe(spec, encoder.weights_sha256, encoder.version)
-        path = folder / f"{slide_id}.h5"
+        path = folder / f"{file_name(slide_id)}.h5"
         if problem is not None:
             shard.settle(slide_id, *problem)
         elif (checksum := up_to_date(path, recipe)) is not None:
@@ -144,7 +144,7 @@ def extract(
             continue
         profile.add("compiling", engine.prepare(size_px))  # known by now, unless the size changes
         writer = FeatureWriter(
-            lambda work: folder / f"{work.slide_id}.h5", lambda work: provenance(work, engine), finished
+            lambda work: folder / f"{file_name(work.slide_id)}.h5", lambda work: provenance(work, engine), finished
         )
         try:
             Pipeline(group, engine, readers, size_px, writer, profile).run(progress)

@@ -12,6 +12,7 @@ import numpy as np
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile
+from mil.provenance import require_slide
 
 STAGE_VERSION = 1  # raised when the same tiles and encoder would now give other features
 STAIN_VERSION = 2  # the same for stain normalisation, and counted only where there is some
@@ -32,10 +33,11 @@ class Tiling:
     coords_attributes: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: Path) -> "Tiling":
-        """The tiling in a file of `mil tile`."""
+    def read(cls, path: Path, slide_id: str) -> "Tiling":
+        """The tiling of a slide in its file of `mil tile`."""
         (coords,) = hdf5.read(path, "coords")
         attributes = hdf5.attributes(path)
+        require_slide(path, slide_id, attributes)
         spec = attributes.get("spec")
         if attributes.get("stage") != "tiles" or not isinstance(spec, dict):
             raise CorruptFile(f"{path}: is no tiles file; run `mil tile` again")

@@ -7,6 +7,7 @@ import pandas as pd
 
 from mil import hdf5
 from mil.errors import CorruptFile, MilError
+from mil.files import file_name
 from mil.progress import Reporter
 from mil.schemas import VALIDATION
 from mil.tables import read_table
@@ -51,7 +52,7 @@ def _expected(folder: Path) -> dict[Path, str]:
     for manifest in _below(folder, "shard*.csv"):
         table = read_table(manifest)
         for row in table[table["checksum"] != ""].itertuples():
-            found[manifest.parent / f"{row.slide_id}.h5"] = str(row.checksum)
+            found[manifest.parent / f"{file_name(str(row.slide_id))}.h5"] = str(row.checksum)
     return found
 
 

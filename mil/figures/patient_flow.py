@@ -22,6 +22,7 @@ REASONS = {
     "duplicate": "listed twice",
     "implausible_size": "implausible size",
     "no_label": "no label",
+    "no_patient": "not in the patient table",
     "no_tissue": "no tissue",
 }
 LINE_MM, PAD_MM, GAP_MM, COLUMN_GAP_MM = 3.6, 2.2, 6.0, 4.0

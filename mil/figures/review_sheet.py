@@ -14,6 +14,7 @@ from mil.figures.style import DOUBLE_MM, FAINT, SOFT, bare_image, new_figure
 from mil.figures.top_bottom_tiles import all_tiles, pick
 from mil.results.results import Results
 from mil.rng import rng
+from mil.tables import csv_text
 
 SIZE_PX = 224
 COLUMNS = 8
@@ -34,8 +35,8 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     key = pd.DataFrame(
         [{"tile": name, "kind": kind, **vars(tile)} for name, (kind, tile) in zip(names, chosen, strict=True)]
     )
-    files["sheet.csv"] = sheet.to_csv(index=False, lineterminator="\n").encode()
-    files["key.csv"] = key.to_csv(index=False, lineterminator="\n").encode()
+    files["sheet.csv"] = csv_text(sheet).encode()
+    files["key.csv"] = csv_text(key).encode()
     rows = -(-len(names) // COLUMNS)
     picture = new_figure(DOUBLE_MM, rows * (DOUBLE_MM / COLUMNS + 4.5))
     panels = picture.subplots(rows, COLUMNS, squeeze=False).ravel()

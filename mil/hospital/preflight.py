@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 from cryptography import x509
@@ -23,13 +24,13 @@ from cryptography.x509.oid import NameOID
 from mil import hdf5
 from mil.bags.table import read_bags
 from mil.errors import MilError
-from mil.files import write_text
+from mil.files import file_name, write_text
 from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
 from mil.hospital.identity import code_sha256
 from mil.hospital.site import own_bags
-from mil.provenance import check_slide, shared_recipe
+from mil.provenance import require_slide, shared_recipe
 from mil.training.ledger import verify
 
 SOON_DAYS = 30
@@ -144,7 +145,7 @@ def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
     try:
         for path in paths:
             attributes = hdf5.attributes(path)
-            check_slide(path, path.stem, attributes)
+            require_slide(path, unquote(path.stem), attributes)
             found = shared_recipe(attributes)
             for key, value in {**(first or {}), **stated}.items():
                 if found.get(key) != value:
@@ -161,7 +162,7 @@ def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
 def _feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> Iterable[Path]:
     folder = Path(spec.results) / "sites" / spec.site / "features" / protocol.experiment.encoder
     for row in bags["slides"]:
-        yield from (folder / f"{slide}.h5" for slide in str(row).split(";"))
+        yield from (folder / f"{file_name(slide)}.h5" for slide in str(row).split(";"))
 
 
 def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]) -> list[Finding]:
@@ -209,7 +210,7 @@ def hashes(spec: SiteSpec, bags: pd.DataFrame) -> dict[str, tuple[str, str]]:
         known = "".join(str(row.patient_id).split()).casefold()
         found[_keyed(salt, "patient", known)] = ("patient", str(row.patient_id))
         for slide in str(row.slides).split(";"):
-            for path in Path(spec.results).glob(f"sites/{spec.site}/features/*/{slide}.h5"):
+            for path in Path(spec.results).glob(f"sites/{spec.site}/features/*/{file_name(slide)}.h5"):
                 fingerprint = hdf5.attributes(path).get("fingerprint")
                 if fingerprint:
                     found[_keyed(salt, "slide", str(fingerprint))] = ("slide", slide)

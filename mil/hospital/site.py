@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mil.bags.table import read_bags
 from mil.errors import CorruptFile, MilError
+from mil.files import file_name
 from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
 from mil.hospital.encryption import Cipher
 from mil.hospital.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, slots
@@ -96,7 +97,7 @@ class Site:
         bags = bags.head(2).reset_index(drop=True) if canary else bags
         features = FeatureStore.open(bags, results / "sites", protocol.experiment.encoder)
         folder = results / "sites" / spec.site / "features" / protocol.experiment.encoder
-        files = [folder / f"{slide}.h5" for row in bags.slides for slide in str(row).split(";")]
+        files = [folder / f"{file_name(slide)}.h5" for row in bags.slides for slide in str(row).split(";")]
         data = data_sha256(own_secret(spec.workspace), bags, files)
         return cls(spec, protocol, bags, features, data)
 

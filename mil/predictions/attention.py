@@ -8,6 +8,7 @@ import pandas as pd
 
 from mil import hdf5
 from mil.errors import CorruptFile
+from mil.files import file_name
 
 
 def write_attention(
@@ -24,8 +25,9 @@ def write_attention(
             continue
         weights, at = attention[str(row.patient_id)], 0
         for slide in str(row.slides).split(";"):
-            (coords,) = hdf5.read(sites_folder / str(row.site) / "features" / encoder / f"{slide}.h5", "coords")
-            target = sites_folder / str(row.site) / "attention" / experiment / f"{slide}.h5"
+            name = f"{file_name(slide)}.h5"
+            (coords,) = hdf5.read(sites_folder / str(row.site) / "features" / encoder / name, "coords")
+            target = sites_folder / str(row.site) / "attention" / experiment / name
             with hdf5.writing(target) as file:
                 file.append("attention", weights[at : at + len(coords)].astype(np.float32))
                 file.append("coords", coords)

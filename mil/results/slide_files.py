@@ -12,6 +12,8 @@ import pandas as pd
 from mil import hdf5
 from mil.config import Config
 from mil.errors import Absent, MilError, SlideError
+from mil.files import file_name
+from mil.provenance import require_slide
 from mil.slides.slide import open_slide
 from mil.tiles.truth import Truth, find, load_truth
 
@@ -36,7 +38,7 @@ class SlideFiles:
 
     def thumbnail(self, site: str, slide_id: str) -> np.ndarray:
         """The slide's thumbnail, uint8 (h, w, 3)."""
-        path = self._folder / "sites" / site / "thumbnails" / f"{slide_id}.jpg"
+        path = self._folder / "sites" / site / "thumbnails" / f"{file_name(slide_id)}.jpg"
         if not path.is_file():
             raise Absent(f"sites/{site}/thumbnails/{slide_id}.jpg is not among the results")
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -46,31 +48,35 @@ class SlideFiles:
 
     def attention(self, site: str, experiment: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
         """Level-0 corners (tiles, 2) and attention (tiles,) of one slide."""
-        path = self._attention_folder(site, experiment) / f"{slide_id}.h5"
+        path = self._attention_folder(site, experiment) / f"{file_name(slide_id)}.h5"
         if not path.is_file():
             raise Absent(f"{experiment} has no attention for slide {slide_id} of site {site}")
         coords, attention = hdf5.read(path, "coords", "attention")
+        require_slide(path, slide_id, hdf5.attributes(path))
         return coords, attention
 
     def has_attention(self, site: str, experiment: str, slide_id: str) -> bool:
         """Whether attention of this slide was written."""
-        return (self._attention_folder(site, experiment) / f"{slide_id}.h5").is_file()
+        return (self._attention_folder(site, experiment) / f"{file_name(slide_id)}.h5").is_file()
 
     def geometry(self, site: str, slide_id: str) -> dict[str, Any]:
         """What `mil tile` recorded of the slide: mpp, width, height, spec, ... (root attributes of its tiles file)."""
-        path = self._folder / "sites" / site / "tiles" / f"{slide_id}.h5"
+        path = self._folder / "sites" / site / "tiles" / f"{file_name(slide_id)}.h5"
         if site in self._config.slides.features:
             raise Absent(f"site {site} joined with features alone (slides.features), so there are no pixels to show")
         if not path.is_file():
             raise Absent(f"sites/{site}/tiles/{slide_id}.h5 is not among the results")
-        return hdf5.attributes(path)
+        found = hdf5.attributes(path)
+        require_slide(path, slide_id, found)
+        return found
 
     def features(self, site: str, encoder: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
         """Level-0 corners (tiles, 2) and features (tiles, width) of one slide."""
-        path = self._folder / "sites" / site / "features" / encoder / f"{slide_id}.h5"
+        path = self._folder / "sites" / site / "features" / encoder / f"{file_name(slide_id)}.h5"
         if not path.is_file():
             raise Absent(f"sites/{site}/features/{encoder}/{slide_id}.h5 is not among the results")
         coords, features = hdf5.read(path, "coords", "features")
+        require_slide(path, slide_id, hdf5.attributes(path))
         return coords, features
 
     def encoder_facts(self, encoder: str) -> dict[str, Any]:

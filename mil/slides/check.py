@@ -14,6 +14,7 @@ from mil.slides.fingerprint import fingerprint, size_of
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
+from mil.tables import table_of
 
 SECONDS_A_SLIDE = 120.0  # to open a slide and look at 45 places of it
 BYTES_A_SECOND = 2e7  # the slowest storage that is waited for; every byte is hashed
@@ -30,7 +31,7 @@ def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter) -> p
     with reporter.steps("check", len(sheet), "slides") as steps:
         rows = list(_checked(sheet, spec, steps.done))
     _refuse_series_twice(rows, spec)
-    return pd.DataFrame(rows, columns=list(SLIDES))
+    return table_of(rows, SLIDES)
 
 
 def check_slide(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
@@ -162,13 +163,20 @@ def check_scale(slide: Slide, spec: SlidesSpec) -> None:
         )
 
 
+def unlabelled(patient_id: str, listed: bool) -> dict[str, object]:
+    """State and reason of a usable slide whose patient has no label, or no row in the patient table (`listed`)."""
+    if not listed:
+        return {"state": "no_patient", "reason": f"patient {patient_id} has no row in the patient table"}
+    return {"state": "no_label", "reason": f"patient {patient_id} has no label for any endpoint"}
+
+
 def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done) -> Iterator[dict[str, object]]:
     for row in sheet.itertuples():
         source = spec.features.get(row.site)
         found = check_slide(Path(row.path), str(row.mpp), spec) if source is None else unopened(source, str(row.mpp))
         if found["state"] == "ok" and not row.labelled:
-            found |= {"state": "no_label", "reason": f"patient {row.patient_id} has no label for any endpoint"}
-        if spec.on_bad_slide == "stop" and found["state"] not in {"ok", "no_label"}:
+            found |= unlabelled(str(row.patient_id), bool(getattr(row, "listed", True)))
+        if spec.on_bad_slide == "stop" and found["state"] not in {"ok", "no_label", "no_patient"}:
             raise MilError(f"slide {row.slide_id}: {found['state']}: {found['reason']}")
         done()
         yield {

@@ -1,12 +1,14 @@
 """A call in a process of its own, so that a C library that dies or hangs on a damaged file costs one slide and not the job.
 
-The process is kept for the next call; after a crash or a timeout the next call starts a fresh one.
+The process is kept for the next call; after a crash or a timeout the next call starts a fresh one. It opens files that
+nobody trusts, so it answers in JSON: whatever a file makes of it, its parent reads text and executes nothing.
 """
 
 import atexit
 import contextlib
+import importlib
+import json
 import os
-import pickle
 import queue
 import signal
 import struct
@@ -14,12 +16,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import BaseModel, TypeAdapter
 
 from mil.errors import MilError, SlideError
 
 MEMORY_SHARE = 0.8  # of the machine's memory; a decoder that asks for more gets a MemoryError
 LENGTH = struct.Struct("<Q")
+Answer: TypeAdapter[tuple[Literal["done"], Any, str] | tuple[Literal["slide", "user", "fault"], str, str]] = (
+    TypeAdapter(tuple[Literal["done"], Any, str] | tuple[Literal["slide", "user", "fault"], str, str])
+)
+LONGEST = 2**26  # bytes of an answer; those of the stages have some hundreds
 
 
 class Isolated:
@@ -36,8 +45,9 @@ class Isolated:
         process = self._process
         assert process is not None
         assert process.stdin is not None
+        order = {"function": [function.__module__, function.__qualname__], "arguments": list(arguments)}
         try:
-            _send(process.stdin, pickle.dumps((function, arguments)))
+            _send(process.stdin, json.dumps(order, default=_plain).encode())
             answer = self._answers.get(timeout=timeout_s)
         except BrokenPipeError:
             answer = None
@@ -51,14 +61,20 @@ class Isolated:
             self.close()
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise SlideError("decoder_crash", f"{name}: the library that decodes it died ({how}); the file is damaged")
-        kind, *content = pickle.loads(answer)  # from our own process
+        try:
+            kind, first, second = Answer.validate_json(answer)
+        except ValueError as error:
+            self.close()
+            raise SlideError(
+                "decoder_crash", f"{name}: its reader's answer is no answer; the file is damaged"
+            ) from error
         if kind == "slide":
-            raise SlideError(*content)
+            raise SlideError(first, second)
         if kind == "user":
-            raise MilError(*content)
+            raise MilError(second)
         if kind == "fault":
-            raise RuntimeError(f"{name}: {content[0]}")
-        return content[0]
+            raise RuntimeError(f"{name}: {second}")
+        return first
 
     def close(self) -> None:
         """End the process."""
@@ -94,21 +110,47 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory()
     while (message := _receive(calls)) is not None:
-        function, arguments = pickle.loads(message)  # from our own parent
-        _send(answers, pickle.dumps(_answer(function, arguments)))
+        order = json.loads(message, object_hook=_restored)
+        module, names = order["function"]
+        function: Any = importlib.import_module(module)
+        for part in names.split("."):
+            function = getattr(function, part)
+        _send(answers, json.dumps(_answer(function, tuple(order["arguments"])), default=_plain).encode())
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what calls and answers hold besides JSON's types: paths, specs, numbers of numpy."""
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    if isinstance(value, BaseModel):
+        kind = type(value)
+        return {"spec": [kind.__module__, kind.__qualname__], "values": value.model_dump(mode="json")}
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not cross to the process that opens slides")
+
+
+def _restored(found: dict[str, Any]) -> Any:
+    """The inverse of `_plain` for orders, which come from the parent."""
+    if found.keys() == {"path"}:
+        return Path(found["path"])
+    if found.keys() == {"spec", "values"}:
+        module, name = found["spec"]
+        return getattr(importlib.import_module(module), name).model_validate(found["values"])
+    return found
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     try:
-        return "done", function(*arguments)
+        return "done", function(*arguments), ""
     except SlideError as error:
         return "slide", error.state, str(error)
     except MilError as error:
-        return "user", str(error)
+        return "user", "", str(error)
     except MemoryError:
         return "slide", "unreadable", "reading it takes more memory than this machine has"
     except Exception as error:  # noqa: BLE001  carried to the parent and raised there
-        return "fault", f"{type(error).__name__}: {error}"
+        return "fault", "", f"{type(error).__name__}: {error}"
 
 
 def _limit_memory() -> None:
@@ -138,6 +180,8 @@ def _receive(stream: IO[bytes]) -> bytes | None:
     if len(head) < LENGTH.size:
         return None
     (length,) = LENGTH.unpack(head)
+    if length > LONGEST:
+        return None
     message = stream.read(length)
     return message if len(message) == length else None
 

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,11 @@ import pandas as pd
 
 from mil.config import SlidesSpec
 from mil.errors import MilError, nearest
-from mil.files import check_name
+from mil.files import check_id, check_name
 from mil.schemas import SHEET
 from mil.tables import read_text_table, require_columns
 
+DECIMAL = re.compile(r"[+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # Python would take 1_0 for 10
 OPTIONAL_COLUMNS = ("mpp",)
 
 
@@ -48,7 +50,7 @@ class Cohort:
 
 
 def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
-    """Read and check both tables; `label_columns` must exist. Column `labelled` says whether a slide's patient has one."""
+    """Read and check both tables; `label_columns` must exist. Column `listed` says whether a slide's patient has a row, `labelled` whether it has a label."""
     sheet = read_text_table(spec.sheet, "slide sheet")
     require_columns(sheet, SHEET, f"slide sheet {spec.sheet}")
     if sheet.empty:
@@ -63,6 +65,7 @@ def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
     labelled = (
         patients[list(label_columns)].ne("").any(axis=1) if list(label_columns) else patients["patient_id"].ne("")
     )
+    slides["listed"] = slides["patient_id"].isin(set(patients["patient_id"]))
     slides["labelled"] = slides["patient_id"].isin(set(patients.loc[labelled, "patient_id"]))
     return Cohort(slides, patients, source)
 
@@ -99,6 +102,14 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
             f"patient table {spec.patients} line {doubled.index[0]}: patient '{doubled['patient_id'].iloc[0]}' "
             "has a row already; keep one row a patient"
         )
+    alike = table[table["patient_id"].map(_spelt).duplicated()]
+    if len(alike):
+        patient = alike["patient_id"].iloc[0]
+        first = table[table["patient_id"].map(_spelt) == _spelt(patient)]
+        raise MilError(
+            f"patient table {spec.patients} line {alike.index[0]}: patient '{patient}' is spelt '{first['patient_id'].iloc[0]}' in "
+            f"line {first.index[0]}; keep one row, or give two persons ids that differ by more than case or blanks"
+        )
     _check_spelling(sheet, table, spec)
     return table, spec.patients
 
@@ -115,6 +126,11 @@ def _check_spelling(sheet: pd.DataFrame, patients: pd.DataFrame, spec: SlidesSpe
             )
 
 
+def _spelt(name: str) -> str:
+    """An id without case, blanks and the ways to write one letter: what a person takes for the same id."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
 def _plain(patient: str) -> str:
     """An id without what spreadsheets change: case, zeros in front, '.0' behind."""
     return re.sub(r"\.0+$", "", patient.casefold()).lstrip("0")
@@ -124,6 +140,7 @@ def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
     """Every id is present and usable as a file name, unique where it must be, and every site has a role."""
     slide_lines: dict[str, int] = {}
     path_lines: dict[str, int] = {}
+    spellings: dict[str, tuple[str, int]] = {}
     patient_sites: dict[str, tuple[str, int]] = {}
     for row in slides.itertuples():
         line = int(row.Index)  # type: ignore[arg-type]
@@ -132,12 +149,18 @@ def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
         for column in SHEET:
             if not getattr(row, column) and not (column == "path" and featured):
                 raise MilError(f"{where}: column '{column}' is blank; fill it or remove the row")
-        check_name("slide_id", row.slide_id, where)
-        check_name("patient_id", row.patient_id, where)
+        check_id("slide_id", row.slide_id, where)
+        check_id("patient_id", row.patient_id, where)
         check_name("site", row.site, where)
-        _refuse_second(slide_lines, row.slide_id.casefold(), line, f"{where}: slide_id '{row.slide_id}'")
+        _refuse_second(slide_lines, _spelt(row.slide_id), line, f"{where}: slide_id '{row.slide_id}'")
         if not featured:
             _refuse_second(path_lines, os.path.normpath(row.path), line, f"{where}: path '{row.path}'")
+        other, first = spellings.setdefault(_spelt(row.patient_id), (row.patient_id, line))
+        if other != row.patient_id:
+            raise MilError(
+                f"{where}: patient '{row.patient_id}' is spelt '{other}' in line {first}; one person's slides must not lie in two "
+                "folds: write both alike, or give two persons ids that differ by more than case or blanks"
+            )
         site, first = patient_sites.setdefault(row.patient_id, (row.site, line))
         if site != row.site:
             raise MilError(
@@ -168,11 +191,7 @@ def _refuse_second(lines: dict[str, int], key: str, line: int, what: str) -> Non
 def _check_mpp(text: str, where: str) -> None:
     if not text:
         return
-    try:
-        usable = math.isfinite(float(text)) and float(text) > 0
-    except ValueError:
-        usable = False
-    if not usable:
+    if not DECIMAL.fullmatch(text) or not 0 < float(text) < math.inf:
         raise MilError(
             f"{where}: mpp '{text}' is not a positive number; give microns a pixel, e.g. 0.25, or leave it blank"
         )

@@ -31,6 +31,10 @@ class EndpointSpec(Spec):
 
     @model_validator(mode="after")
     def _complete(self) -> "EndpointSpec":
+        if "patient_id" in {self.column, self.event}:
+            raise ValueError(
+                "column patient_id says who the patient is, so it cannot be predicted; name the column of the label"
+            )
         if self.kind == "multiclass" and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
             raise ValueError("kind multiclass needs classes: at least two different values of the column")
         if self.kind == "survival" and self.event is None:

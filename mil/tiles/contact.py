@@ -11,7 +11,7 @@ import pandas as pd
 
 from mil import hdf5
 from mil.errors import CorruptFile, MilError
-from mil.files import replacing
+from mil.files import file_name, replacing
 from mil.tables import read_table
 from mil.tiles.quality import FLAGS
 
@@ -54,7 +54,7 @@ def contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path) ->
     for index, (row, odd) in enumerate(zip(rows, unusual, strict=True)):
         left, top = GAP_PX + index % columns * cell_w, HEADING_PX + index // columns * cell_h
         cell = page[top : top + CELL_PX + CAPTION_PX, left : left + CELL_PX]
-        _draw_cell(cell, row, bool(odd), Path(thumbnails) / f"{row['slide_id']}.jpg")
+        _draw_cell(cell, row, bool(odd), Path(thumbnails) / f"{file_name(row['slide_id'])}.jpg")
     return page
 
 
@@ -93,7 +93,7 @@ def _described(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
     described |= {"num_tiles": 0, "flags": "", "tissue_share": np.nan}
     try:
-        about = hdf5.attributes(folder / f"{row['slide_id']}.h5")
+        about = hdf5.attributes(folder / f"{file_name(str(row['slide_id']))}.h5")
     except CorruptFile:
         return described
     flags = ", ".join(f"{about['flagged'][flag]} {flag}" for flag in FLAGS if about.get("flagged", {}).get(flag))

@@ -12,12 +12,13 @@ import pandas as pd
 from mil import __version__, hdf5
 from mil.config import TileSpec
 from mil.errors import CorruptFile, SlideError
-from mil.files import check_name, sha256_of, write_text
+from mil.files import check_id, file_name, sha256_of, write_text
 from mil.progress import Reporter
 from mil.schemas import MANIFEST
 from mil.slides.fingerprint import fingerprint, size_of
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
+from mil.tables import table_of
 from mil.tiles.grid import tile_slide
 from mil.tiles.quality import FLAGS, flagged
 from mil.tiles.thumbnail import draw_thumbnail, write_jpeg
@@ -48,7 +49,7 @@ def tile_shard(
             if row["state"] != "ok":
                 reporter.note(f"slide {row['slide_id']}: {row['state']}: {row['reason']}")
             rows.append(row)
-    return pd.DataFrame(rows, columns=list(TILES))
+    return table_of(rows, TILES)
 
 
 def recipe(spec: TileSpec, fingerprint: str, mpp: float | None, mask: str = "") -> str:
@@ -73,11 +74,12 @@ def _row(
     slide: Mapping[str, Any], spec: TileSpec, folder: Path, thumbnails: Path, threads: int | None
 ) -> dict[str, Any]:
     """The manifest's row of one slide, its files written if they were not there."""
-    slide_id = check_name("slide_id", str(slide["slide_id"]), "tile")
+    slide_id = check_id("slide_id", str(slide["slide_id"]), "tile")
     row = {"slide_id": slide_id, "state": slide.get("state", "ok"), "reason": slide.get("reason", "")}
     if row["state"] != "ok":
         return row | NOTHING
-    target, picture = folder / f"{slide_id}.h5", thumbnails / f"{slide_id}.jpg"
+    name = file_name(slide_id)
+    target, picture = folder / f"{name}.h5", thumbnails / f"{name}.jpg"
     try:
         mask = mask_of(slide_id, spec)
         wanted = recipe(spec, str(slide["fingerprint"]), override_of(slide), sha256_of(mask) if mask else "")

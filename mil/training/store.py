@@ -15,7 +15,8 @@ from mil import hdf5
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
 from mil.features.identity import check_card, check_made_by
-from mil.provenance import SAME_EVERYWHERE, check_slide, shared_recipe
+from mil.files import file_name
+from mil.provenance import SAME_EVERYWHERE, require_slide, shared_recipe
 from mil.rng import seed_of
 from mil.training.sources import Pinned, Resident, Source, Streamed, read_tiles
 
@@ -63,7 +64,7 @@ class FeatureStore:
             folder = Path(sites_folder) / str(row.site) / "features" / encoder
             held = 0
             for slide in str(row.slides).split(";"):
-                path = folder / f"{slide}.h5"
+                path = folder / f"{file_name(slide)}.h5"
                 shape, kind, attributes = _stated(path, slide)
                 if spec is not None:
                     check_made_by(spec, encoder, attributes, shape[1], str(path))
@@ -186,7 +187,7 @@ def _stated(path: Path, slide_id: str) -> tuple[tuple[int, int], str, dict[str, 
     shape, kind, attributes = hdf5.described(path, "features")
     if len(shape) != 2 or hdf5.CHECKSUM not in attributes:
         raise CorruptFile(f"{path}: has no features (tiles, width) with a checksum; extract the slide again")
-    check_slide(path, slide_id, attributes)
+    require_slide(path, slide_id, attributes)
     return (shape[0], shape[1]), kind, attributes
 
 

@@ -1,5 +1,7 @@
 """Bags count everyone, deal folds that share nobody, and say what is wrong with labels in one line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -90,6 +92,15 @@ def test_everyone_is_counted():
         excluded = table[(table["site"] == site) & (table["step"] == "excluded")]
         for column in ("patients", "slides"):
             assert rows.loc["in_sheet", column] == rows.loc["used", column] + excluded[column].sum()
+
+
+def test_a_patient_without_a_row_is_told_from_one_without_a_label():
+    cohort, census = make_cohort()
+    cohort.patients.loc[cohort.patients["patient_id"] == "B2", "response"] = ""
+    cohort = replace(cohort, patients=cohort.patients[cohort.patients["patient_id"] != "B3"])
+    _, table = make_bags(cohort, census, ROLES, ENDPOINT)
+    by = table.set_index(["site", "step", "reason"])["patients"]
+    assert (by["B", "excluded", "no_label"], by["B", "excluded", "no_patient"]) == (1, 1)
 
 
 def test_a_hospital_that_is_external_has_bags_without_folds():

@@ -25,6 +25,7 @@ STANZA = {"encoder": "effnet", "endpoint": "response", "model": "mean", "strateg
         ({"run": ["a"], "experiments": {"a": STANZA | {"endpoint": "respons"}}}, "did you mean 'response'?"),
         ({"experiments": {"a": STANZA | {"model": {"name": "gated_attention", "hiden": 3}}}}, "did you mean 'hidden'?"),
         ({"experiments": {"a": {"encoder": "effnet"}}}, "is missing"),
+        ({"endpoints": {"r": {"column": "patient_id"}}}, "column patient_id says who the patient is"),
         ({"encoders": {"../x": {}}}, "cannot be part of a file name"),
         ({"cohort": "../mine"}, "cohort: '../mine' cannot be part of a file name"),
         ({"results": "runs/{cohort}"}, "results: 'runs/{cohort}' is no folder's path"),

@@ -1,14 +1,16 @@
 """Files are complete or absent, whatever stops the writing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from mil.errors import MilError
-from mil.files import MACHINE, check_name, replacing, sha256_of, write_bytes, write_text
+from mil.files import MACHINE, check_id, check_name, file_name, replacing, sha256_of, write_bytes, write_text
 
 WRITER = """
 import sys, time
@@ -81,6 +83,24 @@ def test_what_hdf5_says_of_a_full_disk_is_one_line(tmp_path):
 def test_names_that_could_escape_are_refused(name):
     with pytest.raises(MilError, match="cannot be a file name"):
         check_name("slide_id", name, "sheet line 2")
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "S 12 (a)", "50%", "a%20b", "[x]{y}", "ä*?", "$(touch x)", "CON~1", "=1", "a.b-c_d"]
+)
+def test_a_slide_id_has_one_file_name_and_comes_back_from_it(name, tmp_path):
+    assert check_id("slide_id", name, "here") == name
+    assert re.fullmatch(r"[A-Za-z0-9._~%-]+", file_name(name))
+    assert unquote(file_name(name)) == name
+    (tmp_path / file_name(name)).write_text(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../x", "a/b", "a\\b", "a;b", "", "-rf", ".hidden", " a", "a\n", "x" * 129, "ä" * 50, "nul\0"]
+)
+def test_ids_that_could_escape_are_refused(name):
+    with pytest.raises(MilError, match="cannot be a file name"):
+        check_id("slide_id", name, "sheet line 2")
 
 
 def test_good_names_pass(tmp_path):

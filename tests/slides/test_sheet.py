@@ -48,6 +48,13 @@ def test_patient_without_label_is_not_labelled(tmp_path):
     assert list(cohort.slides["labelled"]) == [False, False, True]
 
 
+def test_ids_as_hospitals_write_them_are_taken(tmp_path):
+    sheet = GOOD.replace("s3,p2", "S 12 (a) 50% ä,M.-N. [2]")
+    cohort = read_cohort(write(tmp_path, sheet, PATIENTS.replace("p2", "M.-N. [2]")), ["response"])
+    assert list(cohort.slides["slide_id"]) == ["s1", "s2", "S 12 (a) 50% ä"]
+    assert cohort.slides["labelled"].all()
+
+
 @pytest.mark.parametrize(
     ("sheet", "said"),
     [
@@ -62,7 +69,11 @@ def test_patient_without_label_is_not_labelled(tmp_path):
         (GOOD.replace("s3.tif", "s9.tif"), "s9.tif does not exist"),
         (GOOD.replace("0.25", "a quarter"), "line 3: mpp 'a quarter' is not a positive number"),
         (GOOD.replace("0.25", "-1"), "line 3: mpp '-1' is not a positive number"),
+        (GOOD.replace("0.25", "1_0"), "line 3: mpp '1_0' is not a positive number"),
+        (GOOD.replace("0.25", "inf"), "line 3: mpp 'inf' is not a positive number"),
         (GOOD.replace("s3,p2", "../s3,p2"), "cannot be a file name"),
+        (GOOD.replace("s3,p2", "s3;s4,p2"), "cannot be a file name"),
+        (GOOD.replace("s3,p2", "s3,P1"), "line 4: patient 'P1' is spelt 'p1' in line 2"),
         (GOOD.replace("s3,p2", ",p2"), "line 4: column 'slide_id' is blank"),
         ("slide_id,patient_id,site,path\n", "has no rows"),
         ("", "is empty"),
@@ -89,6 +100,7 @@ def test_bad_sheet_is_one_line(tmp_path, sheet, said):
         ("patient_id,response\np1,1\np1,0\n", "line 3: patient 'p1' has a row already"),
         ("patient,response\np1,1\n", "column 'patient_id' is missing"),
         ("patient_id,response\np1,1\n,0\n", "line 3: column 'patient_id' is blank"),
+        ("patient_id,response\np1,1\np2,0\nP2,0\n", "line 4: patient 'P2' is spelt 'p2' in line 3"),
         ("patient_id;response\np1;1\n", "parted by semicolons, not commas"),
         (
             "patient_id,response\np1,1\n0P2.0,0\n",

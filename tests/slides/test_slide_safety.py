@@ -1,15 +1,20 @@
 """Crashes, hangs and cores: what one bad slide or a small job may cost."""
 
 import os
+import pickle
+import re
 import signal
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from test_slide import ramp, write_slide
 
 from mil.errors import MilError, SlideError
 from mil.slides.cores import cores
-from mil.slides.isolation import Isolated, isolated
+from mil.slides.isolation import LENGTH, Isolated, isolated
+from mil.specs.slides import SlidesSpec
 
 
 def die(how: int) -> None:
@@ -45,6 +50,57 @@ def test_a_dead_decoder_is_one_slides_reason_and_the_next_call_works():
         isolated(greedy, name="d.svs", timeout_s=30)
     with pytest.raises(RuntimeError, match="ValueError"):
         isolated(int, "x", name="e.svs", timeout_s=30)
+
+
+def forge(written: str) -> None:
+    """What a file that took over its reader could write to the parent."""
+    answer = bytes.fromhex(written)
+    os.write(ANSWERS, LENGTH.pack(len(answer)) + answer)
+    os._exit(0)
+
+
+ANSWERS = 4  # `serve` copies standard input to 3 and standard output to 4
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pickle.dumps(RuntimeError("executed")),
+        b"[]",
+        b"{}",
+        b'"done"',
+        b"[" * 100_000,
+        b"\xff\xfe",
+    ],
+)
+def test_what_a_reader_answers_is_never_executed(answer):
+    worker = Isolated()
+    with pytest.raises(SlideError) as raised:
+        worker.call(forge, answer.hex(), name="a.svs", timeout_s=60)
+    assert raised.value.state == "decoder_crash"
+    assert "a.svs" in str(raised.value)
+    worker.close()
+
+
+def given(path: Path, spec: SlidesSpec, row: dict, nothing: None) -> dict:
+    assert isinstance(path, Path)
+    assert isinstance(spec, SlidesSpec)
+    return {"path": str(path), "roles": spec.roles, "width": np.int64(row["width"]), "none": nothing}
+
+
+def test_paths_and_specs_cross_as_they_are():
+    spec = SlidesSpec(roles={"a": "train"})
+    found = isolated(given, Path("/a b/c"), spec, {"width": np.int64(7)}, None, name="a.svs", timeout_s=60)
+    assert found == {"path": "/a b/c", "roles": {"a": "train"}, "width": 7, "none": None}
+
+
+def test_nothing_of_ours_uses_pickle(repository):
+    paths = [path for folder in ("mil", "workflow") for path in sorted((repository / folder).rglob("*.py"))]
+    for path in paths:
+        text = path.read_text()
+        assert "import pickle" not in text, path
+        for call in re.findall(r"torch\.load\([^\n]*", text):
+            assert "weights_only=True" in call, path
 
 
 def test_a_hang_ends_in_time():

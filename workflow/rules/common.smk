@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from mil.config import Config, ReportSpec
 from mil.config import parse as parse_spec
+from mil.config import read_yaml
 from mil.errors import MilError
 from mil.progress import failures
 from mil.readiness import check_readiness
@@ -23,6 +24,9 @@ CLUSTER_CORES = 8  # of one extraction, where jobs are submitted
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
 
 try:
+    for path in workflow.configfiles:  # Snakemake's reader takes a key twice, and 010 for 8
+        if str(path).endswith((".yaml", ".yml")):
+            read_yaml(path)
     settings_of_cohort = parse_spec(Config, config, "config")
     if not settings_of_cohort.cohort:
         raise MilError("no cohort is named; run snakemake --configfile configs/cohorts/<name>.yaml")
