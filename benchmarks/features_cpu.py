@@ -25,10 +25,10 @@ import numpy as np
 import openslide
 import pandas as pd
 import torch
-from synthetic_slide import write_slide
 from torchvision import transforms
 
 from mil import hdf5
+from mil.bench.slide import write_slide
 from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.features import extract_shard

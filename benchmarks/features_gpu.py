@@ -33,9 +33,9 @@ import pandas as pd
 import timm
 import torch
 from networks import COSINE_BAR, DEVICE, MODELS, RESNET_BAR, SIZE, Model, encoder_alone, half, nvjpeg, plain, wait
-from synthetic_slide import grid, texture, write_slide
 
 from mil import hdf5
+from mil.bench.slide import grid, texture, write_slide
 from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.features.engine import Engine

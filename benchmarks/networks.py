@@ -8,9 +8,9 @@ from typing import Any
 
 import timm
 import torch
-from synthetic_slide import texture
 from torchvision.io import decode_jpeg, encode_jpeg
 
+from mil.bench.slide import texture
 from mil.encoders.vit import SWIGLU
 
 

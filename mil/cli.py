@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mil import __version__
-from mil.commands import clinical, encoders, evaluation, files, models, slides
+from mil.commands import bench, clinical, encoders, evaluation, files, models, slides
 from mil.commands import hospital as hospitals
 from mil.commands.examples import add_examples
 from mil.commands.options import ConfigsArgument, LogOption, report_failure, reporter_of
@@ -96,7 +96,7 @@ STAGES = {
         *(evaluation.score, evaluation.compare, evaluation.baseline, evaluation.localise),
         *(evaluation.plot, evaluation.report, clinical.clinical),
     ),
-    "Feature files and encoders": (files.validate, files.convert),
+    "Feature files and encoders": (files.validate, files.convert, bench.bench),
 }
 for panel, commands in STAGES.items():
     for command in commands:

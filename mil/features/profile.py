@@ -13,8 +13,21 @@ class Profile:
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     tiles: int = 0
+    first_tile_s: float | None = None
+    """Seconds from start to the first batch whose features are there."""
     wall: float = 0.0
     """Seconds from start to stop."""
+
+    def count(self, tiles: int) -> None:
+        """Count tiles whose features are there."""
+        if self.first_tile_s is None:
+            self.first_tile_s = time.perf_counter() - self.started
+        self.tiles += tiles
+
+    @property
+    def busy(self) -> float:
+        """Share of the time in which the device worked, 0 to 1 (more on a CPU with several threads)."""
+        return self.seconds.get("encoder", 0.0) / self.wall
 
     def stop(self) -> None:
         """End of the work."""
@@ -33,8 +46,9 @@ class Profile:
 
     def lines(self) -> list[str]:
         """The whole in a few lines: rate, the device's busy share, then each stage's own rate if it ran alone."""
-        busy = self.seconds.get("encoder", 0.0) / self.wall
-        found = [f"{self.tiles:,} tiles in {self.wall:,.1f} s: {self.rate:,.0f} tiles/s; {self.device} busy {busy:.0%}"]
+        found = [
+            f"{self.tiles:,} tiles in {self.wall:,.1f} s: {self.rate:,.0f} tiles/s; {self.device} busy {self.busy:.0%}"
+        ]
         for stage, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
             if stage.startswith(("waiting", "compiling")):
                 found.append(f"  {stage}: {seconds:,.1f} s")

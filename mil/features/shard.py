@@ -134,9 +134,6 @@ def extract(
         shard.settle(work.slide_id, "ok", "", num_tiles, checksum)
         steps.done(tiles=num_tiles)
 
-    def progress(tiles: int) -> None:
-        profile.tiles += tiles
-
     by_size = sorted(shard.works, key=lambda work: work.tiling.size_px)
     for size_px, works in groupby(by_size, key=lambda work: work.tiling.size_px):
         group = _with_stains(list(works), engine)
@@ -147,7 +144,7 @@ def extract(
             lambda work: folder / f"{file_name(work.slide_id)}.h5", lambda work: provenance(work, engine), finished
         )
         try:
-            Pipeline(group, engine, readers, size_px, writer, profile).run(progress)
+            Pipeline(group, engine, readers, size_px, writer, profile).run(profile.count)
         except BaseException:
             writer.abandon()
             raise
