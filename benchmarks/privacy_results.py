@@ -30,7 +30,7 @@ from mil.predictions.predict import predict
 from mil.results.results import Results
 from mil.statistics import delong
 from mil.statistics.arms import patient_scores
-from mil.strategies.strategy import Answers, build_strategy, shares
+from mil.strategies.strategy import Answers
 from mil.training.plans import first_weights
 from mil.training.store import FeatureStore
 
@@ -91,12 +91,12 @@ def run(cohort: Cohort, rounds: int, noise: float | None, seed: int) -> pd.DataF
     state = {name: torch.from_numpy(np.stack([one[name] for one in first])) for name in shapes.state}
     buffers = {name: torch.zeros(len(wanted), *shape) for name, shape in shapes.buffers.items()}
     buffers |= {name: value + 1 for name, value in buffers.items() if name == BALANCE or name.endswith("deviation")}
-    strategy = build_strategy(protocol.experiment.strategy)
+    strategy = protocol.strategy
     counts = torch.tensor([[len(one.train_patients(slot)) for slot in wanted] for one in work.values()])
     for number in range(1, rounds + 1):
         updates = [_updates(one, site, state | buffers, wanted, number, noise, seed) for site, one in work.items()]
         states = {name: torch.stack([torch.stack([u.state[name] for u in own]) for own in updates]) for name in state}
-        state, _ = strategy.server_step(state, {}, Answers(states, shares(counts, "patients")))
+        state, _ = strategy.server_step(state, {}, Answers(states, strategy.amounts(counts)))
     refit = Refit([], [rounds] * len(wanted), dict(cohort.store.about))
     trained = run_of(protocol, state | buffers, refit)
     table = predict(trained, cohort.bags, cohort.store).table

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mil.errors import MilError, nearest
 from mil.files import SAFE_NAME
-from mil.specs.base import Spec
+from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.experiments import ExperimentsSpec as ExperimentsSpec

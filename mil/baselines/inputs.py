@@ -122,7 +122,7 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
     """Mean of the logits of clinical and slide model, strategy by strategy; nothing is fitted, so nothing can leak."""
     parts = []
     for name, experiment in fused(results).items():
-        kind = {"local": "local", "pooled": "pooled"}.get(experiment.strategy.name, "federated")
+        kind = "federated" if experiment.strategy.of_rounds.federated else experiment.strategy.name
         kind = "loso" if experiment.protocol == "leave_one_site_out" else kind
         clinical_part = baselines[baselines["experiment"] == f"clinical_{kind}"]
         keys = [column for column in PREDICTIONS if column not in {"experiment", "score"}]

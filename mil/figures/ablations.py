@@ -19,7 +19,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     chosen = _of_one_strategy(results)
     main = next(iter(chosen.values()))
     metrics = primary(results.metrics(*chosen)).dropna(subset=["value"])
-    if main.strategy.name == "local":
+    if main.strategy.by_site:
         metrics = metrics[metrics["trained_on"].isin([OWN_SITE, ENSEMBLE])]
     groups = [group for group in (TRAINING_SITES, EXTERNAL_SITES) if group in set(metrics["site"])]
     encoders = list(dict.fromkeys(one.encoder for one in chosen.values()))

@@ -10,6 +10,8 @@ from mil.endpoints.kinds.rows import fold_values
 from mil.figures.style import (
     BASELINE_COLOUR,
     BASELINE_COLOURS,
+    ENSEMBLE_COLOUR,
+    ENSEMBLE_NAME,
     encoder_name,
     model_name,
     strategy_colour,
@@ -19,8 +21,8 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope
 from mil.statistics.delong import both_classes
 from mil.statistics.folds import fold_aurocs
+from mil.strategies import STRATEGIES
 
-STRATEGY_ORDER = {"local": 0, "pooled": 1}
 LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1, 1, 1)))
 
 
@@ -41,16 +43,16 @@ def arm(results: Results, experiment: str, trained_on: str) -> Arm:
     spec = results.experiments[experiment]
     strategy = spec.strategy.name
     if trained_on == ENSEMBLE:
-        colour, line, name, rank = strategy_colour("ensemble"), "-", strategy_name("ensemble"), 1
+        colour, line, name, rank = ENSEMBLE_COLOUR, "-", ENSEMBLE_NAME, 1
     elif trained_on == OWN_SITE:
         colour, line, name, rank = strategy_colour(strategy), "-", f"{strategy_name(strategy)}, own site", 0
-    elif strategy == "local":
+    elif spec.strategy.by_site:
         place = results.training_sites.index(trained_on) if trained_on in results.training_sites else 0
         colour, line = strategy_colour(strategy), LINES[place % len(LINES)]
         name, rank = f"{strategy_name(strategy)}, {trained_on}", 0
     else:
         colour, line, name = strategy_colour(strategy), "-", strategy_name(strategy) + _optimiser(results, spec)
-        rank = 2 if strategy == "pooled" else 3
+        rank = 1 + spec.strategy.collaboration
     place = list(results.experiments).index(experiment)
     return Arm(experiment, trained_on, name, colour, line, (rank, place, trained_on == OWN_SITE, trained_on))
 
@@ -116,5 +118,5 @@ def baseline_arm(results: Results, name: str) -> Arm:
         title,
         BASELINE_COLOURS.get(kind, BASELINE_COLOUR),
         "-",
-        (place, STRATEGY_ORDER.get(strategy, 2), False, strategy),
+        (place, STRATEGIES[strategy].collaboration if strategy in STRATEGIES else 2, False, strategy),
     )

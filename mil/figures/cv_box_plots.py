@@ -62,7 +62,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
     found = {}
     for name, experiment in results.experiments.items():
-        if experiment.strategy.name == "local" and experiment.endpoint == results.endpoint:
+        if experiment.strategy.by_site and experiment.endpoint == results.endpoint:
             try:
                 table = values_by_fold(results, name)
             except Absent:

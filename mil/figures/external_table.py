@@ -6,11 +6,11 @@ from mil.config import FiguresSpec
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.layout import capital
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import strategy_name
+from mil.figures.style import ENSEMBLE_NAME, strategy_name
 from mil.figures.table import table_picture
 from mil.metrics.score import primary
 from mil.results.results import Absent, Results
-from mil.statistics.arms import EXTERNAL_SITES
+from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES
 
 
 @figure("External sites: every model and baseline", needs=("metrics", "baselines"), endpoints=ANY)
@@ -76,8 +76,8 @@ def _baselines(results: Results, columns: list[str]) -> list[list[str]]:
     names = sorted(metrics["experiment"].unique(), key=lambda name: baseline_arm(results, name).order)
     for name in names:
         for trained_on, part in metrics[metrics["experiment"] == name].groupby("trained_on", sort=False):
-            strategy = "ensemble" if trained_on == "ensemble" else name.rsplit("_", 1)[1]
-            rows.append([baseline_arm(results, name).name, strategy_name(strategy), *_cells(part, columns)])
+            strategy = ENSEMBLE_NAME if trained_on == ENSEMBLE else strategy_name(name.rsplit("_", 1)[1])
+            rows.append([baseline_arm(results, name).name, strategy, *_cells(part, columns)])
     return rows
 
 

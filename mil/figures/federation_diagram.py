@@ -41,7 +41,7 @@ class _Group:
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Training sites below the server, external sites beside them; arrows carry weights, counts and metrics."""
     bags = results.bags(results.endpoint)
-    federated = [name for name, one in results.family().items() if one.strategy.name not in {"local", "pooled"}]
+    federated = [name for name, one in results.family().items() if one.strategy.of_rounds.federated]
     name = federated[-1] if federated else results.main
     sites = _place(results, bags)
     groups = _groups(results, sites) if len(sites) > FEW_SITES else []

@@ -67,7 +67,7 @@ def _rows(results: Results) -> pd.DataFrame:
             parts.append(_of(part, BASELINE_NAMES[kind]))
     main = results.experiments[results.main]
     metrics = results.metrics(results.main)
-    if main.strategy.name == "local":
+    if main.strategy.by_site:
         metrics = metrics[metrics["trained_on"].isin([OWN_SITE, ENSEMBLE])]
     parts.append(_of(metrics, strategy_name(main.strategy.name)))
     return pd.concat(parts, ignore_index=True)

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from mil.strategies import STRATEGIES
+
 MM_AN_INCH = 25.4
 # widths of a column, one and a half, and two, as Nature's journals ask
 SINGLE_MM, MIDDLE_MM, DOUBLE_MM = 89.0, 120.0, 183.0
@@ -18,25 +20,7 @@ SINGLE_MM, MIDDLE_MM, DOUBLE_MM = 89.0, 120.0, 183.0
 INK, SOFT, FAINT, HAIR, PAPER = "#1c1f23", "#5b626b", "#9aa1a9", "#dfe3e7", "#ffffff"
 
 # Okabe and Ito 2008, told apart under the common colour-vision deficiencies
-STRATEGY_COLOURS = {
-    "local": "#d55e00",
-    "ensemble": "#e69f00",
-    "pooled": "#6b7480",
-    "fedavg": "#0072b2",
-    "fedprox": "#009e73",
-    "scaffold": "#56b4e9",
-    "cyclic": "#cc79a7",
-    "finetune": "#8a6d00",
-    # beyond Okabe and Ito's eight: told apart by lightness as well
-    "fedavgm": "#00305c",
-    "fedadam": "#7570b3",
-    "fedsgd": "#1b9e9e",
-    "fedyogi": "#a6761d",
-    "fedadagrad": "#66a61e",
-    "fedper": "#e7298a",
-    "median": "#3b3b3b",
-    "trimmed_mean": "#4d1a7f",
-}
+ENSEMBLE_COLOUR, ENSEMBLE_NAME = "#e69f00", "Ensemble of locals"
 # Tol 2021, "muted": another family than the strategies, so that a site is never taken for one
 SITE_COLOURS = (
     "#332288",
@@ -117,8 +101,8 @@ def new_figure(width_mm: float, height_mm: float, by_hand: bool = False) -> Figu
 
 def strategy_colour(name: str) -> str:
     """The colour of a strategy, the same in every figure; an unknown one gets a spare colour by its name."""
-    if name in STRATEGY_COLOURS:
-        return STRATEGY_COLOURS[name]
+    if name in STRATEGIES and STRATEGIES[name].colour:
+        return STRATEGIES[name].colour
     return SPARE_COLOURS[sum(map(ord, name)) % len(SPARE_COLOURS)]
 
 
@@ -146,25 +130,6 @@ def site_marker(site: str, sites: Sequence[str]) -> str:
     return SITE_MARKERS[sorted(sites).index(site) % len(SITE_MARKERS)]
 
 
-STRATEGY_NAMES = {
-    "local": "Local",
-    "ensemble": "Ensemble of locals",
-    "pooled": "Pooled",
-    "fedavg": "FedAvg",
-    "fedprox": "FedProx",
-    "scaffold": "Scaffold",
-    "cyclic": "Cyclic",
-    "fedavgm": "FedAvgM",
-    "fedadam": "FedAdam",
-    "fedsgd": "FedSGD, Adam at the server",
-    "fedyogi": "FedYogi",
-    "fedadagrad": "FedAdagrad",
-    "fedper": "FedPer",
-    "finetune": "FedAvg, fine-tuned",
-    "median": "Median",
-    "trimmed_mean": "Trimmed mean",
-    "federated": "Federated",
-}
 MODEL_NAMES = {
     "mean": "mean pooling",
     "gated_attention": "gated attention",
@@ -200,7 +165,8 @@ def column_name(column: str) -> str:
 
 def strategy_name(name: str) -> str:
     """A strategy as it stands in legends."""
-    return STRATEGY_NAMES.get(name, name.replace("_", " "))
+    title = STRATEGIES[name].title if name in STRATEGIES else ""
+    return title or name.replace("_", " ").capitalize()
 
 
 def model_name(name: str) -> str:

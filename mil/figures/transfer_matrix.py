@@ -8,7 +8,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, name_sites
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, INK, PAPER, SOFT, luminance, new_figure, strategy_name
+from mil.figures.style import DOUBLE_MM, ENSEMBLE_NAME, INK, PAPER, SOFT, luminance, new_figure, strategy_name
 from mil.results.results import Absent, Results
 from mil.statistics.arms import OWN_SITE
 
@@ -26,7 +26,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     metrics = metrics[metrics["site"].isin(results.sites) & (metrics["trained_on"] != OWN_SITE)].dropna(
         subset=["value"]
     )
-    local = [name for name, one in family.items() if one.strategy.name == "local"]
+    local = [name for name, one in family.items() if one.strategy.by_site]
     if not local:
         raise Absent("no experiment of this family trains a model a site (strategy local)")
     rows = [(name, on) for name in family for on in metrics.loc[metrics["experiment"] == name, "trained_on"].unique()]
@@ -85,11 +85,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 
 def _row_name(results: Results, experiment: str, trained_on: str) -> str:
-    strategy = results.experiments[experiment].strategy.name
-    if strategy == "local":
-        return f"{trained_on}" if trained_on in results.sites else strategy_name("ensemble")
+    strategy = results.experiments[experiment].strategy
+    if strategy.by_site:
+        return f"{trained_on}" if trained_on in results.sites else ENSEMBLE_NAME
     everywhere = "all training sites" if trained_on.count("+") > 1 else trained_on.replace("+", " + ")
-    return f"{everywhere}\n{strategy_name(strategy)}"
+    return f"{everywhere}\n{strategy_name(strategy.name)}"
 
 
 def _frame(column: int, row: int) -> Rectangle:

@@ -14,28 +14,12 @@ from pydantic import AfterValidator, Field, model_validator
 from mil.config import parse, read_yaml
 from mil.errors import MilError, nearest
 from mil.files import SAFE_NAME
-from mil.specs.base import Spec
+from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec, TrainingSpec
-from mil.specs.strategies import StrategySpec
+from mil.strategies import STRATEGIES
+from mil.strategies.strategy import Strategy
 
-BETWEEN_HOSPITALS = (
-    "fedavg",
-    "fedavgm",
-    "fedprox",
-    "fedadam",
-    "fedyogi",
-    "fedadagrad",
-    "scaffold",
-    "median",
-    "trimmed_mean",
-    "cyclic",
-    "fedper",
-    "finetune",
-)
-"""`local`, `ensemble` and `pooled` are not: the first two need no federation, the third needs all rows in one place."""
-SUMS = ("fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedper")
-"""Strategies whose server needs nothing but a weighted sum."""
 FLOOR_PATIENTS = 20
 FLOOR_STEPS = 2
 """An update of one step is a gradient, which can be taken apart (`docs/threat_model.md`)."""
@@ -146,9 +130,9 @@ class FederationSpec(Spec):
     """`ckks`: sites send encrypted updates and the server adds them unread (needs the tenseal package everywhere)."""
 
     @property
-    def strategy(self) -> StrategySpec:
+    def strategy(self) -> Strategy:
         """The strategy of the rounds: `finetune`'s base, as what comes after is the sites' own affair."""
-        return getattr(self.experiment.strategy, "base", self.experiment.strategy)
+        return self.experiment.strategy.of_rounds
 
     @property
     def training_sites(self) -> list[str]:
@@ -170,7 +154,7 @@ class FederationSpec(Spec):
     @property
     def everybody(self) -> bool:
         """Every training site takes part in every round."""
-        return not self.rounds.allow_subset and getattr(self.strategy, "participation", 1.0) == 1.0
+        return not self.rounds.allow_subset and self.strategy.share == 1.0
 
     @property
     def minimum_sites(self) -> int:
@@ -195,9 +179,10 @@ class FederationSpec(Spec):
         if (self.rounds.required is not None or self.rounds.minimum is not None) and not self.rounds.allow_subset:
             raise ValueError("rounds: required and minimum say how few sites will do; they need allow_subset: true")
         self._check_experiment(self.experiment)
-        if self.encryption == "ckks" and self.strategy.name not in SUMS:
+        if self.encryption == "ckks" and (not self.strategy.is_sum or self.strategy.controls):
+            sums = [name for name, kind in STRATEGIES.items() if kind.is_sum and not kind.controls]
             raise ValueError(
-                f"encryption: the server of '{self.strategy.name}' needs more than a sum; choose one of {', '.join(SUMS)}"
+                f"encryption: the server of '{self.strategy.name}' needs more than a sum; choose one of {', '.join(sums)}"
             )
         if self.privacy is not None:
             self._check_private(self.experiment)
@@ -222,13 +207,10 @@ class FederationSpec(Spec):
             except ValueError as error:
                 raise ValueError(f"experiment.{key}: {getattr(experiment, key)!r} is no name; {error}") from error
         name = experiment.strategy.name
-        if name not in BETWEEN_HOSPITALS:
+        if not (experiment.strategy.between_hospitals and self.strategy.between_hospitals):
+            run = [own for own, kind in STRATEGIES.items() if kind.between_hospitals]
             raise ValueError(
-                f"experiment.strategy: '{name}' is not run between hospitals; choose one of {', '.join(BETWEEN_HOSPITALS)}"
-            )
-        if getattr(experiment.strategy, "histofl_noise", None) is not None:
-            raise ValueError(
-                "experiment.strategy.histofl_noise: is no protection and not run between hospitals; leave it out, or set privacy"
+                f"experiment.strategy: '{name}' is not run between hospitals; choose one of {', '.join(run)}"
             )
         if experiment.protocol != "cross_validation":
             raise ValueError(
@@ -239,11 +221,11 @@ class FederationSpec(Spec):
                 "experiment.search.model: heads of several shapes do not travel together; choose the head with `mil train`, "
                 "or make a protocol for each"
             )
-        if self.strategy.name == "cyclic" and self.rounds.allow_subset:
+        if self.strategy.cyclic and self.rounds.allow_subset:
             raise ValueError("rounds.allow_subset: cyclic visits every site in every round; leave it out")
-        if name == "fedper" and self.external_sites:
+        if self.strategy.local_parts and self.external_sites:
             raise ValueError(
-                f"sites: '{self.external_sites[0]}' is external and would have no layers of its own under fedper; leave it out"
+                f"sites: '{self.external_sites[0]}' is external and would have no layers of its own under {self.strategy.name}; leave it out"
             )
 
     def _check_private(self, experiment: ExperimentSpec) -> None:
@@ -259,7 +241,7 @@ class FederationSpec(Spec):
                 "privacy: means and class counts carry no noise; set experiment.training.scaling and imbalance to 'none', "
                 "and leave covariates out"
             )
-        if self.endpoint.kind not in {"binary", "multiclass"} or self.strategy.name == "scaffold":
+        if self.endpoint.kind not in {"binary", "multiclass"} or self.strategy.controls:
             raise ValueError(
                 "privacy: only endpoints with classes, and no scaffold, whose control variates carry no noise"
             )

@@ -17,7 +17,6 @@ from mil.errors import MilError
 from mil.hospital.config import FederationSpec
 from mil.hospital.payload import NAME, SHA256, Form, Kind
 from mil.models import Head, build
-from mil.strategies.strategy import build_strategy
 from mil.training.protocol import candidates
 
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
@@ -82,7 +81,7 @@ def watched_apart(protocol: FederationSpec) -> bool:
 
     Otherwise they come with the next round's updates, and a round is one exchange.
     """
-    return protocol.strategy.name == "cyclic" or getattr(protocol.strategy, "participation", 1.0) < 1
+    return protocol.strategy.cyclic or protocol.strategy.share < 1
 
 
 def is_subset(numbers: Sequence[int], count: int) -> bool:
@@ -98,7 +97,7 @@ class Shapes:
         self.endpoint: Endpoint = build_endpoint(protocol.endpoint)
         self.head: Head = build(experiment.model, width, self.endpoint.outputs, len(experiment.covariates))
         first = self.head.initial(np.random.default_rng(0))
-        self.strategy = build_strategy(protocol.strategy)
+        self.strategy = protocol.strategy
         self.whole = {name: value.shape for name, value in sorted(first.items())}
         """Of all that a model is."""
         self.own = [name for name in self.whole if name.split(".")[0] in self.strategy.local_parts]

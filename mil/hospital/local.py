@@ -113,7 +113,7 @@ class LocalWork:
 
     def _job(self, slot: Slot, number: int) -> Job:
         chosen = self.candidates[slot.choice]
-        rates = (chosen.lr, chosen.weight_decay, self.shapes.strategy.mu)
+        rates = (chosen.lr, chosen.weight_decay, self.shapes.strategy.pull)
         return Job(slot.name, self.site, number, *rates, self.training.imbalance == "sampling")
 
     def _of(self, models: Named, slot: Slot, place: int) -> tuple[dict[str, Tensor], SiteData]:

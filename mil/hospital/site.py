@@ -268,7 +268,7 @@ class Site:
     def _sealed(self, question: Message, states: dict[str, Tensor], patients: list[int]) -> Tensor:
         """The site's share of the change of all models, encrypted."""
         assert self.cipher is not None
-        uniform = getattr(self.protocol.strategy, "weighting", "patients") == "uniform"
+        uniform = self.protocol.strategy.uniform
         totals = cast(list[int], question.values["totals"])
         if any(own > whole for own, whole in zip(patients, totals, strict=True)):
             raise PayloadError(
@@ -343,7 +343,7 @@ class Site:
     @property
     def _finetune(self) -> int:
         """Epochs at the site alone after the last round."""
-        return getattr(self.protocol.experiment.strategy, "epochs", 0)
+        return self.protocol.experiment.strategy.finetune_epochs
 
     def _record(self, question: Message, reply: Message, cost: dict[str, float]) -> None:
         entry: dict[str, Any] = {

@@ -22,7 +22,8 @@ from mil.hospital.encryption import Adder
 from mil.hospital.forms import BALANCE, CONTROL, PARTS, SEALED, Shapes, groups_of, outer_folds, slots, watched_apart
 from mil.hospital.payload import Message, digest
 from mil.hospital.standing import Progress, progress_of
-from mil.strategies.strategy import Answers, build_strategy, shares
+from mil.strategies.strategy import Answers, WeightedSum
+from mil.training.aggregate import begin_models
 from mil.training.clients import participants, visits
 from mil.training.plans import first_weights
 from mil.training.protocol import candidates
@@ -37,7 +38,7 @@ class Stages:
 
     def __init__(self, protocol: FederationSpec, canary: bool = False, adder: Adder | None = None) -> None:
         self.protocol, self.canary, self.adder = protocol, canary, adder
-        self.strategy = build_strategy(protocol.strategy)
+        self.strategy = protocol.strategy
         self.progress = Progress()
         self.state: dict[str, Tensor] = {}
         """Global models (slots, ...)."""
@@ -73,11 +74,11 @@ class Stages:
         sites = self.protocol.training_sites
         if self.progress.stage != "train":
             return sites
-        strategy, seed, number = self.protocol.strategy, self.protocol.experiment.training.seed, self.progress.round
+        seed, number = self.protocol.experiment.training.seed, self.progress.round
         if self.strategy.cyclic:
-            order = visits(len(sites), getattr(strategy, "shuffled", False), seed, number)
+            order = visits(len(sites), self.strategy.random_order, seed, number)
             return [sites[order[self.progress.visit]]]
-        chosen = participants(len(sites), getattr(strategy, "participation", 1.0), seed, number)
+        chosen = participants(len(sites), self.strategy.share, seed, number)
         return [site for site, taken in zip(sites, chosen, strict=True) if taken]
 
     def models(self) -> dict[str, Tensor]:
@@ -122,7 +123,7 @@ class Stages:
         self.buffers = {
             name: plain[name.endswith(".mean")](len(first), *shape) for name, shape in shapes.buffers.items()
         }
-        self.server = self.strategy.begin(self.state)
+        self.server = begin_models(self.strategy, self.state)
         progress.phase, progress.round, progress.visit = phase, 1, 0
         progress.choices, progress.rounds = choices, rounds
         progress.num_bags, progress.used = {}, {}
@@ -155,7 +156,7 @@ class Stages:
             return
         if self.adder is None:
             for place, number in enumerate(live):
-                self._step(number, self._answers(found, place, number))
+                self._step(number, answers=self._answers(found, place, number))
         else:
             sealed = [message.tensors[SEALED] for _, message in sorted(found.items())]
             self.sealed = {SEALED: self.adder.add(sealed)}
@@ -188,17 +189,14 @@ class Stages:
                 raise MilError(f"sites {first} and {site} opened different sums; one of them has another key")
         for place, number in enumerate(self.live):
             whole = self._whole(number)
-            state = {name: value[number] for name, value in self.state.items()}
-            changed = {name: value.double() + whole * opened.tensors[name][place] for name, value in state.items()}
-            states = {name: value[None] for name, value in changed.items()}
-            self._step(number, Answers(states, torch.ones(1, dtype=torch.float64)))
+            self._step(number, change={name: whole * opened.tensors[name][place] for name in self.state})
         self.sealed, self.progress.sealed_live, self.progress.sealed_by = {}, [], []
         self._advance()
 
     def _whole(self, number: int) -> float:
         """What the opened sum is to be multiplied by: the sites took their shares of all, and some may be missing."""
         by = self.progress.sealed_by
-        if getattr(self.protocol.strategy, "weighting", "patients") == "uniform":
+        if self.strategy.uniform:
             return len(self.protocol.training_sites) / len(by)
         return self.totals[number] / sum(self.progress.num_bags[site][number] for site in by)
 
@@ -221,33 +219,30 @@ class Stages:
                 self._choose()
 
     def _answers(self, found: Found, place: int, number: int) -> Answers:
-        """One slot's updates along a site axis; a site that is missing weighs nothing."""
-        sites = self.protocol.training_sites
-        weighting = getattr(self.protocol.strategy, "weighting", "patients")
-        state = {name: value[number] for name, value in self.state.items()}
+        """One slot's updates along a site axis, of the sites that answered and have patients."""
+        there = [message for _, message in sorted(found.items()) if int(message.tensors["num_bags"][place])]
 
-        def along_sites(part: str, missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {
-                name: torch.stack(
-                    [found[site].tensors[part + name][place] if site in found else missing[name] for site in sites]
-                )
-                for name in state
-            }
+        def along_sites(part: str) -> dict[str, Tensor]:
+            return {name: torch.stack([one.tensors[part + name][place] for one in there]) for name in self.state}
 
-        counts = torch.tensor([int(found[site].tensors["num_bags"][place]) if site in found else 0 for site in sites])
-        answers = Answers(along_sites("", state), shares(counts, weighting))
+        counts = torch.stack([message.tensors["num_bags"][place] for message in there])
+        answers = Answers(along_sites(""), self.strategy.amounts(counts))
         if self.strategy.controls:
-            zeros = {name: torch.zeros_like(value) for name, value in state.items()}
-            everyone = torch.tensor([self.progress.num_bags.get(site, [0] * (number + 1))[number] for site in sites])
-            changes = along_sites(CONTROL, zeros)
-            answers = Answers(answers.states, answers.weights, changes, shares(everyone, weighting))
+            everyone = torch.tensor([counts[number] for counts in self.progress.num_bags.values()])
+            total = self.strategy.amounts(everyone).sum()
+            answers = Answers(answers.states, answers.amounts, total, along_sites(CONTROL))
         return answers
 
-    def _step(self, number: int, answers: Answers) -> None:
-        """One slot's next global model."""
+    def _step(self, number: int, answers: Answers | None = None, change: dict[str, Tensor] | None = None) -> None:
+        """One slot's next global model, from the sites' answers or from the mean change that they opened."""
         state = {name: value[number] for name, value in self.state.items()}
         server = {name: value[number] for name, value in self.server.items()}
-        state, server = self.strategy.server_step(state, server, answers)
+        if answers is not None:
+            state, server = self.strategy.server_step(state, server, answers)
+        else:
+            assert isinstance(self.strategy, WeightedSum)
+            assert change is not None
+            state, server = self.strategy.step(state, server, change)
         for name, value in state.items():
             if not torch.isfinite(value).all():
                 raise MilError(

@@ -29,8 +29,6 @@ from mil.statistics.multiplicity import holm
 OVER_FOLDS = "corrected resampled t-test"
 SETTINGS = ("training", "search")
 """Parts of an experiment that a strategy, an encoder or a model may need to have otherwise."""
-# a difference is the more collaborative strategy less the other
-COLLABORATION = {"local": 0, "pooled": 1}
 
 
 @dataclass(frozen=True)
@@ -154,13 +152,9 @@ def _contrasts(names: list[str], experiments: Mapping[str, ExperimentSpec] | Non
         factors = [part for part in differing if part not in SETTINGS] or differing[:1]
         if not alike or len(factors) != 1:
             continue
-        swap = factors[0] == "strategy" and _collaboration(one) > _collaboration(other)
+        swap = factors[0] == "strategy" and one.strategy.collaboration > other.strategy.collaboration
         first, second = (earlier, later) if swap else (later, earlier)
         yield Contrast(first, second, factors[0], one.endpoint)
-
-
-def _collaboration(experiment: ExperimentSpec) -> int:
-    return COLLABORATION.get(experiment.strategy.name, 2)
 
 
 def _pairs(

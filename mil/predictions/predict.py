@@ -11,7 +11,6 @@ from mil.errors import CorruptFile, MilError
 from mil.models import build
 from mil.models.head import Output
 from mil.schemas import PREDICTIONS
-from mil.strategies.strategy import build_strategy
 from mil.tables import require_columns
 from mil.training.artefact import Family, Run
 from mil.training.cohort import covariate_table
@@ -79,7 +78,7 @@ class Judge:
     def __init__(self, run: Run, bags: pd.DataFrame, features: FeatureStore) -> None:
         self.run, self.bags, self.features = run, bags, features
         self.endpoint: Endpoint = build_endpoint(run.endpoint)
-        self.personal = build_strategy(run.experiment.strategy).personal
+        self.personal = run.experiment.strategy.personal
         self.bag = features.require(bags["patient_id"].astype(str))
         self.places = Places.of(features.starts, features.sizes)
         known = covariate_table(bags, run.experiment.covariates)
@@ -173,7 +172,6 @@ class Judge:
         A run between hospitals holds no site's moments: there every site takes its own.
         """
         known = sorted({site for names in self.run.models["trained_on"] for site in names.split("+")})
-        together = build_strategy(self.run.experiment.strategy).together
         if not self.own:
             moments = Moments.of_bags(self.features)
             scales = [moments.merged(np.flatnonzero(self.site_of_bag == k)).scale() for k in range(len(self.sites))]
@@ -183,7 +181,7 @@ class Judge:
             trained = family.weights[f"features.{part}"]
             scale = torch.from_numpy(self.own[part]).repeat(len(models), 1, 1)
             for row, model in enumerate(models.itertuples() if trained.dim() == 3 else ()):
-                for site in str(model.member if together else model.trained_on).split("+"):
+                for site in str(model.trained_on).split("+"):
                     if site in self.sites:
                         scale[row, self.sites.index(site)] = trained[row, known.index(site)]
             found[f"features.{part}"] = scale

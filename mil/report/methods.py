@@ -8,7 +8,6 @@ from mil import __version__
 from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
 from mil.figures.style import encoder_name, model_name, strategy_name
 from mil.results.results import Results
-from mil.results.study import NOT_FEDERATED
 from mil.specs.experiments import TrainingSpec
 
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
@@ -17,12 +16,6 @@ PROTOCOL = (
     "chemotherapy in triple-negative breast cancer, Nature Medicine 29:135–146 (2023). Cohort, models and numbers are this study's "
     "own; none is that paper's."
 )
-SENT = {
-    "fedsgd": "gradients of the model weights",
-    "scaffold": "model weights and control variates",
-    "fedper": "model weights but for the layers that stay",
-}
-"""What a site sends in a strategy, where it is not all weights of the model."""
 STATED = (
     "version",
     "optimiser",
@@ -137,13 +130,8 @@ def _models(experiments: dict[str, ExperimentSpec]) -> str:
     models = {one.model.to_json(): one.model for one in experiments.values()}
     strategies = {one.strategy.to_json(): one.strategy for one in experiments.values()}
     described = "; ".join(f"{model_name(spec.name)}{_settings(spec)}" for spec in models.values())
-    meaning = {
-        "local": "one model a training site on its own patients",
-        "pooled": "one model on all training patients in one place, as no federation could",
-        "fedavg": "federated averaging, weighted by patients",
-    }
     listed = "; ".join(
-        f"{strategy_name(spec.name)}{f', {meaning[spec.name]}' if spec.name in meaning else ''}{_settings(spec)}"
+        f"{strategy_name(spec.name)}{f', {spec.description}' if spec.description else ''}{_settings(spec)}"
         for spec in strategies.values()
     )
     joined = sorted({name for one in experiments.values() for name in one.covariates})
@@ -153,13 +141,12 @@ def _models(experiments: dict[str, ExperimentSpec]) -> str:
 
 def _what_leaves(experiments: dict[str, ExperimentSpec]) -> str:
     """What the sites of the federated experiments send."""
-    federated = [one for one in experiments.values() if one.strategy.name not in NOT_FEDERATED]
+    federated = [one for one in experiments.values() if one.strategy.of_rounds.federated]
     if not federated:
         return "No strategy of this run is federated: nothing is said of what would leave a site."
     sent = []
     for one in federated:
-        spec = getattr(one.strategy, "base", one.strategy)
-        sent.append(SENT.get(spec.name, "model weights"))
+        sent.append(one.strategy.of_rounds.sent)
         if one.training.scaling == "standard":
             sent.append("counts, means and squared deviations of the features")
         if one.covariates:

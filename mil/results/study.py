@@ -7,8 +7,6 @@ from mil.errors import Absent
 
 WITHOUT_ATTENTION = ("clinical", "max", "mean")
 """Models that weigh every tile of a bag alike, look at one tile, or at none."""
-NOT_FEDERATED = ("ensemble", "local", "pooled")
-"""Strategies in which no model is trained by several sites that keep their patients."""
 
 
 def main_experiment(config: Config) -> str:
@@ -31,7 +29,7 @@ def family_of(main: str, experiments: Mapping[str, ExperimentSpec]) -> dict[str,
 
 def federated_experiment(main: str, experiments: Mapping[str, ExperimentSpec]) -> str:
     """The experiment that findings compare with pooled, local and baselines: `main`, or the first of its family that is federated."""
-    federated = [name for name in family_of(main, experiments) if experiments[name].strategy.name not in NOT_FEDERATED]
+    federated = [name for name in family_of(main, experiments) if experiments[name].strategy.of_rounds.federated]
     return main if main in federated or not federated else federated[0]
 
 

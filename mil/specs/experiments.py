@@ -4,9 +4,10 @@ from typing import Literal
 
 from pydantic import Field, RootModel, model_validator
 
-from mil.specs.base import Spec
+from mil.spec import Spec
 from mil.specs.models import ClinicalSpec, ModelSpec
-from mil.specs.strategies import FedSGDSpec, Rate, ScaffoldSpec, StrategySpec
+from mil.strategies import STRATEGIES, StrategySpec
+from mil.strategies.strategy import Rate, ServerRate
 
 
 class TrainingSpec(Spec):
@@ -79,26 +80,24 @@ class ExperimentSpec(Spec):
 
     @model_validator(mode="after")
     def _possible(self) -> "ExperimentSpec":
-        base = getattr(self.strategy, "base", self.strategy)
-        scaffold = isinstance(base, ScaffoldSpec)
-        if scaffold and (self.training.optimiser != "sgd" or self.training.momentum):
+        strategy = self.strategy.of_rounds
+        if strategy.plain_sgd and (self.training.optimiser != "sgd" or self.training.momentum):
             raise ValueError(
-                "strategy scaffold needs training.optimiser sgd without momentum: its controls are gradients"
+                f"strategy {strategy.name} needs training.optimiser sgd without momentum: {strategy.plain_sgd}"
             )
-        one_step = self.training.optimiser == "sgd" and not self.training.momentum and self.training.local_steps == 1
-        if isinstance(base, FedSGDSpec) and not one_step:
+        if strategy.one_step and self.training.local_steps != 1:
             raise ValueError(
-                "strategy fedsgd needs training {optimiser: sgd, lr: 1.0, local_steps: 1} without momentum, and a batch_size that "
-                "holds a site's patients: its rounds are gradients; local work of several steps is fedadam"
+                f"strategy {strategy.name} needs training.local_steps 1, and a batch_size that holds a site's patients"
             )
-        if self.search is not None and self.search.server_lr and not hasattr(base, "server_lr"):
+        if self.search is not None and self.search.server_lr and strategy.server_rate is None:
+            having = [name for name, kind in STRATEGIES.items() if issubclass(kind, ServerRate)]
             raise ValueError(
-                f"search.server_lr: the server of strategy {base.name} has no learning rate; leave it out, or choose fedavgm, "
-                "fedadam, fedsgd, fedyogi, fedadagrad or scaffold"
+                f"search.server_lr: the server of strategy {strategy.name} has no learning rate; leave it out, or choose one of "
+                f"{', '.join(having)}"
             )
-        if self.protocol == "leave_one_site_out" and self.strategy.name in {"local", "ensemble"}:
+        if self.protocol == "leave_one_site_out" and self.strategy.by_site:
             raise ValueError(
-                f"protocol leave_one_site_out needs one model of several sites; strategy {self.strategy.name} has one a site"
+                f"protocol leave_one_site_out needs one model of several sites; strategy {self.strategy.name} has one for each"
             )
         if isinstance(self.model, ClinicalSpec) and not self.covariates:
             raise ValueError("model clinical needs covariates")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mil.specs.base import Spec
+from mil.spec import Spec
 
 Layout = Literal["atlaspatch", "clam", "histossl", "marugoto", "slide2vec", "stamp", "trident"]
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mil.specs.base import Spec
+from mil.spec import Spec
 from mil.specs.features import FeaturesSpec
 
 

@@ -16,7 +16,7 @@ MODEL = ["trained_on", "repeat", "fold"]
 
 
 def read_inner(path: str | Path) -> pd.DataFrame | None:
-    """inner.csv of a run; none where it holds no row (models that are judged together, an endpoint without two classes)."""
+    """inner.csv of a run; none where it holds no row (an endpoint without two classes)."""
     table = read_table(path)
     return table if len(table) else None
 

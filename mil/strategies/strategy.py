@@ -1,69 +1,118 @@
-"""What the server does with what the sites send: who trains where, and how a round ends.
+"""What every strategy is: its settings, its facts and the server's step, on one model at a time.
 
-Strategies hold no tensors: states go in and come out. The server's own tensors are float64. Buffers (means and deviations of
-features, covariates and target; class weights) are no part of a state: sites' moments are merged once, before the first
-round, every site gets the same, and no strategy averages or changes them.
+A strategy is one file of this package: settings are the fields, facts the class variables, arithmetic the methods. It sees one
+model: tensors by name, `state` (*shape) and the sites' (sites, *shape). It keeps no tensors: they go in and come out. Tensors of
+its server are float64. Buffers (means and deviations of features, covariates and target; class weights) are no part of a
+state: every site has the same ones from before the first round, and no strategy changes them.
+
+Files of this package are read whenever settings are, so they import no torch: tensors' methods do all of the arithmetic.
 """
 
-from typing import Any, cast
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from mil.registry import Registry
-from mil.specs.strategies import (
-    Adaptive,
-    FedAvgMSpec,
-    FedAvgSpec,
-    FedPerSpec,
-    FedProxSpec,
-    FinetuneSpec,
-    StrategySpec,
-    TrimmedMeanSpec,
-)
-from mil.strategies.aggregation import Answers as Answers
-from mil.strategies.aggregation import State as State
-from mil.strategies.aggregation import (
-    adaptive_step,
-    beside,
-    median_change,
-    momentum_step,
-    moved,
-    trimmed_change,
-    weighted_change,
-)
-from mil.strategies.aggregation import control_after as control_after
-from mil.strategies.aggregation import histofl_noise as histofl_noise
-from mil.strategies.aggregation import shares as shares
+from pydantic import Field
+
+from mil.spec import Spec
+from mil.strategies.aggregation import moved, weighted_change
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = Mapping[str, "Tensor"]
+"""Tensors of one model by name, or of the sites' (sites, *shape)."""
+Stepped = tuple[dict[str, "Tensor"], dict[str, "Tensor"]]
+"""The next global state, and the server's next tensors."""
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Strategy:
-    """Base of the strategies: who trains where, and how a round ends."""
+@dataclass(frozen=True)
+class Answers:
+    """What the sites sent in a round: those that answered, one or more, in the order of their names."""
 
-    federated = True
-    """Sites train apart and the server aggregates; otherwise one learner sees all bags of its sites."""
-    by_site = False
-    """One model a training site, not one for all of them."""
-    cyclic = False
-    """Sites train one after the other on the same model, and no server is needed."""
-    together = False
-    """Models of the sites are judged as one: the mean of their probabilities."""
-    personal = False
-    """In the end each site has a model of its own."""
-    controls = False
-    """Sites and server keep control variates."""
-
-    def __init__(self, spec: Any) -> None:
-        self.spec = spec
+    states: State
+    """The sites' models (sites, *shape)."""
+    amounts: Tensor
+    """What each site counts (sites,) float64: its training patients, or 1 where sites count alike."""
+    total: Tensor | None = None
+    """Sum of the amounts of all training sites, whether they answered or not, () float64. Control variates need it."""
+    controls: State = field(default_factory=dict)
+    """SCAFFOLD: change of the sites' control variates (sites, *shape)."""
 
     @property
-    def mu(self) -> float:
-        """Strength of the pull towards the global model."""
+    def weights(self) -> Tensor:
+        """Share of each site (sites,) float64, summing to 1."""
+        return self.amounts / self.amounts.sum()
+
+
+class Strategy(Spec):
+    """Base of the strategies. What is said here holds where a strategy says nothing else."""
+
+    name: Any
+    """In configs: of each strategy a literal, which finds its class."""
+    title: ClassVar[str] = ""
+    """In legends and tables."""
+    colour: ClassVar[str] = ""
+    """In figures, as #rrggbb; none: a spare one."""
+    description: ClassVar[str] = ""
+    """A clause for the methods of the report."""
+    sent: ClassVar[str] = "model weights"
+    """What a site sends."""
+    collaboration: ClassVar[int] = 2
+    """Order in comparisons: 0 apart, 1 all rows in a single place, 2 federated."""
+    federated: ClassVar[bool] = False
+    """Sites train apart and exchange models; otherwise a single learner sees all bags of its sites."""
+    by_site: ClassVar[bool] = False
+    """One model for each training site."""
+    cyclic: ClassVar[bool] = False
+    """Sites train one after the other on the same model; no server is needed."""
+    personal: ClassVar[bool] = False
+    """In the end each site has its own model."""
+    controls: ClassVar[bool] = False
+    """Sites and server keep control variates."""
+    is_sum: ClassVar[bool] = False
+    """The server needs nothing of the sites but weighted sums: see `WeightedSum`."""
+    between_hospitals: ClassVar[bool] = False
+    """May be run between hospitals."""
+    vectorised: ClassVar[bool] = False
+    """`server_step` can be mapped over models by `torch.func.vmap`; otherwise it is called for each of them."""
+    plain_sgd: ClassVar[str] = ""
+    """Why the sites must train by sgd without momentum; empty: they need not."""
+    one_step: ClassVar[bool] = False
+    """Sites take a single step a round."""
+
+    @property
+    def of_rounds(self) -> Strategy:
+        """The strategy of the rounds, without what sites do after the last of them."""
+        return self
+
+    @property
+    def share(self) -> float:
+        """Share of the sites that take part in a round."""
+        return 1.0
+
+    @property
+    def uniform(self) -> bool:
+        """Every site counts as much as any other."""
+        return False
+
+    @property
+    def random_order(self) -> bool:
+        """Of cyclic training: every round visits the sites in an order drawn anew."""
+        return False
+
+    @property
+    def pull(self) -> float:
+        """FedProx's mu: strength of the sites' pull towards the global model."""
         return 0.0
 
     @property
     def local_parts(self) -> tuple[str, ...]:
-        """First parts of the names of tensors that stay at their site."""
+        """Layers that stay at their site: first parts of their tensors' names."""
         return ()
 
     @property
@@ -72,273 +121,80 @@ class Strategy:
         return 0
 
     @property
-    def histofl_noise(self) -> float:
-        """HistoFL's alpha; 0: none."""
-        return 0.0
+    def server_rate(self) -> float | None:
+        """Learning rate of the server; none: it has none."""
+        return None
 
-    def at_rate(self, server_lr: float | None) -> "Strategy":
+    def at_rate(self, server_lr: float | None) -> Strategy:
         """The same with another learning rate of the server; none: as it is."""
-        return self if server_lr is None else build_strategy(self.spec.model_copy(update={"server_lr": server_lr}))
+        return self if server_lr is None else self.model_copy(update={"server_lr": server_lr})
+
+    def amounts(self, patients: Tensor) -> Tensor:
+        """Training patients of sites -> what each counts, float64; a site without patients counts 0."""
+        return (patients > 0).double() if self.uniform else patients.double()
 
     def begin(self, state: State) -> dict[str, Tensor]:
-        """The server's own tensors before the first round."""
+        """The server's tensors before the first round."""
         return {}
 
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def server_step(self, state: State, server: State, answers: Answers) -> Stepped:
         """The next global state and the server's next tensors."""
-        return moved(state, weighted_change(state, answers)), dict(server)
+        raise NotImplementedError(f"strategy {self.name} has no server")
 
 
-STRATEGIES: Registry[type[Strategy]] = Registry("strategy")
+class Federated(Strategy):
+    """Strategies with a server. A new one gives `server_step`, which may do anything with the sites' models."""
 
+    federated = True
+    between_hospitals = True
 
-def build_strategy(spec: StrategySpec) -> Strategy:
-    """The strategy of `spec`."""
-    return STRATEGIES[spec.name](spec)
-
-
-@STRATEGIES.register("local")
-class Local(Strategy):
-    """One model a site, on its own patients."""
-
-    federated = False
-    by_site = True
-
-
-@STRATEGIES.register("ensemble")
-class Ensemble(Local):
-    """Local models, judged together."""
-
-    together = True
-
-
-@STRATEGIES.register("pooled")
-class Pooled(Strategy):
-    """One model on everybody's patients."""
-
-    federated = False
-
-
-@STRATEGIES.register("cyclic")
-class Cyclic(Strategy):
-    """One model that every site trains in turn."""
-
-    cyclic = True
-
-
-@STRATEGIES.register("fedavg")
-class FedAvg(Strategy):
-    """x <- x + sum of w_i (y_i - x); with HistoFL's noise, + the sum of the sites' draws."""
+    weighting: Literal["patients", "uniform"] = "patients"
+    """A site counts by its training patients, or as much as any other."""
+    participation: float = Field(default=1.0, gt=0, le=1)
+    """Share of the sites drawn for a round, at least one."""
 
     @property
-    def histofl_noise(self) -> float:
-        """From the spec."""
-        return cast(FedAvgSpec, self.spec).histofl_noise or 0.0
+    def share(self) -> float:
+        """`participation`."""
+        return self.participation
 
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Sites' changes, and their noise."""
-        change = weighted_change(state, answers)
-        if self.histofl_noise:
-            if answers.noise is None:
-                raise ValueError("histofl_noise needs the sites' draws")
-            change = {name: value + answers.noise[name].sum(0) for name, value in change.items()}
+    @property
+    def uniform(self) -> bool:
+        """From `weighting`."""
+        return self.weighting == "uniform"
+
+
+class WeightedSum(Federated):
+    """Strategies whose server needs only the weighted mean of the sites' changes, which hospitals can sum masked."""
+
+    is_sum = True
+    vectorised = True
+
+    def server_step(self, state: State, server: State, answers: Answers) -> Stepped:
+        """`step` by the weighted mean of the sites' changes."""
+        return self.step(state, server, weighted_change(state, answers))
+
+    def step(self, state: State, server: State, change: State) -> Stepped:
+        """The next state and server from the mean change (*shape) float64 of every tensor; here: state + change."""
         return moved(state, change), dict(server)
 
 
-@STRATEGIES.register("fedprox")
-class FedProx(Strategy):
-    """FedAvg with mu (y - x) added to the sites' gradients."""
+class ServerRate(WeightedSum):
+    """Weighted sums whose server has a learning rate."""
+
+    server_lr: Rate = 1.0
 
     @property
-    def mu(self) -> float:
-        """From the spec."""
-        return cast(FedProxSpec, self.spec).mu
+    def server_rate(self) -> float | None:
+        """`server_lr`."""
+        return self.server_lr
 
 
-@STRATEGIES.register("fedper")
-class FedPer(Strategy):
-    """FedAvg of the body; the head stays where it is."""
-
-    personal = True
-
-    @property
-    def local_parts(self) -> tuple[str, ...]:
-        """From the spec."""
-        return cast(FedPerSpec, self.spec).local
-
-
-@STRATEGIES.register("fedavgm")
-class FedAvgM(Strategy):
-    """Momentum at the server."""
-
-    def begin(self, state: State) -> dict[str, Tensor]:
-        """Velocity zero."""
-        return {f"velocity/{name}": torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
-
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `momentum_step`."""
-        spec = cast(FedAvgMSpec, self.spec)
-        velocity = _taken(server, "velocity")
-        change = weighted_change(state, answers)
-        state, velocity = momentum_step(state, velocity, change, spec.momentum, spec.server_lr)
-        return state, _given("velocity", velocity)
-
-
-AHEAD = {"adam": 0, "flower": 1}
-"""Servers with Adam's bias correction: how many rounds early they take it."""
-
-
-class _Adaptive(Strategy):
-    kind = ""
-
-    def begin(self, state: State) -> dict[str, Tensor]:
-        """First moment zero; second tau squared, or zero to be like others'."""
-        spec = cast(Adaptive, self.spec)
-        zeros = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
-        start = spec.tau**2 if spec.like == "reddi" else 0.0
-        second = {name: zero + start for name, zero in zeros.items()}
-        return (
-            _given("first", zeros)
-            | _given("second", second)
-            | self._counted(
-                {name: zero.clone() for name, zero in zeros.items()}  # drivers write each of the tensors in place
-            )
-        )
-
-    def _counted(self, rounds: State) -> dict[str, Tensor]:
-        """Rounds with an answer so far, kept where they are needed: number by number, since each model has its own."""
-        return _given("rounds", rounds) if self.kind == "adam" and self.spec.like in AHEAD else {}
-
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `adaptive_step`."""
-        change = weighted_change(state, answers)
-        moments = (_taken(server, "first"), _taken(server, "second"))
-        rounds = {name: value + 1 for name, value in _taken(server, "rounds").items()}
-        correction = {name: _unbiased(value, self.spec) for name, value in rounds.items()} or None
-        state, first, second = adaptive_step(self.kind, state, *moments, change, self.spec, correction)
-        return state, _given("first", first) | _given("second", second) | self._counted(rounds)
-
-
-@STRATEGIES.register("fedadam")
-class FedAdam(_Adaptive):
-    """Adam at the server."""
-
-    kind = "adam"
-
-
-@STRATEGIES.register("fedsgd")
-class FedSGD(_Adaptive):
-    """Adam at the server, one gradient a site and round."""
-
-    kind = "adam"
-
-
-@STRATEGIES.register("fedyogi")
-class FedYogi(_Adaptive):
-    """Yogi at the server."""
-
-    kind = "yogi"
-
-
-@STRATEGIES.register("fedadagrad")
-class FedAdagrad(_Adaptive):
-    """Adagrad at the server."""
-
-    kind = "adagrad"
-
-
-@STRATEGIES.register("scaffold")
-class Scaffold(Strategy):
-    """x <- x + eta sum of w_i (y_i - x); c <- c + sum over all sites of their share x (c_i+ - c_i)."""
-
-    controls = True
-
-    def begin(self, state: State) -> dict[str, Tensor]:
-        """Control variate zero, in the state's own type, since sites add it to their gradients."""
-        return {f"control/{name}": torch.zeros_like(value) for name, value in state.items()}
-
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Both sums."""
-        if answers.controls is None or answers.standing is None:
-            raise ValueError("scaffold needs the sites' control variates")
-        control = {}
-        for name, value in _taken(server, "control").items():
-            changes = answers.controls[name].double()
-            control[name] = (value.double() + (changes * beside(answers.standing, changes)).sum(0)).to(value.dtype)
-        return moved(state, weighted_change(state, answers), self.spec.server_lr), _given("control", control)
-
-
-@STRATEGIES.register("median")
-class Median(Strategy):
-    """x <- x + median of (y_i - x)."""
-
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `median_change`."""
-        return moved(state, median_change(state, answers)), dict(server)
-
-
-@STRATEGIES.register("trimmed_mean")
-class TrimmedMean(Strategy):
-    """x <- x + trimmed mean of (y_i - x)."""
-
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See `trimmed_change`."""
-        return moved(state, trimmed_change(state, answers, cast(TrimmedMeanSpec, self.spec).trim)), dict(server)
-
-
-@STRATEGIES.register("finetune")
-class Finetune(Strategy):
-    """Another strategy's rounds, then epochs at each site."""
-
-    personal = True
-
-    def __init__(self, spec: FinetuneSpec) -> None:
-        super().__init__(spec)
-        self.base = build_strategy(spec.base)
-        self.federated, self.cyclic, self.controls = self.base.federated, self.base.cyclic, self.base.controls
-
-    @property
-    def mu(self) -> float:
-        """The base's."""
-        return self.base.mu
-
-    @property
-    def local_parts(self) -> tuple[str, ...]:
-        """The base's."""
-        return self.base.local_parts
-
-    @property
-    def finetune_epochs(self) -> int:
-        """From the spec."""
-        return cast(FinetuneSpec, self.spec).epochs
-
-    @property
-    def histofl_noise(self) -> float:
-        """The base's."""
-        return self.base.histofl_noise
-
-    def at_rate(self, server_lr: float | None) -> Strategy:
-        """The base's."""
-        return build_strategy(self.spec.model_copy(update={"base": self.base.at_rate(server_lr).spec}))
-
-    def begin(self, state: State) -> dict[str, Tensor]:
-        """The base's."""
-        return self.base.begin(state)
-
-    def server_step(self, state: State, server: State, answers: Answers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The base's."""
-        return self.base.server_step(state, server, answers)
-
-
-def _unbiased(rounds: Tensor, spec: Adaptive) -> Tensor:
-    """Adam's correction of the learning rate after so many rounds, the current one among them."""
-    rounds = rounds + AHEAD[spec.like]
-    return (1 - spec.beta2**rounds).sqrt() / (1 - spec.beta1**rounds)
-
-
-def _given(part: str, tensors: State) -> dict[str, Tensor]:
+def server_tensors(part: str, tensors: State) -> dict[str, Tensor]:
+    """Tensors of the server under the names `part/NAME`."""
     return {f"{part}/{name}": value for name, value in tensors.items()}
 
 
-def _taken(server: State, part: str) -> dict[str, Tensor]:
+def server_part(server: State, part: str) -> dict[str, Tensor]:
+    """The tensors named `part/NAME` by NAME."""
     return {name.removeprefix(f"{part}/"): value for name, value in server.items() if name.startswith(f"{part}/")}

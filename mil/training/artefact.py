@@ -69,7 +69,7 @@ class Run:
     """What the features say of their encoder."""
     inner: pd.DataFrame | None = None
     """trained_on, repeat, fold, inner, patient_id, site, label, score of inner folds, which thresholds are chosen on; none:
-    hospitals keep it to themselves, or models that are judged together have none of their own."""
+    hospitals keep it to themselves."""
     folds: pd.DataFrame | None = None
     """patient_id, site, targets and outer folds of the training patients, as they were then; none: hospitals keep them."""
 
@@ -214,13 +214,10 @@ def inner_scores(
 
 
 def model_table(
-    tasks: Sequence[Task], clients: Clients, strategy: Strategy, family: Family, number: int, sites: Sequence[str]
+    tasks: Sequence[Task], clients: Clients, strategy: Strategy, family: Family, number: int
 ) -> pd.DataFrame:
-    """A row a model of family `number`: one a task, or one a task and site where models are personal.
-
-    `sites` are all training sites: what models that are judged together are trained on.
-    """
-    own_rate = getattr(getattr(strategy.spec, "base", strategy.spec), "server_lr", float("nan"))
+    """A row for each model of family `number`: one for each task, or for each task and site where models are personal."""
+    own_rate = strategy.of_rounds.server_rate or float("nan")
     rows = []
     for k, task in enumerate(tasks):
         members = task.group.trained_on if strategy.personal else ("",)
@@ -231,8 +228,8 @@ def model_table(
             rows.append(
                 {
                     "model": name,
-                    "trained_on": "+".join(sites if strategy.together else task.group.trained_on),
-                    "member": "+".join(task.group.trained_on) if strategy.together else member,
+                    "trained_on": "+".join(task.group.trained_on),
+                    "member": member,
                     "repeat": task.group.repeat,
                     "fold": task.group.fold,
                     "family": number,

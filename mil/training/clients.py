@@ -1,6 +1,6 @@
 """Tasks -> the learners of their sites, laid out as a table of tasks and sites."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ class Clients:
         names, patients = [], []
         for task in tasks:
             sites = task.group.trained_on
-            own = [(name,) for name in sites] if strategy.federated else [sites]
+            own = [(name,) for name in sites] if strategy.of_rounds.federated else [sites]
             names.append(tuple("+".join(group) for group in own))
             patients += [task.train[np.isin(cohort.site[task.train], group)] for group in own]
         return cls(len(tasks), tuple(names), tuple(patients))
@@ -67,8 +67,3 @@ def visits(sites: int, shuffled: bool, seed: int, number: int) -> list[int]:
     """The order in which sites are visited in round `number` of cyclic training."""
     order = rng(seed, "visits", number).permutation(sites) if shuffled else np.arange(sites)
     return order.tolist()
-
-
-def noise_stream(seed: int, task: str, site: str, number: int) -> Callable[[str], np.random.Generator]:
-    """A stream for each tensor, by its name, of a site's draw of `histofl_noise` in round `number`."""
-    return lambda name: rng(seed, "histofl_noise", task, site, number, name)

@@ -24,10 +24,14 @@ class Layout:
         return np.concatenate([np.asarray(named[name], np.float32).ravel() for name in self.shapes])
 
     def views(self, rows: Tensor) -> dict[str, Tensor]:
-        """Rows (models, size) -> views (models, *shape) on the same memory."""
+        """Rows (models, size) or (models, sites, size) -> views (models, [sites,] *shape) on the same memory."""
         return {
-            name: rows[:, place].view(len(rows), *self.shapes[name])
+            name: rows[..., place].view(*rows.shape[:-1], *self.shapes[name])
             if len(rows)
-            else torch.empty(0, *self.shapes[name])
+            else torch.empty(*rows.shape[:-1], *self.shapes[name])
             for name, place in self.places.items()
         }
+
+    def rows(self, named: Mapping[str, Tensor]) -> Tensor:
+        """Named tensors (models, *shape) -> rows (models, size)."""
+        return torch.cat([named[name].flatten(1) for name in self.shapes], dim=1)

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from mil.progress import Steps
 from mil.specs.experiments import TrainingSpec
-from mil.strategies.strategy import Answers, Strategy, control_after, histofl_noise, shares
+from mil.strategies.scaffold import control_after
+from mil.strategies.strategy import Answers, Strategy, server_part
+from mil.training.aggregate import begin_models, step_models
 from mil.training.checkpoint import Checkpoint
-from mil.training.clients import Clients, noise_stream, participants, visits
+from mil.training.clients import Clients, participants, visits
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine, Learners, Plan
 from mil.training.optimisers import OptimiserState, schedule
@@ -35,24 +37,11 @@ class Phase:
     """Models at the sites (tasks x sites, size), with their buffers."""
     state: OptimiserState
     server: dict[str, Tensor]
-    """The server's own tensors, named `part/row` (tasks, size)."""
+    """The strategy's tensors (tasks, ...) by name."""
     controls: Tensor | None
     """SCAFFOLD: the sites' control variates (tasks x sites, size)."""
     live: np.ndarray
     """Tasks that are still training."""
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """Which sites' answers of a round there are."""
-
-    tasks: Sequence[Task]
-    number: int
-    counts: Tensor
-    """Training patients (tasks, sites)."""
-    answered: Tensor
-    """Of those sites that took part; 0 of the others (tasks, sites)."""
-    weighting: str
 
 
 class Driver:
@@ -69,7 +58,8 @@ class Driver:
         records: Records,
     ) -> None:
         self.engine, self.rounds, self.cohort, self.setup = engine, rounds, cohort, setup
-        self.strategy, self.training, self.records = strategy, training, records
+        self.strategy, self.finetune_epochs = strategy.of_rounds, strategy.finetune_epochs
+        self.training, self.records = training, records
         self.bag = rounds.store.require(cohort.patients)
         self.crossing = bytes_each_way(engine.layout.shapes, strategy)
 
@@ -95,7 +85,7 @@ class Driver:
             if checkpoint:
                 checkpoint.save(name, number, phase, self.records)
             steps.done(models=int(phase.live.sum()))
-        if self.strategy.finetune_epochs and kind == "refit":
+        if self.finetune_epochs and kind == "refit":
             self._finetune(phase, clients, tasks)
         return phase, clients
 
@@ -108,28 +98,27 @@ class Driver:
         balance = self.setup.balance(tasks) if weighted else torch.ones(len(tasks), self.setup.endpoint.classes)
         decay = torch.tensor([[task.candidate.weight_decay] for task in tasks]).to(rows.device)[of]
         learners = Learners(rows[of], buffers, torch.zeros_like(decay), decay, balance.to(rows.device)[of])
-        if self.strategy.mu:
-            learners.pull = torch.full_like(decay, self.strategy.mu)
+        if self.strategy.pull:
+            learners.pull = torch.full_like(decay, self.strategy.pull)
             learners.anchor = learners.rows.clone()
         controls = torch.zeros_like(learners.rows) if self.strategy.controls else None
         kept = learners.rows[:0] if self.strategy.federated else learners.rows  # a site begins every round afresh
         state = self.engine.fresh(kept)
-        return Phase(rows, learners, state, self.strategy.begin({"row": rows}), controls, np.ones(len(tasks), bool))
+        server = begin_models(self.strategy, self.engine.layout.views(rows))
+        return Phase(rows, learners, state, server, controls, np.ones(len(tasks), bool))
 
     def _first(self, task: Task) -> np.ndarray:
         generator = first_weights(self.training.seed, task.group.repeat, task.group.fold, task.replica)
         return self.engine.layout.flat(self.engine.head.initial(generator))
 
     def _round(self, phase: Phase, clients: Clients, tasks: Sequence[Task], number: int, kind: str) -> None:
-        seed, spec = self.training.seed, self.strategy.spec
-        share = getattr(getattr(spec, "base", spec), "participation", 1.0)
+        seed, strategy = self.training.seed, self.strategy
         active = np.repeat(phase.live[:, None], clients.sites, 1)
         if self.strategy.federated:
-            active &= participants(clients.sites, share, seed, number)
+            active &= participants(clients.sites, strategy.share, seed, number)
         if self.strategy.cyclic:
             losses = np.full(active.shape, np.nan)
-            shuffled = getattr(getattr(spec, "base", spec), "shuffled", False)
-            for site in visits(clients.sites, shuffled, seed, number):
+            for site in visits(clients.sites, strategy.random_order, seed, number):
                 turn = active & (np.arange(clients.sites) == site)
                 losses[:, site] = self._train(phase, clients, tasks, turn, number)[:, site]
                 self._pass_on(phase, clients, turn)
@@ -157,7 +146,7 @@ class Driver:
             learners.anchor.copy_(starts)
         if phase.controls is not None:
             of = torch.arange(len(starts), device=starts.device) // clients.sites
-            learners.shift = phase.server["control/row"][of] - phase.controls
+            learners.shift = self.engine.layout.rows(server_part(phase.server, "control"))[of] - phase.controls
         factor = schedule(self.training.schedule, number - 1, self.training.rounds, self.training.warmup)
         rates = [tasks[clients.task(k)].candidate.lr * factor for k in range(len(clients.patients))]
         learners.lr.copy_(torch.tensor(rates).unsqueeze(1))
@@ -205,56 +194,38 @@ class Driver:
     def _aggregate(
         self, phase: Phase, clients: Clients, tasks: Sequence[Task], active: np.ndarray, number: int
     ) -> None:
-        """The server's step of every task that had an answer, some tasks of one learning rate at a time."""
+        """The server's step of every task that had an answer: some tasks at a time, of equal rate and the same sites."""
         if not self.strategy.federated:
             phase.rows.copy_(phase.learners.rows)
             return
-        weighting = getattr(getattr(self.strategy.spec, "base", self.strategy.spec), "weighting", "patients")
-        counts = clients.counts()
-        arrived = Arrived(tasks, number, counts, counts * torch.from_numpy(active), weighting)
-        there = torch.nonzero(arrived.answered.sum(1) > 0).squeeze(1)
-        rates = [tasks[k].candidate.server_lr for k in there.tolist()]
-        for rate in dict.fromkeys(rates):
-            own = there[torch.tensor([one == rate for one in rates])]
-            for slab in own.split(max(1, SLAB // phase.rows.shape[1])):
-                self._serve(self.strategy.at_rate(rate), phase, clients, slab, arrived)
+        answered = clients.counts() * torch.from_numpy(active)
+        alike: dict[tuple[float | None, tuple[bool, ...]], list[int]] = {}
+        for k, own in enumerate((answered > 0).tolist()):
+            if any(own):
+                alike.setdefault((tasks[k].candidate.server_lr, tuple(own)), []).append(k)
+        for (rate, there), own in alike.items():
+            sites = torch.tensor(there).nonzero().squeeze(1)
+            for some in torch.tensor(own).split(max(1, SLAB // phase.rows.shape[1])):
+                self._serve(self.strategy.at_rate(rate), phase, clients, some, sites)
 
-    def _serve(self, strategy: Strategy, phase: Phase, clients: Clients, slab: Tensor, arrived: Arrived) -> None:
-        device = phase.rows.device
-        wanted = (slab.unsqueeze(0) * clients.sites + torch.arange(clients.sites).unsqueeze(1)).to(
-            device
-        )  # (sites, tasks)
-        slab = slab.to(device)
-        weights = shares(arrived.answered[slab.cpu()].T, arrived.weighting).to(device)
-        answers = Answers({"row": phase.learners.rows[wanted]}, weights)
-        if strategy.histofl_noise:
-            answers = replace(answers, noise={"row": self._noise(phase, clients, wanted, weights, arrived)})
+    def _serve(self, strategy: Strategy, phase: Phase, clients: Clients, some: Tensor, sites: Tensor) -> None:
+        """The server's step of `some` tasks, which the same sites answered."""
+        layout, device = self.engine.layout, phase.rows.device
+        amounts = strategy.amounts(clients.counts()[some])
+        learners = (some.unsqueeze(1) * clients.sites + sites).to(device)  # (tasks, sites)
+        answers = Answers(layout.views(phase.learners.rows[learners]), amounts[:, sites].to(device))
+        some = some.to(device)
+        server = {name: value[some] for name, value in phase.server.items()}
         if phase.controls is not None:
-            own, server = phase.controls[wanted], phase.server["control/row"][slab]
-            travelled = self.travelled.to(device)[wanted].unsqueeze(-1)
-            moved = control_after(own, server, self.starts[wanted], phase.learners.rows[wanted], travelled)
-            kept = torch.where((weights > 0).unsqueeze(-1), moved, own)
-            standing = shares(arrived.counts[slab.cpu()].T, arrived.weighting).to(device)
-            answers = replace(answers, controls={"row": kept - own}, standing=standing)
-            phase.controls[wanted] = kept
-        server = {name: value[slab] for name, value in phase.server.items()}
-        state, server = strategy.server_step({"row": phase.rows[slab]}, server, answers)
-        phase.rows[slab] = state["row"]
+            own, start, end = (rows[learners] for rows in (phase.controls, self.starts, phase.learners.rows))
+            common = layout.rows(server_part(server, "control")).unsqueeze(1)
+            kept = control_after(own, common, start, end, self.travelled.to(device)[learners].unsqueeze(-1))
+            answers = replace(answers, controls=layout.views(kept - own), total=amounts.sum(1).to(device))
+            phase.controls[learners] = kept
+        state, server = step_models(strategy, layout.views(phase.rows[some]), server, answers)
+        phase.rows[some] = layout.rows(state)
         for name, value in server.items():
-            phase.server[name][slab] = value
-
-    def _noise(self, phase: Phase, clients: Clients, wanted: Tensor, weights: Tensor, arrived: Arrived) -> Tensor:
-        """HistoFL's noise of the learners `wanted` (sites, tasks, size), tensor by tensor; 0 where no answer came."""
-        layout, alpha = self.engine.layout, self.strategy.histofl_noise
-        noise = torch.zeros(*wanted.shape, layout.size, dtype=torch.float64, device=wanted.device)
-        for site, column in torch.nonzero(weights).tolist():
-            learner = int(wanted[site, column])
-            task = arrived.tasks[clients.task(learner)]
-            stream = noise_stream(self.training.seed, task.name, clients.name(learner), arrived.number)
-            own = {name: view[0] for name, view in layout.views(phase.learners.rows[learner : learner + 1]).items()}
-            drawn = histofl_noise(own, alpha, stream)
-            noise[site, column] = torch.cat([drawn[name].ravel() for name in layout.shapes])
-        return noise
+            phase.server[name][some] = value
 
     def _finetune(self, phase: Phase, clients: Clients, tasks: Sequence[Task]) -> None:
         """Epochs of plain training at every site from the global model; the learners' rows are the result."""
@@ -265,7 +236,7 @@ class Driver:
         )
         state = self.engine.fresh(phase.learners.rows)
         active = np.ones((clients.tasks, clients.sites), bool)
-        for epoch in range(self.strategy.finetune_epochs):
+        for epoch in range(self.finetune_epochs):
             number = self.training.rounds + 1 + epoch
             plans = self._plans(clients, tasks, active, number)
             epochs = max(self.rounds.epochs(len(own)) for own in clients.patients)

@@ -15,7 +15,7 @@ from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
-from mil.strategies.strategy import Strategy, build_strategy
+from mil.strategies.strategy import Strategy
 from mil.training.artefact import Family, Run, inner_scores, model_table
 from mil.training.checkpoint import Checkpoint, forget
 from mil.training.clients import Clients
@@ -92,7 +92,7 @@ class Trainer:
     ) -> None:
         self.experiment, self.endpoint, self.cohort, self.features = experiment, endpoint, cohort, features
         self.reporter = reporter
-        self.strategy: Strategy = build_strategy(experiment.strategy)
+        self.strategy: Strategy = experiment.strategy
         self.workers = torch.get_num_threads()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         moments = Moments.of_bags(features)
@@ -101,7 +101,7 @@ class Trainer:
         self.setup = Setup(cohort, endpoint, experiment.training, moments)
         self.bag = own
         places = Places.of(features.starts, features.sizes)
-        personal = bool(self.strategy.local_parts)
+        personal = bool(self.strategy.of_rounds.local_parts)
         self.records = Records(cohort, endpoint, own, places, personal)
         self.engines: dict[str, tuple[Engine, FeatureStore]] = {}
         self.means: FeatureStore | None = None
@@ -130,8 +130,7 @@ class Trainer:
             for place, logits in zip(own, self.records.held, strict=True):
                 held[place] = logits
         chosen = select(tasks, losses, counts)
-        if not self.strategy.together:  # models that are judged together have no score of their own
-            self.inner = inner_scores(tasks, held, chosen, self.cohort, self.endpoint)
+        self.inner = inner_scores(tasks, held, chosen, self.cohort, self.endpoint)
         return chosen
 
     def refitted(self, chosen: list[Task]) -> tuple[list[Family], pd.DataFrame]:
@@ -155,7 +154,7 @@ class Trainer:
             weights |= {name: buffer[first].cpu().clone() for name, buffer in buffers.items()}
             family = Family(model, weights)
             families.append(family)
-            tables.append(model_table(mine, clients, self.strategy, family, number, self.cohort.sites))
+            tables.append(model_table(mine, clients, self.strategy, family, number))
         return families, pd.concat(tables, ignore_index=True)
 
     def _run(self, model: ModelSpec, tasks: list[Task], name: str, phase: str) -> tuple[Driver, Phase, Clients]:

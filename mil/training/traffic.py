@@ -16,6 +16,7 @@ def bytes_each_way(shapes: Mapping[str, Sequence[int]], strategy: Strategy) -> i
 
     0 where nothing is exchanged: one learner sees all bags of its sites.
     """
+    strategy = strategy.of_rounds
     if not strategy.federated:
         return 0
     shared = sum(prod(shape) for name, shape in shapes.items() if name.split(".")[0] not in strategy.local_parts)

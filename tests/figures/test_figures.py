@@ -15,10 +15,9 @@ from mil.figures.heatmaps import choose
 from mil.figures.paper import PAPER
 from mil.figures.style import (
     DOUBLE_MM,
+    ENSEMBLE_COLOUR,
     SITE_COLOURS,
     SITE_MARKERS,
-    STRATEGY_COLOURS,
-    STRATEGY_NAMES,
     readable,
     site_colour,
     site_marker,
@@ -26,7 +25,7 @@ from mil.figures.style import (
 )
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
 from mil.metrics.stain import stain_vectors
-from mil.strategies.strategy import STRATEGIES
+from mil.strategies import STRATEGIES
 
 PER_SITE = [name for name in FIGURES if FIGURES[name].per_site]
 REVIEWED = "review_statistics"  # needs what people fill in; has a test of its own
@@ -157,16 +156,17 @@ def test_stains_are_found_in_pixels_that_were_mixed_from_them():
 
 
 def test_sites_and_strategies_share_no_colour(results):
-    assert not set(SITE_COLOURS) & set(STRATEGY_COLOURS.values())
+    assert not set(SITE_COLOURS) & {kind.colour for kind in STRATEGIES.values()}
     assert len({site_colour(site, results.sites) for site in results.sites}) == len(results.sites)
     many = [f"site{number:03d}" for number in range(len(SITE_COLOURS) * len(SITE_MARKERS))]
     assert len({(site_colour(site, many), site_marker(site, many)) for site in many}) == len(many)
 
 
 def test_every_strategy_has_a_name_and_a_colour_of_its_own():
-    assert set(STRATEGIES) <= set(STRATEGY_NAMES)
-    assert set(STRATEGIES) <= set(STRATEGY_COLOURS)
-    assert len(set(STRATEGY_COLOURS.values())) == len(STRATEGY_COLOURS)
+    assert all(kind.title for kind in STRATEGIES.values())
+    colours = [ENSEMBLE_COLOUR, *(kind.colour for kind in STRATEGIES.values())]
+    assert all(colours)
+    assert len(set(colours)) == len(colours)
 
 
 def test_light_colours_are_darkened_for_text():

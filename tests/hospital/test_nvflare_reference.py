@@ -11,12 +11,11 @@ import torch
 from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
 from reference import Course, Federation, state_digest
 
-from mil.hospital.config import BETWEEN_HOSPITALS
 from mil.hospital.forms import slots
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 from mil.progress import quiet
-from mil.strategies.strategy import build_strategy
+from mil.strategies import STRATEGIES
 from mil.training.plans import first_weights
 from mil.training.protocol import candidates
 from mil.training.run import Run, train
@@ -53,7 +52,7 @@ def opened(hospitals: Hospitals) -> dict[str, Site]:
     return {name: Site.open(hospitals.site(name)) for name in "ABC"}
 
 
-@pytest.mark.parametrize("strategy", BETWEEN_HOSPITALS)
+@pytest.mark.parametrize("strategy", [name for name, kind in STRATEGIES.items() if kind.between_hospitals])
 def test_every_round_has_the_reference_driver_s_digest(hospitals: Hospitals, tmp_path: Path, strategy: str) -> None:
     members = hospitals.protocol.model_dump(mode="json")["sites"]
     if strategy == "fedper":  # an external site would have no layers of its own
@@ -94,7 +93,7 @@ def compare_with_reference(hospitals: Hospitals, folder: Path, name: str) -> Ser
             buffers = {key: value[number] for key, value in scales[phase].items()}
             data = {one: sites[one].work.site_data(slot, buffers) for one in protocol.training_sites}
             chosen = candidates(protocol.experiment)[slot.choice]
-            parts = (build_strategy(protocol.experiment.strategy), training, data, slot.name)
+            parts = (protocol.strategy, training, data, slot.name)
             course = Course(*parts, chosen.lr, chosen.weight_decay)
             drawn = server.stages.shapes.head.initial(
                 first_weights(training.seed, slot.repeat, slot.fold, slot.replica)
@@ -107,10 +106,11 @@ def compare_with_reference(hospitals: Hospitals, folder: Path, name: str) -> Ser
                 shared = {key: now.state[key] for key in state}
                 assert state_digest(state) == state_digest(shared), (phase, slot.name, place)
                 assert set(now.state) - set(state) == set(server.stages.shapes.own)
-            if phase == "refit" and course.strategy.personal:
-                compare_own(
-                    hospitals, name, number, course, course.finetuned(now) if course.strategy.finetune_epochs else now
-                )
+            strategy = protocol.experiment.strategy
+            if phase == "refit" and strategy.personal:
+                if strategy.finetune_epochs:
+                    now = course.finetuned(now, strategy.finetune_epochs)
+                compare_own(hospitals, name, number, course, now)
     return server
 
 
@@ -118,7 +118,7 @@ def compare_own(hospitals: Hospitals, run: str, number: int, course: Course, now
     """What each site has kept for itself is what the reference has it keep, bit for bit."""
     for site in course.sites:
         kept = Run.load(Path(hospitals.site(site).workspace) / "runs" / run)
-        own = now.local[site] if course.strategy.finetune_epochs else course.personal(now, site)
+        own = now.local[site] if course.strategy.local_parts == () else course.personal(now, site)
         found = {key: kept.families[0].weights[key][number] for key in own}
         assert state_digest(found) == state_digest(own), (site, number)
         assert kept.models["member"][number] == site

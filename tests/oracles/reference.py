@@ -4,15 +4,15 @@ Slow and clear. The vectorised driver agrees with it to 1e-5; a real federation 
 since its sites call the same `client_update` and its server the same strategy.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from mil.specs.experiments import TrainingSpec
-from mil.strategies.strategy import Answers, State, Strategy, histofl_noise, shares
+from mil.strategies.strategy import Answers, State, Strategy, server_part
 from mil.training.client import Job, SiteData, Update, client_update, finetune
-from mil.training.clients import noise_stream, participants, visits
+from mil.training.clients import participants, visits
 from mil.training.ledger import digest
 
 
@@ -41,6 +41,7 @@ class Course:
     """What stays the same from round to round."""
 
     strategy: Strategy
+    """Of the rounds."""
     training: TrainingSpec
     sites: Mapping[str, SiteData]
     task: str
@@ -61,30 +62,25 @@ class Course:
         """The next round: broadcast, train, aggregate."""
         number = now.number + 1
         names = sorted(self.sites)
-        spec = getattr(self.strategy.spec, "base", self.strategy.spec)
-        share = getattr(spec, "participation", 1.0)
-        drawn = participants(len(names), share, self.training.seed, number)
+        drawn = participants(len(names), self.strategy.share, self.training.seed, number)
         there = [name for name, chosen in zip(names, drawn, strict=True) if chosen and len(self.sites[name].bags)]
         if self.strategy.cyclic:
             state = now.state
-            for place in visits(len(names), spec.shuffled, self.training.seed, number):
+            for place in visits(len(names), self.strategy.random_order, self.training.seed, number):
                 if names[place] in there:
                     state = self._ask(now, names[place], number, state)[0].state
             return Federation(state, now.server, now.controls, now.local, number)
         updates = {name: self._ask(now, name, number, self.personal(now, name)) for name in there}
         if not updates:
             return Federation(now.state, now.server, now.controls, now.local, number)
-        answers = self._answers(now, names, {name: update for name, (update, _) in updates.items()}, spec)
-        if self.strategy.histofl_noise:
-            answers = replace(answers, noise=self._noise(now, names, updates, number))
+        answers = self._answers([update for update, _ in updates.values()])
         state, server = self.strategy.server_step(now.state, now.server, answers)
         kept = {name: control for name, (_, control) in updates.items() if control is not None}
         local = {name: update.state for name, (update, _) in updates.items()} if self.strategy.local_parts else {}
         return Federation(state, server, now.controls | kept, now.local | local, number)
 
-    def finetuned(self, now: Federation) -> Federation:
+    def finetuned(self, now: Federation, epochs: int) -> Federation:
         """After the last round of `finetune`: every site trains on alone, and keeps what comes of it."""
-        epochs = self.strategy.finetune_epochs
         own = {
             name: finetune(now.state, self._job(name, now.number), site, epochs) for name, site in self.sites.items()
         }
@@ -99,41 +95,20 @@ class Course:
     def _ask(
         self, now: Federation, site: str, number: int, state: State
     ) -> tuple[Update, dict[str, torch.Tensor] | None]:
-        controls = (_part(now.server, "control"), now.controls[site]) if self.strategy.controls else (None, None)
+        controls = (server_part(now.server, "control"), now.controls[site]) if self.strategy.controls else (None, None)
         return client_update(state, self._job(site, number), self.sites[site], *controls)
 
     def _job(self, site: str, number: int) -> Job:
         sampling = self.training.imbalance == "sampling"
-        return Job(self.task, site, number, self.lr, self.weight_decay, self.strategy.mu, sampling)
+        return Job(self.task, site, number, self.lr, self.weight_decay, self.strategy.pull, sampling)
 
-    def _answers(self, now: Federation, names: list[str], updates: Mapping[str, Update], spec: object) -> Answers:
-        """The updates along a site axis, sites in the order of their names; a site that is missing weighs nothing."""
-        weighting = getattr(spec, "weighting", "patients")
-        answered = torch.tensor([updates[name].patients if name in updates else 0 for name in names])
-        states = {
-            tensor: torch.stack([updates[name].state[tensor] if name in updates else value for name in names])
-            for tensor, value in now.state.items()
-        }
-        if not self.strategy.controls:
-            return Answers(states, shares(answered, weighting))
-        changes = {
-            tensor: torch.stack([_change(updates.get(name), tensor, value) for name in names])
-            for tensor, value in now.state.items()
-        }
-        everyone = torch.tensor([len(self.sites[name].bags) for name in names])
-        return Answers(states, shares(answered, weighting), changes, shares(everyone, weighting))
-
-    def _noise(
-        self, now: Federation, names: list[str], updates: Mapping[str, tuple[Update, object]], number: int
-    ) -> dict[str, torch.Tensor]:
-        """HistoFL's noise along the site axis."""
-        nothing = {tensor: torch.zeros_like(value, dtype=torch.float64) for tensor, value in now.state.items()}
-        drawn = []
-        for name in names:
-            stream = noise_stream(self.training.seed, self.task, name, number)
-            alpha = self.strategy.histofl_noise
-            drawn.append(histofl_noise(updates[name][0].state, alpha, stream) if name in updates else nothing)
-        return {tensor: torch.stack([one[tensor] for one in drawn]) for tensor in now.state}
+    def _answers(self, updates: Sequence[Update]) -> Answers:
+        """The updates of the sites that answered along a site axis, in the order of the sites' names."""
+        states = _stacked([update.state for update in updates])
+        amounts = self.strategy.amounts(torch.tensor([update.patients for update in updates]))
+        everyone = torch.tensor([len(site.bags) for site in self.sites.values()])
+        controls = _stacked([update.control_change or {} for update in updates])
+        return Answers(states, amounts, self.strategy.amounts(everyone).sum(), controls)
 
 
 def state_digest(state: State) -> str:
@@ -141,11 +116,5 @@ def state_digest(state: State) -> str:
     return digest(state[name].contiguous().numpy().tobytes() for name in sorted(state))
 
 
-def _change(update: Update | None, tensor: str, like: torch.Tensor) -> torch.Tensor:
-    if update is None or update.control_change is None:
-        return torch.zeros_like(like)
-    return update.control_change[tensor]
-
-
-def _part(server: State, part: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(f"{part}/"): value for name, value in server.items() if name.startswith(f"{part}/")}
+def _stacked(models: Sequence[State]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([one[name] for one in models]) for name in models[0]}

@@ -10,7 +10,7 @@ from mil.metrics.strategies import ELSEWHERE, POOLED, strategy_table
 from mil.rng import rng
 from mil.statistics import delong
 from mil.statistics.arms import EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
-from mil.strategies.strategy import STRATEGIES
+from mil.strategies import STRATEGIES
 
 SPEC = MetricsSpec(bootstrap=400)
 ROLES = {"A": "train", "B": "train", "C": "external"}
@@ -128,5 +128,5 @@ def test_every_strategy_has_a_stanza_and_overlays_fit_their_cohorts(cohort, over
     assert named == set(STRATEGIES)
     if overlay == "strategies":
         missing = set(STRATEGIES) - {one.strategy.name for one in config.selected().values()}
-        assert missing == {"ensemble", "trimmed_mean"}  # an arm of local; the median's equal with two sites
+        assert missing == {"trimmed_mean"}  # the median's equal with two sites
         assert all(one.search is not None and one.training.patience for one in config.selected().values())

@@ -16,7 +16,7 @@ from mil.predictions.predict import predict
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
-from mil.strategies.strategy import STRATEGIES
+from mil.strategies import STRATEGIES
 from mil.training.artefact import FILES
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine
@@ -47,7 +47,7 @@ def test_a_run_learns_saves_and_predicts(strategy, tmp_path):
     sgd = GRADIENTS | {"rounds": 60} if strategy == "fedsgd" else sgd
     run = run_of(strategy=spec, model="mean", training=sgd)
     assert list(run.models["trained_on"].unique()) == (["A", "B"] if strategy == "local" else ["A+B"])
-    several = strategy in ("ensemble", "fedper", "finetune")
+    several = STRATEGIES[strategy].personal
     assert sorted(run.models["member"].unique()) == (["A", "B"] if several else [""])
     assert list(run.rounds.columns) == [
         "model", "phase", "round", "repeat", "fold", "site", "train_loss", "val_loss", "val_auroc"
