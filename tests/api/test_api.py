@@ -1,0 +1,111 @@
+"""The public interface: light to import, typed, documented, and the same training as the workflow's."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+
+import mil
+
+
+def test_import_takes_milliseconds_and_the_names_are_there():
+    code = "import sys, mil; print(len(sys.modules), sorted(set(sys.modules) & {'numpy', 'torch', 'pydantic', 'typer'}), dir(mil))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[0]) < 150
+    assert " [] [" in result.stdout
+    for name in dir(mil):
+        assert name in result.stdout
+        assert getattr(mil, name) is not None
+        assert name == "__version__" or getattr(mil, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mil.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["evaluation", "features", "classifier"])
+def test_the_examples_of_the_docstrings_hold(name):
+    found = doctest.testmod(importlib.import_module(f"mil.api.{name}"))
+    assert found.attempted
+    assert not found.failed
+
+
+def test_the_examples_of_the_page_hold(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testfile(str(repository / "docs/api.md"), module_relative=False)
+    assert found.attempted > 10
+    assert not found.failed
+
+
+def made(patients, classes=2, seed=0):
+    numbers = np.random.default_rng(seed)
+    labels = np.tile(np.arange(classes), patients // classes)
+    bags = [numbers.normal(0, 1, (int(size), 4)) for size in numbers.integers(1, 9, patients)]
+    for bag, label in zip(bags, labels, strict=True):
+        bag[:, 0] += 2.5 * label
+    return bags, labels
+
+
+def test_it_works_in_cross_val_predict_with_groups():
+    bags, labels = made(48)
+    sites = np.repeat(["a", "b", "c", "d"], 12)
+    classifier = mil.MILClassifier(folds=2, inner_folds=2, rounds=4, lr=0.02)
+    assert clone(classifier).get_params() == classifier.get_params()
+    scores = cross_val_predict(
+        classifier,
+        bags,
+        labels,
+        groups=sites,
+        cv=GroupKFold(2),
+        params={"groups": sites},
+        method="predict_proba",
+    )
+    assert scores.sum(axis=1) == pytest.approx(np.ones(48))
+    value = mil.auroc(labels, scores[:, 1])
+    assert value.value == pytest.approx(roc_auc_score(labels, scores[:, 1]))
+    assert value.value > 0.85
+    assert value.low < value.value < value.high
+
+
+def test_a_bags_probability_depends_neither_on_the_other_bags_nor_on_the_order_of_tiles():
+    bags, labels = made(24)
+    names = np.array(["no", "yes"])[labels]
+    fitted = mil.MILClassifier(strategy="pooled", folds=2, rounds=3, lr=0.02).fit(bags, names)
+    assert list(fitted.classes_) == ["no", "yes"]
+    together = fitted.predict_proba(bags)
+    alone = fitted.predict_proba([bags[3][::-1]])
+    assert alone[0] == pytest.approx(together[3], abs=1e-5)
+    assert set(fitted.predict(bags)) <= {"no", "yes"}
+    attention = fitted.attention(bags)
+    assert [len(weights) for weights in attention] == [len(bag) for bag in bags]
+    assert all(weights.sum() == pytest.approx(1, abs=1e-5) for weights in attention)
+
+
+def test_three_classes():
+    bags, labels = made(36, classes=3)
+    fitted = mil.MILClassifier(strategy="pooled", folds=2, rounds=3, lr=0.02).fit(bags, labels)
+    scores = fitted.predict_proba(bags)
+    assert scores.shape == (36, 3)
+    assert scores.sum(axis=1) == pytest.approx(np.ones(36), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"strategy": "fedaverage"}, "fedavg"),
+        ({"X": [np.zeros((0, 4))] * 24}, "bag 0 has shape"),
+        ({"y": np.zeros(24, int)}, "two classes are needed"),
+        ({"groups": ["a"] * 3}, "give one of each per patient"),
+        ({"folds": 50}, "site all"),
+        ({"training": {"lrr": 1}}, "lrr"),
+    ],
+)
+def test_mistakes_are_said(change, said):
+    bags, labels = made(24)
+    given = {"X": bags, "y": labels} | {key: change.pop(key) for key in ("X", "y", "groups") if key in change}
+    with pytest.raises(mil.MilError, match=said):
+        mil.MILClassifier(**{"folds": 2, "rounds": 2} | change).fit(**given)
