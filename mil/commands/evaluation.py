@@ -11,6 +11,7 @@ from mil.commands.options import (
     PredictionsArgument,
     ResultsArgument,
     reporter_of,
+    require_results,
     spec_option,
 )
 
@@ -104,7 +105,9 @@ def localise(
 
 
 def plot(
-    names: Annotated[list[str], typer.Argument(help="Figures: names, `all`, or `list` to print the names.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Figures: names or numbers (`F2a`), `all`, or `list` to print them.")
+    ],
     results: Annotated[Path, typer.Option(help="Results folder of the cohort.")] = Path("results"),
     site: Annotated[
         str | None, typer.Option(help="Site, for figures that are drawn per site.", show_default=False)
@@ -113,22 +116,23 @@ def plot(
     log: LogOption = None,
 ) -> None:
     """Draw figures: each as PDF, SVG and PNG, with its values (CSV) and its caption (JSON)."""
-    from mil.figures import FIGURES, draw_figure
-    from mil.figures.paper import PAPER
+    from mil.workflow.figures import figure_inputs, names_of, protocol_numbers
 
+    known = figure_inputs()
     if names == ["list"]:
-        ids = {figure: one.id for one in PAPER for figure in one.figures}
-        for figure in sorted(FIGURES, key=list(ids).index):
-            place = " (one a site)" if FIGURES[figure].per_site else ""
-            typer.echo(f"{ids[figure]:8s} {figure:22s} {FIGURES[figure].title}{place}")
+        for figure, number in protocol_numbers().items():
+            place = " (one per site)" if known[figure].per_site else ""
+            typer.echo(f"{number:8s} {figure:22s} {known[figure].title}{place}")
         return
+    every = [name for name in known if known[name].per_site == (site is not None)]
+    names = every if names == ["all"] else names_of(names)
+    require_results(results)
     from mil.config import FiguresSpec, read_spec
+    from mil.figures import draw_figure
     from mil.results.results import Results
 
     reporter = reporter_of(log)
     opened, settings = Results.open(results), read_spec(FiguresSpec, spec)
-    if names == ["all"]:
-        names = [name for name in FIGURES if FIGURES[name].per_site == (site is not None)]
     with reporter.steps(f"plot {site or 'the cohort'}", len(names), "figures") as steps:
         for name in names:
             for path in draw_figure(name, opened, settings, site):

@@ -4,7 +4,7 @@ import typer
 
 EXAMPLES: dict[str, tuple[str, str]] = {
     "init": ("mil init mine", "own-cohort.md"),
-    "demo": ("mil demo data/demo", "steps.md"),
+    "demo": ("mil demo data/demo", "tutorial.md"),
     "config write": ("mil config write configs", "steps.md"),
     "config show": (
         "mil config show configs/default.yaml configs/experiments.yaml configs/cohorts/demo.yaml",

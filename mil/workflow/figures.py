@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from mil.errors import MilError, nearest
+
 FOLDER = Path(__file__).parent.parent / "figures"
 
 
@@ -18,6 +20,7 @@ class FigureInputs:
     """Whether there is one per site."""
     code: str
     """Path of its module."""
+    title: str
 
 
 @cache
@@ -35,6 +38,37 @@ def figure_inputs() -> dict[str, FigureInputs]:
                     needs = given.get("needs") or call.args[1]
                     per_site = given.get("per_site") or (call.args[2] if len(call.args) > 2 else ast.Constant(False))
                     found[path.stem] = FigureInputs(
-                        ast.literal_eval(needs), bool(ast.literal_eval(per_site)), str(path)
+                        ast.literal_eval(needs),
+                        bool(ast.literal_eval(per_site)),
+                        str(path),
+                        ast.literal_eval(given.get("title") or call.args[0]),
                     )
     return found
+
+
+@cache
+def protocol_numbers() -> dict[str, str]:
+    """Name of a figure -> its number in the protocol's list (`mil/figures/paper.py`), in the list's order; '' for the others."""
+    numbers = {}
+    for node in ast.walk(ast.parse((FOLDER / "paper.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Deliverable":
+            number, _, names = map(ast.literal_eval, node.args)
+            numbers |= dict.fromkeys(names, number)
+    known = figure_inputs()
+    return {name: number for name, number in numbers.items() if name in known} | {
+        name: "" for name in known if name not in numbers
+    }
+
+
+def names_of(figures: list[str]) -> list[str]:
+    """Names of figures given by name or by number in the protocol (`F2a`); a `MilError` for one that is neither."""
+    names: list[str] = []
+    for given in figures:
+        if given in figure_inputs():
+            names.append(given)
+            continue
+        of_number = [name for name, number in protocol_numbers().items() if given in number.split(", ")]
+        if not of_number:
+            raise MilError(f"unknown figure '{given}'; {nearest(given, figure_inputs())} (`mil plot list` has all)")
+        names += of_number
+    return names
