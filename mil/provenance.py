@@ -19,7 +19,7 @@ def shared_recipe(attributes: Mapping[str, Any]) -> dict[str, object]:
     """`SAME_EVERYWHERE` from the root attributes of a features file; what is not stated, or as by default, is left out."""
     spec = attributes.get("spec")
     spec = spec if isinstance(spec, dict) else {}
-    told = {key: value for key, value in attributes.items() if key in SAME_EVERYWHERE}
+    told: dict[str, object] = {key: value for key, value in attributes.items() if key in SAME_EVERYWHERE}
     chosen = {key: spec[key] for key, default in NORMALISATION.items() if spec.get(key, default) != default}
     chosen |= {key: attributes[key] for key, default in READING.items() if attributes.get(key, default) != default}
     told |= {"stain": spec["stain"]} if spec.get("stain") else {}

@@ -32,7 +32,7 @@ def check_made_by(spec: EncoderSpec, key: str, stated: Mapping[str, Any], width:
 
 def check_card(spec: EncoderSpec, key: str, weights_sha256: str | None, width: int, where: str) -> None:
     """Raise a `MilError` where features of another tool do not have the width, or the weights, of the registered encoder."""
-    from mil.encoders import ENCODERS  # takes seconds
+    from mil.encoders.table import ENCODERS
 
     if ":" in spec.name or spec.name not in ENCODERS:
         return
@@ -56,7 +56,7 @@ def _plain(name: str) -> str:
 
 def _registered(name: str) -> str:
     """The registered encoder that is most like a name of another tool; the name itself where none is."""
-    from mil.encoders import ENCODERS
+    from mil.encoders.table import ENCODERS
 
     longer = [one for one in ENCODERS if _plain(one).startswith(_plain(name))]
     return next(iter(longer or difflib.get_close_matches(name, list(ENCODERS), n=1, cutoff=0.5)), name)

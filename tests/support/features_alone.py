@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import torch
 
-from mil.encoders import ENCODERS
+from mil.encoders.table import ENCODERS
 
 TILES, WIDTH, MPP = 24, 1024, 0.25
 WEIGHTS = ENCODERS["uni"].source.sha256 or "ab" * 32  # the hash that all hospitals name
