@@ -15,7 +15,7 @@ from mil.convert import readers as _entered  # noqa: F401  the readers enter the
 from mil.convert.foreign import READERS, Foreign, Source
 from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
-from mil.features.identity import check_card, check_made_by
+from mil.features.identity import check_made_by
 from mil.features.tiling import up_to_date
 from mil.files import check_id, file_name, reason_of, sha256_of
 from mil.progress import Reporter
@@ -108,8 +108,8 @@ def _convert_one(layout: str, slide_id: str, path: Path, source: Source, folder:
         if source.expected is not None:
             key, spec = source.expected
             width = foreign.features.shape[1]
-            check_made_by(spec, key, {"encoder": foreign.encoder}, width, str(path))
-            check_card(spec, key, source.weights_sha256, width, str(path))
+            stated = {"encoder": foreign.encoder, "weights_sha256": source.weights_sha256}
+            check_made_by(spec, key, stated, width, str(path))
             foreign = replace(foreign, encoder=spec.name)
         _write(target, slide_id, foreign, layout, recipe, source.weights_sha256)
         checksum = str(hdf5.attributes(target)[hdf5.CHECKSUM])

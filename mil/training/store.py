@@ -14,7 +14,7 @@ import torch
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
-from mil.features.identity import check_card, check_made_by
+from mil.features.identity import check_made_by
 from mil.files import file_name
 from mil.provenance import SAME_EVERYWHERE, require_slide, shared_recipe
 from mil.rng import seed_of
@@ -68,8 +68,6 @@ class FeatureStore:
                 shape, kind, attributes = _stated(path, slide)
                 if spec is not None:
                     check_made_by(spec, encoder, attributes, shape[1], str(path))
-                    if not files and attributes.get("converted_from"):  # the others are compared with the first
-                        check_card(spec, encoder, None, shape[1], str(path))
                 found = shared_recipe(attributes)
                 checksums.append(str(attributes[hdf5.CHECKSUM]))
                 if about is None:

@@ -127,7 +127,7 @@ def test_a_file_that_its_manifest_does_not_list_is_refused(sites):
             {"encoder": "uni2"},
             "are of encoder 'uni2' (4 numbers a tile), but the cohort's encoder 'effnet' is efficientnet_lite0",
         ),
-        ({"encoder": "efficientnet_lite0", "converted_from": "STAMP"}, "has 4 numbers a tile, but efficientnet_lite0"),
+        ({"encoder": "efficientnet_lite0"}, "has 4 numbers a tile, but efficientnet_lite0"),
     ],
 )
 def test_features_of_another_encoder_than_the_cohort_names_are_refused(made, said, sites):
