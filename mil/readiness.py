@@ -74,8 +74,8 @@ def _check_labels(config: Config, cohort: Cohort) -> None:
 
 def _check_weights(config: Config, cohort: Cohort) -> None:
     """The weights of every encoder that has slides to extract are on this machine."""
-    from mil.encoders.generic import resolve
-    from mil.encoders.weights import NoWeights, locate
+    from mil.encoders.sources import NoWeights, locate
+    from mil.encoders.table import resolve
 
     if set(cohort.sites) <= set(config.slides.features):
         return

@@ -106,6 +106,8 @@ def test_thresholds_come_from_inner_folds_alone():
     assert thresholds["threshold"].tolist() == pytest.approx([0.4] * 4)
     voted = vote(predictions, thresholds)
     assert (voted["vote"] == (voted["score"] >= 0.4)).all()
+    at_it = predictions.assign(score=0.5).merge(thresholds, on=["trained_on", "repeat", "fold"])
+    assert (vote(predictions.assign(score=at_it["threshold"].to_numpy()), thresholds)["vote"] == 1).all()
     table = score(predictions, MetricsSpec(bootstrap=200), None, inner)
     rows = table[(table["site"] == "A") & (table["split"] == "held_out")].set_index("metric")
     mine = voted[voted["site"] == "A"]

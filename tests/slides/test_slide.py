@@ -139,3 +139,18 @@ def test_fingerprint_covers_all_files_of_a_folder(tmp_path):
     assert fingerprint(folder) != before
     with pytest.raises(SlideError, match="not a file"):
         fingerprint(tmp_path / "absent")
+
+
+def test_a_tile_covers_its_microns_in_x_and_in_y_by_their_own_scale(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        ramp(600, 400),
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(40_000, 20_000),
+        resolutionunit="CENTIMETER",
+    )
+    with open_slide(path) as slide:
+        assert (slide.mpp_x, slide.mpp_y) == pytest.approx((0.25, 0.5))
+        assert slide.level0_px(1.0) == pytest.approx((4.0, 2.0))

@@ -125,6 +125,17 @@ def test_no_task_holds_a_patient_of_its_outer_fold_or_teaches_whom_it_watches():
         assert sorted([*task.train, *task.watched]) == whole.tolist()
 
 
+def test_an_inner_model_is_watched_on_its_fold_alone_and_learns_from_all_others():
+    endpoint = EndpointSpec(folds=2, inner_folds=3)
+    bags, _ = make_cohort(patients_a_site=18, endpoint=endpoint)
+    cohort = Cohort.of(bags[bags["role"] == "train"], endpoint, build_endpoint(endpoint))
+    for task in inner_tasks(cohort, groups(cohort, [("A", "B")]), candidates(experiment()), 3):
+        inner = cohort.inner[:, task.group.repeat, task.group.fold]
+        seen = cohort.outer_train(task.group.trained_on, task.group.repeat, task.group.fold)
+        assert task.watched.tolist() == [number for number in seen if inner[number] == task.inner]
+        assert task.train.tolist() == [number for number in seen if inner[number] != task.inner]
+
+
 @pytest.mark.parametrize("strategy", ["local", "pooled", "fedavg"])
 def test_a_spy_sees_no_patient_of_the_outer_fold_or_of_another_site_in_any_learners_hands(strategy, monkeypatch):
     """Every bag that a learner trains on or is watched with, in selection and refit, as the engine is asked for it."""
