@@ -4,7 +4,7 @@
 
 Three sites on the loopback interface as real processes with mutual TLS, and the same server and sites in this process; the
 default head, five outer and four inner folds, so that a message carries 20 models. Bytes of other strategies are counted
-in process: they are the same bytes. Encrypted ones need the tenseal package.
+in process: they are the same bytes.
 """
 
 import argparse
@@ -96,10 +96,10 @@ def bytes_a_round(sites: Path, answers: str) -> tuple[int, int]:
     return sum(line["bytes_received"] for line in own), sum(line["bytes_sent"] for line in own)
 
 
-def in_process(hospitals: Hospitals, name: str, folder: Path, key: Path | None = None) -> Path:
+def in_process(hospitals: Hospitals, name: str, folder: Path) -> Path:
     """The run in this process; its ledger."""
     sites = {site: Site.open(hospitals.site(site)) for site in SITES}
-    server = Server(hospitals.protocol, name, folder, key=key)
+    server = Server(hospitals.protocol, name, folder)
 
     def stop(server: Server) -> None:
         if server.stages.progress.phase == "refit":
@@ -108,22 +108,6 @@ def in_process(hospitals: Hospitals, name: str, folder: Path, key: Path | None =
     with contextlib.suppress(StopIteration):
         inprocess.run(server, sites, stop)
     return folder / "ledger.jsonl"
-
-
-def encrypted(hospitals: Hospitals, folder: Path) -> Path | None:
-    """Keys for all sites; none without tenseal."""
-    from mil.errors import MilError
-    from mil.hospital.encryption import make_keys
-
-    try:
-        make_keys(folder / "secret", folder / "public")
-    except MilError as error:
-        print(f"encryption left out: {error}")
-        return None
-    for site in SITES:
-        path = hospitals.folder / site / "site.yaml"
-        path.write_text(path.read_text() + f"key: {folder / 'secret'}\n")
-    return folder / "public"
 
 
 def main() -> None:
@@ -157,19 +141,12 @@ def main() -> None:
         print(f"  of these beside the slowest site's work   {left:8.2f}")
         print("\nMB a round and site (to the site, from the site), and in 30 rounds of selection from the site:")
         ledger = Path(hospitals.site("A").workspace) / "ledger.jsonl"
-        key = encrypted(hospitals, folder)
         for name, training in STRATEGIES.items():
             experiment = hospitals.protocol.experiment.model_dump(mode="json")
             experiment |= {"strategy": {"name": name}, "training": {**experiment["training"], **training, "rounds": 2}}
             with rewrite_protocol(hospitals, experiment=experiment):
                 in_process(hospitals, f"bytes-{name}", folder / name)
             show(name, *bytes_a_round(ledger, f"bytes-{name}"))
-        if key is not None:
-            experiment = hospitals.protocol.experiment.model_dump(mode="json")
-            experiment["training"]["rounds"] = 2
-            with rewrite_protocol(hospitals, experiment=experiment, encryption="ckks"):
-                in_process(hospitals, "bytes-ckks", folder / "ckks", key)
-            show("fedavg, encrypted", *bytes_a_round(ledger, "bytes-ckks"))
         print(
             f"  features of one site's {SITES['A'][1]} patients, if they were uploaded instead: {features / 1e6:.1f} MB"
         )

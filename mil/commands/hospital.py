@@ -1,5 +1,6 @@
 """`mil server`, `mil site` and `mil ledger`: the command line of a federation. Each opens a side's own file and calls."""
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -8,9 +9,21 @@ import typer
 from mil.commands.options import LogOption, reporter_of
 from mil.errors import MilError
 
-server = typer.Typer(no_args_is_help=True, help="The coordinator's side of a federation between hospitals.")
-site = typer.Typer(no_args_is_help=True, help="A hospital's side of a federation.")
-ledger = typer.Typer(no_args_is_help=True, help="The records of what crossed between hospitals.")
+EXTRA = ("cryptography", "dp_accounting", "nvflare")
+
+
+def _check_extra() -> None:
+    """Raise where the packages of the extra `hospital` are not installed."""
+    lacking = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise MilError(f"a federation between hospitals needs {', '.join(lacking)}; `pip install 'mil[hospital]'`")
+
+
+server = typer.Typer(
+    no_args_is_help=True, callback=_check_extra, help="The coordinator's side of a federation between hospitals."
+)
+site = typer.Typer(no_args_is_help=True, callback=_check_extra, help="A hospital's side of a federation.")
+ledger = typer.Typer(no_args_is_help=True, callback=_check_extra, help="The records of what crossed between hospitals.")
 
 ServerFile = Annotated[Path, typer.Argument(help="The coordinator's file, server.yaml.")]
 SiteFile = Annotated[Path, typer.Argument(help="The hospital's file, site.yaml.")]
@@ -114,15 +127,21 @@ def hashes(file: SiteFile, out: Annotated[Path, typer.Argument(help="File for th
 
 
 @site.command()
-def key(
-    secret: Annotated[Path, typer.Argument(help="File for the secret key: for all sites, never for the server.")],
-    public: Annotated[Path, typer.Argument(help="File for the public key: for the server.")],
-) -> None:
-    """Make the keys of encrypted aggregation; one site does it for all."""
-    from mil.hospital.encryption import make_keys
+def key(file: SiteFile) -> None:
+    """Print this hospital's public key, for `sites.NAME.key` in federation.yaml; the private one is made here and stays."""
+    from mil.hospital.config import SiteSpec, read_own
+    from mil.hospital.keys import PartyKey
 
-    make_keys(secret, public)
-    typer.echo(f"{secret}: to every site, by a safe way. {public}: to the coordinator.")
+    typer.echo(PartyKey(read_own(SiteSpec, file).workspace).public)
+
+
+@server.command("key")
+def server_key(file: ServerFile) -> None:
+    """Print the server's public key, for `server.key` in federation.yaml; the private one is made here and stays."""
+    from mil.hospital.config import ServerSpec, read_own
+    from mil.hospital.keys import PartyKey
+
+    typer.echo(PartyKey(read_own(ServerSpec, file).workspace).public)
 
 
 @site.command()
@@ -166,18 +185,27 @@ def verify_ledgers(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--site", help="NAME=FILE of a site's ledger, to hold against the server's.", show_default=False),
     ] = None,
+    protocol: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--protocol", help="federation.yaml: its public keys must have signed.", show_default=False),
+    ] = None,
 ) -> None:
-    """Find any line that was changed, dropped or moved, and whatever the two sides do not tell alike."""
+    """Find every line that was changed, removed, moved or added, and what the parties' ledgers do not state alike."""
+    from mil.hospital.config import read_federation
     from mil.hospital.crosscheck import cross_check
-    from mil.training.ledger import verify
+    from mil.hospital.record import author, read_record
 
     if not site_records:
-        typer.echo(f"{record}: {verify(record)} lines, unbroken")
+        lines = read_record(record)
+        actor, key = author(lines)
+        typer.echo(f"{record}: {len(lines)} lines, unbroken, signed by {actor} with key {key[:16]}")
         return
     named = {name: Path(path) for name, _, path in (one.partition("=") for one in site_records)}
     if Path() in named.values():
         raise MilError(f"--site {site_records[0]!r}: write it as NAME=FILE")
-    found = cross_check(record, named)
+    agreed = read_federation(protocol) if protocol is not None else None
+    keys = {**{site: one.key for site, one in agreed.sites.items()}, "server": agreed.server.key} if agreed else {}
+    found = cross_check(record, named, keys)
     if found.faults:
         raise MilError(f"{len(found.faults)} disagreements; the first: {found.faults[0]}")
     typer.echo(

@@ -1,7 +1,7 @@
-"""Updates that stand out from the others', as a poisoned one would: written into the record, for a person to judge.
+"""Answers that stand out from the other sites', as a wrong one would: written into the record, for a person to judge.
 
-An alarm stops nothing: sites differ honestly. What stops is `max_update`; what bears a wrong site is `median` and
-`trimmed_mean`, of three sites or more.
+An alarm stops nothing: sites differ honestly. `max_update` rejects an update that is too large; `median` and `trimmed_mean`
+tolerate a wrong one among three sites or more.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from mil.hospital.payload import Message, lengths
 
 FAR = 10.0
 """Times as long as the median of the other sites' updates."""
+MOST = 2 / 3
+"""Share of all patients from which on one site decides the pooled figure alone."""
 AGAINST = -0.5
 """Cosine with the mean of the others', in the first round, where all sites leave from the same untrained model."""
 
@@ -36,6 +38,49 @@ def stand_out(found: Mapping[str, Message], before: Mapping[str, Tensor], first:
         if first and len(others) > 1 and cosine < AGAINST and site not in alarms:
             alarms[site] = f"its update points against the others' (cosine {cosine:.2f})"
     return alarms
+
+
+def stand_apart(kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Sentences about the sites whose means or losses lie far from all others': one of them decides scales or selection."""
+    parts = {site: _typical(kind, tensors) for site, tensors in sorted(found.items())}
+    alarms = {}
+    for site, own in parts.items():
+        for name, value in own.items():
+            others = torch.stack(
+                [part[name] for other, part in parts.items() if other != site and name in part] or [value]
+            )
+            if name.endswith("loss"):
+                far = value > FAR * others.median(0).values.clamp(min=1e-3)
+            else:
+                far = (value - others.median(0).values).abs() > FAR * others.abs().amax(0).clamp(min=1.0)
+            if far.any():
+                alarms[site] = f"its {name} is {float(value[far][0]):.3g}, far from the other sites'; it decides alone"
+    return alarms
+
+
+def _typical(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is comparable between sites of any size: means of scales, losses per patient."""
+    if kind == "moments":
+        return {name: value for name, value in tensors.items() if name.endswith(".mean")}
+    if "watched_loss" not in tensors:
+        return {}
+    counted = tensors["watched_count"] > 0
+    return {"watched loss": torch.where(counted, tensors["watched_loss"] / tensors["watched_count"].clamp(min=1), 1.0)}
+
+
+def lone_voice(kind: str, found: Mapping[str, Message]) -> dict[str, str]:
+    """A sentence about the site that alone decides a pooled metric of three sites or more."""
+    counts = {site: int(str(message.values["patients"])) for site, message in found.items() if _counted(kind, message)}
+    total = sum(counts.values())
+    return {
+        site: f"its {count} patients are {count / total:.0%} of those whose metrics are published; it decides alone"
+        for site, count in sorted(counts.items())
+        if len(counts) > 2 and count > MOST * total
+    }
+
+
+def _counted(kind: str, message: Message) -> bool:
+    return kind == "finish" and message.values["patients"] is not None
 
 
 def _direction(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ that nothing the server says later changes what a site computes. `server.yaml` a
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -34,6 +34,7 @@ def _safe(name: str) -> str:
     return name
 
 
+KEY_FIELD = Field(default=None, pattern="^[0-9a-f]{128}$")
 Name = Annotated[str, AfterValidator(_safe)]
 
 
@@ -44,12 +45,16 @@ class AddressSpec(Spec):
     """Host name that the sites resolve; it is the server's name in its certificate."""
     port: int = Field(default=8002, ge=1, le=65535)
     organisation: Name = "coordinator"
+    key: str | None = KEY_FIELD
+    """Public key of the server, as `mil server key` prints it; none: the key of the first question, noted in every ledger."""
 
 
 class MemberSpec(Spec):
     """A site of the federation."""
 
     organisation: Name
+    key: str | None = KEY_FIELD
+    """Public key of the site, as `mil site key` prints it; with it the ledger's signatures can be attributed."""
     role: Literal["train", "external"] = "train"
     """`external`: receives the final models and returns metrics; takes no part in training or selection."""
     patients: int | None = Field(default=None, ge=1)
@@ -79,6 +84,8 @@ class RoundsSpec(Spec):
     """Longest wait for the sites' answers to one question."""
     rounds_a_job: int = Field(default=50, ge=1)
     """Rounds after which the engine's job ends and a new one goes on from the checkpoint; a site that was away joins again there."""
+    signatures: int | None = Field(default=None, ge=1)
+    """Training sites that must have signed a state before a site takes it that did not compute it; none: all that took part."""
     silent_s: float = Field(default=120.0, gt=0)
     """A site that the server has not heard from for this long counts as away."""
 
@@ -126,8 +133,9 @@ class FederationSpec(Spec):
     rounds: RoundsSpec = RoundsSpec()
     payload: PayloadSpec = PayloadSpec()
     privacy: PrivacySpec | None = None
-    encryption: Literal["none", "ckks"] = "none"
-    """`ckks`: sites send encrypted updates and the server adds them unread (needs the tenseal package everywhere)."""
+    trust: Literal["sites", "coordinator"] = "sites"
+    """`sites`: every hospital computes the models itself from masked sums, and the coordinator reads no update. `coordinator`:
+    the coordinator sends the models and reads every update, as strategies need that are no sums; see the threat model."""
 
     @property
     def strategy(self) -> Strategy:
@@ -152,11 +160,6 @@ class FederationSpec(Spec):
         return sorted(self.rounds.required)
 
     @property
-    def everybody(self) -> bool:
-        """Every training site takes part in every round."""
-        return not self.rounds.allow_subset and self.strategy.share == 1.0
-
-    @property
     def minimum_sites(self) -> int:
         """Fewest training sites in a round."""
         everyone = len(self.training_sites)
@@ -166,6 +169,18 @@ class FederationSpec(Spec):
     def sha256(self) -> str:
         """Digest of the canonical JSON: equal exactly where the protocol is."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scaled_at_each_site(cls, given: Any) -> Any:
+        """Between hospitals the default of `training.scaling` is `site`, by which no moment of features leaves a hospital."""
+        experiment = given.get("experiment") if isinstance(given, dict) else None
+        if not isinstance(experiment, dict) or given.get("privacy") is not None:
+            return given
+        training = experiment.get("training", {})
+        if not isinstance(training, dict) or "scaling" in training:
+            return given
+        return {**given, "experiment": {**experiment, "training": {**training, "scaling": "site"}}}
 
     @model_validator(mode="after")
     def _consistent(self) -> "FederationSpec":
@@ -179,16 +194,34 @@ class FederationSpec(Spec):
         if (self.rounds.required is not None or self.rounds.minimum is not None) and not self.rounds.allow_subset:
             raise ValueError("rounds: required and minimum say how few sites will do; they need allow_subset: true")
         self._check_experiment(self.experiment)
-        if self.encryption == "ckks" and (not self.strategy.is_sum or self.strategy.controls):
-            sums = [name for name, kind in STRATEGIES.items() if kind.is_sum and not kind.controls]
-            raise ValueError(
-                f"encryption: the server of '{self.strategy.name}' needs more than a sum; choose one of {', '.join(sums)}"
-            )
+        if self.trust == "sites":
+            self._check_masked()
         if self.privacy is not None:
             self._check_private(self.experiment)
         else:
             self._check_round(self.experiment.training)
         return self
+
+    def _check_masked(self) -> None:
+        """Raise where no sum would hide a hospital's part."""
+        way_out = "set `trust: coordinator` if the hospitals agree that the coordinator reads every update"
+        if not self.strategy.is_sum:
+            sums = sorted(name for name, kind in STRATEGIES.items() if kind.is_sum and kind.between_hospitals)
+            raise ValueError(
+                f"trust: the server of '{self.strategy.name}' needs more than a sum; choose one of {', '.join(sums)}, or {way_out}"
+            )
+        sites = len(self.training_sites)
+        fewest = min(self.minimum_sites, max(1, round(self.strategy.share * sites)))
+        if fewest < 2:
+            raise ValueError(
+                f"trust: a round with one training site is that site's update; ask two or more, or {way_out}"
+            )
+        lacking = [name for name in self.training_sites if self.sites[name].key is None]
+        if lacking:
+            raise ValueError(
+                f"sites.{lacking[0]}.key: is not set, and masks need the key of every training site; put in what "
+                f"`mil site key site.yaml` prints there, or {way_out}"
+            )
 
     def _check_round(self, training: TrainingSpec) -> None:
         """Raise where no site's round could be long enough, however many patients it has."""
@@ -254,8 +287,6 @@ class ServerSpec(Spec):
     """The protocol's file, relative to this one."""
     workspace: str = "server"
     """Folder for certificates, the engine's kit, checkpoints, ledger and results; relative to this file. Back it up."""
-    key: str | None = None
-    """Public key of the sites, where the protocol says encryption; relative to this file."""
     operator: str = "operator@coordinator.org"
     """Name in the certificate of the person who starts runs."""
 
@@ -288,8 +319,6 @@ class SiteSpec(Spec):
     """Disk space that must be free before joining, in GB of 1e9 bytes."""
     salt: str | None = None
     """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
-    key: str | None = None
-    """Secret key that all sites share and the server does not, where the protocol says encryption; relative to this file."""
     threads: int = Field(default=1, ge=1)
     """Threads of the arithmetic. Results are equal bit for bit only between equal numbers of threads."""
 
@@ -300,7 +329,7 @@ def read_own(spec: type[S], path: str | Path) -> S:
     found = parse(spec, read_yaml(path), str(path))
     places: dict[str, str | tuple[str, ...]] = {
         key: str((path.parent / Path(value).expanduser()).resolve())
-        for key in ("federation", "workspace", "results", "salt", "key")
+        for key in ("federation", "workspace", "results", "salt")
         if (value := getattr(found, key, None)) is not None
     }
     if isinstance(found, SiteSpec):

@@ -17,6 +17,7 @@ from mil.errors import MilError
 from mil.files import check_name
 from mil.hospital.config import FederationSpec, ServerSpec, read_federation
 from mil.hospital.flare.job import Stretch, write_job
+from mil.hospital.flare.kits import SERVER_KIT, heartbeat
 from mil.hospital.flare.session import ServerAway, abort, connected, session
 from mil.hospital.identity import identity
 from mil.hospital.standing import Progress, progress_of
@@ -49,6 +50,7 @@ def _run(
     spec: ServerSpec, name: str, reporter: Reporter, wait_s: float, flown: str | None, canary: bool = False
 ) -> Path:
     protocol = read_federation(spec.federation)
+    _check_heartbeat(spec, protocol)
     folder = folder_of(spec, name)
     idle = 0
     while not _done(folder):
@@ -72,6 +74,16 @@ def _run(
                 f"{spec.workspace}/kit/log.txt, then say `mil server run` again"
             )
     return folder / "result"
+
+
+def _check_heartbeat(spec: ServerSpec, protocol: FederationSpec) -> None:
+    """Raise where the running server still has another `silent_s` than the protocol."""
+    running = heartbeat(Path(spec.workspace) / SERVER_KIT)
+    if running != protocol.rounds.silent_s:
+        raise MilError(
+            f"{spec.federation}: rounds.silent_s is {protocol.rounds.silent_s:g}, but the server was started with {running:g}; "
+            "stop the server and say `mil server start` again"
+        )
 
 
 def canary(spec: ServerSpec, reporter: Reporter, wait_s: float = 600.0) -> Path:
@@ -156,7 +168,7 @@ def _answered(folder: Path) -> int:
 
 def _needed(protocol: FederationSpec, folder: Path) -> set[str]:
     """Sites that the next questions cannot do without."""
-    last = progress_of(folder / "checkpoint.safetensors").stage == "finish"
+    last = progress_of(folder / "checkpoint.safetensors").stage in {"finish", "close"}
     return set(protocol.required_sites) | (set(protocol.external_sites) if last else set())
 
 

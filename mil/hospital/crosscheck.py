@@ -1,19 +1,28 @@
-"""The server's ledger against the sites': what one says it sent, the other must say it received.
+"""The server's ledger against the sites': every line that one party wrote about another must agree with the other's.
 
-A chain alone cannot show that its last lines were cut off, nor that somebody wrote the whole of it anew. Every question
-carries the head of the server's ledger and every answer the head of the site's, so each side holds the other to what it
-had written by then.
+A chain with signatures cannot show that its last lines were removed, nor that its owner wrote all of it anew. Every question
+carries the head of the server's ledger and every answer the head of the site's, and at the end of a run both exchange the
+heads of their complete ledgers. So each party is held to what it had written by then.
 """
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mil.training.ledger import FIRST, check_actor, read
+import pandas as pd
+
+from mil.files import sha256_of
+from mil.hospital.forms import FINISHED
+from mil.hospital.record import author, read_record
+from mil.hospital.results import sites_table
+from mil.training.ledger import FIRST
 
 Entry = dict[str, Any]
 Place = tuple[str, str, str | None, int | None]
+CLOSING = {"actor", "event", "run", "heads", "prev_hash", "hash", "signature"}
+"""Keys of the server's last line of a run; it holds no time, so that nothing in it is known to the server alone."""
 
 
 @dataclass
@@ -21,34 +30,47 @@ class Agreement:
     """What a cross-check found."""
 
     lines: dict[str, int] = field(default_factory=dict)
-    """Lines of every ledger."""
+    """Number of lines of every ledger."""
     answers: int = 0
     """Answers that both sides have written down alike."""
     faults: list[str] = field(default_factory=list)
-    """Sentences that name the side and the line; empty where all agree."""
+    """Sentences that name the ledger, its line and who signed it; empty where all agree."""
 
 
-def cross_check(server: str | Path, sites: Mapping[str, str | Path]) -> Agreement:
-    """Verify every chain and hold them against one another; `CorruptFile` for a chain that does not hold."""
-    whole = _read(server, "server")
-    runs = {line["run"] for line in whole}
+def cross_check(
+    server: str | Path, sites: Mapping[str, str | Path], keys: Mapping[str, str | None] | None = None
+) -> Agreement:
+    """Compare all ledgers; `CorruptFile` for a ledger whose chain or signatures do not hold.
+
+    `keys`: the public keys that the protocol states, by party (`server` or a site).
+    """
+    keys = keys or {}
+    whole = read_record(server, "server", keys.get("server"))
+    runs = {line["run"] for line in whole if "run" in line}
     found = Agreement({"server": len(whole)})
+    faults = found.faults
+    faults += [] if runs else ["server: its ledger names no run: lines were removed"]
     for site, path in sorted(sites.items()):
-        own = _read(path, site)
+        own = read_record(path, site, keys.get(site))
         found.lines[site] = len(own)
-        told = [(number, line["answered"][site]["ledger"]) for number, line in _told_by(whole, site)]
-        _heads(found, f"site {site}", own, told)
+        faults += _keys(site, whole, own)
+        faults += _heads(
+            f"site {site}", own, [(n, line["answered"][site]["ledger"]) for n, line in _told_by(whole, site)]
+        )
         asked = [(number, line["server_ledger"]) for number, line in _answers(own) if line["run"] in runs]
-        _heads(found, "server", whole, asked)
-        _answers_agree(found, site, whole, own)
-        _answers_known(found, site, whole, own, runs)
+        faults += _heads("server", whole, asked)
+        agreeing, wrong = _answers_agree(site, whole, own)
+        found.answers += agreeing
+        faults += [*wrong, *_answers_known(site, whole, own, runs), *_results(site, whole, own, runs)]
+        faults += _closed(site, whole, own, runs)
+    faults += [*_closing_lines(whole), *_published(whole, Path(server).parent / "result")]
     return found
 
 
-def _read(path: str | Path, actor: str) -> list[Entry]:
-    entries = read(path)
-    check_actor(entries, actor, str(path))
-    return entries
+def published(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a result, by its name in the folder; the copy of the ledger is left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "ledger.jsonl")
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
 def _told_by(server: Sequence[Entry], site: str) -> list[tuple[int, Entry]]:
@@ -57,66 +79,135 @@ def _told_by(server: Sequence[Entry], site: str) -> list[tuple[int, Entry]]:
 
 
 def _answers(own: Sequence[Entry]) -> list[tuple[int, Entry]]:
-    return [(number, line) for number, line in enumerate(own, 1) if line["event"] == "answered"]
+    return [(number, line) for number, line in enumerate(own, 1) if line["event"] in {"answered", "closed"}]
 
 
-def _heads(found: Agreement, owner: str, chain: Sequence[Entry], told: Sequence[tuple[int, str | None]]) -> None:
+def _keys(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Iterator[str]:
+    """Each party signed with the key that the other one noted when they met."""
+    for number, line in _told_by(server, site):
+        if line["answered"][site].get("key", author(own)[1]) != author(own)[1]:
+            yield f"server line {number}, signed by server: site {site} had another key than its ledger is signed with"
+    for number, line in enumerate(own, 1):
+        if line.get("server_key", author(server)[1]) != author(server)[1] and _run_of(line, server):
+            yield f"site {site} line {number}, signed by {site}: the server had another key than its ledger is signed with"
+
+
+def _run_of(line: Entry, server: Sequence[Entry]) -> bool:
+    return any(other.get("run") == line.get("run") for other in server)
+
+
+def _heads(owner: str, chain: Sequence[Entry], told: Sequence[tuple[int, str | None]]) -> Iterator[str]:
     """Every head of `chain` that the other side has seen must still be in it."""
     hashes = {FIRST} | {line["hash"] for line in chain}
     for number, head in told:
         if head not in hashes:
-            found.faults.append(
+            yield (
                 f"{owner}: the line {str(head)[:12]}, which the other side had seen by its line {number}, is not in the "
-                "ledger any more: lines were cut off, or the ledger was written anew"
+                f"ledger that {author(chain)[0]} signed: lines were removed, or the ledger was written anew"
             )
             return
 
 
-def _answers_agree(found: Agreement, site: str, server: Sequence[Entry], own: Sequence[Entry]) -> None:
+def _answers_agree(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> tuple[int, list[str]]:
     """Every answer that the server used stands in the site's ledger with the same question and the same content."""
     sent: dict[Place, list[Entry]] = {}
     for _, line in _answers(own):
         sent.setdefault(_place(line), []).append(line)
+    agreeing, faults = 0, []
     for number, line in _told_by(server, site):
         candidates = sent.get(_place(line), [])
-        answer = line["answered"][site]["answer_sha256"]
+        told, where = line["answered"][site], f"server line {number}, signed by server"
+        same = [one for one in candidates if one["answer_sha256"] == told["answer_sha256"]]
         if not candidates:
-            found.faults.append(f"server line {number}: site {site} has no answer of its own to {_named(line)}")
-        elif not any(one["answer_sha256"] == answer for one in candidates):
-            found.faults.append(
-                f"server line {number}: the answer of site {site} to {_named(line)} is not what it says it sent"
-            )
-        elif line["kind"] != "join" and not any(one["asked_sha256"] == line["asked_sha256"] for one in candidates):
-            found.faults.append(f"server line {number}: site {site} was asked something else for {_named(line)}")
+            faults.append(f"{where}: site {site} has no answer to {_named(line)}")
+        elif not same:
+            faults.append(f"{where}: the answer of site {site} to {_named(line)} is not what it says it sent")
+        elif line["kind"] != "join" and not any(one["asked_sha256"] == line["asked_sha256"] for one in same):
+            faults.append(f"{where}: site {site} was asked something else for {_named(line)}")
         else:
-            found.answers += 1
+            agreeing += 1
+    return agreeing, faults
 
 
-def _answers_known(found: Agreement, site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> None:
-    """Every answer that the site gave in the server's runs has a line of the server's, used or not.
-
-    The last line of the server's ledger can only be missed in this way; no later question carried its head.
-    """
+def _answers_known(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+    """Every answer that the site gave in the server's runs has a line of the server's, used or not."""
     known = {_place(line) for line in server if site in line.get("answered", {}) or site in line.get("missing", {})}
     for number, line in _answers(own):
-        if line["run"] in runs and _place(line) not in known:
-            found.faults.append(
-                f"site {site} line {number}: the server's ledger knows nothing of the answer to {_named(line)}: its last lines "
-                "were cut off, or the run is not over (say `mil server run` again)"
+        if line["event"] == "answered" and line["run"] in runs and _place(line) not in known:
+            yield (
+                f"site {site} line {number}, signed by {site}: the server's ledger knows nothing of the answer to "
+                f"{_named(line)}: its last lines were removed, or the run is not over (`mil server run` again)"
             )
             return
 
 
+def _results(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+    """The metrics of every `finish` are those that the site wrote down itself."""
+    stated = [line for line in own if line["event"] == "result" and line["run"] in runs]
+    for number, line in _told_by(server, site):
+        metrics = line["answered"][site].get("metrics")
+        if metrics and not any({key: one[key] for key in FINISHED} == metrics for one in stated):
+            yield f"server line {number}, signed by server: the metrics of site {site} are not those in its own ledger"
+
+
+def _closed(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+    """The last exchange: each side's closing line names the head of the other's complete ledger."""
+    closing = {line["prev_hash"]: line for line in server if line["event"] == "closed"}
+    for number, line in enumerate(own, 1):
+        if line["event"] != "closed" or line["run"] not in runs:
+            continue
+        if not closing:
+            yield f"server: its closing line is missing, which site {site} line {number} (signed by {site}) answered"
+        elif line["server_ledger"] in closing and closing[line["server_ledger"]]["heads"].get(site) != line["hash"]:
+            yield f"site {site} line {number}, signed by {site}: is not the closing line that the server was sent"
+    heads = {line["hash"] for line in own}
+    for line in closing.values():
+        if line["heads"].get(site) not in heads:
+            yield (
+                f"site {site}: the closing line {str(line['heads'].get(site))[:12]} that the server received is not in the ledger "
+                f"that {site} signed: lines were removed, or the ledger was written anew"
+            )
+
+
+def _closing_lines(server: Sequence[Entry]) -> Iterator[str]:
+    for number, line in enumerate(server, 1):
+        if line["event"] != "closed":
+            continue
+        run = {other["run"] for other in server if "run" in other}
+        answered = {site for other in server if other.get("kind") == "finish" for site in other.get("answered", {})}
+        if set(line) != CLOSING or {line["run"]} != run or set(line["heads"]) != answered or number != len(server):
+            yield f"server line {number}, signed by server: is not a closing line as the protocol has it"
+
+
+def _published(server: Sequence[Entry], folder: Path) -> Iterator[str]:
+    """The files of the result are those of the ledger's `finish` line, and its table is what the sites' metrics say."""
+    finished = [(number, line) for number, line in enumerate(server, 1) if "published" in line]
+    if not finished or not folder.is_dir():
+        return
+    number, line = finished[-1]
+    now = published(folder)
+    for name, digest in line["published"].items():
+        if now.get(name) != digest:
+            yield f"{folder / name}: is not the file that server line {number}, signed by server, published"
+    told = {site: one["metrics"] for site, one in line["answered"].items()}
+    table = sites_table(line["endpoint_kind"], line["roles"], told)
+    text = io.StringIO()
+    table.to_csv(text, index=False)
+    if (folder / "sites.csv").is_file() and not _same_table(folder / "sites.csv", text.getvalue()):
+        yield f"{folder / 'sites.csv'}: does not follow from the sites' metrics in server line {number}"
+
+
+def _same_table(path: Path, expected: str) -> bool:
+    stated, own = pd.read_csv(path), pd.read_csv(io.StringIO(expected))
+    return stated.equals(own)
+
+
 def _place(line: Entry) -> Place:
     """What an answer is about; a join is of no round."""
-    if line["kind"] == "join":
+    kind = str(line["kind"])
+    if kind == "join":
         return line["run"], "join", None, None
-    return (
-        line["run"],
-        line["kind"],
-        line.get("phase"),
-        line.get("round") if line["kind"] in {"train", "watch", "open"} else None,
-    )
+    return line["run"], kind, line.get("phase"), line.get("round") if kind in {"train", "watch"} else None
 
 
 def _named(line: Entry) -> str:

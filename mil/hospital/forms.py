@@ -15,7 +15,7 @@ import torch
 from mil.endpoints.endpoints import Endpoint, build_endpoint
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec
-from mil.hospital.payload import NAME, SHA256, Form, Kind
+from mil.hospital.payload import KEY, NAME, SHA256, Form, Kind
 from mil.models import Head, build
 from mil.training.protocol import candidates
 
@@ -24,7 +24,8 @@ NUMBER = (float, type(None))
 COUNT = (int, type(None))
 BALANCE = "balance"
 CONTROL = "control/"
-SEALED = "sealed"
+RELAY = "relay/"
+SNAPSHOT = "snapshot"
 PARTS = ("count", "mean", "squares")
 
 
@@ -124,9 +125,16 @@ class Shapes:
         """Those whose moments the sites are asked for."""
         self.balanced = experiment.training.imbalance != "none"
         self.controls = self.strategy.controls
-        self.encrypted = protocol.encryption == "ckks"
+        self.masked = protocol.trust == "sites"
+        """Sites compute the models themselves, from masked sums; otherwise the coordinator sends them and sees every update."""
         self.private = protocol.privacy is not None
         """Nothing crosses that carries no noise: no loss, no metric."""
+
+    @property
+    def exchanged(self) -> dict[str, tuple[int, ...]]:
+        """What sites answer of a model: its shared tensors and, where the strategy has them, changes of control variates."""
+        controls = {f"{CONTROL}{name}": shape for name, shape in self.state.items()} if self.controls else {}
+        return self.state | controls
 
     @property
     def buffers(self) -> dict[str, tuple[int, ...]]:
@@ -149,19 +157,23 @@ class Forms:
             raise ValueError("nothing is known of the features before the sites have joined")
         return self.known
 
-    def question(self, kind: str, live: int) -> Form:
-        """A question with `live` models in it."""
+    def question(self, kind: str, live: int, relayed: Sequence[str] = ()) -> Form:
+        """A question about `live` models; `relayed`: the sites whose last answers it carries."""
         if kind == "join":
             return JOIN_QUESTION
+        if kind == "close":
+            return CLOSE_QUESTION
+        if self.shapes.masked:
+            names = [f"{RELAY}{site}" for site in relayed]
+            tensors = dict.fromkeys([*names, SNAPSHOT], ((-1,), torch.uint8))
+            return Form(kind, tensors, ASKED | RELAYED | ({"round": int} if kind in {"train", "watch"} else {}))
         if kind == "moments":
             return Form(kind, {}, ASKED)
-        if kind == "open":
-            return Form(kind, ANY_BYTES, ASKED | {"round": int})
         models = self._stacked(self.shapes.state | self.shapes.buffers, live)
         if kind == "finish":
             return Form(kind, models, ASKED | {"rounds": list[int], "used": list[int]})
         if kind == "train":
-            values = {"round": int, "used": list[int], "totals": list[int]}
+            values = {"round": int, "used": list[int]}
             return Form(kind, models | self._controls(live), ASKED | values)
         return Form(kind, models, ASKED | ({"round": int, "used": list[int]} if kind == "watch" else {}))
 
@@ -169,30 +181,34 @@ class Forms:
         """An answer about `live` models that are selected in `groups` (0 in the refit, where nothing is)."""
         if kind == "join":
             return JOIN_ANSWER
+        if kind == "close":
+            return Form(kind, {}, ANSWERED)
+        answered = ANSWERED | (FOLLOWED if self.shapes.masked else {})
         if kind == "moments":
-            return Form(kind, self._moments(live), ANSWERED)
+            return Form(kind, self._moments(live), answered)
         if kind == "watch":
-            return Form(kind, _watched(groups), ANSWERED)
+            return Form(kind, self._integers(_watched(groups)), answered)
         if kind == "finish":
-            return self._finished()
+            return self._finished(answered)
         state = self._stacked(self.shapes.state, live)
         if kind == "canary":
-            return Form(kind, state, ANSWERED)
-        if kind == "open":
-            return Form(kind, {name: (shape, torch.float64) for name, (shape, _) in state.items()}, ANSWERED)
-        if self.shapes.encrypted:
-            state = ANY_BYTES
+            return Form(kind, state, answered)
         trained: dict[str, Any] = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
         if not self.shapes.private:
             trained["train_loss"] = ((live,), torch.float64)
-        return Form(kind, state | self._controls(live) | _watched(groups) | trained, ANSWERED)
+        whole = state | self._controls(live) | _watched(groups) | trained
+        return Form(kind, self._integers(whole), answered)
 
-    def _finished(self) -> Form:
+    def _integers(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What is masked is summed as integers."""
+        return {name: (shape, torch.int64) for name, (shape, _) in tensors.items()} if self.shapes.masked else tensors
+
+    def _finished(self, answered: dict[str, Kind]) -> Form:
         if self.shapes.private:
-            return Form("finish", {}, ANSWERED | dict.fromkeys(FINISHED, type(None)))
+            return Form("finish", {}, answered | dict.fromkeys(FINISHED, type(None)))
         width = self.shapes.scales.get("covariates", 0)
         parts = {f"covariates.{part}": ((width,), torch.float64) for part in PARTS} if width else {}
-        return Form("finish", parts, ANSWERED | FINISHED)
+        return Form("finish", parts, answered | FINISHED)
 
     def _stacked(self, shapes: Mapping[str, tuple[int, ...]], live: int) -> dict[str, Any]:
         return {name: ((live, *shape), torch.float32) for name, shape in shapes.items()}
@@ -205,6 +221,9 @@ class Forms:
     def _moments(self, live: int) -> dict[str, Any]:
         found: dict[str, Any] = {"num_bags": ((live,), torch.int64)}
         for name, width in self.shapes.measured.items():
+            if self.shapes.masked:
+                found[f"{name}.sums"] = ((live, width, len(PARTS), 8), torch.int64)
+                continue
             counted = width if name == "covariates" else 1
             found[f"{name}.count"] = ((live, counted), torch.float64)
             found |= {f"{name}.{part}": ((live, width), torch.float64) for part in PARTS[1:]}
@@ -221,11 +240,15 @@ def _watched(groups: int) -> dict[str, Any]:
     return dict.fromkeys(("watched_loss", "watched_count"), ((groups,), torch.float64)) if groups else {}
 
 
-ANY_BYTES = {SEALED: ((-1,), torch.uint8)}
 IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}
 ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "spec_sha256": SHA256, "ledger": SHA256}
 ASKED |= dict.fromkeys(("slots", "choices"), list[int])
-ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256}
+ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256, "signature": KEY}
+RELAYED: dict[str, Kind] = {"step": int, "state_sha256": SHA256, "asked": list[int], "relayed": list[int]}
+"""Of a question whose models every site computes itself: the step, the digest of its state, sites that are asked now, and
+those whose answers to the last question it carries."""
+FOLLOWED: dict[str, Kind] = {"state_sha256": SHA256, "asked": list[int], "masked_sha256": SHA256}
+"""Of an answer: the state that it was computed from, the sites whose masks are in it, and the question they belong to."""
 FINISHED: dict[str, Kind] = {
     "patients": COUNT,
     "positives": COUNT,
@@ -234,13 +257,16 @@ FINISHED: dict[str, Kind] = {
     "logrank_difference": NUMBER,
     "logrank_variance": NUMBER,
 }
-JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool})
+JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool, "key": KEY})
+CLOSE_QUESTION = Form("close", {}, {"run": NAME, "spec_sha256": SHA256, "ledger": SHA256})
 JOIN_ANSWER = Form(
     "join",
     {},
     IDENTITY
     | ANSWERED
     | {
+        "key": KEY,
+        "step": int,
         "width": int,
         "encoder": (NAME, type(None)),
         "weights_sha256": (SHA256, type(None)),

@@ -1,5 +1,6 @@
 """What a party is, as digests: its code, its protocol, its data. Compared before every run; nothing here names a patient."""
 
+import ast
 import hashlib
 import hmac
 import secrets
@@ -19,14 +20,60 @@ from mil.hospital.config import FederationSpec
 SECRET_BYTES = 32
 
 
+ROOTS = ("hospital/flare/executor.py", "hospital/flare/controller.py")
+"""What a party runs for the engine; everything else that it runs is imported from these."""
+
+
 @cache
 def code_sha256() -> str:
-    """Digest of every Python file of this package as installed: two parties with the same digest run the same code."""
-    folder = Path(mil.__file__).parent
+    """Digest of the files that a party runs, as installed: two parties with the same digest compute the same.
+
+    Figures, report and commands are not among them, so that a change there keeps no hospital out.
+    """
+    return code_digest(Path(mil.__file__).parent)
+
+
+def code_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of `import_closure` in the package at `folder`."""
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in import_closure(folder):
         found.update(f"{path.relative_to(folder).as_posix()}|{sha256_of(path)}\n".encode())
     return found.hexdigest()
+
+
+def import_closure(folder: Path) -> list[Path]:
+    """Files of the package at `folder` that `ROOTS` import, directly or not, sorted.
+
+    A module that finds others by `pkgutil` counts as importing everything in its folder.
+    """
+    found: set[Path] = set()
+    waiting = [folder / root for root in ROOTS]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        names = _imported(ast.parse(path.read_bytes()))
+        if "pkgutil" in names:
+            waiting += path.parent.rglob("*.py")
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == folder.name:
+                for depth in range(len(parts)):
+                    place = folder.joinpath(*parts[1 : depth + 1])
+                    waiting += [place / "__init__.py", place.with_suffix(".py")]
+    return sorted(found)
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """Full names of modules (or of things in modules) that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def identity(protocol: FederationSpec) -> dict[str, str]:

@@ -65,7 +65,8 @@ def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataF
     for entry in parsed(ledger.lines):
         if entry.get("run") != run or entry["event"] != "answered" or entry.get("kind") != "train":
             continue
-        for site, told in entry["answered"].items():
+        told_by = {"all sites": entry} if "train_loss" in entry else entry["answered"]
+        for site, told in told_by.items():
             if "train_loss" not in told:  # under privacy
                 continue
             everyone = slots(protocol, entry["phase"], entry["choices"])

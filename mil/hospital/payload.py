@@ -29,6 +29,7 @@ LONGEST_QUOTE = 100  # characters of the other side's that stand in a message of
 # No free text crosses: what is not a number or a tensor must look like one of these.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+KEY = re.compile(r"[0-9a-f]{128}")
 
 
 class Refusal(MilError):
@@ -162,6 +163,13 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def content_digest(message: Message) -> str:
+    """SHA-256 of all of a message but the head of its sender's ledger and its signature."""
+    values = {name: value for name, value in message.values.items() if name not in {"ledger", "signature"}}
+    whole = f"{message.kind}|{json.dumps(values, sort_keys=True)}|{digest(message.tensors)}"
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
 def _fits(found: tuple[int, ...], allowed: tuple[int, ...]) -> bool:
     """-1 stands for any length: what is encrypted has no fixed one."""
     return len(found) == len(allowed) and all(b in {-1, a} for a, b in zip(found, allowed, strict=True))
@@ -212,5 +220,5 @@ def _named(kind: Kind) -> str:
     if isinstance(kind, tuple):
         return " or ".join(_named(one) for one in kind)
     if isinstance(kind, re.Pattern):
-        return {NAME: "a name", SHA256: "a SHA-256"}.get(kind, f"of the pattern {kind.pattern}")
+        return {NAME: "a name", SHA256: "a SHA-256", KEY: "a public key"}.get(kind, f"of the pattern {kind.pattern}")
     return "nothing" if kind is type(None) else str(kind) if get_origin(kind) else kind.__name__

@@ -3,35 +3,35 @@
 The unit is the patient: all of a patient's slides are one bag, so one gradient (DP-SGD, Abadi et al. 2016, doi
 10.1145/2976749.2978318). What each update costs is counted before it is sent, over all runs at the site, and nothing is
 sent once the budget would be exceeded. Epsilon comes from the privacy-loss distribution (Koskela et al. 2020, by
-dp-accounting), which is an upper bound and tight; Renyi's, looser, stands beside it (by opacus).
+dp-accounting), which is an upper bound and tight; Renyi's, looser, stands beside it.
 """
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mil.hospital.config import PrivacySpec
 from mil.hospital.forms import Slot
+from mil.hospital.keys import PartyKey
 from mil.hospital.noise import SecretStream
 from mil.hospital.payload import Refusal
+from mil.hospital.record import LedgerFile
 from mil.models.head import Inputs
 from mil.strategies.strategy import State
 from mil.training.client import Job, SiteData, Update
 from mil.training.dropout import step_key, tile_keys
 from mil.training.layout import Layout
-from mil.training.ledger import LedgerFile, parsed
+from mil.training.ledger import parsed
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip, schedule
 from mil.training.plans import dropout_stream
 
 GRID = 1e-3
 """Of the privacy-loss distribution; it is rounded up, and 1e-4 changes the third decimal place of epsilon."""
-ORDERS = [1 + x / 10 for x in range(1, 100)] + list(range(12, 64)) + [128, 256, 512, 1024]
+ORDERS = [2 + x / 4 for x in range(40)] + list(range(12, 64)) + [128, 256, 512, 1024]
 
 
 class BudgetSpent(Refusal):
@@ -61,30 +61,25 @@ def spent(charges: Sequence[Charge], delta: float) -> Spent:
     """What all charges together cost a patient (neighbours: one patient more or less)."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent  # seconds to import, and few runs need them
     from dp_accounting.pld import PLDAccountant
-    from opacus.accountants.analysis import rdp
+    from dp_accounting.rdp import RdpAccountant
 
     charges = [charge for charge in charges if charge.steps]
     if not charges:
         return Spent(0.0, 0.0)
     accountant = PLDAccountant(value_discretization_interval=GRID)
-    total = np.zeros(len(ORDERS))
+    renyi = RdpAccountant(ORDERS)
     for charge in charges:
         event = PoissonSampledDpEvent(charge.rate, GaussianDpEvent(charge.noise))
         accountant.compose(event, charge.steps)
-        total += rdp.compute_rdp(q=charge.rate, noise_multiplier=charge.noise, steps=charge.steps, orders=ORDERS)
-    known = ~np.isnan(total)
-    orders = [order for order, one in zip(ORDERS, known, strict=True) if one]
-    with warnings.catch_warnings():  # the best order is the last one: the bound is a little loose, and a bound
-        warnings.simplefilter("ignore", UserWarning)
-        bound, _ = rdp.get_privacy_spent(orders=orders, rdp=total[known], delta=delta)
-    return Spent(float(accountant.get_epsilon(delta)), max(0.0, float(bound)))
+        renyi.compose(event, charge.steps)
+    return Spent(float(accountant.get_epsilon(delta)), float(renyi.get_epsilon(delta)))
 
 
 class Budget:
     """What a site's patients have been charged so far, in all runs; a hash-chained file that outlives every process."""
 
-    def __init__(self, path: str | Path, site: str, epsilon: float, delta: float) -> None:
-        self.record = LedgerFile(path, site)
+    def __init__(self, path: str | Path, site: str, key: PartyKey, epsilon: float, delta: float) -> None:
+        self.record = LedgerFile(path, site, key)
         self.epsilon, self.delta = epsilon, delta
 
     def charge(self, run: str, number: int, question: str, spec: PrivacySpec, patients: Mapping[Slot, int]) -> Spent:
@@ -93,7 +88,7 @@ class Budget:
         The same question again costs nothing more: the answer will be the same, noise included.
         """
         entry = {"run": run, "round": number, "question": question}
-        known = parsed(self.record.lines, str(self.record.path))
+        known = self._charges()
         if not any(entry.items() <= line.items() for line in known):
             rate = min(1.0, spec.expected_batch / min(patients.values()))
             steps = {slot.name: steps_of(spec, count) for slot, count in patients.items()}
@@ -119,7 +114,10 @@ class Budget:
 
     def so_far(self) -> Spent:
         """Of the patient who was charged most."""
-        return spent(_worst(parsed(self.record.lines, str(self.record.path))), self.delta)
+        return spent(_worst(self._charges()), self.delta)
+
+    def _charges(self) -> list[dict]:
+        return [line for line in parsed(self.record.lines, str(self.record.path)) if "steps" in line]
 
 
 def _worst(lines: Sequence[Mapping]) -> list[Charge]:

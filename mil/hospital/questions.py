@@ -12,18 +12,22 @@ from typing import Any, cast
 
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import groups_of, is_subset, outer_folds, slots
-from mil.hospital.payload import Message, NotAgreed, PayloadError, digest
+from mil.hospital.payload import Message, NotAgreed, PayloadError, content_digest
 from mil.training.protocol import candidates
 
-ONCE = ("moments", "train", "watch", "open", "finish")
+ONCE = ("moments", "train", "watch", "finish")
 
 
-def asked_digest(question: Message) -> str:
-    """SHA-256 of everything in a question that an answer may depend on: all but the head of the server's ledger."""
-    values = {name: value for name, value in question.values.items() if name != "ledger"}
-    return hashlib.sha256(
-        f"{question.kind}|{json.dumps(values, sort_keys=True)}|{digest(question.tensors)}".encode()
-    ).hexdigest()
+def core_digest(question: Message) -> str:
+    """SHA-256 of what decides a site's own part of the answer: the place, the models and the state that they are of."""
+    names = ("run", "spec_sha256", "phase", "round", "slots", "choices", "step", "state_sha256")
+    values = {name: question.values[name] for name in names if name in question.values}
+    return hashlib.sha256(f"{question.kind}|{json.dumps(values, sort_keys=True)}".encode()).hexdigest()
+
+
+def place_digest(question: Message) -> str:
+    """The same and the sites that are asked: what masks belong to."""
+    return hashlib.sha256(f"{core_digest(question)}|{question.values['asked']}".encode()).hexdigest()
 
 
 def check_run(question: Message, agreed: tuple[str, ...] | None, where: str) -> None:
@@ -64,36 +68,53 @@ def _check_numbers(question: Message, protocol: FederationSpec, expected: int, w
         raise PayloadError(f"{where}: round {values['round']} is not among the {most} of the protocol; refused")
     lengths = {
         "used": len(protocol.training_sites),
-        "totals": len(cast(list[int], values["slots"])),
         "rounds": expected,
     }
-    least = {"used": 0, "totals": 1, "rounds": 1}
+    least = {"used": 0, "rounds": 1}
     for name, length in lengths.items():
         if name not in values:
             continue
         numbers = cast(list[int], values[name])
         if len(numbers) != length:
             raise PayloadError(f"{where}: value '{name}' has not {length} numbers; refused")
-        if min(numbers) < least[name] or (name != "totals" and max(numbers) > most):
+        if min(numbers) < least[name] or max(numbers) > most:
             raise PayloadError(f"{where}: value '{name}' holds {numbers}, beyond the protocol; refused")
 
 
-def check_once(question: Message, lines: Iterable[str], where: str) -> None:
-    """Raise where another question was answered in this one's place: `lines` are the site's ledger's.
+def check_once(question: Message, lines: Iterable[str], protocol: FederationSpec, data: str | None, where: str) -> None:
+    """Raise where another question was answered in this one's place, or the same one on other data.
 
-    The same question again, as after a crash, gets the same answer again.
+    `lines` are the site's ledger's, `data` the digest of the site's data. The same question about the same data, as after a
+    crash, gets the same answer. After one label was corrected, the difference of two answers would be that patient's alone;
+    under privacy `data` is none, as each answer has its own noise and is charged.
     """
     if question.kind not in ONCE:
         return
     place = {"event": "answered", "kind": question.kind, **place_of(question)}.items()
-    asked, run = asked_digest(question), json.dumps(question.values["run"])
+    asked, run = content_digest(question), json.dumps(question.values["run"])
     for line in lines:
-        if run in line and place <= (entry := json.loads(line)).items() and entry["asked_sha256"] != asked:
+        if run not in line or not place <= (entry := json.loads(line)).items():
+            continue
+        if data is not None and entry["data_sha256"] != data:
+            raise PayloadError(
+                f"{where}: the site's data have changed since question '{question.kind}' of run {question.values['run']} was "
+                "answered, and the difference of two answers tells of the patients that changed; give the run another name"
+            )
+        if not _again(question, entry, protocol, asked):
             raise PayloadError(
                 f"{where}: another question '{question.kind}' of run {question.values['run']}, phase "
                 f"{entry.get('phase')}, round {entry.get('round')} was answered already, and no second one is; give the run "
                 "another name"
             )
+
+
+def _again(question: Message, entry: dict[str, Any], protocol: FederationSpec, asked: str) -> bool:
+    """Whether a question is the one of the ledger's `entry`, of the same sites or, where a round may lose some, of fewer."""
+    if "core_sha256" not in entry:
+        return entry["asked_sha256"] == asked
+    now, before = set(cast(list[int], question.values["asked"])), set(entry["asked"])
+    same = now == before or (now < before and protocol.rounds.allow_subset)
+    return same and entry["core_sha256"] == core_digest(question)
 
 
 def place_of(question: Message) -> dict[str, Any]:

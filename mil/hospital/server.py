@@ -9,30 +9,32 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save as packed
 from torch import Tensor
 
 from mil.errors import MilError
 from mil.files import write_bytes
-from mil.hospital import stages
-from mil.hospital.alarms import stand_out
-from mil.hospital.config import FLOOR_STEPS, FederationSpec
-from mil.hospital.encryption import Adder
-from mil.hospital.forms import Forms, groups_of
+from mil.hospital import stages, sums
+from mil.hospital.alarms import lone_voice, stand_apart, stand_out
+from mil.hospital.claims import check_claims
+from mil.hospital.config import FederationSpec
+from mil.hospital.crosscheck import published
+from mil.hospital.forms import FINISHED, Forms, groups_of
 from mil.hospital.identity import differences, identity
+from mil.hospital.keys import PartyKey, is_signed
+from mil.hospital.masking import summed
 from mil.hospital.models import Refit, rounds_table, run_of
-from mil.hospital.payload import Message, PayloadError, check_updates, digest, pack, unpack
-from mil.hospital.questions import asked_digest
+from mil.hospital.payload import Message, PayloadError, Value, content_digest, pack, unpack
+from mil.hospital.record import LedgerFile
+from mil.hospital.relay import Relayed, carried, signed_content
 from mil.hospital.results import covariates_table, sites_table
 from mil.provenance import SAME_EVERYWHERE
 from mil.tables import write_table
-from mil.training.ledger import LedgerFile
 
 WIDEST = 65536
 """Most numbers a tile; a site that says more would have the server draw models of any size."""
-LARGEST = float(torch.finfo(torch.float32).max)
-"""Largest sum that is taken: beyond it no model could be scaled, and the state of the run would be lost."""
+SUMMED = ("moments", "train", "watch")
+"""Kinds of questions whose answers are masked: without one of the sites that were asked, the masks do not cancel."""
 COMPARED = ("width", *SAME_EVERYWHERE)
 
 
@@ -54,24 +56,29 @@ class Server:
         run: str,
         folder: str | Path,
         canary: bool = False,
-        key: str | Path | None = None,
         rehearsal: str | None = None,
+        party: PartyKey | None = None,
     ) -> None:
-        """`key`: the sites' public key, where the protocol says encryption; `rehearsal`: the canary that came back before."""
-        if protocol.encryption == "ckks" and key is None:
-            raise MilError(
-                "server.yaml: key is not set; encryption needs the sites' public key (`mil site key` makes it)"
-            )
-        adder = Adder(key) if protocol.encryption == "ckks" and key is not None else None
+        """`rehearsal`: the canary that came back before; `party`: the server's key, in the run's folder where none is given."""
         self.protocol, self.run, self.folder = protocol, run, Path(folder)
-        self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server")
+        self.party = party or PartyKey(self.folder)
+        self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server", self.party)
         self.checkpoint = self.folder / "checkpoint.safetensors"
-        self.stages = stages.load(protocol, self.checkpoint, canary, adder)
+        self.stages = stages.load(protocol, self.checkpoint, canary)
+        self.relay = Relayed.load(self.checkpoint)
         self.max_bytes = protocol.payload.max_mb_a_round * 1e6
         self.joined = False
+        self.keys: dict[str, str] = {}
+        """The sites' public keys, as they joined."""
         self.asked_sha256, self.question_sha256 = "", ""
+        self.behind = False
+        """A training site has not computed the last state, and needs a snapshot of it."""
         self.away: dict[str, str] = {}
         """Training sites that are not asked again in this job, and why."""
+        if '"event": "closed"' in self.ledger.lines[-1]:
+            self.stages.progress.stage = "done"
+            self._save()
+            return
         event = "started" if self.stages.progress.stage == "new" else "resumed"
         known = {"rehearsal": rehearsal} if event == "started" and not canary else {}
         self.ledger.add({"event": event, "run": run, **known, **identity(protocol), **self.stages.progress.place})
@@ -85,7 +92,7 @@ class Server:
     @property
     def asked(self) -> list[str]:
         """Sites that the next question goes to."""
-        if self.kind in {"join", "finish"}:
+        if self.kind in {"join", "finish", "close"}:
             return sorted(self.protocol.sites)
         return [site for site in self.stages.drawn if site not in self.away]
 
@@ -93,28 +100,46 @@ class Server:
         """The next question."""
         progress, live = self.stages.progress, self.stages.live
         values = {"run": self.run, "ledger": self.ledger.last}
-        tensors = {}
+        tensors, relayed = {}, []
         if self.kind == "join":
-            values |= {**identity(self.protocol), "canary": self.stages.canary}
+            values |= {**identity(self.protocol), "canary": self.stages.canary, "key": self.party.public}
+        elif self.kind == "close":
+            values["spec_sha256"] = self.protocol.sha256
         else:
             values |= {"phase": progress.phase, "slots": live, "choices": progress.choices}
             values["spec_sha256"] = self.protocol.sha256
-        if self.kind in {"train", "watch", "open"}:
+        if self.kind in {"train", "watch"}:
             values["round"] = progress.round
-        if self.kind == "train":
-            values["totals"] = [self.stages.totals[number] for number in live]
-        if self.kind in {"train", "watch", "finish"}:
-            values["used"] = [progress.used.get(site, 0) for site in self.protocol.training_sites]
-        if self.kind == "finish":
-            values["rounds"] = progress.rounds
-        if self.kind not in {"join", "moments"}:
-            tensors = self.stages.models()
+        if self.protocol.trust == "sites" and self.kind not in {"join", "close"}:
+            relayed = sorted(self.relay.answers)
+            tensors = self._carried()
+            values |= self._followed(relayed)
+        elif self.kind not in {"join", "close"}:
+            if self.kind in {"train", "watch", "finish"}:
+                values["used"] = [progress.used.get(site, 0) for site in self.protocol.training_sites]
+            if self.kind == "finish":
+                values["rounds"] = progress.rounds
+            tensors = self.stages.models() if self.kind != "moments" else {}
         message = Message(self.kind, values, tensors)
-        self.asked_sha256 = asked_digest(message)
-        form = self._forms().question(self.kind, len(live))
-        blob = pack(message, form, self.max_bytes, "server")
+        self.asked_sha256 = content_digest(message)
+        form = self._forms().question(self.kind, len(live), relayed)
+        blob = pack(message, form, self.max_bytes * (1 + 2 * len(relayed)), "server")
         self.question_sha256 = hashlib.sha256(blob).hexdigest()
         return blob
+
+    def _carried(self) -> dict[str, Tensor]:
+        """The sites' last answers, and a snapshot of the state they belong to where somebody has not computed it."""
+        needed = self.behind or (self.kind == "finish" and self.protocol.external_sites)
+        return carried(self.relay.answers, self.relay.before if needed else b"")
+
+    def _followed(self, relayed: list[str]) -> dict[str, Value]:
+        everyone = self.protocol.training_sites
+        asked = [everyone.index(site) for site in self.asked if site in everyone]
+        own: dict[str, Value] = {"step": self.stages.progress.step, "state_sha256": self.stages.sha256}
+        return own | {"asked": asked, "relayed": [everyone.index(site) for site in relayed]}
+
+    def _save(self) -> None:
+        stages.save(self.stages, self.checkpoint, self.relay.tensors())
 
     def receive(self, answers: Mapping[str, bytes], silent: Mapping[str, str]) -> None:
         """Take the answers to the last question, by site, and why the other sites gave none.
@@ -133,24 +158,54 @@ class Server:
             "missing": dict(sorted(missing.items())),
         }
         entry["asked_sha256"] = self.asked_sha256
-        entry["answered"] = {site: _told(message, answers[site]) for site, message in sorted(found.items())}
+        hidden, relay = self.protocol.trust == "sites", self.relay
+        heads = {site: message.values["ledger"] for site, message in sorted(found.items())}
+        if kind != "close":
+            entry["answered"] = {site: _told(message, answers[site]) for site, message in sorted(found.items())}
         if alarms := self._alarms(kind, found):
             entry["alarms"] = alarms
         try:
             self._enough(kind, found, missing)
-            self._advance(kind, found)
+            if hidden and kind in SUMMED and set(found) != set(self.asked):
+                self.away |= {site: missing.get(site, "no answer") for site in self.asked if site not in found}
+                self.ledger.add({"event": "lost", **entry})
+                return
+            if hidden and kind not in {"join", "close"}:
+                trained = {site: answers[site] for site in found if site in self.protocol.training_sites}
+                relay = Relayed(trained, stages.snapshot(self.stages))
+            if hidden and "train_loss" in found[min(found)].tensors:
+                entry["train_loss"] = self._pooled_loss(found)
+            entry |= self._advance(kind, found)
         except MilError as error:
             self.ledger.add({"event": "waiting", "reason": str(error), **entry})
             raise
+        if hidden and kind not in {"join", "close"}:
+            self.relay, self.behind = relay, False
         self.away = {site: why for site, why in missing.items() if site in self.protocol.training_sites}
-        self.ledger.add({"event": "answered", "global_sha256": self.stages.digest(), **entry})
-        stages.save(self.stages, self.checkpoint)
+        if kind == "close":
+            self.ledger.add({"event": "closed", "run": self.run, "heads": heads}, timed=False)
+        else:
+            self.ledger.add({"event": "answered", "global_sha256": self.stages.digest(), **entry})
+        self._save()
+
+    def _pooled_loss(self, found: Mapping[str, Message]) -> list[float]:
+        """Mean training loss of every model over the patients of all sites, from the masked sum."""
+        totals = [
+            sum(int(message.tensors["num_bags"][k]) for message in found.values()) for k in range(len(self.stages.live))
+        ]
+        losses = sums.read(summed([message.tensors["train_loss"] for message in found.values()])).tolist()
+        return [loss / total for loss, total in zip(losses, totals, strict=True)]
 
     def _alarms(self, kind: str, found: Mapping[str, Message]) -> dict[str, str]:
-        if kind != "train" or self.protocol.encryption != "none":
-            return {}
+        if self.protocol.trust == "sites":
+            return lone_voice(kind, found)
+        if kind != "train":
+            return stand_apart(kind, {site: message.tensors for site, message in found.items()}) | lone_voice(
+                kind, found
+            )
         before = {name: value[self.stages.live] for name, value in self.stages.state.items()}
-        return stand_out(found, before, self.stages.progress.round == 1)
+        far = stand_apart(kind, {site: message.tensors for site, message in found.items()})
+        return far | stand_out(found, before, self.stages.progress.round == 1)
 
     def pause(self) -> None:
         """The job ends here and the next one goes on."""
@@ -177,9 +232,12 @@ class Server:
     def _check(self, site: str, kind: str, message: Message) -> None:
         if message.values["site"] != site:
             raise PayloadError(f"the answer of site {site} says it is from {message.values['site']}")
+        key = self.keys.get(site)
+        if kind != "join" and (key is None or not is_signed(signed_content(message), message.values["signature"], key)):
+            raise PayloadError(f"site {site}: the answer is not signed with its key")
         if message.values["question_sha256"] != self.question_sha256:
             raise PayloadError(f"site {site}: the answer is to another question than this one")
-        self._check_numbers(site, kind, message.tensors)
+        check_claims(self.protocol, self.stages, site, message)
         if kind != "join":
             return
         width, patients = int(str(message.values["width"])), message.values["num_bags"]
@@ -187,6 +245,11 @@ class Server:
             raise PayloadError(f"site {site}: features of {width} numbers a tile; 1 to {WIDEST} are taken")
         if patients is not None and int(str(patients)) < 1:
             raise PayloadError(f"site {site}: says that it has {patients} patients")
+        pinned = self.protocol.sites[site].key
+        if pinned is not None and message.values["key"] != pinned:
+            raise PayloadError(
+                f"site {site}: its key is {str(message.values['key'])[:12]}, not the protocol's {pinned[:12]}"
+            )
         differing = differences(identity(self.protocol), dict(message.values))
         if self.stages.progress.data.get(site, message.values["data_sha256"]) != message.values["data_sha256"]:
             differing.append("its data have changed since the run began")
@@ -196,48 +259,9 @@ class Server:
         if differing:
             raise PayloadError(f"site {site}: {'; '.join(differing)}")
 
-    def _check_numbers(self, site: str, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """Raise for counts that cannot be, or that would let the site outweigh the others."""
-        least, most = self.protocol.payload.min_patients, self.protocol.sites[site].patients
-        for name, value in tensors.items():
-            counted = name in {"num_bags", "num_steps", "classes", "watched_count"} or name.endswith(
-                (".count", ".squares")
-            )
-            if counted and (value < 0).any():
-                raise PayloadError(f"site {site}: '{name}' is negative")
-            if value.dtype == torch.float64 and not (value.abs() <= LARGEST).all():
-                raise PayloadError(f"site {site}: '{name}' holds numbers beyond {LARGEST:.2g}")
-        counts = tensors.get("num_bags")
-        if counts is not None and (counts < least).any():
-            raise PayloadError(f"site {site}: an update from fewer than {least} patients")
-        if counts is not None and most is not None and (counts > most).any():
-            raise PayloadError(
-                f"site {site}: counts with {int(counts.max())} patients, but the protocol knows of {most}"
-            )
-        if counts is not None and kind == "train":
-            known = self.stages.progress.num_bags.get(site)
-            if known is not None and counts.tolist() != [known[number] for number in self.stages.live]:
-                raise PayloadError(f"site {site}: counts with other patients than it began with")
-            if self.protocol.encryption == "none":
-                check_updates(
-                    {name: tensors[name] for name in self.stages.state},
-                    self.stages.models(),
-                    self.protocol.payload.max_update,
-                    f"site {site}",
-                )
-        if "classes" in tensors and counts is not None and (tensors["classes"].sum(1) != counts).any():
-            raise PayloadError(f"site {site}: its classes are not its patients")
-        fewest = FLOOR_STEPS if self.protocol.privacy is None else 1
-        if "num_steps" in tensors and (tensors["num_steps"] < fewest).any():
-            raise PayloadError(f"site {site}: an update from fewer than {fewest} steps")
-
     def _enough(self, kind: str, found: Mapping[str, Message], missing: Mapping[str, str]) -> None:
-        if kind == "open":
-            if not found:
-                raise SitesMissing(f"{self.run}: no site opened the sum", missing)
-            return
         needed = [site for site in self.protocol.required_sites if site in self.stages.drawn]
-        if kind == "finish":
+        if kind in {"finish", "close"}:
             needed = needed + self.protocol.external_sites
         lacking = [site for site in needed if site not in found]
         if lacking:
@@ -248,13 +272,19 @@ class Server:
         if present < least:
             raise SitesMissing(f"{self.run}: {present} of at least {least} sites answered", missing)
 
-    def _advance(self, kind: str, found: Mapping[str, Message]) -> None:
+    def _advance(self, kind: str, found: Mapping[str, Message]) -> dict[str, object]:
+        """Move on; what else the ledger keeps of it."""
         if kind == "join":
             self._join(found)
-            return
+            return {}
+        kept: dict[str, object] = {}
         if kind == "finish":
             self._save_result(found)
+            roles = {site: member.role for site, member in self.protocol.sites.items()}
+            about = {"endpoint_kind": self.protocol.endpoint.kind, "roles": roles}
+            kept = {"published": published(self.folder / "result"), **about}
         self.stages.take({site: found[site] for site in self.protocol.training_sites if site in found})
+        return kept
 
     def _join(self, found: Mapping[str, Message]) -> None:
         first = min(found)
@@ -267,8 +297,16 @@ class Server:
                     )
         about = {key: found[first].values[key] for key in COMPARED[1:]}
         self.stages.join(int(found[first].values["width"]), about)  # type: ignore[arg-type]
+        self.stages.progress.patients |= {
+            site: None if (count := message.values["num_bags"]) is None else int(str(count))
+            for site, message in found.items()
+        }
         self.stages.progress.data |= {site: str(message.values["data_sha256"]) for site, message in found.items()}
         self.joined = True
+        self.keys = {site: str(message.values["key"]) for site, message in found.items()}
+        steps = {int(str(found[site].values["step"])) for site in self.protocol.training_sites if site in found}
+        now = self.stages.progress.step
+        self.behind = now > 1 and not steps <= {now, now - 1}
 
     def _save_result(self, found: Mapping[str, Message]) -> None:
         """The run as `mil train` saves one, and every site's own metrics."""
@@ -294,9 +332,14 @@ class Server:
 
 def _told(message: Message, blob: bytes) -> dict[str, object]:
     """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
-    told: dict[str, object] = {"answer_sha256": digest(message.tensors), "bytes": len(blob)}
+    told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": len(blob)}
     told["ledger"] = message.values["ledger"]
-    for name in ("num_bags", "train_loss", "watched_loss", "watched_count"):
+    if message.kind == "join":
+        told["key"] = message.values["key"]
+    if message.kind == "finish":
+        told["metrics"] = {name: message.values[name] for name in FINISHED}
+    masked = "masked_sha256" in message.values
+    for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_loss", "watched_count"):
         if name in message.tensors:
             told[name] = message.tensors[name].tolist()
     return told

@@ -7,6 +7,7 @@ ledger. Which engine carries the bytes is not known here.
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,17 +15,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil.bags.table import read_bags
 from mil.errors import CorruptFile, MilError
 from mil.files import file_name
 from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
-from mil.hospital.encryption import Cipher
-from mil.hospital.forms import CONTROL, SEALED, Forms, Shapes, Slot, groups_of, slots
+from mil.hospital.crosscheck import published
+from mil.hospital.differencing import check_plan
+from mil.hospital.forms import CONTROL, Forms, Shapes, Slot, groups_of, slots
 from mil.hospital.identity import code_sha256, data_sha256, differences, identity, own_secret
+from mil.hospital.keys import PartyKey
 from mil.hospital.local import LocalWork, Trained
+from mil.hospital.masking import masked
 from mil.hospital.memory import Memory
 from mil.hospital.models import Refit, run_of
 from mil.hospital.noise import SecretStream
+from mil.hospital.own_data import own_bags
 from mil.hospital.payload import (
     Form,
     Message,
@@ -33,20 +37,19 @@ from mil.hospital.payload import (
     TooFewPatients,
     Value,
     check_updates,
-    digest,
+    content_digest,
     header,
     pack,
     unpack,
 )
 from mil.hospital.privacy import Budget
-from mil.hospital.questions import asked_digest, check_once, check_place, check_run
+from mil.hospital.questions import check_once, check_place, check_run, core_digest, place_digest
+from mil.hospital.record import LedgerFile
+from mil.hospital.relay import Replica, asked_sites, signed_content
 from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
-from mil.schemas import BAGS
-from mil.tables import require_columns
 from mil.training.artefact import Run
-from mil.training.ledger import LedgerFile
 from mil.training.plans import reach
 from mil.training.store import FeatureStore
 
@@ -63,9 +66,13 @@ class Site:
         self.role = protocol.sites[spec.site].role
         self.shapes = Shapes(protocol, features.width)
         self.forms = Forms(self.shapes)
-        self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site)
+        self.party = PartyKey(spec.workspace)
+        self._check_pinned(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
+        self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
         self._check_remembered()
         self.work = LocalWork(protocol, self.shapes, spec.site, bags, features) if self.role == "train" else None
+        if self.work is not None:
+            check_plan(protocol, self.work)
         self.budget: Budget | None = None
         if protocol.privacy is not None:
             privacy = protocol.privacy
@@ -75,14 +82,9 @@ class Site:
                     f"it must be well below {1 / len(features.patients):.2g}"
                 )
             most = min(privacy.epsilon, spec.epsilon or privacy.epsilon)
-            self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, most, privacy.delta)
+            self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, self.party, most, privacy.delta)
             self.budget.hold_against(self.ledger.lines)
         self.epsilon: float | None = None
-        self.cipher: Cipher | None = None
-        if protocol.encryption == "ckks" and self.role == "train":
-            if spec.key is None:
-                raise MilError("site.yaml: key is not set; encryption needs the secret key that the sites share")
-            self.cipher = Cipher(spec.key)
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
     @classmethod
@@ -105,9 +107,17 @@ class Site:
         """Raise where runs left their files and the ledger says nothing: without it, every question could be put again."""
         runs = Path(self.spec.workspace) / "runs"
         left = [path for pattern in ("*/kept/*", "*/weights.safetensors") for path in runs.glob(pattern)]
-        if left and not self.ledger.lines:
+        if left and not any('"event": "answered"' in line for line in self.ledger.lines):
             raise CorruptFile(
                 f"{self.ledger.path}: is empty, but {left[0]} shows that questions were answered; restore it from the backup"
+            )
+
+    @staticmethod
+    def _check_pinned(stated: str | None, key: object, party: str) -> None:
+        if stated is not None and stated != key:
+            raise Mismatch(
+                f"the key of {party} is {str(key)[:12]}, but the protocol states {stated[:12]}; "
+                "put the key that `mil site key` prints into federation.yaml, or restore the workspace's backup"
             )
 
     def answer(self, blob: bytes) -> bytes:
@@ -117,31 +127,43 @@ class Site:
             kind = str(header(blob, where)["kind"])
             question = self._read(blob, kind, where)
             reply, form = self._reply(question, hashlib.sha256(blob).hexdigest())
+            reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
             sent = pack(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'")
         except MilError as error:
             self.ledger.add({"event": "refused", "reason": str(error)})
             raise
+        if kind == "close":  # its line was written before the answer, which carries the line's hash
+            return sent
         seconds = round(time.monotonic() - started, 3)
         self._record(question, reply, {"bytes_received": len(blob), "bytes_sent": len(sent), "seconds": seconds})
         return sent
 
     def _read(self, blob: bytes, kind: str, where: str) -> Message:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
-        allowed = {"join", "finish"}
+        allowed = {"join", "finish", "close"}
         if self.role == "train":
-            allowed |= {"moments", "train", "canary"} | ({"open"} if self.cipher is not None else set())
+            allowed |= {"moments", "train", "canary"}
             allowed |= set() if self.budget is not None else {"watch"}  # losses carry no noise
         if kind not in allowed:
             raise PayloadError(f"{where}: '{kind}' is not asked of this site by the protocol; refused")
         if kind == "join":
             question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
             differing = differences(identity(self.protocol), dict(question.values))
+            self._check_pinned(self.protocol.server.key, question.values["key"], "the server")
+        elif kind == "close":
+            question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
+            differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
         else:
             numbers = header(blob, where)["values"].get("slots")
             live = len(numbers) if isinstance(numbers, list) else 0
-            question = unpack(blob, self.forms.question(kind, live), self.max_bytes, where)
+            carried = header(blob, where)["values"].get("relayed")
+            numbers = carried if isinstance(carried, list) else []
+            relayed = asked_sites(self.protocol, numbers) if numbers else []
+            most = self.max_bytes * (1 + 2 * len(relayed)) if self.shapes.masked else self.max_bytes
+            question = unpack(blob, self.forms.question(kind, live, relayed), most, where)
             check_place(question, self.protocol, self.budget is not None, where)
-            check_once(question, self.ledger.lines, where)
+            private = self.budget is not None and not self.shapes.masked
+            check_once(question, self.ledger.lines, self.protocol, None if private else self.data, where)
             differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
         check_run(question, self.spec.runs, where)
         if differing:
@@ -152,14 +174,47 @@ class Site:
         return question
 
     def _reply(self, question: Message, question_sha256: str) -> tuple[Message, Form]:
+        if question.kind == "close":
+            closing = {"kind": "close", "run": question.values["run"], "server_ledger": question.values["ledger"]}
+            self.ledger.add({"event": "closed", **closing})
         values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
         values["question_sha256"] = question_sha256
+        if question.kind not in {"join", "close"} and self.shapes.masked:
+            return self._followed(question, values)
+        return self._answered(question, values)
+
+    def _followed(self, question: Message, values: dict[str, Value]) -> tuple[Message, Form]:
+        """The answer from the models that the site computed itself; what is summed is masked."""
+        replica = self._replica(question)
+        replica.follow(question, f"site {self.spec.site}, question")
+        asked = asked_sites(self.protocol, question.values["asked"])
+        if self.role == "train" and question.kind != "finish" and self.spec.site not in asked:
+            raise PayloadError(f"site {self.spec.site}: is not among the sites asked ({', '.join(asked)}); refused")
+        place = place_digest(question)
+        values |= {"state_sha256": replica.stages.sha256, "asked": question.values["asked"], "masked_sha256": place}
+        reply, form = self._answered(replica.complete(question), values)
+        if reply.kind in {"moments", "train", "watch"}:
+            keys = {site: str(self.protocol.sites[site].key) for site in asked}
+            parts = replica.integers(question, reply, self.spec.site)
+            reply = replace(reply, tensors=masked(parts, self.party, self.spec.site, keys, place))
+        return reply, form
+
+    def _replica(self, question: Message) -> Replica:
+        canary = question.kind == "canary"
+        return Replica(self.protocol, self._folder(question), self.features.width, self.about, canary)
+
+    def _answered(self, question: Message, values: dict[str, Value]) -> tuple[Message, Form]:
+        """The answer to a question with models in it."""
+        if question.kind == "close":
+            return Message("close", values), self.forms.answer("close", 0, 0)
         if question.kind == "join":
             own: dict[str, Value] = {
                 **identity(self.protocol),
                 **self.about,
                 "width": self.features.width,
                 "data_sha256": self.data,
+                "key": self.party.public,
+                "step": self._replica(question).stages.progress.step if self.shapes.masked else 0,
             }
             count = len(self.features.patients)
             own["num_bags"] = count if count >= self.limits.small_cells else None
@@ -179,8 +234,6 @@ class Site:
             return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
         if question.kind == "moments":
             return Message("moments", values, self._moments(work, chosen)), form
-        if question.kind == "open":
-            return Message("open", values, self._open(question, len(chosen))), form
         memory = self._memory(question)
         models = work.completed(question.tensors, [memory.of(slot, work.first(slot)) for slot in chosen])
         tensors = work.watch(models, chosen, groups)
@@ -245,8 +298,6 @@ class Site:
         updates = [update for update, _ in trained]
         tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
         check_updates(tensors, models, self.limits.max_update, f"site {self.spec.site}")
-        if self.cipher is not None:
-            tensors = {SEALED: self._sealed(question, tensors, [update.patients for update in updates])}
         if self._keeps:
             layers = [{name: update.state[name] for name in self.shapes.own} for update in updates]
             memory.keep(
@@ -265,45 +316,19 @@ class Site:
             tensors["train_loss"] = torch.tensor([update.loss for update in updates], dtype=torch.float64)
         return tensors
 
-    def _sealed(self, question: Message, states: dict[str, Tensor], patients: list[int]) -> Tensor:
-        """The site's share of the change of all models, encrypted."""
-        assert self.cipher is not None
-        uniform = self.protocol.strategy.uniform
-        totals = cast(list[int], question.values["totals"])
-        if any(own > whole for own, whole in zip(patients, totals, strict=True)):
-            raise PayloadError(
-                f"site {self.spec.site}: totals {totals} are fewer than the site's own patients; refused"
-            )
-        share = torch.tensor(patients, dtype=torch.float64) / torch.tensor(totals, dtype=torch.float64)
-        if uniform:
-            share = torch.full_like(share, 1 / len(self.protocol.training_sites))
-        changes = []
-        for name, value in states.items():
-            change = value.double() - question.tensors[name].double()
-            changes.append(change * share.view(-1, *[1] * (change.dim() - 1)))
-        mask = None
-        if self.protocol.everybody:
-            count = sum(change.numel() for change in changes)
-            mask = self.cipher.mask(self.spec.site, self.protocol.training_sites, asked_digest(question), count)
-        return self.cipher.seal(changes, mask)
-
-    def _open(self, question: Message, live: int) -> dict[str, Tensor]:
-        """The sum of a round."""
-        if self.cipher is None:
-            raise PayloadError(f"site {self.spec.site}: nothing is encrypted in this protocol; refused")
-        opened = self.cipher.open(question.tensors[SEALED], [(live, *shape) for shape in self.shapes.state.values()])
-        return dict(zip(self.shapes.state, opened, strict=True))
-
     def _train_privately(
         self, question: Message, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot], number: int
     ) -> list[Trained]:
         """The same with noise, once the site's budget allows it.
 
-        The noise is that of the whole question: where anything in it differs, it is charged anew and drawn anew.
+        The noise belongs to the whole question and to the site's data: where a weight or a label differs, it is drawn anew and
+        charged anew. The same noise on two versions of the data would leave their difference bare.
         """
         assert self.budget is not None
         assert self.protocol.privacy is not None
-        run, asked = str(question.values["run"]), asked_digest(question)
+        run = str(question.values["run"])
+        asked = core_digest(question) if self.shapes.masked else content_digest(question)
+        asked = hashlib.sha256(f"{asked}|{self.data}".encode()).hexdigest()
         patients = {slot: len(work.train_patients(slot)) for slot in chosen}
         self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
         return work.train_privately(models, chosen, number, lambda slot: self._stream(run, slot, number, asked))
@@ -322,9 +347,11 @@ class Site:
         told_of = [line for line in earlier if line["event"] == "result" and line["endpoint"] == endpoint]
         if any(differ_by_few(metrics, line, self.limits.small_cells) for line in told_of):
             metrics = dict(NOTHING)
-        self.ledger.add({"event": "result", "run": str(question.values["run"]), "endpoint": endpoint, **metrics})
-        if self.budget is not None:  # they carry no noise
-            return NOTHING, {}
+        metrics = metrics if self.budget is None else dict(NOTHING)  # they carry no noise
+        name, files = str(question.values["run"]), published(self._folder(question))
+        self.ledger.add({"event": "result", "run": name, "endpoint": endpoint, **metrics, "published": files})
+        if self.budget is not None:
+            return metrics, {}
         names = self.protocol.experiment.covariates
         return metrics, own_covariates(self.bags, names, self.limits.small_cells) if names else {}
 
@@ -355,23 +382,13 @@ class Site:
             entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
         self.ledger.add(
             {"event": "answered", "kind": question.kind, **entry}
-            | {"asked_sha256": asked_digest(question), "answer_sha256": digest(reply.tensors)}
+            | (
+                {"core_sha256": core_digest(question), "asked": question.values["asked"]}
+                if "asked" in question.values
+                else {}
+            )
+            | ({"server_key": question.values["key"]} if question.kind == "join" else {})
+            | {"asked_sha256": content_digest(question), "answer_sha256": content_digest(reply)}
             | {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256()}
             | {"server_ledger": question.values.get("ledger"), **cost}
         )
-
-
-def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
-    """The bag table, which may hold no other site's patient, with the roles as the protocol has them."""
-    bags = read_bags(path)
-    require_columns(bags, BAGS, str(path))
-    foreign = bags[bags["site"] != site]
-    if len(foreign):
-        raise MilError(
-            f"{path}: patient {foreign.iloc[0]['patient_id']} is of site {foreign.iloc[0]['site']}, not {site}; a hospital "
-            "holds its own patients only (make the table from a sheet of this site alone)"
-        )
-    roles = set(bags["role"]) - {protocol.sites[site].role}
-    if roles:
-        raise MilError(f"{path}: role {roles.pop()}, but the federation has {site} as {protocol.sites[site].role}")
-    return bags

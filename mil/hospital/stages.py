@@ -4,8 +4,9 @@ The same nested cross-validation as `mil train` (`mil.training.protocol`), asked
 the state is in `Stages.progress` and the named tensors; between two rounds it is one file (`save`, `load`).
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from mil.errors import MilError
 from mil.files import write_bytes
+from mil.hospital import sums
 from mil.hospital.config import FederationSpec
-from mil.hospital.encryption import Adder
-from mil.hospital.forms import BALANCE, CONTROL, PARTS, SEALED, Shapes, groups_of, outer_folds, slots, watched_apart
+from mil.hospital.forms import BALANCE, CONTROL, PARTS, Shapes, groups_of, outer_folds, slots, watched_apart
+from mil.hospital.masking import summed
 from mil.hospital.payload import Message, digest
 from mil.hospital.standing import Progress, progress_of
 from mil.strategies.strategy import Answers, WeightedSum
@@ -36,8 +38,8 @@ Found = Mapping[str, Message]
 class Stages:
     """State of a run, and its transitions."""
 
-    def __init__(self, protocol: FederationSpec, canary: bool = False, adder: Adder | None = None) -> None:
-        self.protocol, self.canary, self.adder = protocol, canary, adder
+    def __init__(self, protocol: FederationSpec, canary: bool = False) -> None:
+        self.protocol, self.canary = protocol, canary
         self.strategy = protocol.strategy
         self.progress = Progress()
         self.state: dict[str, Tensor] = {}
@@ -45,8 +47,6 @@ class Stages:
         self.buffers: dict[str, Tensor] = {}
         self.server: dict[str, Tensor] = {}
         """The strategy's own tensors (slots, ...)."""
-        self.sealed: dict[str, Tensor] = {}
-        """The encrypted sum that is to be opened."""
 
     @property
     def shapes(self) -> Shapes | None:
@@ -60,8 +60,6 @@ class Stages:
         everyone = range(len(progress.rounds))
         if progress.stage == "canary":
             return [0]
-        if progress.stage == "open":
-            return progress.sealed_live
         if progress.stage not in {"train", "watch"}:
             return list(everyone)
         stopped = {number for group in self._stopped() for number in groups_of(self.protocol, progress.phase)[group]}
@@ -83,8 +81,6 @@ class Stages:
 
     def models(self) -> dict[str, Tensor]:
         """What a site gets to see: models, buffers and, where the strategy has one, the server's control variate."""
-        if self.progress.stage == "open":
-            return dict(self.sealed)
         live = self.live
         found = {name: value[live] for name, value in (self.state | self.buffers).items()}
         if self.strategy.controls and self.progress.stage == "train":
@@ -98,12 +94,21 @@ class Stages:
             # under privacy the number of rounds is not selected: the losses that would select it carry no noise
             phase = "inner" if self.protocol.privacy is None else "refit"
             choices = [0] * len(outer_folds(self.protocol)) if phase == "refit" else []
+            self.progress.step = 1
             self._begin(phase, [self.protocol.experiment.training.rounds] * len(slots(self.protocol, phase)), choices)
 
     def take(self, found: Found) -> None:
         """Move on by the training sites' answers to the question of this stage."""
-        moves = {"moments": self._scale, "train": self._aggregate, "open": self._opened, "watch": self._select}
+        moves = {"moments": self._scale, "train": self._aggregate, "watch": self._select}
         moves.get(self.progress.stage, self._end)(found)
+        self.progress.step += 1
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything that the next steps follow from; equal at all parties that computed the same."""
+        told = {name: value for name, value in asdict(self.progress).items() if name not in ("patients", "data")}
+        whole = f"{self.protocol.sha256}|{json.dumps(told, sort_keys=True)}|{digest(_flat(self))}"
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def digest(self) -> str:
         """SHA-256 of the global models as they stand."""
@@ -135,7 +140,7 @@ class Stages:
         assert shapes is not None
         messages = [message for _, message in sorted(found.items())]
         self.progress.num_bags = {site: message.tensors["num_bags"].tolist() for site, message in found.items()}
-        for name in shapes.measured:
+        for name in shapes.measured if not shapes.masked else ():
             parts = [[message.tensors[f"{name}.{part}"].numpy() for part in PARTS] for message in messages]
             scales = []
             for number in self.live:
@@ -143,8 +148,13 @@ class Stages:
                 scales.append(Moments.stacked(own).scale())
             for part, rows in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
                 self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
+        for name in shapes.measured if shapes.masked else ():
+            totals = summed([message.tensors[name + sums.SUMS] for message in messages])
+            scales = [sums.moments_of(totals[number]).scale() for number in self.live]
+            for part, rows in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
+                self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
         if shapes.balanced:
-            counts = torch.stack([message.tensors["classes"] for message in messages]).sum(0)
+            counts = summed([message.tensors["classes"] for message in messages])
             self.buffers[BALANCE] = class_weights(counts.numpy())
         self.progress.stage = "train"
 
@@ -154,20 +164,20 @@ class Stages:
         if self.strategy.cyclic:
             self._pass_on(found)
             return
-        if self.adder is None:
+        shapes = self.shapes
+        assert shapes is not None
+        if shapes.masked:
+            names = sorted(shapes.exchanged)
+            changes = {name: sums.read(summed([one.tensors[name] for one in found.values()])) for name in names}
+            for place, number in enumerate(live):
+                self._step(number, change={name: value[place] for name, value in changes.items()})
+        else:
             for place, number in enumerate(live):
                 self._step(number, answers=self._answers(found, place, number))
-        else:
-            sealed = [message.tensors[SEALED] for _, message in sorted(found.items())]
-            self.sealed = {SEALED: self.adder.add(sealed)}
-            progress.sealed_live, progress.sealed_by = live, sorted(found)
         if progress.phase == "inner" and progress.round > 1 and not watched_apart(self.protocol):
             self._watch(found)
         progress.used |= dict.fromkeys(found, progress.round)
-        if self.adder is None:
-            self._advance()
-        else:
-            progress.stage = "open"
+        self._advance()
 
     def _pass_on(self, found: Found) -> None:
         """Cyclic: the model as the visited site left it goes to the next; the round is over after the last."""
@@ -180,25 +190,6 @@ class Stages:
         if progress.visit == len(self.protocol.training_sites):
             progress.visit = 0
             self._advance()
-
-    def _opened(self, found: Found) -> None:
-        """The sum as the sites opened it: all of them must have found the same."""
-        (first, opened), *others = sorted(found.items())
-        for site, message in others:
-            if digest(message.tensors) != digest(opened.tensors):
-                raise MilError(f"sites {first} and {site} opened different sums; one of them has another key")
-        for place, number in enumerate(self.live):
-            whole = self._whole(number)
-            self._step(number, change={name: whole * opened.tensors[name][place] for name in self.state})
-        self.sealed, self.progress.sealed_live, self.progress.sealed_by = {}, [], []
-        self._advance()
-
-    def _whole(self, number: int) -> float:
-        """What the opened sum is to be multiplied by: the sites took their shares of all, and some may be missing."""
-        by = self.progress.sealed_by
-        if self.strategy.uniform:
-            return len(self.protocol.training_sites) / len(by)
-        return self.totals[number] / sum(self.progress.num_bags[site][number] for site in by)
 
     @property
     def totals(self) -> list[int]:
@@ -233,8 +224,16 @@ class Stages:
             answers = Answers(answers.states, answers.amounts, total, along_sites(CONTROL))
         return answers
 
-    def _step(self, number: int, answers: Answers | None = None, change: dict[str, Tensor] | None = None) -> None:
-        """One slot's next global model, from the sites' answers or from the mean change that they opened."""
+    def share(self, site: str, number: int, sites: Sequence[str]) -> float:
+        """What `site` counts in a slot's sum, of what `sites` count together."""
+
+        def amount(names: Sequence[str]) -> Tensor:
+            return self.strategy.amounts(torch.tensor([self.progress.num_bags[one][number] for one in names]))
+
+        return float(amount([site])[0] / amount(sites).sum())
+
+    def _step(self, number: int, answers: Answers | None = None, change: Mapping[str, Tensor] | None = None) -> None:
+        """One slot's next global model, from the sites' answers or from the mean change read off the masked sums."""
         state = {name: value[number] for name, value in self.state.items()}
         server = {name: value[number] for name, value in self.server.items()}
         if answers is not None:
@@ -254,10 +253,12 @@ class Stages:
 
     def _watch(self, found: Found) -> None:
         """Losses that come with a round's answers are of the models after the round before."""
-        parts = [
-            torch.stack([message.tensors[name] for _, message in sorted(found.items())]).sum(0).tolist()
-            for name in ("watched_loss", "watched_count")
-        ]
+        shapes = self.shapes
+        assert shapes is not None
+        parts = []
+        for name in ("watched_loss", "watched_count"):
+            told = [message.tensors[name] for _, message in sorted(found.items())]
+            parts.append((sums.read(summed(told)) if shapes.masked else torch.stack(told).sum(0)).tolist())
         stopped = self._stopped()
         self.progress.curves.append(
             [
@@ -295,7 +296,7 @@ class Stages:
         self._begin("refit", rounds, choices)
 
     def _end(self, found: Found) -> None:
-        """After the canary nothing may have changed; after the finish there is nothing left."""
+        """After the canary nothing may have changed; after the finish the ledgers are closed."""
         if self.progress.stage == "canary":
             own = digest({name: value[self.live] for name, value in self.state.items()})
             for site, message in sorted(found.items()):
@@ -303,7 +304,7 @@ class Stages:
                     raise MilError(
                         f"site {site}: the canary's weights came back changed; look at what is between the sites"
                     )
-        self.progress.stage = "done"
+        self.progress.stage = "close" if self.progress.stage == "finish" else "done"
 
 
 def class_weights(counts: np.ndarray) -> Tensor:
@@ -313,17 +314,20 @@ def class_weights(counts: np.ndarray) -> Tensor:
     return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 
 
-def save(stages: Stages, path: Path) -> None:
-    """Write the state as one file, atomically."""
+def snapshot(stages: Stages, more: Mapping[str, Tensor] | None = None) -> bytes:
+    """The state as one safetensors file; `more`: tensors that are kept with it."""
     about = {"spec_sha256": stages.protocol.sha256, "progress": json.dumps(asdict(stages.progress), sort_keys=True)}
-    parts = _parts(stages)
-    tensors = {f"{part}:{name}": value.contiguous() for part, named in parts.items() for name, value in named.items()}
-    write_bytes(path, packed(tensors, about))
+    return packed({**_flat(stages), **(more or {})}, about)
 
 
-def load(protocol: FederationSpec, path: Path, canary: bool = False, adder: Adder | None = None) -> Stages:
+def save(stages: Stages, path: Path, more: Mapping[str, Tensor] | None = None) -> None:
+    """Write the state as one file, atomically."""
+    write_bytes(path, snapshot(stages, more))
+
+
+def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
     """The stages as `save` left them, or new ones; a state of another protocol is refused."""
-    stages = Stages(protocol, canary, adder)
+    stages = Stages(protocol, canary)
     stages.progress = progress_of(path)
     if not path.exists():
         return stages
@@ -335,14 +339,21 @@ def load(protocol: FederationSpec, path: Path, canary: bool = False, adder: Adde
             f"{path}: belongs to another protocol ({stated[:12]}, not {protocol.sha256[:12]}); give the run another name, "
             "or put the old federation.yaml back"
         )
+    parts = _parts(stages)
     for name, value in tensors.items():
         part, _, own = name.partition(":")
-        _parts(stages)[part][own] = value
+        if part in parts:  # others are the server's relay
+            parts[part][own] = value
     return stages
 
 
+def _flat(stages: Stages) -> dict[str, Tensor]:
+    parts = _parts(stages)
+    return {f"{part}:{name}": value.contiguous() for part, named in parts.items() for name, value in named.items()}
+
+
 def _parts(stages: Stages) -> dict[str, dict[str, Tensor]]:
-    return {"state": stages.state, "buffer": stages.buffers, "server": stages.server, "sealed": stages.sealed}
+    return {"state": stages.state, "buffer": stages.buffers, "server": stages.server}
 
 
 def _known(curve: tuple[float | None, ...]) -> list[float]:

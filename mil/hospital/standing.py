@@ -14,9 +14,9 @@ class Progress:
     """Everything of a run but its tensors."""
 
     stage: str = "new"
-    """What is asked next: `new` (nothing is known of the sites yet), `moments`, `train`, `watch`, `finish`, `done`.
+    """What is asked next: `new` (nothing is known of the sites yet), `moments`, `train`, `watch`, `finish`, `close`, `done`.
 
-    Under encryption `open` follows `train`. In a rehearsal `canary` stands for all of them.
+    In a rehearsal `canary` stands for all of them.
     """
     phase: str = "inner"
     round: int = 1
@@ -29,6 +29,8 @@ class Progress:
     width: int = 0
     about: dict[str, str | float | int | None] = field(default_factory=dict)
     """What the sites' features say of their encoder."""
+    patients: dict[str, int | None] = field(default_factory=dict)
+    """Patients of every site, as it joined; none where they are too few to be told."""
     data: dict[str, str] = field(default_factory=dict)
     """Digest of every site's data, as it joined."""
     curves: list[list[float | None]] = field(default_factory=list)
@@ -37,10 +39,8 @@ class Progress:
     """Training patients of every slot, by site."""
     used: dict[str, int] = field(default_factory=dict)
     """Round of the phase in which each site's answer was used last."""
-    sealed_live: list[int] = field(default_factory=list)
-    """Slots of the encrypted sum that is to be opened, if there is one."""
-    sealed_by: list[str] = field(default_factory=list)
-    """Sites whose updates are in it."""
+    step: int = 0
+    """Questions that were answered since the sites joined, and 1."""
 
     @property
     def place(self) -> dict[str, str | int]:

@@ -1,12 +1,14 @@
 """What sites sent -> sums over sites and steps of the server: functions of named tensors, for one model.
 
-The site axis comes first. Sums are in float64 and cast once. No torch is imported: see `mil.strategies.strategy`.
+The site axis comes first. Sums are exact (`mil.strategies.fixed_point`) and cast once. No torch is imported: see `mil.strategies.strategy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from mil.strategies.fixed_point import exact_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +22,8 @@ def weighted_change(state: Mapping[str, Tensor], answers: Answers) -> dict[str, 
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum over sites of weight x value: (sites, *shape), (sites,) -> (*shape) float64."""
-    return (values.double() * weights.view(-1, *[1] * (values.dim() - 1))).sum(0)
+    """Sum over sites of weight x value: (sites, *shape), (sites,) -> (*shape) float64, the same in any order of sites."""
+    return exact_sum(values.double() * weights.view(-1, *[1] * (values.dim() - 1)))
 
 
 def moved(state: Mapping[str, Tensor], change: Mapping[str, Tensor], rate: float = 1.0) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from hospitals import PROTOCOL, Hospitals, make_hospitals
 from wall_clock import COMPILER, WallClock, put_ahead
 
 from mil.hospital import coordinator as hospital
-from mil.hospital.config import SiteSpec
 from mil.hospital.crosscheck import cross_check
 from mil.hospital.server import Server
 from mil.hospital.site import Site
@@ -30,8 +29,7 @@ def federated(hospitals: Hospitals, folder: Path, clock: Path | None = None) -> 
     jumps = iter(JUMPS * 10)
     sites = {}
     for name in hospitals.protocol.sites:
-        spec = hospitals.site(name)
-        sites[name] = Site.open(SiteSpec(**{**spec.model_dump(), "workspace": str(folder / name)}))
+        sites[name] = Site.open(hospitals.elsewhere(name, folder / name))
     server = Server(hospitals.protocol, "run", folder / "server")
     inprocess.run(server, sites, lambda _: put_ahead(clock, next(jumps)) if clock else None)
 

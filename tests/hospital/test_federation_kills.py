@@ -7,7 +7,6 @@ import torch
 from hospitals import PROTOCOL, SITES, Hospitals, make_hospitals
 from killing import check_whole, hidden, killed, undisturbed
 
-from mil.hospital.config import SiteSpec
 from mil.hospital.server import Server
 from mil.hospital.site import Site
 from mil.training.ledger import read
@@ -19,8 +18,7 @@ def federated(hospitals: Hospitals, folder) -> None:
     torch.set_num_threads(1)
     sites = {}
     for name in hospitals.protocol.sites:
-        spec = hospitals.site(name)
-        sites[name] = Site.open(SiteSpec(**{**spec.model_dump(), "workspace": str(folder / name)}))
+        sites[name] = Site.open(hospitals.elsewhere(name, folder / name))
     inprocess.run(Server(hospitals.protocol, "run", folder / "server"), sites)
 
 

@@ -80,9 +80,11 @@ def compare_with_reference(hospitals: Hospitals, folder: Path, name: str) -> Ser
 
     def note(server: Server) -> None:
         entry = json.loads(server.ledger.lines[-1])
-        if entry["kind"] == "moments":
+        if entry.get("kind") == "moments":
             scales[entry["phase"]] = dict(server.stages.buffers)
-        if entry["kind"] == "train":  # after the last round of a phase the next one's first models are there already
+        if (
+            entry.get("kind") == "train"
+        ):  # after the last round of a phase the next one's first models are there already
             rounds[entry["phase"]][entry["round"]] = {key: value.clone() for key, value in server.stages.state.items()}
 
     server = Server(protocol, name, folder)

@@ -7,7 +7,7 @@ import inprocess
 import numpy as np
 import pytest
 import torch
-from hospitals import PROTOCOL, Bad, Hospitals, edited, make_hospitals
+from hospitals import PROTOCOL, SEEN, Bad, Hospitals, edited, make_hospitals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -148,7 +148,7 @@ def test_a_changed_byte_is_refused_or_still_fills_the_form(place: int, value: in
 
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
-    return make_hospitals(tmp_path_factory.mktemp("federation"))
+    return make_hospitals(tmp_path_factory.mktemp("federation"), **SEEN)
 
 
 @pytest.fixture(scope="module")

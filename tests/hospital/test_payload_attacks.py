@@ -1,5 +1,6 @@
 """A server that asks for more than the protocol, a site that answers with something else: refused, or written down."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import inprocess
 import pandas as pd
 import pytest
 import torch
-from hospitals import PROTOCOL, Bad, Hospitals, edited, make_hospitals, rewrite_protocol
+from hospitals import PROTOCOL, SEEN, Bad, Hospitals, edited, make_hospitals, rewrite_protocol
 
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec, SiteSpec
@@ -41,7 +42,7 @@ ODD_NAMES = [
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
     torch.set_num_threads(1)
-    return make_hospitals(tmp_path_factory.mktemp("federation"))
+    return make_hospitals(tmp_path_factory.mktemp("federation"), **SEEN)
 
 
 def opened(hospitals: Hospitals) -> dict[str, Site]:
@@ -84,7 +85,6 @@ def _tensors(blob: bytes) -> bytes:
         ({"used": [0, 4]}, "beyond the protocol"),
         ({"used": [-1, 0]}, "beyond the protocol"),
         ({"used": [0]}, "has not 2 numbers"),
-        ({"totals": [0] * 9}, "beyond the protocol"),
         ({"choices": [0]}, "choices"),
         ({"run": "../../other"}, "not a name"),
         ({"kind": "features"}, "not asked of this site"),
@@ -199,12 +199,19 @@ def many(number: int):
     return lambda blob: edited(blob, lambda found: {**found, "num_bags": found["num_bags"] * 0 + number})
 
 
+def told(**numbers: float):
+    def change(found: dict) -> dict:
+        return {**found, **{name: torch.full_like(found[name], value) for name, value in numbers.items()}}
+
+    return lambda blob: edited(blob, change)
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "said"),
     [
-        ("train", many(10**9), "1000000000 patients, but the protocol knows of 60"),
-        ("train", many(60), "other patients than it began with"),
-        ("moments", many(10**9), "1000000000 patients, but the protocol knows of 60"),
+        ("train", many(10**9), "1000000000 patients, but the protocol knows of 48"),
+        ("train", many(47), "other patients than it began with"),
+        ("moments", many(10**9), "1000000000 patients, but the protocol knows of 48"),
         (
             "moments",
             lambda blob: edited(blob, lambda f: {**f, "features.squares": -f["features.squares"]}),
@@ -223,6 +230,16 @@ def many(number: int):
             lambda blob: edited(blob, lambda f: {**f, "watched_count": -f["num_bags"][:3].double()}),
             "'watched_count'",
         ),
+        ("watch", told(watched_loss=-1e30), "'watched_loss' is negative"),
+        ("watch", told(watched_count=0.0), "'watched_count' is 0, but 32 of its patients are watched"),
+        (
+            "finish",
+            lambda blob: edited(blob, metric=1.0, patients=10**9, variance=0.0),
+            "metrics of 1000000000 patients",
+        ),
+        ("finish", lambda blob: edited(blob, metric=7.5), "'metric' is 7.5; 0 to 1 are possible"),
+        ("finish", lambda blob: edited(blob, variance=-3.0), "'variance' is -3.0"),
+        ("finish", lambda blob: edited(blob, positives=48), "48 positive patients of 48"),
         ("train", lambda blob: blob + b"0" * 3_000_000, "more than the 2,000,000"),
         ("join", lambda blob: edited(blob, width=10**9), "features of 1000000000 numbers a tile"),
     ],
@@ -238,6 +255,57 @@ def test_a_site_that_claims_too_much_is_refused(
             inprocess.run(
                 Server(hospitals.protocol, tmp_path.name, tmp_path), {**sites, "A": Bad(sites["A"], kind, change)}
             )
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        (
+            "moments",
+            lambda blob: edited(blob, lambda f: {**f, "features.mean": f["features.mean"] + 1e30}),
+            "features.mean is 1e",
+        ),
+        ("watch", told(watched_loss=1e30), "watched loss is"),
+    ],
+)
+def test_a_site_that_decides_alone_raises_an_alarm(
+    hospitals: Hospitals, tmp_path: Path, kind, change, said: str
+) -> None:
+    sites, server = opened(hospitals), Server(hospitals.protocol, tmp_path.name, tmp_path)
+    sites["A"] = Bad(sites["A"], kind, change)
+    until_kind(server, sites, kind)
+    with contextlib.suppress(MilError):
+        question = server.question()
+        server.receive({name: sites[name].answer(question) for name in server.asked}, {})
+    assert said in json.loads(server.ledger.lines[-1])["alarms"]["A"]
+
+
+def test_the_difference_after_a_corrected_label_is_not_answered(tmp_path: Path) -> None:
+    """The same weights to a site before and after one label changed: the difference is that patient's alone."""
+    for trust in ("coordinator", "sites"):
+        hospitals = make_hospitals(tmp_path / trust, trust=trust)
+        sites, server = opened(hospitals), Server(hospitals.protocol, "run", tmp_path / trust / "run")
+        question = until_kind(server, sites, "train")
+        sites["A"].answer(question)
+        path = Path(hospitals.site("A").results) / "bags" / "response.csv"
+        path.write_text(path.read_text().replace("A000,A-0-0;A-0-1,A,train,0", "A000,A-0-0;A-0-1,A,train,1"))
+        with pytest.raises(PayloadError, match="data have changed since question 'train'"):
+            Site.open(hospitals.site("A")).answer(question)
+
+
+@pytest.mark.parametrize(("repeats", "refused"), [(1, False), (5, True)])
+def test_folds_whose_sums_determine_a_patient_are_refused(tmp_path: Path, repeats: int, refused: bool) -> None:
+    hospitals = make_hospitals(tmp_path, endpoint={**PROTOCOL["endpoint"], "repeats": repeats}, **SEEN)
+    if not refused:
+        assert Site.open(hospitals.site("A"))
+        return
+    with pytest.raises(MilError, match=r"sums of features over 60 sets of patients determine \d+ of the 48 patients"):
+        Site.open(hospitals.site("A"))
+
+
+def test_between_hospitals_features_are_scaled_at_each_site_unless_the_protocol_says_otherwise(tmp_path: Path) -> None:
+    assert make_hospitals(tmp_path / "default").protocol.experiment.training.scaling == "site"
+    assert make_hospitals(tmp_path / "stated", **SEEN).protocol.experiment.training.scaling == "standard"
 
 
 def test_old_and_doubled_answers_move_nothing(hospitals: Hospitals, tmp_path: Path) -> None:
@@ -262,7 +330,7 @@ def test_old_and_doubled_answers_move_nothing(hospitals: Hospitals, tmp_path: Pa
 def three(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
     own = {**PROTOCOL["experiment"], "training": {**PROTOCOL["experiment"]["training"], "rounds": 2}}
     sites = dict.fromkeys("ABC", ("train", 48))
-    return make_hospitals(tmp_path_factory.mktemp("three"), sites=sites, experiment=own)
+    return make_hospitals(tmp_path_factory.mktemp("three"), sites=sites, experiment=own, trust="coordinator")
 
 
 def poisoned(question: dict, factor: float):

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import inprocess
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hospitals import PROTOCOL, Hospitals, make_hospitals
-from safetensors.torch import save
+from safetensors.torch import load, save
 from scipy import stats
 
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec, PrivacySpec
 from mil.hospital.forms import Slot, slots
+from mil.hospital.keys import PartyKey
 from mil.hospital.noise import SecretStream
-from mil.hospital.payload import Message, PayloadError, header
+from mil.hospital.payload import Message, PayloadError, content_digest, header
 from mil.hospital.privacy import Budget, BudgetSpent, Charge, clipped, patient_gradient, private_update, spent, steps_of
-from mil.hospital.questions import asked_digest
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 from mil.training.client import Job, SiteData, client_update
@@ -46,14 +47,14 @@ SLOTS = [Slot("A+B", 0, fold) for fold in range(3)]
 def test_epsilon_is_that_of_two_other_accountants(
     patients: int, batch: int, epochs: int, noise: float, renyi: float, prv: float, epsilon: float
 ) -> None:
-    """The table of our notes, from opacus 1.6 (RDP, PRV) and dp-accounting 0.6 (PLD)."""
+    """PLD and RDP by dp-accounting 0.6, PRV by opacus 1.6."""
     from opacus.accountants import PRVAccountant
 
     rate, delta = batch / patients, patients**-1.1
     steps = epochs * patients // batch
     found = spent([Charge(rate, noise, steps)], delta)
     assert round(found.epsilon, 2) == pytest.approx(epsilon, abs=0.0101)
-    assert round(found.renyi, 2) == pytest.approx(renyi, abs=0.0101)
+    assert found.renyi == pytest.approx(renyi, abs=0.05)
     assert found.epsilon <= found.renyi <= 1.25 * found.epsilon
     other = PRVAccountant()
     other.history = [(noise, rate, steps)]
@@ -244,13 +245,17 @@ def test_what_was_charged_survives_every_process(tmp_path: Path) -> None:
 
     def charge(number: int) -> None:
         """As a process of its own would, every round."""
-        run.append(Budget(path, "A", 4.0, 1e-3).charge("run", number, f"{number:064d}", spec, patients).epsilon)
+        run.append(
+            Budget(path, "A", PartyKey(path.parent), 4.0, 1e-3)
+            .charge("run", number, f"{number:064d}", spec, patients)
+            .epsilon
+        )
 
     with pytest.raises(BudgetSpent, match="over the budget of 4"):
         list(map(charge, range(1, 500)))
     assert run == sorted(run)
     assert run[-1] <= 4.0
-    after = Budget(path, "A", spec.epsilon, spec.delta)
+    after = Budget(path, "A", PartyKey(path.parent), spec.epsilon, spec.delta)
     assert after.so_far().epsilon == run[-1]
     with pytest.raises(BudgetSpent):  # another name does not help
         after.charge("another", 1, "x" * 64, spec, patients)
@@ -260,25 +265,54 @@ def test_what_was_charged_survives_every_process(tmp_path: Path) -> None:
 
 def test_the_same_question_is_charged_once_and_another_one_again(tmp_path: Path) -> None:
     spec = PrivacySpec(noise=1.0, expected_batch=8, epsilon=100.0, delta=1e-3)
-    budget = Budget(tmp_path / "privacy.jsonl", "A", 100.0, 1e-3)
+    budget = Budget(tmp_path / "privacy.jsonl", "A", PartyKey(tmp_path), 100.0, 1e-3)
     once = budget.charge("run", 1, "a" * 64, spec, dict.fromkeys(SLOTS, 40)).epsilon
     assert budget.charge("run", 1, "a" * 64, spec, dict.fromkeys(SLOTS, 40)).epsilon == once
     assert budget.charge("run", 1, "b" * 64, spec, dict.fromkeys(SLOTS, 40)).epsilon > once
+
+
+def test_a_corrected_label_is_charged_and_drawn_anew(tmp_path: Path) -> None:
+    """The same question after one label changed: with the same noise, the difference would be that patient's gradient."""
+    experiment = {**PROTOCOL["experiment"], "training": TRAINING}
+    private = PRIVATE.model_dump(mode="json")
+    hospitals = make_hospitals(tmp_path, experiment=experiment, privacy=private, trust="coordinator")
+    server = Server(hospitals.protocol, "run", tmp_path / "run")
+    sites = {name: Site.open(hospitals.site(name)) for name in "ABC"}
+    while server.kind != "train":
+        question = server.question()
+        server.receive({name: sites[name].answer(question) for name in server.asked}, {})
+    before, spent_before = load(sites["A"].answer(server.question())), sites["A"].budget.so_far().epsilon
+    path = Path(hospitals.site("A").results) / "bags" / "response.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[0, "label"] = "1" if table.loc[0, "label"] == "0" else "0"
+    table.to_csv(path, index=False)
+    again = Site.open(hospitals.site("A"))
+    after = load(again.answer(server.question()))
+    assert again.budget.so_far().epsilon > spent_before
+    held_out = [
+        number
+        for number, slot in enumerate(slots(again.protocol, "refit"))
+        if slot.fold == int(table.loc[0, "repeat0"])
+    ]
+    for name in ("score.weight", "embed.weight"):  # the patient is not in this model; only fresh noise can differ
+        assert not torch.equal(before[name][held_out], after[name][held_out])
 
 
 def test_an_altered_account_is_noticed(tmp_path: Path) -> None:
     spec = PrivacySpec(noise=1.0, expected_batch=8, epsilon=100.0, delta=1e-3)
     path = tmp_path / "privacy.jsonl"
     for number in (1, 2):
-        Budget(path, "A", 100.0, 1e-3).charge("run", number, f"{number:064d}", spec, dict.fromkeys(SLOTS, 40))
+        Budget(path, "A", PartyKey(path.parent), 100.0, 1e-3).charge(
+            "run", number, f"{number:064d}", spec, dict.fromkeys(SLOTS, 40)
+        )
     path.write_text(path.read_text().replace('"noise": 1.0', '"noise": 9.0'))
     with pytest.raises(MilError, match="altered"):
-        Budget(path, "A", 100.0, 1e-3)
+        Budget(path, "A", PartyKey(path.parent), 100.0, 1e-3)
 
 
 def test_charges_that_were_cut_off_are_missed_by_the_ledger(hospitals: Hospitals, tmp_path: Path) -> None:
     """A chain does not show that its end is gone; the site's other record does, and the site stays out."""
-    spec = hospitals.site("A").model_copy(update={"workspace": str(tmp_path / "A")})
+    spec = hospitals.elsewhere("A", tmp_path / "A")
     sites = {"A": Site.open(spec), "B": Site.open(hospitals.site("B")), "C": Site.open(hospitals.site("C"))}
     inprocess.run(Server(hospitals.protocol, "cut", tmp_path / "run"), sites)
     account = tmp_path / "A" / "privacy.jsonl"
@@ -297,7 +331,7 @@ def test_the_same_weights_asked_of_other_models_are_charged_and_drawn_anew() -> 
     """A question is all of it: a server that asks for one fold after the other with the same weights pays for each."""
     values = {"run": "run", "phase": "refit", "round": 1, "slots": [0], "used": [0, 0], "ledger": "0" * 64}
     asked = {
-        asked_digest(Message("train", {**values, **change}, {"weight": torch.ones(1, 3)}))
+        content_digest(Message("train", {**values, **change}, {"weight": torch.ones(1, 3)}))
         for change in ({}, {"ledger": "1" * 64}, {"slots": [1]}, {"used": [1, 0]}, {"round": 2}, {"run": "other"})
     }
     assert len(asked) == 5  # only the head of the server's ledger may differ
@@ -327,7 +361,7 @@ def test_a_private_run_tells_nothing_without_noise_and_answers_alike_when_asked_
 
     inprocess.run(server, {name: Listening(site) for name, site in sites.items()})
     kinds = {head["kind"] for head in heads}
-    assert kinds == {"join", "moments", "train", "finish"}
+    assert kinds == {"join", "moments", "train", "finish", "close"}
     trained = next(head for head in heads if head["kind"] == "train")
     assert set(trained["names"]) == {*sites["A"].shapes.state, "num_bags", "num_steps"}
     finished = [head for head in heads if head["kind"] == "finish"]
@@ -360,7 +394,7 @@ def test_a_private_site_answers_nothing_that_carries_no_noise(
     about = header(server.question(), "")
     odd = {"kind": kind, "values": {**about["values"], "phase": phase}}
     with pytest.raises(PayloadError, match=said):
-        sites["A"].answer(save({}, metadata={"mil": json.dumps(odd)}))
+        sites["A"].answer(save({"snapshot": torch.zeros(0, dtype=torch.uint8)}, metadata={"mil": json.dumps(odd)}))
 
 
 def test_a_site_stops_before_its_budget_is_exceeded(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from reference import Course, state_digest
+from reference import Course
 from test_models import SMALL
 
 from mil.endpoints.endpoints import build_endpoint
@@ -103,6 +103,8 @@ def full_gradient(course, state):
 
 
 COUNTS = {"A": 5, "B": 9, "C": 2}
+SUMMED = 1e-10
+"""Sums over sites are rounded to steps of 2^-40, 9e-13, in each round."""
 
 
 # Identities of FEDERATION.md section 3
@@ -115,7 +117,7 @@ def test_fedavg_of_one_full_step_is_gradient_descent():
         now = course.round(now)
         gradient = full_gradient(course, plain)
         plain = {name: value - LR * gradient[name] for name, value in plain.items()}
-    assert farthest(now.state, plain) < 1e-15
+    assert farthest(now.state, plain) < SUMMED
 
 
 def test_fedavgm_of_one_full_step_is_descent_with_momentum():
@@ -129,7 +131,7 @@ def test_fedavgm_of_one_full_step_is_descent_with_momentum():
         for name, value in plain.items():
             value.grad = gradient[name]
         optimiser.step()
-    assert farthest(now.state, {name: value.detach() for name, value in plain.items()}) < 2e-15
+    assert farthest(now.state, {name: value.detach() for name, value in plain.items()}) < SUMMED
 
 
 def test_fedadam_of_one_full_step_is_adam_without_bias_correction():
@@ -145,7 +147,7 @@ def test_fedadam_of_one_full_step_is_adam_without_bias_correction():
             first[name] = 0.9 * first[name] + 0.1 * d
             second[name] = 0.99 * second[name] + 0.01 * d**2
             plain[name] = value + 0.02 * first[name] / (second[name].sqrt() + 1e-3)
-    assert farthest(now.state, plain) < 1e-13
+    assert farthest(now.state, plain) < SUMMED
 
 
 def test_fedsgd_is_adam_on_all_patients():
@@ -160,7 +162,7 @@ def test_fedsgd_is_adam_on_all_patients():
             value.grad = gradient[name]
         optimiser.step()
     # the server sees -LR x gradient, and Adam's step is the same for a gradient of any length
-    assert farthest(now.state, {name: value.detach() for name, value in plain.items()}) < 1e-13
+    assert farthest(now.state, {name: value.detach() for name, value in plain.items()}) < SUMMED
 
 
 @pytest.mark.parametrize("weighting", ["patients", "uniform"])
@@ -172,7 +174,7 @@ def test_scaffolds_server_control_is_the_mean_of_the_sites(weighting):
         now = course.round(now)
         for name in now.state:
             mean = sum(w * now.controls[site][name] for w, site in zip(amounts / amounts.sum(), "ABC", strict=True))
-            assert (now.server[f"control/{name}"] - mean).abs().max() < 1e-15
+            assert (now.server[f"control/{name}"] - mean).abs().max() < SUMMED
 
 
 def test_scaffolds_control_is_the_mean_gradient_on_the_path():
@@ -187,7 +189,7 @@ def test_scaffolds_control_is_the_mean_gradient_on_the_path():
             state = {key: value - LR * (gradients[-1][key] + shift[key]) for key, value in state.items()}
         assert len(gradients) == 3
         mean = {key: sum(one[key] for one in gradients) / 3 for key in state}
-        assert farthest(then.controls[name], mean) < 2e-15
+        assert farthest(then.controls[name], mean) < SUMMED
 
 
 def test_scaffold_with_controls_forced_to_zero_is_fedavg():
@@ -201,7 +203,7 @@ def test_scaffold_with_controls_forced_to_zero_is_fedavg():
             server={f"control/{name}": zero for name, zero in zeros.items()},
             controls=dict.fromkeys(now.controls, zeros),
         )
-    assert farthest(now.state, after(fedavg, 4).state) < 1e-15
+    assert farthest(now.state, after(fedavg, 4).state) < SUMMED
 
 
 def test_fedprox_without_pull_is_fedavg_and_pulls_from_the_second_step():
@@ -218,14 +220,14 @@ def test_one_site_is_plain_training(name):
     plain = first_state(course.sites)
     for number in range(1, 5):
         plain = client_update(plain, Job("task", "A", number, LR, 0.0), course.sites["A"])[0].state
-    assert after(course, 4).sha256 == state_digest(plain)
+    assert farthest(after(course, 4).state, plain) < SUMMED
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "scaffold", "median", "trimmed_mean"])
 def test_sites_with_the_same_patients_are_one_site(name):
     many = after(course_of(name, {"A": 7, "B": 7, "C": 7}, steps=3, same=True), 4)
     one = after(course_of(name, {"A": 7}, steps=3, same=True), 4)
-    assert farthest(many.state, one.state) < 1e-15
+    assert farthest(many.state, one.state) < SUMMED
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"local", "pooled"}))
@@ -327,7 +329,7 @@ def test_fedadam_with_adam_s_bias_correction_by_hand():
 def test_of_two_sites_the_robust_means_are_the_plain_one():
     plain = after(course_of("fedavg", {"A": 5, "B": 9}, steps=3, weighting="uniform"), 3)
     for name in ("median", "trimmed_mean"):
-        assert farthest(after(course_of(name, {"A": 5, "B": 9}, steps=3), 3).state, plain.state) < 1e-15
+        assert farthest(after(course_of(name, {"A": 5, "B": 9}, steps=3), 3).state, plain.state) < SUMMED
 
 
 def test_robust_means_by_hand():

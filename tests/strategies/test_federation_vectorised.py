@@ -206,7 +206,7 @@ def hospitals(**changes):
     """A protocol for two hospitals."""
     stanza = {"encoder": "e", "endpoint": "response", "model": "gated_attention"}
     sites = {"A": {"role": "train", "organisation": "a"}, "B": {"role": "train", "organisation": "b"}}
-    settings = {"federation": "f", "server": {"host": "localhost"}, "sites": sites}
+    settings = {"federation": "f", "server": {"host": "localhost"}, "sites": sites, "trust": "coordinator"}
     return FederationSpec.model_validate(settings | {"experiment": stanza | changes})
 
 

@@ -1,5 +1,6 @@
 """A small federation on disk: three hospitals with features and bag tables of their own, and the files of every side."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from mil import hdf5
 from mil.bags.table import deal_folds
 from mil.config import EndpointSpec
+from mil.errors import MilError
 from mil.hospital.config import FederationSpec, ServerSpec, SiteSpec, read_federation, read_own
-from mil.hospital.payload import header
+from mil.hospital.keys import PartyKey
+from mil.hospital.payload import Message, header
+from mil.hospital.relay import signed_content
 from mil.hospital.site import Site
 from mil.tables import write_table
 
@@ -35,6 +40,13 @@ PROTOCOL = {
 }
 
 
+SEEN = {
+    "trust": "coordinator",
+    "experiment": {**PROTOCOL["experiment"], "training": {**PROTOCOL["experiment"]["training"], "scaling": "standard"}},
+}
+"""Changes by which the coordinator sends the models and sees every update."""
+
+
 @dataclass
 class Hospitals:
     """Where everything is."""
@@ -52,6 +64,13 @@ class Hospitals:
     def site(self, name: str) -> SiteSpec:
         return read_own(SiteSpec, self.folder / name / "site.yaml")
 
+    def elsewhere(self, name: str, workspace: Path) -> SiteSpec:
+        """The same site with another workspace, its keys included."""
+        spec = self.site(name)
+        workspace.mkdir(parents=True, exist_ok=True)
+        (workspace / "party.key").write_bytes((Path(spec.workspace) / "party.key").read_bytes())
+        return spec.model_copy(update={"workspace": str(workspace)})
+
 
 def make_hospitals(
     folder: Path, port: int = 8002, sites: dict | None = None, write: Callable | None = None, **changes
@@ -61,8 +80,14 @@ def make_hospitals(
     `write` (results folder, site, role, patients, endpoint) puts the site's features and bag table there.
     """
     sites = sites or SITES
-    members = {name: {"organisation": f"hospital_{name}", "role": role} for name, (role, _) in sites.items()}
+    members = {}
+    for name, (role, _) in sites.items():
+        (folder / name / "workspace").mkdir(parents=True, exist_ok=True)
+        (folder / name / "workspace" / "party.key").write_bytes(hashlib.sha512(name.encode()).digest())
+        key = PartyKey(folder / name / "workspace").public
+        members[name] = {"organisation": f"hospital_{name}", "role": role, "key": key}
     protocol = {**PROTOCOL, "sites": members, "server": {"host": "localhost", "port": port}, **changes}
+    protocol = trusted(protocol)
     for side in ["server", *sites]:
         (folder / side).mkdir(parents=True, exist_ok=True)
         (folder / side / "federation.yaml").write_text(yaml.safe_dump(protocol))
@@ -72,6 +97,19 @@ def make_hospitals(
         (folder / name / "site.yaml").write_text(yaml.safe_dump(own))
         (write or write_data)(folder / name / "results", name, role, patients, EndpointSpec(**protocol["endpoint"]))
     return Hospitals(folder)
+
+
+def trusted(protocol: dict) -> dict:
+    """The protocol with the coordinator trusted where its strategy is no sum, or a round has a single training site."""
+    strategy = protocol["experiment"]["strategy"]
+    strategy = strategy if isinstance(strategy, dict) else {"name": strategy}
+    strategy = strategy.get("base", strategy) if strategy["name"] == "finetune" else strategy
+    strategy = strategy if isinstance(strategy, dict) else {"name": strategy}
+    sites = sum(member.get("role", "train") == "train" for member in protocol["sites"].values())
+    sites = min(sites, protocol.get("rounds", {}).get("minimum") or sites)
+    alone = round(strategy.get("participation", 1.0) * sites) < 2
+    needs = alone or strategy["name"] in {"median", "trimmed_mean", "cyclic"}
+    return {**protocol, "trust": "coordinator"} if needs else protocol
 
 
 def write_data(results: Path, site: str, role: str, patients: int, endpoint: EndpointSpec) -> None:
@@ -98,7 +136,7 @@ def rewrite_protocol(hospitals: Hospitals, **changes) -> Iterator[None]:
     copies = list(hospitals.folder.glob("*/federation.yaml"))
     before = copies[0].read_text()
     for path in copies:
-        path.write_text(yaml.safe_dump({**yaml.safe_load(before), **changes}))
+        path.write_text(yaml.safe_dump(trusted({**yaml.safe_load(before), **changes})))
     try:
         yield
     finally:
@@ -114,7 +152,17 @@ class Bad:
 
     def answer(self, blob: bytes) -> bytes:
         found = self.site.answer(blob)
-        return self.change(found) if header(blob, "")["kind"] == self.kind else found
+        return resigned(self.change(found), self.site) if header(blob, "")["kind"] == self.kind else found
+
+
+def resigned(blob: bytes, site: Site) -> bytes:
+    """A message with the signature that a site that lies puts under it; what is no message stays as it is."""
+    try:
+        about, tensors = header(blob, ""), load(blob)
+    except (MilError, SafetensorError):
+        return blob
+    message = Message(about["kind"], about["values"], tensors)
+    return edited(blob, signature=site.party.sign(signed_content(message)))
 
 
 def edited(blob: bytes, tensors: Callable[[dict], dict] | None = None, **values) -> bytes:

@@ -21,6 +21,7 @@ from nvflare.apis.signal import Signal
 from mil.errors import MilError
 from mil.hospital.config import ServerSpec, read_federation, read_own
 from mil.hospital.flare.wire import TASK, envelope, opened, own_file
+from mil.hospital.keys import PartyKey
 from mil.hospital.server import Server
 
 POLL_S = 0.05
@@ -56,7 +57,7 @@ class RunController(Controller):
             if protocol.sha256 != self.spec_sha256:
                 raise MilError(f"{spec.federation} has changed since the job was submitted; submit it again")
             with only_one(folder):
-                server = Server(protocol, self.run_name, folder, self.canary, spec.key, self.rehearsal)
+                server = Server(protocol, self.run_name, folder, self.canary, self.rehearsal, PartyKey(spec.workspace))
                 self._rounds(server, abort_signal, fl_ctx)
         except MilError as error:
             self.log_error(fl_ctx, f"the job ends: {error}", fire_event=False)

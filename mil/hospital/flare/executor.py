@@ -30,6 +30,9 @@ class SiteExecutor(Executor):
         except MilError as error:
             self.log_error(fl_ctx, f"no answer: {error}", fire_event=False)
             return refusal(getattr(error, "code", "data"))
+        except Exception as error:  # noqa: BLE001  the engine would tell the coordinator nothing but its own code
+            self.log_exception(fl_ctx, f"no answer: {type(error).__name__}: {error}", fire_event=False)
+            return refusal("fault")
 
     def _opened(self, fl_ctx: FLContext, message: bytes) -> Site:
         if self.site is None:

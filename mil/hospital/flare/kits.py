@@ -158,6 +158,20 @@ def harden_server(kit: Path, spec: ServerSpec, own_file: Path, protocol: Federat
     _write_json(kit / "local" / "resources.json", resources)
 
 
+def heartbeat(kit: Path) -> float:
+    """Seconds of silence after which the server's kit counts a site as away, as it stood when the server started."""
+    resources = json.loads((kit / "local" / "resources.json").read_text(encoding="utf-8"))
+    return float(resources["servers"][0]["heart_beat_timeout"])
+
+
+def set_heartbeat(kit: Path, protocol: FederationSpec) -> None:
+    """Put the protocol's `silent_s` into the server's kit."""
+    path = kit / "local" / "resources.json"
+    resources = json.loads(path.read_text(encoding="utf-8"))
+    resources["servers"][0]["heart_beat_timeout"] = protocol.rounds.silent_s
+    _write_json(path, resources)
+
+
 def _own_rules(kit: Path, own_file: Path, allowed: str, permissions: dict) -> None:
     local = kit / "local"
     _write_json(local / "authorization.json", {"format_version": "1.0", "permissions": _rules(permissions)})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mil.errors import MilError
 from mil.hospital.config import ServerSpec, SiteSpec, own_protocol, read_federation
-from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT
+from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT, set_heartbeat
 
 Command = tuple[list[str], dict[str, str], Path]
 """Words, environment, working directory."""
@@ -15,7 +15,9 @@ Command = tuple[list[str], dict[str, str], Path]
 def server_command(spec: ServerSpec) -> Command:
     """The server's process."""
     kit = _kit(Path(spec.workspace) / SERVER_KIT, "mil server provision")
-    organisation = read_federation(spec.federation).server.organisation
+    protocol = read_federation(spec.federation)
+    set_heartbeat(kit, protocol)
+    organisation = protocol.server.organisation
     words = _words("nvflare.private.fed.app.server.server_train", kit, "fed_server.json", org=organisation)
     told = {"GRPC_VERBOSITY": "info"}  # writes down whose certificate was refused, and why
     return words, _environment(1, NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT="20", **told), kit

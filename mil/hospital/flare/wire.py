@@ -12,7 +12,18 @@ TASK = "question"
 MESSAGE = "message"
 CODE = "code"
 OWN_FILE = "mil.json"
-CODES = {"payload", "mismatch", "patients", "budget", "run", "data", "other"}
+CODES = {
+    "payload": "the message is not of the protocol",
+    "mismatch": "code or protocol differ",
+    "patients": "too few patients",
+    "budget": "the privacy budget is spent",
+    "run": "the hospital has not agreed to the run",
+    "data": "its data or settings do not allow it",
+    "disk": "its ledger cannot be written; is its disk full?",
+    "fault": "an error at the site, which its own log shows",
+    "other": "another reason, which its ledger states",
+}
+"""All that a site says of a refusal, and what it means."""
 
 
 def envelope(message: bytes) -> Shareable:
@@ -35,7 +46,7 @@ def opened(shareable: Shareable) -> bytes | str:
     if shareable.get_return_code() == ReturnCode.OK and isinstance(message, bytes):
         return message
     code = shareable.get(CODE)
-    return f"refused: {code}" if code in CODES else f"refused: {shareable.get_return_code()}"
+    return f"refused: {code} ({CODES[code]})" if code in CODES else f"refused: {shareable.get_return_code()}"
 
 
 def own_file(context: FLContext) -> Path:

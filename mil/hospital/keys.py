@@ -1,0 +1,59 @@
+"""The keys of one party: Ed25519 signs its records and answers, X25519 agrees on masks with every other hospital.
+
+The certificate's key is not used: the coordinator holds the authority and could issue another certificate for a hospital.
+The public halves stand in the protocol, which every hospital reads before it agrees.
+"""
+
+import secrets
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from mil.errors import MilError
+from mil.files import write_bytes
+
+HALF = 32
+"""Bytes of each private and public key."""
+
+
+class PartyKey:
+    """Both private keys of a party, made at the first call; they stay in the workspace, readable by its owner only."""
+
+    def __init__(self, workspace: str | Path) -> None:
+        path = Path(workspace) / "party.key"
+        if not path.exists():
+            write_bytes(path, secrets.token_bytes(2 * HALF), private=True)
+        content = path.read_bytes()
+        if len(content) != 2 * HALF:
+            raise MilError(f"{path}: {len(content)} bytes, not {2 * HALF}; restore it from the backup of the workspace")
+        self.signing = Ed25519PrivateKey.from_private_bytes(content[:HALF])
+        self.agreement = X25519PrivateKey.from_private_bytes(content[HALF:])
+        halves = (self.signing.public_key(), self.agreement.public_key())
+        self.public = b"".join(half.public_bytes_raw() for half in halves).hex()
+        """Ed25519 and X25519 public key, 128 hexadecimal digits: `key` of the party in the protocol."""
+
+    def sign(self, content: bytes) -> str:
+        """Signature of `content`, 128 hexadecimal digits."""
+        return self.signing.sign(content).hex()
+
+    def shared(self, other: str) -> bytes:
+        """The secret that this party and the one with the public key `other` can compute, and nobody else (32 bytes)."""
+        return self.agreement.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(other)[HALF:]))
+
+
+def is_signed(content: bytes, signature: object, public: str) -> bool:
+    """Whether `signature` over `content` was made by the party with the key `public`."""
+    return _is_signed(content, str(signature), public)
+
+
+@lru_cache(maxsize=4096)  # a ledger is read again for every line that is added
+def _is_signed(content: bytes, signature: str, public: str) -> bool:
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)[:HALF])
+        key.verify(bytes.fromhex(signature), content)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

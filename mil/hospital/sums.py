@@ -1,0 +1,72 @@
+"""What a site adds to the sums of a round, before it is masked, and what is read off the sums: integers on either side."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil.hospital.forms import PARTS
+from mil.hospital.masking import LIMBS, exact, numbers_of
+from mil.strategies.fixed_point import from_fixed, to_fixed
+from mil.training.scaling import Moments
+
+SUMS = ".sums"
+"""Suffix of a scale's tensor (models, width, 3, LIMBS): number, sum and sum of squares of every column."""
+
+
+def of_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Counts, means and squares of every scale (models, width) -> exact sums; other tensors stay as they are."""
+    found = {name: value for name, value in tensors.items() if "." not in name}
+    for name in {name.rsplit(".", 1)[0] for name in tensors if "." in name}:
+        count, mean, squares = (tensors[f"{name}.{part}"].numpy() for part in PARTS)
+        count = np.broadcast_to(count, mean.shape)
+        numbers: list[Fraction] = []
+        for n, m, s in zip(count.ravel().tolist(), mean.ravel().tolist(), squares.ravel().tolist(), strict=True):
+            total = Fraction(n) * Fraction(m)
+            numbers += [Fraction(n), total, Fraction(s) + total * Fraction(m)]
+        found[name + SUMS] = exact(numbers).view(*mean.shape, 3, LIMBS)
+    return found
+
+
+def moments_of(total: Tensor) -> Moments:
+    """The sum over sites of a model's `of_moments` (width, 3, LIMBS) -> its moments, without any cancellation."""
+    numbers = numbers_of(total.reshape(-1, LIMBS))
+    count, first, second = numbers[::3], numbers[1::3], numbers[2::3]
+    mean = [one / n if n else Fraction(0) for one, n in zip(first, count, strict=True)]
+    squares = [two - one * m for one, two, m in zip(first, second, mean, strict=True)]
+    columns = (
+        np.array([[max(0.0, float(one)) for one in count]]),
+        *(np.array([[float(one) for one in part]]) for part in (mean, squares)),
+    )
+    return Moments(columns[0], columns[1], np.maximum(columns[2], 0.0))
+
+
+def of_round(
+    answers: Mapping[str, Tensor], models: Mapping[str, Tensor], names: Sequence[str], weights: Tensor, everyone: Tensor
+) -> dict[str, Tensor]:
+    """A site's answer to `train` -> integers whose sum over sites is the weighted mean change of every model.
+
+    `weights` (models,): the site's share of those that answer; `everyone`: of all training sites, for control variates.
+    """
+    found = {name: answers[name] for name in ("num_bags", "num_steps")}
+    for name in names:
+        own, share = models.get(name), weights
+        if own is None:  # a change already
+            own, share = torch.zeros_like(answers[name]), everyone
+        change = answers[name].double() - own.double()
+        found[name] = to_fixed(change * share.view(-1, *[1] * (change.dim() - 1)))
+    if "train_loss" in answers:
+        found["train_loss"] = to_fixed(answers["train_loss"] * answers["num_bags"])
+    return found | of_losses(answers)
+
+
+def of_losses(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Losses and the numbers to divide them by, as integers."""
+    return {name: to_fixed(answers[name]) for name in ("watched_loss", "watched_count") if name in answers}
+
+
+def read(total: Tensor) -> Tensor:
+    """A sum of integers -> float64."""
+    return from_fixed(total)
