@@ -196,11 +196,6 @@ def main(source: Path, folder: Path) -> None:
         shown = primary(found.metrics)
         columns = ["experiment", "trained_on", "split", "site", "patients", "positives", "value", "low", "high"]
         print(shown[columns].round(3).to_string(index=False))
-        inside = found.metrics[
-            (found.metrics["metric"] == "auroc_within_folds") & (found.metrics["site"] == "training sites")
-        ]
-        print("within folds:")
-        print(inside[["experiment", "trained_on", "value", "low", "high"]].round(3).to_string(index=False))
         paired = found.comparisons[found.comparisons["primary"] == 1]
         columns = ["first", "second", "second_trained_on", "site", "difference", "low", "high", "p", "p_adjusted"]
         print(paired[columns].round(3).to_string(index=False))

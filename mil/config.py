@@ -57,7 +57,7 @@ class EncoderSpec(Spec):
 class MetricsSpec(Spec):
     """How predictions are scored."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     confidence: float = Field(default=0.95, gt=0, lt=1)
     bootstrap: int = Field(default=2000, ge=100)
     """Patient bootstrap resamples."""

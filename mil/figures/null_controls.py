@@ -49,7 +49,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "AUROC within sites (at training sites also within folds) of models that were given the hospital, the "
             f"number of tiles or the colour alone, of {strategy_name(main.strategy.name)} ({input_name(main)}), and of ridge regressions on the mean of "
             f"its features that were taught labels permuted within each site (grey dots; bar: the middle {results.config.metrics.confidence:.0%}). Share of "
-            f"permutations that reach the main model's AUROC: {said}. Intervals: {results.config.metrics.confidence:.0%}, DeLong."
+            f"permutations that reach the main model's AUROC: {said}. Intervals: {results.config.metrics.confidence:.0%}, {results.kind.how}."
         ),
     )
 
@@ -74,10 +74,8 @@ def _rows(results: Results) -> pd.DataFrame:
 
 
 def _of(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
-    inside = metrics[(metrics["metric"] == "auroc_within_folds") & (metrics["site"] == TRAINING_SITES)]
-    outside = primary(metrics)
-    outside = outside[outside["site"] == EXTERNAL_SITES]
-    table = pd.concat([part for part in (inside, outside) if len(part)])
+    table = primary(metrics)
+    table = table[table["site"].isin([TRAINING_SITES, EXTERNAL_SITES])]
     return table[["site", "value", "low", "high"]].assign(model=name).drop_duplicates(["model", "site"])
 
 

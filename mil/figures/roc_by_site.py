@@ -10,7 +10,6 @@ from mil.figures.layout import legend_under, outer_panels, site_panels, title_of
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import chance_line
 from mil.results.results import Absent, Results
-from mil.statistics import delong
 from mil.statistics.arms import Scope
 from mil.statistics.bootstrap import bootstrap_weights
 from mil.statistics.ranking import roc_curve
@@ -41,20 +40,19 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"ROC curves of {input_name(main)} for {main.endpoint}, by site and strategy. Training sites: every patient "
             "by models that did not see them (mean over repeats). External sites: mean over all models. In brackets "
-            f"{results.config.metrics.confidence:.0%} intervals (DeLong, logit scale); the band is the patient bootstrap "
+            f"{results.config.metrics.confidence:.0%} intervals ({results.kind.how}); the curve of held-out patients is of their mean scores; the band is the patient bootstrap "
             "of the last curve in the legend."
         ),
     )
 
 
 def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope]]) -> list[pd.DataFrame]:
-    confidence = results.config.metrics.confidence
     chance_line(axes, diagonal=True)
     values = []
     for one, scope in found:
         false_rate, true_rate = roc_curve(scope.labels, scope.scores)
-        value, low, high = delong.logit_interval(scope.labels, scope.scores, confidence)
-        label = f"{one.name}  {value:.2f} [{low:.2f}, {high:.2f}]"
+        value, low, high, _ = results.kind.interval(scope, results.config.metrics)
+        label = f"{one.name}  {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
         axes.plot(false_rate, true_rate, color=one.colour, linestyle=one.line, label=label, drawstyle="default")
         stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
         curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})

@@ -1,6 +1,5 @@
 """Local, ensemble, pooled and federated on the same folds: a line a fold, a panel a training site and an external one."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -12,8 +11,6 @@ from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import FAINT, SOFT, chance_line, light_grid
 from mil.results.results import Absent, Results
 from mil.statistics.arms import OWN_SITE
-from mil.statistics.folds import corrected_resampled_t
-from mil.statistics.multiplicity import holm
 
 FEW_ARMS = 5  # more than these are named from bottom to top
 NAMES_MM = 24.0
@@ -54,8 +51,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set_ylim(low, 1.03)
     for axes in outer_panels(panels):
         axes.set_ylabel(f"{title} of a fold")
-    adjusted = holm(np.array([row["p"] for row in tests])) if tests else np.array([])
-    tested = pd.DataFrame(tests).assign(p_adjusted=adjusted) if tests else pd.DataFrame()
+    tested = pd.DataFrame(tests)
     _write_p(panels, sites, arms, tested)
     main = results.experiments[results.main]
     data = pd.concat([table.assign(kind="fold"), tested.assign(kind="test")], ignore_index=True) if tests else table
@@ -65,8 +61,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{table.groupby(['repeat', 'fold']).ngroups} folds",
         caption=(
             f"{title} of {input_name(main)} for {main.endpoint}, fold by fold (at external sites: of each fold's models on all "
-            "patients); lines join the same fold, bars are means. p: corrected resampled t-test (Nadeau and Bengio) of the last arm against each "
-            "other at training sites, after Holm's correction over all of them; at external sites all folds share their patients, so none is given."
+            "patients); lines join the same fold, bars are means. p: the last arm against each other at training sites, after Holm's correction, "
+            "as in the table of comparisons."
         ),
     )
 
@@ -108,17 +104,27 @@ def _panel(axes: Axes, results: Results, site: str, table: pd.DataFrame, arms: l
     axes.set_xlim(-0.5, len(arms) - 0.5)
     if role != "train":
         return []
-    folds = table["fold"].nunique()
-    last = columns[-1]
-    return [
-        {
-            "site": site,
-            "experiment": one.experiment,
-            "trained_on": one.trained_on,
-            "p": corrected_resampled_t((wide[last] - wide[column]).to_numpy(), 1 / max(folds - 1, 1)).p,
-        }
-        for one, column in zip(arms[:-1], columns[:-1], strict=True)
-    ]
+    return _tests(results, site, arms)
+
+
+def _tests(results: Results, site: str, arms: list[Arm]) -> list[dict[str, object]]:
+    """The rows of the table of comparisons of the last of `arms` and each other."""
+    try:
+        table = results.comparisons()
+    except Absent:
+        return []
+    table, last = table[(table["site"] == site) & table["p_adjusted"].notna()], arms[-1]
+    known = {}
+    for row in table.itertuples():
+        ends = (row.first, row.first_trained_on), (row.second, row.second_trained_on)
+        known[frozenset(ends)] = row
+    rows = []
+    for one in arms[:-1]:
+        row = known.get(frozenset([(one.experiment, one.trained_on), (last.experiment, last.trained_on)]))
+        if row is not None:
+            tested = {"p": row.p, "p_adjusted": row.p_adjusted, "method": row.method}
+            rows.append({"site": site, "experiment": one.experiment, "trained_on": one.trained_on, **tested})
+    return rows
 
 
 def _write_p(panels: list[Axes], sites: list[str], arms: dict[str, list[Arm]], tested: pd.DataFrame) -> None:

@@ -50,8 +50,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     panels[0].set_yticks(range(len(arms)), [one.name for one in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.7)
     main = results.experiments[results.main]
-    two = "DeLong, paired; against the mean of local models the patient bootstrap, paired"
-    how = two if results.kind.name == "binary" else results.kind.paired
+    how = "; ".join(sorted(set(shown["method"])))
     return Drawn(
         figure=picture,
         data=table,
@@ -61,7 +60,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"{title} of each strategy on {input_name(main)} for {main.endpoint} less that of the pooled model, less the mean of the local models of "
             "other sites at each site, and less each training site's own model on its held-out patients; within sites where there are several. "
-            f"Intervals {results.config.metrics.confidence:.0%}: {how}. "
+            f"Intervals {results.config.metrics.confidence:.0%}, after Holm's correction as p: {how}. "
             f"The grey band is {EQUAL} to either side of the pooled model. Filled: p < 0.05 after Holm's correction over a panel's kind. By single site: "
             "in the values beside the figure."
         ),
@@ -84,11 +83,11 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
         if (one.experiment, one.trained_on) not in by_arm.index:
             continue
         row = by_arm.loc[(one.experiment, one.trained_on)]
-        axes.plot([row["low"], row["high"]], [place, place], color=one.colour, linewidth=1.4)
+        axes.plot([row["low_adjusted"], row["high_adjusted"]], [place, place], color=one.colour, linewidth=1.4)
         face = one.colour if row["p_adjusted"] < 0.05 else "white"
         axes.plot(row["difference"], place, "o", color=one.colour, markersize=4.2, markerfacecolor=face)
         axes.text(row["difference"], place - 0.18, f"{row['difference']:+.2f}", ha="center", va="bottom", fontsize=6)
-    reach = max(0.1, float(table[["low", "high"]].abs().max().max())) * 1.08
+    reach = max(0.1, float(table[["low_adjusted", "high_adjusted", "difference"]].abs().max().max())) * 1.08
     axes.set(xlim=(-reach, reach), xlabel=f"Difference of {title}")
     axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)
     axes.tick_params(axis="y", length=0)

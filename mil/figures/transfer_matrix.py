@@ -22,7 +22,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     family = results.family()
     metrics = results.metrics(*family)
     kind = results.kind
-    metrics = metrics[(metrics["metric"] == kind.primary.name) & (metrics["method"] == kind.method)]
+    metrics = metrics[metrics["metric"] == kind.primary.name]
     metrics = metrics[metrics["site"].isin(results.sites) & (metrics["trained_on"] != OWN_SITE)].dropna(
         subset=["value"]
     )

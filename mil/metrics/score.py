@@ -10,8 +10,7 @@ from mil.endpoints.kinds import KINDS, Kind, build_kind, scope_columns
 from mil.schemas import METRICS
 from mil.statistics.arms import GROUPS, scopes
 
-# the interval that is shown, by primary measure
-METHODS = {KINDS[name].primary.name: KINDS[name].method for name in KINDS}
+MEASURES = tuple(KINDS[name].primary.name for name in KINDS)
 
 
 def score(
@@ -54,28 +53,20 @@ def whole_counts(table: pd.DataFrame) -> pd.DataFrame:
 def primary(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rows that figures and the report show: the kind's primary measure of every site, and within sites of every group.
 
-    Over several sites a pair of a positive of one and a negative of another says how sites differ, not how patients do.
-    Held-out patients are ranked by their mean score over the repeats, folds laid together: a little below what their models
-    reach, since each fold's model has its own level (`auroc_within_folds` is without that, and rests on fewer pairs).
+    Over several sites a pair of a positive of one and a negative of another says how sites differ, not how patients do. Of
+    held-out patients the AUROC is that over pairs of one fold (`mil.statistics.held_out`).
     """
     return metrics[_is_primary(metrics)]
 
 
 def of_site(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rows of the primary measure over all pairs of patients, whether of one site or of several."""
-    return metrics[metrics["metric"].isin(METHODS) & _quoted(metrics)]
+    return metrics[metrics["metric"].isin(MEASURES)]
 
 
 def _is_primary(metrics: pd.DataFrame) -> pd.Series:
-    within = metrics["metric"].isin([f"{name}_within_sites" for name in METHODS])
-    single = metrics["metric"].isin(list(METHODS))
-    return pd.Series(np.where(metrics["site"].isin(GROUPS), within, single), metrics.index) & _quoted(metrics)
-
-
-def _quoted(metrics: pd.DataFrame) -> pd.Series:
-    """Whether a row's interval is the one that its kind shows."""
-    shown = metrics["metric"].astype(str).str.removesuffix("_within_sites").map(METHODS)
-    return metrics["method"] == shown
+    within = metrics["metric"].isin([f"{name}_within_sites" for name in MEASURES])
+    return pd.Series(np.where(metrics["site"].isin(GROUPS), within, metrics["metric"].isin(MEASURES)), metrics.index)
 
 
 def described(experiment: ExperimentSpec | None) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ at every site the mean AUROC of the local models that were not trained there.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import pandas as pd
 from mil.config import MetricsSpec
 from mil.endpoints.kinds import Kind, build_kind
 from mil.endpoints.kinds.kind import PAIRED_BOOTSTRAP, paired_bootstrap
+from mil.metrics.comparison import ADJUSTED
 from mil.metrics.score import whole_counts
 from mil.schemas import STRATEGIES
 from mil.statistics import delong, ranking
 from mil.statistics.arms import ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes
-from mil.statistics.multiplicity import holm
+from mil.statistics.differences import Difference, corrected
+from mil.statistics.held_out import inflation, paired, pairs_of
 
 POOLED, ELSEWHERE = "pooled", "locals elsewhere"
 
@@ -44,8 +47,8 @@ def strategy_table(
     for name, own in arms.items():
         for scope in own.values():
             stated = _stated(name, scope, kind)
-            value, low, high = kind.interval_within(scope.table, spec)
-            rows.append({**stated, "value": value, "low": low, "high": high, "against": "", "method": kind.method})
+            value, low, high, method = kind.interval(scope, spec)
+            rows.append({**stated, "value": value, "low": low, "high": high, "against": "", "method": method})
             if name == local and scope.trained_on != ENSEMBLE:
                 continue
             others = {POOLED: _of(arms, pooled, scope), OWN_SITE: _of(arms, local, scope, (OWN_SITE, scope.site))}
@@ -55,12 +58,12 @@ def strategy_table(
             if scores is not None:
                 found = _less_elsewhere(scope, scores, spec, kind)
                 rows += [{**stated, "value": value, "against": ELSEWHERE, **found}] if found else []
-    table = whole_counts(pd.DataFrame(rows, columns=list(STRATEGIES)).assign(correction=""))
-    tested = table[table["against"] != ""]
+    table = pd.DataFrame(rows, columns=[*STRATEGIES, "tested"]).assign(correction="")
+    tested = table[table["tested"].notna()]
     for _, family in tested.groupby(["against", tested["site"].isin(GROUPS)]):
-        table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy(dtype=float))
+        table.loc[family.index, list(ADJUSTED)] = corrected(family["tested"].tolist(), spec.confidence)
         table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
-    return table
+    return whole_counts(table[list(STRATEGIES)].astype(dict.fromkeys(ADJUSTED, float)))
 
 
 def elsewhere(scope: Scope, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -119,11 +122,11 @@ def _stated(name: str, scope: Scope, kind: Kind) -> dict[str, Any]:
 def _less(scope: Scope, other: Scope, spec: MetricsSpec, kind: Kind) -> dict[str, Any]:
     """The difference to another arm on the same patients."""
     keys = ["patient_id", "site"]
-    own = scope.table.merge(other.table[keys], on=keys)
-    pair = next(kind.pairs_tested(own, own[keys].merge(other.table, on=keys), spec), None)
+    both = scope.table[keys].merge(other.table[keys], on=keys)["patient_id"]
+    pair = kind.compared(scope.of_patients(both), other.of_patients(both), spec)
     if pair is None:
         return {"method": "not defined: a score does not vary"}
-    return {"against_value": pair.values[1], **_tested(pair.tested), "method": pair.method}
+    return {"value": pair.values[0], "against_value": pair.values[1], **_tested(pair.tested), "method": pair.method}
 
 
 def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind: Kind) -> dict[str, Any] | None:
@@ -132,14 +135,33 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind:
     table = scope.table[scope.table["site"].isin(list(others))].reset_index(drop=True)
     if not len(table) or not kind.has_within(table):
         return None
+    if kind.name == "binary" and scope.folds is not None:
+        return _pairs_less_elsewhere(scope.of_patients(table["patient_id"]), others, spec)
     weights = np.concatenate([np.ones((1, len(table))), kind.weights(table, spec)])
     there = (_auroc_elsewhere if kind.name == "binary" else _mean_elsewhere)(table, others, scores, weights, kind)
     here = kind.within(kind.labels(table), kind.scores(table), weights, table["site"].to_numpy())
-    if kind.name == "binary":
-        tested = delong.difference_of(float(here[0] - there[0]), float(np.nanvar((here - there)[1:])), spec.confidence)
-    else:
-        tested = paired_bootstrap(here, there, spec.confidence)
-    return {"against_value": float(there[0]), **_tested(tested), "method": PAIRED_BOOTSTRAP}
+    chance = float(here[0]) if kind.primary.chance is None else kind.primary.chance
+    factor = 1.0 if scope.folds is None else inflation(float(here[0]), float(np.nanvar(here[1:])), None, chance)
+    tested = paired_bootstrap(here, there, spec.confidence, kind.primary.scale == "share", factor)
+    return {"value": float(here[0]), "against_value": float(there[0]), **_tested(tested), "method": PAIRED_BOOTSTRAP}
+
+
+def _pairs_less_elsewhere(scope: Scope, others: Mapping[str, pd.DataFrame], spec: MetricsSpec) -> dict[str, Any] | None:
+    """The same of held-out patients, on pairs of one fold; models elsewhere count alike within each site."""
+    assert scope.folds is not None
+    here = pairs_of(scope.folds)
+    wins = []
+    for (site, part), counts in zip(scope.folds.groupby("site", sort=True), here.counts, strict=True):
+        known = part.drop_duplicates("patient_id").sort_values(["label", "patient_id"])
+        judged = others[str(site)].loc[known["patient_id"]].to_numpy()
+        is_positive = known["label"].to_numpy() == 1
+        gaps = judged[is_positive][:, None] - judged[~is_positive][None]
+        wins.append(counts * ((gaps > 0) + 0.5 * (gaps == 0)).mean(axis=2))
+    there = replace(here, wins=tuple(wins))
+    if not here.total:
+        return None
+    tested, method = paired(here, there, spec.confidence)
+    return {"value": here.auroc, "against_value": there.auroc, **_tested(tested), "method": method}
 
 
 def _auroc_elsewhere(
@@ -176,5 +198,5 @@ def _mean_elsewhere(
     return np.mean(found, axis=0)
 
 
-def _tested(found: delong.Difference) -> dict[str, float]:
-    return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p}
+def _tested(found: Difference) -> dict[str, Any]:
+    return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p, "tested": found}

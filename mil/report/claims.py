@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.style import strategy_name
-from mil.metrics.comparison import paired_rows
 from mil.metrics.score import primary
 from mil.report.cells import signed_interval, with_interval
 from mil.results.results import Absent, Results
@@ -120,7 +120,9 @@ def _performance(results: Results) -> Claim | None:
     experiment = results.experiments[results.main]
     name = f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)})"
     kind = results.kind
-    if row["low"] > (kind.primary.chance or 0.0):
+    if not np.isfinite(row["low"]):
+        text = f"On {row['site']} there are too few patients to say whether {name} does better than chance"
+    elif row["low"] > (kind.primary.chance or 0.0):
         text = f"On {row['site']} {name} {kind.better}"
     elif row["high"] < (kind.primary.chance or 0.0):
         text = f"On {row['site']} {name} {kind.worse}"
@@ -130,7 +132,7 @@ def _performance(results: Results) -> Claim | None:
     return Claim(
         f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
         f"{int(row['patients'])} patients{counted}; {results.config.metrics.confidence:.0%} interval "
-        f"by {kind.how.split(',')[0]}, {kind.pairs}.",
+        f"({row['method']}), {kind.pairs}.",
     )
 
 
@@ -159,7 +161,7 @@ def _baselines(results: Results) -> Claim | None:
     except Absent:
         return None
     told = [f"{kind}_pooled" for kind in ("clinical", "annotation", "colour")]  # the others stand in the table
-    table = table[(table["method"] == "DeLong, paired") & table["second"].isin(told)]
+    table = table[table["second"].isin(told)]
     for site in (EXTERNAL_SITES, TRAINING_SITES):
         if (table["site"] == site).any():
             return _differences(results, results.federated, table[table["site"] == site], "the baselines")
@@ -178,15 +180,14 @@ def _comparisons(results: Results, name: str, factors: tuple[str, ...]) -> pd.Da
         table = results.comparisons()
     except Absent:
         return pd.DataFrame()
-    table = paired_rows(table)
     table = table[table["factor"].isin(factors)]
     turned = table[table["second"] == name]
     turned = turned.assign(
         second=turned["first"],
         second_trained_on=turned["first_trained_on"],
         difference=-turned["difference"],
-        low=-turned["high"],
-        high=-turned["low"],
+        low_adjusted=-turned["high_adjusted"],
+        high_adjusted=-turned["low_adjusted"],
     )
     parts = [part for part in (table[table["first"] == name], turned) if len(part)]
     table = pd.concat(parts) if parts else table.iloc[:0]
@@ -204,12 +205,14 @@ def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: 
     level = 1 - results.config.metrics.confidence
     name, site = strategy_name(results.experiments[experiment].strategy.name), rows["site"].iloc[0]
     said, above, below, open_ = [], [], [], []
-    title, by = results.kind.primary.title, results.kind.paired.removesuffix(", paired")
+    title, by = results.kind.primary.title, "; ".join(sorted(set(rows["method"])))
     for row in rows.itertuples():
         other = _other(results, str(row.factor), str(row.second), str(row.second_trained_on))
-        stands = row.p_adjusted < level and (row.low > 0 or row.high < 0)
+        stands = row.p_adjusted < level
         (open_ if not stands else above if row.difference > 0 else below).append(other)
-        said.append(f"{other} {signed_interval(row.difference, row.low, row.high)}, {p_words(row.p_adjusted)}")
+        said.append(
+            f"{other} {signed_interval(row.difference, row.low_adjusted, row.high_adjusted)}, {p_words(row.p_adjusted)}"
+        )
     parts = []
     if above:
         parts.append(f"a higher {title} than {_enumerated(above)}")
@@ -222,8 +225,8 @@ def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: 
         text = f"On {site} no difference in {title} between {name} and {others} can be told from chance."
     correction = str(rows["correction"].iloc[0]).split(",")[0]
     numbers = (
-        f"{title} of {name} less that of: {'; '.join(said)}. {results.config.metrics.confidence:.0%} intervals by {by}, paired on "
-        f"{int(rows['patients'].max())} patients; p after {correction}'s correction."
+        f"{title} of {name} less that of: {'; '.join(said)}. {results.config.metrics.confidence:.0%} intervals and p after {correction}'s correction ({by}), paired on "
+        f"{int(rows['patients'].max())} patients."
     )
     caution = " A difference that cannot be told from chance is not shown to be none." if open_ else ""
     return Claim(text, numbers + caution)

@@ -19,8 +19,8 @@ def limits(results: Results) -> list[str]:
     said += [
         "A patient's score is the mean over models of several folds; scores of different folds, sites and strategies "
         f"need not lie on one scale, which {_title(results)} over several sites together does not forgive.",
-        "Intervals are conditional on the trained models: they say how the result would vary with other patients at these "
-        "sites, not with other training runs or other hospitals.",
+        "Intervals of held-out patients allow for other patients at these sites, in training as well, but not for other seeds; those of "
+        "external sites take the trained models as given. Neither says how other hospitals would do.",
         "Attention says where a model looked, not why, and not that the tissue caused the outcome.",
     ]
     if any(one.training.scaling == "site" for one in results.experiments.values()):

@@ -6,9 +6,11 @@ from typing import Any
 
 from mil import __version__
 from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
+from mil.endpoints.kinds.binary import EXCHANGE_BELOW, FEWEST
 from mil.figures.style import encoder_name, model_name, strategy_name
 from mil.results.results import Results
 from mil.specs.experiments import TrainingSpec
+from mil.statistics import held_out
 
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
 PROTOCOL = (
@@ -230,8 +232,8 @@ def _evaluation(results: Results) -> str:
             ("There, too, a" if said[:1] and "binary" in kinds else "A")
             + " patient's score is the mean over the models that did not see them; intervals "
             f"({spec.confidence:.0%}) come from the deviation of {spec.bootstrap:,} bootstrap resamples of patients within site (and class or event; seed {spec.seed}), on the "
-            "logit scale or Fisher's z. Differences are paired on the same resamples and, over folds, tested by the corrected resampled t-test; p values are corrected by "
-            "Holm's method within each endpoint, factor and method, groups of sites and single sites apart."
+            "logit scale or Fisher's z. Held-out intervals are enlarged for the overlap of training sets. Differences are tested on the same resamples at external sites, and of held-out patients by the corrected resampled t-test over folds; "
+            "p values and the intervals beside them are corrected by Holm's method within each endpoint and factor, groups of sites and single sites apart."
         )
     return " ".join(said)
 
@@ -240,12 +242,21 @@ def _evaluation_of_classes(config: Config) -> str:
     spec = config.metrics
     return (
         "A patient's score is the mean over the models that did not see them (one a repeat at training sites, all at external "
-        f"sites). AUROC has {spec.confidence:.0%} intervals by DeLong's variance on the logit scale and by {spec.bootstrap:,} "
-        f"bootstrap resamples of patients within site and label (seed {spec.seed}); the other metrics have intervals of their own, named in the table. Differences are paired on the same "
-        "patients (DeLong's test, primary; the bootstrap of the difference; within folds; the corrected resampled t-test over folds); p values are corrected "
-        "by Holm's method within each factor and method, groups of sites and single sites apart. “Own site” scores each "
+        "sites). Held-out AUROC is the share of pairs of a positive and a negative patient of one site and one fold, both judged by one model, that are in the right "
+        "order; scores of different folds are not compared. It estimates the expected AUROC of models trained on this share of such a cohort. Its variance is "
+        "clustered by patient and enlarged for the overlap of training sets (up to twofold, by how much of a score is noise of training, which the repeats "
+        f"show{_one_repeat(config)}). Held-out differences are tested on the same pairs with the same variance. Neither is given below {held_out.FEWEST} patients of a class or "
+        f"{held_out.FEWEST_PAIRS} pairs per repeat. At external sites AUROC has DeLong's variance on the logit scale, below {FEWEST} patients of a class Newcombe's "
+        f"interval; differences are tested by DeLong's test, below {EXCHANGE_BELOW} patients of a class by a permutation test. All intervals are at {spec.confidence:.0%}; other metrics have intervals "
+        "of their own, named in the table, which take the models as given. Each difference has one test; p values and the intervals shown beside them are corrected by "
+        "Holm's method within each factor, groups of sites and single sites apart. “Own site” scores each "
         "training patient by their own hospital's model; the ensemble is the mean of the local models' scores."
     )
+
+
+def _one_repeat(config: Config) -> str:
+    once = any(spec.repeats == 1 for spec in config.endpoints.values())
+    return f"; with one repeat, {held_out.DIMENSIONS} independent directions of noise are assumed" if once else ""
 
 
 def _software() -> str:

@@ -13,7 +13,6 @@ from mil.figures.cohort_table import p_text
 from mil.figures.patient_flow import reason_name
 from mil.figures.style import strategy_name
 from mil.figures.table import folded
-from mil.metrics.comparison import paired_rows
 from mil.metrics.score import primary
 from mil.registry import Registry
 from mil.report.cells import Cell, Table, count, number, signed_interval, with_interval
@@ -65,18 +64,15 @@ def excluded(results: Results) -> Table:
 
 @TABLES.register("performance")
 def performance(results: Results) -> Table:
-    """The primary measure of every arm at every site, with both intervals."""
+    """The primary measure of every arm at every site, with its interval or why there is none."""
     if results.kind.name != "binary":
         return _performance_of_kind(results)
     metrics = results.metrics(*_alike(results))
-    keys = ["experiment", "trained_on", "split", "site", "metric"]
-    boot = metrics[metrics["method"].str.startswith("patient bootstrap")].set_index(keys)
     rows = []
     for row in primary(metrics).itertuples():
         if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
             continue  # the site itself stands in the table
         one = arm(results, row.experiment, row.trained_on)
-        drawn = boot.loc[(row.experiment, row.trained_on, row.split, row.site, row.metric)]
         rows.append(
             [
                 Cell(input_name(results.experiments[row.experiment])),
@@ -86,15 +82,13 @@ def performance(results: Results) -> Table:
                 count(row.patients),
                 count(row.positives),
                 Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
-                Cell(f"{drawn['low']:.2f} to {drawn['high']:.2f}", float(drawn["low"])),
             ]
         )
     return Table(
         "AUROC by model, strategy and site",
-        f"In brackets {results.config.metrics.confidence:.0%} intervals by DeLong's variance on the logit scale; the last "
-        f"column by {results.config.metrics.bootstrap:,} bootstrap resamples of patients within site and label. Transfer: "
-        "patients of another training site. On groups of sites only pairs of patients of the same site count.",
-        ["Input and model", "Strategy", "Scored on", "Split", "Patients", "Positive", "AUROC", "Bootstrap"],
+        f"In brackets {results.config.metrics.confidence:.0%} intervals ({results.kind.how}); where there is none, the table of metrics "
+        "says why. Transfer: patients of another training site. On groups of sites only pairs of patients of the same site count.",
+        ["Input and model", "Strategy", "Scored on", "Split", "Patients", "Positive", "AUROC"],
         rows,
     )
 
@@ -142,10 +136,8 @@ def _alike(results: Results) -> list[str]:
 def comparisons(results: Results) -> Table:
     """Paired differences between strategies, models and encoders."""
     table = results.comparisons()
-    table = paired_rows(table)
     table = table[table["first"].isin(_alike(results))]
     title = results.kind.primary.title
-    tested = "DeLong's paired test" if results.kind.name == "binary" else "the test that its resamples give"
     rows = []
     for row in table.itertuples():
         first, second = arm(results, row.first, row.first_trained_on), arm(results, row.second, row.second_trained_on)
@@ -158,18 +150,17 @@ def comparisons(results: Results) -> Table:
                 Cell(f"{named[0]} − {named[1]}"),
                 Cell(row.site),
                 count(row.patients),
-                Cell(signed_interval(row.difference, row.low, row.high), row.difference, strong=True),
-                Cell(p_text(row.p), number(row.p)),
+                Cell(signed_interval(row.difference, row.low_adjusted, row.high_adjusted), row.difference, strong=True),
                 Cell(p_text(row.p_adjusted), number(row.p_adjusted)),
             ]
         )
     corrections = sorted({str(name) for name in table["correction"]})
     return Table(
         f"Paired comparisons of {title}",
-        f"Difference on the same patients with its interval and {tested}. Adjusted p values: "
-        + "; ".join(corrections)
+        f"Difference on the same patients. Intervals and p are after correction ({'; '.join(corrections)}): an interval leaves 0 out exactly "
+        f"where p is below {1 - results.config.metrics.confidence:.2g}. Uncorrected ones stand in comparisons.csv. Tests: {'; '.join(sorted(set(table['method'])))}"
         + f". On groups of sites only {results.kind.pairs} count.",
-        ["Factor", "Difference", "Scored on", "Patients", f"Δ{title}", "p", "p adjusted"],
+        ["Factor", "Difference", "Scored on", "Patients", f"Δ{title}", "p adjusted"],
         rows,
     )
 
@@ -254,7 +245,6 @@ def leaks(results: Results) -> Table:
 def baseline_comparisons(results: Results) -> Table:
     """The federated experiment less each baseline on the same patients."""
     table = results.baseline_comparisons(results.endpoint)
-    table = table[table["method"] == "DeLong, paired"]
     name = strategy_name(results.experiments[results.federated].strategy.name)
     rows = [
         [
@@ -263,17 +253,16 @@ def baseline_comparisons(results: Results) -> Table:
             count(row.patients),
             Cell(with_interval(row.first_value, np.nan, np.nan), row.first_value),
             Cell(with_interval(row.second_value, np.nan, np.nan), row.second_value),
-            Cell(signed_interval(row.difference, row.low, row.high), row.difference, strong=True),
-            Cell(p_text(row.p), number(row.p)),
+            Cell(signed_interval(row.difference, row.low_adjusted, row.high_adjusted), row.difference, strong=True),
             Cell(p_text(row.p_adjusted), number(row.p_adjusted)),
         ]
         for row in table.itertuples()
     ]
     return Table(
         f"{name} against baselines",
-        "Paired differences of AUROC on the same patients (DeLong's test; within sites where there are several), with Holm's correction "
-        "over baselines, once for groups of sites and once for single ones. Baselines are logistic regressions on the same folds, pooled.",
-        ["Difference", "Scored on", "Patients", "Model", "Baseline", "ΔAUROC", "p", "p adjusted"],
+        "Paired differences of AUROC on the same patients (within sites where there are several). Intervals and p are after Holm's correction "
+        f"over baselines, once for groups of sites and once for single ones. Tests: {'; '.join(sorted(set(table['method'])))}. Baselines are logistic regressions on the same folds, pooled.",
+        ["Difference", "Scored on", "Patients", "Model", "Baseline", "ΔAUROC", "p adjusted"],
         rows,
     )
 

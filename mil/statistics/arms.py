@@ -8,7 +8,7 @@ these are, for a mean over several is better than each: a held-out patient has o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from mil.tables import require_columns
 OWN_SITE = "own site"
 ENSEMBLE = "ensemble"
 OTHER_SITES = "other sites"
+APART = ("repeat", "fold")
 TRAINING_SITES = "training sites"
 EXTERNAL_SITES = "external sites"
 GROUPS = (TRAINING_SITES, EXTERNAL_SITES)
@@ -40,6 +41,15 @@ class Scope:
     table: pd.DataFrame
     models: int = 1
     """Models whose mean a patient's score is (the fewest of any patient)."""
+    folds: pd.DataFrame | None = None
+    """Of models that were trained on other patients of this scope: a row per repeat, fold and patient, columns of `table`
+    and repeat, fold. None where no patient of the scope trained any of the models."""
+
+    def of_patients(self, patients: pd.Series) -> "Scope":
+        """The scope with these patients only."""
+        table = self.table[self.table["patient_id"].isin(patients)].reset_index(drop=True)
+        folds = None if self.folds is None else self.folds[self.folds["patient_id"].isin(patients)]
+        return replace(self, table=table, folds=folds)
 
     @property
     def labels(self) -> np.ndarray:
@@ -138,15 +148,18 @@ def left_out(predictions: pd.DataFrame) -> bool:
 def scopes(predictions: pd.DataFrame) -> Iterator[Scope]:
     """Every arm on every site and on the training and the external sites together, in a fixed order."""
     scores = patient_scores(predictions)
+    by_fold = patient_scores(predictions[predictions["split"] != "external"], APART)
+    inside = dict(tuple(by_fold.groupby(["trained_on", "split"], sort=False)))
     training = sorted(scores.loc[scores["role"] == "train", "site"].unique())
     for (trained_on, split), arm in scores.groupby(["trained_on", "split"], sort=False):
+        folds = inside.get((trained_on, split)) if split == "held_out" else None
         for site, table in arm.groupby("site"):
             if not (trained_on in {OWN_SITE, OTHER_SITES} or (trained_on == ENSEMBLE and split == "transfer")):
-                yield _scope(trained_on, split, str(site), table)
+                yield _scope(trained_on, split, str(site), table, folds)
         if split == "external":
             yield _scope(trained_on, split, EXTERNAL_SITES, arm)
         elif (split == "held_out" or trained_on == OTHER_SITES) and sorted(arm["site"].unique()) == training:
-            yield _scope(trained_on, split, TRAINING_SITES, arm)
+            yield _scope(trained_on, split, TRAINING_SITES, arm, inside.get((trained_on, split)))
 
 
 def _ensemble(scores: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
@@ -162,7 +175,10 @@ def _ensemble(scores: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
     return mean.assign(trained_on=ENSEMBLE)[scores.columns.tolist()]
 
 
-def _scope(trained_on: str, split: str, site: str, table: pd.DataFrame) -> Scope:
+def _scope(trained_on: str, split: str, site: str, table: pd.DataFrame, folds: pd.DataFrame | None = None) -> Scope:
     columns = ["patient_id", "site", *label_columns(table), *score_columns(table)]
     plain = table[columns].sort_values("patient_id").reset_index(drop=True)
-    return Scope(trained_on, split, site, plain, int(table["models"].min()))
+    if folds is not None:
+        there = folds["site"].isin(table["site"].unique())
+        folds = folds.loc[there, [*columns, *APART]].sort_values([*APART, "patient_id"], ignore_index=True)
+    return Scope(trained_on, split, site, plain, int(table["models"].min()), folds)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from mil.errors import MilError
+from mil.statistics.differences import Difference, difference_of, permuted
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,6 @@ class Placements:
 
     auroc: np.ndarray
     covariance: np.ndarray
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference of two AUROCs with its interval, z and two-sided p value."""
-
-    difference: float
-    low: float
-    high: float
-    z: float
-    p: float
 
 
 def both_classes(labels: np.ndarray) -> bool:
@@ -149,6 +139,44 @@ def paired(
     return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence=confidence)
 
 
+def exchanged(
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    strata: np.ndarray,
+    generator: np.random.Generator,
+    resamples: int,
+    confidence: float = 0.95,
+) -> Difference:
+    """`paired` for few patients: the test permutes which of the two scores' ranks within the stratum is whose, patient by patient.
+
+    Bandos, Rockette and Gur 2005 (Stat Med 24:2873). All exchanges are formed where they are no more than `resamples`.
+    """
+    ranks, areas = np.empty((2, len(labels))), within(labels, np.stack([first, second]), strata).auroc
+    for stratum in np.unique(strata):
+        rows = strata == stratum
+        ranks[:, rows] = stats.rankdata(np.stack([first[rows], second[rows]]), axis=1)
+    if 2 ** len(labels) <= resamples:
+        swapped = (np.arange(1, 2 ** len(labels))[:, None] >> np.arange(len(labels))) & 1 == 1
+    else:
+        swapped = generator.random((resamples, len(labels))) < 0.5
+    both = [np.where(swapped, ranks[one], ranks[1 - one]) for one in (1, 0)]
+    drawn = np.subtract(*(within_areas(labels, scores, strata) for scores in both))
+    return permuted(float(areas[0] - areas[1]), drawn, confidence)
+
+
+def within_areas(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """AUROC over pairs of the same stratum of each of many `scores` (k, patients), as (k,); see `within`."""
+    wins, pairs = np.zeros(len(scores)), 0
+    for stratum in np.unique(strata):
+        part, is_positive = scores[:, strata == stratum], labels[strata == stratum] == 1
+        positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
+        ranks = stats.rankdata(part, axis=1)[:, is_positive].sum(axis=1)
+        wins += ranks - positives * (positives + 1) / 2 if negatives else 0
+        pairs += positives * negatives
+    return wins / pairs
+
+
 def _without_variance(areas: np.ndarray, positives: int, negatives: int, confidence: float) -> Difference:
     """Of AUROCs that are 0 or 1, or rest on one patient of a class: Newcombe's intervals joined as if unpaired, so too wide."""
     bounds = [newcombe_interval(float(area), positives, negatives, confidence) for area in areas]
@@ -173,16 +201,6 @@ def unpaired(
     return Difference(
         difference, difference - half, difference + half, float(t), float(2 * stats.t.sf(abs(t), degrees))
     )
-
-
-def difference_of(difference: float, variance: float, confidence: float = 0.95) -> Difference:
-    """A difference and its variance -> normal interval and test. No variance: p is 1 where there is no difference, else nan."""
-    if not variance > 0:
-        p = 1.0 if difference == 0 else np.nan
-        return Difference(difference, difference if p == 1 else np.nan, difference if p == 1 else np.nan, 0.0, p)
-    deviation = float(np.sqrt(variance))
-    z, half = difference / deviation, _quantile(confidence) * deviation
-    return Difference(difference, difference - half, difference + half, z, float(2 * stats.norm.sf(abs(z))))
 
 
 def _quantile(confidence: float) -> float:

@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 
 from mil.config import EndpointSpec, MetricsSpec
-from mil.endpoints.kinds.rows import Scale, bootstrap_bounds, mean_of_folds, measured_rows
+from mil.endpoints.kinds.rows import Scale, interval_within, mean_of_folds, measured_rows, values_of_folds
 from mil.registry import Registry
 from mil.statistics.arms import PREDICTED, Scope, check_patients, refuse
 from mil.statistics.bootstrap import Metric, bootstrap_weights
-from mil.statistics.delong import Difference, difference_of
+from mil.statistics.differences import Difference, difference_of
+from mil.statistics.folds import corrected_resampled_t
 from mil.tables import require_columns
 
 PAIRED_BOOTSTRAP = "patient bootstrap, paired"
+OVER_FOLDS = "corrected resampled t-test"
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Kind:
     name: str
     primary: Measure
     method: str
-    """Method of the primary measure's interval that figures and the report show."""
+    """How the primary measure's interval is made at external sites."""
+    held_out = ""
+    """How it is made of held-out patients; '' where it is made alike."""
     further: tuple[Measure, ...] = ()
-    paired = PAIRED_BOOTSTRAP
-    """Name of the paired test that stands in the report."""
     strata: tuple[str, ...] = ("site", "label")
     """Patients are drawn within these."""
     columns: tuple[str, ...] = PREDICTED
@@ -110,12 +112,9 @@ class Kind:
         found = self.within(self.labels(table), self.scores(table), np.ones((1, len(table))), table["site"].to_numpy())
         return bool(np.isfinite(found[0]))
 
-    def interval_within(self, table: pd.DataFrame, spec: MetricsSpec) -> tuple[float, float, float]:
-        """The primary measure within sites, with its interval."""
-        weights = np.concatenate([np.ones((1, len(table))), self.weights(table, spec)])
-        found = self.within(self.labels(table), self.scores(table), weights, table["site"].to_numpy())
-        bounds = bootstrap_bounds(self.primary.scale, float(found[0]), found[1:], len(table), spec.confidence)
-        return float(found[0]), bounds.low, bounds.high
+    def interval(self, scope: Scope, spec: MetricsSpec) -> tuple[float, float, float, str]:
+        """The primary measure within sites, with its interval, and how that was made or why there is none."""
+        return interval_within(self, scope, spec)
 
     def weights(self, table: pd.DataFrame, spec: MetricsSpec) -> np.ndarray:
         """Resamples (resamples, n) of these patients."""
@@ -131,28 +130,48 @@ class Kind:
         """Rows that rest on more than one scope's mean scores: the primary measure over the folds."""
         return mean_of_folds(predictions, self, spec)
 
-    def pairs_tested(self, first: pd.DataFrame, second: pd.DataFrame, spec: MetricsSpec) -> Iterator[Pair]:
-        """The primary measure of two scores on the same patients (rows alike), patients of one site set against each other.
+    def compared(self, first: Scope, second: Scope, spec: MetricsSpec) -> Pair | None:
+        """The primary measure of two scopes of the same patients and the test of their difference; None where it is not defined.
 
-        Nothing where it does not exist.
+        Patients of one site are set against each other. Held-out patients are tested fold by fold, since training sets overlap;
+        others by a paired bootstrap, the models being given.
         """
-        labels, sites = self.labels(first), first["site"].to_numpy()
-        weights = np.concatenate([np.ones((1, len(first))), self.weights(first, spec)])
-        one, other = (self.within(labels, self.scores(table), weights, sites) for table in (first, second))
-        if np.isfinite([one[0], other[0]]).all():
-            tested = paired_bootstrap(one, other, spec.confidence)
-            yield Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
+        if first.folds is not None and second.folds is not None:
+            return self._over_folds(first.folds, second.folds, spec)
+        labels, sites = self.labels(first.table), first.sites
+        weights = np.concatenate([np.ones((1, len(first.table))), self.weights(first.table, spec)])
+        one, other = (self.within(labels, self.scores(scope.table), weights, sites) for scope in (first, second))
+        if not np.isfinite([one[0], other[0]]).all():
+            return None
+        tested = paired_bootstrap(one, other, spec.confidence, self.primary.scale == "share")
+        return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
+
+    def _over_folds(self, first: pd.DataFrame, second: pd.DataFrame, spec: MetricsSpec) -> Pair | None:
+        parts = [values_of_folds(self, folds) for folds in (first, second)]
+        both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner").dropna()
+        number = min(folds["fold"].nunique() for folds in (first, second))
+        if number < 2 or both.empty:
+            return None
+        change = (both["first"] - both["second"]).to_numpy()
+        tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, self.primary.scale == "share")
+        values = float(both["first"].mean()), float(both["second"].mean())
+        return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
 
 
-def paired_bootstrap(first: np.ndarray, second: np.ndarray, confidence: float) -> Difference:
-    """Difference of two measures, the patients as they are first and then their resamples; normal, by its deviation there."""
+def paired_bootstrap(
+    first: np.ndarray, second: np.ndarray, confidence: float, is_share: bool, inflation: float = 1.0
+) -> Difference:
+    """Difference of two measures, the patients as they are first and then their resamples; normal, by its deviation there.
+
+    The variance is taken `inflation` times.
+    """
     drawn = (first - second)[1:]
     drawn = drawn[np.isfinite(drawn)]
     difference = float(first[0] - second[0])
     if len(drawn) < 0.95 * (len(first) - 1):
         return Difference(difference, np.nan, np.nan, np.nan, np.nan)
-    variance = float(drawn.var())
-    return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence)
+    variance = float(drawn.var()) * inflation
+    return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence, is_share=is_share)
 
 
 def scope_columns(kind: Kind, scope: Scope) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import pandas as pd
 from scipy import stats
 
 from mil.config import MetricsSpec
-from mil.statistics.arms import GROUPS, Scope, scopes
-from mil.statistics.folds import APART, KEYS, corrected_resampled_t
+from mil.statistics.arms import APART, GROUPS, Scope, scopes
+from mil.statistics.folds import KEYS, corrected_resampled_t
+from mil.statistics.held_out import inflation
 from mil.statistics.intervals import Bounds, on_logit_scale
 
 if TYPE_CHECKING:
@@ -29,12 +30,32 @@ def measured_rows(kind: "Kind", scope: Scope, spec: MetricsSpec) -> Iterator[dic
     for measure in (kind.primary, *kind.further):
         function = measure.function
         value, drawn = float(function(labels, scores, everyone)[0]), function(labels, scores, weights)
+        if measure is kind.primary:
+            drawn = widened(kind, scope, value, drawn)
         yield row_of(measure.name, measure.scale, value, drawn, len(labels), spec.confidence, reason)
     if scope.site in GROUPS:
         value = float(kind.within(labels, scores, everyone, scope.sites)[0])
-        drawn = kind.within(labels, scores, weights, scope.sites)
+        drawn = widened(kind, scope, value, kind.within(labels, scores, weights, scope.sites))
         name, reason = f"{kind.primary.name}_within_sites", reason or "at no site can it be formed"
         yield row_of(name, kind.primary.scale, value, drawn, len(labels), spec.confidence, reason)
+
+
+def interval_within(kind: "Kind", scope: Scope, spec: MetricsSpec) -> tuple[float, float, float, str]:
+    """The primary measure within sites, its interval, and how that was made."""
+    weights = np.concatenate([np.ones((1, len(scope.table))), kind.weights(scope.table, spec)])
+    found = kind.within(kind.labels(scope.table), kind.scores(scope.table), weights, scope.sites)
+    value = float(found[0])
+    drawn = widened(kind, scope, value, found[1:])
+    bounds = bootstrap_bounds(kind.primary.scale, value, drawn, len(scope.table), spec.confidence)
+    return value, bounds.low, bounds.high, bounds.method
+
+
+def widened(kind: "Kind", scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
+    """Resamples `drawn`, of held-out patients further from `value`: each patient trained the models of others as well."""
+    if scope.folds is None or not np.isfinite(drawn).any():
+        return drawn
+    chance = value if kind.primary.chance is None else kind.primary.chance
+    return value + (drawn - value) * np.sqrt(inflation(value, float(np.nanvar(drawn)), None, chance))
 
 
 def row_of(
@@ -75,6 +96,17 @@ def bootstrap_bounds(scale: Scale, value: float, drawn: np.ndarray, patients: in
     return Bounds(value - half, value + half, method)
 
 
+def values_of_folds(kind: "Kind", folds: pd.DataFrame) -> pd.Series:
+    """The primary measure within sites of every (repeat, fold) of `Scope.folds`."""
+    found = {
+        key: float(
+            kind.within(kind.labels(part), kind.scores(part), np.ones((1, len(part))), part["site"].to_numpy())[0]
+        )
+        for key, part in folds.groupby(list(APART))
+    }
+    return pd.Series(found, dtype=float)
+
+
 def fold_values(predictions: pd.DataFrame, kind: "Kind") -> pd.DataFrame:
     """trained_on, split, site, repeat, fold, patients, positives, value: the primary measure of each fold's models alone.
 
@@ -99,7 +131,9 @@ def mean_of_folds(predictions: pd.DataFrame, kind: "Kind", spec: MetricsSpec) ->
         return
     low, high = LIMITS[kind.primary.scale]
     for key, folds in fold_values(inside, kind).groupby(list(KEYS), sort=False):
-        found = corrected_resampled_t(folds["value"].to_numpy(dtype=float), 1 / (number - 1), spec.confidence)
+        found = corrected_resampled_t(
+            folds["value"].to_numpy(dtype=float), 1 / (number - 1), spec.confidence, is_share=False
+        )
         method = f"corrected resampled t, {len(folds)} folds"
         if not found.low < found.high:
             method = "not defined: folds do not vary, or one only"

@@ -1,0 +1,96 @@
+"""A difference of two measures -> an interval that keeps to possible values and agrees with the test, at any confidence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from mil.statistics.multiplicity import holm
+
+RESAMPLES = 4000
+# confidence -> how far a difference may be from 0 by chance
+Critical = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference with its interval, test statistic and two-sided p value."""
+
+    difference: float
+    low: float
+    high: float
+    z: float
+    p: float
+    critical: Critical = field(default=lambda _: np.nan, compare=False)
+
+    def bounds(self, confidence: float) -> tuple[float, float]:
+        """The interval at another confidence; it leaves 0 out exactly where p < 1 - confidence."""
+        return bounded(self.difference, self.critical(confidence))
+
+
+def bounded(difference: float, critical: float) -> tuple[float, float]:
+    """Interval within (-1, 1) of a difference of two shares: symmetric on the scale of the inverse hyperbolic tangent.
+
+    It leaves 0 out exactly where the difference is larger than `critical`. nan where `critical` is not known.
+    """
+    if not np.isfinite(critical):
+        return np.nan, np.nan
+    if critical == 0 or abs(difference) >= 1:
+        return (difference, difference) if critical == 0 else (np.nan, np.nan)
+    centre = np.arctanh(difference)
+    half = critical * (centre / difference if difference else 1.0)
+    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+
+
+def difference_of(
+    difference: float, variance: float, confidence: float = 0.95, degrees: float = np.inf, is_share: bool = True
+) -> Difference:
+    """A difference and its variance -> interval and test with a t quantile of `degrees` (normal by default).
+
+    `is_share`: both measures lie in 0-1, so that the interval keeps within (-1, 1). Without variance p is 1 where there is no
+    difference, else not known.
+    """
+    if not variance > 0:
+        p = 1.0 if difference == 0 else np.nan
+        edge = 0.0 if p == 1 else np.nan
+        return Difference(difference, edge, edge, 0.0, p, lambda _: edge)
+    error = float(np.sqrt(variance))
+    z = difference / error
+
+    def critical(level: float) -> float:
+        return float(stats.t.ppf(0.5 + level / 2, degrees)) * error
+
+    reach = critical(confidence)
+    low, high = bounded(difference, reach) if is_share else (difference - reach, difference + reach)
+    return Difference(difference, low, high, z, float(2 * stats.t.sf(abs(z), degrees)), critical)
+
+
+def permuted(difference: float, drawn: np.ndarray, confidence: float) -> Difference:
+    """A difference and those under exchange of the two models (resamples,) -> a permutation test and its interval."""
+    size = np.sort(np.abs(drawn))
+    count = int(np.sum(size >= abs(difference) - 1e-12))
+    p = (1 + count) / (1 + len(drawn))
+
+    def critical(level: float) -> float:
+        return float(size[min(int(np.floor(level * (1 + len(size)))), len(size) - 1)])
+
+    low, high = bounded(difference, critical(confidence))
+    return Difference(difference, low, high, np.nan, p, critical)
+
+
+def corrected(tests: list[Difference], confidence: float) -> list[tuple[float, float, float]]:
+    """(low, high, p) of each of several tests after Holm's correction over all of them.
+
+    Each interval is at Holm's level of its own p value, so that it leaves 0 out exactly where the corrected p is below
+    1 - `confidence`.
+    """
+    p = np.array([one.p for one in tests], dtype=float)
+    adjusted, found = holm(p), []
+    for one, raw, after in zip(tests, p, adjusted, strict=True):
+        if not np.isfinite(after):
+            found.append((np.nan, np.nan, np.nan))
+            continue
+        share = raw / after if 0 < after < 1 else 1 / len(tests)
+        found.append((*one.bounds(1 - (1 - confidence) * share), float(after)))
+    return found
