@@ -1,12 +1,12 @@
 """Do the intervals keep their level, and are p values uniform when nothing differs? 2,000 simulated cohorts each.
 
-    python benchmarks/coverage.py [cohorts] [single|kinds|tiles|paired|folds ...]
+    python benchmarks/coverage.py [cohorts] [single|kinds|tiles|paired ...]
 
 `single`: scores of a binormal model, calibrated or too sure of themselves, patients drawn at random from a population; the share
 of 95 % intervals that hold the population's value, for every metric that the tables print. `kinds`: the same of the measures
 of several classes, times to an event and numbers. `tiles`: attention against truth.
 `paired`: two scores that are equally good; how uniform the p values are (Kolmogorov-Smirnov), and the intervals of the
-difference. `folds`: two ridge regressions that are equally good, cross-validated, and one taught permuted labels.
+difference. Held-out patients: `benchmarks/held_out.py`.
 """
 
 import sys
@@ -19,14 +19,13 @@ from scipy import stats
 
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints.kinds import Kind, build_kind
-from mil.endpoints.kinds.binary import bootstrap_interval
 from mil.metrics.added_value import added_value
 from mil.metrics.localisation import SlideAttention, by_slide, localise
 from mil.rng import rng
 from mil.statistics import calibration, classification, decision, delong, intervals, ranking
 from mil.statistics.arms import Scope
 from mil.statistics.bootstrap import percentile_interval, point, resamples
-from mil.statistics.folds import corrected_resampled_t, paired_in_folds, placements_in_folds, within_folds
+from mil.statistics.differences import difference_of
 from mil.statistics.survival import c_index, c_index_interval
 
 # patients, prevalence, AUROC, shift and slope of the score's logits against the true ones
@@ -60,9 +59,9 @@ def measured(labels: np.ndarray, scores: np.ndarray, stream: np.random.Generator
     found: Metrics = {
         "AUROC, DeLong": delong.interval(labels, scores),
         "AUROC, DeLong on the logit scale": delong.logit_interval(labels, scores),
+        "AUROC, Newcombe": (0.0, *delong.newcombe_interval(delong.auroc(labels, scores), *np.bincount(labels)[::-1])),
     }
     weights = resamples(labels, RESAMPLES, stream)
-    found["AUROC, patient bootstrap"] = _of(bootstrap_interval(ranking.auroc, labels, scores, weights, 0.95))
     found["AUROC, percentile bootstrap (not used)"] = (
         0.0, *percentile_interval(ranking.auroc(labels, scores, weights), 0.95),
     )  # fmt: skip
@@ -224,6 +223,8 @@ def paired(cohorts: int) -> None:
             common, sites = stream.normal(size=patients), np.arange(patients) % 3
             pair = [np.sqrt(0.5) * (common + stream.normal(size=patients)) + apart * labels for _ in range(2)]
             tests = {"DeLong": delong.paired(labels, *pair)}
+            if min(labels.sum(), patients - labels.sum()) < 20:
+                tests["exchange"] = delong.exchanged(labels, *pair, np.zeros(patients), stream, RESAMPLES)
             if sum(delong.both_classes(labels[sites == site]) for site in range(3)) > 1:
                 tests["DeLong within sites"] = delong.paired(labels, *pair, strata=sites)
             for name, found in tests.items():
@@ -231,7 +232,7 @@ def paired(cohorts: int) -> None:
                 held.setdefault(name, []).append(found.low <= 0 <= found.high)
             weights = resamples(labels, RESAMPLES, stream)
             drawn = np.subtract(*(ranking.auroc(labels, score, weights) for score in pair))
-            again = delong.difference_of(tests["DeLong"].difference, float(np.var(drawn)))
+            again = difference_of(tests["DeLong"].difference, float(np.var(drawn)))
             p.setdefault("bootstrap", []).append(again.p)
             held.setdefault("bootstrap", []).append(again.low <= 0 <= again.high)
             if patients >= 60:
@@ -245,79 +246,6 @@ def _useless(stream: np.random.Generator, labels: np.ndarray, column: np.ndarray
     patients = pd.DataFrame({"patient_id": ids, "column": column.astype(str)})
     scores = pd.DataFrame({"label": labels, "score": stream.random(len(labels))}, index=ids)
     return added_value(scores, patients, ["column"], 0.95).p
-
-
-def folds(cohorts: int) -> None:
-    """Cross-validated ridge regressions: 60 patients of one site, 5 folds, 2 repeats, two blocks of 4 features equally good."""
-    stream, p, held, values = rng(0, "folds"), {}, {}, {}
-    for _ in range(cohorts):
-        labels = (np.arange(60) < 24).astype(int)
-        blocks = [stream.normal(size=(60, 4)) + 0.5 * labels[:, None] for _ in range(2)]
-        tables = [_cross_validated(stream.integers(2**31), block, labels) for block in blocks]
-        areas = [_by_fold(table) for table in tables]
-        found = corrected_resampled_t(areas[0] - areas[1], 1 / 4)
-        naive = stats.ttest_rel(*areas)
-        placed = [placements_in_folds(table)["A", "held_out", "A"] for table in tables]
-        inside = paired_in_folds(*placed)
-        scores = [table.groupby("patient_id")["score"].mean().to_numpy() for table in tables]
-        order = tables[0].groupby("patient_id")["label"].first().to_numpy()
-        pooled = delong.paired(order, *scores)
-        for name, one in {
-            "corrected resampled t": found,
-            "DeLong, folds laid together": pooled,
-            "DeLong within folds": inside,
-        }.items():
-            p.setdefault(name, []).append(one.p)
-            held.setdefault(name, []).append(one.low <= 0 <= one.high)
-        p.setdefault("uncorrected t over folds (not used)", []).append(float(naive.pvalue))
-        for name, block, truth in (("signal", blocks[0], labels), ("permuted", blocks[0], stream.permutation(labels))):
-            table = _cross_validated(stream.integers(2**31), block, truth)
-            within = within_folds(table).iloc[0]
-            values.setdefault(f"{name}, within folds", []).append(tuple(within[["value", "low", "high"]]))
-            mean = table.groupby("patient_id").agg(label=("label", "first"), score=("score", "mean"))
-            laid = delong.logit_interval(mean["label"].to_numpy(), mean["score"].to_numpy())
-            values.setdefault(f"{name}, folds laid together", []).append(laid)
-    print("60 patients, 5 folds, 2 repeats, ridge regression")
-    _show(p, held)
-    for name, own in values.items():
-        table = np.array(own)
-        truth = 0.5 if name.startswith("permuted") else np.mean(np.array(values["signal, within folds"])[:, 0])
-        inside = np.mean((table[:, 1] <= truth) & (truth <= table[:, 2]))
-        print(f"  {name:32s} mean AUROC {table[:, 0].mean():.3f}; interval holds {truth:.3f} in {inside:.1%}")
-
-
-def _cross_validated(seed: int, values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Held-out predictions as a table of ours."""
-    stream, parts = np.random.default_rng(seed), []
-    ids = np.array([f"p{number:02d}" for number in range(len(labels))])
-    for repeat in range(2):
-        fold = np.empty(len(labels), int)
-        for label in (0, 1):
-            members = stream.permutation(np.flatnonzero(labels == label))
-            fold[members] = np.arange(len(members)) % 5
-        for number in range(5):
-            train, test = fold != number, fold == number
-            mean = values[train].mean(axis=0)
-            x, y = values[train] - mean, labels[train] - labels[train].mean()
-            weights = np.linalg.solve(x.T @ x + 5 * np.eye(x.shape[1]), x.T @ y)
-            score = np.clip(labels[train].mean() + (values[test] - mean) @ weights, 0, 1)
-            parts.append(
-                pd.DataFrame({"patient_id": ids[test], "label": labels[test], "score": score}).assign(
-                    repeat=repeat, fold=number
-                )
-            )
-    return pd.concat(parts, ignore_index=True).assign(
-        experiment="x", trained_on="A", site="A", role="train", split="held_out"
-    )
-
-
-def _by_fold(table: pd.DataFrame) -> np.ndarray:
-    return np.array(
-        [
-            delong.auroc(part["label"].to_numpy(), part["score"].to_numpy())
-            for _, part in table.groupby(["repeat", "fold"])
-        ]
-    )
 
 
 def _show(p: dict[str, list[float]], held: dict[str, list[bool]]) -> None:
@@ -337,7 +265,6 @@ PARTS: dict[str, Callable[[int], None]] = {
     "kinds": kinds,
     "tiles": tiles,
     "paired": paired,
-    "folds": folds,
 }
 
 if __name__ == "__main__":

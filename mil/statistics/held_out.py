@@ -100,16 +100,23 @@ def inflation(value: float, variance: float, noise: float | None, chance: float)
 def pairs_of(folds: pd.DataFrame, within_sites: bool = True) -> Pairs:
     """Pairs of `folds` (repeat, fold, patient_id, site, label, score); of patients of the same site or of all."""
     counts, wins = [], []
-    for _, part in folds.groupby("site" if within_sites else np.zeros(len(folds)), sort=True):
-        wide = part.pivot(index=["label", "patient_id"], columns=["repeat", "fold"], values="score")
-        values, is_positive = wide.to_numpy(), wide.index.get_level_values(0) == 1
-        positive, negative = values[is_positive], values[~is_positive]
-        number, right = np.zeros((len(positive), len(negative))), np.zeros((len(positive), len(negative)))
-        for model in range(values.shape[1]):
-            rows, columns = (np.flatnonzero(np.isfinite(one[:, model])) for one in (positive, negative))
-            gap = positive[rows, model][:, None] - negative[columns, model][None]
-            number[np.ix_(rows, columns)] += 1
-            right[np.ix_(rows, columns)] += (gap > 0) + 0.5 * (gap == 0)
+    models = folds.groupby(["repeat", "fold"]).ngroup().to_numpy()
+    sites = folds["site"].to_numpy() if within_sites else np.zeros(len(folds))
+    labels, patients, scores = (folds[name].to_numpy() for name in ("label", "patient_id", "score"))
+    for site in np.unique(sites):
+        here, sides = sites == site, []
+        for label in (1, 0):
+            rows = np.flatnonzero(here & (labels == label))
+            known, place = np.unique(patients[rows], return_inverse=True)
+            side = np.full((models.max() + 1, len(known)), np.nan)
+            side[models[rows], place] = scores[rows]
+            sides.append(side)
+        number, right = np.zeros((2, sides[0].shape[1], sides[1].shape[1]))
+        for positive, negative in zip(*sides, strict=True):
+            block = np.ix_(np.flatnonzero(np.isfinite(positive)), np.flatnonzero(np.isfinite(negative)))
+            gap = positive[block[0]] - negative[block[1]]
+            number[block] += 1
+            right[block] += (gap > 0) + 0.5 * (gap == 0)
         counts.append(number)
         wins.append(right)
     return Pairs(tuple(counts), tuple(wins), noise_share(folds), max(folds["repeat"].nunique(), 1))

@@ -20,12 +20,11 @@ from mil.cli import app
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints.kinds.binary import PRIMARY
 from mil.figures import Results
-from mil.metrics.score import score
+from mil.metrics.score import primary, score
 from mil.rng import rng
 from mil.statistics import delong, ranking
 from mil.statistics.arms import check_predictions
 from mil.statistics.bootstrap import percentile_interval, resamples
-from mil.statistics.folds import within_folds
 from mil.tables import write_table
 
 
@@ -78,9 +77,9 @@ def test_a_cohort_gets_every_baseline_it_has_columns_for(tmp_path_factory):
     names = set(folded.predictions["experiment"])
     assert {"clinical_local", "clinical_federated", "annotation_pooled", "bag_size_pooled", "site_pooled"} <= names
     assert {"mean_features_pooled", "permuted_pooled", "fusion_fedavg", "fusion_local"} <= names
-    site = within_folds(folded.predictions[folded.predictions["experiment"] == "site_pooled"])
-    assert site["value"].tolist() == pytest.approx([0.5] * len(site))  # knows the site, so nothing within one
     table = score(folded.predictions, results.config.metrics, None, folded.inner)
+    site = primary(table[table["experiment"] == "site_pooled"])
+    assert site["value"].tolist() == pytest.approx([0.5] * len(site))  # knows the site, so nothing within one
     assert set(table["experiment"]) == names
 
 
@@ -164,7 +163,7 @@ def test_real_clinical_tables_go_the_way_of_the_command(
     pooled = found.metrics[
         (found.metrics["experiment"] == "clinical_pooled") & (found.metrics["site"] == "training sites")
     ]
-    assert 0.55 < pooled[pooled["metric"] == "auroc_within_folds"]["value"].item() < 0.8
+    assert 0.55 < pooled[pooled["metric"] == "auroc_within_sites"]["value"].item() < 0.8
 
 
 def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from mil.endpoints.kinds.regression import absolute_error, mean_error, r_squared
 from mil.endpoints.kinds.rows import bootstrap_bounds, fold_values
 from mil.endpoints.kinds.survival import harrell
 from mil.errors import MilError
-from mil.metrics.comparison import compare, paired_rows
+from mil.metrics.comparison import compare
 from mil.metrics.score import primary, score
 
 SPEC = MetricsSpec(bootstrap=200)
@@ -150,17 +150,21 @@ def test_scores_and_comparisons_have_intervals_around_their_values(kind):
         tables["second"][column] = moved.clip(0, 1) if kind in {"binary", "multiclass"} else moved
     found = primary(score(tables["first"], SPEC, kind=built))
     assert set(found["site"]) == {"north", "south", "east", "training sites", "external sites"}
-    assert ((found["low"] < found["value"]) & (found["value"] < found["high"])).all()
+    reason = found["method"].str.startswith("no interval")  # few patients, named
+    assert not reason.any() or kind == "binary"
+    assert (reason | ((found["low"] < found["value"]) & (found["value"] < found["high"]))).all()
     compared = compare(tables, SPEC, kinds=dict.fromkeys(tables, built))
-    shown = paired_rows(compared)
-    assert ((shown["low"] <= shown["difference"]) & (shown["difference"] <= shown["high"])).all()
-    assert shown["p"].between(0, 1).all()
+    shown = compared
+    reason = shown["method"].str.startswith("no test")
+    assert (reason | ((shown["low"] <= shown["difference"]) & (shown["difference"] <= shown["high"]))).all()
+    assert (reason | shown["p"].between(0, 1)).all()
     quoted = compared[compared["primary"] == 1]
     assert set(quoted["site"]) == {"training sites", "external sites"}
-    assert quoted.set_index("site").loc["training sites", "method"].startswith("corrected resampled t-test")
+    method = quoted.set_index("site").loc["training sites", "method"]
+    assert method.startswith("no test" if kind == "binary" else "corrected resampled t-test")
     again = compare({"first": tables["first"], "second": tables["first"]}, SPEC, kinds=dict.fromkeys(tables, built))
-    assert (paired_rows(again)["difference"] == 0).all()
-    assert (paired_rows(again)["p"] == 1).all()
+    assert (again["difference"] == 0).all()
+    assert (again["p"].dropna() == 1).all()
 
 
 def test_the_measure_of_a_fold_is_of_its_own_patients():

@@ -76,7 +76,6 @@ class Binary(Kind):
             yield _row("auroc", *held_out.interval(pairs, spec.confidence))
         else:
             yield _row("auroc", *fixed_interval(labels, scores, everywhere, spec.confidence))
-            yield _row("auroc", *delong.interval(labels, scores, spec.confidence), "DeLong")
         yield _row("prevalence", *wilson_interval(int(labels.sum()), len(labels), spec.confidence), "Wilson")
         for name in INTERVALS:
             bounds = INTERVALS[name](labels, scores, spec.confidence)
