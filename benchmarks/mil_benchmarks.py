@@ -26,11 +26,11 @@ import torch
 from scipy.io import loadmat
 
 from mil.bags.table import deal_folds
-from mil.endpoints.endpoints import auroc
 from mil.predictions.predict import predict
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
+from mil.statistics.ranking import auroc_of
 from mil.training.run import train
 from mil.training.store import FeatureStore
 
@@ -113,7 +113,7 @@ def main() -> None:
             found = held_out(bags, table, wanted, repeats=options.repeats)
             each = accuracies(found)
             area = np.mean(
-                [auroc(t["score"].to_numpy(), t["label"].to_numpy() == 1) for _, t in found.groupby("repeat")]
+                [auroc_of(t["score"].to_numpy(), t["label"].to_numpy() == 1) for _, t in found.groupby("repeat")]
             )
             mean, spread = float(each.mean()), float(each.std(ddof=1)) if len(each) > 1 else float("nan")
             attention, gated = LITERATURE[name]

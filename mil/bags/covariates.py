@@ -1,4 +1,4 @@
-"""Columns of the patient table -> numbers for a model, scaled by sums alone, so that sites can share the scaling."""
+"""Columns of the patient table -> numbers for a model, scaled by moments, which sites can merge."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mil.errors import MilError, nearest
+from mil.statistics.moments import DOUBLE, Moments
 
 # a class that ends in a number stands for it: T2 -> 2, N0 -> 0, "grade 3" -> 3, T1c -> 1
 NUMBERED = re.compile(r"^[A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
@@ -91,17 +92,8 @@ class Scaling:
 
     @classmethod
     def of(cls, parts: Sequence[np.ndarray]) -> "Scaling":
-        """From the sites' matrices (patients, width): only their counts, sums and sums of squares are used."""
-        width = parts[0].shape[1]
-        count, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
-        for part in parts:
-            count += np.isfinite(part).sum(axis=0)
-            total += np.nansum(part, axis=0)
-            squares += np.nansum(part**2, axis=0)
-        count = np.maximum(count, 1)
-        mean = total / count
-        variance = np.maximum(squares / count - mean**2, 0)
-        return cls(mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0))
+        """From the sites' matrices (patients, width): only their counts, means and squared deviations are used."""
+        return cls(*Moments.stacked([Moments.of_group(part) for part in parts]).mean_and_deviation(DOUBLE))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Scaled values (patients, width) without blanks."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from mil.bags.covariates import clinical_inputs
 from mil.baselines.protocol import PREDICTED, STRATEGIES, WATCHED, Folded, permuted_labels, run_protocol
@@ -130,7 +131,7 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
         slide = slide[~slide["trained_on"].isin([OWN_SITE, ENSEMBLE])]
         both = slide.merge(clinical_part, on=keys, suffixes=("_slide", "_clinical"))
         logits = (logit(both["score_slide"].to_numpy()) + logit(both["score_clinical"].to_numpy())) / 2
-        parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=1 / (1 + np.exp(-logits))))
+        parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=expit(logits)))
     return _stack(parts, PREDICTED)
 
 

@@ -14,9 +14,9 @@ from mil.baselines.curves import patients_curve, permutations, site_value, tiles
 from mil.baselines.inputs import bag_means, fused, run_baselines
 from mil.baselines.landscape import cluster_tiles, components, enrichment, shares, site_classifier
 from mil.errors import MilError
+from mil.features.stain import macenko_of
 from mil.metrics.comparison import compare_with
 from mil.metrics.score import score
-from mil.metrics.stain import stain_vectors
 from mil.rng import rng
 from mil.schemas import METRICS
 from mil.tables import write_table
@@ -144,10 +144,11 @@ def stain_table(results: "Results", bags: pd.DataFrame, encoder: str) -> pd.Data
                 coords, _ = results.files.features(site, encoder, slide_id)
                 chosen = coords[rng(0, "stain", slide_id).permutation(len(coords))[:STAIN_TILES]]
                 tiles = results.files.tile_pixels(site, [(slide_id, int(x), int(y)) for x, y in chosen], size_px=64)
-            except MilError:  # the slide is not on this machine any more; the others are
+                directions = (
+                    macenko_of(np.concatenate([tile.reshape(-1, 3) for tile in tiles.values()]))[:6].reshape(3, 2).T
+                )
+            except MilError:  # the slide is not on this machine any more, or has too little stain
                 continue
-            found = stain_vectors(np.concatenate([tile.reshape(-1, 3) for tile in tiles.values()]))
-            if found is not None:
-                pairs = zip(("haematoxylin", "eosin"), found, strict=True)
-                rows += [(site, slide_id, name, *(float(value) for value in vector)) for name, vector in pairs]
+            pairs = zip(("haematoxylin", "eosin"), directions, strict=True)
+            rows += [(site, slide_id, name, *(float(value) for value in vector)) for name, vector in pairs]
     return pd.DataFrame(rows, columns=["site", "slide_id", "stain", "red", "green", "blue"])

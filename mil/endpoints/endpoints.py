@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from mil.errors import MilError
 from mil.registry import Registry
 from mil.specs.endpoints import EndpointSpec
+from mil.statistics.ranking import auroc_of
 from mil.tables import require_columns
 
 
@@ -113,7 +113,7 @@ class Binary(Endpoint):
 
     def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """AUROC."""
-        return auroc(logits[:, 0], targets[:, 0] > 0.5)
+        return auroc_of(logits[:, 0], targets[:, 0] > 0.5)
 
     def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
         return [_number(cells[0], patient, "label", allowed=(0.0, 1.0))]
@@ -150,7 +150,7 @@ class Multiclass(Endpoint):
 
     def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """Mean over the classes of the AUROC of one against the rest, by the class's own logit."""
-        each = [auroc(logits[:, k], targets[:, 0] == k) for k in range(self.classes)]
+        each = [auroc_of(logits[:, k], targets[:, 0] == k) for k in range(self.classes)]
         known = [value for value in each if np.isfinite(value)]
         return float(np.mean(known)) if known else float("nan")
 
@@ -239,14 +239,6 @@ class Regression(Endpoint):
 
     def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
         return [_number(cells[0], patient, "label")]
-
-
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve by the rank sum; NaN without both classes."""
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
-        return float("nan")
-    return float((rankdata(scores)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def concordance(scores: np.ndarray, above: np.ndarray) -> float:

@@ -15,13 +15,13 @@ from mil.hospital.config import FederationSpec
 from mil.hospital.forms import BALANCE, PARTS, Shapes, Slot
 from mil.hospital.noise import SecretStream
 from mil.hospital.privacy import private_update
+from mil.statistics.moments import Moments
 from mil.training.client import Job, SiteData, Update, client_update, finetune
 from mil.training.cohort import Cohort
 from mil.training.engine import Data, Engine, Learners
 from mil.training.packing import Places
 from mil.training.plans import first_weights
 from mil.training.protocol import candidates
-from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
 
 Named = Mapping[str, Tensor]

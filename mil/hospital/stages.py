@@ -24,12 +24,12 @@ from mil.hospital.forms import BALANCE, CONTROL, PARTS, Shapes, groups_of, outer
 from mil.hospital.masking import summed
 from mil.hospital.payload import Message, digest
 from mil.hospital.standing import Progress, progress_of
+from mil.statistics.moments import Moments
 from mil.strategies.strategy import Answers, WeightedSum
 from mil.training.aggregate import begin_models
 from mil.training.clients import participants, visits
 from mil.training.plans import first_weights
 from mil.training.protocol import candidates
-from mil.training.scaling import Moments
 
 Found = Mapping[str, Message]
 """Answers by site."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import expit
 
 from mil.bags.covariates import clinical_inputs
 from mil.errors import MilError
@@ -63,7 +64,7 @@ def _fit(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, flo
     design = np.column_stack([np.ones(len(x)), x])
     beta = np.zeros(design.shape[1])
     for _ in range(STEPS):
-        chance = 1 / (1 + np.exp(-design @ beta))
+        chance = expit(design @ beta)
         curvature = (design * (chance * (1 - chance))[:, None]).T @ design
         step = np.linalg.solve(curvature + 1e-10 * np.eye(len(beta)), design.T @ (labels - chance))
         beta += np.clip(step, -2, 2)
@@ -72,7 +73,7 @@ def _fit(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, flo
         if np.abs(step).max() < 1e-10:
             break
     logits = design @ beta
-    chance = 1 / (1 + np.exp(-logits))
+    chance = expit(logits)
     curvature = (design * (chance * (1 - chance))[:, None]).T @ design
     errors = np.sqrt(np.diag(np.linalg.inv(curvature)))
     return beta[1:], errors[1:], float((labels * logits - np.logaddexp(0, logits)).sum())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.metrics import cohen_kappa_score
 
 from mil.statistics.multiplicity import benjamini_hochberg
 
@@ -30,10 +31,8 @@ def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str], groups: tuple[
 
 def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
     """Cohen's kappa of two raters' classes (1960); nan where both use one and the same class throughout."""
-    levels = np.unique(np.concatenate([first, second]))
-    table = np.array([[np.mean((first == i) & (second == j)) for j in levels] for i in levels])
-    expected = float(table.sum(axis=1) @ table.sum(axis=0))
-    return float((np.trace(table) - expected) / (1 - expected)) if expected < 1 else np.nan
+    several = len(np.unique(np.concatenate([first, second]))) > 1
+    return float(cohen_kappa_score(first, second)) if several else np.nan
 
 
 def fleiss_kappa(ratings: np.ndarray) -> float:

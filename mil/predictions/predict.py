@@ -11,12 +11,12 @@ from mil.errors import CorruptFile, MilError
 from mil.models import build
 from mil.models.head import Output
 from mil.schemas import PREDICTIONS
+from mil.statistics.moments import Moments
 from mil.tables import require_columns
 from mil.training.artefact import Family, Run
 from mil.training.cohort import covariate_table
 from mil.training.engine import PARTS, Data, Engine, Learners, Method
 from mil.training.packing import Places
-from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
 
 

@@ -1,6 +1,7 @@
 """Scores and labels -> whether a score of 0.3 means 30 %: slope, intercept, expected error, on weighted patients."""
 
 import numpy as np
+from scipy.special import expit
 
 from mil.statistics.measures import METRICS
 
@@ -23,7 +24,7 @@ def intercept(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np
     x = logit(scores)
     shift = np.zeros(len(weights))
     for _ in range(STEPS):
-        chance = _expit(shift[:, None] + x)
+        chance = expit(shift[:, None] + x)
         step = (weights * (labels - chance)).sum(axis=1) / np.maximum(
             (weights * chance * (1 - chance)).sum(axis=1), 1e-12
         )
@@ -53,10 +54,6 @@ def logit(scores: np.ndarray) -> np.ndarray:
     return np.log(clipped / (1 - clipped))
 
 
-def _expit(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
-
-
 def recalibrated(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Intercept and slope (resamples, 2) by Newton's method; nan where labels are separated by the score."""
     design = np.stack([np.ones(len(scores)), logit(scores)], axis=1)
@@ -64,7 +61,7 @@ def recalibrated(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
     beta = np.zeros((len(weights), 2))
     moving = np.ones(len(weights), bool)
     for _ in range(STEPS):
-        chance = _expit(beta[moving] @ design.T)
+        chance = expit(beta[moving] @ design.T)
         gradient = (weights[moving] * (labels - chance)) @ design
         curvature = ((weights[moving] * chance * (1 - chance)) @ outer).reshape(-1, 2, 2) + 1e-10 * np.eye(2)
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]

@@ -1,6 +1,7 @@
 """Many p values -> adjusted ones: Holm (family-wise) and Benjamini-Hochberg (false discovery rate)."""
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -10,12 +11,11 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Benjamini-Hochberg adjustment (1995, J R Stat Soc B 57:289) for the false discovery rate; nan stays nan."""
-
-    def step_up(ranked: np.ndarray) -> np.ndarray:
-        m = len(ranked)
-        return np.minimum.accumulate((ranked * m / np.arange(1, m + 1))[::-1])[::-1]
-
-    return _stepwise(p, step_up)
+    p = np.asarray(p, dtype=np.float64)
+    adjusted, known = np.full(p.shape, np.nan), np.isfinite(p)
+    if known.any():
+        adjusted[known] = false_discovery_control(p[known])
+    return adjusted
 
 
 def _stepwise(p: np.ndarray, adjust) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Scores and labels -> how well they rank: AUROC, AUPRC and the curves behind them, on weighted patients."""
 
 import numpy as np
+from scipy.stats import rankdata
 
 from mil.statistics.measures import METRICS
 
@@ -12,6 +13,14 @@ def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
     above = np.cumsum(positive, axis=1) - positive / 2
     with np.errstate(invalid="ignore"):
         return (above * negative).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def auroc_of(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve by the rank sum; `positive` (n,) of booleans; NaN without both classes."""
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return float("nan")
+    return float((rankdata(scores)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

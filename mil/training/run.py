@@ -15,6 +15,7 @@ from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
+from mil.statistics.moments import Moments
 from mil.strategies.strategy import Strategy
 from mil.training.artefact import Family, Run, inner_scores, model_table
 from mil.training.checkpoint import Checkpoint, forget
@@ -26,7 +27,6 @@ from mil.training.plans import Rounds
 from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select, teachers
 from mil.training.records import Records
 from mil.training.rounds import Driver, Phase
-from mil.training.scaling import Moments
 from mil.training.setup import Setup
 from mil.training.store import FeatureStore
 

@@ -12,9 +12,9 @@ import torch
 
 from mil.endpoints.endpoints import Endpoint
 from mil.specs.experiments import TrainingSpec
+from mil.statistics.moments import Moments
 from mil.training.cohort import Cohort
 from mil.training.protocol import Task
-from mil.training.scaling import Moments
 
 
 @dataclass(frozen=True)

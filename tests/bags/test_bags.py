@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mil.bags.census import flow, take_census
+from mil.bags.covariates import Scaling
 from mil.bags.table import check_classes, deal_folds, make_bags
 from mil.config import EndpointSpec
 from mil.errors import MilError
@@ -242,3 +243,14 @@ def test_bags_of_every_kind_of_endpoint():
     for endpoint in (survival, number):
         with pytest.raises(MilError, match=r"patients.csv line 2: patient 'A0' has months = 'soon'"):
             make_bags(wrong, census, ROLES, endpoint)
+
+
+def test_scaling_is_right_where_sums_of_squares_fail():
+    """Values far from zero beside their deviation (times in seconds since 1970), parted over three sites, some unknown."""
+    values = np.random.default_rng(0).normal([1.7e9, 0.0, 1e-7], [0.98, 3.0, 1e-9], (60, 3))
+    values[::7, 1] = np.nan
+    scaling = Scaling.of(np.split(values, [10, 25]))
+    assert scaling.mean == pytest.approx(np.nanmean(values, axis=0), rel=1e-12)
+    assert scaling.deviation == pytest.approx(np.nanstd(values, axis=0), rel=1e-6)
+    assert np.isfinite(scaling.apply(values)).all()
+    assert Scaling.of([np.full((5, 1), np.nan)]).deviation == 1

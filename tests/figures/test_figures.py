@@ -4,7 +4,6 @@ import json
 import shutil
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import pytest
 from cohort_results import shared_results
@@ -24,7 +23,6 @@ from mil.figures.style import (
     use_style,
 )
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
-from mil.metrics.stain import stain_vectors
 from mil.strategies import STRATEGIES
 
 PER_SITE = [name for name in FIGURES if FIGURES[name].per_site]
@@ -142,17 +140,6 @@ def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(re
     )
     with pytest.raises(MilError, match="write 0 or 1"):
         FIGURES[REVIEWED].draw(results, spec)
-
-
-def test_stains_are_found_in_pixels_that_were_mixed_from_them():
-    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
-    amounts = np.random.default_rng(0).gamma(1.5, 0.6, (6000, 2))
-    pixels = np.clip(256 * np.exp(-amounts @ stains) - 1, 0, 255).astype(np.uint8)
-    found = stain_vectors(pixels)
-    assert (found * (stains / np.linalg.norm(stains, axis=1, keepdims=True))).sum(axis=1) == pytest.approx(
-        [1, 1], abs=0.02
-    )
-    assert stain_vectors(np.full((6000, 3), 250, np.uint8)) is None
 
 
 def test_sites_and_strategies_share_no_colour(results):

@@ -9,20 +9,21 @@ import torch
 from test_models import SMALL
 from training_cohort import ENDPOINT, GRADIENTS, experiment, make_cohort, training_part
 
-from mil.endpoints.endpoints import auroc, build_endpoint
+from mil.endpoints.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError
 from mil.models import HEADS
 from mil.predictions.predict import predict
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
+from mil.statistics.moments import Moments
+from mil.statistics.ranking import auroc_of
 from mil.strategies import STRATEGIES
 from mil.training.artefact import FILES
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine
 from mil.training.protocol import candidates, groups, inner_tasks, refit_tasks, select
 from mil.training.run import Run, _key, train
-from mil.training.scaling import Moments
 from mil.training.store import FeatureStore
 
 BAGS, ARRAYS = make_cohort()
@@ -36,7 +37,7 @@ def run_of(endpoint=ENDPOINT, rows=ROWS, **changes):
 
 def external_auroc(found):
     external = found.table[found.table["split"] == "external"].groupby("patient_id").mean(numeric_only=True)
-    return auroc(external["score"].to_numpy(), external["label"].to_numpy() == 1)
+    return auroc_of(external["score"].to_numpy(), external["label"].to_numpy() == 1)
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -326,7 +327,7 @@ def test_every_kind_of_endpoint_goes_through_a_run(kind, strategy, tmp_path):
     table = predict(Run.load(tmp_path), bags, EVERYONE).table
     score = table.assign(wanted=table["patient_id"].map(BAGS.set_index("patient_id")["label"]))
     column = "score_much" if kind == "multiclass" else "score"
-    assert auroc(score[column].to_numpy(), score["wanted"].to_numpy() == 1) > 0.75
+    assert auroc_of(score[column].to_numpy(), score["wanted"].to_numpy() == 1) > 0.75
     if kind == "regression":
         assert 950 < score["score"].mean() < 1100
     if kind == "multiclass":

@@ -1,14 +1,33 @@
-"""Per-bag moments -> mean and deviation of any set of patients, merged as sites would merge theirs (Chan et al. 1979)."""
+"""Moments of groups of rows -> mean and deviation of any choice of groups, merged as sites merge theirs (Chan et al. 1979)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from mil.training.store import FeatureStore
-
+SINGLE, DOUBLE = 1e-6, 1e-12
+"""Deviations, as shares of the mean, below which values of single (double) precision do not vary."""
 LEAST = 1e-30
 """A deviation that single precision can still divide by."""
+
+
+class Bags(Protocol):
+    """Features of bags, one after the other."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of tiles of each bag (bags,)."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Number of features per tile."""
+        ...
+
+    def bag(self, number: int, /) -> np.ndarray:
+        """Features (tiles, width) of one bag."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +39,7 @@ class Moments:
     squares: np.ndarray
 
     @classmethod
-    def of_bags(cls, store: FeatureStore) -> "Moments":
+    def of_bags(cls, store: Bags) -> "Moments":
         """One group a bag."""
         means, squares = np.empty((2, len(store.sizes), store.width))
         for number in range(len(store.sizes)):
@@ -34,6 +53,15 @@ class Moments:
         """One group a row (rows, columns); NaN counts as absent."""
         known = np.isfinite(values)
         return cls(known.astype(np.float64), np.where(known, values, 0.0), np.zeros(values.shape))
+
+    @classmethod
+    def of_group(cls, values: np.ndarray) -> "Moments":
+        """One group of all rows (rows, columns); NaN counts as absent."""
+        known = np.isfinite(values)
+        count = known.sum(0).astype(np.float64)
+        mean = np.where(known, values, 0.0).sum(0) / np.maximum(count, 1.0)
+        deviations = np.where(known, values - mean, 0.0)
+        return cls(count[None], mean[None], (deviations**2).sum(0)[None])
 
     def merged(self, groups: np.ndarray) -> "Moments":
         """The groups as one; an empty choice has count 0."""
@@ -51,11 +79,17 @@ class Moments:
         )
 
     def scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation (width,) float32 over all groups; a column that does not vary keeps deviation 1.
+        """`mean_and_deviation` as float32."""
+        mean, deviation = self.mean_and_deviation()
+        return mean.astype(np.float32), deviation.astype(np.float32)
 
-        What varies is judged beside the column's own mean, not beside 1: there are features of the order of 1e-7.
+    def mean_and_deviation(self, smallest: float = SINGLE) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation (width,) over all groups; a column that does not vary keeps deviation 1.
+
+        A column varies when its deviation is above `smallest` times the size of its own mean: there are features of the order of
+        1e-7.
         """
         whole = self.merged(np.arange(len(self.count)))
         deviation = np.sqrt(whole.squares[0] / np.maximum(whole.count[0], 1.0))
-        varies = deviation > np.maximum(1e-6 * np.abs(whole.mean[0]), LEAST)
-        return whole.mean[0].astype(np.float32), np.where(varies, deviation, 1.0).astype(np.float32)
+        varies = deviation > np.maximum(smallest * np.abs(whole.mean[0]), LEAST)
+        return whole.mean[0], np.where(varies, deviation, 1.0)
