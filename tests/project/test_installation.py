@@ -21,8 +21,12 @@ def locked(repository):
 
 
 def test_every_dependency_is_locked_within_its_bounds(project, locked):
-    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    wanted = [Requirement(text) for text in project["dependencies"] + extras]
     for requirement in wanted:
+        if requirement.name == project["name"]:  # other extras of this package, which are in `extras` themselves
+            assert requirement.extras <= set(project["optional-dependencies"])
+            continue
         pin = locked[canonicalize_name(requirement.name)]
         versions = re.findall(r"(?:==|>=)([^,;\s]+)", str(pin.specifier))
         assert versions, f"{pin} is not pinned"
