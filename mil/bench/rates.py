@@ -21,7 +21,7 @@ from mil import hdf5
 from mil.bags.table import deal_folds
 from mil.bench.slide import FORMATS, MPP, grid, write_slide
 from mil.config import EncoderSpec
-from mil.encoders import build
+from mil.encoders.build import build
 from mil.features.device import best_device, describe
 from mil.features.engine import Engine
 from mil.features.shard import extract, sorted_out

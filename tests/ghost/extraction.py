@@ -17,7 +17,7 @@ torch.inference_mode = torch.no_grad  # type: ignore[assignment]  wrapper tensor
 from card import simulated_card
 
 from mil.config import EncoderSpec
-from mil.encoders import build
+from mil.encoders.build import build
 from mil.features.device import pinned
 from mil.features.engine import Engine
 from mil.features.stain import change_of
