@@ -96,7 +96,7 @@ STAGES = {
         *(evaluation.score, evaluation.compare, evaluation.baseline, evaluation.localise),
         *(evaluation.plot, evaluation.report, clinical.clinical),
     ),
-    "Feature files and encoders": (files.validate, files.convert, bench.bench),
+    "Feature files and encoders": (files.validate, files.convert, files.licences, bench.bench),
 }
 for panel, commands in STAGES.items():
     for command in commands:

@@ -30,7 +30,8 @@ class EncoderSpec(Spec):
 
     version: Literal[1] = 1
     name: str = "efficientnet_lite0"
-    """A registered name, `timm:NAME`, `torchvision:NAME`, `torchscript:FILE` or `python:FILE.py:FUNCTION`."""
+    """A registered name, `timm:NAME`, `torchvision:NAME`, `torchscript:FILE` or `python:FILE.py:FUNCTION`. The last two run the
+    code in that file with your rights: name only a file that you trust."""
     weights: str | None = None
     """File with the weights, or the folder that `mil encoders fetch` filled; none: where the registry says. `random`: untrained."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -29,7 +29,8 @@ def list_all(
     typer.echo(f"{'name':18s} {'width':>5s} {'input':>5s} {'mpp':>4s} {'access':6s} {'pinned':6s} weights' licence")
     for row in rows:
         typer.echo(_line(row))
-    typer.echo("any timm:NAME, torchvision:NAME, torchscript:FILE or python:FILE.py:FUNCTION works too;")
+    typer.echo("any timm:NAME, torchvision:NAME, torchscript:FILE or python:FILE.py:FUNCTION works too (the last two")
+    typer.echo("run the code in that file: name only a file that you trust);")
     typer.echo("an empty `mpp`: several resolutions, or not trained on slides; more: `mil encoders show NAME`")
 
 

@@ -93,3 +93,11 @@ def convert(
     expected = None if expect is None else encoder_of(expect)
     told = Source(source, encoder, mpp, tile_mpp, weights_sha256, expected)
     write_table(convert_in(layout, told, target, reporter, table), target / "shard0.csv")
+
+
+def licences() -> None:
+    """Print the licence of every installed dependency and of every encoder, and where it is stated, as CSV."""
+    from mil.licences import licences as list_licences
+    from mil.tables import csv_text
+
+    typer.echo(csv_text(list_licences()), nl=False)

@@ -11,7 +11,7 @@ import yaml
 from features_alone import LAYOUTS, WEIGHTS, make_features, write_stamp
 
 from mil import hdf5
-from mil.config import Config, SlidesSpec, merge, parse, read_yaml
+from mil.config import Config, EncoderSpec, SlidesSpec, merge, parse, read_yaml
 from mil.convert.convert import convert_in
 from mil.convert.foreign import Source
 from mil.errors import MilError
@@ -147,3 +147,40 @@ def test_only_the_slides_of_the_sheet_are_converted_each_with_its_own_scale(tmp_
     assert "holds no features named 'gone'" in manifest.reason[1]
     assert [path.name for path in (tmp_path / "ours").glob("*.h5")] == ["north-p2-s1.h5"]
     assert hdf5.read(tmp_path / "ours/north-p2-s1.h5", "coords")[0].max() == 5 * 256
+
+
+@pytest.mark.parametrize(
+    ("expected", "told", "said"),
+    [
+        (
+            ("effnet", EncoderSpec()),
+            {},
+            "are of encoder 'uni' (1024 numbers a tile), but the cohort's encoder 'effnet' is efficientnet_lite0; add",
+        ),
+        (
+            ("uni", EncoderSpec(name="uni2_h")),
+            {},
+            "has 1024 numbers a tile, but uni2_h (the cohort's encoder 'uni') gives 1536",
+        ),
+        (
+            ("uni", EncoderSpec(name="uni")),
+            {"weights_sha256": "ab" * 32},
+            "was made with weights abababababab, but those of uni are",
+        ),
+    ],
+)
+def test_features_of_another_encoder_than_the_cohort_names_are_not_converted(tmp_path, expected, told, said):
+    make_features(tmp_path / "data", patients_a_site=1)
+    source = Source(tmp_path / "data/north", encoder="uni" if told else None, mpp=0.25, expected=expected, **told)
+    with pytest.raises(MilError) as caught:
+        convert_in("stamp", source, tmp_path / "ours", quiet())
+    assert said in str(caught.value)
+    assert "north-p0-s1.h5" in str(caught.value)
+    assert not list((tmp_path / "ours").glob("*.h5"))
+
+
+def test_the_expected_encoder_is_what_the_files_say_afterwards(tmp_path):
+    make_features(tmp_path / "data", patients_a_site=1)
+    source = Source(tmp_path / "data/east", mpp=0.25, expected=("uni_v1", EncoderSpec(name="uni")))
+    convert_in("trident", source, tmp_path / "ours", quiet())
+    assert hdf5.attributes(tmp_path / "ours/east-p0-s1.h5")["encoder"] == "uni"

@@ -1,0 +1,70 @@
+"""The licence of every package that this installation needs, as the package states it, and of every encoder."""
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+
+import pandas as pd
+
+from mil.encoders.table import ENCODERS
+
+COLUMNS = ("kind", "name", "version", "licence", "stated_in")
+NAME = re.compile(r"[A-Za-z0-9._-]+")
+LICENCE_FILE = re.compile(r"(^|/)(licen[cs]e|copying)[^/]*$", re.IGNORECASE)
+NOT_STATED = "not stated"
+
+
+def licences() -> pd.DataFrame:
+    """`COLUMNS`, a row per installed dependency (of this package and of its dependencies), then two per encoder."""
+    rows = [_of_package(one) for one in sorted(_needed("mil"), key=lambda one: one.name.lower())]
+    for name in sorted(ENCODERS):
+        entry = ENCODERS[name]
+        rows.append(("encoder, code", name, "", entry.licence, "mil/encoders/encoders.toml"))
+        rows.append(("encoder, weights", name, entry.source.pin(), entry.weights_licence, entry.reference))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _needed(name: str) -> Iterator[Distribution]:
+    """Installed packages that `name` needs, at any remove, each once; extras only where they are installed."""
+    waiting, seen = [name], {_plain(name)}
+    while waiting:
+        try:
+            found = distribution(waiting.pop())
+        except PackageNotFoundError:
+            continue
+        if _plain(found.name) != _plain(name):
+            yield found
+        for requirement in found.requires or ():
+            needed = NAME.match(requirement)
+            if needed and _plain(needed[0]) not in seen:
+                seen.add(_plain(needed[0]))
+                waiting.append(needed[0])
+
+
+def _of_package(package: Distribution) -> tuple[str, str, str, str, str]:
+    licence, where = _stated(package)
+    return "package", package.name, package.version, licence, where
+
+
+def _stated(package: Distribution) -> tuple[str, str]:
+    """The licence in a few words and where it stands: the metadata's own fields first, then the text that is installed."""
+    known = package.metadata
+    for field in ("License-Expression", "License"):
+        text = " ".join((known.get(field) or "").split())
+        if text and text.upper() != "UNKNOWN":
+            return text if len(text) <= 80 else f"{text[:77]}...", field
+    classifiers = [
+        one.rsplit(" :: ", 1)[1] for one in known.get_all("Classifier") or () if one.startswith("License :: ")
+    ]
+    if classifiers:
+        return "; ".join(classifiers), "Classifier"
+    for path in package.files or ():
+        if LICENCE_FILE.search(str(path)) and path.locate().is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            first = next((line.strip() for line in lines if line.strip()), "")
+            return (first[:80], str(path)) if first else (NOT_STATED, str(path))
+    return NOT_STATED, ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
