@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
 import pandas as pd
 
@@ -50,7 +51,7 @@ def _stated(package: Distribution) -> tuple[str, str]:
     """The licence in a few words and where it stands: the metadata's own fields first, then the text that is installed."""
     known = package.metadata
     for field in ("License-Expression", "License"):
-        text = " ".join((known.get(field) or "").split())
+        text = " ".join(" ".join(known.get_all(field) or ()).split())
         if text and text.upper() != "UNKNOWN":
             return text if len(text) <= 80 else f"{text[:77]}...", field
     classifiers = [
@@ -59,7 +60,7 @@ def _stated(package: Distribution) -> tuple[str, str]:
     if classifiers:
         return "; ".join(classifiers), "Classifier"
     for path in package.files or ():
-        if LICENCE_FILE.search(str(path)) and path.locate().is_file():
+        if LICENCE_FILE.search(str(path)) and Path(str(path.locate())).is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             first = next((line.strip() for line in lines if line.strip()), "")
             return (first[:80], str(path)) if first else (NOT_STATED, str(path))
