@@ -94,7 +94,7 @@ STRATEGIES = (
     "method",
     "correction",
 )
-"""Strategies of one model: a row per model and site, and per model that it is compared with there."""
+"""`metrics/strategies.csv`, strategies of one model: a row per model and site, and per model that it is compared with there."""
 LOCALISATION = (
     "site",
     "patients",

@@ -56,9 +56,10 @@ def compare(
     spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Compare pairs of experiments that differ in one setting, on the same patients."""
+    """Compare pairs of experiments on the same patients; `strategies.csv` beside OUT compares strategies with pooled and local."""
     from mil.config import MetricsSpec, read_spec
     from mil.metrics.comparison import compare as compare_tables
+    from mil.metrics.strategies import strategies_of
     from mil.results.results import Results
     from mil.tables import write_table
 
@@ -66,7 +67,9 @@ def compare(
     opened = Results.open(results)
     predictions = {name: opened.predictions(name) for name in opened.experiments}
     kinds = {name: opened.kind_of(name) for name in opened.experiments}
-    write_table(compare_tables(predictions, read_spec(MetricsSpec, spec), opened.experiments, kinds), out)
+    settings = read_spec(MetricsSpec, spec)
+    write_table(strategies_of(opened, settings), out.parent / "strategies.csv")
+    write_table(compare_tables(predictions, settings, opened.experiments, kinds), out)
 
 
 def baseline(

@@ -12,7 +12,7 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
 
-@figure("Encoders and models", needs=("metrics",), endpoints=ANY)
+@figure("Encoders and models", needs=("metrics",), endpoints=ANY, chapter="doubts", number="ED3")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row per encoder and model with one strategy; one colour per encoder."""
     measure = results.kind.primary

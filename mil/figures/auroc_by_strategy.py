@@ -15,7 +15,7 @@ from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SIT
 ROW_MM, HEAD_MM, NAMES_MM = 4.6, 22.0, 40.0
 
 
-@figure("AUROC by strategy and site", needs=("metrics",), endpoints=ANY)
+@figure("AUROC by strategy and site", needs=("metrics",), endpoints=ANY, chapter="performance", number="F3a")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot and its interval for every arm at every site; one block of rows for each encoder and model."""
     kind, confidence = results.kind, results.config.metrics.confidence

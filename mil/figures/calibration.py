@@ -15,7 +15,7 @@ from mil.statistics.delong import both_classes
 from mil.statistics.intervals import measured
 
 
-@figure("Calibration by site", needs=("predictions", "bags"))
+@figure("Calibration by site", needs=("predictions", "bags"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of positives against the mean score in bins of equally many patients, with slope, intercept and error."""
     scopes = {site: main_at(results, site) for site in results.sites}

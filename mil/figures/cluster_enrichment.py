@@ -11,7 +11,7 @@ from mil.results.results import Results
 from mil.rng import rng
 
 
-@figure("Clusters of tiles: enrichment", needs=("bags", "baselines"))
+@figure("Clusters of tiles: enrichment", needs=("bags", "baselines"), chapter="attention", number="ED6")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a cluster, a dot a patient."""
     table = results.about_features(results.endpoint, "clusters")

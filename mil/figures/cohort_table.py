@@ -16,7 +16,7 @@ MAX_LEVELS = 8
 MIN_NUMBERS = 7  # fewer distinct numbers are levels (grade), not a measure
 
 
-@figure("The cohort by site", needs=("bags", "census", "patients"), endpoints=ANY)
+@figure("The cohort by site", needs=("bags", "census", "patients"), endpoints=ANY, chapter="cohort", number="F1c, T1")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a characteristic, a column a site; median [quartiles] or count (share)."""
     bags = results.bags(results.endpoint)

@@ -17,7 +17,7 @@ KINDS = {
 }
 
 
-@figure("Communication by strategy", needs=("runs", "bags", "census"), endpoints=ANY)
+@figure("Communication by strategy", needs=("runs", "bags", "census"), endpoints=ANY, chapter="training", number="ED2")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a federated strategy; markers on a scale of MB, and a line where uploading the features would be."""
     rows = []

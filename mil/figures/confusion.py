@@ -17,7 +17,9 @@ from mil.statistics.arms import Scope
 CMAP, NAMES_MM = "Blues", 10.0
 
 
-@figure("True and predicted classes", needs=("predictions", "bags"), endpoints=("multiclass",))
+@figure(
+    "True and predicted classes", needs=("predictions", "bags"), endpoints=("multiclass",), chapter="use", number="F3c"
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Rows are true classes, columns the likeliest ones; the colour is the share of the row."""
     drawn = {site: main_at(results, site) for site in results.sites if results.has_scores(site)}

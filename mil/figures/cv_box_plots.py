@@ -16,7 +16,13 @@ from mil.statistics.folds import fold_aurocs
 LOCAL_BASELINES = ("clinical", "annotation", "mean_features", "fusion")
 
 
-@figure("Local training: models and baselines by site", needs=("predictions", "bags", "baselines"), endpoints=ANY)
+@figure(
+    "Local training: models and baselines by site",
+    needs=("predictions", "bags", "baselines"),
+    endpoints=ANY,
+    chapter="local",
+    number="F2b",
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """AUROC on held-out folds of models trained on the site alone."""
     measure = results.kind.primary

@@ -17,7 +17,7 @@ from mil.statistics.delong import both_classes
 THRESHOLDS = np.round(np.arange(0.05, 0.81, 0.025), 3)
 
 
-@figure("Decision curves by site", needs=("predictions", "bags", "baselines"))
+@figure("Decision curves by site", needs=("predictions", "bags", "baselines"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Net benefit over the range of thresholds, with a pointwise band for the main model."""
     scopes = {site: main_at(results, site) for site in results.sites}

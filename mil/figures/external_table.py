@@ -13,7 +13,13 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES
 
 
-@figure("External sites: every model and baseline", needs=("metrics", "baselines"), endpoints=ANY)
+@figure(
+    "External sites: every model and baseline",
+    needs=("metrics", "baselines"),
+    endpoints=ANY,
+    chapter="performance",
+    number="F3b, T2",
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row an arm, a column an external site and, where there are several, all of them together."""
     if not results.external_sites:

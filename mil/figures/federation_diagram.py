@@ -37,7 +37,13 @@ class _Group:
     height: float
 
 
-@figure("The federation: what moves and what stays", needs=("bags", "census", "runs"), endpoints=ANY)
+@figure(
+    "The federation: what moves and what stays",
+    needs=("bags", "census", "runs"),
+    endpoints=ANY,
+    chapter="cohort",
+    number="F1a",
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Training sites below the server, external sites beside them; arrows carry weights, counts and metrics."""
     bags = results.bags(results.endpoint)

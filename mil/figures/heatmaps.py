@@ -49,7 +49,13 @@ class Shown:
     coords: np.ndarray
 
 
-@figure("Attention over the slides", needs=("attention", "predictions", "bags", "thumbnails"), per_site=True)
+@figure(
+    "Attention over the slides",
+    needs=("attention", "predictions", "bags", "thumbnails"),
+    per_site=True,
+    chapter="attention",
+    number="F4a",
+)
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """A row a slide: H&E, truth (tiles framed), attention relative to the mean of the patient's tiles."""
     slides = [show(results, site, *choice) for choice in choose(results, site, spec.slides_a_site)]

@@ -30,7 +30,7 @@ PANEL_MM = 46.0  # width of a panel
 STAINS = ("haematoxylin", "eosin")
 
 
-@figure("How the sites differ", needs=("bags", "census", "baselines"), endpoints=ANY)
+@figure("How the sites differ", needs=("bags", "census", "baselines"), endpoints=ANY, chapter="cohort", number="ED4")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Components of patients' mean features, site classifier, stain vectors, microns a pixel, tiles a patient, positives."""
     bags = results.bags(results.endpoint)

@@ -17,7 +17,7 @@ GROUPS = {1: "predicted positive", 0: "predicted negative"}
 MIN_GROUP = 3
 
 
-@figure("Survival by prediction", needs=("predictions", "bags", "patients"))
+@figure("Survival by prediction", needs=("predictions", "bags", "patients"), chapter="use", number="ED9")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Kaplan-Meier curves with numbers at risk; beside them the hazard ratios of Cox models."""
     metrics = results.config.metrics

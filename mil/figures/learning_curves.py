@@ -18,7 +18,7 @@ LONG, NEW_LINE = 10, "\n"  # a label of so many letters takes two lines
 METRICS = ("val_loss", "val_auroc")
 
 
-@figure("Learning curves by round", needs=("rounds",), endpoints=ANY)
+@figure("Learning curves by round", needs=("rounds",), endpoints=ANY, chapter="training", number="ED1")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Mean over folds with the middle 80 % of models; dotted: the training loss; ticks: the rounds that were chosen."""
     found = {name: _curves(results, name) for name in results.family() if _has_rounds(results, name)}

@@ -19,7 +19,7 @@ DIGITS = 10
 MOST_ROWS = 24
 
 
-@figure("Ledger of the run", needs=("runs",), endpoints=ANY)
+@figure("Ledger of the run", needs=("runs",), endpoints=ANY, chapter="training", number="ED8")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The first rounds of the main experiment's first final model; the caption counts the rest."""
     name = results.main

@@ -16,7 +16,7 @@ from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SIT
 CONTROLS = ("site", "bag_size", "colour")
 
 
-@figure("Null controls", needs=("metrics", "baselines"))
+@figure("Null controls", needs=("metrics", "baselines"), chapter="doubts", number="ED10")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Rows of controls with intervals, and the spread of models that were taught permuted labels."""
     groups = [TRAINING_SITES, *([EXTERNAL_SITES] if results.external_sites else [])]

@@ -34,7 +34,13 @@ def reason_name(state: str) -> str:
     return REASONS.get(state, state.replace("_", " "))
 
 
-@figure("Patients and slides, from the sheet to the analysis", needs=("flow", "bags"), endpoints=ANY)
+@figure(
+    "Patients and slides, from the sheet to the analysis",
+    needs=("flow", "bags"),
+    endpoints=ANY,
+    chapter="cohort",
+    number="F1b",
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """One column of boxes a site: in the sheet, left out (each reason with its counts), used (with the positives)."""
     flow, bags = results.flow(results.endpoint), results.bags(results.endpoint)

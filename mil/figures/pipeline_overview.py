@@ -32,6 +32,8 @@ ROWS, COLUMNS = 48, 64
     "The pipeline on a slide of this run",
     needs=("attention", "predictions", "bags", "thumbnails", "features"),
     per_site=True,
+    chapter="cohort",
+    number="F2a",
 )
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """Five steps from left to right on the site's positive patient with the highest score."""

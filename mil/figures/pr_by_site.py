@@ -12,7 +12,7 @@ from mil.statistics.intervals import measured
 from mil.statistics.ranking import precision_recall_curve
 
 
-@figure("Precision and recall by site", needs=("predictions", "bags"))
+@figure("Precision and recall by site", needs=("predictions", "bags"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the dashed line is the share of positives."""
     found = {site: arms for site in results.sites if (arms := arms_at(results, site))}

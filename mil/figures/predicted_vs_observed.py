@@ -14,7 +14,13 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import Scope
 
 
-@figure("Predicted and observed", needs=("predictions", "bags"), endpoints=("regression",))
+@figure(
+    "Predicted and observed",
+    needs=("predictions", "bags"),
+    endpoints=("regression",),
+    chapter="performance",
+    number="F3c",
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot a patient; the grey line is agreement, the coloured one the least-squares line of observed on predicted."""
     drawn = {site: main_at(results, site) for site in results.sites if results.has_scores(site)}

@@ -11,6 +11,7 @@ from mil.config import FiguresSpec
 from mil.endpoints.kinds import KINDS as ENDPOINT_KINDS
 from mil.errors import MilError, nearest
 from mil.figures.style import use_style
+from mil.paper import PROTOCOL
 from mil.registry import Registry
 from mil.results.results import Absent, Results
 
@@ -73,6 +74,10 @@ class Entry:
     """The module's file: when it changes, the figure is drawn anew."""
     endpoints: tuple[str, ...] = ("binary",)
     """Kinds of endpoint that it makes sense for."""
+    chapter: str = ""
+    """Chapter of the report (`mil/report/story.py`) that shows it."""
+    number: str = ""
+    """Number in the protocol's list (`mil/paper.py`); '' where it is not in it."""
 
     def draw(self, results: Results, spec: FiguresSpec, site: str | None = None) -> Drawn:
         """Draw it; a figure whose input this cohort lacks comes back left out, with the reason."""
@@ -98,17 +103,25 @@ FIGURES: Registry[Entry] = Registry("figure")
 
 
 def figure(
-    title: str, needs: tuple[str, ...], per_site: bool = False, endpoints: tuple[str, ...] = ("binary",)
+    title: str,
+    needs: tuple[str, ...],
+    per_site: bool = False,
+    endpoints: tuple[str, ...] = ("binary",),
+    *,
+    chapter: str,
+    number: str = "",
 ) -> Callable[[Draw], Draw]:
     """Decorator: enter a drawing function into `FIGURES` under its module's name."""
     unknown = (set(needs) - set(KINDS)) | (set(endpoints) - set(ANY))
+    if number and number not in PROTOCOL:
+        raise ValueError(f"figure '{title}' has the number {number}, which the protocol's list does not know")
     if unknown:
         raise ValueError(f"figure '{title}' needs or draws unknown kinds {sorted(unknown)}")
 
     def enter(function: Draw) -> Draw:
         name = function.__module__.rsplit(".", 1)[-1]
         code = str(sys.modules[function.__module__].__file__)
-        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code, endpoints))
+        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code, endpoints, chapter, number))
         return function
 
     return enter

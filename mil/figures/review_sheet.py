@@ -20,7 +20,9 @@ SIZE_PX = 224
 COLUMNS = 8
 
 
-@figure("Blind review sheet", needs=("attention", "bags", "thumbnails"), per_site=True)
+@figure(
+    "Blind review sheet", needs=("attention", "bags", "thumbnails"), per_site=True, chapter="attention", number="F4c"
+)
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """The contact sheet of the tiles, numbered as in the table to fill; half are of each kind, in random order."""
     tiles = all_tiles(results, site)

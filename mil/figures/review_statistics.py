@@ -19,7 +19,7 @@ KINDS = ("top", "bottom")
 COLOURS = {"top": "#b2182b", "bottom": "#5b626b"}
 
 
-@figure("Blind review: patterns and agreement", needs=("attention", "bags"))
+@figure("Blind review: patterns and agreement", needs=("attention", "bags"), chapter="attention", number="F4c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of tiles with each pattern by kind, Fisher's test, and kappa of the reviewers."""
     if not spec.reviews:

@@ -14,7 +14,9 @@ from mil.statistics.arms import Scope
 from mil.statistics.ranking import roc_curve
 
 
-@figure("ROC curves by class", needs=("predictions", "bags"), endpoints=("multiclass",))
+@figure(
+    "ROC curves by class", needs=("predictions", "bags"), endpoints=("multiclass",), chapter="performance", number="F3c"
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The main experiment at every site: a curve a class, by that class's probability."""
     classes = results.kind.spec.classes

@@ -17,7 +17,7 @@ from mil.statistics.ranking import roc_curve
 GRID = np.linspace(0, 1, 101)
 
 
-@figure("ROC curves by site", needs=("predictions", "bags"))
+@figure("ROC curves by site", needs=("predictions", "bags"), chapter="performance", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the band belongs to the most collaborative one."""
     drawn = {site: arms_at(results, site) for site in results.sites}

@@ -11,7 +11,7 @@ from mil.figures.style import INK, MIDDLE_MM, chance_line, letters, light_grid, 
 from mil.results.results import Absent, Results
 
 
-@figure("Patients, tiles and AUROC", needs=("bags", "baselines"))
+@figure("Patients, tiles and AUROC", needs=("bags", "baselines"), chapter="doubts", number="ED5")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """AUROC within external sites against the number of training patients, and of tiles drawn from every bag."""
     if not results.external_sites:

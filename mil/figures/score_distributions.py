@@ -12,7 +12,7 @@ from mil.results.results import Absent, Results
 from mil.rng import rng
 
 
-@figure("Scores of positive and negative patients", needs=("predictions", "bags"))
+@figure("Scores of positive and negative patients", needs=("predictions", "bags"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot a patient, a box a class and site."""
     scopes = {site: main_at(results, site) for site in results.sites}

@@ -30,7 +30,7 @@ from mil.statistics.multiplicity import holm
 MAX_PANELS, MOST_TICKS = 7, 7
 
 
-@figure("Score and clinical variables", needs=("predictions", "bags", "patients"))
+@figure("Score and clinical variables", needs=("predictions", "bags", "patients"), chapter="use", number="F4d")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A panel a variable with Spearman's correlation; the last: odds ratios of a model with all of them and the score."""
     metrics = results.config.metrics

@@ -17,7 +17,7 @@ from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE
 MOST_SETS = 7  # more sets of sites than these are drawn by their number of sites
 
 
-@figure("The value of adding a site", needs=("bags", "baselines", "metrics"))
+@figure("The value of adding a site", needs=("bags", "baselines", "metrics"), chapter="performance", number="ED5")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A mark a set of training sites: a quick model on mean features, and the main family's own models beside it."""
     training = results.training_sites

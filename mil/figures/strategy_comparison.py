@@ -14,7 +14,9 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
 
 
-@figure("Strategies, rounds and local work", needs=("metrics", "rounds"), endpoints=ANY)
+@figure(
+    "Strategies, rounds and local work", needs=("metrics", "rounds"), endpoints=ANY, chapter="performance", number="ED2"
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """AUROC of every arm of the family at training and external sites; beside it, the rounds that each used."""
     family = results.family()

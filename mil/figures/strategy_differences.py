@@ -7,7 +7,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import DOUBLE_MM, FAINT, HAIR, light_grid, new_figure
-from mil.metrics.strategies import ELSEWHERE, POOLED, strategy_table
+from mil.metrics.strategies import ELSEWHERE, POOLED
 from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS, OWN_SITE
 
@@ -17,20 +17,12 @@ EQUAL = 0.02
 TITLES = {POOLED: "Minus pooled", ELSEWHERE: "Minus locals\nfrom elsewhere", OWN_SITE: "Minus own site"}
 
 
-@figure("Strategies against pooled and local", needs=("predictions", "bags"), endpoints=ANY)
+@figure(
+    "Strategies against pooled and local", needs=("comparisons",), endpoints=ANY, chapter="performance", number="ED2"
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Differences of AUROC with their intervals; a panel for each thing a strategy is set against and each kind of sites."""
-    family = results.family()
-    predictions = {}
-    for name in family:
-        try:
-            predictions[name] = results.predictions(name)
-        except Absent:
-            continue
-    first = {}
-    for name in predictions:
-        first.setdefault(family[name].strategy.name, name)
-    table = strategy_table(predictions, results.config.metrics, first.get("pooled"), first.get("local"), results.kind)
+    table = results.strategies()
     shown = table[(table["against"] != "") & ~table["site"].isin(_single(table))]
     if shown.empty:
         raise Absent("no strategy stands beside a pooled or a local model of the same input")

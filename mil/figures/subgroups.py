@@ -24,7 +24,7 @@ Line = tuple[str, str, Any]
 """Kind (all, variable, level), text, and the table's row; a variable has none."""
 
 
-@figure("Subgroups", needs=("predictions", "bags", "patients"))
+@figure("Subgroups", needs=("predictions", "bags", "patients"), chapter="use", number="ED7")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a level with patients, positives and AUROC in numbers; p that a variable's AUROCs differ."""
     columns = results.config.metrics.subgroups

@@ -20,7 +20,13 @@ from mil.statistics.survival import kaplan_meier
 GROUPS = {1: "higher risk", 0: "lower risk"}
 
 
-@figure("Survival by predicted risk", needs=("predictions", "bags", "runs"), endpoints=("survival",))
+@figure(
+    "Survival by predicted risk",
+    needs=("predictions", "bags", "runs"),
+    endpoints=("survival",),
+    chapter="performance",
+    number="ED9",
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Kaplan-Meier curves with numbers at risk and a log-rank test: a panel for training and for external sites."""
     inner = results.table("runs", results.main, "inner.csv")

@@ -14,7 +14,13 @@ EXEMPLARS = 8
 TILE_PX = 112
 
 
-@figure("Clusters of tiles: exemplars", needs=("baselines", "attention", "thumbnails"), per_site=True)
+@figure(
+    "Clusters of tiles: exemplars",
+    needs=("baselines", "attention", "thumbnails"),
+    per_site=True,
+    chapter="attention",
+    number="ED6",
+)
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """A row a cluster: exemplars of different patients, then the attention of its tiles."""
     tiles = results.clusters(site, results.endpoint)

@@ -34,7 +34,13 @@ class Pick:
     relative: float
 
 
-@figure("Tiles with the highest and the lowest attention", needs=("attention", "bags", "thumbnails"), per_site=True)
+@figure(
+    "Tiles with the highest and the lowest attention",
+    needs=("attention", "bags", "thumbnails"),
+    per_site=True,
+    chapter="attention",
+    number="F4b",
+)
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """Four rows: highest and lowest attention, in positive and in negative patients; at most two tiles a patient."""
     tiles = all_tiles(results, site)

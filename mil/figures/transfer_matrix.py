@@ -16,7 +16,7 @@ CMAP = "RdBu_r"
 CELL_MM, SMALL_MM = 24.0, 15.0  # narrower cells hold the value only, the interval is in the CSV
 
 
-@figure("Trained on one site, tested on another", needs=("metrics",), endpoints=ANY)
+@figure("Trained on one site, tested on another", needs=("metrics",), endpoints=ANY, chapter="local", number="F2c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row an arm (each site's own model first), a column a site; the frame marks held-out patients of the own site."""
     family = results.family()

@@ -6,6 +6,7 @@ at every site the mean AUROC of the local models that were not trained there.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,10 @@ import pandas as pd
 from mil.config import MetricsSpec
 from mil.endpoints.kinds import Kind, build_kind
 from mil.endpoints.kinds.kind import PAIRED_BOOTSTRAP, paired_bootstrap
+from mil.errors import Absent
 from mil.metrics.comparison import ADJUSTED
 from mil.metrics.score import whole_counts
+from mil.results.results import Results
 from mil.schemas import STRATEGIES
 from mil.statistics import delong, ranking
 from mil.statistics.arms import ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes
@@ -64,6 +67,20 @@ def strategy_table(
         table.loc[family.index, list(ADJUSTED)] = corrected(family["tested"].tolist(), spec.confidence)
         table.loc[family.index, "correction"] = f"Holm, {int(family['p'].notna().sum())} comparisons"
     return whole_counts(table[list(STRATEGIES)].astype(dict.fromkeys(ADJUSTED, float)))
+
+
+def strategies_of(results: Results, spec: MetricsSpec) -> pd.DataFrame:
+    """`strategy_table` of the main experiment's family; a table without rows where no experiment of it was predicted."""
+    predictions = {}
+    for name in results.family():
+        with suppress(Absent):
+            predictions[name] = results.predictions(name)
+    first: dict[str, str] = {}
+    for name in predictions:
+        first.setdefault(results.experiments[name].strategy.name, name)
+    if not predictions:
+        return pd.DataFrame(columns=list(STRATEGIES))
+    return strategy_table(predictions, spec, first.get("pooled"), first.get("local"), results.kind)
 
 
 def elsewhere(scope: Scope, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:

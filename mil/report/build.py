@@ -1,7 +1,7 @@
 """Results -> one HTML file: story, figures, tables, methods and limits, with every image, font and script inside."""
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import jinja2
 from mil import __version__
 from mil.config import ReportSpec
 from mil.figures import FIGURES
-from mil.figures.paper import PAPER
+from mil.paper import PROTOCOL
 from mil.report.cells import Table
 from mil.report.claims import claims, headline, leak_warning
 from mil.report.limits import limits
@@ -67,7 +67,7 @@ def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collectio
         methods=methods(results),
         limits=limits(results),
         left_out=left_out,
-        paper=[(one, [(FIGURES[name].title, name, numbers.get(name)) for name in one.figures]) for one in PAPER],
+        paper=[(number, content, _of_number(number, numbers)) for number, content in PROTOCOL.items()],
         in_viewer=len(in_viewer),
         settings=results.config.model_dump_json(indent=2),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
@@ -77,6 +77,12 @@ def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collectio
             for weight, cut in ((400, "regular"), (700, "semibold"))
         },
     )
+
+
+def _of_number(number: str, numbers: Mapping[str, int]) -> list[tuple[str, str, int | None]]:
+    """Title, name and place in the report of the figures with a number of the protocol."""
+    found = sorted(name for name in FIGURES if FIGURES[name].number == number)
+    return [(FIGURES[name].title, name, numbers.get(name)) for name in found]
 
 
 def _number(sections: list[Section]) -> None:

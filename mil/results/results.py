@@ -162,6 +162,10 @@ class Results:
         """Paired comparisons of the run's experiments."""
         return self.table("metrics", "comparisons.csv")
 
+    def strategies(self) -> pd.DataFrame:
+        """The strategies of the main experiment's family: each one's primary measure, and less pooled and local models."""
+        return self.table("metrics", "strategies.csv")
+
     def baselines(self, endpoint: str) -> pd.DataFrame:
         """Predictions of the baselines of one endpoint, several experiments in one table."""
         return self.table("baselines", endpoint, "predictions.csv")

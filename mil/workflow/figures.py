@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from mil.errors import MilError, nearest
+from mil.paper import place_of
 
 FOLDER = Path(__file__).parent.parent / "figures"
 
@@ -21,6 +22,8 @@ class FigureInputs:
     code: str
     """Path of its module."""
     title: str
+    number: str
+    """Number in the protocol's list, '' without."""
 
 
 @cache
@@ -42,22 +45,16 @@ def figure_inputs() -> dict[str, FigureInputs]:
                         bool(ast.literal_eval(per_site)),
                         str(path),
                         ast.literal_eval(given.get("title") or call.args[0]),
+                        ast.literal_eval(given.get("number", ast.Constant(""))),
                     )
     return found
 
 
 @cache
 def protocol_numbers() -> dict[str, str]:
-    """Name of a figure -> its number in the protocol's list (`mil/figures/paper.py`), in the list's order; '' for the others."""
-    numbers = {}
-    for node in ast.walk(ast.parse((FOLDER / "paper.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Deliverable":
-            number, _, names = map(ast.literal_eval, node.args)
-            numbers |= dict.fromkeys(names, number)
-    known = figure_inputs()
-    return {name: number for name, number in numbers.items() if name in known} | {
-        name: "" for name in known if name not in numbers
-    }
+    """Name of a figure -> its number in the protocol's list (`mil/paper.py`), in the list's order; '' for the others."""
+    numbers = {name: one.number for name, one in figure_inputs().items()}
+    return dict(sorted(numbers.items(), key=lambda item: place_of(item[1])))
 
 
 def names_of(figures: list[str]) -> list[str]:

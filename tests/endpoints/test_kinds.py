@@ -23,7 +23,7 @@ from mil.statistics.thresholds import read_inner
 
 OWN = {"grade": {"roc_by_class", "confusion"}, "relapse": {"survival_by_risk"}, "marker": {"predicted_vs_observed"}}
 SHARED = {
-    "auroc_by_strategy", "strategies_paired", "strategy_comparison", "strategy_differences", "transfer_matrix",
+    "auroc_by_strategy", "strategy_comparison", "strategy_differences", "transfer_matrix",
     "cv_box_plots", "external_table", "learning_curves", "patient_flow", "cohort_table", "federation_diagram", "ledger",
     "heterogeneity", "communication",
 }  # fmt: skip

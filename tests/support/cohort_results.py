@@ -24,6 +24,7 @@ from mil.files import write_text
 from mil.metrics.comparison import compare
 from mil.metrics.localisation import localise, slides_with_truth
 from mil.metrics.score import score
+from mil.metrics.strategies import strategies_of
 from mil.rng import rng
 from mil.tables import write_table
 from mil.training.ledger import Ledger
@@ -391,6 +392,7 @@ def score_all(results: Results) -> None:
         write_table(
             localise(slides_with_truth(results, name), spec, name, experiment), folder / f"{name}.localisation.csv"
         )
+    write_table(strategies_of(results, spec), folder / "strategies.csv")
     write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
     write_baselines(results, "response", results.folder / "baselines/response")
 

@@ -12,7 +12,7 @@ def figure_inputs(names, sites):
     files = {
         "predictions": expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         "metrics": expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
-        "comparisons": ["<results>/metrics/comparisons.csv"],
+        "comparisons": ["<results>/metrics/comparisons.csv", "<results>/metrics/strategies.csv"],
         "localisation": LOCALISATION,
         "baselines": expand("<results>/baselines/{endpoint}/metrics.csv", endpoint=ENDPOINTS),
         "rounds": expand("<results>/runs/{experiment}/rounds.csv", experiment=EXPERIMENTS),
@@ -56,7 +56,7 @@ rule figure:
     input:
         settings="<results>/config.json",
         tables=figure_inputs(OF_COHORT, []),
-        code=[FIGURES[name].code for name in OF_COHORT],
+        code=code_of(*(f"figures/{name}.py" for name in OF_COHORT)),
     output:
         expand("<results>/figures/{figure}.json", figure=OF_COHORT),
     log:
@@ -75,7 +75,7 @@ rule figure_of_site:
     input:
         settings="<results>/config.json",
         tables=lambda wildcards: figure_inputs(OF_SITE, [wildcards.site]),
-        code=[FIGURES[name].code for name in OF_SITE],
+        code=code_of(*(f"figures/{name}.py" for name in OF_SITE)),
     output:
         expand("<results>/figures/{figure}.{{site}}.json", figure=OF_SITE),
     log:
@@ -99,7 +99,7 @@ for figure_name in OF_COHORT:
         input:
             settings="<results>/config.json",
             tables=figure_inputs([figure_name], []),
-            code=FIGURES[figure_name].code,
+            code=code_of(f"figures/{figure_name}.py"),
         log:
             f"<logs>/figure/{figure_name}.log",
         resources:
@@ -126,7 +126,7 @@ rule one_figure_of_site:
     input:
         settings="<results>/config.json",
         tables=lambda wildcards: figure_inputs([wildcards.figure], [wildcards.site]),
-        code=lambda wildcards: FIGURES[wildcards.figure].code,
+        code=lambda wildcards: code_of(f"figures/{wildcards.figure}.py"),
     output:
         touch("<results>/figures/alone/{figure}.{site}"),
     log:

@@ -1,5 +1,7 @@
 """predictions -> metrics: by site and strategy, with intervals; paired comparisons; attention against the truth."""
 
+from mil.workflow.code import code_of
+
 LOCALISATION = expand(
     "<results>/metrics/{experiment}.localisation.csv", experiment=EXPERIMENTS if settings_of_cohort.truth else []
 )
@@ -9,6 +11,7 @@ rule score:
     input:
         predictions="<results>/predictions/{experiment}.csv",
         inner="<results>/runs/{experiment}/inner.csv",
+        code=code_of("metrics/score.py"),
     output:
         metrics="<results>/metrics/{experiment}.csv",
     log:
@@ -29,8 +32,10 @@ rule compare:
     input:
         settings="<results>/config.json",
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
+        code=code_of("metrics/comparison.py", "metrics/strategies.py"),
     output:
         comparisons="<results>/metrics/comparisons.csv",
+        strategies="<results>/metrics/strategies.csv",
     log:
         "<logs>/compare.log",
     resources:
@@ -47,6 +52,7 @@ rule localise:
     input:
         settings="<results>/config.json",
         predictions="<results>/predictions/{experiment}.csv",
+        code=code_of("metrics/localisation.py"),
     output:
         localisation="<results>/metrics/{experiment}.localisation.csv",
     log:
@@ -71,6 +77,7 @@ rule baseline:
         patients=settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet,
         features=[manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
+        code=code_of("baselines/write.py"),
     output:
         metrics="<results>/baselines/{endpoint}/metrics.csv",
     log:
@@ -92,6 +99,7 @@ rule deep_check:
         census=expand("<results>/census/{site}.csv", site=SITES),
         features=[manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
+        code=code_of("leaks/deep_check.py"),
     output:
         findings="<results>/checks/deep.csv",
     log:

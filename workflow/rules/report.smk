@@ -10,6 +10,7 @@ rule report:
         localisation=LOCALISATION,
         comparisons="<results>/metrics/comparisons.csv",
         leaks="<results>/checks/deep.csv",
+        code=code_of("report/build.py", "report/slide_viewer.py"),
     output:
         report(
             "<results>/report/index.html",
