@@ -73,6 +73,9 @@ class TissueSpec(Spec):
     """Smaller specks are glass."""
     fill_holes_um2: float = Field(default=10_000.0, ge=0)
     """Holes up to this area are filled; larger ones are kept. 0 keeps all."""
+    ink_is_glass: bool = True
+    """Smooth red, green, blue, purple or black areas are pen ink, not tissue. Switch it off for stains that have such colours
+    themselves (Alcian blue, trichrome)."""
     masks: str | None = None
     """Path pattern of masks that replace the method where they exist, e.g. `masks/{slide_id}.geojson` (level-0 pixels, as QuPath
     writes them) or `.png` (the whole slide at any size, tissue above 127)."""
@@ -95,7 +98,7 @@ class QualitySpec(Spec):
     """Share of a tile for which the file holds no pixels (tiles without bytes, gaps between scanned regions, black that was never
     scanned); none: not looked for."""
     pen: float | None = Field(default=0.1, ge=0, le=1)
-    """Share of a tile covered by red, green, blue or black ink; none: not looked for."""
+    """Share of a tile covered by red, green, blue, purple or black ink; none: not looked for."""
     blurred: float | None = Field(default=0.5, ge=0, le=1)
     """1 - sharpness of the tile's own structures at `mpp`; 0 is crisp, 1 has no edge at all."""
     coverslip: float | None = Field(default=0.5, ge=0, le=1)

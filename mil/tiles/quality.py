@@ -13,11 +13,10 @@ from mil.config import QualitySpec, TileSpec
 from mil.slides.slide import NEAREST_LEVEL, Slide
 from mil.tiles.tiles import Tiles
 from mil.tissue.contrast import LEAST_DENSITY, density, glass_of
-from mil.tissue.unscanned import large_pieces, unscanned, without_unscanned
+from mil.tissue.ink import ink
+from mil.tissue.unscanned import unscanned, without_unscanned
 
 FLAGS = ("missing", "pen", "blurred", "coverslip", "blank")
-WHITE = 245.0
-INK_SPECK_UM2 = 20_000.0  # smaller patches of ink's colour are tissue: pigment, a vessel
 EDGE_UM = 3_000.0  # tissue has no straighter edge than this
 EDGE_GAP_UM = 250.0
 BULK_UM = 120.0  # tissue wider than this cannot be a line
@@ -49,24 +48,6 @@ def flagged(tiles: Tiles, quality: QualitySpec | None) -> dict[str, np.ndarray]:
     if quality is None:
         return {}
     return {flag: scores >= getattr(quality, flag) for flag, scores in tiles.scores.items()}
-
-
-def ink(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
-    """Pixels of red, green, blue and black ink, bool (4, h, w); colours are judged with the glass made white.
-
-    H&E and DAB know no green, no saturated pure blue (haematoxylin is violet) and nothing that is both black and neutral over an area.
-    """
-    balance = np.stack([np.clip(np.arange(256) * WHITE / colour, 0, 255) for colour in glass], axis=-1)
-    pixels = cv2.LUT(cv2.medianBlur(thumbnail, 3), np.rint(balance).astype(np.uint8)[None])
-    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))  # hue in 2 degrees
-    neutral = value.astype(np.int16) - pixels.min(axis=2)
-    inks = [
-        ((hue <= 6) | (hue >= 175)) & (saturation >= 190) & (value >= 110),
-        (hue >= 35) & (hue <= 92) & (saturation >= 60) & (value >= 30),
-        (hue >= 93) & (hue <= 121) & (saturation >= 140) & (value >= 40),
-        (value <= 75) & (neutral <= 28),
-    ]
-    return np.stack([large_pieces(mask, INK_SPECK_UM2 / mpp**2) for mask in inks])
 
 
 def straight_edges(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:

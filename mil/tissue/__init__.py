@@ -11,6 +11,8 @@ import numpy as np
 from mil.config import TissueSpec
 from mil.errors import SlideError
 from mil.tissue import contrast, otsu
+from mil.tissue.contrast import glass_of
+from mil.tissue.ink import ink_on_glass
 from mil.tissue.registry import TISSUE, TissueMethod
 from mil.tissue.unscanned import unscanned, without_unscanned
 
@@ -20,11 +22,14 @@ __all__ = ["TISSUE", "TissueMethod", "contrast", "find_tissue", "otsu", "tidied"
 def find_tissue(thumbnail: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:
     """Thumbnail uint8 (h, w, 3) at `mpp` -> mask bool (h, w): the method's, grown by the margin, specks and holes removed.
 
-    Black areas that were never scanned are no tissue for any method.
+    Black areas that were never scanned are no tissue for any method, nor with `spec.ink_is_glass` is pen ink on bare glass.
     """
-    black = unscanned(thumbnail, mpp)
-    found = TISSUE[spec.method](without_unscanned(thumbnail, black), mpp, spec)
-    return tidied(found, mpp, spec) & ~black
+    not_tissue = unscanned(thumbnail, mpp)
+    thumbnail = without_unscanned(thumbnail, not_tissue)
+    found = TISSUE[spec.method](thumbnail, mpp, spec)
+    if spec.ink_is_glass:
+        not_tissue |= ink_on_glass(thumbnail, glass_of(thumbnail)[0], mpp)
+    return tidied(found & ~not_tissue, mpp, spec) & ~not_tissue
 
 
 def tidied(mask: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:

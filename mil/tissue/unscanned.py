@@ -10,7 +10,7 @@ BORDER_PX = 2  # thumbnail pixels in which black is mixed with what lies beside 
 
 def unscanned(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
     """Black areas of a thumbnail uint8 (h, w, 3) that the scanner never scanned, and their borders, bool (h, w)."""
-    black = (thumbnail.max(axis=2) <= BLACKEST).astype(np.uint8)
+    black = cv2.inRange(thumbnail, (0, 0, 0), (BLACKEST,) * 3)
     if not black.any():
         return black.astype(bool)
     large = large_pieces(black, LEAST_UM2 / mpp**2).astype(np.uint8)

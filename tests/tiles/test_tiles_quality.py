@@ -18,7 +18,10 @@ from mil.slides.readers.openslide import OpenSlideReader
 from mil.slides.slide import open_slide
 from mil.tiles import contact_sheet, tile_shard, tile_slide, tissue_outliers
 from mil.tiles.contact import write_contact_sheet
-from mil.tiles.quality import FLAGS, blur_of, flagged, ink, straight_edges
+from mil.tiles.quality import FLAGS, blur_of, flagged, straight_edges
+from mil.tissue import find_tissue
+from mil.tissue.contrast import glass_of
+from mil.tissue.ink import INKS, ink
 
 GLASS = np.array([244.0, 243.0, 245.0])
 SPEC = TileSpec(size_px=112, mpp=1.0, tissue=TissueSpec(mpp=8.0, margin_um=0))
@@ -58,7 +61,8 @@ def test_each_fault_raises_its_flag_and_crisp_tissue_none(slide_path):
     on_tissue = (x < 1600) & (y < 1900)
     inked = (y + 112 > 400) & (y < 500) & (x < 800)
     on_glass = (x > 2450) & (x < 2900) & (y < 1700)
-    assert flags["pen"][inked | on_glass].mean() > 0.95
+    assert flags["pen"][inked & (x < 700)].all()
+    assert not on_glass.any()  # ink on bare glass is no tissue
     assert not flags["pen"][~inked & (x < 2350) | (x > 3200) | line].any()
     crisp = on_tissue & (y < 1000) & ~inked
     assert crisp.sum() > 40
@@ -84,18 +88,46 @@ def test_flagged_tiles_are_left_out_where_the_spec_says_so_and_counted(slide_pat
     assert none.scores == {}
 
 
-@pytest.mark.parametrize(
-    ("index", "colour"), list(enumerate([(215, 20, 40), (20, 140, 60), (20, 60, 200), (25, 25, 30)]))
-)
-def test_inks_are_told_apart_on_bright_and_dim_slides(index, colour):
-    for light in (1.0, 0.7):
-        picture = glass(300, 200)
-        picture[50:100, 50:150] = colour
-        picture[120:180, 50:250] = stained(200, 60)
-        found = ink((picture * light).astype(np.uint8), GLASS * light, 8.0)
-        assert found[index, 55:95, 55:145].all()
-        assert not found[np.arange(4) != index].any()
-        assert not found[:, 118:].any()
+PENS = {
+    "red": [(215, 20, 40), (190, 30, 50)],
+    "green": [(20, 140, 60), (0, 110, 70)],
+    "blue": [(20, 60, 200), (30, 40, 140), (10, 20, 90)],
+    "purple": [(120, 30, 150), (90, 20, 130)],
+    "black": [(25, 25, 30), (45, 45, 48)],
+}
+
+
+@pytest.mark.parametrize("opacity", [0.6, 0.7, 0.8, 1.0])
+@pytest.mark.parametrize("pen", PENS)
+def test_pens_on_glass_are_ink_and_no_tissue_on_bright_and_dim_slides(pen, opacity):
+    for colour in PENS[pen]:
+        for light in (1.0, 0.7):
+            picture = glass(300, 200).astype(float)
+            picture[50:100, 50:150] = (1 - opacity) * picture[50:100, 50:150] + opacity * np.array(colour)
+            picture[120:180, 50:250] = stained(200, 60)
+            picture = np.rint(picture * light).astype(np.uint8)
+            found = ink(picture, GLASS * light, 8.0)
+            assert np.any(found, axis=0)[55:95, 55:145].mean() > 0.95
+            assert found[INKS.index(pen)].any()
+            assert not found[:, 118:].any()
+            tissue = find_tissue(picture, 8.0, TissueSpec())
+            assert not tissue[:112].any()
+            assert tissue[125:175, 55:245].mean() > 0.95
+
+
+@pytest.mark.parametrize(("name", "mpp"), [("cmu-1-small-region.svs", None), ("tcga-cr-7395-01a-01-ts1.svs", 0.5)])
+def test_real_tissue_is_no_ink_and_pens_on_it_are(shared, name, mpp):
+    with open_slide(shared / "data" / "slides" / name, mpp) as slide:
+        thumbnail = slide.thumbnail(8.0)
+    glass_colour, _ = glass_of(thumbnail)
+    assert not ink(thumbnail, glass_colour, 8.0).any()
+    height, width = thumbnail.shape[:2]
+    place = slice(height // 4, 3 * height // 4), slice(width // 4, 3 * width // 4)
+    for pen in PENS:
+        picture = thumbnail.astype(float)
+        picture[place] = 0.2 * picture[place] + 0.8 * np.array(PENS[pen][0])
+        found = np.any(ink(np.rint(picture).astype(np.uint8), glass_colour, 8.0), axis=0)
+        assert found[place].mean() > 0.65, pen
 
 
 def test_stains_are_no_ink():
