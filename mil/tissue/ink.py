@@ -17,6 +17,7 @@ SMOOTH = 0.05  # largest relative contrast of smooth ink at the thumbnail's reso
 SMOOTH_PX = 5  # side of the square that the contrast is measured in
 DULL = 0.11  # largest mean of the relative contrast of ink on tissue
 DULL_PX = 15
+EDGE_PX = 7  # side of the square that must be dark around a pixel for it to count as inner
 STEP = 2  # every second pixel is judged: a pen's stroke is some hundred microns wide
 LEAST_DENSITY = 0.12  # paler areas are glass, mucin, fat
 INKS = ("red", "green", "blue", "purple", "black")
@@ -70,7 +71,7 @@ def _on_every_second(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> tu
     contrast, dense, usual = _contrast(thumbnail, glass)
     around = cv2.blur(np.minimum(contrast, 1), (DULL_PX // STEP, DULL_PX // STEP))
     smooth = dense & ((contrast <= SMOOTH) | (around <= DULL))
-    smoother = dense & ((contrast <= min(SMOOTH, 0.3 * usual)) | (around <= min(DULL, 0.5 * usual)))
+    smoother = dense & ((contrast < min(SMOOTH, 0.3 * usual)) | (around < min(DULL, 0.5 * usual)))
     found = [
         one | (other & smooth) | (third & smoother)
         for one, other, third in zip(opaque, no_stain, like_stain, strict=True)
@@ -105,5 +106,5 @@ def _contrast(thumbnail: np.ndarray, glass: np.ndarray) -> tuple[np.ndarray, np.
     mean, of_squares = (cv2.blur(values, square)[::STEP, ::STEP] for values in (dense, dense * dense))
     contrast = np.sqrt(np.maximum(of_squares - mean * mean, 0)) / np.maximum(mean, np.float32(1e-3))
     dark = mean >= LEAST_DENSITY
-    inner = cv2.erode(dark.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    inner = cv2.erode(dark.astype(np.uint8), np.ones((EDGE_PX,) * 2, np.uint8)) > 0
     return contrast, dark, float(np.percentile(contrast[inner][::4], 75)) if inner.any() else 0.0
