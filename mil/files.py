@@ -69,9 +69,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise MilError(
-            f"{path}: cannot be written ({reason_of(error)}); nothing was left there{way_out(error)}"
-        ) from error
+        raise MilError(f"{path}: cannot be written ({reason_of(error)}); nothing was left there") from error
     finally:
         with suppress(OSError):  # nothing to remove, or no folder to remove it from
             partial.unlink()

@@ -1,5 +1,6 @@
 """Whose numbers a file of ours holds: its slide, its manifest's checksum, and the recipe that all files of a run share."""
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from mil import hdf5
 from mil.errors import CorruptFile
+from mil.files import sha256_of
 from mil.tables import read_table
 
 SAME_EVERYWHERE = ("encoder", "weights_sha256", "size_px", "tile_mpp", "stain", "settings")
@@ -61,3 +63,18 @@ def _listed(folder: Path, changed_ns: int) -> dict[str, set[str]] | None:
         for row in table[table["checksum"] != ""].itertuples():
             found.setdefault(str(row.slide_id), set()).add(str(row.checksum))
     return found if paths else None
+
+
+def require_of_run(path: Path) -> None:
+    """`CorruptFile` where a file of a run differs from its digest in the `spec.json` beside it; nothing where there is none."""
+    spec = path.with_name("spec.json")
+    if not spec.is_file():
+        return
+    try:
+        listed = json.loads(spec.read_text(encoding="utf-8"))["sha256"][path.name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{spec} does not list {path.name}; run `mil train` again") from error
+    if sha256_of(path) != listed:
+        raise CorruptFile(
+            f"{path} is not as it was written (its SHA-256 is not the one in spec.json); run `mil train` again"
+        )

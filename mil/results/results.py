@@ -11,6 +11,7 @@ import pandas as pd
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
 from mil.endpoints.kinds import Kind, build_kind
 from mil.errors import Absent, MilError
+from mil.provenance import require_of_run
 from mil.results.slide_files import SlideFiles
 from mil.results.study import family_of, federated_experiment, main_experiment
 from mil.statistics.arms import Scope, scopes
@@ -101,6 +102,8 @@ class Results:
         if path not in self._tables:
             if not path.is_file():
                 raise Absent(f"{'/'.join(parts)} is not among the results")
+            if parts[0] == "runs":
+                require_of_run(path)
             self._tables[path] = read_table(path)
         return self._tables[path].copy()
 
@@ -195,6 +198,7 @@ class Results:
         path = self.folder / "runs" / experiment / "ledger.jsonl"
         if not path.is_file():
             raise Absent(f"runs/{experiment}/ledger.jsonl is not among the results")
+        require_of_run(path)
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
     @cached_property

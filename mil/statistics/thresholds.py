@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mil.provenance import require_of_run
 from mil.statistics.delong import both_classes
 from mil.tables import read_table
 
@@ -17,6 +18,7 @@ MODEL = ["trained_on", "repeat", "fold"]
 
 def read_inner(path: str | Path) -> pd.DataFrame | None:
     """inner.csv of a run; none where it holds no row (an endpoint without two classes)."""
+    require_of_run(Path(path))
     table = read_table(path)
     return table if len(table) else None
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -186,3 +187,13 @@ def test_the_log_gets_the_error_too(tmp_path):
     process = mil("check", "--spec", '{"sheet": "none.csv"}', "--log", "check.log", cwd=tmp_path)
     assert process.returncode == 1
     assert "error: slide sheet none.csv does not exist" in (tmp_path / "check.log").read_text()
+
+
+def test_a_full_disk_behind_standard_output_is_one_line():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mil.cli", "licences"]
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr

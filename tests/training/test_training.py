@@ -18,6 +18,7 @@ from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.statistics.moments import Moments
 from mil.statistics.ranking import auroc_of
+from mil.statistics.thresholds import read_inner
 from mil.strategies import STRATEGIES
 from mil.training.artefact import FILES
 from mil.training.cohort import Cohort
@@ -363,6 +364,9 @@ def test_every_file_of_a_run_that_was_altered_is_refused(tmp_path):
             (tmp_path / name).write_bytes(content[:at] + flipped + content[at + 1 :])
             with pytest.raises(CorruptFile, match=re.escape(name)):
                 Run.load(tmp_path)
+        if name == "inner.csv":
+            with pytest.raises(CorruptFile, match=r"inner\.csv is not as it was written"):
+                read_inner(tmp_path / name)
         (tmp_path / name).unlink()
         with pytest.raises(MilError, match=re.escape(name) if name in FILES else "not there or not finished"):
             Run.load(tmp_path)
