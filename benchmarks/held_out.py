@@ -259,6 +259,10 @@ def compare_candidates(count: int) -> None:
 def ours(count: int) -> None:
     """Our interval and test in every setting that can be trained, with two repeats and with one."""
     for setting in filter(possible, SETTINGS):
+        trial = next(cohorts_of(setting, 1)).arms[0].pairs
+        if trial.refusal:
+            print(f"{setting[0]} patients, {setting[1]:.0%} positive, {setting[2]} sites: {trial.refusal}", flush=True)
+            continue
         rows: dict[str, list[tuple[float, float, float, float]]] = {}
         truth = []
         for repeats in (2, 1):

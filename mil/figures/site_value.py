@@ -47,7 +47,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{int(results.bags(results.endpoint)['role'].eq('external').sum())} external patients",
         caption=(
             f"AUROC for {main.endpoint} within external sites of models that were trained on each set of training sites: a logistic ridge regression of fixed strength on the mean of the "
-            f"features, and {input_name(main)} as trained in this run. Intervals: {results.config.metrics.confidence:.0%}, DeLong, logit scale. "
+            f"features, and {input_name(main)} as trained in this run. Intervals: {results.config.metrics.confidence:.0%}, {results.kind.how}. "
             f"{'' if one_by_one else 'A mark is a set of sites, the line the mean of the quick model over sets of the same number; single intervals are in the values. '}"
             "More sites also means more patients."
         ),

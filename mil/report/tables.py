@@ -191,7 +191,7 @@ def _titles(kind: Kind) -> dict[str, str]:
 def metrics_of_main(results: Results) -> Table:
     """Every metric of the main experiment by site."""
     table, titles = results.metrics(results.main), _titles(results.kind)
-    table = table[(table["split"] != "transfer") & (table["method"] != "DeLong") & table["metric"].isin(titles)]
+    table = table[(table["split"] != "transfer") & table["metric"].isin(titles)]
     table = table[(table["metric"] != "auroc") | (table["method"] == PRIMARY)]
     present = [name for name in titles if name in set(table["metric"])]
     rows = []
@@ -212,7 +212,7 @@ def metrics_of_main(results: Results) -> Table:
         f"With {results.config.metrics.confidence:.0%} intervals, by a bootstrap over patients, of classes by DeLong's variance; a dash is not defined there. "
         f"On several sites all patients are laid together here, sites' levels included."
         if results.kind.name != "binary"
-        else f"With {results.config.metrics.confidence:.0%} intervals: AUROC by DeLong's variance (logit scale), the others by "
+        else f"With {results.config.metrics.confidence:.0%} intervals: AUROC ({results.kind.how}), the others by "
         "methods of their own that keep their level with few patients (the table of metrics names them). AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
         "Sensitivity and specificity are at thresholds that were chosen on inner folds, where the run kept their predictions.",
         ["Site", "Strategy", *(titles[name] for name in present)],
