@@ -23,6 +23,8 @@ from mil.hospital.payload import Message, PayloadError, content_digest, unpack
 from mil.hospital.stages import Stages
 
 About = Mapping[str, Any]
+SUMMED = ("moments", "train", "watch")
+"""Kinds of questions whose answers are masked: without one of the sites that were asked, the masks do not cancel."""
 
 
 def signed_content(message: Message) -> bytes:
@@ -104,7 +106,19 @@ class Replica:
                 raise PayloadError(
                     f"{where}: '{question.kind}', {name} {question.values.get(name)} is not what comes next; refused"
                 )
+        if question.kind in SUMMED:
+            self._check_enough(asked_sites(self.protocol, question.values["asked"]), where)
         stages.save(self.stages, self.path)
+
+    def _check_enough(self, sites: Sequence[str], where: str) -> None:
+        """Raise unless the protocol wants a round of these sites: alone, a site's masked answer would be its update."""
+        drawn, protocol = self.stages.drawn, self.protocol
+        required = {site for site in protocol.required_sites if site in drawn}
+        least = max(2, min(protocol.minimum_sites, len(drawn)))
+        if not required <= set(sites) <= set(drawn) or len(sites) < least:
+            raise PayloadError(
+                f"{where}: {', '.join(sites)} are not the sites that the protocol wants in a round; refused"
+            )
 
     def complete(self, question: Message) -> Message:
         """The question with the models, buffers and places that belong to it, as computed here."""
@@ -172,14 +186,9 @@ class Replica:
                 raise PayloadError(f"{where}: the answers are to different questions ({name}); refused")
         if asked_sites(self.protocol, values[0]["asked"]) != list(sites):
             raise PayloadError(f"{where}: without some of the sites that were asked, the masks do not cancel; refused")
-        drawn, protocol = self.stages.drawn, self.protocol
-        required = [site for site in protocol.required_sites if site in drawn]
-        if not set(required) <= set(sites) <= set(drawn) or len(sites) < min(protocol.minimum_sites, len(drawn)):
-            raise PayloadError(
-                f"{where}: {', '.join(sites)} are not the sites that the protocol wants in a round; refused"
-            )
+        self._check_enough(sites, where)
         agreeing = sum(one["state_sha256"] == self.stages.sha256 for one in values)
-        needed = min(protocol.rounds.signatures or len(sites), len(sites)) if attest else len(sites)
+        needed = min(self.protocol.rounds.signatures or len(sites), len(sites)) if attest else len(sites)
         if agreeing < needed:
             raise PayloadError(
                 f"{where}: {agreeing} of {needed} sites signed the state that the answers belong to; refused"

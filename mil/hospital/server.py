@@ -26,15 +26,13 @@ from mil.hospital.masking import summed
 from mil.hospital.models import Refit, rounds_table, run_of
 from mil.hospital.payload import Message, PayloadError, Value, content_digest, pack, unpack
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import Relayed, carried, signed_content
+from mil.hospital.relay import SUMMED, Relayed, carried, signed_content
 from mil.hospital.results import covariates_table, sites_table
 from mil.provenance import SAME_EVERYWHERE
 from mil.tables import write_table
 
 WIDEST = 65536
 """Most numbers a tile; a site that says more would have the server draw models of any size."""
-SUMMED = ("moments", "train", "watch")
-"""Kinds of questions whose answers are masked: without one of the sites that were asked, the masks do not cancel."""
 COMPARED = ("width", *SAME_EVERYWHERE)
 
 

@@ -45,7 +45,7 @@ from mil.hospital.payload import (
 from mil.hospital.privacy import Budget
 from mil.hospital.questions import check_once, check_place, check_run, core_digest, place_digest
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import Replica, asked_sites, signed_content
+from mil.hospital.relay import SUMMED, Replica, asked_sites, signed_content
 from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
@@ -193,7 +193,7 @@ class Site:
         place = place_digest(question)
         values |= {"state_sha256": replica.stages.sha256, "asked": question.values["asked"], "masked_sha256": place}
         reply, form = self._answered(replica.complete(question), values)
-        if reply.kind in {"moments", "train", "watch"}:
+        if reply.kind in SUMMED:
             keys = {site: str(self.protocol.sites[site].key) for site in asked}
             parts = replica.integers(question, reply, self.spec.site)
             reply = replace(reply, tensors=masked(parts, self.party, self.spec.site, keys, place))

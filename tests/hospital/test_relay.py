@@ -207,6 +207,16 @@ def test_without_leave_a_lost_site_stops_the_round(three: Hospitals, tmp_path: P
         sites["A"].answer(fewer)
 
 
+@pytest.mark.parametrize("asked", [[0], [0, 1]])
+def test_a_question_to_fewer_sites_than_the_protocol_wants_is_refused(three: Hospitals, tmp_path: Path, asked) -> None:
+    """Asked alone, a site would have nobody to share a mask with, and its answer would be its update."""
+    sites, server = opened(three), Server(three.protocol, f"alone{len(asked)}", tmp_path / "run")
+    for kind in ("moments", "train"):
+        until(server, sites, kind)
+        with pytest.raises(PayloadError, match="are not the sites that the protocol wants in a round"):
+            sites["A"].answer(edited(server.question(), asked=asked))
+
+
 # The protocol
 
 
