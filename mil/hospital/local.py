@@ -11,16 +11,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil.hospital.config import FederationSpec
+from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.forms import BALANCE, PARTS, Shapes, Slot
 from mil.hospital.noise import SecretStream
+from mil.hospital.payload import TooFewPatients
 from mil.hospital.privacy import private_update
 from mil.statistics.moments import Moments
 from mil.training.client import Job, SiteData, Update, client_update, finetune
 from mil.training.cohort import Cohort
 from mil.training.engine import Data, Engine, Learners
 from mil.training.packing import Places
-from mil.training.plans import first_weights
+from mil.training.plans import first_weights, reach
 from mil.training.protocol import candidates
 from mil.training.store import FeatureStore
 
@@ -55,6 +56,23 @@ class LocalWork:
         """Patient numbers whose loss selects the number of rounds; none in the refit."""
         seen, inner = self._seen(slot)
         return seen[:0] if slot.inner is None else seen[inner == slot.inner]
+
+    def check_patients(self, chosen: Sequence[Slot], kind: str, least: int) -> None:
+        """Raise `TooFewPatients` where a model would learn from fewer than `least` patients, or by a single step."""
+        for slot in chosen:
+            patients = len(self.train_patients(slot))
+            steps, seen = reach(self.training, patients)
+            if self.protocol.privacy is not None:
+                seen = patients
+            elif kind == "train" and steps < FLOOR_STEPS:
+                raise TooFewPatients(
+                    f"site {self.site}: {slot.name} would be {steps} step of {patients} patients, which is their gradient; "
+                    "nothing was sent. Use smaller batches or more local work"
+                )
+            if seen < least:
+                raise TooFewPatients(
+                    f"site {self.site}: {slot.name} would learn from {seen} patients, fewer than {least}; nothing was sent"
+                )
 
     def moments_of(self, slots: Sequence[Slot]) -> dict[str, Tensor]:
         """Of each slot: its patients' number, and the moments (and classes) of what its model learns from."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mil.hospital.config import PrivacySpec
+from mil.errors import MilError
+from mil.hospital.config import FederationSpec, PrivacySpec, SiteSpec
 from mil.hospital.forms import Slot
 from mil.hospital.keys import PartyKey
 from mil.hospital.noise import SecretStream
@@ -118,6 +119,24 @@ class Budget:
 
     def _charges(self) -> list[dict]:
         return [line for line in parsed(self.record.lines, str(self.record.path)) if "steps" in line]
+
+
+def open_budget(
+    protocol: FederationSpec, site: SiteSpec, key: PartyKey, patients: int, ledger: Sequence[str]
+) -> Budget | None:
+    """The site's account, compared with its `ledger`; none where the protocol has no privacy."""
+    privacy = protocol.privacy
+    if privacy is None:
+        return None
+    if privacy.delta * patients >= 1:
+        raise MilError(
+            f"federation.yaml: privacy.delta {privacy.delta:g} promises nothing to {patients} patients; it must be well below "
+            f"{1 / patients:.2g}"
+        )
+    most = min(privacy.epsilon, site.epsilon or privacy.epsilon)
+    budget = Budget(Path(site.workspace) / "privacy.jsonl", site.site, key, most, privacy.delta)
+    budget.hold_against(ledger)
+    return budget
 
 
 def _worst(lines: Sequence[Mapping]) -> list[Charge]:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mil.hospital import stages, sums
+from mil.hospital import state_files, sums
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import RELAY, SNAPSHOT, Forms, groups_of
 from mil.hospital.keys import is_signed
@@ -76,7 +76,7 @@ class Replica:
 
     def __init__(self, protocol: FederationSpec, folder: Path, width: int, about: About, canary: bool = False) -> None:
         self.protocol, self.path, self.width, self.about = protocol, folder / "replica.safetensors", width, about
-        self.stages = stages.load(protocol, self.path, canary)
+        self.stages = state_files.load(protocol, self.path, canary)
         self.canary = canary
 
     def follow(self, question: Message, where: str) -> None:
@@ -108,7 +108,7 @@ class Replica:
                 )
         if question.kind in SUMMED:
             self._check_enough(asked_sites(self.protocol, question.values["asked"]), where)
-        stages.save(self.stages, self.path)
+        state_files.save(self.stages, self.path)
 
     def _check_enough(self, sites: Sequence[str], where: str) -> None:
         """Raise unless the protocol wants a round of these sites: alone, a site's masked answer would be its update."""
@@ -155,7 +155,7 @@ class Replica:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "snapshot"
             path.write_bytes(blob)
-            found = stages.load(self.protocol, path, self.canary)
+            found = state_files.load(self.protocol, path, self.canary)
         if found.progress.step != step or found.progress.width != self.width:
             raise PayloadError(f"{where}: its snapshot is of another step or of other features; refused")
         return found

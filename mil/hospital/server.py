@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mil.errors import MilError
 from mil.files import write_bytes
-from mil.hospital import stages, sums
+from mil.hospital import state_files, sums
 from mil.hospital.alarms import lone_voice, stand_apart, stand_out
 from mil.hospital.claims import check_claims
 from mil.hospital.config import FederationSpec
@@ -62,7 +62,7 @@ class Server:
         self.party = party or PartyKey(self.folder)
         self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server", self.party)
         self.checkpoint = self.folder / "checkpoint.safetensors"
-        self.stages = stages.load(protocol, self.checkpoint, canary)
+        self.stages = state_files.load(protocol, self.checkpoint, canary)
         self.relay = Relayed.load(self.checkpoint)
         self.max_bytes = protocol.payload.max_mb_a_round * 1e6
         self.joined = False
@@ -137,7 +137,7 @@ class Server:
         return own | {"asked": asked, "relayed": [everyone.index(site) for site in relayed]}
 
     def _save(self) -> None:
-        stages.save(self.stages, self.checkpoint, self.relay.tensors())
+        state_files.save(self.stages, self.checkpoint, self.relay.tensors())
 
     def receive(self, answers: Mapping[str, bytes], silent: Mapping[str, str]) -> None:
         """Take the answers to the last question, by site, and why the other sites gave none.
@@ -170,7 +170,7 @@ class Server:
                 return
             if hidden and kind not in {"join", "close"}:
                 trained = {site: answers[site] for site in found if site in self.protocol.training_sites}
-                relay = Relayed(trained, stages.snapshot(self.stages))
+                relay = Relayed(trained, state_files.snapshot(self.stages))
             if hidden and "train_loss" in found[min(found)].tensors:
                 entry["train_loss"] = self._pooled_loss(found)
             entry |= self._advance(kind, found)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mil.errors import CorruptFile, MilError
 from mil.files import file_name
-from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
+from mil.hospital.config import FederationSpec, SiteSpec, limits, own_protocol
 from mil.hospital.crosscheck import published
 from mil.hospital.differencing import check_plan
 from mil.hospital.forms import CONTROL, Forms, Shapes, Slot, groups_of, slots
@@ -42,7 +42,7 @@ from mil.hospital.payload import (
     pack,
     unpack,
 )
-from mil.hospital.privacy import Budget
+from mil.hospital.privacy import open_budget
 from mil.hospital.questions import check_once, check_place, check_run, core_digest, place_digest
 from mil.hospital.record import LedgerFile
 from mil.hospital.relay import SUMMED, Replica, asked_sites, signed_content
@@ -50,7 +50,6 @@ from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
 from mil.training.artefact import Run
-from mil.training.plans import reach
 from mil.training.store import FeatureStore
 
 
@@ -73,17 +72,7 @@ class Site:
         self.work = LocalWork(protocol, self.shapes, spec.site, bags, features) if self.role == "train" else None
         if self.work is not None:
             check_plan(protocol, self.work)
-        self.budget: Budget | None = None
-        if protocol.privacy is not None:
-            privacy = protocol.privacy
-            if privacy.delta * len(features.patients) >= 1:
-                raise MilError(
-                    f"federation.yaml: privacy.delta {privacy.delta:g} promises nothing to {len(features.patients)} patients; "
-                    f"it must be well below {1 / len(features.patients):.2g}"
-                )
-            most = min(privacy.epsilon, spec.epsilon or privacy.epsilon)
-            self.budget = Budget(Path(spec.workspace) / "privacy.jsonl", spec.site, self.party, most, privacy.delta)
-            self.budget.hold_against(self.ledger.lines)
+        self.budget = open_budget(protocol, spec, self.party, len(features.patients), self.ledger.lines)
         self.epsilon: float | None = None
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
@@ -245,21 +234,8 @@ class Site:
         """The site's part of the work, once it is certain that no model would learn from too few patients."""
         if self.work is None:
             raise PayloadError(f"site {self.spec.site} is external; it is not asked to train")
-        for slot in chosen if kind != "canary" else ():
-            patients = len(self.work.train_patients(slot))
-            steps, seen = reach(self.protocol.experiment.training, patients)
-            if self.protocol.privacy is not None:
-                seen = patients
-            elif kind == "train" and steps < FLOOR_STEPS:
-                raise TooFewPatients(
-                    f"site {self.spec.site}: {slot.name} would be {steps} step of {patients} patients, which is their gradient; "
-                    "nothing was sent. Use smaller batches or more local work"
-                )
-            if seen < self.limits.min_patients:
-                raise TooFewPatients(
-                    f"site {self.spec.site}: {slot.name} would learn from {seen} patients, fewer than "
-                    f"{self.limits.min_patients}; nothing was sent"
-                )
+        if kind != "canary":
+            self.work.check_patients(chosen, kind, self.limits.min_patients)
         return self.work
 
     def _moments(self, work: LocalWork, chosen: list[Slot]) -> dict[str, Tensor]:

@@ -1,29 +1,25 @@
 """Where a run stands and how the sites' answers move it on: scale, select the number of rounds, refit, finish.
 
 The same nested cross-validation as `mil train` (`mil.training.protocol`), asked of the sites question by question. All of
-the state is in `Stages.progress` and the named tensors; between two rounds it is one file (`save`, `load`).
+the state is in `Stages.progress` and the named tensors; between two rounds it is one file (`mil.hospital.state_files`).
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as packed
 from torch import Tensor
 
 from mil.errors import MilError
-from mil.files import write_bytes
 from mil.hospital import sums
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import BALANCE, CONTROL, PARTS, Shapes, groups_of, outer_folds, slots, watched_apart
 from mil.hospital.masking import summed
 from mil.hospital.payload import Message, digest
-from mil.hospital.standing import Progress, progress_of
+from mil.hospital.standing import Progress
 from mil.statistics.moments import Moments
 from mil.strategies.strategy import Answers, WeightedSum
 from mil.training.aggregate import begin_models
@@ -107,8 +103,17 @@ class Stages:
     def sha256(self) -> str:
         """Digest of everything that the next steps follow from; equal at all parties that computed the same."""
         told = {name: value for name, value in asdict(self.progress).items() if name not in ("patients", "data")}
-        whole = f"{self.protocol.sha256}|{json.dumps(told, sort_keys=True)}|{digest(_flat(self))}"
+        whole = f"{self.protocol.sha256}|{json.dumps(told, sort_keys=True)}|{digest(self.flat())}"
         return hashlib.sha256(whole.encode()).hexdigest()
+
+    @property
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors of the state."""
+        return {"state": self.state, "buffer": self.buffers, "server": self.server}
+
+    def flat(self) -> dict[str, Tensor]:
+        """The same under the names `part:tensor`."""
+        return {f"{part}:{name}": value.contiguous() for part, own in self.parts.items() for name, value in own.items()}
 
     def digest(self) -> str:
         """SHA-256 of the global models as they stand."""
@@ -312,48 +317,6 @@ def class_weights(counts: np.ndarray) -> Tensor:
     there = (counts > 0).sum(1, keepdims=True)
     weights = counts.sum(1, keepdims=True) / (there * np.maximum(counts, 1))
     return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
-
-
-def snapshot(stages: Stages, more: Mapping[str, Tensor] | None = None) -> bytes:
-    """The state as one safetensors file; `more`: tensors that are kept with it."""
-    about = {"spec_sha256": stages.protocol.sha256, "progress": json.dumps(asdict(stages.progress), sort_keys=True)}
-    return packed({**_flat(stages), **(more or {})}, about)
-
-
-def save(stages: Stages, path: Path, more: Mapping[str, Tensor] | None = None) -> None:
-    """Write the state as one file, atomically."""
-    write_bytes(path, snapshot(stages, more))
-
-
-def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
-    """The stages as `save` left them, or new ones; a state of another protocol is refused."""
-    stages = Stages(protocol, canary)
-    stages.progress = progress_of(path)
-    if not path.exists():
-        return stages
-    with safe_open(path, "pt") as file:
-        stated = file.metadata()["spec_sha256"]
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if stated != protocol.sha256:
-        raise MilError(
-            f"{path}: belongs to another protocol ({stated[:12]}, not {protocol.sha256[:12]}); give the run another name, "
-            "or put the old federation.yaml back"
-        )
-    parts = _parts(stages)
-    for name, value in tensors.items():
-        part, _, own = name.partition(":")
-        if part in parts:  # others are the server's relay
-            parts[part][own] = value
-    return stages
-
-
-def _flat(stages: Stages) -> dict[str, Tensor]:
-    parts = _parts(stages)
-    return {f"{part}:{name}": value.contiguous() for part, named in parts.items() for name, value in named.items()}
-
-
-def _parts(stages: Stages) -> dict[str, dict[str, Tensor]]:
-    return {"state": stages.state, "buffer": stages.buffers, "server": stages.server}
 
 
 def _known(curve: tuple[float | None, ...]) -> list[float]:

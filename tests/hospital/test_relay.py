@@ -11,7 +11,7 @@ import torch
 from hospitals import PROTOCOL, Hospitals, edited, make_hospitals
 from safetensors.torch import load
 
-from mil.hospital import stages
+from mil.hospital import state_files
 from mil.hospital.config import FederationSpec
 from mil.hospital.keys import PartyKey
 from mil.hospital.masking import exact, masked, numbers_of, summed
@@ -134,12 +134,12 @@ def test_a_snapshot_that_no_training_site_signed_is_refused(three: Hospitals, tm
     sites, server = opened(three), Server(three.protocol, "forged", tmp_path / "run")
     until(server, sites, "train", 2)
     Path(three.site("D").workspace, "runs", "forged", "replica.safetensors").unlink()
-    made_up = stages.load(three.protocol, server.checkpoint)
+    made_up = state_files.load(three.protocol, server.checkpoint)
     server.behind = True
     genuine = server.question()
     made_up.state = crafted(made_up.state, 12)
     made_up.progress.step -= 1
-    server.relay.before = stages.snapshot(made_up)
+    server.relay.before = state_files.snapshot(made_up)
     with pytest.raises(PayloadError, match="0 of 3 sites signed the state"):
         Site.open(three.site("D")).answer(server.question())
     assert Site.open(three.site("D")).answer(genuine)  # the true one is taken
