@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mil.hospital.forms import PARTS
 from mil.hospital.masking import LIMBS, exact, numbers_of
+from mil.statistics.moments import Moments
 from mil.strategies.fixed_point import from_fixed, to_fixed
-from mil.training.scaling import Moments
 
 SUMS = ".sums"
 """Suffix of a scale's tensor (models, width, 3, LIMBS): number, sum and sum of squares of every column."""
