@@ -89,7 +89,7 @@ def build_endpoint(spec: EndpointSpec) -> Endpoint:
 
 
 @ENDPOINTS.register("binary")
-class Binary(Endpoint):
+class BinaryEndpoint(Endpoint):
     """Yes or no: one logit, cross-entropy, AUROC. The table's label is 0 or 1."""
 
     thresholds = True
@@ -120,7 +120,7 @@ class Binary(Endpoint):
 
 
 @ENDPOINTS.register("multiclass")
-class Multiclass(Endpoint):
+class MulticlassEndpoint(Endpoint):
     """One of several: a logit a class, cross-entropy, mean of the classes' AUROC. The table's label is one of `classes`."""
 
     @property
@@ -163,7 +163,7 @@ class Multiclass(Endpoint):
 
 
 @ENDPOINTS.register("survival")
-class Survival(Endpoint):
+class SurvivalEndpoint(Endpoint):
     """Time to an event: one logit, the log hazard; Cox's partial likelihood with Efron's ties; C-index.
 
     The table's `time` is positive, its `label` 1 for an event and 0 for censored. The risk set of a step is its batch,
@@ -220,7 +220,7 @@ class Survival(Endpoint):
 
 
 @ENDPOINTS.register("regression")
-class Regression(Endpoint):
+class RegressionEndpoint(Endpoint):
     """A number: one logit, half the squared error in deviations of the training patients, share of pairs in order."""
 
     scaled = True

@@ -9,9 +9,10 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, r2_score,
 
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints.kinds import KINDS, build_kind
+from mil.endpoints.kinds.bounds import bootstrap_bounds
 from mil.endpoints.kinds.multiclass import balanced_accuracy, confusion, macro_auroc
 from mil.endpoints.kinds.regression import absolute_error, mean_error, r_squared, slope, spearman
-from mil.endpoints.kinds.rows import bootstrap_bounds, fold_values
+from mil.endpoints.kinds.rows import fold_values
 from mil.endpoints.kinds.survival import harrell
 from mil.errors import MilError
 from mil.metrics.comparison import compare

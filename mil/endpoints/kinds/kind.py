@@ -8,16 +8,14 @@ import numpy as np
 import pandas as pd
 
 from mil.config import EndpointSpec, MetricsSpec
-from mil.endpoints.kinds.rows import Scale, interval_within, mean_of_folds, measured_rows, values_of_folds
+from mil.endpoints.kinds.bounds import Scale
 from mil.registry import Registry
 from mil.statistics.arms import PREDICTED, Scope, check_patients, refuse
 from mil.statistics.bootstrap import Metric, bootstrap_weights
 from mil.statistics.differences import Difference, difference_of
-from mil.statistics.folds import corrected_resampled_t
 from mil.tables import require_columns
 
 PAIRED_BOOTSTRAP = "patient bootstrap, paired"
-OVER_FOLDS = "corrected resampled t-test"
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Kind:
 
     def interval(self, scope: Scope, spec: MetricsSpec) -> tuple[float, float, float, str]:
         """The primary measure within sites, with its interval, and how that was made or why there is none."""
-        return interval_within(self, scope, spec)
+        raise NotImplementedError
 
     def weights(self, table: pd.DataFrame, spec: MetricsSpec) -> np.ndarray:
         """Resamples (resamples, n) of these patients."""
@@ -122,13 +120,13 @@ class Kind:
 
     def rows(self, scope: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
         """metric, value, low, high and method of every measure on one scope."""
-        return measured_rows(self, scope, spec)
+        raise NotImplementedError
 
     def beyond(
         self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: MetricsSpec
     ) -> Iterator[dict[str, Any]]:
         """Rows that rest on more than one scope's mean scores: the primary measure over the folds."""
-        return mean_of_folds(predictions, self, spec)
+        raise NotImplementedError
 
     def compared(self, first: Scope, second: Scope, spec: MetricsSpec) -> Pair | None:
         """The primary measure of two scopes of the same patients and the test of their difference; None where it is not defined.
@@ -136,26 +134,7 @@ class Kind:
         Patients of one site are set against each other. Held-out patients are tested fold by fold, since training sets overlap;
         others by a paired bootstrap, the models being given.
         """
-        if first.folds is not None and second.folds is not None:
-            return self._over_folds(first.folds, second.folds, spec)
-        labels, sites = self.labels(first.table), first.sites
-        weights = np.concatenate([np.ones((1, len(first.table))), self.weights(first.table, spec)])
-        one, other = (self.within(labels, self.scores(scope.table), weights, sites) for scope in (first, second))
-        if not np.isfinite([one[0], other[0]]).all():
-            return None
-        tested = paired_bootstrap(one, other, spec.confidence, self.primary.scale == "share")
-        return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
-
-    def _over_folds(self, first: pd.DataFrame, second: pd.DataFrame, spec: MetricsSpec) -> Pair | None:
-        parts = [values_of_folds(self, folds) for folds in (first, second)]
-        both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner").dropna()
-        number = min(folds["fold"].nunique() for folds in (first, second))
-        if number < 2 or both.empty:
-            return None
-        change = (both["first"] - both["second"]).to_numpy()
-        tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, self.primary.scale == "share")
-        values = float(both["first"].mean()), float(both["second"].mean())
-        return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
+        raise NotImplementedError
 
 
 def paired_bootstrap(

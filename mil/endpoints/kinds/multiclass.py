@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from mil.config import EndpointSpec, MetricsSpec
-from mil.endpoints.kinds.kind import KINDS, Kind, Measure
-from mil.endpoints.kinds.rows import BOOTSTRAP, ON_SCALE, row_of
+from mil.endpoints.kinds.bounds import BOOTSTRAP, ON_SCALE, row_of
+from mil.endpoints.kinds.kind import KINDS, Measure
+from mil.endpoints.kinds.rows import Bootstrapped
 from mil.statistics import delong, ranking
 from mil.statistics.arms import PREDICTED, Scope
 
@@ -16,7 +17,7 @@ OF_CLASS = "auroc of "
 
 
 @KINDS.register("multiclass")
-class Multiclass(Kind):
+class Multiclass(Bootstrapped):
     """One of several; labels are places in the spec's classes, scores the classes' probabilities (n, classes)."""
 
     name = "multiclass"

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.kinds.kind import KINDS, Kind, Measure
-from mil.endpoints.kinds.rows import BOOTSTRAP, ON_SCALE
+from mil.endpoints.kinds.bounds import BOOTSTRAP, ON_SCALE
+from mil.endpoints.kinds.kind import KINDS, Measure
+from mil.endpoints.kinds.rows import Bootstrapped
 
 FEWEST = 3  # patients of whom a correlation can be formed
 
 
 @KINDS.register("regression")
-class Regression(Kind):
+class Regression(Bootstrapped):
     """Labels and scores are numbers in the column's own unit."""
 
     name = "regression"

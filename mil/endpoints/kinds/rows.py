@@ -1,28 +1,67 @@
 """A kind's measures on one arm and site -> rows of the table of metrics, with intervals by a bootstrap over patients."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from mil.config import MetricsSpec
+from mil.endpoints.kinds.bounds import LIMITS, bootstrap_bounds, row_of
+from mil.endpoints.kinds.kind import PAIRED_BOOTSTRAP, Kind, Pair, paired_bootstrap
 from mil.statistics.arms import APART, GROUPS, Scope, scopes
 from mil.statistics.folds import KEYS, corrected_resampled_t
 from mil.statistics.held_out import inflation
-from mil.statistics.intervals import Bounds, on_logit_scale
 
-if TYPE_CHECKING:
-    from mil.endpoints.kinds.kind import Kind
-
-Scale = Literal["share", "correlation", "positive", "real"]
-BOOTSTRAP = "patient bootstrap"
-ON_SCALE = {"share": ", logit scale", "correlation": ", Fisher's z", "positive": ", log scale", "real": ""}
-LIMITS = {"share": (0.0, 1.0), "correlation": (-1.0, 1.0), "positive": (0.0, np.inf), "real": (-np.inf, np.inf)}
+OVER_FOLDS = "corrected resampled t-test"
 
 
-def measured_rows(kind: "Kind", scope: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+class Bootstrapped(Kind):
+    """A kind whose measures have intervals and tests by a bootstrap over patients."""
+
+    def interval(self, scope: Scope, spec: MetricsSpec) -> tuple[float, float, float, str]:
+        """The primary measure within sites, with its interval, and how that was made or why there is none."""
+        return interval_within(self, scope, spec)
+
+    def rows(self, scope: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+        """metric, value, low, high and method of every measure on one scope."""
+        return measured_rows(self, scope, spec)
+
+    def beyond(
+        self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: MetricsSpec
+    ) -> Iterator[dict[str, Any]]:
+        """Rows that rest on more than one scope's mean scores: the primary measure over the folds."""
+        return mean_of_folds(predictions, self, spec)
+
+    def compared(self, first: Scope, second: Scope, spec: MetricsSpec) -> Pair | None:
+        """The primary measure of two scopes of the same patients and the test of their difference; None where it is not defined.
+
+        Patients of one site are set against each other. Held-out patients are tested fold by fold, since training sets overlap;
+        others by a paired bootstrap, the models being given.
+        """
+        if first.folds is not None and second.folds is not None:
+            return self._over_folds(first.folds, second.folds, spec)
+        labels, sites = self.labels(first.table), first.sites
+        weights = np.concatenate([np.ones((1, len(first.table))), self.weights(first.table, spec)])
+        one, other = (self.within(labels, self.scores(scope.table), weights, sites) for scope in (first, second))
+        if not np.isfinite([one[0], other[0]]).all():
+            return None
+        tested = paired_bootstrap(one, other, spec.confidence, self.primary.scale == "share")
+        return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
+
+    def _over_folds(self, first: pd.DataFrame, second: pd.DataFrame, spec: MetricsSpec) -> Pair | None:
+        parts = [values_of_folds(self, folds) for folds in (first, second)]
+        both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner").dropna()
+        number = min(folds["fold"].nunique() for folds in (first, second))
+        if number < 2 or both.empty:
+            return None
+        change = (both["first"] - both["second"]).to_numpy()
+        tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, self.primary.scale == "share")
+        values = float(both["first"].mean()), float(both["second"].mean())
+        return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
+
+
+def measured_rows(kind: Kind, scope: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
     """Every measure of `kind`, and on a group of sites the primary one within sites; undefined ones with their reason."""
     labels, scores, weights = kind.labels(scope.table), kind.scores(scope.table), kind.weights(scope.table, spec)
     everyone = np.ones((1, len(scope.table)))
@@ -40,7 +79,7 @@ def measured_rows(kind: "Kind", scope: Scope, spec: MetricsSpec) -> Iterator[dic
         yield row_of(name, kind.primary.scale, value, drawn, len(labels), spec.confidence, reason)
 
 
-def interval_within(kind: "Kind", scope: Scope, spec: MetricsSpec) -> tuple[float, float, float, str]:
+def interval_within(kind: Kind, scope: Scope, spec: MetricsSpec) -> tuple[float, float, float, str]:
     """The primary measure within sites, its interval, and how that was made."""
     weights = np.concatenate([np.ones((1, len(scope.table))), kind.weights(scope.table, spec)])
     found = kind.within(kind.labels(scope.table), kind.scores(scope.table), weights, scope.sites)
@@ -50,7 +89,7 @@ def interval_within(kind: "Kind", scope: Scope, spec: MetricsSpec) -> tuple[floa
     return value, bounds.low, bounds.high, bounds.method
 
 
-def widened(kind: "Kind", scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
+def widened(kind: Kind, scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
     """Resamples `drawn`, of held-out patients further from `value`: each patient trained the models of others as well."""
     if scope.folds is None or not np.isfinite(drawn).any():
         return drawn
@@ -58,45 +97,7 @@ def widened(kind: "Kind", scope: Scope, value: float, drawn: np.ndarray) -> np.n
     return value + (drawn - value) * np.sqrt(inflation(value, float(np.nanvar(drawn)), None, chance))
 
 
-def row_of(
-    metric: str, scale: Scale, value: float, drawn: np.ndarray, patients: int, confidence: float, reason: str
-) -> dict[str, Any]:
-    """One row; `reason` says why the value is blank, where it is."""
-    if not np.isfinite(value):
-        bounds = Bounds(np.nan, np.nan, f"not defined: {reason or 'patients do not vary'}")
-        value = np.nan
-    else:
-        bounds = bootstrap_bounds(scale, value, drawn, patients, confidence)
-    return {"metric": metric, "value": value, "low": bounds.low, "high": bounds.high, "method": bounds.method}
-
-
-def bootstrap_bounds(scale: Scale, value: float, drawn: np.ndarray, patients: int, confidence: float) -> Bounds:
-    """Bounds of a value from the deviation of its resamples, t quantile, on a scale that ends where the measure does.
-
-    Percentiles of resamples are short of their level with few patients. Resamples in which the measure is not defined are
-    left out, and more than one in twenty of them leaves no interval.
-    """
-    known = drawn[np.isfinite(drawn)]
-    if len(known) < 0.95 * len(drawn):
-        lost = 1 - len(known) / len(drawn)
-        return Bounds(np.nan, np.nan, f"no interval: not defined in {lost:.0%} of the resamples")
-    error, degrees = float(known.std()), max(patients - 1, 1)
-    error = error if error > 1e-9 else 0.0
-    if scale == "share":
-        return on_logit_scale(value, error, degrees, confidence, patients, BOOTSTRAP)
-    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * error
-    method = BOOTSTRAP + ON_SCALE[scale]
-    if not error > 0 or (scale == "correlation" and abs(value) >= 1) or (scale == "positive" and value <= 0):
-        return Bounds(np.nan, np.nan, "no interval: resamples do not vary")
-    if scale == "correlation":
-        half /= 1 - value**2
-        return Bounds(float(np.tanh(np.arctanh(value) - half)), float(np.tanh(np.arctanh(value) + half)), method)
-    if scale == "positive":
-        return Bounds(float(value * np.exp(-half / value)), float(value * np.exp(half / value)), method)
-    return Bounds(value - half, value + half, method)
-
-
-def values_of_folds(kind: "Kind", folds: pd.DataFrame) -> pd.Series:
+def values_of_folds(kind: Kind, folds: pd.DataFrame) -> pd.Series:
     """The primary measure within sites of every (repeat, fold) of `Scope.folds`."""
     found = {
         key: float(
@@ -107,7 +108,7 @@ def values_of_folds(kind: "Kind", folds: pd.DataFrame) -> pd.Series:
     return pd.Series(found, dtype=float)
 
 
-def fold_values(predictions: pd.DataFrame, kind: "Kind") -> pd.DataFrame:
+def fold_values(predictions: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """trained_on, split, site, repeat, fold, patients, positives, value: the primary measure of each fold's models alone.
 
     Folds in which it is not defined at a site are left out; groups of sites count patients of the same site.
@@ -123,7 +124,7 @@ def fold_values(predictions: pd.DataFrame, kind: "Kind") -> pd.DataFrame:
     return table[np.isfinite(table["value"].astype(float))].sort_values([*APART, *KEYS], ignore_index=True)
 
 
-def mean_of_folds(predictions: pd.DataFrame, kind: "Kind", spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+def mean_of_folds(predictions: pd.DataFrame, kind: Kind, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
     """Mean of the folds' primary measure, with an interval that allows for what their training sets have in common."""
     inside = predictions[predictions["split"] != "external"]
     number = inside["fold"].nunique()

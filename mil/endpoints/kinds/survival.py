@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.kinds.kind import KINDS, Kind, Measure
-from mil.endpoints.kinds.rows import BOOTSTRAP, ON_SCALE
+from mil.endpoints.kinds.bounds import BOOTSTRAP, ON_SCALE
+from mil.endpoints.kinds.kind import KINDS, Measure
+from mil.endpoints.kinds.rows import Bootstrapped
 from mil.statistics.arms import PREDICTED, Scope, scopes
 from mil.statistics.from_sites import LogRank, stratified_logrank
 from mil.statistics.survival import c_index
@@ -14,7 +15,7 @@ from mil.statistics.thresholds import MODEL, vote
 
 
 @KINDS.register("survival")
-class Survival(Kind):
+class Survival(Bootstrapped):
     """Labels are time and event (n, 2), the score a log hazard: higher dies sooner."""
 
     name = "survival"

@@ -1,0 +1,51 @@
+"""Resamples of a measure -> its interval, on a scale that ends where the measure does, as a row of the table of metrics."""
+
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from mil.statistics.intervals import Bounds, on_logit_scale
+
+Scale = Literal["share", "correlation", "positive", "real"]
+BOOTSTRAP = "patient bootstrap"
+ON_SCALE = {"share": ", logit scale", "correlation": ", Fisher's z", "positive": ", log scale", "real": ""}
+LIMITS = {"share": (0.0, 1.0), "correlation": (-1.0, 1.0), "positive": (0.0, np.inf), "real": (-np.inf, np.inf)}
+
+
+def row_of(
+    metric: str, scale: Scale, value: float, drawn: np.ndarray, patients: int, confidence: float, reason: str
+) -> dict[str, Any]:
+    """One row; `reason` says why the value is blank, where it is."""
+    if not np.isfinite(value):
+        bounds = Bounds(np.nan, np.nan, f"not defined: {reason or 'patients do not vary'}")
+        value = np.nan
+    else:
+        bounds = bootstrap_bounds(scale, value, drawn, patients, confidence)
+    return {"metric": metric, "value": value, "low": bounds.low, "high": bounds.high, "method": bounds.method}
+
+
+def bootstrap_bounds(scale: Scale, value: float, drawn: np.ndarray, patients: int, confidence: float) -> Bounds:
+    """Bounds of a value from the deviation of its resamples, t quantile, on a scale that ends where the measure does.
+
+    Percentiles of resamples are short of their level with few patients. Resamples in which the measure is not defined are
+    left out, and more than one in twenty of them leaves no interval.
+    """
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < 0.95 * len(drawn):
+        lost = 1 - len(known) / len(drawn)
+        return Bounds(np.nan, np.nan, f"no interval: not defined in {lost:.0%} of the resamples")
+    error, degrees = float(known.std()), max(patients - 1, 1)
+    error = error if error > 1e-9 else 0.0
+    if scale == "share":
+        return on_logit_scale(value, error, degrees, confidence, patients, BOOTSTRAP)
+    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * error
+    method = BOOTSTRAP + ON_SCALE[scale]
+    if not error > 0 or (scale == "correlation" and abs(value) >= 1) or (scale == "positive" and value <= 0):
+        return Bounds(np.nan, np.nan, "no interval: resamples do not vary")
+    if scale == "correlation":
+        half /= 1 - value**2
+        return Bounds(float(np.tanh(np.arctanh(value) - half)), float(np.tanh(np.arctanh(value) + half)), method)
+    if scale == "positive":
+        return Bounds(float(value * np.exp(-half / value)), float(value * np.exp(half / value)), method)
+    return Bounds(value - half, value + half, method)
