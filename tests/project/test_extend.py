@@ -1,6 +1,10 @@
 """The examples of docs/extend.md work as they stand there."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,3 +41,28 @@ def test_an_entry_of_the_table_of_encoders(page, tmp_path):
     assert sum(parameter.numel() for parameter in module.parameters()) == entry.parameters
     assert module(torch.zeros(1, 3, 224, 224)).shape == (1, entry.width)
     assert (entry.gated, entry.pooling, entry.source.pinned) == (False, "class token", False)
+
+
+def test_a_strategy_is_one_file(page, repository, tmp_path):
+    """In a copy of the package, so that the file is beside the others as the page says."""
+    shutil.copytree(repository / "mil", tmp_path / "mil", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "mil/strategies/medoid.py").write_text(block(page, "python", "# mil/strategies/medoid.py"))
+    code = """
+import numpy as np, mil
+numbers, labels = np.random.default_rng(0), np.tile([0, 1], 18)
+bags = [numbers.normal(2.0 * label, 1, (4, 3)) for label in labels]
+model = mil.MILClassifier(strategy="medoid", folds=2, rounds=3, lr=0.02).fit(bags, labels, np.repeat(["a", "b", "c"], 12))
+print(mil.__file__, model.run_.experiment.strategy.title, mil.auroc(labels, model.predict_proba(bags)[:, 1]).value)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    file, title, value = process.stdout.split()
+    assert file.startswith(str(tmp_path))
+    assert (title, float(value) > 0.8) == ("Medoid", True)
