@@ -1,6 +1,5 @@
 """A seed -> the demo cohort on disk: slides, sheets, truth and the list of its flaws."""
 
-import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -10,6 +9,7 @@ import pandas as pd
 
 from mil.errors import MilError
 from mil.progress import Reporter, quiet
+from mil.slides.cores import cores
 from mil.synthetic.flaws import flaws_by_slide, flaws_table, slide_ids
 from mil.synthetic.patients import Patient, clinical_table, draw_patients
 from mil.synthetic.sites import SITES
@@ -62,7 +62,7 @@ def _make_folders(folder: Path, tasks: list[SlideTask]) -> None:
 
 def _make_slides(tasks: list[SlideTask], reporter: Reporter) -> None:
     """Make the slides, several at once."""
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES, len(tasks))
+    processes = min(cores(None), MOST_PROCESSES, len(tasks))
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     with pool, reporter.steps("demo cohort", len(tasks), "slides") as steps:
         try:
