@@ -6,8 +6,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from mil.commands.options import LogOption, reporter_of
+from mil.commands.options import LogOption, checked_by, reporter_of
 from mil.errors import MilError
+from mil.files import require_file
 
 EXTRA = ("cryptography", "dp_accounting", "nvflare")
 
@@ -25,8 +26,29 @@ server = typer.Typer(
 site = typer.Typer(no_args_is_help=True, callback=_check_extra, help="A hospital's side of a federation.")
 ledger = typer.Typer(no_args_is_help=True, callback=_check_extra, help="The records of what crossed between hospitals.")
 
-ServerFile = Annotated[Path, typer.Argument(help="The coordinator's file, server.yaml.")]
-SiteFile = Annotated[Path, typer.Argument(help="The hospital's file, site.yaml.")]
+
+def _check_server_file(path: Path) -> None:
+    from mil.hospital.config import ServerSpec, read_own
+
+    read_own(ServerSpec, path)
+
+
+def _check_site_file(path: Path) -> None:
+    from mil.hospital.config import SiteSpec, read_own
+
+    read_own(SiteSpec, path)
+
+
+def _check_ledger(path: Path) -> None:
+    require_file(path, "ledger")
+
+
+ServerFile = Annotated[
+    Path, typer.Argument(help="The coordinator's file, server.yaml.", callback=checked_by(_check_server_file))
+]
+SiteFile = Annotated[
+    Path, typer.Argument(help="The hospital's file, site.yaml.", callback=checked_by(_check_site_file))
+]
 WaitOption = Annotated[
     float, typer.Option("--wait", help="Seconds to wait for the server and the sites that are needed.")
 ]
@@ -180,7 +202,9 @@ def join(
 
 @ledger.command("verify")
 def verify_ledgers(
-    record: Annotated[Path, typer.Argument(help="A ledger; the server's where sites are given.")],
+    record: Annotated[
+        Path, typer.Argument(help="A ledger; the server's where sites are given.", callback=checked_by(_check_ledger))
+    ],
     site_records: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--site", help="NAME=FILE of a site's ledger, to hold against the server's.", show_default=False),
