@@ -30,7 +30,7 @@ from mil.predictions.predict import predict
 from mil.results.results import Results
 from mil.statistics import delong
 from mil.statistics.arms import patient_scores
-from mil.strategies.strategy import Answers
+from mil.strategies.aggregation import Answers
 from mil.training.plans import first_weights
 from mil.training.store import FeatureStore
 

@@ -22,7 +22,7 @@ from mil.hospital.noise import SecretStream
 from mil.hospital.payload import Refusal
 from mil.hospital.record import LedgerFile
 from mil.models.head import Inputs
-from mil.strategies.strategy import State
+from mil.strategies.aggregation import State
 from mil.training.client import Job, SiteData, Update
 from mil.training.dropout import step_key, tile_keys
 from mil.training.layout import Layout

@@ -21,7 +21,8 @@ from mil.hospital.masking import summed
 from mil.hospital.payload import Message, digest
 from mil.hospital.standing import Progress
 from mil.statistics.moments import Moments
-from mil.strategies.strategy import Answers, WeightedSum
+from mil.strategies.aggregation import Answers
+from mil.strategies.strategy import WeightedSum
 from mil.training.aggregate import begin_models
 from mil.training.clients import participants, visits
 from mil.training.plans import first_weights

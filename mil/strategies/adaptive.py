@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from mil.strategies.aggregation import moved, zeros
-from mil.strategies.strategy import Decay, Rate, ServerRate, State, Stepped, server_part, server_tensors
+from mil.strategies.aggregation import State, moved, zeros
+from mil.strategies.strategy import Decay, Rate, ServerRate, Stepped, server_part, server_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

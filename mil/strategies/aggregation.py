@@ -6,6 +6,7 @@ The site axis comes first. Sums are exact (`mil.strategies.fixed_point`) and cas
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mil.strategies.fixed_point import exact_sum
@@ -13,10 +14,30 @@ from mil.strategies.fixed_point import exact_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mil.strategies.strategy import Answers
+State = Mapping[str, "Tensor"]
+"""Tensors of one model by name, or of the sites' (sites, *shape)."""
 
 
-def weighted_change(state: Mapping[str, Tensor], answers: Answers) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Answers:
+    """What the sites sent in a round: those that answered, one or more, in the order of their names."""
+
+    states: State
+    """The sites' models (sites, *shape)."""
+    amounts: Tensor
+    """What each site counts (sites,) float64: its training patients, or 1 where sites count alike."""
+    total: Tensor | None = None
+    """Sum of the amounts of all training sites, whether they answered or not, () float64. Control variates need it."""
+    controls: State = field(default_factory=dict)
+    """SCAFFOLD: change of the sites' control variates (sites, *shape)."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Share of each site (sites,) float64, summing to 1."""
+        return self.amounts / self.amounts.sum()
+
+
+def weighted_change(state: State, answers: Answers) -> dict[str, Tensor]:
     """Weighted mean over sites of (site's state - state), float64."""
     return {name: weighted_sum(answers.states[name].double() - value, answers.weights) for name, value in state.items()}
 
@@ -26,12 +47,12 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     return exact_sum(values.double() * weights.view(-1, *[1] * (values.dim() - 1)))
 
 
-def moved(state: Mapping[str, Tensor], change: Mapping[str, Tensor], rate: float = 1.0) -> dict[str, Tensor]:
+def moved(state: State, change: State, rate: float = 1.0) -> dict[str, Tensor]:
     """state + rate x change, summed in float64 and cast once."""
     return {name: (value.double() + rate * change[name]).to(value.dtype) for name, value in state.items()}
 
 
-def zeros(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def zeros(state: State) -> dict[str, Tensor]:
     """float64 zeros of the shapes of `state`."""
     return {name: value.double().new_zeros(value.shape) for name, value in state.items()}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from mil.strategies.adaptive import Adaptive
-from mil.strategies.strategy import State, Stepped
+from mil.strategies.aggregation import State
+from mil.strategies.strategy import Stepped
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from mil.strategies.aggregation import moved, zeros
-from mil.strategies.strategy import Decay, ServerRate, State, Stepped, server_part, server_tensors
+from mil.strategies.aggregation import State, moved, zeros
+from mil.strategies.strategy import Decay, ServerRate, Stepped, server_part, server_tensors
 
 
 class FedAvgM(ServerRate):

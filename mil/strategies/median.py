@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from mil.strategies.aggregation import middle, moved
-from mil.strategies.strategy import Answers, Federated, State, Stepped
+from mil.strategies.aggregation import Answers, State, middle, moved
+from mil.strategies.strategy import Federated, Stepped
 
 
 class Median(Federated):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from mil.strategies.aggregation import moved, weighted_change, weighted_sum
-from mil.strategies.strategy import Answers, ServerRate, State, Stepped, server_part, server_tensors
+from mil.strategies.aggregation import Answers, State, moved, weighted_change, weighted_sum
+from mil.strategies.strategy import ServerRate, Stepped, server_part, server_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,43 +10,20 @@ Files of this package are read whenever settings are, so they import no torch: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mil.spec import Spec
-from mil.strategies.aggregation import moved, weighted_change
+from mil.strategies.aggregation import Answers, State, moved, weighted_change
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-State = Mapping[str, "Tensor"]
-"""Tensors of one model by name, or of the sites' (sites, *shape)."""
 Stepped = tuple[dict[str, "Tensor"], dict[str, "Tensor"]]
 """The next global state, and the server's next tensors."""
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the sites sent in a round: those that answered, one or more, in the order of their names."""
-
-    states: State
-    """The sites' models (sites, *shape)."""
-    amounts: Tensor
-    """What each site counts (sites,) float64: its training patients, or 1 where sites count alike."""
-    total: Tensor | None = None
-    """Sum of the amounts of all training sites, whether they answered or not, () float64. Control variates need it."""
-    controls: State = field(default_factory=dict)
-    """SCAFFOLD: change of the sites' control variates (sites, *shape)."""
-
-    @property
-    def weights(self) -> Tensor:
-        """Share of each site (sites,) float64, summing to 1."""
-        return self.amounts / self.amounts.sum()
 
 
 class Strategy(Spec):

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from mil.strategies.aggregation import middle, moved
-from mil.strategies.strategy import Answers, Federated, State, Stepped
+from mil.strategies.aggregation import Answers, State, middle, moved
+from mil.strategies.strategy import Federated, Stepped
 
 
 class TrimmedMean(Federated):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from mil.strategies.strategy import Answers, State, Stepped, Strategy
+from mil.strategies.aggregation import Answers, State
+from mil.strategies.strategy import Stepped, Strategy
 
 Named = dict[str, Tensor]
 

@@ -1,13 +1,10 @@
 """Where a run stands after a round -> a folder that it can go on from, as if it had never been interrupted."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +13,8 @@ from safetensors.torch import save as packed
 from torch import Tensor
 
 from mil.files import write_bytes, write_text
-
-if TYPE_CHECKING:
-    from mil.training.records import Records
-    from mil.training.rounds import Phase
+from mil.training.phase import Phase
+from mil.training.records import Records
 
 
 @dataclass

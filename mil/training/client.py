@@ -13,8 +13,8 @@ from torch import Tensor
 from mil.endpoints.endpoints import Endpoint
 from mil.models.head import Head, Inputs
 from mil.specs.experiments import TrainingSpec
+from mil.strategies.aggregation import State
 from mil.strategies.scaffold import control_after
-from mil.strategies.strategy import State
 from mil.training.dropout import step_key, tile_keys
 from mil.training.optimisers import BETA1, BETA2, EPSILON, schedule
 from mil.training.packing import Places

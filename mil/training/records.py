@@ -1,10 +1,7 @@
 """What is written down of every round: the watched losses, a row a site in the round table, a line a site in the ledger."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +13,8 @@ from mil.training.cohort import Cohort
 from mil.training.engine import Engine, Learners
 from mil.training.ledger import Ledger, digest
 from mil.training.packing import Places
+from mil.training.phase import Phase
 from mil.training.protocol import Task, best_rounds, mean_curve
-
-if TYPE_CHECKING:
-    from mil.training.rounds import Phase
 
 
 @dataclass

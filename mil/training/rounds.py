@@ -1,7 +1,7 @@
 """Rounds of all models of a phase at once: broadcast, train every site's learner, aggregate, watch the inner fold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from mil.progress import Steps
 from mil.specs.experiments import TrainingSpec
+from mil.strategies.aggregation import Answers
 from mil.strategies.scaffold import control_after
-from mil.strategies.strategy import Answers, Strategy, server_part
+from mil.strategies.strategy import Strategy, server_part
 from mil.training.aggregate import begin_models, step_models
 from mil.training.checkpoint import Checkpoint
 from mil.training.clients import Clients, participants, visits
 from mil.training.cohort import Cohort
 from mil.training.engine import Engine, Learners, Plan
-from mil.training.optimisers import OptimiserState, schedule
+from mil.training.optimisers import schedule
+from mil.training.phase import Phase
 from mil.training.plans import Rounds, dropout_stream, first_weights
 from mil.training.protocol import Task
 from mil.training.records import Records
@@ -25,23 +27,6 @@ from mil.training.traffic import bytes_each_way
 
 SLAB = 2**18
 """Numbers of the global models that the server takes at once, so that float64 sums stay in the cache."""
-
-
-@dataclass
-class Phase:
-    """Where a phase stands: everything that the next round needs."""
-
-    rows: Tensor
-    """Global models (tasks, size)."""
-    learners: Learners
-    """Models at the sites (tasks x sites, size), with their buffers."""
-    state: OptimiserState
-    server: dict[str, Tensor]
-    """The strategy's tensors (tasks, ...) by name."""
-    controls: Tensor | None
-    """SCAFFOLD: the sites' control variates (tasks x sites, size)."""
-    live: np.ndarray
-    """Tasks that are still training."""
 
 
 class Driver:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from mil.specs.experiments import TrainingSpec
-from mil.strategies.strategy import Answers, State, Strategy, server_part
+from mil.strategies.aggregation import Answers, State
+from mil.strategies.strategy import Strategy, server_part
 from mil.training.client import Job, SiteData, Update, client_update, finetune
 from mil.training.clients import participants, visits
 from mil.training.ledger import digest

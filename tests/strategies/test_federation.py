@@ -14,7 +14,7 @@ from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec, TrainingSpec
 from mil.specs.models import GatedAttentionSpec, MeanSpec
 from mil.strategies import STRATEGIES
-from mil.strategies.strategy import Answers
+from mil.strategies.aggregation import Answers
 from mil.training.client import Job, SiteData, client_update
 from mil.training.clients import participants, visits
 from mil.training.plans import Rounds

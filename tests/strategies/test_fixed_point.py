@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from mil.strategies.aggregation import Answers
 from mil.strategies.fedavg import FedAvg
 from mil.strategies.fixed_point import LARGEST, exact_sum, from_fixed, to_fixed
-from mil.strategies.strategy import Answers
 
 SIZES = 10.0 ** torch.arange(-5, 5).repeat(50)
 VALUES = torch.randn(64, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * SIZES
