@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test environment lock clean
+.PHONY: demo test test-all environment lock clean
 
 environment: .venv/installed
 
@@ -26,7 +26,11 @@ test: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not extended" --durations 20
+
+# What `make test` leaves out: many kills, thousands of damaged files, long simulations.
+test-all: environment
+	KILLS=20 REPEATS=5 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "extended or repeated" --durations 20
 
 # Anew from pyproject.toml: no address in it, and torch with its CUDA libraries left to the machine's pip settings.
 lock:

@@ -3,6 +3,7 @@
 import hashlib
 
 import inprocess
+import pytest
 import torch
 from hospitals import PROTOCOL, SITES, Hospitals, make_hospitals
 from killing import check_whole, hidden, killed, undisturbed
@@ -11,6 +12,8 @@ from mil.hospital.server import Server
 from mil.hospital.site import Site
 from mil.training.ledger import read
 from mil.training.run import Run
+
+pytestmark = pytest.mark.repeated
 
 
 def federated(hospitals: Hospitals, folder) -> None:

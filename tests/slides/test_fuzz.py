@@ -1,6 +1,7 @@
 """Slides with flipped, cut and missing bytes: each is ok or a reason; none crashes, hangs, or gives white tiles for tissue."""
 
 import faulthandler
+import os
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from mil.slides.check import look_at
 from mil.slides.slide import open_slide
 from mil.tiles import tile_slide
 
-CASES = 36  # a file
+pytestmark = pytest.mark.repeated
+
+CASES = 36 * int(os.environ.get("REPEATS", "1"))  # a file
 STATES = {"ok", "unreadable", "unreadable_region", "not_a_slide", "unsupported", "implausible_size", "implausible_mpp", "too_many_tiles"}  # fmt: skip
 SPEC = TileSpec(size_px=64, mpp=0.5, min_tissue=0.0, max_tiles=10_000, tissue=TissueSpec(mpp=4), quality=QualitySpec())
 

@@ -9,6 +9,8 @@ from mil.training import run as run_module
 from mil.training.checkpoint import Checkpoint
 from mil.training.run import train_into
 
+pytestmark = pytest.mark.repeated
+
 
 class EveryRound(Checkpoint):
     """Saves after every round."""
