@@ -24,6 +24,10 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    settle(RESULTS)
+
+
 # Below the shell commands, in which they are easily overlooked.
 onerror:
     for line in failures(f"{RESULTS}/logs", STARTED):
@@ -32,8 +36,8 @@ onerror:
 
 localrules:
     all,
+    slides,
     census,
-    settings,
 
 
 rule all:

@@ -130,8 +130,9 @@ class Config(Spec):
     cohort: str = ""
     """Name of the cohort; its results go to `<results>/<cohort>/`."""
     results: str = "results"
-    shard_size: int = Field(default=50, ge=1)
-    """Slides a job in `tile` and `extract`; says how work is cut up, never what comes out."""
+    shard_size: int | None = Field(default=None, ge=1)
+    """Slides per job of `check`, `tile` and `extract`; none: 50, and 125 from 4,000 slides on. Never changes what comes out, and only
+    slides that are in no shard yet are dealt by it."""
     slides: SlidesSpec = SlidesSpec()
     truth: TruthSpec | None = None
     tiles: TileSpec = TileSpec()

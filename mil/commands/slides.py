@@ -9,18 +9,12 @@ from mil.commands.options import (
     LogOption,
     OutOption,
     SlidesArgument,
-    check_configs,
     checked_by,
     reporter_of,
     require_results,
     spec_option,
 )
 from mil.errors import MilError
-
-ShardOption = Annotated[
-    int, typer.Option("--shard", help="Index of the shard: rows SHARD * SHARD_SIZE onwards of the slide table.")
-]
-ShardSizeOption = Annotated[int, typer.Option("--shard-size", help="Slides per shard.")]
 
 
 def check(
@@ -29,11 +23,14 @@ def check(
         typer.Argument(
             help="Config files of a cohort: settings, labels and weights are checked too.",
             show_default=False,
-            callback=checked_by(check_configs),
         ),
     ] = None,
     spec: Annotated[str, spec_option("SlidesSpec", what="The slide settings")] = "{}",
     site: Annotated[Optional[str], typer.Option(help="Only this site.", show_default="all")] = None,  # noqa: UP045
+    rows: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Check only the slides of this shard, instead of the sheet's.", show_default=False),
+    ] = None,
     labels: Annotated[
         str, typer.Option(help="Comma-separated label columns; a patient without any is `no_label`.")
     ] = "",
@@ -56,29 +53,35 @@ def check(
     from mil.config import SlidesSpec, read_spec
     from mil.files import SHEET_PATH, require_file
 
-    if not configs:
+    if not configs and rows is None:
         require_file(read_spec(SlidesSpec, spec).sheet, "slide sheet", SHEET_PATH)
     from mil.readiness import ready_cohort
     from mil.slides.check import check_slides
-    from mil.slides.sheet import read_cohort
+    from mil.slides.sheet import read_cohort, read_shard
     from mil.tables import write_table
 
     reporter = reporter_of(log)
     if configs:
         config, cohort = ready_cohort(configs)
-        settings = config.slides
+        settings, sheet = config.slides, cohort.at(site) if site else cohort.slides
+    elif rows is not None:
+        settings, sheet = read_spec(SlidesSpec, spec), read_shard(rows)
     else:
         settings = read_spec(SlidesSpec, spec)
         cohort = read_cohort(settings, [column for column in labels.split(",") if column])
-    table = check_slides(cohort.at(site) if site else cohort.slides, settings, reporter)
+        sheet = cohort.at(site) if site else cohort.slides
+    kept = out.with_name(f".{out.stem}.checked.jsonl") if out is not None else None
+    table = check_slides(sheet, settings, reporter, kept)
     if out is not None:
         write_table(table, out)
     bad = table[table["state"] != "ok"]
     for row in bad.itertuples():
         reporter.note(f"slide {row.slide_id} ({row.path}): {row.state}: {row.reason}")
     counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
-    reporter.say(f"check {site or 'all sites'}: {len(table)} slides: {counts}")
-    if len(bad) and (strict or settings.on_bad_slide == "stop" or (site is None and len(bad) == len(table))):
+    reporter.say(f"check {rows or site or 'all sites'}: {len(table)} slides: {counts}")
+    if len(bad) and (
+        strict or settings.on_bad_slide == "stop" or (site is None and rows is None and len(bad) == len(table))
+    ):
         first = bad.iloc[0]
         raise MilError(
             f"{len(bad)} of {len(table)} slides cannot be used; the first: slide {first['slide_id']} ({first['path']}): {first['state']}: {first['reason']}"
@@ -115,17 +118,15 @@ def tile(
     thumbnails: Annotated[Path, typer.Option(help="Folder for the thumbnails.")],
     out: OutOption,
     spec: Annotated[str, spec_option("TileSpec", what="The tile settings")] = "{}",
-    shard: ShardOption = 0,
-    shard_size: ShardSizeOption = 1_000_000,
     log: LogOption = None,
 ) -> None:
     """Find the tissue of the slides of a shard and cover it with tiles."""
     from mil.config import TileSpec, read_spec
-    from mil.tables import write_table
+    from mil.tables import read_table, write_table
     from mil.tiles import tile_shard
 
     reporter = reporter_of(log)
-    manifest = tile_shard(_shard(slides, shard, shard_size), read_spec(TileSpec, spec), folder, thumbnails, reporter)
+    manifest = tile_shard(read_table(slides), read_spec(TileSpec, spec), folder, thumbnails, reporter)
     write_table(manifest, out)
 
 
@@ -137,10 +138,11 @@ def contact(
     log: LogOption = None,
 ) -> None:
     """Draw one page with the thumbnails, tissue and tiles of a site, to check by eye. Unusual slides get a frame and their name."""
+    from mil.tables import read_table
     from mil.tiles.contact import write_contact_sheet
 
     reporter = reporter_of(log)
-    for line in write_contact_sheet(_shard(slides, 0, 1_000_000), tiles, thumbnails, out):
+    for line in write_contact_sheet(read_table(slides), tiles, thumbnails, out):
         reporter.note(line)
 
 
@@ -154,8 +156,10 @@ def extract(
         Optional[str],  # noqa: UP045
         typer.Option(help="File or bundle with the encoder's weights, before the spec's.", show_default=False),
     ] = None,
-    shard: ShardOption = 0,
-    shard_size: ShardSizeOption = 1_000_000,
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tiles per step on a GPU, before the spec's.", min=1, show_default=False),
+    ] = None,
     threads: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="CPU cores to use; default: all that this job may use.", show_default=False),
@@ -166,12 +170,13 @@ def extract(
     """Compute the features of every tile of a shard's slides with a frozen encoder."""
     from mil.config import EncoderSpec, read_spec
     from mil.features import extract_shard
-    from mil.tables import write_table
+    from mil.tables import read_table, write_table
 
     reporter = reporter_of(log)
     encoder = read_spec(EncoderSpec, spec)
-    encoder = encoder if weights is None else encoder.model_copy(update={"weights": weights})
-    rows = _shard(slides, shard, shard_size)
+    given = {"weights": weights, "batch_size": batch_size}
+    encoder = encoder.model_copy(update={key: value for key, value in given.items() if value is not None})
+    rows = read_table(slides)
     write_table(extract_shard(rows, tiles, encoder, folder, reporter, threads, profile=profile), out)
 
 
@@ -183,18 +188,16 @@ def census(
     out: OutOption,
 ) -> None:
     """Write the state and counts of every slide of a site: the only slide table that leaves the site's folder."""
+    import pandas as pd
+
     from mil.bags.census import read_manifests, take_census
+    from mil.slides.check import mark_series_twice
     from mil.tables import read_table, write_table
 
     stages: dict[str, list[Path]] = {}
     for path in manifests:
         stages.setdefault(path.parent.name, []).append(path)
-    table = read_table(slides)
+    rows = read_table(slides).to_dict("records")
+    mark_series_twice(rows)  # `mil check` sees those of a shard only
+    table = pd.DataFrame(rows)
     write_table(take_census(table, {stage: read_manifests(paths) for stage, paths in stages.items()}), out)
-
-
-def _shard(slides: Path, shard: int, shard_size: int):
-    from mil.tables import read_table
-
-    table = read_table(slides)
-    return table.iloc[shard * shard_size : (shard + 1) * shard_size]

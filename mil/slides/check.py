@@ -1,7 +1,11 @@
 """A site's rows of the sheet -> what each slide is and whether it can be used: state, reason, scale, fingerprint."""
 
+import hashlib
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +14,7 @@ from mil.config import SlidesSpec
 from mil.errors import MilError, SlideError
 from mil.progress import Reporter
 from mil.schemas import SLIDES
-from mil.slides.fingerprint import fingerprint, size_of
+from mil.slides.fingerprint import fingerprint, size_of, state_on_disk
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
@@ -18,19 +22,23 @@ from mil.tables import table_of
 
 SECONDS_A_SLIDE = 120.0  # to open a slide and look at 45 places of it
 BYTES_A_SECOND = 2e7  # the slowest storage that is waited for; every byte is hashed
+PASSING = frozenset({"unreadable", "timeout", "decoder_crash"})  # may be the disk's fault, so the slide is read again
 SAMPLE_PX = 128
 DARK, BRIGHT = 48, 160  # of 255
 FEW_COLOURS = 16
 
 
-def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter) -> pd.DataFrame:
+def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter, kept: Path | None = None) -> pd.DataFrame:
     """Rows of one site's sheet (slide_id, patient_id, site, path, mpp, labelled) -> the table of `SLIDES`, in their order.
 
     A slide that cannot be used is a row whose `state` is not `ok`; with `spec.on_bad_slide == 'stop'` the first ends the run.
+    `kept`: file with a line per slide, written when the slide is done; a slide that has not changed since is not read again.
     """
-    with reporter.steps("check", len(sheet), "slides") as steps:
-        rows = list(_checked(sheet, spec, steps.done))
-    _refuse_series_twice(rows, spec)
+    with reporter.steps("check", len(sheet), "slides") as steps, _Kept(kept, spec) as known:
+        rows = list(_checked(sheet, spec, steps.done, known))
+    for row in mark_series_twice(rows):
+        if spec.on_bad_slide == "stop":
+            raise MilError(f"slide {row['slide_id']}: duplicate: {row['reason']}")
     return table_of(rows, SLIDES)
 
 
@@ -61,7 +69,7 @@ def look_at(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
     try:
         with open_slide(path, sheet_mpp(mpp)) as slide:
             found |= _described(slide)
-            found |= {"fingerprint": fingerprint(path), "bytes": size_of(path)}
+            found |= {"fingerprint": fingerprint(path, spec.fingerprint == "full"), "bytes": size_of(path)}
             check_scale(slide, spec)
             found["reason"] = remark(slide, *sampled(slide, spec.unreadable == "drop"))
     except SlideError as error:
@@ -170,10 +178,49 @@ def unlabelled(patient_id: str, listed: bool) -> dict[str, object]:
     return {"state": "no_label", "reason": f"patient {patient_id} has no label for any endpoint"}
 
 
-def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done) -> Iterator[dict[str, object]]:
+class _Kept:
+    """What is known of slides from an earlier check, by everything that decides it: path, size, time, mpp and settings."""
+
+    def __init__(self, path: Path | None, spec: SlidesSpec) -> None:
+        self.path, self.spec = path, spec.to_json()
+        self.found: dict[str, dict[str, object]] = {}
+
+    def __enter__(self) -> "_Kept":
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+            for line in lines:
+                with suppress(json.JSONDecodeError):  # the line that a killed job was writing
+                    self.found |= json.loads(line)
+            self.file = open(self.path, "a", encoding="utf-8", buffering=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.path is not None:
+            self.file.close()
+
+    def look(self, path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
+        """`check_slide`, or what it said before."""
+        if self.path is None:
+            return check_slide(path, mpp, spec)
+        try:
+            state = state_on_disk(path)
+        except (OSError, SlideError):  # gone: the check says so
+            return check_slide(path, mpp, spec)
+        key = hashlib.sha256("\0".join([str(path), state, mpp, self.spec]).encode()).hexdigest()
+        if key not in self.found:
+            found = check_slide(path, mpp, spec)
+            if found["state"] in PASSING:
+                return found
+            self.found[key] = found
+            self.file.write(f"\n{json.dumps({key: found}, default=float)}\n")  # a killed job may have left half a line
+        return dict(self.found[key])
+
+
+def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done, known: _Kept) -> Iterator[dict[str, object]]:
     for row in sheet.itertuples():
         source = spec.features.get(row.site)
-        found = check_slide(Path(row.path), str(row.mpp), spec) if source is None else unopened(source, str(row.mpp))
+        found = known.look(Path(row.path), str(row.mpp), spec) if source is None else unopened(source, str(row.mpp))
         if found["state"] == "ok" and not row.labelled:
             found |= unlabelled(str(row.patient_id), bool(getattr(row, "listed", True)))
         if spec.on_bad_slide == "stop" and found["state"] not in {"ok", "no_label", "no_patient"}:
@@ -188,24 +235,22 @@ def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done) -> Iterator[dict[str, 
         }
 
 
-def _refuse_series_twice(rows: list[dict[str, object]], spec: SlidesSpec) -> None:
-    """Rows that name files of one DICOM series, or its folder, are one slide: none of them can be used."""
-    dicom = [row for row in rows if row["state"] == "ok" and row.get("format") == "dicom"]
-    for row in dicom:
-        others = [
-            str(other["slide_id"]) for other in dicom if other["fingerprint"] == row["fingerprint"] and other is not row
-        ]
-        if others:
-            reason = (
-                f"{Path(str(row['path'])).name}: is of the same DICOM series as slide {', '.join(others)}; "
-                "keep one row for it, whose path is the folder or any of its files"
-            )
-            if spec.on_bad_slide == "stop":
-                raise MilError(f"slide {row['slide_id']}: duplicate: {reason}")
-            row["twice"] = reason
-    for row in dicom:
-        if "twice" in row:
-            row |= {"state": "duplicate", "reason": row.pop("twice")}
+def mark_series_twice(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that name files of one DICOM series, or its folder, are one slide: none of them can be used. Returns these rows."""
+    series: dict[object, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["state"] == "ok" and row.get("format") == "dicom":
+            series.setdefault(row["fingerprint"], []).append(row)
+    marked = [row for same in series.values() if len(same) > 1 for row in same]
+    for row in marked:
+        others = ", ".join(str(other["slide_id"]) for other in series[row["fingerprint"]] if other is not row)
+        row["reason"] = (
+            f"{Path(str(row['path'])).name}: is of the same DICOM series as slide {others}; "
+            "keep one row for it, whose path is the folder or any of its files"
+        )
+    for row in marked:
+        row["state"] = "duplicate"
+    return marked
 
 
 def _described(slide: Slide) -> dict[str, object]:

@@ -70,6 +70,13 @@ def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
     return Cohort(slides, patients, source)
 
 
+def read_shard(path: str | Path) -> pd.DataFrame:
+    """The slides of a shard that the workflow wrote from the sheet; columns as `Cohort.slides`."""
+    rows = read_text_table(path, "shard")
+    require_columns(rows, (*SHEET, "mpp", "labelled", "listed"), f"shard {path}")
+    return rows.assign(labelled=rows["labelled"] == "1", listed=rows["listed"] == "1")
+
+
 def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]:
     """The patient table: a file of its own, or the sheet's further columns, which must then agree within a patient."""
     extra = [column for column in sheet.columns if column not in (*SHEET, *OPTIONAL_COLUMNS)]

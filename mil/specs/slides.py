@@ -54,6 +54,8 @@ class SlidesSpec(Spec):
     """Largest relative difference of mpp in x and y."""
     unreadable: Literal["refuse", "drop"] = "refuse"
     """A slide with a place that cannot be decoded is `unreadable_region`; with `drop` it goes on with a remark, for `tiles.unreadable`."""
+    fingerprint: Literal["sample", "full"] = "sample"
+    """What a slide is known by: a hash of its size, headers and spread blocks where it has more than 64 MB, or of every byte."""
     on_bad_slide: Literal["flag", "stop"] = "flag"
     """A slide that cannot be used is a row with a reason (`flag`), or ends the run (`stop`)."""
 

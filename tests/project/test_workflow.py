@@ -1,5 +1,6 @@
 """The workflow as a user meets it: a real run, nothing to do afterwards, and exactly what depends on a change."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -82,36 +83,143 @@ def test_a_figure_is_drawn_alone_by_its_name(finished, repository):
     assert jobs(snakemake(finished, repository, "--dry-run", "heatmaps")) == {"heatmaps": 1, "one_figure_of_site": 4}
 
 
-AFTER_SCORES = {"settings", "baseline", "deep_check", "figure", "figure_of_site", "report"}
-ALWAYS_AFTER_TRAINING = {"train", "predict", "score", "compare", "localise"} | AFTER_SCORES
+PUT_TOGETHER = {"compare": 1, "baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1}
+TRAINED = {"train": 3, "predict": 3, "score": 3, "localise": 3} | PUT_TOGETHER
+EXTRACTED = {"extract": 8, "census": 4, "bag": 1} | TRAINED
+OF_ONE_SHARD = {"extract": 1, "census": 1, "bag": 1} | TRAINED
+OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE_SHARD
 
 
 @pytest.mark.parametrize(
-    ("over", "rules"),
+    ("over", "expected"),
     [
-        ({"report": {"title": "Another title"}}, {"report"}),
+        ({"report": {"title": "Another title"}}, {"report": 1}),
+        ({"metrics": {"bootstrap": 200}}, {"score": 3, "localise": 3} | PUT_TOGETHER),
         (
-            {"metrics": {"bootstrap": 200}},
-            {
-                "settings",
-                "score",
-                "compare",
-                "localise",
-                "baseline",
-                "deep_check",
-                "figure",
-                "figure_of_site",
-                "report",
-            },
+            {"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}},
+            TRAINED | {"train": 1, "predict": 1, "score": 1, "localise": 1},
         ),
-        ({"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}}, ALWAYS_AFTER_TRAINING),
-        ({"tiles": {"min_tissue": 0.9}}, ALWAYS_AFTER_TRAINING | {"tile", "contact_sheet", "extract", "census", "bag"}),
-        ({"encoders": {"colour": {"batch_size": 64}}}, ALWAYS_AFTER_TRAINING | {"extract", "census", "bag"}),
+        ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 8, "contact_sheet": 4}),
+        ({"encoders": {"colour": {"stain": "macenko"}}}, EXTRACTED),
+        ({"figures": {"dpi": 80}}, {"figure": 1, "figure_of_site": 4, "report": 1}),
+        ({"encoders": {"colour": {"batch_size": 64}}}, {}),
+        ({"shard_size": 7}, {}),
     ],
-    ids=["title", "metrics", "lr", "tiles", "encoder"],
+    ids=["title", "metrics", "lr", "tiles", "encoder", "dpi", "batch_size", "shard_size"],
 )
-def test_a_changed_setting_runs_what_depends_on_it(finished, repository, over, rules):
-    assert set(jobs(snakemake(finished, repository, "--dry-run", over=over))) == rules
+@pytest.mark.parametrize("record", ["with", "without"])
+def test_a_changed_setting_runs_what_depends_on_it(finished, bare, repository, record, over, expected):
+    """With Snakemake's record of earlier runs and without it, as in a fresh checkout over old results."""
+    folder = finished if record == "with" else bare
+    assert jobs(snakemake(folder, repository, "--dry-run", over=over)) == expected
+    if over.get("tiles"):  # a dry run leaves no trace
+        assert jobs(snakemake(folder, repository, "--dry-run")) == {}
+
+
+@pytest.fixture(scope="module")
+def bare(finished, tmp_path_factory):
+    """The finished run as a fresh checkout sees it: without Snakemake's record."""
+    return copied(finished, tmp_path_factory.mktemp("bare") / "copy", record=False)
+
+
+def copied(finished, folder, record):
+    shutil.copytree(finished, folder, copy_function=os.link)
+    if not record:
+        shutil.rmtree(folder / ".snakemake")
+    return folder
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.unlink()  # the file is linked, not copied
+    path.write_text(text.replace(old, new, 1))
+
+
+def first_slide(folder, site="north"):
+    """Row of the site's first slide in a shard, and the path of its file."""
+    header, *rows = (folder / f"results/tiny/sites/{site}/shards/0.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), rows[0].split(","), strict=True))
+    return row, folder / row["path"]
+
+
+def add_slide(folder):
+    row, path = first_slide(folder)
+    shutil.copy(path, folder / "data/copy.svs")
+    sheet = folder / "data/slides.csv"
+    edit(sheet, "\n", f"\nnew-slide,{row['patient_id']},north,copy.svs,\n")
+
+
+def replace_slide(folder):
+    _, path = first_slide(folder)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content + b"\0")
+
+
+def touch_slide(folder):
+    _, path = first_slide(folder)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+
+
+def change_label(folder):
+    rows = (folder / "data/patients.csv").read_text().splitlines()
+    place = rows[0].split(",").index("response")
+    cells = next(row for row in rows[1:] if row.startswith("north") and row.split(",")[place] == "1").split(",")
+    edit(folder / "data/patients.csv", ",".join(cells), ",".join([*cells[:place], "0", *cells[place + 1 :]]))
+
+
+def change_age(folder):
+    rows = (folder / "data/patients.csv").read_text().splitlines()
+    place = rows[0].split(",").index("age")
+    cells = rows[1].split(",")
+    edit(folder / "data/patients.csv", rows[1], ",".join([*cells[:place], "33", *cells[place + 1 :]]))
+
+
+def delete_features(folder):
+    row, _ = first_slide(folder)
+    (folder / f"results/tiny/sites/north/features/colour/{row['slide_id']}.h5").unlink()
+
+
+def delete_manifest(folder):
+    (folder / "results/tiny/sites/north/features/colour/shard0.csv").unlink()
+
+
+def edit_truth(folder):
+    path = sorted((folder / "data/truth").glob("*.png"))[0]
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["with", "without"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda folder: None, {}),
+        (add_slide, OF_ONE_SLIDE),
+        (replace_slide, OF_ONE_SLIDE),
+        (touch_slide, {}),
+        (change_label, {"bag": 1} | TRAINED),
+        (change_age, {"baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1}),
+        (delete_features, OF_ONE_SHARD),
+        (delete_manifest, OF_ONE_SHARD),
+        (edit_truth, {"localise": 3, "figure": 1, "figure_of_site": 4, "report": 1}),
+    ],
+    ids=["nothing", "added", "replaced", "touched", "label", "age", "features", "manifest", "truth"],
+)
+def test_a_changed_file_runs_what_depends_on_it(finished, repository, tmp_path, record, change, expected):
+    folder = copied(finished, tmp_path / "copy", record)
+    change(folder)
+    assert jobs(snakemake(folder, repository, "--dry-run")) == expected
+
+
+def test_moved_results_are_still_finished(finished, repository, tmp_path):
+    folder = copied(finished, tmp_path / "copy", record=True)
+    (folder / "results").rename(folder / "elsewhere")
+    assert jobs(snakemake(folder, repository, "--dry-run", over={"results": "elsewhere"})) == {}
 
 
 def test_one_experiments_setting_leaves_the_others_alone(finished, repository):

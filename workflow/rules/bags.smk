@@ -4,7 +4,8 @@
 rule bag:
     input:
         census=expand("<results>/census/{site}.csv", site=SITES),
-        patients=settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet,
+        labels="<results>/inputs/labels/{endpoint}.csv",
+        settings="<results>/inputs/endpoints/{endpoint}.json",
     output:
         bags="<results>/bags/{endpoint}.csv",
         flow="<results>/bags/{endpoint}.flow.csv",

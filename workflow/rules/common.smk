@@ -5,17 +5,16 @@ import re
 import shlex
 import sys
 import time
-from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from mil.config import Config, ReportSpec
+from mil.config import Config
 from mil.config import parse as parse_spec
 from mil.config import read_yaml
 from mil.errors import MilError
 from mil.progress import failures
-from mil.readiness import check_readiness
-from mil.slides.sheet import read_cohort
+from mil.workflow import prepare, read_shards, settle
+from mil.workflow.specs import encoder_json, slides_of
 
 STARTED = time.time()
 CLUSTER_CORES = 8  # of one extraction, where jobs are submitted
@@ -32,18 +31,14 @@ try:
         raise MilError("no cohort is named; run snakemake --configfile configs/cohorts/<name>.yaml")
     if not settings_of_cohort.run:
         raise MilError("no experiment is named; list some under run: (configs/experiments.yaml has them)")
-    cohort = read_cohort(
-        settings_of_cohort.slides,
-        sorted({settings_of_cohort.endpoints[e.endpoint].column for e in settings_of_cohort.selected().values()}),
-    )
-    check_readiness(settings_of_cohort, cohort)
+    SHARDS = prepare(settings_of_cohort) if workflow.is_main_process else read_shards(settings_of_cohort)
 except MilError as error:
     raise WorkflowError(str(error)) from None
 
 EXPERIMENTS = settings_of_cohort.selected()
 ENCODERS = sorted({experiment.encoder for experiment in EXPERIMENTS.values()})
 ENDPOINTS = sorted({experiment.endpoint for experiment in EXPERIMENTS.values()})
-SITES = cohort.sites
+SITES = sorted(SHARDS)
 FEATURE_SITES = sorted(settings_of_cohort.slides.features)  # with features alone
 TRAIN_SITES = [site for site in SITES if settings_of_cohort.slides.roles[site] == "train"]
 # `<results>` in the rules' files and logs; in params, where Snakemake does not put it in, RESULTS.
@@ -74,13 +69,6 @@ def any_of(names):
     return "|".join(map(re.escape, sorted(names))) or "(?!)"
 
 
-def shards(site):
-    """Numbers of a site's shards: runs of `shard_size` rows of its slide table."""
-    if site in FEATURE_SITES:
-        return range(1)
-    return range(-(-len(cohort.at(site)) // settings_of_cohort.shard_size))
-
-
 def threads_per_shard(wildcards):
     """Cores of one extraction: a machine's are shared among its jobs; a cluster's job uses those that it was given."""
     cores = workflow.resource_settings.cores
@@ -88,7 +76,7 @@ def threads_per_shard(wildcards):
         return CLUSTER_CORES
     if not workflow.is_main_process:
         return cores
-    jobs = sum(len(shards(site)) for site in SITES if site not in FEATURE_SITES) * len(ENCODERS)
+    jobs = sum(len(SHARDS[site]) for site in SITES if site not in FEATURE_SITES) * len(ENCODERS)
     return max(1, cores // max(1, jobs))
 
 
@@ -97,10 +85,16 @@ def growing(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
+def ordered_again(stage, wildcards):
+    """One more input of a shard whose files were deleted or moved aside, so that it is made again."""
+    path = f"{RESULTS}/sites/{wildcards.site}/shards/again/{stage}.{wildcards.get('shard', 0)}"
+    return [path] if os.path.exists(path) else []
+
+
 def tile_manifests(site):
     if site in FEATURE_SITES:
         return []
-    return expand("<results>/sites/{site}/tiles/shard{shard}.csv", site=site, shard=shards(site))
+    return expand("<results>/sites/{site}/tiles/shard{shard}.csv", site=site, shard=SHARDS[site])
 
 
 def feature_manifests(site, encoder):
@@ -108,28 +102,12 @@ def feature_manifests(site, encoder):
         "<results>/sites/{site}/features/{encoder}/shard{shard}.csv",
         site=site,
         encoder=encoder,
-        shard=shards(site),
+        shard=SHARDS[site],
     )
-
-
-def state_on_disk(site):
-    """Size and time of every slide of a site: a replaced slide is checked again, though slides are not inputs."""
-    return [] if site in FEATURE_SITES else [one_on_disk(path) for path in cohort.at(site)["path"]]
-
-
-def one_on_disk(path):
-    state = os.stat(path)
-    return f"{state.st_size}:{state.st_mtime_ns}"
 
 
 def foreign_folder(site, encoder):
     return settings_of_cohort.slides.features[site].folder.replace("{encoder}", encoder)
-
-
-def features_on_disk(site, encoder):
-    """Size and time of every file below a folder of features that another tool made."""
-    paths = sorted(path for path in Path(foreign_folder(site, encoder)).rglob("*") if path.is_file())
-    return [f"{path}:{one_on_disk(path)}" for path in paths]
 
 
 def made_by(encoder):

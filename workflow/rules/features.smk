@@ -3,8 +3,10 @@
 
 rule extract:
     input:
-        slides="<results>/sites/{site}/slides.csv",
+        slides="<results>/sites/{site}/slides/{shard}.csv",
         tiles="<results>/sites/{site}/tiles/shard{shard}.csv",
+        settings="<results>/inputs/encoders/{encoder}.json",
+        again=lambda wildcards: ordered_again(f"features.{wildcards.encoder}", wildcards),
     output:
         manifest="<results>/sites/{site}/features/{encoder}/shard{shard}.csv",
     log:
@@ -15,20 +17,23 @@ rule extract:
     resources:
         mem_mb=growing(16000),
         runtime=growing(720),  # minutes
+        # Changes no number, and is not tracked here as a parameter would be.
+        batch_size=lambda wildcards: settings_of_cohort.encoders[wildcards.encoder].batch_size,
     params:
-        spec=lambda wildcards: settings_of_cohort.encoders[wildcards.encoder].to_json(),
+        spec=lambda wildcards: encoder_json(settings_of_cohort, wildcards.encoder),
         tiles=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/features/{wildcards.encoder}",
-        shard_size=settings_of_cohort.shard_size,
     shell:
-        "mil extract {input.slides:q} --tiles {params.tiles:q} --shard {wildcards.shard:q} --shard-size {params.shard_size}"
-        " --spec {params.spec:q} --folder {params.folder:q} --out {output.manifest:q} --threads {threads} --log {log:q}"
+        "mil extract {input.slides:q} --tiles {params.tiles:q} --spec {params.spec:q} --batch-size {resources.batch_size}"
+        " --folder {params.folder:q} --out {output.manifest:q} --threads {threads} --log {log:q}"
 
 
 # A site with `slides.features` has no slides here: the features that another tool made are taken instead.
 rule convert:
     input:
-        slides="<results>/sites/{site}/slides.csv",
+        slides="<results>/sites/{site}/slides/0.csv",
+        source="<results>/sites/{site}/shards/features.{encoder}.json",
+        again=lambda wildcards: ordered_again(f"features.{wildcards.encoder}", wildcards),
     output:
         manifest="<results>/sites/{site}/features/{encoder}/shard0.csv",
     log:
@@ -41,6 +46,5 @@ rule convert:
     params:
         source=lambda wildcards: foreign_features(wildcards.site, wildcards.encoder),
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/features/{wildcards.encoder}",
-        on_disk=lambda wildcards: features_on_disk(wildcards.site, wildcards.encoder),
     shell:
         "mil convert {params.source} {params.folder:q} --slides {input.slides:q} --log {log:q}"

@@ -3,6 +3,7 @@
 from mil.workflow.figures import figure_inputs as figures_of_source
 
 FIGURES = figures_of_source()
+FIGURE_SETTINGS = expand("<results>/inputs/{name}.json", name=["study", "metrics", "figures", "truth"])
 OF_COHORT = [name for name in FIGURES if not FIGURES[name].per_site]
 OF_SITE = [name for name in FIGURES if FIGURES[name].per_site]
 
@@ -20,7 +21,7 @@ def figure_inputs(names, sites):
         "census": expand("<results>/census/{site}.csv", site=SITES),
         "bags": expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
         "flow": expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),
-        "patients": [settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet],
+        "patients": ["<results>/inputs/patients.json"],
         "thumbnails": [manifest for site in sites for manifest in tile_manifests(site)],
         "features": [
             manifest for site in sites for encoder in ENCODERS for manifest in feature_manifests(site, encoder)
@@ -38,23 +39,10 @@ def figure_files():
     )
 
 
-rule settings:
-    output:
-        "<results>/config.json",
-    log:
-        "<logs>/settings.log",
-    params:
-        config=lambda wildcards: settings_of_cohort.model_copy(
-            update={"report": ReportSpec(), "shard_size": 1}
-        ).to_json(),
-    shell:
-        "printf '%s' {params.config:q} > {output:q} 2> {log:q}"
-
-
 # One process draws many figures: starting one takes longer than drawing. `mil plot NAME` draws one alone.
 rule figure:
     input:
-        settings="<results>/config.json",
+        settings=FIGURE_SETTINGS,
         tables=figure_inputs(OF_COHORT, []),
         code=code_of(*(f"figures/{name}.py" for name in OF_COHORT)),
     output:
@@ -73,7 +61,7 @@ rule figure:
 
 rule figure_of_site:
     input:
-        settings="<results>/config.json",
+        settings=FIGURE_SETTINGS,
         tables=lambda wildcards: figure_inputs(OF_SITE, [wildcards.site]),
         code=code_of(*(f"figures/{name}.py" for name in OF_SITE)),
     output:
@@ -97,7 +85,7 @@ for figure_name in OF_COHORT:
         name:
             figure_name
         input:
-            settings="<results>/config.json",
+            settings=FIGURE_SETTINGS,
             tables=figure_inputs([figure_name], []),
             code=code_of(f"figures/{figure_name}.py"),
         log:
@@ -124,7 +112,7 @@ for figure_name in OF_SITE:
 
 rule one_figure_of_site:
     input:
-        settings="<results>/config.json",
+        settings=FIGURE_SETTINGS,
         tables=lambda wildcards: figure_inputs([wildcards.figure], [wildcards.site]),
         code=lambda wildcards: code_of(f"figures/{wildcards.figure}.py"),
     output:

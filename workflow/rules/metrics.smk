@@ -11,6 +11,7 @@ rule score:
     input:
         predictions="<results>/predictions/{experiment}.csv",
         inner="<results>/runs/{experiment}/inner.csv",
+        settings="<results>/inputs/metrics.json",
         code=code_of("metrics/score.py"),
     output:
         metrics="<results>/metrics/{experiment}.csv",
@@ -30,7 +31,7 @@ rule score:
 
 rule compare:
     input:
-        settings="<results>/config.json",
+        settings=["<results>/inputs/study.json", "<results>/inputs/metrics.json"],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         code=code_of("metrics/comparison.py", "metrics/strategies.py"),
     output:
@@ -50,7 +51,7 @@ rule compare:
 
 rule localise:
     input:
-        settings="<results>/config.json",
+        settings=["<results>/inputs/truth.json", "<results>/inputs/metrics.json"],
         predictions="<results>/predictions/{experiment}.csv",
         code=code_of("metrics/localisation.py"),
     output:
@@ -71,10 +72,10 @@ rule localise:
 # Besides training and prediction these two read more than one site's features: they train models, too.
 rule baseline:
     input:
-        settings="<results>/config.json",
+        settings=["<results>/inputs/study.json", "<results>/inputs/metrics.json"],
         bags="<results>/bags/{endpoint}.csv",
         census=expand("<results>/census/{site}.csv", site=SITES),
-        patients=settings_of_cohort.slides.patients or settings_of_cohort.slides.sheet,
+        patients="<results>/inputs/patients.json",
         features=[manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         code=code_of("baselines/write.py"),
@@ -94,8 +95,9 @@ rule baseline:
 
 rule deep_check:
     input:
-        settings="<results>/config.json",
+        settings=["<results>/inputs/study.json", "<results>/inputs/metrics.json"],
         bags=expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
+        patients="<results>/inputs/patients.json",
         census=expand("<results>/census/{site}.csv", site=SITES),
         features=[manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),

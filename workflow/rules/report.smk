@@ -3,7 +3,7 @@
 
 rule report:
     input:
-        settings="<results>/config.json",
+        settings=expand("<results>/inputs/{name}.json", name=["study", "metrics", "report", "patients", "truth"]),
         figures=figure_files(),
         metrics=expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
         flow=expand("<results>/bags/{endpoint}.flow.csv", endpoint=ENDPOINTS),

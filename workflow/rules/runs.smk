@@ -9,6 +9,7 @@ rule train:
             for site in TRAIN_SITES
             for manifest in feature_manifests(site, EXPERIMENTS[wildcards.experiment].encoder)
         ],
+        settings="<results>/inputs/experiments/{experiment}.json",
     output:
         weights="<results>/runs/{experiment}/weights.safetensors",
         models="<results>/runs/{experiment}/models.csv",

@@ -3,22 +3,34 @@
 
 rule check:
     input:
-        sheet=ancient(settings_of_cohort.slides.sheet),
+        shard="<results>/sites/{site}/shards/{shard}.csv",
+        settings=lambda wildcards: (
+            "<results>/sites/{site}/shards/slides.json"
+            if wildcards.site in FEATURE_SITES
+            else "<results>/inputs/slides.json"
+        ),
     output:
-        slides="<results>/sites/{site}/slides.csv",
+        slides="<results>/sites/{site}/slides/{shard}.csv",
     log:
-        "<logs>/check/{site}.log",
+        "<logs>/check/{site}.{shard}.log",
     resources:
         mem_mb=growing(4000),
         runtime=growing(240),  # minutes
     params:
-        spec=lambda wildcards: settings_of_cohort.slides.to_json(),
-        labels=",".join(sorted({settings_of_cohort.endpoints[name].column for name in ENDPOINTS})),
-        rows=lambda wildcards: cohort.at(wildcards.site).to_csv(index=False),
-        on_disk=lambda wildcards: state_on_disk(wildcards.site),
+        spec=lambda wildcards: slides_of(settings_of_cohort.slides, wildcards.site).to_json(),
     shell:
-        "mil check --site {wildcards.site:q} --spec {params.spec:q} --labels {params.labels:q} --out {output.slides:q}"
-        " --log {log:q}"
+        "mil check --rows {input.shard:q} --spec {params.spec:q} --out {output.slides:q} --log {log:q}"
+
+
+rule slides:
+    input:
+        lambda wildcards: expand("<results>/sites/{{site}}/slides/{shard}.csv", shard=SHARDS[wildcards.site]),
+    output:
+        "<results>/sites/{site}/slides.csv",
+    log:
+        "<logs>/slides/{site}.log",
+    shell:
+        "awk 'FNR > 1 || NR == 1' {input:q} > {output:q} 2> {log:q}"
 
 
 rule census:

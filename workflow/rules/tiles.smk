@@ -3,7 +3,9 @@
 
 rule tile:
     input:
-        slides="<results>/sites/{site}/slides.csv",
+        slides="<results>/sites/{site}/slides/{shard}.csv",
+        settings="<results>/inputs/tiles.json",
+        again=lambda wildcards: ordered_again("tiles", wildcards),
     output:
         manifest="<results>/sites/{site}/tiles/shard{shard}.csv",
     log:
@@ -15,9 +17,8 @@ rule tile:
         spec=lambda wildcards: settings_of_cohort.tiles.to_json(),
         folder=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/tiles",
         thumbnails=lambda wildcards: f"{RESULTS}/sites/{wildcards.site}/thumbnails",
-        shard_size=settings_of_cohort.shard_size,
     shell:
-        "mil tile {input.slides:q} --shard {wildcards.shard:q} --shard-size {params.shard_size} --spec {params.spec:q}"
+        "mil tile {input.slides:q} --spec {params.spec:q}"
         " --folder {params.folder:q} --thumbnails {params.thumbnails:q} --out {output.manifest:q} --log {log:q}"
 
 

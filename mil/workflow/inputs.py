@@ -1,0 +1,128 @@
+"""Settings, sheet and labels -> small files that the rules depend on, rewritten only when their content changes.
+
+Snakemake's record of earlier runs (`.snakemake/metadata`) is not in a fresh checkout, and has no entry for a job that ended after
+Snakemake was killed. A file of `inputs/` that is newer than a result says on its own that the result is out of date.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import mil
+from mil.config import Config, ReportSpec
+from mil.files import write_text
+from mil.slides.sheet import Cohort
+from mil.workflow.specs import encoder_json, slides_of
+
+BEFORE = ".before"  # end of the name of a file's last content that a run has used
+
+
+def put(path: Path, text: str) -> None:
+    """Make `text` the content of `path`; a file that has it keeps its time.
+
+    What a dry run replaced is kept beside it until a run starts, so that taking a setting back takes the time back, too.
+    """
+    kept = path.with_name(f".{path.name}{BEFORE}")
+    found = path.read_text(encoding="utf-8") if path.is_file() else None
+    if found == text:
+        return
+    if kept.is_file() and kept.read_text(encoding="utf-8") == text:
+        kept.replace(path)
+        return
+    if found is not None and not kept.is_file():
+        path.replace(kept)
+    write_text(path, text)
+
+
+def settle(results: Path) -> None:
+    """Forget what dry runs replaced: a run starts with the files as they are now."""
+    for folder in (results, *(results / "sites").glob("*/shards")):
+        pattern = f"inputs/**/.*{BEFORE}" if folder == results else f".*{BEFORE}"
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def write_inputs(config: Config, cohort: Cohort, results: Path) -> None:
+    """Write `config.json` and the files below `inputs/`."""
+    inputs, experiments = results / "inputs", config.selected()
+    put(results / "config.json", config.to_json())
+    put(inputs / "slides.json", slides_of(config.slides).to_json())
+    put(inputs / "tiles.json", config.tiles.to_json())
+    put(inputs / "metrics.json", config.metrics.to_json())
+    put(inputs / "figures.json", _json({"spec": config.figures.to_json(), "reviews": states(config.figures.reviews)}))
+    put(inputs / "report.json", _json({"spec": config.report.to_json(), "version": mil.__version__}))
+    put(inputs / "study.json", _study(config))
+    put(inputs / "truth.json", _json(_truth(config, cohort)))
+    put(inputs / "patients.json", _json({"sha256": _digest(cohort.patients.to_csv())}))
+    for name in sorted({experiment.encoder for experiment in experiments.values()}):
+        spec = config.encoders[name]
+        weights = [] if spec.weights is None else [Path(spec.weights)]
+        put(inputs / f"encoders/{name}.json", _json({"spec": encoder_json(config, name), "weights": states(weights)}))
+    for name in sorted({experiment.endpoint for experiment in experiments.values()}):
+        put(inputs / f"endpoints/{name}.json", config.endpoints[name].to_json())
+        put(inputs / f"labels/{name}.csv", _labels(config, cohort, name))
+    for name, experiment in experiments.items():
+        put(inputs / f"experiments/{name}.json", experiment.to_json())
+
+
+def states(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Size and time of files, and of all files below folders, by path."""
+    found = {}
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                status = file.stat()
+                found[str(file)] = f"{status.st_size}:{status.st_mtime_ns}"
+    return found
+
+
+def _study(config: Config) -> str:
+    """What several experiments' results are put together by: all but how the report looks, and how work is cut up."""
+    drawn = {name: getattr(config.figures, name) for name in ("main", "clusters", "resamplings")}
+    plain = config.model_copy(
+        update={
+            "report": ReportSpec(),
+            "figures": config.figures.__class__(**drawn),
+            "results": "",
+            "shard_size": None,
+            "encoders": {name: json.loads(encoder_json(config, name)) for name in config.encoders},
+            "metrics": config.metrics.__class__(),
+            "experiments": config.selected(),
+        }
+    )
+    return json.dumps(plain.model_dump(mode="json", warnings=False), sort_keys=True)
+
+
+def _truth(config: Config, cohort: Cohort) -> Mapping[str, object]:
+    if config.truth is None:
+        return {}
+    folder = Path(config.slides.sheet).parent
+    if config.truth.table is not None:
+        files = [Path(config.truth.table), folder / config.truth.table]
+    else:
+        pattern = str(config.truth.masks)
+        names = [pattern.replace("{slide_id}", slide) for slide in cohort.slides["slide_id"]]
+        files = [place for name in names for place in (Path(name), folder / name)]
+    return {"spec": config.truth.to_json(), "files": states(files)}
+
+
+def _labels(config: Config, cohort: Cohort, name: str) -> str:
+    """The columns of the patient table that an endpoint and its experiments read, with each patient's site and role."""
+    endpoint = config.endpoints[name]
+    columns = [endpoint.column, *([endpoint.event] if endpoint.event else [])]
+    columns += [
+        one for experiment in config.selected().values() if experiment.endpoint == name for one in experiment.covariates
+    ]
+    sites = cohort.slides.drop_duplicates("patient_id").set_index("patient_id")["site"]
+    table = cohort.patients[["patient_id", *dict.fromkeys(columns)]].sort_values("patient_id")
+    table = table.assign(site=table["patient_id"].map(sites)).dropna(subset=["site"])
+    return table.assign(role=table["site"].map(dict(config.slides.roles))).to_csv(index=False, lineterminator="\n")
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, sort_keys=True, indent=1) + "\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,131 @@
+"""Files that the rules depend on: rewritten when their content changes, and only then."""
+
+import os
+from types import SimpleNamespace
+
+import pandas as pd
+
+from mil.config import Config
+from mil.slides.fingerprint import WHOLE, fingerprint
+from mil.slides.sheet import Cohort
+from mil.workflow.inputs import put, settle
+from mil.workflow.shards import order_again, read_rows, write_shards
+
+
+def time_of(path):
+    return path.stat().st_mtime_ns
+
+
+def aged(path, seconds=1000):
+    os.utime(path, ns=(time_of(path) - seconds * 10**9,) * 2)
+    return time_of(path)
+
+
+def test_the_same_content_keeps_its_time_and_a_dry_run_leaves_no_trace(tmp_path):
+    path = tmp_path / "inputs/tiles.json"
+    put(path, "A")
+    then = aged(path)
+    put(path, "A")
+    assert time_of(path) == then
+    put(path, "B")  # a dry run with another setting, and a third
+    put(path, "C")
+    assert time_of(path) > then
+    put(path, "A")
+    assert (path.read_text(), time_of(path)) == ("A", then)
+    put(path, "B")
+    settle(tmp_path)  # a run has started with B
+    put(path, "A")
+    assert time_of(path) > then
+    assert path.read_text() == "A"
+
+
+def make(tmp_path, slides=7, **over):
+    """A cohort of one site, its config, and a function that writes its shards again."""
+    rows = []
+    for number in range(slides):
+        path = tmp_path / f"s{number}.svs"
+        if not path.exists():
+            path.write_bytes(bytes([number]) * 100)
+        rows.append((f"s{number}", f"p{number}", "A", str(path), "", True, True))
+    table = pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "path", "mpp", "labelled", "listed"])
+    config = Config(cohort="c", results=str(tmp_path / "results"), **over)
+    cohort = Cohort(table, pd.DataFrame({"patient_id": table["patient_id"]}), "patients.csv")
+    return SimpleNamespace(config=config, cohort=cohort, results=tmp_path / "results/c")
+
+
+def members(made):
+    write_shards(made.config, made.cohort, made.results)
+    folder = made.results / "sites/A/shards"
+    return {int(path.stem): [row["slide_id"] for row in read_rows(path)] for path in sorted(folder.glob("*.csv"))}
+
+
+def test_a_slide_stays_in_its_shard(tmp_path):
+    before = members(make(tmp_path, 7, shard_size=3))
+    assert before == {0: ["s0", "s1", "s2"], 1: ["s3", "s4", "s5"], 2: ["s6"]}
+    assert members(make(tmp_path, 7, shard_size=5)) == before
+    grown = make(tmp_path, 9, shard_size=3)
+    grown.cohort = Cohort(grown.cohort.slides.iloc[::-1].drop(index=1), grown.cohort.patients, "patients.csv")
+    assert members(grown) == {0: ["s2", "s0"], 1: ["s5", "s4", "s3"], 2: ["s8", "s7", "s6"]}
+
+
+def test_only_the_shard_of_a_replaced_slide_is_rewritten_and_a_touched_one_is_not(tmp_path):
+    made = make(tmp_path, 6, shard_size=3)
+    members(made)
+    shards = [made.results / f"sites/A/shards/{number}.csv" for number in (0, 1)]
+    then = [aged(path) for path in shards]
+    (made.results / "sites/A/slides").mkdir()
+    known = fingerprint(tmp_path / "s0.svs")
+    (made.results / "sites/A/slides/0.csv").write_text(f"slide_id,fingerprint\ns0,{known}\ns1,another\n")
+    os.utime(tmp_path / "s0.svs", ns=(1, 1))
+    for _ in range(2):
+        members(made)
+        assert [time_of(path) for path in shards] == then
+    (tmp_path / "s0.svs").write_bytes(b"x" * 100)
+    members(made)
+    assert time_of(shards[0]) > then[0]
+    assert time_of(shards[1]) == then[1]
+
+
+def test_a_manifest_that_lists_a_missing_file_is_dropped(tmp_path, capsys):
+    folder = tmp_path / "sites/A/features/colour"
+    folder.mkdir(parents=True)
+    for number, slide in enumerate(("s0", "s1")):
+        (folder / f"shard{number}.csv").write_text(
+            f"slide_id,state,reason,num_tiles,checksum\n{slide},ok,,3,abc\nbad,no_mpp,,0,\n"
+        )
+        (folder / f"{slide}.h5").write_bytes(b"")
+    order_again(tmp_path, {"A": [0, 1]}, ["colour"])
+    assert len(list(folder.glob("shard*.csv"))) == 2
+    (folder / "s1.h5").unlink()
+    order_again(tmp_path, {"A": [0, 1]}, ["colour"])
+    assert [path.name for path in folder.glob("shard*.csv")] == ["shard0.csv"]
+    assert [path.name for path in tmp_path.glob("sites/A/shards/again/*")] == ["features.colour.1"]
+    assert "shard1.csv lists 1 files that are not there (features/colour/s1.h5)" in capsys.readouterr().err
+
+
+def test_the_fingerprint_of_a_large_file_sees_its_ends_directories_and_size(tmp_path):
+    """A sparse TIFF of one directory far from both ends: every kind of change but one deep inside a tile is seen."""
+    path, at = tmp_path / "large.tif", 40 << 20
+    size = WHOLE + (8 << 20)
+    entries = b"".join(
+        tag.to_bytes(2, "little") + (4).to_bytes(2, "little") + (1).to_bytes(4, "little") + bytes(4)
+        for tag in (256, 257)
+    )
+    with open(path, "wb") as file:
+        file.write(b"II*\0" + at.to_bytes(4, "little"))
+        file.seek(at + 777_777)  # between two blocks
+        file.write((2).to_bytes(2, "little") + entries + bytes(4))
+        file.truncate(size)
+    with open(path, "r+b") as file:
+        file.seek(4)
+        file.write((at + 777_777).to_bytes(4, "little"))
+    seen = {fingerprint(path)}
+    for place in (9, at + 777_777 + 6, size - 3):
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(b"\x07")
+        seen.add(fingerprint(path))
+    with open(path, "r+b") as file:
+        file.truncate(size + 1)
+    assert len(seen | {fingerprint(path)}) == 5
+    assert fingerprint(path, full=True) not in seen
