@@ -17,7 +17,7 @@ from mil.errors import MilError
 from mil.hospital.config import FederationSpec
 from mil.hospital.payload import KEY, NAME, SHA256, Form, Kind
 from mil.models import Head, build
-from mil.training.protocol import candidates
+from mil.training.protocol import candidates, model_name
 
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 NUMBER = (float, type(None))
@@ -45,9 +45,7 @@ class Slot:
     @property
     def name(self) -> str:
         """E.g. `A+B/repeat0/fold1/choice1/inner2`, as `mil train` calls the same model."""
-        parts = {"choice": self.choice, "inner": self.inner, "replica": self.replica}
-        shown = (f"/{name}{value}" for name, value in parts.items() if value or (name == "inner" and value is not None))
-        return f"{self.sites}/repeat{self.repeat}/fold{self.fold}{''.join(shown)}"
+        return model_name(f"{self.sites}/repeat{self.repeat}/fold{self.fold}", self.choice, self.inner, self.replica)
 
 
 def outer_folds(protocol: FederationSpec) -> list[tuple[int, int]]:

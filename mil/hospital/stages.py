@@ -27,6 +27,7 @@ from mil.training.aggregate import begin_models
 from mil.training.clients import participants, visits
 from mil.training.plans import first_weights
 from mil.training.protocol import candidates
+from mil.training.setup import class_weights
 
 Found = Mapping[str, Message]
 """Answers by site."""
@@ -311,13 +312,6 @@ class Stages:
                         f"site {site}: the canary's weights came back changed; look at what is between the sites"
                     )
         self.progress.stage = "close" if self.progress.stage == "finish" else "done"
-
-
-def class_weights(counts: np.ndarray) -> Tensor:
-    """Training patients of each class (models, classes) -> weights inverse to them, 1 on the patients' average."""
-    there = (counts > 0).sum(1, keepdims=True)
-    weights = counts.sum(1, keepdims=True) / (there * np.maximum(counts, 1))
-    return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
 
 
 def _known(curve: tuple[float | None, ...]) -> list[float]:

@@ -27,7 +27,7 @@ class Output(NamedTuple):
     attention: Tensor | None = None
     """(..., bags, tiles), not negative, summing to 1 over a bag's own tiles; none: every tile weighs the same."""
     side: Tensor | None = None
-    """What else the head's loss needs, its own matter."""
+    """Extra tensors for the head's loss. No other module reads them."""
 
 
 class Inputs(NamedTuple):

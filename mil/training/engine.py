@@ -31,11 +31,11 @@ CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
 PARTS = ("mean", "deviation")
 WORTH_A_THREAD = 2**25
-"""Multiply-adds of a step from which threads do not spend their time on handing Python's lock to one another."""
+"""Multiply-adds per step from which threads save time; below it they wait for Python's lock."""
 GPU_NUMBERS = 2**30
 """The same on a GPU: 2 GB in bf16, and some four times as much for what is kept for the backward pass."""
 CPU_CALLS, GPU_CALLS = 2**24, 2**34
-"""Multiply-adds of a learner's step up to which the calls that it takes cost as much as they do."""
+"""Multiply-adds per step below which call overhead exceeds the arithmetic; smaller models are batched."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,9 @@ class Engine:
 
     def _scaled(self, tiles: Tensor, rows: Tensor | None, mean: Tensor, deviation: Tensor) -> Tensor:
         """Tiles (of `rows`, or as they are) of all learners end to end -> centred and scaled (learners, tiles, width)."""
-        chosen = tiles if rows is None else tiles.index_select(0, rows)  # ours alone in either case
+        chosen = (
+            tiles if rows is None else tiles.index_select(0, rows)
+        )  # in both cases a tensor that nothing else reads
         scaled = chosen.float().view(len(mean), -1, tiles.shape[1]).sub_(mean).div_(deviation)
         return scaled.bfloat16() if self.method.precision == "bf16" else scaled
 

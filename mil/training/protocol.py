@@ -61,11 +61,13 @@ class Task:
     @property
     def name(self) -> str:
         """E.g. `A+B/repeat0/fold1/inner2`, with the candidate and the replica where there are several."""
-        parts = {"choice": self.choice, "inner": self.inner, "replica": self.replica}
-        shown = (
-            f"/{name}{number}" for name, number in parts.items() if number or (name == "inner" and number is not None)
-        )
-        return self.group.name + "".join(shown)
+        return model_name(self.group.name, self.choice, self.inner, self.replica)
+
+
+def model_name(group: str, choice: int, inner: int | None, replica: int) -> str:
+    """The name of a model: that of its group, then those of candidate, inner fold and replica that are not the only ones."""
+    parts = {"choice": choice, "inner": inner, "replica": replica}
+    return group + "".join(f"/{name}{k}" for name, k in parts.items() if k or (name == "inner" and k is not None))
 
 
 def candidates(experiment: ExperimentSpec) -> list[Candidate]:
@@ -174,7 +176,7 @@ def mean_curve(losses: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def checked(task: Task, cohort: Cohort) -> Task:
-    """The task, once it is certain that nobody is both taught and watched and that the outer fold is in neither list."""
+    """Return the task. Raise MilError if a patient is in both lists, if none is trained on, or if the outer fold is in a list."""
     allowed = cohort.outer_train(task.group.trained_on, task.group.repeat, task.group.fold)
     seen = np.concatenate([task.train, task.watched])
     if not len(task.train) or len(np.unique(seen)) != len(seen) or not np.isin(seen, allowed).all():

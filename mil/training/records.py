@@ -84,7 +84,7 @@ class Records:
             self._table_rows(stated, k, logits[k], train_losses[k], number, phase)
 
     def settle(self) -> None:
-        """The phase is over: of the watched logits keep those of the rounds that selection may choose."""
+        """End the phase. Keep the logits of the inner folds only for the rounds that selection may choose."""
         begins = self.ends - [len(task.watched) for task in self.tasks]
         best = {k: rounds for own, rounds, _ in best_rounds(self.tasks, self.losses, self.counts) for k in own}
         self.held = [self.watched[best[k] - 1, begins[k] : self.ends[k]] for k in range(len(self.tasks))]

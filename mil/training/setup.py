@@ -54,9 +54,7 @@ class Setup:
             return torch.ones(len(tasks), self.endpoint.classes)
         classes = self.endpoint.class_of(torch.from_numpy(self.cohort.targets)).numpy()
         counts = np.stack([np.bincount(classes[task.train], minlength=self.endpoint.classes) for task in tasks])
-        there = (counts > 0).sum(1, keepdims=True)
-        weights = counts.sum(1, keepdims=True) / (there * np.maximum(counts, 1))
-        return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
+        return class_weights(counts)
 
     def _by_site(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (sites, width) of each site's own training patients; 0 and 1 where the task has none."""
@@ -68,3 +66,10 @@ class Setup:
     def _merged(self, moments: Moments, task: Task) -> tuple[np.ndarray, np.ndarray]:
         site = self.cohort.site[task.train]
         return Moments.stacked([moments.merged(task.train[site == name]) for name in task.group.trained_on]).scale()
+
+
+def class_weights(counts: np.ndarray) -> torch.Tensor:
+    """Training patients of each class (models, classes) -> weights inverse to them, 1 on the patients' average."""
+    there = (counts > 0).sum(1, keepdims=True)
+    weights = counts.sum(1, keepdims=True) / (there * np.maximum(counts, 1))
+    return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))

@@ -12,8 +12,8 @@ import numpy as np
 from mil.training.packing import chunks, padded_length, runs
 
 GRAIN = 32
-"""Steps are laid out for a multiple of so many bags on a CPU. Two vector registers hold as many numbers: what is left over at the
-end of a tensor is computed one by one and rounded otherwise, and must not be another learner's."""
+"""Bags per step are padded to a multiple of this on a CPU: the float32 values in two vector registers. The CPU rounds the scalar
+remainder of a row differently, and a model must not depend on its neighbours."""
 
 
 class Shape(NamedTuple):
