@@ -13,6 +13,7 @@ import pandas as pd
 from mil.bags.covariates import Scaling
 from mil.baselines.logistic import fit_together
 from mil.baselines.protocol import outer_folds, permuted_labels
+from mil.endpoints.kinds.binary import fixed_interval
 from mil.rng import rng
 from mil.statistics import delong
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
@@ -113,7 +114,7 @@ def site_value(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) -> pd
             if delong.both_classes(labels[inside]):
                 model = fit_together([values[inside]], [labels[inside]], STRENGTH)
                 scores = model.chance(values[outside])
-                found = delong.within_interval(labels[outside], scores, site[outside], confidence)
+                found = fixed_interval(labels[outside], scores, site[outside], confidence)[:3]
                 rows.append(("+".join(chosen), size, *found))
     return pd.DataFrame(rows, columns=["trained_on", "sites", "value", "low", "high"])
 

@@ -32,8 +32,6 @@ class Binary(Kind):
 
     name = "binary"
     primary = Measure("auroc", "AUROC", ranking.auroc, chance=0.5)
-    method = PRIMARY
-    held_out = held_out.METHOD
     better = "ranks positive patients above negative ones better than chance would"
     worse = "ranks positive patients below negative ones, worse than chance would"
     counts = "positive"

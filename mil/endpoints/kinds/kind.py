@@ -48,10 +48,6 @@ class Kind:
 
     name: str
     primary: Measure
-    method: str
-    """How the primary measure's interval is made at external sites."""
-    held_out = ""
-    """How it is made of held-out patients; '' where it is made alike."""
     further: tuple[Measure, ...] = ()
     strata: tuple[str, ...] = ("site", "label")
     """Patients are drawn within these."""

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import EndpointSpec, MetricsSpec
-from mil.endpoints.kinds.bounds import BOOTSTRAP, ON_SCALE, row_of
+from mil.endpoints.kinds.bounds import row_of
 from mil.endpoints.kinds.kind import KINDS, Measure
 from mil.endpoints.kinds.rows import Bootstrapped
 from mil.statistics import delong, ranking
@@ -22,7 +22,6 @@ class Multiclass(Bootstrapped):
 
     name = "multiclass"
     primary = Measure("macro_auroc", "Macro AUROC", lambda *given: macro_auroc(*given), chance=0.5)
-    method = BOOTSTRAP + ON_SCALE["share"]
     better = "tells the classes apart better than chance would"
     worse = "tells the classes apart worse than chance would"
     watched = "mean AUROC"

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.kinds.bounds import BOOTSTRAP, ON_SCALE
 from mil.endpoints.kinds.kind import KINDS, Measure
 from mil.endpoints.kinds.rows import Bootstrapped
 
@@ -23,7 +22,6 @@ class Regression(Bootstrapped):
 
     name = "regression"
     strata = ("site",)
-    method = BOOTSTRAP + ON_SCALE["correlation"]
     better = "puts patients in the right order better than chance would"
     worse = "puts patients in the wrong order, worse than chance would"
     watched = "share of pairs in order"

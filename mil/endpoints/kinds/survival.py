@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.kinds.bounds import BOOTSTRAP, ON_SCALE
 from mil.endpoints.kinds.kind import KINDS, Measure
 from mil.endpoints.kinds.rows import Bootstrapped
 from mil.statistics.arms import PREDICTED, Scope, scopes
@@ -21,7 +20,6 @@ class Survival(Bootstrapped):
     name = "survival"
     primary = Measure("c_index", "C-index", lambda *given: harrell(*given), chance=0.5)
     columns = (*PREDICTED, "time")
-    method = BOOTSTRAP + ON_SCALE["share"]
     better = "tells who has the event sooner better than chance would"
     worse = "puts patients in the wrong order, worse than chance would"
     counts = "events"
