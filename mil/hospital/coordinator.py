@@ -101,7 +101,8 @@ def rehearsal(spec: ServerSpec) -> str | None:
     same = identity(read_federation(spec.federation)).items()
     for folder in sorted(Path(spec.workspace).glob(f"runs/{CANARY}*"), reverse=True):
         entries = _entries(folder)
-        if not entries or not same <= entries[0].items() or not _done(folder):
+        started = next((entry for entry in entries if entry["event"] == "started"), {})
+        if not same <= started.items() or not _done(folder):
             continue
         if abs(datetime.now(UTC) - datetime.fromisoformat(entries[-1]["time"])) < timedelta(days=1):
             return folder.name

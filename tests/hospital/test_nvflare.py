@@ -201,7 +201,7 @@ def test_a_run_survives_a_killed_site_and_a_killed_server_bit_for_bit(deployment
     run.finished(600)
     assert digests_of(deployment, "killed") == reference(deployment.hospitals, tmp_path)
     assert sum(line["event"] in {"started", "resumed"} for line in deployment.ledger("killed")) == 3
-    assert deployment.ledger("killed")[0]["rehearsal"] == hospital.rehearsal(deployment.hospitals.server)
+    assert deployment.ledger("killed")[1]["rehearsal"] == hospital.rehearsal(deployment.hospitals.server)
     stand = hospital.status(deployment.hospitals.server, "killed")
     assert stand.progress.stage == "done"
     assert [(site, why) for _, site, why in stand.missed][:1] == [("B", "connection lost")]

@@ -18,17 +18,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from deployment import free_port
-from hospitals import Hospitals, make_hospitals
+from hospitals import Hospitals, make_hospitals, rewrite_protocol
 from typer.testing import CliRunner
 
 from mil import hdf5
 from mil.commands.hospital import ledger, server, site
 from mil.errors import MilError
-from mil.hospital import preflight
+from mil.hospital import coordinator, preflight
 from mil.hospital.config import SiteSpec, read_own
 from mil.hospital.flare import kits
+from mil.hospital.flare.processes import server_command
 from mil.hospital.identity import code_sha256
 from mil.hospital.preflight import check_site, write_hashes
+from mil.progress import quiet
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +430,16 @@ def test_the_commands_say_what_they_found(joined: Hospitals) -> None:
     with pytest.raises(MilError, match="no run of that name"):
         runner.invoke(server, ["status", str(joined.folder / "server" / "server.yaml"), "none"], catch_exceptions=False)
     with pytest.raises(MilError, match="cannot be read as a ledger"):
-        runner.invoke(ledger, [str(joined.folder / "no.jsonl")], catch_exceptions=False)
+        runner.invoke(ledger, ["verify", str(joined.folder / "no.jsonl")], catch_exceptions=False)
+
+
+def test_a_changed_silence_is_refused_until_the_server_is_started_again(joined: Hospitals) -> None:
+    with rewrite_protocol(joined, rounds={"silent_s": 33.0}):
+        with pytest.raises(MilError, match="silent_s is 33, but the server was started with 120"):
+            coordinator.run(joined.server, "first", quiet(), 1.0, rehearse=False)
+        server_command(joined.server)
+        assert kits.heartbeat(Path(joined.server.workspace) / "kit") == 33.0
+    server_command(joined.server)
 
 
 def test_every_check_is_covered_here() -> None:
