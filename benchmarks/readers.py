@@ -1,9 +1,10 @@
-"""Tiles a second of our reader and of OpenSlide, cuCIM and tiffslide, side by side on the same file and cores.
+"""Tiles per second of our reader and of OpenSlide, cuCIM, fastslide and tiffslide, side by side on the same file and cores.
 
-    python benchmarks/readers.py [--threads 2] [--seconds 6]
+    python benchmarks/readers.py [--threads 2] [--seconds 6] [--tiles 256]
 
 512 px of level 0 are brought to 256 px (20x from a 40x slide). Every reader gets the same coordinates in the same order, the same
-number of threads and OpenCV's area resampling; the rounds alternate, so that a busy machine is busy for all. cuCIM and tiffslide take part where they are installed.
+number of threads and OpenCV's area resampling; the rounds alternate, so that a busy machine is busy for all. cuCIM, fastslide
+and tiffslide take part where they are installed.
 """
 
 import argparse
@@ -133,8 +134,26 @@ def of_cucim(path: Path, coords: np.ndarray, threads: int) -> Iterator[np.ndarra
             yield brought_down(np.asarray(region).reshape(READ_PX, READ_PX, 3))
 
 
+def of_fastslide(path: Path, coords: np.ndarray, threads: int) -> Iterator[np.ndarray]:
+    from fastslide import FastSlide
+
+    slide = FastSlide.from_file_path(str(path))
+    try:
+
+        def read(x: int, y: int) -> np.ndarray:
+            return np.asarray(slide.read_region((x, y), 0, (READ_PX, READ_PX)).numpy())[..., :3]
+
+        yield from with_threads(read, coords, threads)
+    finally:
+        slide.close()
+
+
 READERS = {"OpenSlide": of_openslide, "ours": of_ours, "ours, scaled": of_ours_scaled}
-OPTIONAL = {"cucim": ("cuCIM", of_cucim), "tiffslide": ("tiffslide", of_tiffslide)}
+OPTIONAL = {
+    "cucim": ("cuCIM", of_cucim),
+    "fastslide": ("fastslide", of_fastslide),
+    "tiffslide": ("tiffslide", of_tiffslide),
+}
 
 
 def race(path: Path, coords: np.ndarray, threads: int, seconds: float) -> dict[str, float]:
@@ -173,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6.0, help="for each reader and file")
+    parser.add_argument("--tiles", type=int, default=1_000_000, help="read only the first tiles of each file")
     given = parser.parse_args()
     cv2.setNumThreads(1)
     pixels = real_pixels()
@@ -189,7 +209,7 @@ def main() -> None:
             with openslide.OpenSlide(path) as slide:
                 width, height = slide.dimensions
             for where, offset in (("on the file's tiles", 0), ("across the file's tiles", 100)):
-                coords = grid(width, height, offset)
+                coords = grid(width, height, offset)[: given.tiles]
                 print(f"{name}: {len(coords)} tiles of {READ_PX} px to {TILE_PX} px, {where}, {given.threads} threads")
                 race(path, coords, given.threads, given.seconds)
 

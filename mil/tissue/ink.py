@@ -18,6 +18,8 @@ SMOOTH_PX = 5  # side of the square that the contrast is measured in
 DULL = 0.11  # largest mean of the relative contrast of ink on tissue
 DULL_PX = 15
 EDGE_PX = 7  # side of the square that must be dark around a pixel for it to count as inner
+BESIDE_PX = 31  # side of the square (of every second pixel) in which it is judged whether ink lies on glass
+MOST_TISSUE = 0.2  # share of what is beside ink on glass that may be dark
 STEP = 2  # every second pixel is judged: a pen's stroke is some hundred microns wide
 LEAST_DENSITY = 0.12  # paler areas are glass, mucin, fat
 INKS = ("red", "green", "blue", "purple", "black")
@@ -25,14 +27,17 @@ INKS = ("red", "green", "blue", "purple", "black")
 
 def ink(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
     """Pixels of each ink of `INKS` on a thumbnail uint8 (h, w, 3), bool (5, h, w); colours are judged with the glass made white."""
-    found, _ = _on_every_second(thumbnail, glass, mpp)
+    found, _, _ = _on_every_second(thumbnail, glass, mpp)
     return np.stack([_enlarged(mask, thumbnail) for mask in found])
 
 
 def ink_on_glass(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
-    """Smooth ink and its edges, bool (h, w): nothing of tissue shows there."""
-    found, smooth = _on_every_second(thumbnail, glass, mpp)
-    on_glass = found.any(axis=0) & smooth
+    """Ink that is smooth or has bare glass beside it, and its edges, bool (h, w): nothing of tissue shows there."""
+    found, smooth, dense = _on_every_second(thumbnail, glass, mpp)
+    inked = found.any(axis=0)
+    free = (cv2.dilate(inked.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0).astype(np.float32)
+    tissue, beside = (cv2.blur(values, (BESIDE_PX, BESIDE_PX)) for values in (free * dense, free))
+    on_glass = inked & (smooth | (tissue < MOST_TISSUE * beside))
     if not on_glass.any():
         return np.zeros(thumbnail.shape[:2], bool)
     large = large_pieces(on_glass, SPECK_UM2 / (STEP * mpp) ** 2)
@@ -41,8 +46,8 @@ def ink_on_glass(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.nda
     return grown.astype(bool)
 
 
-def _on_every_second(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of every second pixel of every second row: its inks, bool (5, h / 2, w / 2), and whether it lies in a smooth area."""
+def _on_every_second(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every second pixel of every second row: its inks, bool (5, h / 2, w / 2), whether it lies in a smooth area, and whether in a dark one."""
     hue, saturation, value, neutral = _colours(cv2.medianBlur(thumbnail, 3)[::STEP, ::STEP], glass)
     opaque = [
         ((hue <= 6) | (hue >= 175)) & (saturation >= 190) & (value >= 110),
@@ -77,7 +82,7 @@ def _on_every_second(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> tu
         for one, other, third in zip(opaque, no_stain, like_stain, strict=True)
     ]
     found = [large_pieces(mask, SPECK_UM2 / (STEP * mpp) ** 2) for mask in found]
-    return np.stack(found), dense & (contrast <= SMOOTH)
+    return np.stack(found), dense & (contrast <= SMOOTH), dense
 
 
 def _enlarged(mask: np.ndarray, thumbnail: np.ndarray) -> np.ndarray:

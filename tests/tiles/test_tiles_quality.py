@@ -130,6 +130,16 @@ def test_real_tissue_is_no_ink_and_pens_on_it_are(shared, name, mpp):
         assert found[place].mean() > 0.65, pen
 
 
+def test_a_thin_stroke_on_glass_is_no_tissue_and_the_tissue_beside_it_is():
+    picture = glass(400, 300)
+    picture[80:220, 40:200] = stained(160, 140)
+    cv2.line(picture, (60, 150), (390, 150), (44, 144, 102), 7)
+    tissue = find_tissue(picture, 8.0, TissueSpec())
+    assert not tissue[:, 225:].any()
+    assert tissue[85:140, 60:180].mean() > 0.95
+    assert tissue[162:215, 60:180].mean() > 0.95
+
+
 def test_stains_are_no_ink():
     for colour in [(200, 60, 90), (230, 120, 160), (90, 50, 130), (70, 80, 140), (120, 70, 30), (60, 40, 90), (235, 215, 225)]:  # fmt: skip
         picture = glass(200, 200)
