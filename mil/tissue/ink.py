@@ -34,10 +34,10 @@ def ink(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
 def ink_on_glass(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
     """Ink that is smooth or has bare glass beside it, and its edges, bool (h, w): nothing of tissue shows there."""
     found, smooth, dense = _on_every_second(thumbnail, glass, mpp)
-    inked = found.any(axis=0)
-    free = (cv2.dilate(inked.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0).astype(np.float32)
+    inked = np.asarray(found.any(axis=0), np.uint8)
+    free = (cv2.dilate(inked, np.ones((5, 5), np.uint8)) == 0).astype(np.float32)
     tissue, beside = (cv2.blur(values, (BESIDE_PX, BESIDE_PX)) for values in (free * dense, free))
-    on_glass = inked & (smooth | (tissue < MOST_TISSUE * beside))
+    on_glass = (inked > 0) & (smooth | (tissue < MOST_TISSUE * beside))
     if not on_glass.any():
         return np.zeros(thumbnail.shape[:2], bool)
     large = large_pieces(on_glass, SPECK_UM2 / (STEP * mpp) ** 2)
