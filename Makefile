@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all environment lock clean
+.PHONY: demo test test-all faults environment lock clean
 
 environment: .venv/installed
 
@@ -31,6 +31,10 @@ test: environment
 # What `make test` leaves out: many kills, thousands of damaged files, long simulations.
 test-all: environment
 	KILLS=20 REPEATS=5 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "extended or repeated" --durations 20
+
+# Faults made on purpose and counted, in docs/reliability.md.
+faults: environment
+	$(BIN)/python benchmarks/faults.py
 
 # Anew from pyproject.toml: no address in it, and torch with its CUDA libraries left to the machine's pip settings.
 lock:
