@@ -5,6 +5,7 @@ after that, inside the command. Errors of data or settings are one line and exit
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: a `MilError`, or a file that cannot be read or written, becomes one line on standard error and in the log, exit code 1."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except MilError as error:
@@ -44,6 +46,20 @@ def main() -> None:
     except KeyboardInterrupt:
         report_failure("interrupted; finished slides are kept, run the same command again to go on")
         sys.exit(130)
+    except Terminated:
+        report_failure(
+            "error: terminated (SIGTERM): time limit, cancelled, or the node was taken away; finished slides are kept, the same "
+            "command goes on from them"
+        )
+        sys.exit(128 + signal.SIGTERM)
+
+
+class Terminated(BaseException):
+    """The process was told to end: Slurm does so at a time limit, at `scancel` and before preemption."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def _version(value: bool) -> None:

@@ -200,3 +200,17 @@ def test_a_full_disk_behind_standard_output_is_one_line():
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1
     assert "No space left on device" in done.stderr
+
+
+def test_a_terminated_command_says_so_in_its_log_and_keeps_nothing_half_written(tmp_path):
+    """Slurm's SIGTERM, sent while the log is open and a table is being written."""
+    code = (
+        "import os, signal, sys\nfrom mil import cli\nfrom mil.commands.options import reporter_of\nfrom mil.files import replacing\n"
+        "def work():\n    reporter_of('work.log')\n    with replacing('table.csv') as partial:\n"
+        "        partial.write_text('half')\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.app = work\ncli.main()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 143
+    assert "error: terminated (SIGTERM): time limit" in (tmp_path / "work.log").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["work.log"]
