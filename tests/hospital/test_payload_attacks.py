@@ -295,11 +295,11 @@ def test_the_difference_after_a_corrected_label_is_not_answered(tmp_path: Path) 
 
 @pytest.mark.parametrize(("repeats", "refused"), [(1, False), (5, True)])
 def test_folds_whose_sums_determine_a_patient_are_refused(tmp_path: Path, repeats: int, refused: bool) -> None:
-    hospitals = make_hospitals(tmp_path, endpoint={**PROTOCOL["endpoint"], "repeats": repeats}, **SEEN)
+    hospitals = make_hospitals(tmp_path, endpoint={"folds": 5, "inner_folds": 4, "repeats": repeats}, **SEEN)
     if not refused:
         assert Site.open(hospitals.site("A"))
         return
-    with pytest.raises(MilError, match=r"sums of features over 60 sets of patients determine \d+ of the 48 patients"):
+    with pytest.raises(MilError, match=r"sums of features over 125 sets of patients determine \d+ of the 48 patients"):
         Site.open(hospitals.site("A"))
 
 
