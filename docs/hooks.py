@@ -82,6 +82,8 @@ COLUMNS = {
     "variable": "clinical variable",
     "level": "value of the variable, or its range",
     "auroc": "AUROC of the patients of the level",
+    "low_adjusted": "lower bound after the correction for several tests",
+    "high_adjusted": "upper bound after the correction for several tests",
     "p_differs": "p value that the levels of the variable differ",
 }
 """Meaning of every column of `mil.schemas`."""
@@ -209,7 +211,7 @@ def tables_page() -> str:
             name, about = node.targets[0].id, str(ast.literal_eval(after.value))
             columns = getattr(schemas, name)
             if isinstance(columns, tuple):
-                rows = [(f"`{column}`", COLUMNS[column]) for column in columns]
+                rows = [(f"`{column}`", COLUMNS.get(column, "")) for column in columns]
                 parts.append(f"## {name.capitalize()}\n\n{about}\n\n{_table(('column', 'meaning'), rows)}")
     return "\n".join(parts)
 
