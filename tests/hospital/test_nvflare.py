@@ -293,6 +293,7 @@ def test_a_site_that_never_answers_is_left_out_only_where_the_protocol_says_so(
 ) -> None:
     rounds = {"timeout_s": 20, "silent_s": 120, "allow_subset": True, "required": ["A"], "minimum": 1}
     with rewrite_protocol(deployment.hospitals, rounds=rounds):
+        start_the_server_again(deployment)  # `silent_s` is in force from its start on
         run = Background(deployment, "silent")
         until(lambda: len(deployment.answered("silent")) >= 1, 300, "the first round")
         time.sleep(0.5)
@@ -309,6 +310,13 @@ def test_a_site_that_never_answers_is_left_out_only_where_the_protocol_says_so(
         )
         away = {"B": (first["phase"], first["round"])}
         assert digests_of(deployment, "silent") == reference(deployment.hospitals, tmp_path, away)
+    start_the_server_again(deployment)
+
+
+def start_the_server_again(deployment: Deployment) -> None:
+    deployment.kill("server")
+    deployment.start("server")
+    deployment.wait_for(*deployment.hospitals.protocol.sites)
 
 
 def test_a_site_that_runs_other_code_is_refused(deployment: Deployment, tmp_path: Path, repository: Path) -> None:
