@@ -79,7 +79,7 @@ def test_the_line_of_a_job_that_failed_stands_at_the_end(tmp_path, repository):
 
 def test_no_rule_gives_the_shell_a_path_with_blanks_bare(repository):
     """Numbers need no quotes, and what `foreign_features` makes has them."""
-    bare = {"threads", "params.shard_size", "params.source"}
+    bare = {"threads", "resources.batch_size", "params.source"}
     for path in (repository / "workflow/rules").glob("*.smk"):
         shells = re.findall(r"    shell:\n((?: +\".*\n)+)", path.read_text())
         found = {name for shell in shells for name in re.findall(r"\{([^}]*)\}", shell)}
