@@ -94,7 +94,7 @@ def test_damaged_files_end_as_ok_or_as_a_reason(tmp_path, kind):
     assert outcome(whole) == "ok"
     data = whole.read_bytes()
     path = tmp_path / f"damaged-{kind}"
-    faulthandler.dump_traceback_later(60, exit=True)
+    faulthandler.dump_traceback_later(60 * int(os.environ.get("REPEATS", "1")), exit=True)
     for case in range(CASES):
         path.write_bytes(damaged(data, case, kind))
         assert outcome(path) in STATES, case
