@@ -19,6 +19,7 @@ from scipy import stats
 
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints.kinds import Kind, build_kind
+from mil.endpoints.survival_analysis import c_index, c_index_interval
 from mil.metrics.added_value import added_value
 from mil.metrics.localisation import SlideAttention, by_slide, localise
 from mil.rng import rng
@@ -26,7 +27,6 @@ from mil.statistics import calibration, classification, decision, delong, interv
 from mil.statistics.arms import Scope
 from mil.statistics.bootstrap import percentile_interval, point, resamples
 from mil.statistics.differences import difference_of
-from mil.statistics.survival import c_index, c_index_interval
 
 # patients, prevalence, AUROC, shift and slope of the score's logits against the true ones
 COHORTS = (

@@ -7,6 +7,8 @@ that `import mil` itself takes a few milliseconds.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mil.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mil.api.classifier import MILClassifier as MILClassifier
     from mil.api.evaluation import Interval as Interval
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from mil.slides.slide import open_slide as open_slide
     from mil.specs.slides import TileSpec as TileSpec
     from mil.tiles.grid import tile_slide as tile_slide
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "open_slide": "mil.slides.slide",

@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from mil import __version__
 from mil.commands import bench, clinical, encoders, evaluation, files, models, slides
 from mil.commands import hospital as hospitals
 from mil.commands.examples import add_examples
 from mil.commands.options import ConfigsArgument, LogOption, report_failure, reporter_of
 from mil.errors import MilError
 from mil.files import reason_of, way_out
+from mil.version import __version__
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(

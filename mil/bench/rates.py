@@ -16,7 +16,6 @@ import pandas as pd
 import tifffile
 import torch
 
-import mil
 from mil import hdf5
 from mil.bags.table import deal_folds
 from mil.bench.slide import FORMATS, MPP, grid, write_slide
@@ -33,6 +32,7 @@ from mil.specs.experiments import ExperimentSpec
 from mil.training.ledger import parsed
 from mil.training.run import train
 from mil.training.store import FeatureStore
+from mil.version import __version__
 
 SIDE = 8192  # pixels of the made slide: 256 tiles of 512 level-0 pixels
 TILE_PX, TILE_MPP = 256, 0.5
@@ -73,7 +73,7 @@ def measure(
             say(f"{rate.stage} {rate.form or rate.encoder}: {rate.rate:,.0f} {rate.unit}")
             rows.append(asdict(rate))
     machine = {"processor": platform.processor() or platform.machine(), "cores": given, "device": describe(device)}
-    return {"mil": mil.__version__, "torch": torch.__version__, **machine, "rates": rows}
+    return {"mil": __version__, "torch": torch.__version__, **machine, "rates": rows}
 
 
 def table_of(rates: list[dict[str, Any]]) -> str:

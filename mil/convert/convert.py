@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import mil
 from mil import hdf5
 from mil.convert import readers as _entered  # noqa: F401  the readers enter themselves into the registry
 from mil.convert.foreign import READERS, Foreign, Source
@@ -20,6 +19,7 @@ from mil.features.tiling import up_to_date
 from mil.files import check_id, file_name, reason_of, sha256_of
 from mil.progress import Reporter
 from mil.schemas import MANIFEST
+from mil.version import __version__
 
 STAGE_VERSION = 1
 
@@ -144,7 +144,7 @@ def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: s
                 "coords_known": int(foreign.coords is not None),
                 "num_tiles": len(features),
                 "converted_from": READERS[layout].tool,
-                "mil_version": mil.__version__,
+                "mil_version": __version__,
                 "recipe": recipe,
             }
         )

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-import mil
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.encoders.build import build
@@ -28,6 +27,7 @@ from mil.files import check_id, file_name
 from mil.progress import Reporter, Steps
 from mil.schemas import MANIFEST
 from mil.slides.cores import cores
+from mil.version import __version__
 
 LIBRARIES = ("torch", "timm", "numpy", "h5py", "openslide-python", "openslide-bin", "opencv-python-headless")
 
@@ -196,7 +196,7 @@ def provenance(work: Work, engine: Engine) -> dict[str, Any]:
         "weights_sha256": engine.encoder.weights_sha256,
         "precision": engine.precision,
         "device": engine.device.type,
-        "mil_version": mil.__version__,
+        "mil_version": __version__,
         "versions": {name: _version(name) for name in LIBRARIES},
         "recipe": work.recipe,
     }

@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
+from mil.endpoints.survival_analysis import CoxModels, c_index_interval, cox_models, follow_up, kaplan_meier, log_rank
 from mil.errors import MilError
 from mil.figures.arms import input_name, main_at
 from mil.figures.cohort_table import p_words
@@ -11,7 +12,6 @@ from mil.figures.registry import Drawn, figure
 from mil.figures.style import DOUBLE_MM, SOFT, column_name, new_figure, strategy_colour, strategy_name
 from mil.figures.survival_curves import draw_curves
 from mil.results.results import Absent, Results
-from mil.statistics.survival import CoxModels, c_index_interval, cox_models, follow_up, kaplan_meier, log_rank
 
 GROUPS = {1: "predicted positive", 0: "predicted negative"}
 MIN_GROUP = 3

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.endpoints.kinds.survival import risk_groups, stratified_log_rank
+from mil.endpoints.survival_analysis import kaplan_meier
 from mil.figures.arms import input_name, main_at
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import capital
@@ -15,7 +16,6 @@ from mil.figures.survival_curves import draw_curves
 from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS as SITE_GROUPS
 from mil.statistics.arms import Scope
-from mil.statistics.survival import kaplan_meier
 
 GROUPS = {1: "higher risk", 0: "lower risk"}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import mil
 from mil import hdf5
 from mil.errors import MilError
 from mil.files import sha256_of, write_bytes
 from mil.hospital.config import FederationSpec
+from mil.version import __version__
 
 SECRET_BYTES = 32
 
@@ -30,7 +30,7 @@ def code_sha256() -> str:
 
     Figures, report and commands are not among them, so that a change there keeps no hospital out.
     """
-    return code_digest(Path(mil.__file__).parent)
+    return code_digest(Path(__file__).parents[1])
 
 
 def code_digest(folder: Path) -> str:
@@ -79,7 +79,7 @@ def _imported(tree: ast.AST) -> set[str]:
 def identity(protocol: FederationSpec) -> dict[str, str]:
     """Versions and digests that must be equal at all parties."""
     return {
-        "mil": mil.__version__,
+        "mil": __version__,
         "torch": torch.__version__,
         "code_sha256": code_sha256(),
         "spec_sha256": protocol.sha256,

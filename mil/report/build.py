@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jinja2
 
-from mil import __version__
 from mil.config import ReportSpec
 from mil.figures import FIGURES
 from mil.paper import PROTOCOL
@@ -19,6 +18,7 @@ from mil.report.pictures import Picture, picture_of
 from mil.report.story import STORY, Chapter
 from mil.report.tables import tables_of
 from mil.results.results import Results
+from mil.version import __version__
 
 HERE = Path(__file__).parent
 FONTS = Path(__file__).parents[1] / "figures" / "fonts"

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from mil import __version__
 from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
 from mil.endpoints.kinds.binary import EXCHANGE_BELOW, FEWEST
 from mil.figures.style import encoder_name, model_name, strategy_name
 from mil.results.results import Results
 from mil.specs.experiments import TrainingSpec
 from mil.statistics import held_out
+from mil.version import __version__
 
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
 PROTOCOL = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil import __version__, hdf5
+from mil import hdf5
 from mil.config import TileSpec
 from mil.errors import CorruptFile, SlideError
 from mil.files import check_id, file_name, sha256_of, write_text
@@ -24,6 +24,7 @@ from mil.tiles.quality import FLAGS, flagged
 from mil.tiles.thumbnail import draw_thumbnail, write_jpeg
 from mil.tiles.tiles import Tiles
 from mil.tissue.masks import read_mask, to_geojson
+from mil.version import __version__
 
 STAGE_VERSION = 2  # raised when the same spec and slide would now give other tiles
 SECONDS_A_SLIDE = 300.0  # a slide that takes longer, and longer than its bytes need, hangs its decoder

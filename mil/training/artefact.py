@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as packed
 
-import mil
 from mil.config import parse
 from mil.endpoints.endpoints import Endpoint
 from mil.errors import CorruptFile, MilError
@@ -29,6 +28,7 @@ from mil.training.clients import Clients
 from mil.training.cohort import Cohort
 from mil.training.ledger import Ledger, digest
 from mil.training.protocol import Task
+from mil.version import __version__
 
 MODELS = ("model", "trained_on", "member", "repeat", "fold", "family", "row", "rounds", "patients", "sha256")
 FILES = ("weights.safetensors", "models.csv", "rounds.csv", "inner.csv", "folds.csv", "ledger.jsonl")
@@ -96,7 +96,7 @@ class Run:
             "endpoint": self.endpoint.model_dump(mode="json"),
             "heads": [family.model.model_dump(mode="json") for family in self.families],
             "features": self.about,
-            "mil_version": mil.__version__,
+            "mil_version": __version__,
             "sha256": {name: sha256_of(folder / name) for name in written},
         }
         spec["self_sha256"] = _self_digest(spec)

@@ -13,6 +13,7 @@ from test_metrics import predictions_of
 
 from mil.bags.covariates import Scaling, clinical_inputs
 from mil.config import MetricsSpec
+from mil.endpoints.survival_analysis import c_index, cox_models, follow_up, kaplan_meier, log_rank
 from mil.errors import MilError
 from mil.metrics.agreement import cohen_kappa, fleiss_kappa, pattern_table
 from mil.metrics.score import primary, score
@@ -22,7 +23,6 @@ from mil.statistics import calibration, classification, delong, ranking
 from mil.statistics.bootstrap import point
 from mil.statistics.decision import net_benefit, treat_all
 from mil.statistics.folds import corrected_resampled_t, fold_aurocs
-from mil.statistics.survival import c_index, cox_models, follow_up, kaplan_meier, log_rank
 from mil.statistics.thresholds import choose_thresholds, vote, youden
 
 

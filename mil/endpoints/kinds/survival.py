@@ -7,9 +7,9 @@ import pandas as pd
 
 from mil.endpoints.kinds.kind import KINDS, Measure
 from mil.endpoints.kinds.rows import Bootstrapped
+from mil.endpoints.survival_analysis import c_index
 from mil.statistics.arms import PREDICTED, Scope, scopes
 from mil.statistics.from_sites import LogRank, stratified_logrank
-from mil.statistics.survival import c_index
 from mil.statistics.thresholds import MODEL, vote
 
 
