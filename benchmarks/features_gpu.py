@@ -38,7 +38,7 @@ from mil import hdf5
 from mil.bench.slide import grid, texture, write_slide
 from mil.config import EncoderSpec
 from mil.encoders.build import build
-from mil.features.engine import Engine
+from mil.features.engine import EncoderEngine
 from mil.features.readers import ProcessReaders, SharedMemory
 from mil.features.shard import extract, sorted_out
 from mil.progress import Reporter
@@ -113,7 +113,7 @@ class Shard:
         )
 
 
-def ours(engine: Engine, shard: Shard, slides: int, decoding: str, readers: int, key: str) -> float:
+def ours(engine: EncoderEngine, shard: Shard, slides: int, decoding: str, readers: int, key: str) -> float:
     """From slides to finished files with our pipeline, compiling not counted."""
     out = Path(tempfile.mkdtemp(dir=shard.folder))
     tiles = shard.write_tiles(slides, decoding)
@@ -225,7 +225,7 @@ def agreement(entry: str) -> None:
     spec = EncoderSpec(name=entry, weights="random", precision="fp32", batch_size=min(SIZE.batch, 128))
 
     def features(precision: str, device: torch.device, count: int = SIZE.tiles) -> torch.Tensor:
-        engine = Engine(build(spec), spec.model_copy(update={"precision": precision}), device)
+        engine = EncoderEngine(build(spec), spec.model_copy(update={"precision": precision}), device)
         return torch.from_numpy(engine(tiles[:count])).float()
 
     def smallest(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -245,7 +245,7 @@ def memory_halving() -> None:
         note("out of memory", "needs a GPU; tests/features/test_engine.py has it without one")
         return
     spec = EncoderSpec(name="kaiko_vits16", weights="random", batch_size=64)
-    engine = Engine(build(spec), spec, DEVICE, reporter=Reporter(stream=sys.stdout))
+    engine = EncoderEngine(build(spec), spec, DEVICE, reporter=Reporter(stream=sys.stdout))
     want = engine(np.zeros((64, TILE_PX, TILE_PX, 3), np.uint8))
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
@@ -259,13 +259,13 @@ def memory_halving() -> None:
     note("out of memory: same vectors", bool(np.allclose(got[:64].astype(float), want.astype(float), atol=2e-2)))
 
 
-def make_engine(entry: str) -> Engine:
+def make_engine(entry: str) -> EncoderEngine:
     """Our engine with the entry's random weights, to be compiled."""
     spec = EncoderSpec(name=entry, weights="random", batch_size=SIZE.batch)
-    return Engine(build(spec), spec, DEVICE, 10**9, Reporter(stream=sys.stdout))
+    return EncoderEngine(build(spec), spec, DEVICE, 10**9, Reporter(stream=sys.stdout))
 
 
-def with_all_cores(name: str, shard: Shard, cores: int, in_time: Callable[[float], bool]) -> Engine | None:
+def with_all_cores(name: str, shard: Shard, cores: int, in_time: Callable[[float], bool]) -> EncoderEngine | None:
     """One model: alone, ours in both ways of decoding, the peers' way."""
     model = MODELS[name]
     alone = part(name, encoder_alone, model, "compiled")
@@ -291,7 +291,7 @@ def with_all_cores(name: str, shard: Shard, cores: int, in_time: Callable[[float
     return engine
 
 
-def with_four_cores(name: str, engine: Engine, shard: Shard) -> None:
+def with_four_cores(name: str, engine: EncoderEngine, shard: Shard) -> None:
     """One model where the job has four cores, as clusters give to a GPU; the best of its ways beside the peers'."""
     model = MODELS[name]
     slides = min(4, len(shard.names))

@@ -62,7 +62,9 @@ def published(folder: Path) -> dict:
 def ours(method: str, pixels: np.ndarray) -> np.ndarray:
     """Our normalisation of a picture, found on itself."""
     change = torch.from_numpy(stain.change_of(method, pixels.reshape(-1, 3)))[None]
-    changed = stain.Stain(method, torch.device("cpu")).apply(torch.from_numpy(pixels).permute(2, 0, 1)[None], change)
+    changed = stain.StainNormalisation(method, torch.device("cpu")).apply(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None], change
+    )
     return changed[0].permute(1, 2, 0).numpy()
 
 

@@ -26,7 +26,7 @@ from mil.endpoints.endpoints import build_endpoint
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.protocol import Task, candidates, groups, inner_tasks
 from mil.training.run import train
 from mil.training.store import FeatureStore
@@ -112,7 +112,7 @@ def cohort_of(folder: Path | None, encoder: str) -> tuple[pd.DataFrame, FeatureS
 
 def loop_rates(kind: str, table: pd.DataFrame, store: FeatureStore, part: int) -> dict[int, tuple[float, float]]:
     """Model-bags a second and a CPU second of the loop, by number of threads."""
-    cohort = Cohort.of(table, ENDPOINT, build_endpoint(ENDPOINT))
+    cohort = TrainingCohort.of(table, ENDPOINT, build_endpoint(ENDPOINT))
     tasks = inner_tasks(
         cohort, groups(cohort, [tuple(cohort.sites)]), candidates(stanza("effnet", kind, "pooled", 1)), 1
     )
@@ -137,7 +137,7 @@ def model_bags(table: pd.DataFrame, store: FeatureStore, wanted: ExperimentSpec)
     run = train(wanted, ENDPOINT, table, store, quiet())
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     rounds = run.rounds[(run.rounds["phase"] == "inner")]
-    cohort = Cohort.of(table, ENDPOINT, build_endpoint(ENDPOINT))
+    cohort = TrainingCohort.of(table, ENDPOINT, build_endpoint(ENDPOINT))
     sites = [(site,) for site in cohort.sites] if wanted.strategy.name == "local" else [tuple(cohort.sites)]
     tasks = inner_tasks(cohort, groups(cohort, sites), candidates(wanted), wanted.training.rounds)
     selected = sum(len(task.train) * task.rounds for task in tasks)

@@ -11,7 +11,7 @@ from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.encoders.entry import Encoder
 from mil.errors import MilError
-from mil.features.engine import Engine
+from mil.features.engine import EncoderEngine
 
 BATCH = 256
 """Tiles that are in the device's memory at once."""
@@ -41,7 +41,7 @@ def encode(encoder: Encoder, tiles: np.ndarray) -> np.ndarray:
         raise MilError(f"tiles are {tiles.dtype} {tiles.shape}; give uint8 (tiles, height, width, 3)")
     if not len(tiles):
         return np.zeros((0, encoder.width), np.float16)
-    engine = Engine(encoder, EncoderSpec())
+    engine = EncoderEngine(encoder, EncoderSpec())
     return np.concatenate([engine(tiles[start : start + BATCH]) for start in range(0, len(tiles), BATCH)])
 
 

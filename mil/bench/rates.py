@@ -22,7 +22,7 @@ from mil.bench.slide import FORMATS, MPP, grid, write_slide
 from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.features.device import best_device, describe
-from mil.features.engine import Engine
+from mil.features.engine import EncoderEngine
 from mil.features.shard import extract, sorted_out
 from mil.progress import quiet
 from mil.slides.cores import cores as cores_given
@@ -155,7 +155,7 @@ def reading(slide: Path, form: str, given: int, seconds: float) -> Rate:
 
 def encoding(spec: EncoderSpec, device: torch.device, given: int, seconds: float) -> Rate:
     """Tiles in memory -> features, by the encoder alone."""
-    engine = Engine(build(spec), spec, device, reporter=quiet(), threads=given)
+    engine = EncoderEngine(build(spec), spec, device, reporter=quiet(), threads=given)
     engine.prepare(TILE_PX)
     tiles = np.random.default_rng(0).integers(0, 256, (engine.step * max(given, 1), TILE_PX, TILE_PX, 3), np.uint8)
     rate = repeated(lambda: len(engine(tiles)), seconds)
@@ -180,7 +180,7 @@ def extraction(spec: EncoderSpec, alone: Rate, device: torch.device, given: int,
     encoder = build(spec)
     folder = home / "features" / encoder.name
     shard = sorted_out(table, home / "tiles", spec, encoder, folder)
-    engine = Engine(encoder, spec, device, len(coords), quiet(), given)
+    engine = EncoderEngine(encoder, spec, device, len(coords), quiet(), given)
     readers = max(given - 1, 1) if device.type == "cuda" else given
     with quiet().steps("bench", 1, "slides") as steps:
         profile = extract(shard, engine, folder, readers, quiet(), steps, False)

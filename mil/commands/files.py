@@ -80,7 +80,7 @@ def convert(
     if not source.is_dir():
         raise MilError(f"{source} is not a folder; give the folder that holds the features")
     from mil.convert.convert import convert_in, convert_out
-    from mil.convert.foreign import Source
+    from mil.convert.foreign import ForeignFeatures
     from mil.tables import read_table, write_table
 
     reporter = reporter_of(log)
@@ -91,7 +91,7 @@ def convert(
     text = ("slide_id", "patient_id", "site", "path", "state", "reason", "format", "mpp_source", "fingerprint")
     table = None if slides is None else read_table(slides, text=text)
     expected = None if expect is None else encoder_of(expect)
-    told = Source(source, encoder, mpp, tile_mpp, weights_sha256, expected)
+    told = ForeignFeatures(source, encoder, mpp, tile_mpp, weights_sha256, expected)
     write_table(convert_in(layout, told, target, reporter, table), target / "shard0.csv")
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mil import hdf5
 from mil.convert import readers as _entered  # noqa: F401  the readers enter themselves into the registry
-from mil.convert.foreign import READERS, Foreign, Source
+from mil.convert.foreign import READERS, Foreign, ForeignFeatures
 from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
 from mil.features.identity import check_made_by
@@ -25,7 +25,7 @@ STAGE_VERSION = 1
 
 
 def convert_in(
-    layout: str, source: Source, folder: str | Path, reporter: Reporter, slides: pd.DataFrame | None = None
+    layout: str, source: ForeignFeatures, folder: str | Path, reporter: Reporter, slides: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """Write `folder/{slide_id}.h5` for every slide of `source.folder`, which `layout`'s tool made; the manifest of `MANIFEST`.
 
@@ -75,7 +75,7 @@ def convert_out(layout: str, folder: str | Path, target: str | Path, reporter: R
     return written
 
 
-def _converted(layout: str, slide_id: str, path: Path, source: Source, folder: Path) -> dict[str, Any]:
+def _converted(layout: str, slide_id: str, path: Path, source: ForeignFeatures, folder: Path) -> dict[str, Any]:
     """What the manifest says of a slide whose features are at `path`, once they are converted."""
     try:
         row = _convert_one(layout, slide_id, path, source, folder)
@@ -88,7 +88,7 @@ def _converted(layout: str, slide_id: str, path: Path, source: Source, folder: P
     return row
 
 
-def _convert_one(layout: str, slide_id: str, path: Path, source: Source, folder: Path) -> dict[str, Any]:
+def _convert_one(layout: str, slide_id: str, path: Path, source: ForeignFeatures, folder: Path) -> dict[str, Any]:
     try:
         check_id("slide_id", slide_id, str(path))
     except MilError as error:

@@ -15,7 +15,7 @@ from mil.registry import Registry
 
 
 @dataclass(frozen=True)
-class Source:
+class ForeignFeatures:
     """What the files do not say and the user does."""
 
     folder: Path
@@ -48,16 +48,16 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Reader:
+class LayoutReader:
     """One tool's layout."""
 
     tool: str
     find: Callable[[Path], dict[str, Path]]
     """A folder -> slides by id, each with the file (or folder) of its features."""
-    read: Callable[[Path, Source], Foreign]
+    read: Callable[[Path, ForeignFeatures], Foreign]
 
 
-READERS: Registry[Reader] = Registry("layout")
+READERS: Registry[LayoutReader] = Registry("layout")
 
 
 def by_suffix(*patterns: str) -> Callable[[Path], dict[str, Path]]:

@@ -8,7 +8,15 @@ import numpy as np
 import torch
 
 from mil import hdf5
-from mil.convert.foreign import READERS, Foreign, Reader, Source, by_suffix, checked_coords, checked_features
+from mil.convert.foreign import (
+    READERS,
+    Foreign,
+    ForeignFeatures,
+    LayoutReader,
+    by_suffix,
+    checked_coords,
+    checked_features,
+)
 from mil.encoders.weights import read_state
 from mil.errors import CorruptFile, MilError
 
@@ -16,7 +24,7 @@ MARUGOTO_SIDE_UM, MARUGOTO_SIDE_PX = 256.0, 224  # tiles of marugoto and of earl
 DEEPZOOM_TILE_PX = 224  # tiles of HistoSSLscaling, which stores their DeepZoom addresses
 
 
-def _trident(path: Path, source: Source) -> Foreign:
+def _trident(path: Path, source: ForeignFeatures) -> Foreign:
     """TRIDENT's `features_{encoder}/{slide}.h5`: features, coords in level-0 pixels with the tiling as their attributes."""
     arrays, attributes = hdf5.read_foreign(path, "features", "coords")
     features = _needed(arrays, "features", path)
@@ -33,7 +41,7 @@ def _trident(path: Path, source: Source) -> Foreign:
     )
 
 
-def _clam(path: Path, source: Source) -> Foreign:
+def _clam(path: Path, source: ForeignFeatures) -> Foreign:
     """CLAM's `h5_files/{slide}.h5` or `pt_files/{slide}.pt`; the tiles' side from `patches/{slide}.h5` where that is beside."""
     if path.suffix == ".pt":
         arrays: dict[str, np.ndarray] = {"features": _tensor(path)}
@@ -76,7 +84,7 @@ def clam_tiling(path: Path) -> dict[str, Any]:
     }
 
 
-def _stamp(path: Path, source: Source) -> Foreign:
+def _stamp(path: Path, source: ForeignFeatures) -> Foreign:
     """STAMP's and marugoto's `{slide}.h5`: feats, coords in microns (`unit`), or in tile pixels where no unit is given.
 
     Rows that early STAMP marked as augmented are left out. Without the slides' mpp, coordinates are in the tiles' pixels.
@@ -100,7 +108,7 @@ def _stamp(path: Path, source: Source) -> Foreign:
     return Foreign(features, coords, _encoder(named, path), side_px, tile_mpp, mpp, side_px * tile_mpp / mpp)
 
 
-def _histossl(path: Path, source: Source) -> Foreign:
+def _histossl(path: Path, source: ForeignFeatures) -> Foreign:
     """HistoSSLscaling's `{slide}.{ext}/features.npy`: DeepZoom level, x and y of the tile, then the features."""
     table = _npy(path)
     if table.ndim != 2 or table.shape[1] <= 3:
@@ -115,7 +123,7 @@ def _histossl(path: Path, source: Source) -> Foreign:
     )
 
 
-def _slide2vec(path: Path, source: Source) -> Foreign:
+def _slide2vec(path: Path, source: ForeignFeatures) -> Foreign:
     """slide2vec's `tile_embeddings/{slide}.pt|.npz` with `.meta.json`, and `tiles/{slide}.coordinates.npz`."""
     meta_path = (
         path.with_suffix("").with_suffix(".meta.json") if path.suffix == ".npz" else path.with_suffix(".meta.json")
@@ -138,7 +146,7 @@ def _slide2vec(path: Path, source: Source) -> Foreign:
     )
 
 
-def _atlaspatch(path: Path, source: Source) -> Foreign:
+def _atlaspatch(path: Path, source: ForeignFeatures) -> Foreign:
     """AtlasPatch's `patches/{slide}.h5`: coords (x, y, width, height, level) and features/{encoder}."""
     encoders = hdf5.names_under(path, "features")
     named = source.encoder if source.encoder in encoders else (encoders[0] if len(encoders) == 1 else None)
@@ -206,14 +214,14 @@ def _slide_folders(folder: Path) -> dict[str, Path]:
 
 
 for name, reader in {
-    "trident": Reader("TRIDENT", by_suffix("*.h5", "features_*/*.h5"), _trident),
-    "clam": Reader("CLAM", by_suffix("*.h5", "*.pt", "h5_files/*.h5", "pt_files/*.pt"), _clam),
-    "stamp": Reader("STAMP", by_suffix("*.h5", "*/*.h5"), _stamp),
-    "marugoto": Reader("marugoto", by_suffix("*.h5", "*/*.h5"), _stamp),
-    "histossl": Reader("HistoSSLscaling", _slide_folders, _histossl),
-    "slide2vec": Reader(
+    "trident": LayoutReader("TRIDENT", by_suffix("*.h5", "features_*/*.h5"), _trident),
+    "clam": LayoutReader("CLAM", by_suffix("*.h5", "*.pt", "h5_files/*.h5", "pt_files/*.pt"), _clam),
+    "stamp": LayoutReader("STAMP", by_suffix("*.h5", "*/*.h5"), _stamp),
+    "marugoto": LayoutReader("marugoto", by_suffix("*.h5", "*/*.h5"), _stamp),
+    "histossl": LayoutReader("HistoSSLscaling", _slide_folders, _histossl),
+    "slide2vec": LayoutReader(
         "slide2vec", by_suffix("*.pt", "*.npz", "tile_embeddings/*.pt", "tile_embeddings/*.npz"), _slide2vec
     ),
-    "atlaspatch": Reader("AtlasPatch", by_suffix("*.h5", "patches/*.h5"), _atlaspatch),
+    "atlaspatch": LayoutReader("AtlasPatch", by_suffix("*.h5", "patches/*.h5"), _atlaspatch),
 }.items():
     READERS.register(name)(reader)

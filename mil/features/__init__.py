@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mil.features.engine import Engine
+    from mil.features.engine import EncoderEngine
     from mil.features.shard import extract_shard
 
-__all__ = ["Engine", "extract_shard"]
+__all__ = ["EncoderEngine", "extract_shard"]
 
-HOMES = {"Engine": "mil.features.engine", "extract_shard": "mil.features.shard"}
+HOMES = {"EncoderEngine": "mil.features.engine", "extract_shard": "mil.features.shard"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from mil.features.accelerate import (
 )
 from mil.features.device import best_device
 from mil.features.plan import batch_tiles
-from mil.features.stain import Stain
+from mil.features.stain import StainNormalisation
 from mil.progress import Reporter, quiet
 from mil.slides.cores import cores
 
@@ -56,7 +56,7 @@ class Ticket:
         return self.began.elapsed_time(self.computed) / 1000
 
 
-class Engine:
+class EncoderEngine:
     """Runs one encoder on one device. Batches have one shape, padded, so that a tile's vector never depends on its neighbours."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Engine:
         std = torch.tensor(encoder.std, device=self.device).view(1, 3, 1, 1)
         mean = torch.tensor(encoder.mean, device=self.device).view(1, 3, 1, 1)
         self.scale, self.shift = 1 / (255 * std), -mean / std
-        self.stain = Stain(spec.stain, self.device) if spec.stain is not None else None
+        self.stain = StainNormalisation(spec.stain, self.device) if spec.stain is not None else None
         if self.device.type == "cpu":
             # Threads with a step each, not one step on several threads: those wait for each other at every layer, and
             # where the machine is shared the slowest holds up all (39 tiles/s instead of 444 beside five busy processes).

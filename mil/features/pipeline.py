@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from mil.features.device import pinned
-from mil.features.engine import Engine, Ticket
-from mil.features.plan import PART_TILES, Batch, Part, Work, batch_tiles, parts_of
+from mil.features.engine import EncoderEngine, Ticket
+from mil.features.plan import PART_TILES, TileBatch, TilePart, Work, batch_tiles, parts_of
 from mil.features.profile import Profile
 from mil.features.readers import ORDERS_AHEAD, SharedMemory, start_readers
 from mil.features.writing import FeatureWriter, Piece
@@ -26,7 +26,13 @@ class Pipeline:
     """One pass over the slides of `works`, whose tiles all have `size_px`."""
 
     def __init__(
-        self, works: list[Work], engine: Engine, readers: int, size_px: int, writer: FeatureWriter, profile: Profile
+        self,
+        works: list[Work],
+        engine: EncoderEngine,
+        readers: int,
+        size_px: int,
+        writer: FeatureWriter,
+        profile: Profile,
     ) -> None:
         self.engine, self.writer, self.profile = engine, writer, profile
         self.size_px, self.tile_bytes = size_px, size_px * size_px * 3
@@ -41,10 +47,10 @@ class Pipeline:
         self.free_slots = deque(range(slots))
         self.readers = start_readers(min(readers, -(-total // PART_TILES)), self.memory, total)
         self.plan = parts_of(works, self.batch_tiles, failed=lambda work: work.error is not None)
-        self.batches: deque[Batch] = deque()  # planned, in order
-        self.in_flight: deque[tuple[Batch, Ticket]] = deque()
-        self.to_order: deque[tuple[Batch, int]] = deque()
-        self.ordered: dict[int, tuple[Batch, int]] = {}
+        self.batches: deque[TileBatch] = deque()  # planned, in order
+        self.in_flight: deque[tuple[TileBatch, Ticket]] = deque()
+        self.to_order: deque[tuple[TileBatch, int]] = deque()
+        self.ordered: dict[int, tuple[TileBatch, int]] = {}
         self.orders = 0
 
     def run(self, progress: Callable[[int], None]) -> None:
@@ -68,7 +74,7 @@ class Pipeline:
             parts = next(self.plan, None)
             if parts is None:
                 break
-            batch = Batch(self.free_slots.popleft(), parts, waiting=len(parts))
+            batch = TileBatch(self.free_slots.popleft(), parts, waiting=len(parts))
             batch.count = sum(part.count for part in parts)
             self.batches.append(batch)
             self.to_order.extend((batch, place) for place in range(len(parts)))
@@ -106,7 +112,7 @@ class Pipeline:
     def _next_is_ready(self) -> bool:
         return bool(self.batches) and not self.batches[0].waiting
 
-    def _start(self, batch: Batch) -> None:
+    def _start(self, batch: TileBatch) -> None:
         stains = [np.tile(part.work.stain, (part.count, 1)) for part in batch.parts if part.work.stain is not None]
         ticket = self.engine.start(self.ring[batch.slot], batch.count, np.concatenate(stains) if stains else None)
         self.in_flight.append((batch, ticket))
@@ -124,7 +130,7 @@ class Pipeline:
         progress(batch.count)
 
 
-def pieces_of(batch: Batch, vectors: np.ndarray) -> Iterator[Piece]:
+def pieces_of(batch: TileBatch, vectors: np.ndarray) -> Iterator[Piece]:
     """The batch's vectors by slide. A value that is not finite fails its slide."""
     for place, part in enumerate(batch.parts):
         kept = batch.kept(place)
@@ -134,7 +140,7 @@ def pieces_of(batch: Batch, vectors: np.ndarray) -> Iterator[Piece]:
         yield Piece(part.work, part.first + kept, mine, part.last)
 
 
-def not_finite(part: Part, kept: np.ndarray, vectors: np.ndarray) -> str:
+def not_finite(part: TilePart, kept: np.ndarray, vectors: np.ndarray) -> str:
     """Which tile's vector is not finite, in words."""
     at = int(kept[np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0]])
     x, y = part.work.tiling.coords[part.first + at].tolist()

@@ -32,7 +32,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Part:
+class TilePart:
     """Tiles `first` ... `first + count - 1` of a slide, at `offset` in a batch."""
 
     work: Work
@@ -61,11 +61,11 @@ class Part:
 
 
 @dataclass(eq=False)
-class Batch:
+class TileBatch:
     """Parts that go to the device together, in a slot of the ring."""
 
     slot: int
-    parts: list[Part] = field(default_factory=list)
+    parts: list[TilePart] = field(default_factory=list)
     missing: dict[int, list[int]] = field(default_factory=dict)
     """Tiles that could not be read and were left out, by the part's place in `parts`."""
     waiting: int = 0
@@ -78,15 +78,15 @@ class Batch:
         return np.setdiff1d(np.arange(self.parts[place].count), self.missing.get(place, []))
 
 
-def parts_of(works: list[Work], batch_tiles: int, failed: Callable[[Work], bool]) -> Iterator[list[Part]]:
+def parts_of(works: list[Work], batch_tiles: int, failed: Callable[[Work], bool]) -> Iterator[list[TilePart]]:
     """The parts of one batch after another. Slides that failed meanwhile are left out of later batches."""
-    batch: list[Part] = []
+    batch: list[TilePart] = []
     filled = 0
     for work in works:
         total, first = len(work.tiling.coords), 0
         while first < total and not failed(work):
             count = min(PART_TILES, total - first, batch_tiles - filled)
-            batch.append(Part(work, first, count, filled))
+            batch.append(TilePart(work, first, count, filled))
             first, filled = first + count, filled + count
             if filled == batch_tiles:
                 yield batch

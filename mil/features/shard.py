@@ -16,7 +16,7 @@ from mil.encoders.build import build
 from mil.encoders.entry import Encoder
 from mil.errors import CorruptFile, MilError, SlideError
 from mil.features.device import describe
-from mil.features.engine import Engine
+from mil.features.engine import EncoderEngine
 from mil.features.pipeline import Pipeline
 from mil.features.plan import Work
 from mil.features.profile import Profile
@@ -71,7 +71,7 @@ def extract_shard(
                 reporter.note(f"slide {row['slide_id']}: {row['state']}: {row['reason']}")
         if shard.works:
             total = sum(len(work.tiling.coords) for work in shard.works)
-            engine = Engine(built, encoder, torch.device(device) if device else None, total, reporter, threads)
+            engine = EncoderEngine(built, encoder, torch.device(device) if device else None, total, reporter, threads)
             extract(shard, engine, folder, _readers_for(engine, cores(threads)), reporter, steps, profile)
     return pd.DataFrame([shard.rows[str(name)] for name in slides["slide_id"]], columns=list(MANIFEST))
 
@@ -117,7 +117,7 @@ def _problem(slide: Mapping[str, Any], tiling: Tiling) -> tuple[str, str] | None
 
 
 def extract(
-    shard: Shard, engine: Engine, folder: Path, readers: int, reporter: Reporter, steps: Steps, tell: bool
+    shard: Shard, engine: EncoderEngine, folder: Path, readers: int, reporter: Reporter, steps: Steps, tell: bool
 ) -> Profile:
     """Run the pipeline over the slides to do, one pass a tile size (a shard has one, unless its tiles' settings changed).
 
@@ -161,7 +161,7 @@ def extract(
     return profile
 
 
-def _with_stains(works: list[Work], engine: Engine) -> list[Work]:
+def _with_stains(works: list[Work], engine: EncoderEngine) -> list[Work]:
     """The slides with what stain normalisation needs to know of each; those where it cannot be found fail."""
     if engine.spec.stain is None:
         return works
@@ -173,12 +173,12 @@ def _with_stains(works: list[Work], engine: Engine) -> list[Work]:
     return [work for work in works if work.error is None]
 
 
-def _readers_for(engine: Engine, given: int) -> int:
+def _readers_for(engine: EncoderEngine, given: int) -> int:
     """One reader a core; one core is left to the process that feeds a GPU."""
     return max(given - 1, 1) if engine.device.type == "cuda" else given
 
 
-def provenance(work: Work, engine: Engine) -> dict[str, Any]:
+def provenance(work: Work, engine: EncoderEngine) -> dict[str, Any]:
     """The root attributes of a features file."""
     about = work.tiling.attributes
     return {

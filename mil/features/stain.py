@@ -79,7 +79,7 @@ def reinhard_of(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([lab.mean(axis=0), deviation])
 
 
-class Stain:
+class StainNormalisation:
     """Brings tiles to the target's stains, on `device`. Its constants are copied there once."""
 
     def __init__(self, method: Method, device: torch.device) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from mil.config import FiguresSpec
-from mil.figures.registry import FIGURES, Drawn, Entry
+from mil.figures.registry import FIGURES, Drawn, FigureEntry
 from mil.figures.save import save
 from mil.results.results import Absent, Results
 
-__all__ = ["FIGURES", "Absent", "Drawn", "Entry", "Results", "draw_figure", "save"]
+__all__ = ["FIGURES", "Absent", "Drawn", "FigureEntry", "Results", "draw_figure", "save"]
 for module in iter_modules(__path__):  # importing a figure's module enters it into FIGURES
     import_module(f"{__name__}.{module.name}")
 

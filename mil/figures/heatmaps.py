@@ -33,7 +33,7 @@ BAR_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSlide:
     """One slide as drawn: pixels (h, w, 3) cropped to its tiles, tiles (n, 4) as x, y, wide, high in those pixels."""
 
     slide_id: str
@@ -101,7 +101,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     )
 
 
-def scale_of(slides: Sequence[Shown]) -> tuple[LogNorm, float]:
+def scale_of(slides: Sequence[ShownSlide]) -> tuple[LogNorm, float]:
     """One colour scale for attention on these slides, even about the mean: from 1/64 to 64 times it at most."""
     reach = max(float(np.quantile(np.abs(np.log2(slide.attention)), 0.99)) for slide in slides)
     reach = min(max(reach, 0.5), 6.0)
@@ -142,7 +142,7 @@ def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) 
     return max(slides, key=lambda s: float(results.files.attention(site, results.main, s)[1].sum()), default=None)
 
 
-def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> Shown:
+def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> ShownSlide:
     """One slide, cut to its tiles, with tile squares in its pixels; read from the slide, or from its thumbnail if that is gone."""
     coords, attention = results.files.attention(site, results.main, slide_id)
     bag = results.bag_tiles(site, results.main, patient_id)
@@ -158,7 +158,7 @@ def show(results: Results, site: str, slide_id: str, patient_id: str, label: int
     except Absent:
         truth = None
     tiles = np.column_stack([(coords - bounds[:2]) * scale, np.full((len(coords), 2), side * scale)])
-    return Shown(slide_id, patient_id, label, score, pixels, mpp / scale, tiles, attention, truth, coords)
+    return ShownSlide(slide_id, patient_id, label, score, pixels, mpp / scale, tiles, attention, truth, coords)
 
 
 def _bounds(coords: np.ndarray, side: float, geometry: dict[str, Any]) -> np.ndarray:
@@ -187,7 +187,7 @@ def _pixels(
         return thumbnail[top:bottom, left:right], scale
 
 
-def _draw_row(row: np.ndarray, slide: Shown, with_truth: bool, norm: LogNorm, room_mm: float) -> None:
+def _draw_row(row: np.ndarray, slide: ShownSlide, with_truth: bool, norm: LogNorm, room_mm: float) -> None:
     """Headings stand over the middle of their column, since a picture may be narrower than its heading."""
     for axes in row:
         bare_image(axes, slide.pixels)
@@ -217,7 +217,7 @@ def _heading(axes: Axes, head: str, size: float, words: str, colour: str = SOFT,
     )  # fmt: skip
 
 
-def draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
+def draw_attention(axes: Axes, slide: ShownSlide, norm: LogNorm) -> None:
     """Squares coloured by attention over the greyed slide, which `axes` already shows."""
     grey = slide.pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     axes.images[0].set_data((255 - (255 - grey) * 0.35).astype(np.uint8))
@@ -229,7 +229,7 @@ def draw_attention(axes: Axes, slide: Shown, norm: LogNorm) -> None:
     )
 
 
-def _scale_bar(axes: Axes, slide: Shown) -> None:
+def _scale_bar(axes: Axes, slide: ShownSlide) -> None:
     """A round number of microns, at most a third of the picture, at the lower right."""
     height, width = slide.pixels.shape[:2]
     um = max((um for um in BAR_UM if um / slide.um_px <= width / 3), default=BAR_UM[0])
@@ -241,7 +241,7 @@ def _scale_bar(axes: Axes, slide: Shown) -> None:
     axes.text(x + length / 2, y, said, ha="center", va="bottom", fontsize=6, color=INK, path_effects=halo)
 
 
-def _values(slide: Shown, site: str) -> pd.DataFrame:
+def _values(slide: ShownSlide, site: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "site": site,

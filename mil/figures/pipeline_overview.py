@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
-from mil.figures.heatmaps import Shown, choose, draw_attention, scale_of, show
+from mil.figures.heatmaps import ShownSlide, choose, draw_attention, scale_of, show
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import (
     DOUBLE_MM,
@@ -77,13 +77,13 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     )
 
 
-def _chosen(slide: Shown) -> str:
+def _chosen(slide: ShownSlide) -> str:
     if slide.label:
         return "the positive patient with the highest score"
     return "the negative patient with the lowest score; no positive one has attention"
 
 
-def _tiles(slide: Shown) -> pd.DataFrame:
+def _tiles(slide: ShownSlide) -> pd.DataFrame:
     tiles = pd.DataFrame({"x": slide.coords[:, 0], "y": slide.coords[:, 1], "attention": slide.attention})
     return tiles.assign(kind="tile", slide_id=slide.slide_id)
 

@@ -61,7 +61,7 @@ Draw = Callable[..., Drawn]
 
 
 @dataclass(frozen=True)
-class Entry:
+class FigureEntry:
     """A figure that can be drawn: its title, the kinds of results it reads, and whether it reads pixels or features."""
 
     name: str
@@ -99,7 +99,7 @@ class Entry:
             raise Absent(f"the endpoint {results.endpoint} is of kind {kind}; this figure is drawn for kind {drawn}")
 
 
-FIGURES: Registry[Entry] = Registry("figure")
+FIGURES: Registry[FigureEntry] = Registry("figure")
 
 
 def figure(
@@ -121,7 +121,7 @@ def figure(
     def enter(function: Draw) -> Draw:
         name = function.__module__.rsplit(".", 1)[-1]
         code = str(sys.modules[function.__module__].__file__)
-        FIGURES.register(name)(Entry(name, title, needs, per_site, function, code, endpoints, chapter, number))
+        FIGURES.register(name)(FigureEntry(name, title, needs, per_site, function, code, endpoints, chapter, number))
         return function
 
     return enter

@@ -62,7 +62,7 @@ class MemberSpec(Spec):
     site cannot outweigh the others by a number."""
 
 
-class FeaturesSpec(Spec):
+class SharedFeaturesSpec(Spec):
     """What every site's feature files must say of themselves; none: not compared."""
 
     encoder: str | None = None
@@ -127,7 +127,7 @@ class FederationSpec(Spec):
     sites: dict[Name, MemberSpec]
     experiment: ExperimentSpec
     endpoint: EndpointSpec = EndpointSpec()
-    features: FeaturesSpec = FeaturesSpec()
+    features: SharedFeaturesSpec = SharedFeaturesSpec()
     code_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest of the code that all parties run (`mil site check` prints a site's own); none: the server's, whatever it is."""
     rounds: RoundsSpec = RoundsSpec()

@@ -18,7 +18,7 @@ from mil.hospital.payload import TooFewPatients
 from mil.hospital.privacy import private_update
 from mil.statistics.moments import Moments
 from mil.training.client import Job, SiteData, Update, client_update, finetune
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.engine import Data, Engine, Learners
 from mil.training.packing import Places
 from mil.training.plans import first_weights, reach
@@ -39,7 +39,7 @@ class LocalWork:
         self.protocol, self.shapes, self.site, self.features = protocol, shapes, site, features
         self.training = protocol.experiment.training
         self.candidates = candidates(protocol.experiment)
-        self.cohort = Cohort.of(bags, protocol.endpoint, shapes.endpoint, protocol.experiment.covariates)
+        self.cohort = TrainingCohort.of(bags, protocol.endpoint, shapes.endpoint, protocol.experiment.covariates)
         self.bag = features.require(self.cohort.patients)
         order = np.argsort(self.bag)  # the patient of every bag
         self.targets = torch.from_numpy(self.cohort.targets[order])

@@ -40,7 +40,7 @@ OUT_OF_DATE = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckedItem:
     """What a check found: `ok`, `warning` or `fault`."""
 
     check: str
@@ -48,21 +48,21 @@ class Finding:
     sentence: str
 
 
-def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[Finding]:
+def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[CheckedItem]:
     """All checks; `against`: other sites' files of hashes, as `write_hashes` makes them."""
     try:
         protocol = own_protocol(spec)
     except MilError as error:
-        return [Finding("protocol", "fault", str(error))]
+        return [CheckedItem("protocol", "fault", str(error))]
     digest = f"protocol {protocol.sha256[:16]}, code {code_sha256()[:16]}: both must be equal at all parties"
-    findings = [Finding("protocol", "ok", digest)]
+    findings = [CheckedItem("protocol", "ok", digest)]
     if protocol.code_sha256 not in {None, code_sha256()}:
         wrong = (
             f"the protocol asks for code {protocol.code_sha256}, this is {code_sha256()}; install the stated version"
         )
-        findings.append(Finding("code", "fault", wrong))
+        findings.append(CheckedItem("code", "fault", wrong))
     bags = _table(spec, protocol)
-    if isinstance(bags, Finding):
+    if isinstance(bags, CheckedItem):
         findings.append(bags)
     else:
         findings += check_patients(spec, protocol, bags)
@@ -72,11 +72,11 @@ def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[Finding]:
     return findings
 
 
-def _table(spec: SiteSpec, protocol: FederationSpec) -> pd.DataFrame | Finding:
+def _table(spec: SiteSpec, protocol: FederationSpec) -> pd.DataFrame | CheckedItem:
     try:
         return own_bags(bag_path(spec, protocol), spec.site, protocol)
     except MilError as error:
-        return Finding("bags", "fault", str(error))
+        return CheckedItem("bags", "fault", str(error))
 
 
 def bag_path(spec: SiteSpec, protocol: FederationSpec) -> Path:
@@ -84,24 +84,24 @@ def bag_path(spec: SiteSpec, protocol: FederationSpec) -> Path:
     return Path(spec.results) / "bags" / f"{protocol.experiment.endpoint}.csv"
 
 
-def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[Finding]:
+def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[CheckedItem]:
     """Labels, folds, classes a fold, and the fewest patients that a model would learn from."""
     where = bag_path(spec, protocol)
     twice = bags["patient_id"][bags["patient_id"].duplicated()]
     if len(twice):
-        return [Finding("bags", "fault", f"{where}: patient {twice.iloc[0]} stands twice; keep one row")]
+        return [CheckedItem("bags", "fault", f"{where}: patient {twice.iloc[0]} stands twice; keep one row")]
     member = protocol.sites[spec.site]
     if member.role == "external":
-        return [Finding("bags", "ok", f"{len(bags)} patients, role external: they are only judged")]
+        return [CheckedItem("bags", "ok", f"{len(bags)} patients, role external: they are only judged")]
     from mil.endpoints.endpoints import build_endpoint
-    from mil.training.cohort import Cohort
+    from mil.training.cohort import TrainingCohort
     from mil.training.plans import reach
 
     endpoint = build_endpoint(protocol.endpoint)
     try:
-        cohort = Cohort.of(bags, protocol.endpoint, endpoint, protocol.experiment.covariates)
+        cohort = TrainingCohort.of(bags, protocol.endpoint, endpoint, protocol.experiment.covariates)
     except MilError as error:
-        return [Finding("bags", "fault", str(error))]
+        return [CheckedItem("bags", "fault", str(error))]
     least, findings = limits(protocol, spec).min_patients, []
     fewest, briefest, classes = len(bags), FLOOR_STEPS, 0
     for slot in slots(protocol, "inner" if protocol.privacy is None else "refit"):
@@ -115,7 +115,7 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
             classes += 1
     if fewest < least:
         findings.append(
-            Finding(
+            CheckedItem(
                 "bags",
                 "fault",
                 f"{where}: a model would learn from {fewest} patients, fewer than {least}; use fewer folds",
@@ -123,7 +123,7 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
         )
     elif briefest < FLOOR_STEPS:
         findings.append(
-            Finding(
+            CheckedItem(
                 "bags",
                 "fault",
                 f"{where}: a round would be one step of {fewest} patients, which is their gradient; use smaller batches or more "
@@ -132,12 +132,12 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
         )
     if classes:
         findings.append(
-            Finding("classes", "warning", f"{where}: {classes} models would learn from patients of one class only")
+            CheckedItem("classes", "warning", f"{where}: {classes} models would learn from patients of one class only")
         )
-    return findings or [Finding("bags", "ok", f"{len(bags)} patients; no model learns from fewer than {fewest}")]
+    return findings or [CheckedItem("bags", "ok", f"{len(bags)} patients; no model learns from fewer than {fewest}")]
 
 
-def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[Finding]:
+def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[CheckedItem]:
     """Every slide's file is there, is whole, and says of its encoder what the protocol says."""
     paths = list(_feature_files(spec, protocol, bags))
     stated = {key: value for key, value in protocol.features.model_dump().items() if value is not None}
@@ -154,9 +154,9 @@ def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
                     )
             first = first or found
     except MilError as error:
-        return [Finding("features", "fault", str(error))]
+        return [CheckedItem("features", "fault", str(error))]
     encoder = (first or {}).get("encoder")
-    return [Finding("features", "ok", f"{len(paths)} slides of {len(bags)} patients, encoder {encoder}")]
+    return [CheckedItem("features", "ok", f"{len(paths)} slides of {len(bags)} patients, encoder {encoder}")]
 
 
 def _feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> Iterable[Path]:
@@ -165,11 +165,11 @@ def _feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
         yield from (folder / f"{file_name(slide)}.h5" for slide in str(row).split(";"))
 
 
-def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]) -> list[Finding]:
+def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]) -> list[CheckedItem]:
     """Patients and slides of this site that another site has too."""
     if not against:
         return [
-            Finding(
+            CheckedItem(
                 "duplicates",
                 "warning",
                 "not compared with other sites; exchange hashes (`mil site hashes`) and give them",
@@ -182,14 +182,16 @@ def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]
             theirs = set(path.read_text(encoding="utf-8").split()[1:])
         except (OSError, UnicodeDecodeError) as error:
             wrong = f"{path}: cannot be read ({error}); it is the file that the other site's `mil site hashes` wrote"
-            findings.append(Finding("duplicates", "fault", wrong))
+            findings.append(CheckedItem("duplicates", "fault", wrong))
             continue
         for kind, name in sorted(found for line, found in own.items() if line in theirs):
             findings.append(
-                Finding("duplicates", "fault", f"{kind} {name} stands in {path.name} too; agree which site keeps it")
+                CheckedItem(
+                    "duplicates", "fault", f"{kind} {name} stands in {path.name} too; agree which site keeps it"
+                )
             )
     return findings or [
-        Finding("duplicates", "ok", f"no patient and no slide is shared with {len(against)} other sites")
+        CheckedItem("duplicates", "ok", f"no patient and no slide is shared with {len(against)} other sites")
     ]
 
 
@@ -230,29 +232,29 @@ def _keyed(salt: bytes, kind: str, value: str) -> str:
     return hmac.new(salt, f"{kind}|{value}".encode(), hashlib.sha256).hexdigest()
 
 
-def check_disk(spec: SiteSpec) -> Finding:
+def check_disk(spec: SiteSpec) -> CheckedItem:
     """Room for models, ledger and logs."""
     place = Path(spec.workspace)
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
     if free < spec.free_gb:
-        return Finding("disk", "fault", f"{place}: {free:.1f} GB free, {spec.free_gb:g} are asked for; make room")
-    return Finding("disk", "ok", f"{free:.0f} GB free")
+        return CheckedItem("disk", "fault", f"{place}: {free:.1f} GB free, {spec.free_gb:g} are asked for; make room")
+    return CheckedItem("disk", "ok", f"{free:.0f} GB free")
 
 
-def check_kit(spec: SiteSpec) -> list[Finding]:
+def check_kit(spec: SiteSpec) -> list[CheckedItem]:
     """The certificate is the site's, of the federation's authority, in date, with its own key; the kit's rules are in force."""
     kit = Path(spec.workspace) / SITE_KIT
     if not kit.exists():
-        return [Finding("certificate", "warning", "no kit yet; `mil site join` makes it")]
+        return [CheckedItem("certificate", "warning", "no kit yet; `mil site join` makes it")]
     startup = kit / "startup"
     try:
         own = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
         root = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
         key = load_pem_private_key((startup / "client.key").read_bytes(), password=None)
     except (OSError, ValueError) as error:
-        return [Finding("certificate", "fault", f"{startup}: {error}; make the kit again with `mil site join`")]
+        return [CheckedItem("certificate", "fault", f"{startup}: {error}; make the kit again with `mil site join`")]
     checks: list[Callable[[], str | None]] = [
         lambda: _named(own, spec.site),
         lambda: _signed(own, root),
@@ -263,10 +265,10 @@ def check_kit(spec: SiteSpec) -> list[Finding]:
     faults = [f"{said}; make the kit again with `mil site join`" for check in checks if (said := check()) is not None]
     faults += [said] if (said := _out_of_date(own)) is not None else []
     if faults:
-        return [Finding("certificate", "fault", f"{startup}: {said}") for said in faults]
+        return [CheckedItem("certificate", "fault", f"{startup}: {said}") for said in faults]
     days = (own.not_valid_after_utc - datetime.now(UTC)).days
     state = "warning" if days < SOON_DAYS else "ok"
-    return [Finding("certificate", state, f"of {spec.site}, valid for {days} more days")]
+    return [CheckedItem("certificate", state, f"of {spec.site}, valid for {days} more days")]
 
 
 def _named(own: x509.Certificate, site: str) -> str | None:
@@ -309,12 +311,12 @@ def _private(key: Path) -> str | None:
     )
 
 
-def check_connection(spec: SiteSpec, protocol: FederationSpec) -> Finding:
+def check_connection(spec: SiteSpec, protocol: FederationSpec) -> CheckedItem:
     """A mutual-TLS handshake with the server, as FLARE will make it; no message is sent."""
     startup = Path(spec.workspace) / SITE_KIT / "startup"
     address = f"{protocol.server.host}:{protocol.server.port}"
     if not startup.exists():
-        return Finding("connection", "warning", "not tried without a kit")
+        return CheckedItem("connection", "warning", "not tried without a kit")
     try:
         context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
         context.load_cert_chain(str(startup / "client.crt"), str(startup / "client.key"))
@@ -330,28 +332,28 @@ def check_connection(spec: SiteSpec, protocol: FederationSpec) -> Finding:
         if error.verify_code in OUT_OF_DATE:
             now = f"{datetime.now(UTC):{MINUTE}}"
             why = f"this machine's clock says {now}; set the clock, or tell the coordinator where it is right"
-        return Finding("connection", "fault", f"{address}: the server's certificate: {error.verify_message}; {why}")
+        return CheckedItem("connection", "fault", f"{address}: the server's certificate: {error.verify_message}; {why}")
     except ssl.SSLError as error:
         said = f"{address}: {error.reason or error}; the server and this kit are not of the same authority"
-        return Finding("connection", "fault", said)
+        return CheckedItem("connection", "fault", said)
     except OSError as error:
         said = f"{address} cannot be reached ({error}); is the server running, and may this machine open connections to it?"
-        return Finding("connection", "warning", said)
+        return CheckedItem("connection", "warning", said)
     if not greeted:
         said = f"{address} hung up: it does not know this site's certificate, or the certificate has ended by its clock"
-        return Finding("connection", "fault", said)
-    return Finding("connection", "ok", f"{address} knows this site's certificate")
+        return CheckedItem("connection", "fault", said)
+    return CheckedItem("connection", "ok", f"{address} knows this site's certificate")
 
 
-def check_ledger(spec: SiteSpec) -> Finding:
+def check_ledger(spec: SiteSpec) -> CheckedItem:
     """The site's own record is whole."""
     path = Path(spec.workspace) / "ledger.jsonl"
     if not path.exists():
-        return Finding("ledger", "ok", "begins with the first question")
+        return CheckedItem("ledger", "ok", "begins with the first question")
     try:
         if unfinished := torn_line(path):
             said = f"{path}: the last line is unfinished ({unfinished} bytes), as after a full disk; the next start removes it"
-            return Finding("ledger", "warning", said)
-        return Finding("ledger", "ok", f"{len(read_record(path, spec.site))} lines, unbroken")
+            return CheckedItem("ledger", "warning", said)
+        return CheckedItem("ledger", "ok", f"{len(read_record(path, spec.site))} lines, unbroken")
     except MilError as error:
-        return Finding("ledger", "fault", f"{error}; find out why before joining")
+        return CheckedItem("ledger", "fault", f"{error}; find out why before joining")

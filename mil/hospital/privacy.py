@@ -25,7 +25,7 @@ from mil.models.head import Inputs
 from mil.strategies.aggregation import State
 from mil.training.client import Job, SiteData, Update
 from mil.training.dropout import step_key, tile_keys
-from mil.training.layout import Layout
+from mil.training.layout import RowLayout
 from mil.training.ledger import parsed
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip, schedule
 from mil.training.plans import dropout_stream
@@ -168,7 +168,7 @@ def steps_of(spec: PrivacySpec, patients: int) -> int:
 
 def private_update(state: State, job: Job, site: SiteData, spec: PrivacySpec, stream: SecretStream) -> Update:
     """`client_update` with privacy: the update tells of no patient more than the noise allows. It carries no loss."""
-    layout = Layout({name: value.numpy() for name, value in state.items()})
+    layout = RowLayout({name: value.numpy() for name, value in state.items()})
     rows = torch.from_numpy(layout.flat({name: value.numpy() for name, value in state.items()}))[None]
     start, training = rows.clone(), site.training
     optimise = OPTIMISERS[training.optimiser]

@@ -57,7 +57,7 @@ class Head:
     needs_classes = False
     """The loss speaks of classes, so that only endpoints with classes will do."""
 
-    parts: "tuple[Part, ...]" = ()
+    parts: "tuple[HeadPart, ...]" = ()
     """Layers in the order in which their first values are drawn."""
 
     def __init__(self, spec: Any, width: int, outputs: int) -> None:
@@ -77,7 +77,7 @@ class Head:
         return endpoint.losses(output.logits, targets, present)
 
 
-class Part:
+class HeadPart:
     """A layer: it knows the first values of its weights."""
 
     def initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:

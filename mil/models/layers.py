@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mil.models.head import Part, Weights
+from mil.models.head import HeadPart, Weights
 
 Activation = Callable[[Tensor], Tensor]
 MASK32 = 0xFFFFFFFF
@@ -19,7 +19,7 @@ ALIGNED = 16
 """Numbers in a vector register. Products of a model whose memory begins within one may be rounded otherwise than alone."""
 
 
-class Linear(Part):
+class Linear(HeadPart):
     """`inputs` -> `outputs` numbers; weights `{name}.weight` (outputs, inputs) and, unless `bias` is off, `{name}.bias`."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Affine(torch.autograd.Function):
         return inward, torch.bmm(gradient.mT, x).float(), gradient.sum(-2, dtype=torch.float32)
 
 
-class MLP(Part):
+class MLP(HeadPart):
     """Linear layers of the given widths with `activation` between them; layers `{name}.0`, `{name}.1`, ..."""
 
     def __init__(

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, layer_norm, pad
 
-from mil.models.head import HEADS, Head, Inputs, Output, Part, Weights
+from mil.models.head import HEADS, Head, HeadPart, Inputs, Output, Weights
 from mil.models.layers import Linear, dropout
 from mil.specs.models import TransMILSpec
 
 KERNELS = (7, 5, 3)
 
 
-class Fixed(Part):
+class Fixed(HeadPart):
     """A tensor whose first values are all the same, or normal."""
 
     def __init__(self, name: str, shape: tuple[int, ...], value: float | None = None) -> None:
@@ -29,7 +29,7 @@ class Fixed(Part):
         return {self.name: drawn.astype(np.float32)}
 
 
-class Depthwise(Part):
+class Depthwise(HeadPart):
     """Weights of a convolution with one filter a channel: `{name}.weight` (channels, 1, height, width), optional bias."""
 
     def __init__(self, name: str, channels: int, height: int, width: int, bias: bool) -> None:

@@ -10,7 +10,7 @@ import jinja2
 from mil.config import ReportSpec
 from mil.figures import FIGURES
 from mil.paper import PROTOCOL
-from mil.report.cells import Table
+from mil.report.cells import ReportTable
 from mil.report.claims import claims, headline, leak_warning
 from mil.report.limits import limits
 from mil.report.methods import methods
@@ -30,7 +30,7 @@ class Section:
 
     chapter: Chapter
     pictures: list[Picture]
-    tables: list[Table]
+    tables: list[ReportTable]
 
 
 def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collection[str] = ()) -> str:

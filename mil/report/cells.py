@@ -16,7 +16,7 @@ class Cell:
 
 
 @dataclass
-class Table:
+class ReportTable:
     """One table of the page. `sortable` tables start in the order given."""
 
     title: str

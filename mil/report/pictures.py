@@ -12,7 +12,7 @@ import pandas as pd
 
 from mil.errors import MilError
 from mil.figures import FIGURES
-from mil.report.cells import Table
+from mil.report.cells import ReportTable
 from mil.report.tables import table_of_figure
 from mil.results.results import Results
 from mil.tables import read_table, read_text_table
@@ -36,7 +36,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """One image of a figure, a data address; figures that are drawn a site have one a site."""
 
     label: str
@@ -54,8 +54,8 @@ class Picture:
     caption: str = ""
     n: str = ""
     left_out: str = ""
-    parts: list[Part] = field(default_factory=list)
-    table: Table | None = None
+    parts: list[ReportPart] = field(default_factory=list)
+    table: ReportTable | None = None
     number: int = 0
     per_site: bool = False
 
@@ -80,7 +80,7 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> 
             reasons.append("drawn as PDF only; add svg or png to figures.formats to see it here")
         else:
             links = tuple(_links(folder / f"{file}.csv", in_viewer)) if entry.per_site else ()
-            picture.parts.append(Part(site, _address(folder, file), round(words["width_mm"] * PX_A_MM), links))
+            picture.parts.append(ReportPart(site, _address(folder, file), round(words["width_mm"] * PX_A_MM), links))
         if not words["left_out"]:
             picture.title = words["title"]
             picture.caption = picture.caption or words["caption"]

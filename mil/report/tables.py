@@ -15,14 +15,14 @@ from mil.figures.style import strategy_name
 from mil.figures.table import folded
 from mil.metrics.score import primary
 from mil.registry import Registry
-from mil.report.cells import Cell, Table, count, number, signed_interval, with_interval
+from mil.report.cells import Cell, ReportTable, count, number, signed_interval, with_interval
 from mil.results.results import Absent, Results
 from mil.statistics.arms import EXTERNAL_SITES
 
-TABLES: Registry[Callable[[Results], Table]] = Registry("table")
+TABLES: Registry[Callable[[Results], ReportTable]] = Registry("table")
 
 
-def tables_of(results: Results, name: str) -> Table | None:
+def tables_of(results: Results, name: str) -> ReportTable | None:
     """The table `name`, or none where its input is absent or it would have no rows."""
     try:
         table = TABLES[name](results)
@@ -31,18 +31,18 @@ def tables_of(results: Results, name: str) -> Table | None:
     return table if table.rows else None
 
 
-def table_of_figure(table: pd.DataFrame) -> Table:
+def table_of_figure(table: pd.DataFrame) -> ReportTable:
     """A figure that is a table: its text as it is; rows with a `Level` are sub-rows."""
     table, indented = folded(table)
     rows = [
         [Cell(str(cell), indented=is_level) for cell in row]
         for row, is_level in zip(table.to_numpy(dtype=str), indented, strict=True)
     ]
-    return Table("", "", [str(column) for column in table.columns], rows, sortable=False)
+    return ReportTable("", "", [str(column) for column in table.columns], rows, sortable=False)
 
 
 @TABLES.register("excluded")
-def excluded(results: Results) -> Table:
+def excluded(results: Results) -> ReportTable:
     """Every slide that was left out, with the stage and the reason."""
     census = results.census()
     bags = results.bags(results.endpoint)
@@ -54,7 +54,7 @@ def excluded(results: Results) -> Table:
         rows.append(
             [Cell(row.site), Cell(row.patient_id), Cell(row.slide_id), Cell(reason_name(state)), Cell(str(reason))]
         )
-    return Table(
+    return ReportTable(
         "Slides that were left out",
         "Every slide of the sheet that is not in the analysis.",
         ["Site", "Patient", "Slide", "State", "Reason"],
@@ -63,7 +63,7 @@ def excluded(results: Results) -> Table:
 
 
 @TABLES.register("performance")
-def performance(results: Results) -> Table:
+def performance(results: Results) -> ReportTable:
     """The primary measure of every arm at every site, with its interval or why there is none."""
     if results.kind.name != "binary":
         return _performance_of_kind(results)
@@ -84,7 +84,7 @@ def performance(results: Results) -> Table:
                 Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
             ]
         )
-    return Table(
+    return ReportTable(
         "AUROC by model, strategy and site",
         f"In brackets {results.config.metrics.confidence:.0%} intervals ({results.kind.how}); where there is none, the table of metrics "
         "says why. Transfer: patients of another training site. On groups of sites only pairs of patients of the same site count.",
@@ -93,7 +93,7 @@ def performance(results: Results) -> Table:
     )
 
 
-def _performance_of_kind(results: Results) -> Table:
+def _performance_of_kind(results: Results) -> ReportTable:
     """The same where the kind has one interval only; events are counted where there are some."""
     kind = results.kind
     counted = bool(kind.counts)
@@ -110,7 +110,7 @@ def _performance_of_kind(results: Results) -> Table:
             Cell(with_interval(row.value, row.low, row.high).replace("-", "−"), row.value, strong=True),
         ]
         rows.append([*cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
-    return Table(
+    return ReportTable(
         f"{kind.primary.title} by model, strategy and site",
         f"In brackets {results.config.metrics.confidence:.0%} intervals by {kind.how}, {results.config.metrics.bootstrap:,} resamples. Transfer: "
         f"patients of another training site. On groups of sites only {kind.pairs} count. Where it is not defined, the table of metrics says why.",
@@ -133,7 +133,7 @@ def _alike(results: Results) -> list[str]:
 
 
 @TABLES.register("comparisons")
-def comparisons(results: Results) -> Table:
+def comparisons(results: Results) -> ReportTable:
     """Paired differences between strategies, models and encoders."""
     table = results.comparisons()
     table = table[table["first"].isin(_alike(results))]
@@ -155,7 +155,7 @@ def comparisons(results: Results) -> Table:
             ]
         )
     corrections = sorted({str(name) for name in table["correction"]})
-    return Table(
+    return ReportTable(
         f"Paired comparisons of {title}",
         f"Difference on the same patients. Intervals and p are after correction ({'; '.join(corrections)}): an interval leaves 0 out exactly "
         f"where p is below {1 - results.config.metrics.confidence:.2g}. Uncorrected ones stand in comparisons.csv. Tests: {'; '.join(sorted(set(table['method'])))}"
@@ -188,7 +188,7 @@ def _titles(kind: Kind) -> dict[str, str]:
 
 
 @TABLES.register("metrics")
-def metrics_of_main(results: Results) -> Table:
+def metrics_of_main(results: Results) -> ReportTable:
     """Every metric of the main experiment by site."""
     table, titles = results.metrics(results.main), _titles(results.kind)
     table = table[(table["split"] != "transfer") & table["metric"].isin(titles)]
@@ -207,7 +207,7 @@ def metrics_of_main(results: Results) -> Table:
             else:
                 cells.append(Cell("–"))
         rows.append(cells)
-    return Table(
+    return ReportTable(
         "The main model's metrics",
         f"With {results.config.metrics.confidence:.0%} intervals, by a bootstrap over patients, of classes by DeLong's variance; a dash is not defined there. "
         f"On several sites all patients are laid together here, sites' levels included."
@@ -221,7 +221,7 @@ def metrics_of_main(results: Results) -> Table:
 
 
 @TABLES.register("leaks")
-def leaks(results: Results) -> Table:
+def leaks(results: Results) -> ReportTable:
     """What `mil check --deep` found."""
     table = results.deep_check()
     rows = [
@@ -233,7 +233,7 @@ def leaks(results: Results) -> Table:
         ]
         for row in table.itertuples()
     ]
-    return Table(
+    return ReportTable(
         "Leak checks",
         "Could a label, or a patient who is to be judged, have got into training? Each check, and what it found.",
         ["State", "Check", "Subject", "Finding"],
@@ -242,7 +242,7 @@ def leaks(results: Results) -> Table:
 
 
 @TABLES.register("baseline_comparisons")
-def baseline_comparisons(results: Results) -> Table:
+def baseline_comparisons(results: Results) -> ReportTable:
     """The federated experiment less each baseline on the same patients."""
     table = results.baseline_comparisons(results.endpoint)
     name = strategy_name(results.experiments[results.federated].strategy.name)
@@ -258,7 +258,7 @@ def baseline_comparisons(results: Results) -> Table:
         ]
         for row in table.itertuples()
     ]
-    return Table(
+    return ReportTable(
         f"{name} against baselines",
         "Paired differences of AUROC on the same patients (within sites where there are several). Intervals and p are after Holm's correction "
         f"over baselines, once for groups of sites and once for single ones. Tests: {'; '.join(sorted(set(table['method'])))}. Baselines are logistic regressions on the same folds, pooled.",
@@ -268,7 +268,7 @@ def baseline_comparisons(results: Results) -> Table:
 
 
 @TABLES.register("localisation")
-def localisation(results: Results) -> Table:
+def localisation(results: Results) -> ReportTable:
     """Attention against truth, tile by tile."""
     table = results.localisation().dropna(subset=["value"])
     names = {"tile_auroc_mean": "mean over slides", "tile_auroc_pooled": "all tiles pooled"}
@@ -286,7 +286,7 @@ def localisation(results: Results) -> Table:
         ]
         for row in table.itertuples()
     ]
-    return Table(
+    return ReportTable(
         "Attention against the truth of every tile",
         f"AUROC of attention for tiles that are positive in the truth; {results.config.metrics.confidence:.0%} intervals by "
         "a jackknife over patients. 0.5 is what a model gets that looks at all tiles alike.",

@@ -43,7 +43,7 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadingPlan:
     """Which run uses and which decodes each stay of a segment in memory."""
 
     segments: np.ndarray
@@ -56,7 +56,7 @@ class Plan:
     """Stays that each run uses."""
 
 
-def plan(grid: SegmentGrid, boxes: np.ndarray, tiles_a_run: int, kept_bytes: int = KEPT_BYTES) -> Plan:
+def plan(grid: SegmentGrid, boxes: np.ndarray, tiles_a_run: int, kept_bytes: int = KEPT_BYTES) -> ReadingPlan:
     """Stays of segments in memory for runs of `tiles_a_run` tiles read in order."""
     runs, numbers = [], []
     for index, (x, y, width, height) in enumerate(boxes.tolist()):
@@ -72,7 +72,7 @@ def plan(grid: SegmentGrid, boxes: np.ndarray, tiles_a_run: int, kept_bytes: int
     stay = np.cumsum(again) - 1
     order = np.argsort(run, kind="stable")
     by_run = np.split(stay[order], np.searchsorted(run[order], np.arange(1, num_runs)))
-    return Plan(segment[again], run[again], np.bincount(stay, minlength=0), by_run)
+    return ReadingPlan(segment[again], run[again], np.bincount(stay, minlength=0), by_run)
 
 
 def _longest_gap(first: np.ndarray, gap: np.ndarray, run: np.ndarray, num_runs: int, most: int) -> int:

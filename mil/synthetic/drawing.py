@@ -26,7 +26,7 @@ class Stained:
     """Saffron of collagen (where a hospital uses it) and the orange of red cells."""
 
 
-def draw(layout: Layout, traits: Traits, banks: dict[nu.Kind, nu.Bank], stream: np.random.Generator) -> Stained:
+def draw(layout: Layout, traits: Traits, banks: dict[nu.NucleusKind, nu.Bank], stream: np.random.Generator) -> Stained:
     """Stain one piece of tissue, its nuclei taken from `banks`."""
     shape = (layout.shape[0] * SCALE, layout.shape[1] * SCALE)
     fibres = draw_fibres(layout.flow, LAYOUT_UM, shape, stream.uniform(0.1, 0.6), stream)

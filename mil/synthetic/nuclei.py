@@ -12,7 +12,7 @@ ANGLES = 24  # orientations of a bank whose nuclei follow the fibres
 
 
 @dataclass(frozen=True)
-class Kind:
+class NucleusKind:
     """How nuclei of one kind look. Concentrations are of haematoxylin, see `stains`."""
 
     diameter_um: float
@@ -36,28 +36,28 @@ class Kind:
     variants: int = 90
 
 
-def tumour_kind(nucleus_um: float, pleomorphism: float) -> Kind:
+def tumour_kind(nucleus_um: float, pleomorphism: float) -> NucleusKind:
     """Large, vesicular, with nucleoli; the more so the more pleomorphic."""
-    return Kind(
+    return NucleusKind(
         diameter_um=nucleus_um, spread=0.10 + 0.20 * pleomorphism, aspect=(0.58, 0.98), lobes=0.04 + 0.05 * pleomorphism,
         stain=(0.28, 0.66), rim=0.38, chromatin=0.20 + 0.1 * pleomorphism, nucleoli=0.7 + pleomorphism, apart=0.80, variants=160,
     )  # fmt: skip
 
 
-LYMPHOCYTE = Kind(6.3, 0.13, (0.72, 1.0), 0.06, (0.70, 1.25), 0.12, 0.20, 0.0, 0.76, variants=140)
-PLASMA_CELL = Kind(7.6, 0.10, (0.66, 0.95), 0.05, (0.50, 0.90), 0.30, 0.30, 0.3, 0.8)
-FIBROBLAST = Kind(6.6, 0.28, (0.11, 0.34), 0.10, (0.38, 0.85), 0.10, 0.18, 0.0, 1.3, directed=True, variants=10)
-ENDOTHELIUM = Kind(4.8, 0.12, (0.30, 0.55), 0.08, (0.45, 0.85), 0.10, 0.15, 0.0, 0.9, directed=True, variants=4)
-BENIGN = Kind(7.4, 0.10, (0.60, 0.92), 0.05, (0.45, 0.80), 0.25, 0.22, 0.2, 0.72, directed=True, variants=6)
-MITOSIS = Kind(8.5, 0.15, (0.30, 0.55), 0.20, (1.05, 1.35), 0.0, 0.10, 0.0, 1.6, variants=16)
-DEBRIS = Kind(3.2, 0.35, (0.6, 1.0), 0.15, (0.40, 1.10), 0.0, 0.05, 0.0, 0.9, variants=40)
+LYMPHOCYTE = NucleusKind(6.3, 0.13, (0.72, 1.0), 0.06, (0.70, 1.25), 0.12, 0.20, 0.0, 0.76, variants=140)
+PLASMA_CELL = NucleusKind(7.6, 0.10, (0.66, 0.95), 0.05, (0.50, 0.90), 0.30, 0.30, 0.3, 0.8)
+FIBROBLAST = NucleusKind(6.6, 0.28, (0.11, 0.34), 0.10, (0.38, 0.85), 0.10, 0.18, 0.0, 1.3, directed=True, variants=10)
+ENDOTHELIUM = NucleusKind(4.8, 0.12, (0.30, 0.55), 0.08, (0.45, 0.85), 0.10, 0.15, 0.0, 0.9, directed=True, variants=4)
+BENIGN = NucleusKind(7.4, 0.10, (0.60, 0.92), 0.05, (0.45, 0.80), 0.25, 0.22, 0.2, 0.72, directed=True, variants=6)
+MITOSIS = NucleusKind(8.5, 0.15, (0.30, 0.55), 0.20, (1.05, 1.35), 0.0, 0.10, 0.0, 1.6, variants=16)
+DEBRIS = NucleusKind(3.2, 0.35, (0.6, 1.0), 0.15, (0.40, 1.10), 0.0, 0.05, 0.0, 0.9, variants=40)
 
 
 @dataclass(frozen=True)
 class Nuclei:
     """Nuclei of one kind."""
 
-    kind: Kind
+    kind: NucleusKind
     centres: np.ndarray
     """(number, 2): x, y in microns."""
     angles: np.ndarray
@@ -92,13 +92,13 @@ class Bank:
     """Haematoxylin in the nucleus."""
 
 
-def draw_banks(tumour: Kind, stream: np.random.Generator) -> dict[Kind, Bank]:
+def draw_banks(tumour: NucleusKind, stream: np.random.Generator) -> dict[NucleusKind, Bank]:
     """Draw a slide's banks, of every kind."""
     kinds = (tumour, LYMPHOCYTE, PLASMA_CELL, FIBROBLAST, ENDOTHELIUM, BENIGN, MITOSIS, DEBRIS)
     return {kind: draw_bank(kind, stream) for kind in kinds}
 
 
-def draw_bank(kind: Kind, stream: np.random.Generator) -> Bank:
+def draw_bank(kind: NucleusKind, stream: np.random.Generator) -> Bank:
     """Draw a bank of variants; a directed kind has `variants` for each of `ANGLES` directions, direction by direction."""
     number = kind.variants * (ANGLES if kind.directed else 1)
     angle = (
@@ -127,7 +127,7 @@ def _column(values: np.ndarray) -> np.ndarray:
 
 
 def _chromatin(
-    kind: Kind, stream: np.random.Generator, depth: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray
+    kind: NucleusKind, stream: np.random.Generator, depth: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray
 ) -> np.ndarray:
     """Haematoxylin inside: a base, a rim, clumps, nucleoli."""
     number, side = depth.shape[0], depth.shape[1]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mil.rng import rng
 from mil.synthetic.layout import Traits
-from mil.synthetic.sites import Site
+from mil.synthetic.sites import SyntheticSite
 
 RESPONSE_SLOPE = 3.2  # log odds of response for one deviation of the infiltrate
 SECOND_SLIDE = 0.10  # share of patients with two slides
@@ -19,7 +19,7 @@ class Patient:
     """A patient."""
 
     patient_id: str
-    site: Site
+    site: SyntheticSite
     infiltrate: float
     """How inflamed the tumour is: standard normal over patients."""
     response: int
@@ -27,7 +27,7 @@ class Patient:
     slides: int
 
 
-def draw_patients(seed: int, site: Site, number: int) -> list[Patient]:
+def draw_patients(seed: int, site: SyntheticSite, number: int) -> list[Patient]:
     """The patients of one site. Tissue depends on the patient's own stream only; response on the site's as well."""
     names = [f"{site.name}-{k + 1:0{max(2, len(str(number)))}d}" for k in range(number)]
     infiltrate = [float(rng(seed, "infiltrate", name).standard_normal()) for name in names]
@@ -39,7 +39,7 @@ def draw_patients(seed: int, site: Site, number: int) -> list[Patient]:
     ]
 
 
-def _responses(seed: int, site: Site, names: list[str], infiltrate: np.ndarray) -> np.ndarray:
+def _responses(seed: int, site: SyntheticSite, names: list[str], infiltrate: np.ndarray) -> np.ndarray:
     """Logistic in the infiltrate; the intercept is such that the site's share of responders holds exactly."""
     luck = np.array([rng(seed, "response", name).logistic() for name in names])
     score = RESPONSE_SLOPE * infiltrate + luck

@@ -43,7 +43,9 @@ def scatter(stream: np.random.Generator, chance: Field, density_mm2: float) -> n
     return points[stream.random(len(points)) < here] * LAYOUT_UM
 
 
-def _ring(tubes: np.ndarray, kind: nu.Kind, apart_um: float, beyond_um: float, stream: np.random.Generator) -> Nuclei:
+def _ring(
+    tubes: np.ndarray, kind: nu.NucleusKind, apart_um: float, beyond_um: float, stream: np.random.Generator
+) -> Nuclei:
     """Nuclei lined up around ducts or vessels."""
     centres, angles = [np.empty((0, 2))], [np.empty(0)]
     for x, y, radius in tubes:

@@ -11,7 +11,7 @@ from mil.synthetic.writing import Scanner
 
 
 @dataclass(frozen=True)
-class Site:
+class SyntheticSite:
     """A hospital."""
 
     name: str
@@ -23,22 +23,22 @@ class Site:
 
 
 SITES = (
-    Site(
+    SyntheticSite(
         "north", "train", 0.40,
         Stain((0.64, 0.70, 0.31), (0.13, 0.86, 0.44), (0.03, 0.30, 0.80), False, (1.0, 1.0), (244, 243, 245), 0.5),
         Scanner("aperio", mpp=0.25, tile_px=256, quality=80, colour="rgb", downsample=4, levels=3),
     ),
-    Site(
+    SyntheticSite(
         "south", "train", 0.47,
         Stain((0.68, 0.67, 0.30), (0.20, 0.78, 0.34), (0.03, 0.30, 0.80), False, (1.05, 0.98), (238, 240, 243), 0.9),
         Scanner("centimetre", mpp=0.2527, tile_px=512, quality=70, colour="ycbcr", downsample=2, levels=5),
     ),
-    Site(
+    SyntheticSite(
         "east", "external", 0.33,
         Stain((0.60, 0.74, 0.42), (0.05, 0.78, 0.52), (0.02, 0.15, 0.56), True, (0.95, 0.74), (248, 246, 240), 0.2),
         Scanner("centimetre", mpp=0.5, tile_px=240, quality=85, colour="ycbcr", downsample=2, levels=3),
     ),
-    Site(
+    SyntheticSite(
         "west", "external", 0.60,
         Stain((0.58, 0.76, 0.36), (0.11, 0.92, 0.38), (0.03, 0.30, 0.80), False, (0.82, 0.98), (236, 234, 238), 0.0),
         Scanner("inch", mpp=0.5, tile_px=256, quality=60, colour="ycbcr", downsample=4, levels=2),

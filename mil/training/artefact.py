@@ -25,7 +25,7 @@ from mil.specs.models import ModelSpec
 from mil.strategies.strategy import Strategy
 from mil.tables import read_table, require_columns, write_table
 from mil.training.clients import Clients
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.ledger import Ledger, digest
 from mil.training.protocol import Task
 from mil.version import __version__
@@ -188,7 +188,11 @@ def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path
 
 
 def inner_scores(
-    tasks: Sequence[Task], held: Sequence[np.ndarray], chosen: Sequence[Task], cohort: Cohort, endpoint: Endpoint
+    tasks: Sequence[Task],
+    held: Sequence[np.ndarray],
+    chosen: Sequence[Task],
+    cohort: TrainingCohort,
+    endpoint: Endpoint,
 ) -> pd.DataFrame | None:
     """`INNER` of the chosen candidates, from the logits of each task's watched patients; none where there is nothing to choose thresholds for."""
     if not endpoint.thresholds:

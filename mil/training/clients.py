@@ -8,7 +8,7 @@ import torch
 
 from mil.rng import rng
 from mil.strategies.strategy import Strategy
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.protocol import Task
 
 
@@ -23,7 +23,7 @@ class Clients:
     """Of each learner, its training patients by number."""
 
     @classmethod
-    def of(cls, tasks: Sequence[Task], cohort: Cohort, strategy: Strategy) -> "Clients":
+    def of(cls, tasks: Sequence[Task], cohort: TrainingCohort, strategy: Strategy) -> "Clients":
         """A learner for every task and site where the strategy is federated, else one for every task."""
         names, patients = [], []
         for task in tasks:

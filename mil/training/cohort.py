@@ -15,7 +15,7 @@ NO_FOLD = -1
 
 
 @dataclass(frozen=True)
-class Cohort:
+class TrainingCohort:
     """Training patients by site and id; `outer` (patients, repeats), `inner` (patients, repeats, outer folds)."""
 
     patients: tuple[str, ...]
@@ -30,7 +30,9 @@ class Cohort:
     inner_folds: int
 
     @classmethod
-    def of(cls, bags: pd.DataFrame, spec: EndpointSpec, endpoint: Endpoint, covariates: Sequence[str] = ()) -> "Cohort":
+    def of(
+        cls, bags: pd.DataFrame, spec: EndpointSpec, endpoint: Endpoint, covariates: Sequence[str] = ()
+    ) -> "TrainingCohort":
         """Read the folds as they stand in the table; a row of any other site than a training one is refused."""
         columns = [f"repeat{r}" for r in range(spec.repeats)]
         columns += [f"repeat{r}_fold{f}_inner" for r in range(spec.repeats) for f in range(spec.folds)]

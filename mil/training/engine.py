@@ -20,12 +20,12 @@ from torch import Tensor
 from mil.endpoints.endpoints import Endpoint
 from mil.models.head import Head, Inputs, Output
 from mil.training.dropout import combined, step_key
-from mil.training.layout import Layout
+from mil.training.layout import RowLayout
 from mil.training.learners import Learners, Plan
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
 from mil.training.packing import Places, pack, pieces
 from mil.training.sources import Source
-from mil.training.steps import Limits, Shape, Steps, shape_of
+from mil.training.steps import Limits, Shape, StepGroups, shape_of
 
 CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
@@ -91,7 +91,7 @@ class Lesson(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class LearnerTable:
     """Where bags lie, on the device and on the host."""
 
     places: Places
@@ -115,7 +115,7 @@ class Taken:
     weights: dict[str, Tensor]
 
     @classmethod
-    def of(cls, learners: Learners, state: OptimiserState, layout: Layout) -> "Taken":
+    def of(cls, learners: Learners, state: OptimiserState, layout: RowLayout) -> "Taken":
         """Weights on the same memory as the rows, but unknown to autograd.
 
         `.data`, not `.detach()`: the rows of neighbours are updated on other threads meanwhile, and a version counter that
@@ -144,7 +144,7 @@ class Engine:
     """Threads that take chunks of learners on a CPU."""
 
     def __post_init__(self) -> None:
-        self.layout = Layout(self.head.initial(np.random.default_rng(0)))
+        self.layout = RowLayout(self.head.initial(np.random.default_rng(0)))
         self.optimise = OPTIMISERS[self.method.optimiser]
         on_cpu = self.device.type == "cpu"
         made = sum(
@@ -169,8 +169,8 @@ class Engine:
 
         Without a `state` all begin afresh, and what the optimiser learns is forgotten afterwards.
         """
-        table = Table(places.to(self.device), places.sizes.numpy())
-        steps = Steps.of([plan.batches for plan in plans], table.sizes, self.limits)
+        table = LearnerTable(places.to(self.device), places.sizes.numpy())
+        steps = StepGroups.of([plan.batches for plan in plans], table.sizes, self.limits)
         order, losses = steps.order(), np.full(len(plans), np.nan, np.float32)
         if order == list(range(len(plans))):
             return self._train(learners, state or self.fresh(learners.rows), plans, steps, table)
@@ -185,7 +185,7 @@ class Engine:
         return losses
 
     def _train(
-        self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], steps: Steps, table: Table
+        self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], steps: StepGroups, table: LearnerTable
     ) -> np.ndarray:
         """As `train`, learners as they lie."""
         total, seen = torch.zeros((2, len(plans)), device=self.device)
@@ -213,8 +213,8 @@ class Engine:
         receive: Callable[[int, np.ndarray, Output, int], None],
     ) -> None:
         """Give `receive` (learner, places of a piece, output of the chunk, its row there) for all bags of all learners."""
-        table = Table(places.to(self.device), places.sizes.numpy())
-        whole = Steps.of([pieces(own, table.sizes, self.budget) for own in bags], table.sizes, self.limits)
+        table = LearnerTable(places.to(self.device), places.sizes.numpy())
+        whole = StepGroups.of([pieces(own, table.sizes, self.budget) for own in bags], table.sizes, self.limits)
         order = whole.order()
         steps, where = whole.chosen(order), torch.tensor(order, dtype=torch.int64, device=self.device)
         own = learners if order == list(range(len(bags))) else learners[where]
@@ -242,7 +242,7 @@ class Engine:
         return [np.concatenate(parts) for parts in found]
 
     def _step(
-        self, taken: Taken, batches: Sequence[np.ndarray], shape: Shape, keys: Tensor, table: Table
+        self, taken: Taken, batches: Sequence[np.ndarray], shape: Shape, keys: Tensor, table: LearnerTable
     ) -> tuple[Tensor, Tensor]:
         """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
         learners, whole = taken.learners, Batch.of(batches, shape, self.device)
@@ -268,7 +268,7 @@ class Engine:
         return total, counts
 
     def _gradient(
-        self, taken: Taken, batch: Batch, lesson: Lesson, counts: Tensor, keys: Tensor, table: Table
+        self, taken: Taken, batch: Batch, lesson: Lesson, counts: Tensor, keys: Tensor, table: LearnerTable
     ) -> tuple[Tensor, Tensor]:
         """Gradient (learners, size) of the batch's summed losses over `counts`, and the sums (learners,)."""
         inputs = self._inputs(taken.learners, batch, table, keys)
@@ -294,7 +294,7 @@ class Engine:
         scaled = chosen.float().view(len(mean), -1, tiles.shape[1]).sub_(mean).div_(deviation)
         return scaled.bfloat16() if self.method.precision == "bf16" else scaled
 
-    def _inputs(self, learners: Learners, batch: Batch, table: Table, keys: Tensor | None = None) -> Inputs:
+    def _inputs(self, learners: Learners, batch: Batch, table: LearnerTable, keys: Tensor | None = None) -> Inputs:
         """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
         packed = pack(batch.numbers, table.places, batch.columns)
         mean, deviation = (self._of_tiles(learners.buffers[f"features.{name}"], packed.owner, table) for name in PARTS)
@@ -313,14 +313,14 @@ class Engine:
             drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % table.places.bags], packed.rank)
         return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
 
-    def _of_tiles(self, buffer: Tensor, owner: Tensor, table: Table) -> Tensor:
+    def _of_tiles(self, buffer: Tensor, owner: Tensor, table: LearnerTable) -> Tensor:
         """A scale (learners, width) -> (learners, 1, width); one by site (learners, sites, width) -> that of every tile."""
         if buffer.dim() == 2 or self.data.sites is None:
             return buffer.unsqueeze(1)
         site = self.data.sites[owner % table.places.bags]
         return buffer[torch.arange(len(buffer), device=buffer.device).unsqueeze(1), site]
 
-    def _lesson(self, learners: Learners, batch: Batch, table: Table) -> Lesson:
+    def _lesson(self, learners: Learners, batch: Batch, table: LearnerTable) -> Lesson:
         """What a batch teaches each learner, in the learner's own unit."""
         targets = self.data.targets[table.bags(batch)]
         balance = learners.balance.gather(-1, self.endpoint.class_of(targets))
@@ -329,7 +329,7 @@ class Engine:
             targets = (targets - mean) / deviation
         return Lesson(targets, batch.numbers >= 0, balance)
 
-    def _split(self, batches: Sequence[np.ndarray], shape: Shape, table: Table) -> list[Cut]:
+    def _split(self, batches: Sequence[np.ndarray], shape: Shape, table: LearnerTable) -> list[Cut]:
         """The batches as they are if they fit, else cut into pieces whose gradients are added up."""
         if not self.endpoint.separable or len(batches) * max(map(table.tiles, batches)) <= self.uncut:
             return [(batches, shape)]
@@ -341,7 +341,10 @@ class Engine:
         return found
 
     def _to_come(
-        self, steps: Steps, table: Table, cut: Callable[[Sequence[np.ndarray], Shape, Table], list[Cut]]
+        self,
+        steps: StepGroups,
+        table: LearnerTable,
+        cut: Callable[[Sequence[np.ndarray], Shape, LearnerTable], list[Cut]],
     ) -> Iterator[Tensor]:
         """The tiles that `_inputs` will ask for, in their order, so that they can be fetched while the device works."""
         for chunk, number in steps.one_by_one():
@@ -350,7 +353,7 @@ class Engine:
                     batch = Batch.of(bags, own, self.device)
                     yield pack(batch.numbers, table.places, batch.columns).rows.flatten()
 
-    def _each(self, steps: Steps, step: Callable[[slice, int], None], to_come: Iterator[Tensor]) -> None:
+    def _each(self, steps: StepGroups, step: Callable[[slice, int], None], to_come: Iterator[Tensor]) -> None:
         """Every step of every chunk: chunk after chunk, on threads, or step after step where tiles come from afar."""
         if self.data.source.tiles is None:
             self.to_come = to_come

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Layout:
+class RowLayout:
     """Where each named tensor lies in the row; names in sorted order."""
 
     def __init__(self, example: Mapping[str, np.ndarray]) -> None:

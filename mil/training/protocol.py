@@ -14,7 +14,7 @@ import numpy as np
 from mil.errors import MilError
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
-from mil.training.cohort import NO_FOLD, Cohort
+from mil.training.cohort import NO_FOLD, TrainingCohort
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def teachers(sites: Sequence[str], by_site: bool, protocol: str) -> list[tuple[s
     return [tuple(other for other in sites if other != site) for site in sites]
 
 
-def groups(cohort: Cohort, trained_on: Sequence[tuple[str, ...]]) -> list[Group]:
+def groups(cohort: TrainingCohort, trained_on: Sequence[tuple[str, ...]]) -> list[Group]:
     """Every choice of sites, repeat and outer fold."""
     return [
         Group(sites, repeat, fold)
@@ -104,7 +104,9 @@ def groups(cohort: Cohort, trained_on: Sequence[tuple[str, ...]]) -> list[Group]
     ]
 
 
-def inner_tasks(cohort: Cohort, wanted: Sequence[Group], choices: Sequence[Candidate], rounds: int) -> list[Task]:
+def inner_tasks(
+    cohort: TrainingCohort, wanted: Sequence[Group], choices: Sequence[Candidate], rounds: int
+) -> list[Task]:
     """A task for every group, candidate and inner fold, in this order."""
     tasks = []
     for group in wanted:
@@ -125,7 +127,7 @@ def inner_tasks(cohort: Cohort, wanted: Sequence[Group], choices: Sequence[Candi
     return tasks
 
 
-def refit_tasks(cohort: Cohort, chosen: Sequence[Task], replicas: int) -> list[Task]:
+def refit_tasks(cohort: TrainingCohort, chosen: Sequence[Task], replicas: int) -> list[Task]:
     """The chosen tasks on all outer training patients, `replicas` times."""
     tasks = []
     for task in chosen:
@@ -175,7 +177,7 @@ def mean_curve(losses: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(curve), curve, np.inf)
 
 
-def checked(task: Task, cohort: Cohort) -> Task:
+def checked(task: Task, cohort: TrainingCohort) -> Task:
     """Return the task. Raise MilError if a patient is in both lists, if none is trained on, or if the outer fold is in a list."""
     allowed = cohort.outer_train(task.group.trained_on, task.group.repeat, task.group.fold)
     seen = np.concatenate([task.train, task.watched])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mil.endpoints.endpoints import Endpoint
 from mil.training.clients import Clients
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.engine import Engine, Learners
 from mil.training.ledger import Ledger, digest
 from mil.training.packing import Places
@@ -21,7 +21,7 @@ from mil.training.protocol import Task, best_rounds, mean_curve
 class Records:
     """Gathers both phases of a run."""
 
-    cohort: Cohort
+    cohort: TrainingCohort
     endpoint: Endpoint
     bag: np.ndarray
     """Bag number of every patient."""

@@ -15,7 +15,7 @@ from mil.strategies.strategy import Strategy, server_part
 from mil.training.aggregate import begin_models, step_models
 from mil.training.checkpoint import Checkpoint
 from mil.training.clients import Clients, participants, visits
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.engine import Engine, Learners, Plan
 from mil.training.optimisers import schedule
 from mil.training.phase import Phase
@@ -36,7 +36,7 @@ class Driver:
         self,
         engine: Engine,
         rounds: Rounds,
-        cohort: Cohort,
+        cohort: TrainingCohort,
         setup: Setup,
         strategy: Strategy,
         training: TrainingSpec,

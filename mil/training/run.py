@@ -20,7 +20,7 @@ from mil.strategies.strategy import Strategy
 from mil.training.artefact import Family, Run, inner_scores, model_table
 from mil.training.checkpoint import Checkpoint, forget
 from mil.training.clients import Clients
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.engine import Data, Engine, Method, one_thread_each
 from mil.training.packing import Places
 from mil.training.plans import Rounds
@@ -62,7 +62,7 @@ def train(
     the folder stays until the caller has saved the run.
     """
     target = build_endpoint(endpoint)
-    cohort = Cohort.of(bags, endpoint, target, experiment.covariates)
+    cohort = TrainingCohort.of(bags, endpoint, target, experiment.covariates)
     strangers = sorted(set(features.patients) - set(cohort.patients))
     if strangers:
         raise MilError(
@@ -88,7 +88,12 @@ class Trainer:
     """Scores of the chosen candidates' inner models on the inner folds that they did not see."""
 
     def __init__(
-        self, experiment: ExperimentSpec, endpoint: Endpoint, cohort: Cohort, features: FeatureStore, reporter: Reporter
+        self,
+        experiment: ExperimentSpec,
+        endpoint: Endpoint,
+        cohort: TrainingCohort,
+        features: FeatureStore,
+        reporter: Reporter,
     ) -> None:
         self.experiment, self.endpoint, self.cohort, self.features = experiment, endpoint, cohort, features
         self.reporter = reporter
@@ -207,7 +212,7 @@ def _by_model(tasks: list[Task]) -> list[tuple[ModelSpec, list[int]]]:
     return list(found.values())
 
 
-def _key(experiment: ExperimentSpec, endpoint: EndpointSpec, cohort: Cohort, features: FeatureStore) -> str:
+def _key(experiment: ExperimentSpec, endpoint: EndpointSpec, cohort: TrainingCohort, features: FeatureStore) -> str:
     """What a checkpoint is for: settings, patients, sites, folds, targets and features."""
     stated = [experiment.to_json(), endpoint.to_json(), cohort.patients, cohort.site.tolist()]
     stated += [features.sizes.tolist(), dict(features.about), features.digest()]

@@ -13,7 +13,7 @@ import torch
 from mil.endpoints.endpoints import Endpoint
 from mil.specs.experiments import TrainingSpec
 from mil.statistics.moments import Moments
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.protocol import Task
 
 
@@ -21,7 +21,7 @@ from mil.training.protocol import Task
 class Setup:
     """Makes the buffers and class weights of tasks."""
 
-    cohort: Cohort
+    cohort: TrainingCohort
     endpoint: Endpoint
     training: TrainingSpec
     features: Moments

@@ -36,7 +36,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepGroups:
     """The batches of some learners and their shapes."""
 
     batches: Sequence[Sequence[np.ndarray]]
@@ -45,7 +45,7 @@ class Steps:
     limits: Limits
 
     @classmethod
-    def of(cls, batches: Sequence[Sequence[np.ndarray]], sizes: np.ndarray, limits: Limits) -> "Steps":
+    def of(cls, batches: Sequence[Sequence[np.ndarray]], sizes: np.ndarray, limits: Limits) -> "StepGroups":
         """From each learner's batches of places, whose tiles are counted in `sizes`."""
         tiles = [[int(sizes[batch].sum()) for batch in own] for own in batches]
         small = [max(own, default=0) <= limits.small for own in tiles]
@@ -65,10 +65,10 @@ class Steps:
         """Stretches of learners that take a step together, over all steps."""
         return sum(1 for chunk, number in self.one_by_one() for _ in self.alike(chunk, number))
 
-    def chosen(self, order: Sequence[int]) -> "Steps":
+    def chosen(self, order: Sequence[int]) -> "StepGroups":
         """The steps of some learners."""
         batches, shapes = [self.batches[k] for k in order], [self.shapes[k] for k in order]
-        return Steps(batches, shapes, [self.small[k] for k in order], self.limits)
+        return StepGroups(batches, shapes, [self.small[k] for k in order], self.limits)
 
     def chunks(self) -> list[tuple[slice, int]]:
         """Neighbours that fit into the budget together, and how many steps they have."""

@@ -7,7 +7,7 @@ import torch
 
 from mil import convert, hdf5
 from mil.convert.convert import convert_in, convert_out
-from mil.convert.foreign import READERS, Source
+from mil.convert.foreign import READERS, ForeignFeatures
 from mil.convert.readers import clam_tiling
 from mil.convert.writers import WRITERS
 from mil.errors import MilError
@@ -25,7 +25,7 @@ def trident(folder):
         file["features"].attrs.update({"name": "s1", "savetodir": "x", "encoder": "uni_v1"})
         file.create_dataset("coords", data=COORDS)
         file["coords"].attrs.update({"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40})
-    return Source(folder, mpp=0.25)
+    return ForeignFeatures(folder, mpp=0.25)
 
 
 def clam(folder):
@@ -39,7 +39,7 @@ def clam(folder):
         file["coords"].attrs.update(
             {"patch_size": 256, "patch_level": 1, "downsample": np.array([2.0, 2.0]), "name": "s1"}
         )
-    return Source(folder, encoder="resnet50_layer3", mpp=0.25)
+    return ForeignFeatures(folder, encoder="resnet50_layer3", mpp=0.25)
 
 
 def clam_pt(folder):
@@ -57,7 +57,7 @@ def stamp(folder):
         file["coords"] = (COORDS * 0.25).astype(np.float32)
         file.attrs.update({"stamp_version": "2.1.0", "extractor": "uni", "unit": "um"})
         file.attrs.update({"tile_size_um": 128.0, "tile_size_px": 256, "feat_type": "tile"})
-    return Source(folder, mpp=0.25)
+    return ForeignFeatures(folder, mpp=0.25)
 
 
 def marugoto(folder):
@@ -67,7 +67,7 @@ def marugoto(folder):
         file["coords"] = np.concatenate([COORDS // 512 * 224] * 2)
         file["augmented"] = np.repeat([False, True], 30)
         file.attrs["extractor"] = "ctranspath"
-    return Source(folder, mpp=0.25, tile_mpp=512 * 0.25 / 224)
+    return ForeignFeatures(folder, mpp=0.25, tile_mpp=512 * 0.25 / 224)
 
 
 def histossl(folder):
@@ -75,7 +75,7 @@ def histossl(folder):
     place.mkdir(parents=True)
     address = np.concatenate([np.full((30, 1), 16), COORDS // 512], axis=1)
     np.save(place / "features.npy", np.concatenate([address, FEATURES], axis=1).astype(np.float32))
-    return Source(folder, mpp=0.21875, tile_mpp=0.5)
+    return ForeignFeatures(folder, mpp=0.21875, tile_mpp=0.5)
 
 
 def slide2vec(folder):
@@ -90,7 +90,7 @@ def slide2vec(folder):
     }
     (folder / "tile_embeddings" / "s1.meta.json").write_text(json.dumps(meta))
     np.savez(folder / "tiles" / "s1.coordinates.npz", x=COORDS[:, 0], y=COORDS[:, 1])
-    return Source(folder, mpp=0.25)
+    return ForeignFeatures(folder, mpp=0.25)
 
 
 def slide2vec_npz(folder):
@@ -107,7 +107,7 @@ def atlaspatch(folder):
         file["passports"] = ["p"] * 30
         file["features/h0_mini"] = FEATURES
         file.attrs.update({"patch_size": 256, "patch_size_level0": 512, "mpp": 0.25})
-    return Source(folder)
+    return ForeignFeatures(folder)
 
 
 LAYOUTS = {
@@ -159,10 +159,10 @@ def test_round_trips(layout, tmp_path):
             convert_out("stamp", tmp_path / "ours", tmp_path / "out", quiet())
         (tmp_path / "ours" / "s1.h5").unlink()
         source = atlaspatch(tmp_path / "again")
-        told = Source(source.folder, tile_mpp=0.5)
+        told = ForeignFeatures(source.folder, tile_mpp=0.5)
         convert_in("atlaspatch", told, tmp_path / "ours", quiet())
     (out,) = convert_out(layout, tmp_path / "ours", tmp_path / "out", quiet())
-    back = convert_in(layout, Source(out.parent, mpp=0.25), tmp_path / "back", quiet())
+    back = convert_in(layout, ForeignFeatures(out.parent, mpp=0.25), tmp_path / "back", quiet())
     assert list(back.state) == ["ok"]
     for name in ("features", "coords"):
         (before,), (after,) = (hdf5.read(tmp_path / folder / "s1.h5", name) for folder in ("ours", "back"))
@@ -218,12 +218,12 @@ def test_a_folder_and_a_link_to_nowhere_are_no_features(tmp_path):
 def test_what_the_files_do_not_say_is_asked_for(tmp_path):
     source = clam(tmp_path / "theirs")
     with pytest.raises(MilError, match="does not say which encoder"):
-        convert_in("clam", Source(source.folder), tmp_path / "ours", quiet())
+        convert_in("clam", ForeignFeatures(source.folder), tmp_path / "ours", quiet())
     with pytest.raises(MilError, match="empty is no folder; give the one that holds the features of STAMP"):
-        convert_in("stamp", Source(tmp_path / "empty"), tmp_path / "ours", quiet())
+        convert_in("stamp", ForeignFeatures(tmp_path / "empty"), tmp_path / "ours", quiet())
     (tmp_path / "empty").mkdir()
     with pytest.raises(MilError, match="no features of STAMP found"):
-        convert_in("stamp", Source(tmp_path / "empty"), tmp_path / "ours", quiet())
+        convert_in("stamp", ForeignFeatures(tmp_path / "empty"), tmp_path / "ours", quiet())
     with pytest.raises(MilError, match="unknown layout 'tridant'; did you mean 'trident'"):
         convert_in("tridant", source, tmp_path / "ours", quiet())
 
@@ -237,7 +237,7 @@ def test_a_tensor_file_with_code_in_it_is_refused(tmp_path):
 
 def test_real_files_of_stamp(shared, tmp_path):
     folder = shared / "data/mil/stamp_ctranspath_h5"
-    manifest = convert_in("stamp", Source(folder, mpp=0.25, tile_mpp=2.0), tmp_path, quiet())
+    manifest = convert_in("stamp", ForeignFeatures(folder, mpp=0.25, tile_mpp=2.0), tmp_path, quiet())
     assert list(manifest.state) == ["ok", "ok"]
     for slide_id in manifest.slide_id:
         features, coords = hdf5.read(tmp_path / f"{slide_id}.h5", "features", "coords")

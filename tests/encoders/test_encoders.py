@@ -22,7 +22,7 @@ from mil.encoders.state import from_huggingface, from_old_swin, load_huggingface
 from mil.encoders.table import ENCODERS
 from mil.encoders.vit import Vit
 from mil.errors import MilError
-from mil.features import Engine
+from mil.features import EncoderEngine
 from mil.progress import Reporter, quiet
 
 MAIN = "c0ffee" + 34 * "0"
@@ -190,8 +190,8 @@ def test_truncated_resnet_is_the_beginning_of_the_whole_one():
 def test_the_embedded_weights_are_those_of_the_package_and_fp32_and_bf16_agree():
     spec = EncoderSpec(name="efficientnet_lite0", precision="fp32")
     tiles = np.random.default_rng(0).integers(0, 255, (4, 128, 128, 3)).astype(np.uint8)
-    exact = torch.from_numpy(Engine(build(spec), spec)(tiles)).float()
-    short = torch.from_numpy(Engine(build(spec), spec.model_copy(update={"precision": "bf16"}))(tiles)).float()
+    exact = torch.from_numpy(EncoderEngine(build(spec), spec)(tiles)).float()
+    short = torch.from_numpy(EncoderEngine(build(spec), spec.model_copy(update={"precision": "bf16"}))(tiles)).float()
     assert torch.cosine_similarity(exact, short).min() > 0.999
     plain = build(spec).module((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
     assert torch.allclose(exact, plain, atol=2e-2, rtol=2e-3)

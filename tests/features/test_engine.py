@@ -18,7 +18,7 @@ from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.encoders.entry import Encoder
 from mil.errors import MilError
-from mil.features import Engine, extract_shard
+from mil.features import EncoderEngine, extract_shard
 from mil.features.accelerate import pays_from
 from mil.features.device import best_device, claimed
 from mil.features.profile import Profile
@@ -43,7 +43,7 @@ class Hungry(torch.nn.Module):
 def hungry(most, said=None):
     encoder = Encoder("hungry", 3, None, None, (0, 0, 0), (1, 1, 1), "bilinear", "none", Hungry(most))
     spec = EncoderSpec(name="colour", precision="fp32")
-    return Engine(encoder, spec, torch.device("cpu"), reporter=Reporter(stream=said or io.StringIO()))
+    return EncoderEngine(encoder, spec, torch.device("cpu"), reporter=Reporter(stream=said or io.StringIO()))
 
 
 def test_where_memory_runs_short_the_batch_is_halved_and_it_goes_on_and_says_so():
@@ -120,7 +120,7 @@ def test_bf16_and_fp32_agree_on_every_real_tile(shared):
     spec = EncoderSpec(name="efficientnet_lite0")
     encoder = build(spec)
     exact, short = (
-        torch.from_numpy(Engine(encoder, spec.model_copy(update={"precision": kind}))(tiles)).float()
+        torch.from_numpy(EncoderEngine(encoder, spec.model_copy(update={"precision": kind}))(tiles)).float()
         for kind in ("fp32", "bf16")
     )
     assert len(tiles) > 150
@@ -130,7 +130,7 @@ def test_bf16_and_fp32_agree_on_every_real_tile(shared):
 def test_fp16_is_for_gpus():
     spec = EncoderSpec(name="efficientnet_lite0", precision="fp16")
     with pytest.raises(MilError, match="fp16 is for GPUs"):
-        Engine(build(spec), spec, torch.device("cpu"))
+        EncoderEngine(build(spec), spec, torch.device("cpu"))
 
 
 def claim(names, folder, answers):

@@ -12,7 +12,7 @@ from mil import hdf5
 from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.errors import MilError
-from mil.features import Engine, extract_shard
+from mil.features import EncoderEngine, extract_shard
 from mil.features.plan import parts_of
 from mil.features.readers import ProcessReaders, SharedMemory, ThreadReaders
 from mil.progress import quiet
@@ -175,7 +175,7 @@ def test_ids_that_stand_twice_are_refused(tmp_path):
 
 def test_a_tile_has_the_same_vector_whatever_stands_beside_it():
     spec = EncoderSpec(name="efficientnet_lite0")
-    engine = Engine(build(spec), spec)
+    engine = EncoderEngine(build(spec), spec)
     tiles = np.random.default_rng(1).integers(0, 255, (37, 96, 96, 3)).astype(np.uint8)
     together = engine(tiles)
     for index in (0, 5, 20, 36):
@@ -186,7 +186,7 @@ def test_a_tile_has_the_same_vector_whatever_stands_beside_it():
 def test_resizing_and_cutting_follow_the_card():
     spec = EncoderSpec(name="prov_gigapath", weights="random", precision="fp32")
     encoder = build(EncoderSpec(name="colour"))
-    cut = Engine(type(encoder)(**{**vars(encoder), "input_px": 32, "resize_px": 48}), spec, torch.device("cpu"))
+    cut = EncoderEngine(type(encoder)(**{**vars(encoder), "input_px": 32, "resize_px": 48}), spec, torch.device("cpu"))
     tiles = np.zeros((1, 48, 48, 3), np.uint8)
     tiles[:, 8:40, 8:40] = 255  # the middle 32 pixels
     assert cut(tiles)[0].tolist() == [1, 1, 1, 0, 0, 0]

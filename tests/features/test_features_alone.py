@@ -13,7 +13,7 @@ from features_alone import LAYOUTS, WEIGHTS, make_features, write_stamp
 from mil import hdf5
 from mil.config import Config, EncoderSpec, SlidesSpec, merge, parse, read_yaml
 from mil.convert.convert import convert_in
-from mil.convert.foreign import Source
+from mil.convert.foreign import ForeignFeatures
 from mil.errors import MilError
 from mil.progress import quiet
 from mil.slides.check import check_slides
@@ -129,7 +129,7 @@ def test_features_of_two_tools_mix_only_where_their_weights_are_told(tmp_path):
 
     def converted(name, **told):
         for site in ("north", "east"):
-            source = Source(tmp_path / "data" / site, encoder="uni", mpp=0.25, tile_mpp=0.5, **told)
+            source = ForeignFeatures(tmp_path / "data" / site, encoder="uni", mpp=0.25, tile_mpp=0.5, **told)
             convert_in(LAYOUTS[site], source, tmp_path / name / site / "features" / "uni", quiet())
         return FeatureStore.open(bags, tmp_path / name, "uni")
 
@@ -142,7 +142,9 @@ def test_only_the_slides_of_the_sheet_are_converted_each_with_its_own_scale(tmp_
     make_features(tmp_path / "data")
     rows = [("north-p2-s1", "ok", "", 0.5), ("gone", "ok", "", None), ("north-p3-s1", "no_label", "why", None)]
     slides = pd.DataFrame(rows, columns=["slide_id", "state", "reason", "mpp"])
-    manifest = convert_in("stamp", Source(tmp_path / "data/north", mpp=0.25), tmp_path / "ours", quiet(), slides)
+    manifest = convert_in(
+        "stamp", ForeignFeatures(tmp_path / "data/north", mpp=0.25), tmp_path / "ours", quiet(), slides
+    )
     assert list(manifest.state) == ["ok", "no_features", "no_label"]
     assert "holds no features named 'gone'" in manifest.reason[1]
     assert [path.name for path in (tmp_path / "ours").glob("*.h5")] == ["north-p2-s1.h5"]
@@ -171,7 +173,9 @@ def test_only_the_slides_of_the_sheet_are_converted_each_with_its_own_scale(tmp_
 )
 def test_features_of_another_encoder_than_the_cohort_names_are_not_converted(tmp_path, expected, told, said):
     make_features(tmp_path / "data", patients_a_site=1)
-    source = Source(tmp_path / "data/north", encoder="uni" if told else None, mpp=0.25, expected=expected, **told)
+    source = ForeignFeatures(
+        tmp_path / "data/north", encoder="uni" if told else None, mpp=0.25, expected=expected, **told
+    )
     with pytest.raises(MilError) as caught:
         convert_in("stamp", source, tmp_path / "ours", quiet())
     assert said in str(caught.value)
@@ -181,6 +185,6 @@ def test_features_of_another_encoder_than_the_cohort_names_are_not_converted(tmp
 
 def test_the_expected_encoder_is_what_the_files_say_afterwards(tmp_path):
     make_features(tmp_path / "data", patients_a_site=1)
-    source = Source(tmp_path / "data/east", mpp=0.25, expected=("uni_v1", EncoderSpec(name="uni")))
+    source = ForeignFeatures(tmp_path / "data/east", mpp=0.25, expected=("uni_v1", EncoderSpec(name="uni")))
     convert_in("trident", source, tmp_path / "ours", quiet())
     assert hdf5.attributes(tmp_path / "ours/east-p0-s1.h5")["encoder"] == "uni"

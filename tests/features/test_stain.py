@@ -13,7 +13,15 @@ from PIL import Image
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.features import extract_shard
-from mil.features.stain import TARGET_MEAN, TARGET_SD, TARGET_STAINS, TARGET_STRENGTH, Stain, change_of, reinhard_of
+from mil.features.stain import (
+    TARGET_MEAN,
+    TARGET_SD,
+    TARGET_STAINS,
+    TARGET_STRENGTH,
+    StainNormalisation,
+    change_of,
+    reinhard_of,
+)
 from mil.progress import quiet
 
 # What `benchmarks/stain.py` prints of torchstain 1.4.1 (Macenko) and HistomicsTK 1.4.0 (Reinhard) on these pixels: the mean
@@ -37,7 +45,7 @@ def ours(method, pixels):
     change = change_of(method, pixels.reshape(-1, 3))
     tiles = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     cpu = torch.device("cpu")
-    return Stain(method, cpu).apply(tiles, torch.from_numpy(change)[None])[0].permute(1, 2, 0).numpy()
+    return StainNormalisation(method, cpu).apply(tiles, torch.from_numpy(change)[None])[0].permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("method", PUBLISHED)

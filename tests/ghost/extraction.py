@@ -19,7 +19,7 @@ from card import simulated_card
 from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.features.device import pinned
-from mil.features.engine import Engine
+from mil.features.engine import EncoderEngine
 from mil.features.stain import change_of
 from mil.progress import Reporter
 
@@ -46,9 +46,9 @@ def encode(case: str) -> dict[str, object]:
     stains = None
     if spec.stain is not None:
         stains = np.tile(change_of(spec.stain, pixels.reshape(-1, 3)), (3, 1))
-    expected = Engine(encoder, spec, torch.device("cpu"))(pixels, stains)
+    expected = EncoderEngine(encoder, spec, torch.device("cpu"))(pixels, stains)
     with simulated_card() as log:
-        engine = Engine(encoder, spec, torch.device("cuda"))
+        engine = EncoderEngine(encoder, spec, torch.device("cuda"))
         engine.prepare(256)
         log.waits.clear()
         features = engine(pixels, stains)
@@ -60,9 +60,9 @@ def full_card() -> dict[str, object]:
     said = io.StringIO()
     spec = EncoderSpec(name="colour", batch_size=64, precision="fp32")
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3)).astype(np.uint8)
-    expected = Engine(build(spec), spec, torch.device("cpu"))(pixels)
+    expected = EncoderEngine(build(spec), spec, torch.device("cpu"))(pixels)
     with simulated_card(total_bytes=3_000_000):
-        engine = Engine(build(spec), spec, torch.device("cuda"), reporter=Reporter(stream=said))
+        engine = EncoderEngine(build(spec), spec, torch.device("cuda"), reporter=Reporter(stream=said))
         engine.prepare(64)
         features = engine(pixels)
     return {"said": said.getvalue().splitlines(), "difference": difference(features, expected)}
@@ -79,7 +79,7 @@ def unpinned() -> dict[str, object]:
 def step() -> dict[str, object]:
     """The step for tiles of 1,024 px: no longer than the batches that the ring holds."""
     with simulated_card():
-        engine = Engine(build(EncoderSpec(name="colour")), EncoderSpec(name="colour"), torch.device("cuda"))
+        engine = EncoderEngine(build(EncoderSpec(name="colour")), EncoderSpec(name="colour"), torch.device("cuda"))
         engine.prepare(1024)
     return {"step": engine.step}
 

@@ -24,7 +24,7 @@ from mil.hospital.privacy import Budget, BudgetSpent, Charge, clipped, patient_g
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 from mil.training.client import Job, SiteData, client_update
-from mil.training.layout import Layout
+from mil.training.layout import RowLayout
 from mil.training.ledger import read
 
 PRIVATE = PrivacySpec(noise=1.0, clip=0.5, expected_batch=8, epsilon=1e6, delta=1e-3)
@@ -117,7 +117,7 @@ def job(number: int = 1) -> Job:
 def test_a_patient_s_gradient_is_that_of_the_patient_alone(site: Site, data: SiteData) -> None:
     """One step of plain SGD on one patient moves the model by exactly -lr x gradient; so does ours."""
     state = first(site)
-    layout = Layout({name: value.numpy() for name, value in state.items()})
+    layout = RowLayout({name: value.numpy() for name, value in state.items()})
     row = torch.from_numpy(layout.flat({name: value.numpy() for name, value in state.items()}))[None]
     for bag in data.bags[:6]:
         gradient = patient_gradient(layout.views(row), int(bag), data, 0)
@@ -131,7 +131,7 @@ def test_opacus_finds_the_same_gradient_of_each_patient(site: Site, data: SiteDa
     from opacus.grad_sample import GradSampleModule
 
     state = first(site)
-    layout = Layout({name: value.numpy() for name, value in state.items()})
+    layout = RowLayout({name: value.numpy() for name, value in state.items()})
     row = torch.from_numpy(layout.flat({name: value.numpy() for name, value in state.items()}))[None]
     bags = data.bags[:8]
     embeddings = torch.cat([_embedding(state, data, int(bag)) for bag in bags])

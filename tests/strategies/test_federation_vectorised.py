@@ -20,7 +20,7 @@ from mil.strategies import STRATEGIES
 from mil.strategies.aggregation import moved
 from mil.strategies.strategy import Federated
 from mil.training.client import Job, SiteData, client_update
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.protocol import candidates, groups, inner_tasks, refit_tasks
 from mil.training.run import Trainer, train
 from mil.training.store import FeatureStore
@@ -63,7 +63,7 @@ def trainer_of(name, changes, **training):
     stanza = experiment(strategy=strategy, model=HEAD, training=TRAINING | training)
     if name == "krum":
         stanza = stanza.model_copy(update={"strategy": Krum(**changes)})
-    return Trainer(stanza, BINARY, Cohort.of(rows, ENDPOINT, BINARY), store, quiet())
+    return Trainer(stanza, BINARY, TrainingCohort.of(rows, ENDPOINT, BINARY), store, quiet())
 
 
 def tasks_of(trainer, count=3):

@@ -21,7 +21,7 @@ from mil.statistics.ranking import auroc_of
 from mil.statistics.thresholds import read_inner
 from mil.strategies import STRATEGIES
 from mil.training.artefact import FILES
-from mil.training.cohort import Cohort
+from mil.training.cohort import TrainingCohort
 from mil.training.engine import Engine
 from mil.training.protocol import candidates, groups, inner_tasks, refit_tasks, select
 from mil.training.run import Run, _key, train
@@ -114,7 +114,7 @@ def test_what_the_outer_fold_and_external_sites_hold_changes_no_model(strategy):
 
 
 def test_no_task_holds_a_patient_of_its_outer_fold_or_teaches_whom_it_watches():
-    cohort = Cohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
+    cohort = TrainingCohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
     wanted = groups(cohort, [("A",), ("B",), ("A", "B")])
     tasks = inner_tasks(cohort, wanted, candidates(experiment()), 3)
     assert len(tasks) == 3 * 3 * 2
@@ -130,7 +130,7 @@ def test_no_task_holds_a_patient_of_its_outer_fold_or_teaches_whom_it_watches():
 def test_an_inner_model_is_watched_on_its_fold_alone_and_learns_from_all_others():
     endpoint = EndpointSpec(folds=2, inner_folds=3)
     bags, _ = make_cohort(patients_a_site=18, endpoint=endpoint)
-    cohort = Cohort.of(bags[bags["role"] == "train"], endpoint, build_endpoint(endpoint))
+    cohort = TrainingCohort.of(bags[bags["role"] == "train"], endpoint, build_endpoint(endpoint))
     for task in inner_tasks(cohort, groups(cohort, [("A", "B")]), candidates(experiment()), 3):
         inner = cohort.inner[:, task.group.repeat, task.group.fold]
         seen = cohort.outer_train(task.group.trained_on, task.group.repeat, task.group.fold)
@@ -155,7 +155,7 @@ def test_a_spy_sees_no_patient_of_the_outer_fold_or_of_another_site_in_any_learn
     monkeypatch.setattr(Engine, "train", spied_train)
     monkeypatch.setattr(Engine, "apply", spied_apply)
     run_of(strategy=strategy, training={"rounds": 2, "local_epochs": 1})
-    cohort = Cohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
+    cohort = TrainingCohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
     number = {patient: k for k, patient in enumerate(cohort.patients)}
     patient = np.array([number[name] for name in STORE.patients])
     wanted = groups(cohort, [("A",), ("B",)] if strategy == "local" else [("A", "B")])
@@ -166,7 +166,7 @@ def test_a_spy_sees_no_patient_of_the_outer_fold_or_of_another_site_in_any_learn
 
 
 def test_selection_sums_over_the_inner_folds():
-    cohort = Cohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
+    cohort = TrainingCohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
     stanza = experiment()
     stanza = ExperimentSpec.model_validate(stanza.model_dump() | {"search": {"lr": [0.1, 0.01]}})
     tasks = inner_tasks(cohort, groups(cohort, [("A", "B")])[:1], candidates(stanza), 3)
@@ -377,7 +377,7 @@ def test_every_file_of_a_run_that_was_altered_is_refused(tmp_path):
 def test_a_checkpoint_is_of_its_features_folds_and_labels():
     def key(bags, features):
         target = build_endpoint(ENDPOINT)
-        return _key(experiment(), ENDPOINT, Cohort.of(bags, ENDPOINT, target), features)
+        return _key(experiment(), ENDPOINT, TrainingCohort.of(bags, ENDPOINT, target), features)
 
     own = list(ROWS["patient_id"])
     arrays = {patient: ARRAYS[patient] for patient in own}
