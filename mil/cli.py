@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mil.commands import bench, clinical, encoders, evaluation, files, models, slides
+from mil.commands import bench, clinical, encoders, evaluation, files, models, planning, slides
 from mil.commands import hospital as hospitals
 from mil.commands.examples import add_examples
 from mil.commands.options import ConfigsArgument, LogOption, report_failure, reporter_of
@@ -106,6 +106,7 @@ config_app = typer.Typer(no_args_is_help=True, help="The settings: defaults, sch
 app.add_typer(config_app, name="config", rich_help_panel="To begin")
 
 STAGES = {
+    "To begin": (planning.doctor, planning.plan),
     "Slides to features": (slides.check, slides.tile, slides.contact, slides.extract, slides.census),
     "Features to predictions": (models.bag, models.train, models.predict),
     "Predictions to the report": (

@@ -12,10 +12,15 @@ from mil.slides.sheet import Cohort, read_cohort
 from mil.tables import require_columns
 
 
+def read_config(configs: Sequence[Path]) -> Config:
+    """The settings of config files, over those of `configs/experiments.yaml` where there is such a file."""
+    named = Path("configs/experiments.yaml")
+    return load(*[path for path in [named] if path.is_file()], *configs)
+
+
 def ready_cohort(configs: Sequence[Path]) -> tuple[Config, Cohort]:
     """The settings of config files, over those of `configs/experiments.yaml` where there is one, and their cohort, both checked."""
-    named = Path("configs/experiments.yaml")
-    config = load(*[path for path in [named] if path.is_file()], *configs)
+    config = read_config(configs)
     experiments = config.selected().values()
     cohort = read_cohort(config.slides, sorted({config.endpoints[one.endpoint].column for one in experiments}))
     check_readiness(config, cohort)

@@ -1,0 +1,55 @@
+"""`mil doctor` and `mil plan`: whether this machine can run a cohort, and what that will take."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mil.errors import MilError
+
+
+def doctor(
+    configs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Config files of a cohort: their weights are looked for, too.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for support.")] = False,
+) -> None:
+    """Look at packages, GPU, memory, disk, Slurm, network and weights; name the command that mends what is missing.
+
+    Example: mil doctor configs/cohorts/mine.yaml
+    """
+    from mil.readiness import read_config
+    from mil.workflow import results_of
+    from mil.workflow.doctor import as_dicts, examine, lines
+
+    config = read_config(configs) if configs else None
+    findings = examine(config, Path("results") if config is None else results_of(config))
+    for line in [json.dumps(as_dicts(findings), indent=1)] if as_json else lines(findings):
+        typer.echo(line)
+    if missing := [finding.what for finding in findings if finding.state == "missing"]:
+        raise MilError(f"missing: {', '.join(missing)}; see the lines above")
+
+
+def plan(
+    configs: Annotated[list[Path], typer.Argument(help="Config files of a cohort.", show_default=False)],
+    rates: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="What `mil bench --out` wrote on the machine that will run.", show_default="reference rates"),
+    ] = None,
+) -> None:
+    """Estimate tiles, disk, hours and jobs of a run from the slides' headers.
+
+    Example: mil plan configs/cohorts/mine.yaml
+    """
+    from mil.readiness import ready_cohort
+    from mil.workflow.plan import lines
+    from mil.workflow.plan import plan as planned
+    from mil.workflow.shards import shard_size
+
+    config, cohort = ready_cohort(configs)
+    size = shard_size(config, cohort)
+    shards = {site: -(-len(cohort.at(site)) // size) for site in cohort.sites if site not in config.slides.features}
+    for line in lines(planned(config, cohort, shards, rates)):
+        typer.echo(line)

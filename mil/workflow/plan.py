@@ -1,0 +1,132 @@
+"""A cohort's headers -> what a run will take: tiles, bytes, hours by stage, jobs; from stated assumptions and rates."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mil.config import Config
+from mil.encoders.table import resolve
+from mil.errors import MilError, SlideError
+from mil.slides.check import sheet_mpp
+from mil.slides.sheet import Cohort
+from mil.slides.slide import open_slide
+from mil.workflow import results_of
+
+HEADERS_PER_SITE = 20  # opened, spread over the site's rows; the others are taken to be like them
+TISSUE_SHARE = 0.3  # of a slide's area, where no tiles of this cohort are there to count
+BYTES_PER_TILE = 40  # of a tiles file: corner, tissue share, quality flags
+THUMBNAIL_BYTES = 150_000
+# Measured on one H100 with 16 cores, 512 px of JPEG tiles at 40x to features at 20x: reading alone, and ViT-L with its reading.
+REFERENCE = "one H100 with 16 cores"
+READING_TILES_PER_S = 8000.0
+VIT_L_TILES_PER_S, VIT_L_PARAMETERS = 3582.0, 304e6
+CHECK_SLIDES_PER_S, TILE_SLIDES_PER_S = 5.0, 0.5  # per core
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the plan."""
+
+    stage: str
+    jobs: int
+    hours: float
+    device: str
+    gigabytes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take."""
+
+    slides: int
+    opened: int
+    tiles: float
+    tissue_share: float
+    stages: tuple[Stage, ...]
+    free_gigabytes: float
+
+    @property
+    def gigabytes(self) -> float:
+        """Disk that the results need."""
+        return sum(stage.gigabytes for stage in self.stages)
+
+
+def plan(config: Config, cohort: Cohort, shards: Mapping[str, int], rates: Path | None = None) -> Plan:
+    """The plan of a cohort with so many shards per site; `rates`: what `mil bench --out` wrote on the machine that will run."""
+    area, opened = _area_mm2(config, cohort)
+    side_mm = config.tiles.size_px * config.tiles.mpp / 1000
+    tiles = area * TISSUE_SHARE / side_mm**2
+    count = len(cohort.slides)
+    jobs = sum(shards.values())
+    stages = [
+        Stage("check", jobs, count / CHECK_SLIDES_PER_S / 3600, "one core", 0.0),
+        Stage(
+            "tile",
+            jobs,
+            count / TILE_SLIDES_PER_S / 3600,
+            "one core",
+            (tiles * BYTES_PER_TILE + count * THUMBNAIL_BYTES) / 1e9,
+        ),
+    ]
+    measured = _measured(rates)
+    for name in sorted({experiment.encoder for experiment in config.selected().values()}):
+        entry = resolve(config.encoders[name])
+        modelled = min(READING_TILES_PER_S, VIT_L_TILES_PER_S * VIT_L_PARAMETERS / max(entry.parameters, 1))
+        speed, device = measured.get(entry.name, (modelled, REFERENCE))
+        stages.append(Stage(f"extract {name}", jobs, tiles / speed / 3600, device, tiles * entry.width * 2 / 1e9))
+    others = 4 * len(cohort.sites) + 4 * len(config.run) + 5
+    stages.append(Stage("train to report", others, float("nan"), "see docs/cluster.md", 0.5))
+    folder = results_of(config)
+    there = next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
+    return Plan(count, opened, tiles, TISSUE_SHARE, tuple(stages), shutil.disk_usage(there).free / 1e9)
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """For a person."""
+    yield (
+        f"{plan.slides:,} slides; about {plan.tiles:,.0f} tiles, from the headers of {plan.opened} slides and the assumption that "
+        f"{plan.tissue_share:.0%} of a slide is tissue"
+    )
+    yield f"{'stage':20s} {'jobs':>6s} {'hours':>9s} {'GB':>9s}  hours of"
+    for stage in plan.stages:
+        hours = "" if stage.hours != stage.hours else f"{stage.hours:,.2f}"
+        yield f"{stage.stage:20s} {stage.jobs:6,d} {hours:>9s} {stage.gigabytes:9,.2f}  {stage.device}"
+    enough = "enough" if plan.free_gigabytes > plan.gigabytes else "TOO LITTLE"
+    yield f"disk: about {plan.gigabytes:,.1f} GB needed, {plan.free_gigabytes:,.1f} GB free: {enough}"
+
+
+def _area_mm2(config: Config, cohort: Cohort) -> tuple[float, int]:
+    """Area of all slides, and how many headers were read for it; a slide that cannot be opened counts as the others of its site."""
+    total, opened = 0.0, 0
+    for site in cohort.sites:
+        if site in config.slides.features:
+            continue
+        rows = cohort.at(site)
+        areas = []
+        for row in rows.iloc[:: max(1, len(rows) // HEADERS_PER_SITE)].itertuples():
+            try:
+                with open_slide(Path(str(row.path)), sheet_mpp(str(row.mpp))) as slide:
+                    if slide.mpp:
+                        areas.append(slide.width * slide.height * (slide.mpp / 1000) ** 2)
+            except SlideError:
+                continue
+        opened += len(areas)
+        total += len(rows) * (sum(areas) / len(areas) if areas else 0.0)
+    return total, opened
+
+
+def _measured(rates: Path | None) -> dict[str, tuple[float, str]]:
+    """Tiles/s of extraction by encoder, and where they were measured."""
+    if rates is None:
+        return {}
+    try:
+        measured = json.loads(rates.read_text(encoding="utf-8"))["rates"]
+        return {
+            rate["encoder"]: (float(rate["rate"]), f"{rate['device']}, {rate['cores']} cores ({rates})")
+            for rate in measured
+            if rate["stage"] == "extraction" and rate["encoder"]
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MilError(f"--rates {rates}: is not what `mil bench --out` writes ({error}); measure again") from error

@@ -1,0 +1,71 @@
+"""`mil doctor` names what is missing and the way out; `mil plan` does its arithmetic on the slides' headers."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mil import cli
+from mil.bench.slide import write_slide
+from mil.errors import MilError
+
+
+def run(*words):
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def test_the_doctor_looks_at_every_part_and_gives_a_way_out(in_folder, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no Slurm, no nvidia-smi
+    done = run("doctor", "--json")
+    parts = {part["what"]: part for part in json.loads(done.stdout)}
+    assert {"mil", "GPU", "memory", "open files", "results", "Slurm", "hub"} <= set(parts)
+    assert all(part["mend"] for part in parts.values() if part["state"] == "missing")
+    assert parts["Slurm"]["state"] == "note"
+    assert parts["Slurm"]["mend"]
+    assert not list(in_folder.iterdir())
+
+
+@pytest.fixture
+def cohort(in_folder):
+    """Two sites of four patients; each slide is a square of 0.512 mm."""
+    write_slide(in_folder / "slide.tif", 2048)
+    lines = ["slide_id,patient_id,site,path,response"]
+    lines += [f"s{k},p{k},{'ab'[k % 2]},slide{k}.tif,{k // 2 % 2}" for k in range(16)]
+    for k in range(16):
+        shutil.copy(in_folder / "slide.tif", in_folder / f"slide{k}.tif")
+    (in_folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    stanza = {"encoder": "effnet", "model": "gated_attention", "strategy": "pooled", "endpoint": "response"}
+    settings = {
+        "cohort": "c",
+        "slides": {"sheet": "slides.csv", "roles": {"a": "train", "b": "train"}},
+        "tiles": {"size_px": 128, "mpp": 0.5},
+        "endpoints": {"response": {"folds": 2, "inner_folds": 2}},
+        "experiments": {"attention": stanza},
+        "run": ["attention"],
+    }
+    (in_folder / "c.yaml").write_text(yaml.safe_dump(settings))
+    return in_folder
+
+
+def test_the_plan_counts_tiles_bytes_and_jobs(cohort):
+    done = run("plan", "c.yaml")
+    assert done.exit_code == 0, done.output
+    # 16 slides x 0.512 mm squared x 30 % tissue / (0.064 mm squared) = 307
+    assert "16 slides; about 307 tiles, from the headers of 16 slides" in done.stdout
+    assert any(line.split()[:3] == ["extract", "effnet", "2"] for line in done.stdout.splitlines())
+    assert "one H100 with 16 cores" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("enough")
+
+
+def test_the_plan_takes_the_rates_of_mil_bench(cohort):
+    rate = {"stage": "extraction", "encoder": "efficientnet_lite0", "rate": 0.1, "device": "a slow machine", "cores": 1}
+    (cohort / "rates.json").write_text(json.dumps({"rates": [rate]}))
+    done = run("plan", "c.yaml", "--rates", "rates.json")
+    assert "0.85" in done.stdout  # hours of 307 tiles at 0.1 tiles/s
+    assert "a slow machine" in done.stdout
+    (cohort / "bad.json").write_text("{")
+    refused = run("plan", "c.yaml", "--rates", "bad.json")
+    assert isinstance(refused.exception, MilError)
+    assert "bad.json" in str(refused.exception)
