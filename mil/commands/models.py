@@ -80,6 +80,7 @@ def predict(
     from mil.config import EncoderSpec, read_spec
     from mil.predictions.attention import write_attention
     from mil.predictions.predict import predict as predict_run
+    from mil.specs.models import UserHeadSpec
     from mil.tables import write_table
     from mil.training.run import Run
     from mil.training.store import FeatureStore
@@ -89,6 +90,9 @@ def predict(
     table = read_bags(bags)
     made_by = None if encoder is None else read_spec(EncoderSpec, encoder)
     features = FeatureStore.open(table, sites, trained.experiment.encoder, spec=made_by)
+    for model in (family.model for family in trained.families):
+        if isinstance(model, UserHeadSpec):
+            reporter.note(model.notice)
     predictions = predict_run(trained, table, features)
     name = out.stem
     predictions.table.insert(0, "experiment", name)

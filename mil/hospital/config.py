@@ -137,6 +137,19 @@ class FederationSpec(Spec):
     """`sites`: every hospital computes the models itself from masked sums, and the coordinator reads no update. `coordinator`:
     the coordinator sends the models and reads every update, as strategies need that are no sums; see the threat model."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_foreign_code(cls, data: Any) -> Any:
+        """Refuse a head of somebody's file before anybody looks for that file."""
+        experiment = data.get("experiment") if isinstance(data, dict) else None
+        model = experiment.get("model") if isinstance(experiment, dict) else None
+        name = model.get("name") if isinstance(model, dict) else model
+        if isinstance(name, str) and name.startswith("python:"):
+            raise ValueError(
+                f"experiment.model: '{name}' is foreign code, which no hospital runs; choose a model that comes with mil"
+            )
+        return data
+
     @property
     def strategy(self) -> Strategy:
         """The strategy of the rounds: `finetune`'s base, as what comes after is the sites' own affair."""

@@ -1,9 +1,11 @@
 """Settings of the heads: a bag's tiles -> logits. A preset is a head with settings that somebody published."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
+from mil.files import sha256_of
 from mil.spec import Spec
 
 Width = Annotated[int, Field(ge=1)]
@@ -134,6 +136,51 @@ class ClinicalSpec(Spec):
     name: Literal["clinical"] = "clinical"
 
 
+class UserHeadSpec(Spec):
+    """A torch module of the user, `python:FILE.py:CLASS`; every other key is an argument of CLASS. It runs the code in FILE."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    name: str = Field(pattern=r"^python:.+:[A-Za-z_][A-Za-z0-9_]*$")
+    """FILE is relative to the working folder. CLASS(width, outputs, **settings) makes the module."""
+    file_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """SHA-256 of FILE; none: that of the file as it is now. A file with another one is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_digest(cls, data: Any) -> Any:
+        """The settings with the digest of the file that they name."""
+        if not isinstance(data, dict) or data.get("file_sha256"):
+            return data
+        file, colon, _ = str(data.get("name")).removeprefix("python:").rpartition(":")
+        if not colon:
+            raise ValueError(f"name: '{data.get('name')}' names no class; write python:FILE.py:CLASS")
+        if not Path(file).is_file():
+            raise ValueError(f"name: file {file} of '{data['name']}' does not exist; write python:FILE.py:CLASS")
+        return data | {"file_sha256": sha256_of(Path(file))}
+
+    @property
+    def file(self) -> str:
+        """Path of the file."""
+        return self.name.removeprefix("python:").rpartition(":")[0]
+
+    @property
+    def class_name(self) -> str:
+        """Name of the class in it."""
+        return self.name.rpartition(":")[2]
+
+    @property
+    def settings(self) -> dict[str, JsonValue]:
+        """Arguments of the class besides width and outputs."""
+        return dict(self.__pydantic_extra__)
+
+    @property
+    def notice(self) -> str:
+        """What a log says of it."""
+        return f"model {self.name}: runs the code in {self.file} (SHA-256 {self.file_sha256[:12]}...) with your rights"
+
+
 # Owkin: HistoSSLscaling conf/slide_level_task/cross_validation/model/*.yaml, FLamby fed_camelyon16/model.py,
 # Substrafl benchmark/camelyon/common/weldon.py.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -195,17 +242,29 @@ def named(value: Any) -> Any:
     return value
 
 
+def _tag(value: Any) -> Any:
+    """Which spec a value is for: its name, `python` for all `python:FILE.py:CLASS`."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "python" if isinstance(name, str) and name.startswith("python:") else name
+
+
 ModelSpec = Annotated[
-    MeanSpec
-    | MaxSpec
-    | ChowderSpec
-    | WeldonSpec
-    | AttentionSpec
-    | GatedAttentionSpec
-    | DSMILSpec
-    | ClamSBSpec
-    | TransMILSpec
-    | ClinicalSpec,
-    Field(discriminator="name"),
+    Annotated[MeanSpec, Tag("mean")]
+    | Annotated[MaxSpec, Tag("max")]
+    | Annotated[ChowderSpec, Tag("chowder")]
+    | Annotated[WeldonSpec, Tag("weldon")]
+    | Annotated[AttentionSpec, Tag("attention")]
+    | Annotated[GatedAttentionSpec, Tag("gated_attention")]
+    | Annotated[DSMILSpec, Tag("dsmil")]
+    | Annotated[ClamSBSpec, Tag("clam_sb")]
+    | Annotated[TransMILSpec, Tag("transmil")]
+    | Annotated[ClinicalSpec, Tag("clinical")]
+    | Annotated[UserHeadSpec, Tag("python")],
+    Discriminator(
+        _tag,
+        custom_error_type="model",
+        custom_error_message="a model is mean, max, chowder, weldon, attention, gated_attention, dsmil, clam_sb, transmil, "
+        "clinical, python:FILE.py:CLASS or a preset",
+    ),
     BeforeValidator(named),
 ]

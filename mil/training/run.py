@@ -14,7 +14,7 @@ from mil.models import build
 from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
-from mil.specs.models import ModelSpec
+from mil.specs.models import ModelSpec, UserHeadSpec
 from mil.statistics.moments import Moments
 from mil.strategies.strategy import Strategy
 from mil.training.artefact import Family, Run, inner_scores, model_table
@@ -178,6 +178,8 @@ class Trainer:
         if key not in self.engines:
             training = self.experiment.training
             covariates = self.cohort.covariates
+            if isinstance(model, UserHeadSpec):
+                self.reporter.note(model.notice)
             head = build(model, self.features.width, self.endpoint.outputs, covariates.shape[1])
             if head.needs_classes and self.endpoint.classes < 2:
                 raise MilError(

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from mil.config import EncoderSpec, parse
+import mil
+from mil.config import EncoderSpec, ExperimentSpec, parse
 from mil.encoders.build import build, make_random
 from mil.encoders.table import FILE, read_table
 
@@ -41,6 +43,19 @@ def test_an_entry_of_the_table_of_encoders(page, tmp_path):
     assert sum(parameter.numel() for parameter in module.parameters()) == entry.parameters
     assert module(torch.zeros(1, 3, 224, 224)).shape == (1, entry.width)
     assert (entry.gated, entry.pooling, entry.source.pinned) == (False, "class token", False)
+
+
+def test_a_head_of_a_users_file(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_head.py").write_text(block(page, "python", "# my_head.py"))
+    stanza = parse(ExperimentSpec, yaml.safe_load(block(page, "yaml", "experiments:"))["experiments"]["mine"], "page")
+    numbers, labels = np.random.default_rng(0), np.tile([0, 1], 18)
+    bags = [numbers.normal(2.0 * label, 1, (4, 3)) for label in labels]
+    settings = stanza.model.model_dump(mode="json")
+    model = mil.MILClassifier(model=settings, strategy=stanza.strategy.name, folds=2, rounds=10, lr=0.1)
+    model.fit(bags, labels, np.repeat(["a", "b", "c"], 12))
+    assert mil.auroc(labels, model.predict_proba(bags)[:, 1]).value > 0.8
+    assert model.run_.experiment.model.settings == {"sharpness": 2.0}
 
 
 def test_a_strategy_is_one_file(page, repository, tmp_path):
