@@ -87,7 +87,7 @@ class UserHead(Head):
             logits[k, bag] = found
             if weighed is not None and not inputs.training:
                 attention[k, bag] = weighed
-        none = tiles.new_zeros(self.outputs)
+        none = next(iter(logits.values()), tiles).new_zeros(self.outputs)
         stacked = torch.stack([logits.get((k, bag), none) for k in range(len(mask)) for bag in range(bags)])
         whole = None
         if attention:

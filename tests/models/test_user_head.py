@@ -109,9 +109,11 @@ def test_a_users_head_learns_and_predicts_what_a_plain_loop_of_its_module_gives(
         np.testing.assert_allclose(found.attention[patient], np.mean(shares, 0), atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
-def test_every_strategy_takes_a_users_head(lse, strategy):
-    sgd = {"optimiser": "sgd"} if strategy == "scaffold" else {}
+@pytest.mark.parametrize(
+    ("strategy", "precision"), [(name, "fp32") for name in sorted(STRATEGIES)] + [("fedavg", "bf16")]
+)
+def test_every_strategy_takes_a_users_head(lse, strategy, precision):
+    sgd = {"optimiser": "sgd", "precision": precision} if strategy == "scaffold" else {"precision": precision}
     short = experiment(model=lse, strategy=strategy, training={"rounds": 1, "local_epochs": 1} | sgd)
     found = predict(train(short, ENDPOINT, ROWS, STORE, quiet()), BAGS, EVERYONE)
     assert np.isfinite(found.table["score"]).all()
