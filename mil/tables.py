@@ -11,7 +11,7 @@ import pandas as pd
 
 from mil.errors import CorruptFile, MilError, nearest
 from mil.files import SHEET_PATH, require_file, write_text
-from mil.schemas import TEXT
+from mil.schemas import NUMBERS, TEXT
 
 SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -131,6 +131,8 @@ def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
             table[column] = table[column].map(_as_it_was)
     for column in table.columns.difference([*TEXT, *text]):
         table[column] = _as_numbers(table[column])
+        if column in NUMBERS and (table[column] == "").all():
+            table[column] = float("nan")
     return table
 
 

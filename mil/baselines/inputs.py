@@ -130,7 +130,8 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
         slide = results.predictions(name)
         slide = slide[~slide["trained_on"].isin([OWN_SITE, ENSEMBLE])]
         both = slide.merge(clinical_part, on=keys, suffixes=("_slide", "_clinical"))
-        logits = (logit(both["score_slide"].to_numpy()) + logit(both["score_clinical"].to_numpy())) / 2
+        scores = both[["score_slide", "score_clinical"]].to_numpy(dtype=float)
+        logits = logit(scores).mean(axis=1)
         parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=expit(logits)))
     return _stack(parts, PREDICTED)
 

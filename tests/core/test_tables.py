@@ -38,3 +38,11 @@ def test_whole_numbers_stay_whole_beside_blank_rows():
 def test_an_underscore_is_no_digit(tmp_path, cells):
     (tmp_path / "a.csv").write_text("x\n" + "\n".join(cells) + "\n")
     assert list(read_table(tmp_path / "a.csv")["x"]) == cells
+
+
+def test_a_column_of_numbers_whose_cells_are_all_blank_holds_no_text(tmp_path):
+    write_table(pd.DataFrame({"low": [None, None], "remark": [None, None]}), tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv")
+    assert table["low"].isna().all()
+    assert table["low"].dtype == float
+    assert table["remark"].tolist() == ["", ""]
