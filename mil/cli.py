@@ -93,12 +93,15 @@ def init(
 def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for the demo cohort.")] = Path("data/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    patients: Annotated[
+        int, typer.Option(help="Patients per site; the three folds of configs/cohorts/demo.yaml need 10 or more.")
+    ] = 24,
     log: LogOption = None,
 ) -> None:
     """Make the demo cohort: synthetic slides of four hospitals, with the faults of real ones."""
     from mil.synthetic import make_cohort
 
-    make_cohort(folder, seed=seed, reporter=reporter_of(log))
+    make_cohort(folder, seed=seed, patients_per_site=patients, reporter=reporter_of(log))
     typer.echo(f"demo cohort: {folder / 'slides.csv'}")
 
 

@@ -19,17 +19,17 @@ from mil.tables import write_table
 MOST_PROCESSES = 8  # a slide in the making takes about half a gigabyte
 
 
-def make_cohort(folder: Path, seed: int = 0, patients_a_site: int = 24, reporter: Reporter | None = None) -> None:
+def make_cohort(folder: Path, seed: int = 0, patients_per_site: int = 24, reporter: Reporter | None = None) -> None:
     """Write the cohort to `folder`: the slides and their truth first, `patients.csv`, `flaws.csv` and `slides.csv` last.
 
     The same seed gives the same bytes, whatever the number of processes. A patient's tissue depends on the seed and the
     patient's name only. Raises `MilError` where a site would have fewer than two patients or the folder cannot be written.
     """
-    if patients_a_site < 2:
-        raise MilError(f"a demo cohort of {patients_a_site} patients a site has no flaws to show; ask for 2 or more")
+    if patients_per_site < 2:
+        raise MilError(f"--patients {patients_per_site}: a demo cohort has 2 or more patients per site")
     reporter = reporter or quiet()
     folder = Path(folder)
-    patients = [patient for site in SITES for patient in draw_patients(seed, site, patients_a_site)]
+    patients = [patient for site in SITES for patient in draw_patients(seed, site, patients_per_site)]
     flaws = flaws_by_slide(patients)
     tasks = [
         SlideTask(

@@ -34,7 +34,7 @@ BY_NAME = {site.name: site for site in SITES}
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest cohort there is: two patients a site."""
     folder = tmp_path_factory.mktemp("cohort")
-    make_cohort(folder, seed=3, patients_a_site=2, reporter=quiet())
+    make_cohort(folder, seed=3, patients_per_site=2, reporter=quiet())
     return folder
 
 
@@ -249,7 +249,7 @@ def test_nuclei_have_the_size_that_their_kind_says():
 
 def test_too_few_patients_is_refused_in_one_line(tmp_path: Path):
     with pytest.raises(MilError, match="1 patients a site"):
-        make_cohort(tmp_path / "cohort", patients_a_site=1)
+        make_cohort(tmp_path / "cohort", patients_per_site=1)
     assert not (tmp_path / "cohort").exists()
 
 
@@ -260,6 +260,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, blocked: str):
     obstacle.parent.mkdir(parents=True, exist_ok=True)
     obstacle.write_text("a file where a folder should be")
     with pytest.raises(MilError, match="cannot be made") as refusal:
-        make_cohort(folder, patients_a_site=2)
+        make_cohort(folder, patients_per_site=2)
     assert str(obstacle) in str(refusal.value)
     assert not (folder / "slides.csv").exists()
