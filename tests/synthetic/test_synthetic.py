@@ -248,7 +248,7 @@ def test_nuclei_have_the_size_that_their_kind_says():
 
 
 def test_too_few_patients_is_refused_in_one_line(tmp_path: Path):
-    with pytest.raises(MilError, match="1 patients a site"):
+    with pytest.raises(MilError, match="--patients 1: a demo cohort has 2 or more"):
         make_cohort(tmp_path / "cohort", patients_per_site=1)
     assert not (tmp_path / "cohort").exists()
 
