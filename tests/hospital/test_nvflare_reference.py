@@ -1,5 +1,6 @@
 """The hospitals' server and sites against the reference driver, bit for bit, and against `mil train`."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from mil.training.protocol import candidates
 from mil.training.run import Run, train
 from mil.training.store import FeatureStore
 
-SGD = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd"}
+RUNS = itertools.count()  # a name belongs to one protocol
+SGD = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "scaling": "standard"}  # moments cross, too
 SPECIAL = {
     "scaffold": {"training": SGD},
     "cyclic": {"strategy": {"name": "cyclic", "shuffled": True}},
@@ -43,7 +45,7 @@ def experiment(strategy: str) -> dict:
 
 
 def run(hospitals: Hospitals, folder: Path, sites: dict[str, Site], after=None) -> Server:
-    server = Server(hospitals.protocol, "run", folder)
+    server = Server(hospitals.protocol, f"run-{next(RUNS)}", folder)
     inprocess.run(server, sites, after)
     return server
 
@@ -131,7 +133,7 @@ def test_a_run_between_hospitals_is_that_of_mil_train(
     hospitals: Hospitals, tmp_path: Path, patience: int | None, participation: float
 ) -> None:
     """Selected rounds, scales and models of the vectorised driver on all rows at once, to 1e-5."""
-    long = {"rounds": 6, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "patience": patience}
+    long = {**SGD, "rounds": 6, "patience": patience}
     strategy = {"name": "fedadam", "participation": participation}
     changed = {**PROTOCOL["experiment"], "training": long, "strategy": strategy}
     with rewrite_protocol(hospitals, experiment=changed):

@@ -429,7 +429,7 @@ def test_the_commands_say_what_they_found(joined: Hospitals) -> None:
         runner.invoke(site, ["check", str(spec)], catch_exceptions=False)
     with pytest.raises(MilError, match="no run of that name"):
         runner.invoke(server, ["status", str(joined.folder / "server" / "server.yaml"), "none"], catch_exceptions=False)
-    with pytest.raises(MilError, match="cannot be read as a ledger"):
+    with pytest.raises(MilError, match="does not exist"):
         runner.invoke(ledger, ["verify", str(joined.folder / "no.jsonl")], catch_exceptions=False)
 
 

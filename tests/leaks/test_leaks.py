@@ -2,13 +2,13 @@
 
 import shutil
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from cohort_results import shared_results
 from typer.testing import CliRunner
 
+from mil import hdf5
 from mil.bags.table import deal_folds, make_bags
 from mil.baselines.logistic import fit_together, log_loss
 from mil.baselines.protocol import outer_folds
@@ -373,8 +373,12 @@ def a_feature_that_shows_the_label(results):
     for row in bags.itertuples():
         for slide in str(row.slides).split(";"):
             path = results / f"sites/{row.site}/features/effnet/{slide}.h5"
-            with h5py.File(path, "r+") as file:
-                file["features"][:, 0] = 4 * row.label + np.linspace(0, 1, len(file["features"]))
+            (features, coords), about = hdf5.read(path, "features", "coords"), hdf5.attributes(path)
+            features[:, 0] = 4 * row.label + np.linspace(0, 1, len(features))
+            with hdf5.writing(path) as writer:
+                writer.append("features", features)
+                writer.append("coords", coords)
+                writer.annotate({name: value for name, value in about.items() if name != hdf5.CHECKSUM})
 
 
 def patient_in_two_folds(results):
@@ -388,7 +392,12 @@ def slide_under_two_patients(results):
     first, second = (
         sorted((results / "sites" / site / "features/effnet").glob("*.h5"))[0] for site in ("north", "west")
     )
-    shutil.copyfile(first, second)
+    features, coords = hdf5.read(first, "features", "coords")
+    about = hdf5.attributes(second)
+    with hdf5.writing(second) as writer:
+        writer.append("features", features)
+        writer.append("coords", coords)
+        writer.annotate({name: value for name, value in about.items() if name != hdf5.CHECKSUM})
 
 
 @pytest.mark.parametrize(

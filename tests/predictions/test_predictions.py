@@ -229,7 +229,7 @@ def test_leaving_one_site_out_of_two_is_refused(tmp_path):
     write_sites(tmp_path, BAGS, ARRAYS)
     with pytest.raises(MilError, match="needs three training sites, and there are 2"):
         train(tmp_path, BAGS, protocol="leave_one_site_out")
-    with pytest.raises(ValueError, match="strategy local has one a site"):
+    with pytest.raises(ValueError, match="strategy local has one for each"):
         experiment(strategy="local", protocol="leave_one_site_out")
 
 

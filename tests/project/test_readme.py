@@ -30,7 +30,7 @@ def folder(tmp_path_factory, repository):
         shutil.copy(repository / name, folder / name)
     for name in ("configs", "workflow", "profiles", "mil"):
         shutil.copytree(repository / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    make_cohort(folder / "theirs", patients_a_site=2)
+    make_cohort(folder / "theirs", patients_per_site=2)
     _copy_patients(folder / "theirs", 4)
     return folder
 

@@ -62,7 +62,7 @@ def jobs(process):
 def finished(tmp_path_factory, repository):
     """A folder in which the whole workflow has run on a tiny cohort with its flaws."""
     folder = tmp_path_factory.mktemp("workflow")
-    make_cohort(folder / "data", seed=0, patients_a_site=10)
+    make_cohort(folder / "data", seed=0, patients_per_site=10)
     process = snakemake(folder, repository)
     assert process.returncode == 0, process.stdout + process.stderr
     return folder

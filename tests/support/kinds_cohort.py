@@ -19,7 +19,7 @@ ENDPOINTS = {
     "marker": {"kind": "regression", "column": "marker", **FOLDS},
     "response": {"kind": "binary", "column": "response", **FOLDS},
 }
-STRATEGIES = ("local", "pooled", "fedavg")
+STRATEGIES = ("fedavg", "pooled", "local")  # the first is the main experiment
 
 
 def make_features(folder: Path, patients_a_site: int = 24, seed: int = 0) -> None:
