@@ -54,6 +54,6 @@ def _quota_v1(folder: Path) -> float | None:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="ascii")
+        return path.read_text(encoding="utf-8")
     except OSError:
         return None

@@ -32,7 +32,7 @@ import pandas as pd
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.encoders.build import build
-from mil.features.engine import Engine
+from mil.features.engine import EncoderEngine
 from mil.features.shard import extract_shard
 from mil.progress import quiet
 

@@ -62,7 +62,7 @@ def test_a_clock_that_jumps_by_a_day_changes_the_times_in_the_ledgers_and_nothin
     right, wrong = (Run.load(tmp_path / name / "server" / "result") for name in ("right", "wrong"))
     assert list(wrong.models["sha256"]) == list(right.models["sha256"])
     ledgers = {name: tmp_path / "wrong" / name / "ledger.jsonl" for name in ("server", *"ABC")}
-    times = [str(line["time"]) for line in read(ledgers["server"])]
+    times = [str(line["time"]) for line in read(ledgers["server"]) if "time" in line]
     assert times != sorted(times)
     assert cross_check(ledgers.pop("server"), ledgers).faults == []
 
