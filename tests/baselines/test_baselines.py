@@ -27,6 +27,8 @@ from mil.statistics.arms import check_predictions
 from mil.statistics.bootstrap import percentile_interval, resamples
 from mil.tables import write_table
 
+pytestmark = pytest.mark.slow
+
 
 def test_federated_newton_is_scikit_learns_regression_on_the_pooled_table():
     stream = rng(0, "logistic")
@@ -135,6 +137,7 @@ def test_single_measures_of_real_cohorts_are_the_published_tables(clinical_table
     assert found == {key: pytest.approx(value, abs=5.1e-4) for key, value in ANCHORS.items()}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("subtype", "patients", "positives"), [("TNBC", 109, 44), ("HER2+", 135, 66)])
 def test_real_clinical_tables_go_the_way_of_the_command(
     clinical_tables, shared, tmp_path, subtype, patients, positives

@@ -21,6 +21,8 @@ from mil.figures.arms import main_at
 from mil.slides.sheet import read_cohort
 from mil.statistics.thresholds import read_inner
 
+pytestmark = pytest.mark.slow
+
 OWN = {"grade": {"roc_by_class", "confusion"}, "relapse": {"survival_by_risk"}, "marker": {"predicted_vs_observed"}}
 SHARED = {
     "auroc_by_strategy", "strategy_comparison", "strategy_differences", "transfer_matrix",

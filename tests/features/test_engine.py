@@ -25,6 +25,8 @@ from mil.features.profile import Profile
 from mil.progress import Reporter
 from mil.tables import write_table
 
+pytestmark = pytest.mark.slow
+
 
 class Hungry(torch.nn.Module):
     """Means of the channels; no memory for more than `most` tiles at once."""

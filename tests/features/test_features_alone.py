@@ -20,6 +20,8 @@ from mil.slides.check import check_slides
 from mil.slides.sheet import read_cohort
 from mil.training.store import FeatureStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(tmp_path, repository):

@@ -21,6 +21,8 @@ from mil.progress import quiet
 from mil.slides.fingerprint import fingerprint
 from mil.training.store import FeatureStore
 
+pytestmark = pytest.mark.slow
+
 COLOUR = EncoderSpec(name="colour", batch_size=48)
 KILLS = 50
 

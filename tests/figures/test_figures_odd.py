@@ -15,6 +15,8 @@ from mil.figures.style import DOUBLE_MM, MM_AN_INCH, use_style
 from mil.report import build, write_viewer
 from mil.tables import write_table
 
+pytestmark = pytest.mark.slow
+
 LEAST_POINTS = 5.0
 MANY = {
     "Universitaetsklinikum-Muenchen": "train",

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(
+NO_CARD = pytest.mark.skipif(
     torch.version.cuda is not None or not any(map(shutil.which, ("g++", "c++", "clang++"))),
     reason="the simulated card needs a CPU build of torch and a C++ compiler",
 )
+pytestmark = [pytest.mark.slow, NO_CARD]
 CASES = ("colour", "vit", "convolutions", "macenko", "reinhard")
 
 

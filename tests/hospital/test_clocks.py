@@ -18,7 +18,7 @@ from mil.hospital.site import Site
 from mil.training.ledger import read
 from mil.training.run import Run
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="a wrong clock needs a C compiler (cc)")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="a wrong clock needs a C compiler (cc)")]
 JUMPS = (0, 24, -24, 1, -1, 9, 2)
 """Hours that the clock is ahead after each question; 1 is daylight saving."""
 

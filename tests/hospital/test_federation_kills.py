@@ -14,7 +14,7 @@ from mil.hospital.site import Site
 from mil.training.ledger import read
 from mil.training.run import Run
 
-pytestmark = pytest.mark.repeated
+pytestmark = [pytest.mark.slow, pytest.mark.repeated]
 
 
 def federated(hospitals: Hospitals, folder) -> None:

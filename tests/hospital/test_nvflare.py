@@ -230,6 +230,7 @@ PERSONAL = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("run", PERSONAL)
 def test_what_is_a_site_s_own_stays_there_and_the_rest_is_the_reference_s(
     deployment: Deployment, tmp_path: Path, run: str
@@ -253,6 +254,7 @@ def test_what_is_a_site_s_own_stays_there_and_the_rest_is_the_reference_s(
             assert not path.is_file() or layer not in path.read_bytes(), path
 
 
+@pytest.mark.extended
 def test_a_line_that_is_cut_in_mid_round_costs_no_round(deployment: Deployment, tmp_path: Path, line: SlowLine) -> None:
     run = Background(deployment, "cut")
     until(lambda: len(deployment.answered("cut")) >= 1, 300, "the first round")
@@ -265,6 +267,7 @@ def test_a_line_that_is_cut_in_mid_round_costs_no_round(deployment: Deployment, 
     assert digests_of(deployment, "cut") == reference(deployment.hospitals, tmp_path)
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(COMPILER is None, reason="a wrong clock needs a C compiler (cc)")
 def test_clocks_that_disagree_and_jump_move_nothing_but_the_times(
     deployment: Deployment, tmp_path: Path, clocks: dict[str, WallClock]
@@ -292,6 +295,7 @@ def test_clocks_that_disagree_and_jump_move_nothing_but_the_times(
     assert last["server"] - last["A"] > timedelta(hours=2)
 
 
+@pytest.mark.extended
 def test_a_site_that_never_answers_is_left_out_only_where_the_protocol_says_so(
     deployment: Deployment, tmp_path: Path
 ) -> None:
@@ -323,6 +327,7 @@ def start_the_server_again(deployment: Deployment) -> None:
     deployment.wait_for(*deployment.hospitals.protocol.sites)
 
 
+@pytest.mark.extended
 def test_a_site_that_runs_other_code_is_refused(deployment: Deployment, tmp_path: Path, repository: Path) -> None:
     shutil.copytree(repository / "mil", tmp_path / "mil", ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "mil" / "rng.py", "a") as file:

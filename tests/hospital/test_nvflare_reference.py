@@ -22,6 +22,8 @@ from mil.training.protocol import candidates
 from mil.training.run import Run, train
 from mil.training.store import FeatureStore
 
+pytestmark = pytest.mark.slow
+
 RUNS = itertools.count()  # a name belongs to one protocol
 SGD = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "scaling": "standard"}  # moments cross, too
 SPECIAL = {

@@ -32,6 +32,8 @@ from mil.hospital.payload import (
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 
+pytestmark = pytest.mark.slow
+
 FORM = Form(
     "train",
     {"weight": ((2, 3), torch.float32), "count": ((2,), torch.int64)},
@@ -347,6 +349,7 @@ def test_a_hospital_s_table_with_another_hospital_s_patient_is_refused(tmp_path:
         Site.open(hospitals.site("A"))
 
 
+@pytest.mark.extended
 def test_resume_at_every_round_boundary_gives_the_same_digest(
     hospitals: Hospitals, sites: dict[str, Site], tmp_path: Path
 ) -> None:
@@ -368,6 +371,7 @@ def test_resume_at_every_round_boundary_gives_the_same_digest(
     )
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

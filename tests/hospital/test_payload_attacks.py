@@ -17,6 +17,8 @@ from mil.hospital.payload import NotAgreed, PayloadError, TooFewPatients, header
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 
+pytestmark = pytest.mark.slow
+
 ODD_NAMES = [
     *("", ".", "..", "../x", "a/b", "/etc", "a\\b", "..\\x", "~", "-rf", ".hidden", " a", "a ", "a b", "a\nb", "a\0b"),
     *(
@@ -361,6 +363,7 @@ def poisoned_run(hospitals: Hospitals, folder: Path, factor: float) -> Server:
     return server
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("factor", "said"), [(100.0, "times as long"), (-1.0, "points against"), (-100.0, "times as long")]
 )

@@ -27,6 +27,8 @@ from mil.training.client import Job, SiteData, client_update
 from mil.training.layout import RowLayout
 from mil.training.ledger import read
 
+pytestmark = pytest.mark.slow
+
 PRIVATE = PrivacySpec(noise=1.0, clip=0.5, expected_batch=8, epsilon=1e6, delta=1e-3)
 TRAINING = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "scaling": "none"}
 SLOTS = [Slot("A+B", 0, fold) for fold in range(3)]

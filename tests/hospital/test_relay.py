@@ -19,6 +19,8 @@ from mil.hospital.payload import PayloadError, header
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 
+pytestmark = pytest.mark.slow
+
 SGD = {"rounds": 2, "batch_size": 8, "lr": 0.01, "optimiser": "sgd", "scaling": "none"}
 CRAFTED = {**PROTOCOL["experiment"], "training": SGD}
 

@@ -31,6 +31,8 @@ from mil.rng import rng
 from mil.slides.sheet import Cohort
 from mil.tables import read_table, write_table
 
+pytestmark = pytest.mark.slow
+
 ENDPOINT = EndpointSpec(folds=3, inner_folds=2)
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from mil.synthetic import make_cohort
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def commands(repository):

@@ -12,6 +12,8 @@ import yaml
 from mil.config import merge
 from mil.synthetic import make_cohort
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "cohort": "tiny",
     "slides": {

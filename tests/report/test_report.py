@@ -15,6 +15,8 @@ from mil.figures import FIGURES, Results, draw_figure
 from mil.report import build, write_viewer
 from mil.report.story import STORY
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

@@ -17,7 +17,7 @@ from mil.slides.check import look_at
 from mil.slides.slide import open_slide
 from mil.tiles import tile_slide
 
-pytestmark = pytest.mark.repeated
+pytestmark = [pytest.mark.slow, pytest.mark.repeated]
 
 CASES = 36 * int(os.environ.get("REPEATS", "1"))  # a file
 STATES = {"ok", "unreadable", "unreadable_region", "not_a_slide", "unsupported", "implausible_size", "implausible_mpp", "too_many_tiles"}  # fmt: skip

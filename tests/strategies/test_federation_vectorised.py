@@ -26,6 +26,8 @@ from mil.training.run import Trainer, train
 from mil.training.store import FeatureStore
 from mil.training.traffic import bytes_each_way
 
+pytestmark = pytest.mark.slow
+
 BINARY = build_endpoint(EndpointSpec())
 APART = ("local", "pooled")
 TABLE = [

@@ -26,6 +26,8 @@ from mil.synthetic.slides import SlideTask, make_slide
 from mil.tables import read_text_table
 from mil.tiles import tile_slide
 
+pytestmark = pytest.mark.slow
+
 TILES = TileSpec(size_px=128, mpp=0.5)
 BY_NAME = {site.name: site for site in SITES}
 

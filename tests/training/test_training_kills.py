@@ -9,7 +9,7 @@ from mil.training import run as run_module
 from mil.training.checkpoint import Checkpoint
 from mil.training.run import train_into
 
-pytestmark = pytest.mark.repeated
+pytestmark = [pytest.mark.slow, pytest.mark.repeated]
 
 
 class EveryRound(Checkpoint):
