@@ -37,7 +37,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run will take."""
 
     slides: int
@@ -53,7 +53,7 @@ class Plan:
         return sum(stage.gigabytes for stage in self.stages)
 
 
-def plan(config: Config, cohort: Cohort, shards: Mapping[str, int], rates: Path | None = None) -> Plan:
+def plan(config: Config, cohort: Cohort, shards: Mapping[str, int], rates: Path | None = None) -> RunPlan:
     """The plan of a cohort with so many shards per site; `rates`: what `mil bench --out` wrote on the machine that will run."""
     area, opened = _area_mm2(config, cohort)
     side_mm = config.tiles.size_px * config.tiles.mpp / 1000
@@ -80,10 +80,10 @@ def plan(config: Config, cohort: Cohort, shards: Mapping[str, int], rates: Path 
     stages.append(Stage("train to report", others, float("nan"), "see docs/cluster.md", 0.5))
     folder = results_of(config)
     there = next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
-    return Plan(count, opened, tiles, TISSUE_SHARE, tuple(stages), shutil.disk_usage(there).free / 1e9)
+    return RunPlan(count, opened, tiles, TISSUE_SHARE, tuple(stages), shutil.disk_usage(there).free / 1e9)
 
 
-def lines(plan: Plan) -> Iterator[str]:
+def lines(plan: RunPlan) -> Iterator[str]:
     """For a person."""
     yield (
         f"{plan.slides:,} slides; about {plan.tiles:,.0f} tiles, from the headers of {plan.opened} slides and the assumption that "
