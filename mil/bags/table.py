@@ -6,6 +6,7 @@ the same seed gives the same folds whatever the order of the rows. They are writ
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,10 @@ from mil.config import EndpointSpec
 from mil.errors import MilError, nearest
 from mil.rng import rng
 from mil.schemas import BAGS
-from mil.slides.sheet import Cohort
 from mil.tables import read_table
+
+if TYPE_CHECKING:
+    from mil.slides.sheet import Cohort
 
 MOST_CLASSES = 12  # a number with more values is no class
 LARGEST = float(np.finfo(np.float32).max)  # models predict in single precision
@@ -29,7 +32,7 @@ def read_bags(path: str | Path) -> pd.DataFrame:
 
 
 def make_bags(
-    cohort: Cohort,
+    cohort: "Cohort",
     census: pd.DataFrame,
     roles: Mapping[str, str],
     endpoint: EndpointSpec,
@@ -59,7 +62,7 @@ def make_bags(
     return deal_folds(bags, endpoint), table
 
 
-def targets_of(cohort: Cohort, endpoint: EndpointSpec) -> pd.DataFrame:
+def targets_of(cohort: "Cohort", endpoint: EndpointSpec) -> pd.DataFrame:
     """`label` (and `time`) by patient_id, of patients whose cells are filled; a value that is none is an error with its line."""
     if endpoint.kind == "binary":
         return binary_labels(cohort, endpoint).to_frame("label")
@@ -80,7 +83,7 @@ def targets_of(cohort: Cohort, endpoint: EndpointSpec) -> pd.DataFrame:
     return pd.DataFrame({"label": event, "time": numbers}).dropna().astype({"label": int})
 
 
-def _refuse(wrong: pd.Series, column: str, what: str, cohort: Cohort) -> None:
+def _refuse(wrong: pd.Series, column: str, what: str, cohort: "Cohort") -> None:
     if len(wrong):
         line = cohort.patients.index[cohort.patients["patient_id"] == wrong.index[0]][0]
         raise MilError(
@@ -89,7 +92,7 @@ def _refuse(wrong: pd.Series, column: str, what: str, cohort: Cohort) -> None:
         )
 
 
-def covariate_columns(cohort: Cohort, covariates: Sequence[str]) -> pd.DataFrame:
+def covariate_columns(cohort: "Cohort", covariates: Sequence[str]) -> pd.DataFrame:
     """Numbers by patient_id, blank where unknown: T2 is 2, of two classes the later one is 1; more classes are an error."""
     taken = [name for name in covariates if name in {*BAGS, "label", "time"} or name.startswith("repeat")]
     if taken:
@@ -108,7 +111,7 @@ def covariate_columns(cohort: Cohort, covariates: Sequence[str]) -> pd.DataFrame
     return pd.concat(parts, axis=1)
 
 
-def binary_labels(cohort: Cohort, endpoint: EndpointSpec) -> pd.Series:
+def binary_labels(cohort: "Cohort", endpoint: EndpointSpec) -> pd.Series:
     """Label 0/1 by patient_id; blank cells are left out, any other value than the endpoint's is an error."""
     if endpoint.column not in cohort.patients.columns:
         raise MilError(
