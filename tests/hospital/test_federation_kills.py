@@ -27,12 +27,12 @@ def federated(hospitals: Hospitals, folder) -> None:
 
 
 def results(folder):
-    """SHA-256 of every file of the results, the record of what happened excepted."""
+    """SHA-256 of every file of the results, the record of what happened and a site's state of the last step excepted."""
     found = [*(folder / "server" / "result").glob("*"), *folder.glob("*/runs/run/*")]
     return {
         str(path.relative_to(folder)): hashlib.sha256(stated(path)).hexdigest()
         for path in found
-        if path.is_file() and path.name != "ledger.jsonl" and path.name[0] != "."
+        if path.is_file() and path.name not in ("ledger.jsonl", "replica.safetensors") and path.name[0] != "."
     }
 
 
