@@ -169,8 +169,8 @@ def touch_slide(folder):
 def change_label(folder):
     rows = (folder / "data/patients.csv").read_text().splitlines()
     place = rows[0].split(",").index("response")
-    cells = next(row for row in rows[1:] if row.startswith("north") and row.split(",")[place] == "1").split(",")
-    edit(folder / "data/patients.csv", ",".join(cells), ",".join([*cells[:place], "0", *cells[place + 1 :]]))
+    cells = next(row for row in rows[1:] if row.startswith("north") and row.split(",")[place] == "0").split(",")
+    edit(folder / "data/patients.csv", ",".join(cells), ",".join([*cells[:place], "1", *cells[place + 1 :]]))
 
 
 def change_age(folder):
