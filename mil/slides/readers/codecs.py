@@ -74,6 +74,8 @@ def complete_jpeg(stream: bytes, tables: bytes, is_ycbcr: bool) -> tuple[bytes, 
     A TIFF's photometric tag decides on RGB or YCbCr; libjpeg would go by the stream's JFIF or Adobe marker, so those are
     replaced by one that says the same as the tag.
     """
+    if not isinstance(tables, bytes):
+        raise ValueError("the tag of the shared JPEG tables holds no bytes")
     parts = [START, ADOBE + (b"\x01" if is_ycbcr else b"\x00")]
     if len(tables) > 4:
         parts.append(tables[2:-2] if tables.endswith(TABLES_END) else tables[2:])
