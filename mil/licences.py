@@ -1,6 +1,7 @@
 """The licence of every package that this installation needs, as the package states it, and of every encoder."""
 
 import re
+import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from mil.encoders.table import ENCODERS
+from mil.errors import MilError
+from mil.version import DISTRIBUTION
 
 COLUMNS = ("kind", "name", "version", "licence", "stated_in")
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -17,7 +20,7 @@ NOT_STATED = "not stated"
 
 def licences() -> pd.DataFrame:
     """`COLUMNS`, a row per installed dependency (of this package and of its dependencies), then two per encoder."""
-    rows = [_of_package(one) for one in sorted(_needed("mil"), key=lambda one: one.name.lower())]
+    rows = [_of_package(one) for one in sorted(_needed(DISTRIBUTION), key=lambda one: one.name.lower())]
     for name in sorted(ENCODERS):
         entry = ENCODERS[name]
         rows.append(("encoder, code", name, "", entry.licence, "mil/encoders/encoders.toml"))
@@ -26,7 +29,17 @@ def licences() -> pd.DataFrame:
 
 
 def _needed(name: str) -> Iterator[Distribution]:
-    """Installed packages that `name` needs, at any remove, each once; extras only where they are installed."""
+    """Installed packages that `name` needs, at any remove, each once; extras only where they are installed.
+
+    `MilError` where `name` itself is not installed: an empty list would read as "needs nothing".
+    """
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        raise MilError(
+            f"package '{name}' is not installed in {sys.prefix}, so its dependencies are not known: "
+            "install it (`make environment`, or `pip install .` in the project's folder)"
+        ) from None
     waiting, seen = [name], {_plain(name)}
     while waiting:
         try:
