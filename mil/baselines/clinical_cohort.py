@@ -13,8 +13,7 @@ import pandas as pd
 
 from mil.bags.covariates import clinical_inputs
 from mil.bags.table import make_bags
-from mil.baselines import run_protocol
-from mil.baselines.protocol import PREDICTED, WATCHED
+from mil.baselines.protocol import PREDICTED, WATCHED, run_protocol
 from mil.config import Config
 from mil.errors import MilError, nearest
 from mil.metrics.comparison import compare, compare_with

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from mil.bags.covariates import Scaling
 
@@ -27,6 +26,8 @@ class Logistic:
 
 def fit_together(values: Sequence[np.ndarray], labels: Sequence[np.ndarray], strength: float) -> Logistic:
     """scikit-learn's ridge logistic regression on the sites' tables laid together; `strength` is its C."""
+    from sklearn.linear_model import LogisticRegression
+
     scaling = Scaling.of(values)
     x, y = scaling.apply(np.concatenate(values)), np.concatenate(labels)
     model = LogisticRegression(C=strength, tol=1e-8, solver="newton-cholesky").fit(x, y)

@@ -79,7 +79,7 @@ def baseline(
     log: LogOption = None,
 ) -> None:
     """Train and score what a slide model must beat, on the same folds: clinical columns, annotation, colour, bag size, site."""
-    from mil.baselines import write_baselines
+    from mil.baselines.write import write_baselines
     from mil.results.results import Results
 
     metrics = write_baselines(Results.open(results), endpoint, folder)

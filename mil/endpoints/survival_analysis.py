@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from lifelines import CoxPHFitter, KaplanMeierFitter
-from lifelines.exceptions import ConvergenceError
-from lifelines.statistics import multivariate_logrank_test
 from scipy import stats
 
 from mil.bags.covariates import clinical_inputs
 from mil.bags.covariates import follow_up as follow_up
 from mil.errors import MilError
 from mil.statistics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
+
+if TYPE_CHECKING:
+    from lifelines import CoxPHFitter
 
 MIN_EVENTS = 5
 EVENTS_A_COVARIATE = 5  # below, a Cox model's coefficients are hardly more than noise (Vittinghoff and McCulloch 2007)
@@ -56,6 +57,8 @@ def c_index_interval(table: pd.DataFrame, confidence: float) -> tuple[float, flo
 
 def kaplan_meier(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
     """Survival of each `group` of `table` (time, event, group): group, time, survival, low, high, at_risk."""
+    from lifelines import KaplanMeierFitter
+
     parts = []
     for group, members in table.groupby("group", sort=False):
         fitted = KaplanMeierFitter(alpha=1 - confidence).fit(members["time"], members["event"])
@@ -77,6 +80,8 @@ def kaplan_meier(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 def log_rank(table: pd.DataFrame) -> float:
     """p of equal survival of the groups."""
+    from lifelines.statistics import multivariate_logrank_test
+
     return float(multivariate_logrank_test(table["time"], table["group"], table["event"]).p_value)
 
 
@@ -106,7 +111,10 @@ def cox_models(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[s
     return CoxModels(pd.concat(ratios, ignore_index=True), len(table), events, ratio, float(stats.chi2.sf(ratio, 1)))
 
 
-def _fit(table: pd.DataFrame, confidence: float) -> CoxPHFitter:
+def _fit(table: pd.DataFrame, confidence: float) -> "CoxPHFitter":
+    from lifelines import CoxPHFitter
+    from lifelines.exceptions import ConvergenceError
+
     try:
         return CoxPHFitter(alpha=1 - confidence).fit(table, "time", "event")
     except ConvergenceError as error:
@@ -122,7 +130,7 @@ def _null_likelihood(table: pd.DataFrame) -> float:
     return total
 
 
-def _ratios(fitted: CoxPHFitter, model: str) -> pd.DataFrame:
+def _ratios(fitted: "CoxPHFitter", model: str) -> pd.DataFrame:
     summary = fitted.summary
     lower = next(column for column in summary.columns if column.startswith("exp(coef) lower"))
     upper = next(column for column in summary.columns if column.startswith("exp(coef) upper"))

@@ -5,14 +5,16 @@ Macenko: Macenko et al. 2009 (doi 10.1109/ISBI.2009.5193250), target as in their
 documentation (a slide of TCGA-BRCA, Amgad et al. 2019).
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from mil.errors import SlideError
 from mil.features.plan import Work
 from mil.slides.slide import Reading, open_slide
+
+if TYPE_CHECKING:
+    import torch
 
 Method = Literal["macenko", "reinhard"]
 SAMPLE_TILES = 32
@@ -82,25 +84,27 @@ def reinhard_of(pixels: np.ndarray) -> np.ndarray:
 class StainNormalisation:
     """Brings tiles to the target's stains, on `device`. Its constants are copied there once."""
 
-    def __init__(self, method: Method, device: torch.device) -> None:
+    def __init__(self, method: Method, device: "torch.device") -> None:
+        import torch
+
         self.method: Method = method
         self.constants = [
             torch.as_tensor(matrix, dtype=torch.float64, device=device)
             for matrix in (RGB_TO_LMS, LMS_TO_LAB, np.linalg.inv(LMS_TO_LAB), np.linalg.inv(RGB_TO_LMS))
         ]
 
-    def apply(self, tiles: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+    def apply(self, tiles: "torch.Tensor", changes: "torch.Tensor") -> "torch.Tensor":
         """uint8 (n, 3, h, w) and `change_of` each tile's slide (n, 9 or 6) -> float (n, 3, h, w) in 0-255."""
         pixels = tiles.flatten(2).float()
         changed = self._macenko(pixels, changes) if self.method == "macenko" else self._reinhard(pixels, changes)
         return changed.clamp(0, 255).reshape(tiles.shape)
 
-    def _macenko(self, pixels: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
-        density = -torch.log((pixels + 1) / LIGHT)
-        return LIGHT * torch.exp(-(changes.view(-1, 3, 3) @ density))
+    def _macenko(self, pixels: "torch.Tensor", changes: "torch.Tensor") -> "torch.Tensor":
+        density = -((pixels + 1) / LIGHT).log()
+        return LIGHT * (-(changes.view(-1, 3, 3) @ density)).exp()
 
-    def _reinhard(self, pixels: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+    def _reinhard(self, pixels: "torch.Tensor", changes: "torch.Tensor") -> "torch.Tensor":
         to_lms, to_lab, from_lab, from_lms = self.constants
         factor, offset = changes[:, :3, None].double(), changes[:, 3:, None].double()
-        lab = to_lab @ torch.log((to_lms @ pixels.double()).clamp_min(DARKEST))
-        return (from_lms @ torch.exp(from_lab @ (lab * factor + offset))).float()
+        lab = to_lab @ (to_lms @ pixels.double()).clamp_min(DARKEST).log()
+        return (from_lms @ (from_lab @ (lab * factor + offset)).exp()).float()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats
-from sklearn.metrics import cohen_kappa_score
 
 from mil.statistics.multiplicity import benjamini_hochberg
 
@@ -31,6 +30,8 @@ def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str], groups: tuple[
 
 def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
     """Cohen's kappa of two raters' classes (1960); nan where both use one and the same class throughout."""
+    from sklearn.metrics import cohen_kappa_score
+
     several = len(np.unique(np.concatenate([first, second]))) > 1
     return float(cohen_kappa_score(first, second)) if several else np.nan
 

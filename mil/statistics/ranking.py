@@ -1,7 +1,6 @@
 """Scores and labels -> how well they rank: AUROC, AUPRC and the curves behind them, on weighted patients."""
 
 import numpy as np
-from scipy.stats import rankdata
 
 from mil.statistics.measures import METRICS
 
@@ -16,11 +15,10 @@ def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def auroc_of(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve by the rank sum; `positive` (n,) of booleans; NaN without both classes."""
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
+    """Area under the ROC curve; `positive` (n,) of booleans; NaN without both classes or with a score that is NaN."""
+    if np.isnan(scores).any():
         return float("nan")
-    return float((rankdata(scores)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(auroc(positive, scores, np.ones((1, len(scores))))[0])
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ from test_leaks import cohort
 from typer.testing import CliRunner
 
 from mil.bags.table import deal_folds
-from mil.baselines import run_baselines, run_protocol
-from mil.baselines.inputs import fused, late_fusion, permuted
+from mil.baselines.inputs import fused, late_fusion, permuted, run_baselines
 from mil.baselines.logistic import fit_federated, fit_together
+from mil.baselines.protocol import run_protocol
 from mil.cli import app
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints.kinds.binary import PRIMARY

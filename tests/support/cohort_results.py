@@ -17,7 +17,7 @@ import tifffile
 from mil import hdf5
 from mil.bags.census import flow
 from mil.bags.table import deal_folds
-from mil.baselines import write_baselines
+from mil.baselines.write import write_baselines
 from mil.config import Config
 from mil.figures import Results
 from mil.files import write_text
