@@ -30,7 +30,7 @@ onstart:
 
 # Below the shell commands, in which they are easily overlooked.
 onerror:
-    for line in failures(f"{RESULTS}/logs", STARTED):
+    for line in failures(f"{RESULTS}/logs", STARTED, log):
         print(line, file=sys.stderr)
 
 

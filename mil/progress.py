@@ -1,7 +1,6 @@
 """How far a long step is: a bar on a terminal, plain lines in a log, a short line now and then elsewhere."""
 
 import io
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -98,18 +97,6 @@ class Steps:
         left = seconds / self.count * (self.total - self.count) if self.count else float("nan")
         tail = f"{left:,.0f} s left" if self.count < self.total else f"{seconds:,.1f} s"
         return f"{self.what}: {self.count}/{self.total} {self.unit}, {self.rate()}, {tail}"
-
-
-def failures(folder: str | Path, since: float) -> list[str]:
-    """`log: error: ...` for every log below `folder`, written since then (seconds of the epoch), that ends with an error."""
-    found = []
-    for path in sorted(Path(folder).rglob("*.log")):
-        if path.stat().st_mtime < since:
-            continue
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line.partition("error: ")[2] for line in lines[-1:] if re.match(r"(\d\d:\d\d:\d\d )?error: ", line)]
-        found += [f"{path}: error: {line}" for line in said]
-    return found
 
 
 def quiet() -> Reporter:

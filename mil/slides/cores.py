@@ -7,13 +7,14 @@ from mil.errors import MilError
 
 
 def cores(asked: int | None = None, root: Path = Path("/")) -> int:
-    """Threads to use: `asked` where given, else what affinity (SLURM sets it), cgroup v2 and cgroup v1 leave, at least 1."""
+    """Threads to use: `asked` where given, else what Slurm gave the job, affinity, cgroup v2 and cgroup v1 leave, at least 1."""
     if asked is not None:
         if asked < 1:
             raise MilError(f"threads: {asked} is refused; give 1 or more")
         return asked
     affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affine, *(int(quota + 0.5) or 1 for quota in _quotas(root)), affine))
+    given = int(os.environ.get("SLURM_CPUS_PER_TASK", affine))
+    return max(1, min(affine, given, *(int(quota + 0.5) or 1 for quota in _quotas(root))))
 
 
 def _quotas(root: Path) -> list[float]:

@@ -137,6 +137,8 @@ def test_threads_follow_the_job(tmp_path, monkeypatch):
     assert cores(5, tmp_path / "nothing") == 5
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert cores(None, tmp_path / "v2") == 2
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # on a cluster that binds no job to its cores
+    assert cores(None, tmp_path / "v2") == 1
     with pytest.raises(MilError, match="threads"):
         cores(0)
 

@@ -12,8 +12,8 @@ from mil.config import Config
 from mil.config import parse as parse_spec
 from mil.config import read_yaml
 from mil.errors import MilError
-from mil.progress import failures
 from mil.workflow import prepare, read_shards, settle
+from mil.workflow.failures import failures
 from mil.workflow.specs import encoder_json, slides_of
 
 STARTED = time.time()
@@ -72,10 +72,10 @@ def any_of(names):
 def threads_per_shard(wildcards):
     """Cores of one extraction: a machine's are shared among its jobs; a cluster's job uses those that it was given."""
     cores = workflow.resource_settings.cores
+    if not workflow.is_main_process:  # the node may have more cores than the job was given
+        return int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
     if cores is None:  # jobs are submitted; `set-threads` of the profile overrides it
         return CLUSTER_CORES
-    if not workflow.is_main_process:
-        return cores
     jobs = sum(len(SHARDS[site]) for site in SITES if site not in FEATURE_SITES) * len(ENCODERS)
     return max(1, cores // max(1, jobs))
 

@@ -3,7 +3,7 @@
 import os
 import time
 
-from mil.progress import failures
+from mil.workflow.failures import failures
 
 
 def test_failures_are_the_last_lines_of_this_run_s_logs(tmp_path):

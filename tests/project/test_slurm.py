@@ -1,0 +1,210 @@
+"""The workflow on a real Slurm of one node, with the profile as it is: from end to end, and a kill of each kind with its recovery."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from one_node_slurm import OneNodeSlurm, missing
+
+from mil.synthetic import make_cohort
+
+pytestmark = pytest.mark.extended
+
+OVER = {"run": ["attention_fedavg", "attention_pooled"], "metrics": {"bootstrap": 100}}
+TILES = "results/demo/sites/north/tiles/shard0.csv"
+LOG = "results/demo/logs/tile/north.0.log"
+
+
+def started(folder, accounting):
+    if why := missing(accounting):
+        required = os.environ.get("MIL_SLURM") == "required"
+        (pytest.fail if required else pytest.skip)(f"NOT tested on a real Slurm: {why}")
+    return OneNodeSlurm(folder, accounting)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The small demo cohort, 44 slides."""
+    if why := missing():
+        pytest.skip(f"NOT tested on a real Slurm: {why}")
+    folder = tmp_path_factory.mktemp("slurm")
+    make_cohort(folder / "data/demo", seed=1, patients_per_site=10)
+    (folder / "small.yaml").write_text(yaml.safe_dump(OVER))
+    return folder
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["without-accounting", "with-accounting"])
+def slurm(request, demo, tmp_path_factory):
+    """First a Slurm that keeps no accounts of jobs, then one that does."""
+    with started(tmp_path_factory.mktemp("slurmctld"), request.param) as running:
+        yield running
+
+
+def command(repository, *arguments):
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile"]
+    profile = ["--workflow-profile", repository / "configs/profiles/slurm"]
+    configs = ["--configfile", repository / "configs/cohorts/demo.yaml", "small.yaml"]
+    asked_often = ["--slurm-init-seconds-before-status-checks", "3"]
+    return [str(word) for word in [*snakemake, *profile, *configs, *asked_often, *arguments]]
+
+
+def environment(repository):
+    return os.environ | {"PYTHONPATH": str(repository)}
+
+
+def run(folder, repository, *arguments):
+    """A run from the first line to the last: exit code and all that Snakemake printed."""
+    done = subprocess.run(
+        command(repository, *arguments),
+        cwd=folder,
+        env=environment(repository),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_small_demo_runs_from_end_to_end(slurm, demo, repository, tmp_path):
+    """Everything without accounting; with accounting up to the census of each site."""
+    if slurm.accounting:
+        (tmp_path / "data").symlink_to(demo / "data")
+        shutil.copy(demo / "small.yaml", tmp_path)
+        code, said = run(tmp_path, repository, "--until", "census", "--jobs", "4")
+        assert code == 0, said[-5000:]
+        assert len(list(tmp_path.glob("results/demo/census/*.csv"))) == 4
+        accounts = slurm.say("sacct", "--noheader", "--allocations", "--format=account,state").split("\n")
+        assert {tuple(line.split()) for line in accounts} == {("pathology", "COMPLETED")}
+        return
+    code, said = run(demo, repository, "--jobs", "4")
+    assert code == 0, said[-5000:]
+    assert (demo / "results/demo/report/index.html").stat().st_size > 100_000
+    submitted = re.findall(r"has been submitted with SLURM jobid \d+ \(log: .*?/rule_(\w+?)/", said)
+    assert {"check", "tile", "extract", "bag", "train", "predict", "score", "figure", "report"} <= set(submitted)
+    assert "Nothing to be done" in run(demo, repository, "--dry-run")[1]
+
+
+class Doomed:
+    """A run that makes one site's tiles, whose job is held once it works, so that it can be killed."""
+
+    def __init__(self, folder, demo, repository, *arguments):
+        for path in (demo / "results").rglob("*"):
+            target = folder / path.relative_to(demo)
+            if path.is_file() and "sites/north/t" not in str(path) and "/attention/" not in str(path):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, target)
+        (folder / "data").symlink_to(demo / "data")
+        shutil.copy(demo / "small.yaml", folder)
+        shutil.rmtree(folder / "results/demo/sites/north/features", ignore_errors=True)
+        self.folder, self.repository = folder, repository
+        with open(folder / "said.txt", "w") as out:
+            self.process = subprocess.Popen(
+                command(repository, TILES, *arguments), cwd=folder, env=environment(repository), stdout=out, stderr=out
+            )
+
+    @property
+    def slides(self):
+        return {path: path.stat().st_mtime_ns for path in self.folder.glob("results/demo/sites/north/tiles/*.h5")}
+
+    def hold(self):
+        """Stop the job's process after its first slide; the finished slides."""
+        end = time.monotonic() + 240
+        while time.monotonic() < end and self.process.poll() is None:
+            if self.slides:
+                for status in Path("/proc").glob("[0-9]*"):
+                    with contextlib.suppress(OSError):
+                        words = (status / "cmdline").read_bytes().split(b"\0")
+                        if (
+                            TILES.encode() in words
+                            and (status / "cwd").readlink() == self.folder
+                            and b"tile" in words[:4]
+                        ):
+                            os.kill(int(status.name), signal.SIGSTOP)
+                            return self.slides
+            time.sleep(0.05)
+        raise AssertionError((self.folder / "said.txt").read_text()[-5000:])
+
+    def end(self):
+        """Exit code, and what was said."""
+        code = self.process.wait(timeout=400)
+        return code, (self.folder / "said.txt").read_text()
+
+    def again(self):
+        """The same command once more, and nothing that was finished is made again."""
+        before = self.slides
+        code, said = run(self.folder, self.repository, TILES)
+        assert code == 0, said[-5000:]
+        assert before.items() <= self.slides.items()
+
+
+def cause(said):
+    """The line of the failed job among the last lines."""
+    lines = [line for line in said.splitlines()[-8:] if line.startswith(LOG)]
+    assert len(lines) == 1, said[-3000:]
+    return lines[0]
+
+
+def test_a_cancelled_job_is_named_and_goes_on(slurm, demo, repository, tmp_path):
+    doomed = Doomed(tmp_path, demo, repository, "--retries", "0")
+    doomed.hold()
+    slurm.say("scancel", "--user=root")
+    code, said = doomed.end()
+    assert code == 1
+    assert "cancelled, as by scancel" in cause(said)
+    assert "error: terminated (SIGTERM)" in (tmp_path / LOG).read_text().splitlines()[-1]
+    doomed.again()
+
+
+@pytest.fixture
+def plain(slurm):
+    """The Slurm without accounting; Snakemake asks `squeue` in both."""
+    if slurm.accounting:
+        pytest.skip("run once, without accounting: Snakemake asks squeue in both")
+    return slurm
+
+
+def test_a_job_at_its_time_limit_is_named_and_goes_on(plain, demo, repository, tmp_path):
+    doomed = Doomed(tmp_path, demo, repository, "--retries", "0", "--set-resources", "tile:runtime=1")
+    doomed.hold()
+    code, said = doomed.end()
+    assert code == 1
+    assert "time: it reached its time limit" in cause(said)
+    doomed.again()
+
+
+def test_a_job_that_is_killed_for_memory_is_named_and_tried_again_with_more(plain, demo, repository, tmp_path):
+    code, said = Doomed(tmp_path, demo, repository, "--retries", "0", "--set-resources", "tile:mem_mb=200").end()
+    assert code == 1
+    assert "memory: it took more than it was given" in cause(said)
+    code, said = run(tmp_path, repository, TILES, "--set-resources", "tile:mem_mb=200*attempt**5")
+    assert code == 0, said[-5000:]
+    assert said.count("has been submitted") == 2
+
+
+def test_a_job_whose_node_fails_is_started_again_by_slurm(plain, demo, repository, tmp_path):
+    doomed = Doomed(tmp_path, demo, repository, "--retries", "0")
+    before = doomed.hold()
+    plain.fail_node()
+    plain.start_node()
+    code, said = doomed.end()
+    assert code == 0, said[-5000:]
+    assert said.count("has been submitted") == 1
+    assert before.items() <= doomed.slides.items()
+
+
+def test_a_preempted_job_is_started_again_by_slurm(plain, demo, repository, tmp_path):
+    doomed = Doomed(tmp_path, demo, repository, "--retries", "0")
+    before = doomed.hold()
+    plain.say("sbatch", "--partition=urgent", "--cpus-per-task=8", "--output=/dev/null", "--wrap=sleep 2")
+    code, said = doomed.end()
+    assert code == 0, said[-5000:]
+    assert said.count("has been submitted") == 1
+    assert before.items() <= doomed.slides.items()
