@@ -10,6 +10,7 @@ import jinja2
 from mil.config import ReportSpec
 from mil.figures import FIGURES
 from mil.paper import PROTOCOL
+from mil.report import costs as _costs  # noqa: F401  enters its table
 from mil.report.cells import ReportTable
 from mil.report.claims import claims, headline, leak_warning
 from mil.report.limits import limits

@@ -65,4 +65,5 @@ STORY = (
         "How training went",
         "The number of rounds is chosen on inner folds of the training patients, never on the patients that are scored.",
     ),
+    Chapter("costs", "What the run took", "Time and memory of each stage, measured by Snakemake.", tables=("costs",)),
 )

@@ -11,6 +11,8 @@ rule bag:
         flow="<results>/bags/{endpoint}.flow.csv",
     log:
         "<logs>/bag/{endpoint}.log",
+    benchmark:
+        "<results>/benchmarks/bag/{endpoint}.tsv"
     resources:
         mem_mb=growing(2000),
         runtime=growing(30),  # minutes

@@ -11,6 +11,8 @@ rule extract:
         manifest="<results>/sites/{site}/features/{encoder}/shard{shard}.csv",
     log:
         "<logs>/extract/{site}.{encoder}.{shard}.log",
+    benchmark:
+        "<results>/benchmarks/extract/{site}.{encoder}.{shard}.tsv"
     wildcard_constraints:
         site=any_of(set(SITES) - set(FEATURE_SITES)),
     threads: threads_per_shard
@@ -38,6 +40,8 @@ rule convert:
         manifest="<results>/sites/{site}/features/{encoder}/shard0.csv",
     log:
         "<logs>/convert/{site}.{encoder}.log",
+    benchmark:
+        "<results>/benchmarks/convert/{site}.{encoder}.tsv"
     wildcard_constraints:
         site=any_of(FEATURE_SITES),
     resources:

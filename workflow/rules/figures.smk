@@ -49,6 +49,8 @@ rule figure:
         expand("<results>/figures/{figure}.json", figure=OF_COHORT),
     log:
         "<logs>/figure/cohort.log",
+    benchmark:
+        "<results>/benchmarks/figure/cohort.tsv"
     resources:
         mem_mb=growing(8000),
         runtime=growing(120),  # minutes
@@ -68,6 +70,8 @@ rule figure_of_site:
         expand("<results>/figures/{figure}.{{site}}.json", figure=OF_SITE),
     log:
         "<logs>/figure/{site}.log",
+    benchmark:
+        "<results>/benchmarks/figure/{site}.tsv"
     resources:
         mem_mb=growing(8000),
         runtime=growing(120),  # minutes

@@ -17,6 +17,8 @@ rule score:
         metrics="<results>/metrics/{experiment}.csv",
     log:
         "<logs>/score/{experiment}.log",
+    benchmark:
+        "<results>/benchmarks/score/{experiment}.tsv"
     resources:
         mem_mb=growing(4000),
         runtime=growing(120),  # minutes
@@ -39,6 +41,8 @@ rule compare:
         strategies="<results>/metrics/strategies.csv",
     log:
         "<logs>/compare.log",
+    benchmark:
+        "<results>/benchmarks/compare/all.tsv"
     resources:
         mem_mb=growing(4000),
         runtime=growing(120),  # minutes
@@ -58,6 +62,8 @@ rule localise:
         localisation="<results>/metrics/{experiment}.localisation.csv",
     log:
         "<logs>/localise/{experiment}.log",
+    benchmark:
+        "<results>/benchmarks/localise/{experiment}.tsv"
     resources:
         mem_mb=growing(4000),
         runtime=growing(120),  # minutes
@@ -83,6 +89,8 @@ rule baseline:
         metrics="<results>/baselines/{endpoint}/metrics.csv",
     log:
         "<logs>/baseline/{endpoint}.log",
+    benchmark:
+        "<results>/benchmarks/baseline/{endpoint}.tsv"
     resources:
         mem_mb=growing(8000),
         runtime=growing(240),  # minutes
@@ -106,6 +114,8 @@ rule deep_check:
         findings="<results>/checks/deep.csv",
     log:
         "<logs>/deep_check.log",
+    benchmark:
+        "<results>/benchmarks/deep_check/all.tsv"
     resources:
         mem_mb=growing(8000),
         runtime=growing(240),  # minutes

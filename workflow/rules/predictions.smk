@@ -15,6 +15,8 @@ rule predict:
         attention=[directory(f"<results>/sites/{site}/attention/{{experiment}}") for site in SITES],
     log:
         "<logs>/predict/{experiment}.log",
+    benchmark:
+        "<results>/benchmarks/predict/{experiment}.tsv"
     resources:
         mem_mb=growing(8000),
         runtime=growing(240),  # minutes

@@ -20,6 +20,8 @@ rule report:
         ),
     log:
         "<logs>/report.log",
+    benchmark:
+        "<results>/benchmarks/report/all.tsv"
     resources:
         mem_mb=growing(8000),
         runtime=growing(60),  # minutes

@@ -19,6 +19,8 @@ rule train:
         spec="<results>/runs/{experiment}/spec.json",
     log:
         "<logs>/train/{experiment}.log",
+    benchmark:
+        "<results>/benchmarks/train/{experiment}.tsv"
     threads: 1
     resources:
         mem_mb=growing(16000),

@@ -13,6 +13,8 @@ rule check:
         slides="<results>/sites/{site}/slides/{shard}.csv",
     log:
         "<logs>/check/{site}.{shard}.log",
+    benchmark:
+        "<results>/benchmarks/check/{site}.{shard}.tsv"
     resources:
         mem_mb=growing(4000),
         runtime=growing(240),  # minutes

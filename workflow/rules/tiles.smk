@@ -10,6 +10,8 @@ rule tile:
         manifest="<results>/sites/{site}/tiles/shard{shard}.csv",
     log:
         "<logs>/tile/{site}.{shard}.log",
+    benchmark:
+        "<results>/benchmarks/tile/{site}.{shard}.tsv"
     resources:
         mem_mb=growing(4000),
         runtime=growing(480),  # minutes
@@ -30,6 +32,8 @@ rule contact_sheet:
         "<results>/sites/{site}/contact_sheet.jpg",
     log:
         "<logs>/contact_sheet/{site}.log",
+    benchmark:
+        "<results>/benchmarks/contact_sheet/{site}.tsv"
     resources:
         mem_mb=growing(4000),
         runtime=growing(60),  # minutes
