@@ -149,7 +149,11 @@ def report(
     spec: Annotated[str, spec_option("ReportSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Write the cohort's report: one HTML file that opens without a network, and a slide viewer beside it."""
+    """Write the cohort's report: one HTML file that opens without a network.
+
+    Beside it: a slide viewer, checklists of reporting guidelines, a model card per experiment; in the results folder `tables/`
+    as CSV and LaTeX.
+    """
     from mil.config import ReportSpec, read_spec
     from mil.files import write_text
     from mil.report import build, write_viewer
@@ -158,5 +162,11 @@ def report(
     reporter = reporter_of(log)
     opened, settings = Results.open(results), read_spec(ReportSpec, spec)
     in_viewer = write_viewer(opened, out.parent / "viewer", settings, reporter)
-    write_text(out, build(opened, settings, in_viewer))
+    made = build(opened, settings, in_viewer)
+    for name, text in made.tables.items():
+        write_text(results / "tables" / name, text)
+    for name, text in made.pages.items():
+        if name != "index.html":
+            write_text(out.parent / name, text)
+    write_text(out, made.pages["index.html"])
     reporter.say(f"report: {out}")

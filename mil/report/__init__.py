@@ -1,4 +1,4 @@
-"""Results -> the report: one HTML file that opens without a network, and a slide viewer beside it."""
+"""Results -> the report: an HTML file that opens without a network, checklists, model cards, tables, a slide viewer."""
 
 from mil.report.build import build
 from mil.report.slide_viewer import write_viewer

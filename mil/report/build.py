@@ -1,4 +1,4 @@
-"""Results -> one HTML file: story, figures, tables, methods and limits, with every image, font and script inside."""
+"""Results -> the report: an HTML file with every image, font and script inside, checklists, model cards, tables."""
 
 import base64
 from collections.abc import Collection, Mapping
@@ -13,10 +13,13 @@ from mil.paper import PROTOCOL
 from mil.report import costs as _costs  # noqa: F401  enters its table
 from mil.report.cells import ReportTable
 from mil.report.claims import claims, headline, leak_warning
+from mil.report.guidelines import guidelines
 from mil.report.limits import limits
 from mil.report.methods import methods
+from mil.report.model_card import model_card
 from mil.report.pictures import Picture, picture_of
 from mil.report.story import STORY, Chapter
+from mil.report.table_files import table_files
 from mil.report.tables import tables_of
 from mil.results.results import Results
 from mil.version import __version__
@@ -34,49 +37,73 @@ class Section:
     tables: list[ReportTable]
 
 
-def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collection[str] = ()) -> str:
-    """The report of `results` as HTML. What the cohort lacks is left out and listed with the reason at the end.
+@dataclass(frozen=True)
+class Report:
+    """Files of a report, text by name: `pages` stand beside each other, `tables` in a folder of their own."""
 
-    `in_viewer` are the slides that `write_viewer` put beside it; the page then links to them.
+    pages: dict[str, str]
+    tables: dict[str, str]
+
+
+def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collection[str] = ()) -> Report:
+    """The report of `results`: `index.html`, `checklist.html` and a model card per experiment; tables as CSV and LaTeX.
+
+    What the cohort lacks is left out and listed with the reason at the end. `in_viewer` are the slides that `write_viewer`
+    put beside it; the page then links to them.
     """
     spec = spec or results.config.report
     drawn = {name: picture_of(results, name, in_viewer) for chapter in STORY for name in chapter.figures}
+    tables = {name: table for chapter in STORY for name in chapter.tables if (table := tables_of(results, name))}
     sections = [
         Section(
             chapter,
             [drawn[name] for name in chapter.figures if not drawn[name].left_out],
-            [table for name in chapter.tables if (table := tables_of(results, name)) is not None],
+            [tables[name] for name in chapter.tables if name in tables],
         )
         for chapter in STORY
     ]
     sections = [section for section in sections if section.pictures or section.tables]
     _number(sections)
-    numbers = {picture.name: picture.number for section in sections for picture in section.pictures}
-    left_out = [picture for picture in drawn.values() if picture.left_out]
+    paragraphs = methods(results)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    return environment.get_template("page.html.j2").render(
-        spec=spec,
-        cohort=results.config.cohort,
-        version=__version__,
+    environment.globals = {
+        "spec": spec,
+        "cohort": results.config.cohort,
+        "version": __version__,
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "fonts": {
+            weight: base64.b64encode((FONTS / f"inter-{cut}.ttf").read_bytes()).decode()
+            for weight, cut in ((400, "regular"), (700, "semibold"))
+        },
+    }
+    numbers = {picture.name: picture.number for section in sections for picture in section.pictures}
+    index = environment.get_template("page.html.j2").render(
         warning=leak_warning(results),
         headline=headline(results),
         claims=claims(results),
         sections=sections,
-        methods=methods(results),
+        methods=paragraphs,
         limits=limits(results),
-        left_out=left_out,
+        left_out=[picture for picture in drawn.values() if picture.left_out],
         paper=[(number, content, _of_number(number, numbers)) for number, content in PROTOCOL.items()],
         in_viewer=len(in_viewer),
+        cards={f"model_cards/{name}.md": name for name in results.experiments},
         settings=results.config.model_dump_json(indent=2),
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
-        fonts={
-            weight: base64.b64encode((FONTS / f"inter-{cut}.ttf").read_bytes()).decode()
-            for weight, cut in ((400, "regular"), (700, "semibold"))
+    )
+    checked = guidelines(drawn, tables, {paragraph.title for paragraph in paragraphs})
+    cards = {f"model_cards/{name}.md": model_card(results, name) for name in results.experiments}
+    as_figures = {name: picture.table for name, picture in drawn.items() if picture.table is not None}
+    return Report(
+        {
+            "index.html": index,
+            "checklist.html": environment.get_template("checklist.html.j2").render(guidelines=checked),
+            **cards,
         },
+        table_files(as_figures | tables),
     )
 
 

@@ -12,6 +12,17 @@ from mil.specs.experiments import TrainingSpec
 from mil.statistics import held_out
 from mil.version import __version__
 
+TITLES = (
+    "Protocol",
+    "Slides",
+    "Tiles",
+    "Features",
+    "Endpoints and folds",
+    "Models and strategies",
+    "Training",
+    "Evaluation",
+    "Software",
+)
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
 PROTOCOL = (
     "The protocol is modelled on Ogier du Terrail et al., Federated learning for predicting histological response to neoadjuvant "
@@ -44,17 +55,18 @@ class Paragraph:
 def methods(results: Results) -> list[Paragraph]:
     """Slides to metrics, a paragraph a stage, every number from the specs that made the results."""
     config = results.config
-    return [
-        Paragraph("Protocol", PROTOCOL),
-        Paragraph("Slides", _slides(config)),
-        Paragraph("Tiles", _tiles(config)),
-        Paragraph("Features", _features(results)),
-        Paragraph("Endpoints and folds", _folds(results)),
-        Paragraph("Models and strategies", _models(results.experiments)),
-        Paragraph("Training", _training(results.experiments)),
-        Paragraph("Evaluation", _evaluation(results)),
-        Paragraph("Software", _software()),
-    ]
+    texts = {
+        "Protocol": PROTOCOL,
+        "Slides": _slides(config),
+        "Tiles": _tiles(config),
+        "Features": _features(results),
+        "Endpoints and folds": _folds(results),
+        "Models and strategies": _models(results.experiments),
+        "Training": _training(results.experiments),
+        "Evaluation": _evaluation(results),
+        "Software": _software(),
+    }
+    return [Paragraph(title, texts[title]) for title in TITLES]
 
 
 def _slides(config: Config) -> str:

@@ -91,7 +91,7 @@ def test_the_report_of_an_odd_cohort_is_whole(cohort, request):
     for name in FIGURES:
         for site in results.sites[:1] if FIGURES[name].per_site else [None]:
             draw_figure(name, results, spec, site)
-    text = build(results)
+    text = build(results).pages["index.html"]
     assert "Findings" in text
     words = re.sub(r"data:[^\"')]+|<script.*?</script>", "", text.split('id="settings"')[0], flags=re.DOTALL)
     assert re.findall(r".{30}\bnan\b.{30}", words, flags=re.IGNORECASE) == []
@@ -135,6 +135,6 @@ def test_an_endpoint_without_two_classes_is_told_of_not_crashed_on(kind, usual, 
     assert {"patient_flow", "cohort_table", "federation_diagram", "learning_curves", "ledger"} | own <= set(drawn)
     assert not {"roc_by_site", "calibration", "heatmaps", "kaplan_meier"} & set(drawn)
     assert write_viewer(results, tmp_path / "viewer") == []
-    text = build(results)
+    text = build(results).pages["index.html"]
     assert f"is of kind {kind}" in text
     assert "Left out" in text

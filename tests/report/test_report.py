@@ -1,9 +1,12 @@
 """The report: one file, nothing from outside, every figure in it, and tables that sort in a real browser."""
 
+import csv
+import io
 import json
 import os
 import re
 import shutil
+import tomllib
 from contextlib import contextmanager
 
 import cv2
@@ -12,8 +15,12 @@ from cohort_results import shared_results
 
 from mil.config import ReportSpec
 from mil.figures import FIGURES, Results, draw_figure
+from mil.files import write_text
 from mil.report import build, write_viewer
+from mil.report.guidelines import ITEMS, PARTS
+from mil.report.methods import TITLES
 from mil.report.story import STORY
+from mil.report.tables import TABLES
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +81,8 @@ def results(tmp_path_factory) -> Results:
 def page(results, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "index.html"
     slides = write_viewer(results, path.parent / "viewer", ReportSpec(viewer_slides=1, viewer_px=1024))
-    path.write_text(build(results, in_viewer=slides), encoding="utf-8")
+    for name, text in build(results, in_viewer=slides).pages.items():
+        write_text(path.parent / name, text)
     return path
 
 
@@ -106,10 +114,45 @@ def test_every_figure_has_its_place_in_the_story():
 def test_the_page_asks_nothing_of_a_network(page):
     text = page.read_text(encoding="utf-8")
     outside = re.findall(
-        r"""(?:src|href)=["'](?!data:|#|viewer/index.html)[^"']*|url\((?!"data:)[^)]*|@import[^;]*""", text
+        r"""(?:src|href)=["'](?!data:|#|viewer/index.html|checklist.html|model_cards/)[^"']*|url\((?!"data:)[^)]*|@import[^;]*""",
+        text,
     )
     assert outside == []
     assert page.stat().st_size < 30e6
+
+
+def test_the_checklists_point_at_what_the_page_has(page):
+    """Each reference is an anchor of the page, and each item is in the report or says what is missing."""
+    anchors = set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8")))
+    checklist = page.with_name("checklist.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'href="index.html#([^"]+)"', checklist)) <= anchors
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>.*?<td>(.*?)</td><td>(.*?)</td></tr>", checklist)
+    assert len(rows) == 52 + 48
+    assert [number for number, here, missing in rows if not here and not missing] == []
+
+
+def test_the_guidelines_name_parts_that_exist():
+    known = {"figures": set(FIGURES), "tables": set(TABLES), "sections": set(PARTS)}
+    for guideline in tomllib.loads(ITEMS.read_text(encoding="utf-8"))["guideline"]:
+        for item in guideline["items"]:
+            for part, names in known.items():
+                assert set(item.get(part, ())) <= names, item
+            assert set(item.get("methods", ())) <= set(TITLES), item
+            assert set(item) - {"item", "topic"}, item
+
+
+def test_tables_for_a_manuscript_hold_the_report_s_cells(results):
+    files = build(results).tables
+    assert {"performance.csv", "performance.tex", "cohort_table.tex"} <= set(files)
+    for name in (name for name in files if name.endswith(".csv")):
+        rows = list(csv.reader(io.StringIO(files[name])))
+        latex = files[name.replace(".csv", ".tex")]
+        body = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")].splitlines()[1:]
+        assert len(body) == len(rows) - 1
+        assert {len(re.split(r"(?<!\\)&", line)) for line in [latex.split(r"\toprule")[1].splitlines()[1], *body]} == {
+            len(rows[0])
+        }
+        assert not set(latex) & set("−Δ²≥")
 
 
 def test_every_excluded_slide_stands_in_the_page_with_its_reason(page, results):
@@ -126,15 +169,19 @@ def test_a_figure_that_is_left_out_is_listed_with_its_reason(results, tmp_path):
         shutil.copytree(results.folder / part, tmp_path / part)
     poor = Results(tmp_path, results.config)
     draw_figure("learning_curves", poor, results.config.figures)
-    text = build(poor)
+    text = build(poor).pages["index.html"]
     assert 'id="left-out"' in text
     assert "no run of this family has a table of rounds" in text
 
 
 def test_a_report_of_nothing_is_still_a_page(results, tmp_path):
-    text = build(Results(tmp_path, results.config))
+    report = build(Results(tmp_path, results.config))
+    text = report.pages["index.html"]
     assert "Left out" in text
     assert "Methods" in text
+    assert "Not here: bags/response.csv is not among the results." in report.pages["model_cards/attention_fedavg.md"]
+    assert "not drawn; run `mil plot patient_flow`" in report.pages["checklist.html"]
+    assert report.tables == {}
 
 
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
