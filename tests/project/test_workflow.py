@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from dry_runs import dry_run
 
 from mil.config import merge
 from mil.synthetic import make_cohort
@@ -38,17 +39,11 @@ CONFIG = {
 def snakemake(folder, repository, *arguments, over=None):
     """Run the workflow in `folder` on the tiny config, `over` laid on it; the finished process."""
     (folder / "config.yaml").write_text(yaml.safe_dump(merge(CONFIG, over or {})))
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(repository / "Snakefile"),
-        "--configfile",
-        "config.yaml",
-    ]
+    words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", *arguments]
+    if "--dry-run" in words:
+        return dry_run(folder, words)
     return subprocess.run(
-        [*command, "--cores", "2", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "snakemake", *words], cwd=folder, capture_output=True, text=True, check=False
     )
 
 
