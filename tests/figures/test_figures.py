@@ -7,10 +7,12 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from cohort_results import shared_results
+from crowding import defects
 
 from mil.errors import MilError
 from mil.figures import FIGURES, Absent, Results, draw_figure
 from mil.figures.heatmaps import choose
+from mil.figures.save import save
 from mil.figures.style import (
     DOUBLE_MM,
     ENSEMBLE_COLOUR,
@@ -41,7 +43,9 @@ def results(tmp_path_factory) -> Results:
 
 @pytest.mark.parametrize("name", OVERALL)
 def test_every_figure_draws(results, name):
-    files = draw_figure(name, results, results.config.figures)
+    drawn = FIGURES[name].draw(results, results.config.figures)
+    assert defects(drawn) == []
+    files = save(name, drawn, results.folder / "figures", results.config.figures)
     words = json.loads((results.folder / "figures" / f"{name}.json").read_text())
     assert words["left_out"] == ""
     assert words["caption"].endswith(".")
@@ -57,7 +61,9 @@ def test_every_figure_draws(results, name):
 
 @pytest.mark.parametrize("name", PER_SITE)
 def test_every_figure_of_a_site_draws(results, name):
-    files = draw_figure(name, results, results.config.figures, "east")
+    drawn = FIGURES[name].draw(results, results.config.figures, "east")
+    assert defects(drawn) == []
+    files = save(f"{name}.east", drawn, results.folder / "figures", results.config.figures)
     assert {path.name for path in files} == {f"{name}.east.{s}" for s in ("pdf", "svg", "png", "csv", "json")}
     assert json.loads(files[-1].read_text())["left_out"] == ""
     with pytest.raises(MilError, match="drawn a site"):

@@ -68,12 +68,11 @@ needs_browser = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Results:
     small_results = shared_results(tmp_path_factory.getbasetemp())
-    spec = small_results.config.figures.model_copy(update={"formats": ("svg", "png"), "dpi": 80})
     for name in FIGURES:
         for site in small_results.sites if FIGURES[name].per_site else [None]:
             file = f"{name}.{site}.json" if site else f"{name}.json"
             if not (small_results.folder / "figures" / file).is_file():  # other tests may have drawn it
-                draw_figure(name, small_results, spec, site)
+                draw_figure(name, small_results, small_results.config.figures, site)
     return small_results
 
 

@@ -5,6 +5,7 @@ patches (whose outline is the truth), and is what the scores of better strategie
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import tifffile
+from filelock import FileLock
 
 from mil import hdf5
 from mil.bags.census import flow
@@ -398,8 +400,11 @@ def score_all(results: Results) -> None:
 
 
 def shared_results(folder: Path) -> Results:
-    """The results folder that several test files read: built and scored once a session, under pytest's own folder."""
-    if not (folder / "cohort/results/metrics/comparisons.csv").is_file():
-        build_results(folder / "cohort", patients_a_site=8)
-        score_all(Results.open(folder / "cohort/results"))
+    """The results folder that several test files read, built and scored once a session; `folder` is pytest's of this process."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all processes
+    with FileLock(folder / "cohort.lock"):
+        if not (folder / "cohort/results/metrics/comparisons.csv").is_file():
+            build_results(folder / "cohort", patients_a_site=8)
+            score_all(Results.open(folder / "cohort/results"))
     return Results.open(folder / "cohort/results")

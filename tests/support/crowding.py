@@ -7,7 +7,24 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from mil.figures.registry import Drawn
+from mil.figures.style import DOUBLE_MM, MM_AN_INCH, use_style
+
+LEAST_POINTS = 5.0
 SLACK_PX = 1.5  # boxes of texts hold a margin around the ink
+
+
+def defects(drawn: Drawn) -> list[str]:
+    """What a printed page would show: crowded or too small texts, a figure wider than two columns. None where nothing is drawn."""
+    if drawn.figure is None:
+        return []
+    with use_style():
+        found = crowded(drawn.figure)
+        found += [
+            f"small: {text.get_text()!r}" for text in shown_texts(drawn.figure) if text.get_fontsize() < LEAST_POINTS
+        ]
+    width = drawn.figure.get_figwidth() * MM_AN_INCH
+    return found if width <= DOUBLE_MM + 0.1 else [*found, f"wide: {width} mm"]
 
 
 def crowded(figure: Figure) -> list[str]:
