@@ -80,6 +80,14 @@ class MetricsSpec(Spec):
     permutations: int = Field(default=200, ge=10)
     """Permuted labels in the null controls."""
 
+    @model_validator(mode="after")
+    def _each_column_once(self) -> "MetricsSpec":
+        for name in ("clinical", "subgroups"):
+            columns = getattr(self, name)
+            if doubled := [column for column in columns if columns.count(column) > 1]:
+                raise ValueError(f"{name} names '{doubled[0]}' twice; keep one")
+        return self
+
 
 class FiguresSpec(Spec):
     """How figures are drawn."""
@@ -154,18 +162,7 @@ class Config(Spec):
     def _consistent(self) -> "Config":
         if not self.results.strip() or set(self.results) & set("{}<>*?\n"):
             raise ValueError(f"results: {self.results!r} is no folder's path; leave out {{ }} < > * and ?")
-        for kind, names in {
-            "cohort": [self.cohort] if self.cohort else [],
-            "encoders": self.encoders,
-            "endpoints": self.endpoints,
-            "experiments": self.experiments,
-            "slides.roles": self.slides.roles,
-        }.items():
-            for name in names:
-                if not SAFE_NAME.match(name):
-                    raise ValueError(
-                        f"{kind}: {name!r} cannot be part of a file name; use letters, digits, '.', '_' and '-'"
-                    )
+        self._check_names()
         self._check_features()
         for name in self.run:
             if name not in self.experiments:
@@ -180,6 +177,24 @@ class Config(Spec):
                     f"experiments.{name}.endpoint: unknown endpoint '{experiment.endpoint}'; {nearest(experiment.endpoint, self.endpoints)}"
                 )
         return self
+
+    def _check_names(self) -> None:
+        """Names that become folders: usable on every system, where `North` and `north` are one folder on some."""
+        for kind, names in {
+            "cohort": [self.cohort] if self.cohort else [],
+            "encoders": self.encoders,
+            "endpoints": self.endpoints,
+            "experiments": self.experiments,
+            "slides.roles": self.slides.roles,
+        }.items():
+            spelt: dict[str, str] = {}
+            for name in names:
+                if not SAFE_NAME.match(name):
+                    raise ValueError(
+                        f"{kind}: {name!r} cannot be part of a file name; use letters, digits, '.', '_' and '-'"
+                    )
+                if (other := spelt.setdefault(name.casefold(), name)) != name:
+                    raise ValueError(f"{kind}: '{name}' and '{other}' differ by case alone; rename one of them")
 
     def _check_features(self) -> None:
         """Sites with features alone are sites, and say which features are whose where several encoders are used."""
