@@ -8,9 +8,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 environment: .venv/installed
 
-.venv/installed: pyproject.toml requirements.lock
+.venv/installed: pyproject.toml requirements.lock requirements.hashes
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; say make PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.hashes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -e '.[dev]'
 	touch $@
 
@@ -36,10 +37,14 @@ test-all: environment
 faults: environment
 	$(BIN)/python benchmarks/faults.py
 
-# Anew from pyproject.toml: no address in it, and torch with its CUDA libraries left to the machine's pip settings.
+# Anew from pyproject.toml: no address in it, and torch with its CUDA libraries left to the machine's pip settings. requirements.hashes
+# holds the SHA-256 of every file of the same versions; without torch, because pip wants a hash for all or for none.
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 --upgrade \
 	| sed -E '/^(nvidia-|cuda-|triton=)/d; s/^torch==.*/torch>=2.10/; s/^torchvision==.*/torchvision>=0.25/' > requirements.lock
+	grep -vE '^(torch|torchvision)>=' requirements.lock \
+	| uv pip compile - --no-deps --generate-hashes --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
+	> requirements.hashes
 
 clean:
 	rm -rf results .snakemake

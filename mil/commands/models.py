@@ -1,11 +1,21 @@
 """From features to predictions: `mil bag`, `train`, `predict`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
-from mil.commands.options import BagsArgument, BagsOption, EncoderOption, LogOption, OutOption, reporter_of, spec_option
+from mil.commands.options import (
+    BagsArgument,
+    BagsOption,
+    EncoderOption,
+    LogOption,
+    OutOption,
+    encoder_of,
+    reporter_of,
+    spec_option,
+)
+from mil.errors import MilError
 
 
 def bag(
@@ -19,12 +29,26 @@ def bag(
     covariates: Annotated[
         str, typer.Option(help="Comma-separated columns of the patient table that experiments read besides the slides.")
     ] = "",
+    sites: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the sites, whose features are compared with --encoder.", show_default=False),
+    ] = None,
+    encoder: Annotated[
+        list[str],
+        typer.Option(
+            help="KEY=SETTINGS of an encoder of the cohort; features of another one, or another slide's, are refused."
+        ),
+    ] = [],  # noqa: B006  typer copies it
     log: LogOption = None,
 ) -> None:
     """Make the bag table of an endpoint: each patient with its slides, label and fold."""
+    if encoder and sites is None:
+        raise MilError("--encoder compares the features under --sites; give both")
+    encoders = dict(map(encoder_of, encoder))
     from mil.bags.census import read_census
     from mil.bags.table import make_bags
     from mil.config import EndpointSpec, SlidesSpec, read_spec
+    from mil.features.identity import check_bags
     from mil.slides.sheet import read_cohort
     from mil.tables import write_table
 
@@ -33,6 +57,8 @@ def bag(
     cohort = read_cohort(sheet, [endpoint.column])
     names = [name for name in covariates.split(",") if name]
     bags, table = make_bags(cohort, read_census(census_tables), sheet.roles, endpoint, names)
+    for key, made_by in encoders.items():
+        check_bags(bags, sites or Path(), key, made_by)
     write_table(table, flow)
     write_table(bags, out)
     positive = f", {int(bags['label'].sum())} positive" if endpoint.kind == "binary" else ""

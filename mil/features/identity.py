@@ -1,13 +1,40 @@
-"""Whether features were made by the encoder that the cohort names."""
+"""Whether features are those of their slide, made by the encoder that the cohort names."""
 
 import difflib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from mil import hdf5
 from mil.config import EncoderSpec
 from mil.encoders.table import ENCODERS
-from mil.errors import MilError
+from mil.errors import CorruptFile, MilError
+from mil.files import file_name
+from mil.provenance import require_slide
+
+
+def check_bags(bags: pd.DataFrame, sites_folder: str | Path, key: str, spec: EncoderSpec) -> None:
+    """Raise a `MilError` for the first features file of `bags` that is another slide's or not of the cohort's encoder `key`.
+
+    Headers alone are read; the checksum is checked by those who read the numbers.
+    """
+    for row in bags.itertuples():
+        for slide in str(row.slides).split(";"):
+            path = Path(sites_folder) / str(row.site) / "features" / key / f"{file_name(slide)}.h5"
+            shape, _, attributes = described_features(path, slide)
+            check_made_by(spec, key, attributes, shape[1], str(path))
+
+
+def described_features(path: Path, slide_id: str) -> tuple[tuple[int, int], str, dict[str, Any]]:
+    """Shape and type of a slide's features, and the file's attributes; no tile is read, so the checksum is checked later."""
+    shape, kind, attributes = hdf5.described(path, "features")
+    if len(shape) != 2 or hdf5.CHECKSUM not in attributes:
+        raise CorruptFile(f"{path}: has no features (tiles, width) with a checksum; extract the slide again")
+    require_slide(path, slide_id, attributes)
+    return (shape[0], shape[1]), kind, attributes
 
 
 def check_made_by(spec: EncoderSpec, key: str, stated: Mapping[str, Any], width: int, where: str) -> None:

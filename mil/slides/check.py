@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 
 from mil.config import SlidesSpec
 from mil.errors import MilError, SlideError
+from mil.files import reason_of, way_out
 from mil.progress import Reporter
 from mil.schemas import SLIDES
 from mil.slides.fingerprint import fingerprint, size_of, state_on_disk
@@ -188,11 +188,13 @@ class _Kept:
     def __enter__(self) -> "_Kept":
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-            for line in lines:
-                with suppress(json.JSONDecodeError):  # the line that a killed job was writing
-                    self.found |= json.loads(line)
-            self.file = open(self.path, "a", encoding="utf-8", buffering=1)
+            lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+            for digest, _, text in (line.partition(b" ") for line in lines):
+                if (
+                    hashlib.sha256(text).hexdigest().encode() == digest
+                ):  # else damaged, or what a killed job was writing
+                    self.found |= json.loads(text)
+            self.file = open(self.path, "ab", buffering=0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -213,8 +215,15 @@ class _Kept:
             if found["state"] in PASSING:
                 return found
             self.found[key] = found
-            self.file.write(f"\n{json.dumps({key: found}, default=float)}\n")  # a killed job may have left half a line
+            self._keep(json.dumps({key: found}, default=float).encode())
         return dict(self.found[key])
+
+    def _keep(self, text: bytes) -> None:
+        """Append a line with its SHA-256; a killed job may have left half a line, so that it begins with a line's end."""
+        try:
+            self.file.write(b"\n%s %s\n" % (hashlib.sha256(text).hexdigest().encode(), text))
+        except OSError as error:
+            raise MilError(f"{self.path}: cannot be written ({reason_of(error)}){way_out(error)}") from error
 
 
 def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done, known: _Kept) -> Iterator[dict[str, object]]:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,9 @@ import torch
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
-from mil.features.identity import check_made_by
+from mil.features.identity import check_made_by, described_features
 from mil.files import file_name
-from mil.provenance import SAME_EVERYWHERE, require_slide, shared_recipe
+from mil.provenance import SAME_EVERYWHERE, shared_recipe
 from mil.rng import seed_of
 from mil.training.sources import Pinned, Resident, Source, Streamed, read_tiles
 
@@ -65,7 +64,7 @@ class FeatureStore:
             held = 0
             for slide in str(row.slides).split(";"):
                 path = folder / f"{file_name(slide)}.h5"
-                shape, kind, attributes = _stated(path, slide)
+                shape, kind, attributes = described_features(path, slide)
                 if spec is not None:
                     check_made_by(spec, encoder, attributes, shape[1], str(path))
                 found = shared_recipe(attributes)
@@ -178,15 +177,6 @@ class FeatureStore:
         if missing:
             raise MilError(f"features: patient {missing[0]} is not among the {len(known)} patients that were read")
         return np.array([known[patient] for patient in patients], np.int64)
-
-
-def _stated(path: Path, slide_id: str) -> tuple[tuple[int, int], str, dict[str, Any]]:
-    """Shape and type of a slide's features, and the file's attributes; no tile is read, so the checksum is checked later."""
-    shape, kind, attributes = hdf5.described(path, "features")
-    if len(shape) != 2 or hdf5.CHECKSUM not in attributes:
-        raise CorruptFile(f"{path}: has no features (tiles, width) with a checksum; extract the slide again")
-    require_slide(path, slide_id, attributes)
-    return (shape[0], shape[1]), kind, attributes
 
 
 def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path, path: Path) -> None:

@@ -42,6 +42,20 @@ def test_the_lock_has_no_address(repository):
     assert not re.search(r"https?:|file:|--|@", (repository / "requirements.lock").read_text())
 
 
+def test_every_version_but_torch_s_has_hashes(repository, locked):
+    text = (repository / "requirements.hashes").read_text()
+    assert not re.search(r"https?:|file:|@", text)
+    hashed = {}
+    for block in re.split(r"\n(?=\S)", text.strip()):
+        pin, *hashes = re.split(r"\s*\\\n\s*", block)
+        assert hashes, f"{pin} has no hash"
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in hashes)
+        hashed[canonicalize_name(Requirement(pin).name)] = Requirement(pin)
+    assert {name: str(pin.specifier) for name, pin in hashed.items()} == {
+        name: str(pin.specifier) for name, pin in locked.items() if name not in {"torch", "torchvision"}
+    }
+
+
 def test_environment_yml_is_this_package_and_its_lock(repository, project):
     environment = yaml.safe_load((repository / "environment.yml").read_text())
     *plain, pip = environment["dependencies"]

@@ -154,3 +154,19 @@ def test_a_tile_covers_its_microns_in_x_and_in_y_by_their_own_scale(tmp_path):
     with open_slide(path) as slide:
         assert (slide.mpp_x, slide.mpp_y) == pytest.approx((0.25, 0.5))
         assert slide.level0_px(1.0) == pytest.approx((4.0, 2.0))
+
+
+def test_what_an_earlier_check_kept_is_used_and_what_was_damaged_there_is_not(tmp_path, monkeypatch):
+    slides, kept = sheet(write_slide(tmp_path / "a.svs", ramp(256, 256))), tmp_path / "kept.jsonl"
+    expected = check_slides(slides, SlidesSpec(), quiet(), kept)
+    whole, stream = kept.read_bytes(), np.random.default_rng(0)
+    for at in stream.integers(len(whole), size=40):
+        kept.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert check_slides(slides, SlidesSpec(), quiet(), kept).equals(expected)
+    kept.write_bytes(whole)
+
+    def opened(*_: object) -> None:
+        raise AssertionError("a slide that is known was opened")
+
+    monkeypatch.setattr("mil.slides.check.check_slide", opened)
+    assert check_slides(slides, SlidesSpec(), quiet(), kept).equals(expected)

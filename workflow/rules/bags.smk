@@ -23,6 +23,8 @@ rule bag:
         covariates=lambda wildcards: [
             f"--covariates={','.join(names)}" for names in [covariates_of(wildcards.endpoint)] if names
         ],
+        sites=lambda wildcards: f"{RESULTS}/sites",
+        encoders=lambda wildcards: [f"--encoder={name}={made_by(name)}" for name in encoders_of(wildcards.endpoint)],
     shell:
         "mil bag {input.census:q} --slides {params.slides:q} --spec {params.spec:q} {params.covariates:q} --out {output.bags:q}"
-        " --flow {output.flow:q} --log {log:q}"
+        " --flow {output.flow:q} --sites {params.sites:q} {params.encoders:q} --log {log:q}"

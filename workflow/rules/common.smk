@@ -64,6 +64,11 @@ def covariates_of(endpoint):
     return list(dict.fromkeys(name for one in experiments for name in one.covariates))
 
 
+def encoders_of(endpoint):
+    """The encoders whose features the endpoint's experiments read."""
+    return sorted({one.encoder for one in EXPERIMENTS.values() if one.endpoint == endpoint})
+
+
 def any_of(names):
     """A wildcard's pattern that takes these names; no name at all where there are none."""
     return "|".join(map(re.escape, sorted(names))) or "(?!)"
