@@ -45,6 +45,7 @@ WIDTH, HIDDEN, ATTENTION, BATCH = 1024, 512, 256, 16
 # Multiply-adds of a tile: forward, and backward without the input's gradient; two operations each.
 OPERATIONS = 2 * (2 * WIDTH * HIDDEN + 3 * HIDDEN * 2 * ATTENTION)
 PATIENTS, SITES, REPEATS, FOLDS, INNER, EPOCHS = 600, 2, 5, 5, 4, 50
+CENTRE = (torch.zeros(WIDTH), torch.ones(WIDTH))  # drawn standard normal
 RESULTS: dict[str, Any] = {}
 BEGAN = time.time()
 
@@ -130,7 +131,7 @@ class Fleet:
         targets = torch.arange(count, device=device).remainder(2).float()[:, None]
         data = Data(source, WIDTH, targets, torch.arange(count, device=device))
         method = Method("adamw", precision="bf16")
-        self.engine = Engine(head, endpoint, data, method, device, compiled)
+        self.engine = Engine(head, endpoint, data, method, device, float("inf") if compiled else 0.0)
         self.count, self.models = count, models
         first = torch.from_numpy(self.engine.layout.flat(head.initial(np.random.default_rng(0))))
         ones = torch.ones(models, 1, device=device)
@@ -231,16 +232,21 @@ def main() -> None:
             continue
         attempt(
             f"ours, {models}",
-            lambda models=models: ours(models, Resident(resident, device), compiled, f"ours, {models} models"),
+            lambda models=models: ours(models, Resident(resident, device, CENTRE), compiled, f"ours, {models} models"),
         )
     most = max(int(part) for part in options.models.split(","))
     few = min(most, 100)
     if time.time() - BEGAN < options.minutes * 60 * 0.75:
-        attempt("uncompiled", lambda: ours(few, Resident(resident, device), False, f"ours, {few} models, not compiled"))
+        attempt(
+            "uncompiled",
+            lambda: ours(few, Resident(resident, device, CENTRE), False, f"ours, {few} models, not compiled"),
+        )
     if time.time() - BEGAN < options.minutes * 60 * 0.8:
         attempt(
             "pinned",
-            lambda: ours(few, Pinned(host, device), compiled, f"ours, {few} models, bags in pinned host memory"),
+            lambda: ours(
+                few, Pinned(host, device, CENTRE), compiled, f"ours, {few} models, bags in pinned host memory"
+            ),
         )
     attempt("grid", lambda: grid(resident, options, device, compiled))
     if options.protocol:
@@ -251,7 +257,7 @@ def grid(resident: torch.Tensor, options: argparse.Namespace, device: torch.devi
     """All models of one strategy's selection at once, for as many steps as the time left allows; scaled to the grid."""
     left = options.minutes * 60 - (time.time() - BEGAN) - 15
     models = REPEATS * FOLDS * INNER if device.type == "cuda" else 4
-    fleet = Fleet(Resident(resident, device), options.bags, options.tiles, models, device, compiled)
+    fleet = Fleet(Resident(resident, device, CENTRE), options.bags, options.tiles, models, device, compiled)
     rate = fleet.rate(max(2.0, min(left - 10, 60)))
     passes = sum(grid_model_bags().values())
     note("grid, model-bags", passes)

@@ -5,9 +5,10 @@ import hashlib
 import itertools
 import os
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -77,6 +78,12 @@ def compiled(module: torch.nn.Module) -> torch.nn.Module:
     """The module compiled for batches of one shape; the compiled code is kept for later jobs in the cache."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
     return torch.compile(module, dynamic=False)  # type: ignore[return-value]  torch's stub says a function
+
+
+def cached_compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors compiled for every size at once; the compiled code is kept for later jobs in the cache."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
+    return torch.compile(function, dynamic=True)
 
 
 def exact_fp32() -> None:

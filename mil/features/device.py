@@ -74,17 +74,30 @@ def pinned(memory: torch.Tensor, device: torch.device, reporter: Reporter) -> It
     if device.type != "cuda":
         yield
         return
+    registered = register(memory, reporter)
+    try:
+        yield
+    finally:
+        if registered:
+            torch.cuda.synchronize(device)
+            runtime: Any = torch.cuda.cudart()
+            runtime.cudaHostUnregister(memory.data_ptr())
+
+
+def register(memory: torch.Tensor, reporter: Reporter) -> bool:
+    """Pin host `memory` where it lies, without a copy, until the process ends or `cudaHostUnregister`; whether it was possible."""
     runtime: Any = torch.cuda.cudart()
     failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel() * memory.element_size(), 0))
     if failed:
         clear_error()
         reporter.note(f"host memory is not pinned (cudaHostRegister: error {failed}); copies to the GPU are slower")
-    try:
-        yield
-    finally:
-        if not failed:
-            torch.cuda.synchronize(device)
-            runtime.cudaHostUnregister(memory.data_ptr())
+    return not failed
+
+
+def short_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had too little memory, by whichever library noticed."""
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def clear_error() -> None:

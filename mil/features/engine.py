@@ -21,7 +21,7 @@ from mil.features.accelerate import (
     pays_from,
     warm_mark,
 )
-from mil.features.device import best_device
+from mil.features.device import best_device, short_of_memory
 from mil.features.plan import batch_tiles
 from mil.features.stain import StainNormalisation
 from mil.progress import Reporter, quiet
@@ -222,9 +222,3 @@ class EncoderEngine:
         pixels = torch.addcmul(self.shift, pixels.float(), self.scale)
         dtype = torch.float32 if self.encoder.exact else self.dtype
         return pixels.to(dtype, memory_format=torch.channels_last)
-
-
-def short_of_memory(error: RuntimeError) -> bool:
-    """Whether the device had too little memory, by whichever library noticed."""
-    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in words)

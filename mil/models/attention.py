@@ -21,6 +21,7 @@ class Attentive(Head):
         self.branches = Linear("branches", spec.hidden, branches * spec.attention, init=init)
         self.weigh = Linear("weigh", spec.attention, 1, init=init)
         self.score = MLP("score", (spec.hidden, *spec.classifier, outputs), torch.relu, init=init)
+        self.on_tiles = ((*self.before, self.embed)[0],)
         self.parts = (*self.before, self.embed, self.branches, self.weigh, self.score)
 
     def gate(self, branches: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Chowder(Head):
         self.spec = spec
         self.tile_score = MLP("tile_score", (width, *spec.tile_hidden, outputs), torch.sigmoid, init="xavier")
         self.score = MLP("score", (spec.top + spec.bottom, *spec.hidden, 1), torch.sigmoid, init="xavier")
+        self.on_tiles = (self.tile_score.layers[0],)
         self.parts = (self.tile_score, self.score)
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:
@@ -47,6 +48,7 @@ class Weldon(Head):
     def __init__(self, spec: WeldonSpec, width: int, outputs: int) -> None:
         self.spec = spec
         self.score = MLP("score", (width, outputs), torch.sigmoid, init="xavier")
+        self.on_tiles = (self.score.layers[0],)
         self.parts = (self.score,)
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:

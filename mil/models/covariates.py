@@ -17,7 +17,7 @@ class WithCovariates(Head):
     def __init__(self, head: Head, covariates: int, outputs: int) -> None:
         self.head = head
         self.only_mean, self.positional = head.only_mean, head.positional
-        self.dropout, self.needs_classes = head.dropout, head.needs_classes
+        self.dropout, self.needs_classes, self.on_tiles = head.dropout, head.needs_classes, head.on_tiles
         self.linear = Linear("covariates", covariates, outputs, bias=not head.parts)
         self.parts = (*head.parts, self.linear)
 

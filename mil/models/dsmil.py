@@ -23,10 +23,11 @@ class DSMIL(Head):
         self.query = MLP("query", (width, *spec.query_hidden, spec.queries), torch.sigmoid)
         self.value = Linear("value", width, width)
         self.score = MLP("score", (outputs * width, *spec.hidden, outputs), torch.sigmoid)
+        self.on_tiles = (self.tile_score.layers[0], self.query.layers[0], self.value) if spec.values else ()
         self.parts = (self.tile_score, self.query, *((self.value,) if spec.values else ()), self.score)
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:
-        """Mean logits of the streams; `side`: both streams' logits (..., 2, bags, outputs)."""
+        """Mean logits of the streams; `side`: both streams' logits (..., bags, 2, outputs)."""
         tiles, mask = inputs.tiles, inputs.mask.unsqueeze(-3)
         highest, critical = masked_extremes(self.tile_score(weights, tiles).mT, mask, 1)  # (..., outputs, bags, 1)
         queries = self.query(weights, tiles)  # (..., tiles, queries)
@@ -40,11 +41,11 @@ class DSMIL(Head):
         bags = attention @ values.unsqueeze(-3)  # (..., outputs, bags, width)
         joined = bags.transpose(-3, -2).flatten(-2)  # (..., bags, outputs x width)
         streams = torch.stack([self.score(weights, joined), highest.squeeze(-1).mT], dim=-3)
-        return Output(streams.mean(-3), attention.mean(-3), streams)
+        return Output(streams.mean(-3), attention.mean(-3), streams.transpose(-3, -2))
 
     def losses(self, output: Output, targets: Tensor, present: Tensor, endpoint: "Endpoint") -> Tensor:
         """Mean of the streams' losses, or loss of their mean."""
         if self.spec.loss == "mean" or output.side is None:
             return endpoint.losses(output.logits, targets, present)
-        bag, tile = (endpoint.losses(logits, targets, present) for logits in output.side.unbind(-3))
+        bag, tile = (endpoint.losses(logits, targets, present) for logits in output.side.unbind(-2))
         return (bag + tile) / 2

@@ -15,6 +15,7 @@ from mil.registry import Registry
 
 if TYPE_CHECKING:
     from mil.endpoints.endpoints import Endpoint
+    from mil.models.layers import Linear
 
 Weights = Mapping[str, Tensor]
 
@@ -43,6 +44,8 @@ class Inputs(NamedTuple):
     """The loss is wanted, not only the logits."""
     keys: Tensor | None = None
     """(..., tiles) int64, seeds of dropout; none: no dropout."""
+    whole: bool = False
+    """Models have one bag each, all of the same size: the mask is true throughout, and nobody need look."""
 
 
 class Head:
@@ -54,6 +57,8 @@ class Head:
     """The order of the tiles matters."""
     dropout = 0.0
     """Share of numbers that training sets to zero."""
+    on_tiles: "tuple[Linear, ...]" = ()
+    """The layers that read tiles, if nothing else does; the scaling of features can then be part of their weights."""
     needs_classes = False
     """The loss speaks of classes, so that only endpoints with classes will do."""
 

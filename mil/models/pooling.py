@@ -16,6 +16,7 @@ class Mean(Head):
         self.only_mean = spec.hidden is None
         self.embed = None if spec.hidden is None else Linear("embed", width, spec.hidden)
         self.score = Linear("score", spec.hidden or width, outputs)
+        self.on_tiles = () if self.embed is None else (self.embed,)
         self.parts = (self.score,) if self.embed is None else (self.embed, self.score)
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:
@@ -33,6 +34,7 @@ class Max(Head):
     def __init__(self, spec: MaxSpec, width: int, outputs: int) -> None:
         self.spec, self.dropout = spec, spec.dropout
         self.score = MLP("score", (width, *spec.hidden, outputs), torch.relu)
+        self.on_tiles = () if spec.dropout else (self.score.layers[0],)
         self.parts = (self.score,)
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:

@@ -45,10 +45,12 @@ class Depthwise(HeadPart):
         return {name: value.astype(np.float32) for name, value in values.items()}
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        """(1, channels, rows, columns), same size out."""
+        """(..., channels, rows, columns), same size out; models are more channels of one convolution."""
         padding = (self.height // 2, self.width // 2)
-        weight, bias = weights[f"{self.name}.weight"], weights.get(f"{self.name}.bias")
-        return conv2d(x, weight, bias, padding=padding, groups=self.channels)
+        weight, bias = weights[f"{self.name}.weight"].flatten(0, -4), weights.get(f"{self.name}.bias")
+        planes = x.reshape(1, -1, *x.shape[-2:])
+        bias = None if bias is None else bias.flatten()
+        return conv2d(planes, weight, bias, padding=padding, groups=planes.shape[1]).view(x.shape)
 
 
 class NystromLayer:
@@ -64,29 +66,38 @@ class NystromLayer:
         self.parts = (*norm, self.qkv, self.out, self.residual)
 
     def __call__(self, weights: Weights, x: Tensor, keys: Tensor | None, layer: int) -> tuple[Tensor, Tensor]:
-        """(tokens, width) -> the same, and the attention of the first token to all (tokens,)."""
-        spec, tokens = self.spec, len(x)
-        normed = layer_norm(x, (spec.width,), weights[f"{self.name}.norm.weight"], weights[f"{self.name}.norm.bias"])
+        """(..., tokens, width) -> the same, and the attention of the first token to all (..., tokens)."""
+        spec, tokens = self.spec, x.shape[-2]
+        normed = normalised(x, weights, f"{self.name}.norm")
         padded = pad(normed, (0, 0, -tokens % spec.landmarks, 0))  # zeros in front, as in the authors' code
         q, k, v = (
-            part.view(len(padded), spec.heads, -1).transpose(0, 1)  # (heads, tokens, width of a head)
+            part.unflatten(-1, (spec.heads, -1)).transpose(-3, -2)  # (..., heads, tokens, width of a head)
             for part in self.qkv(weights, padded).chunk(3, dim=-1)
         )
         q = q * (spec.width // spec.heads) ** -0.5
-        q_marks, k_marks = (t.unflatten(1, (spec.landmarks, -1)).mean(2) for t in (q, k))
+        q_marks, k_marks = (t.unflatten(-2, (spec.landmarks, -1)).mean(-2) for t in (q, k))
         to_marks = (q @ k_marks.mT).softmax(-1)
         between = pseudo_inverse((q_marks @ k_marks.mT).softmax(-1), spec.iterations)
         from_marks = (q_marks @ k.mT).softmax(-1)
-        mixed = (to_marks @ between) @ (from_marks @ v) + self.residual(weights, v.unsqueeze(0)).squeeze(0)
-        y = self.out(weights, mixed[:, -tokens:].transpose(0, 1).flatten(1))
-        attention = (to_marks[:, -tokens, None] @ between @ from_marks).mean((0, 1))  # of the first real token
-        return x + dropout(y, spec.dropout, keys, layer), attention[-tokens:]
+        mixed = (to_marks @ between) @ (from_marks @ v) + self.residual(weights, v)
+        y = self.out(weights, mixed[..., -tokens:, :].transpose(-3, -2).flatten(-2))
+        attention = (to_marks[..., -tokens, None, :] @ between @ from_marks).mean((-3, -2))  # of the first real token
+        return x + dropout(y, spec.dropout, keys, layer), attention[..., -tokens:]
+
+
+def normalised(x: Tensor, weights: Weights, name: str) -> Tensor:
+    """Layer norm of (..., tokens, width) with each model's weights `{name}.weight` and `{name}.bias` (..., width)."""
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    if weight.dim() == 1:
+        return layer_norm(x, weight.shape, weight, bias)
+    return layer_norm(x, weight.shape[-1:]) * weight.unsqueeze(-2) + bias.unsqueeze(-2)
 
 
 def pseudo_inverse(x: Tensor, iterations: int) -> Tensor:
-    """Moore-Penrose inverse of (heads, n, n) by the iteration of Razavi et al. 2014, as in the authors' code."""
+    """Moore-Penrose inverse of (..., heads, n, n) by the iteration of Razavi et al. 2014, as in the authors' code."""
     absolute = x.abs()
-    z = x.mT / (absolute.sum(-1).max() * absolute.sum(-2).max())
+    rows, columns = (absolute.sum(axis).flatten(-2).amax(-1) for axis in (-1, -2))  # of all heads of a model, as there
+    z = x.mT / (rows * columns)[..., None, None, None]
     identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     for _ in range(iterations):
         xz = x @ z
@@ -96,7 +107,7 @@ def pseudo_inverse(x: Tensor, iterations: int) -> Tensor:
 
 @HEADS.register("transmil")
 class TransMIL(Head):
-    """Takes one bag of one model at a time, since every tile looks at every other.
+    """Takes one bag at a time, since every tile looks at every other; of all models that hold it where `Inputs.whole`.
 
     Attention: of the class token to the tiles in the last layer, mean over the heads, negative values (there are some,
     from the approximation) set to zero, normalised.
@@ -109,6 +120,7 @@ class TransMIL(Head):
             raise ValueError(f"model transmil: width {spec.width} is not a multiple of heads {spec.heads}")
         self.spec, self.dropout = spec, spec.dropout
         self.embed = Linear("embed", width, spec.width)
+        self.on_tiles = (self.embed,)
         self.first, self.second = NystromLayer("first", spec), NystromLayer("second", spec)
         self.pyramid = [Depthwise(f"pyramid{k}", spec.width, k, k, bias=True) for k in KERNELS]
         shape = (spec.width,)
@@ -119,6 +131,9 @@ class TransMIL(Head):
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:
         """Logits and attention, bag after bag."""
+        if inputs.whole:
+            logits, attention = self._bag(weights, inputs.tiles, inputs.keys)
+            return Output(logits.unsqueeze(-2), attention.unsqueeze(-2))
         if inputs.mask.dim() > 2:
             each = [
                 self(
@@ -144,20 +159,20 @@ class TransMIL(Head):
         return Output(torch.stack(logits), torch.stack(attentions))
 
     def _bag(self, weights: Weights, tiles: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One bag (tiles, width) -> logits (outputs,), attention (tiles,)."""
-        spec, count = self.spec, len(tiles)
+        """One bag (..., tiles, width) -> logits (..., outputs), attention (..., tiles)."""
+        count = tiles.shape[-2]
         side = math.isqrt(count - 1) + 1
         hidden = torch.relu(self.embed(weights, tiles))
         again = side * side - count
-        square = torch.cat([hidden, hidden[:again]])  # the first tiles again, up to a square
+        square = torch.cat([hidden, hidden[..., :again, :]], dim=-2)  # the first tiles again, up to a square
         if keys is not None:
-            keys = torch.cat([keys[:1] ^ 1, keys, keys[:again] ^ 2])
-        x, _ = self.first(weights, torch.cat([weights["token"], square]), keys, layer=0)
-        plane = x[1:].T.reshape(1, spec.width, side, side)
+            keys = torch.cat([keys[..., :1] ^ 1, keys, keys[..., :again] ^ 2], dim=-1)
+        x, _ = self.first(weights, torch.cat([weights["token"], square], dim=-2), keys, layer=0)
+        plane = x[..., 1:, :].mT.unflatten(-1, (side, side))
         plane = plane + sum(convolution(weights, plane) for convolution in self.pyramid)
-        x = torch.cat([x[:1], plane.flatten(2).squeeze(0).T])
+        x = torch.cat([x[..., :1, :], plane.flatten(-2).mT], dim=-2)
         x, attention = self.second(weights, x, keys, layer=1)
-        last = layer_norm(x[:1], (spec.width,), weights["norm.weight"], weights["norm.bias"])
-        positive = attention[1 : count + 1].clamp(min=0)
-        positive = torch.where(positive.sum() > 0, positive, torch.ones_like(positive))
-        return self.score(weights, last)[0], positive / positive.sum()
+        last = normalised(x[..., :1, :], weights, "norm")
+        positive = attention[..., 1 : count + 1].clamp(min=0)
+        positive = torch.where(positive.sum(-1, keepdim=True) > 0, positive, torch.ones_like(positive))
+        return self.score(weights, last)[..., 0, :], positive / positive.sum(-1, keepdim=True)

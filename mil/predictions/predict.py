@@ -17,6 +17,7 @@ from mil.training.artefact import Family, Run
 from mil.training.cohort import covariate_table
 from mil.training.engine import PARTS, Data, Engine, Learners, Method
 from mil.training.packing import Places
+from mil.training.precision import resolved
 from mil.training.store import FeatureStore
 
 
@@ -147,7 +148,12 @@ class Judge:
             torch.from_numpy(self.covariates) if covariates else None,
             torch.from_numpy(self.site_of_bag),
         )
-        engine = Engine(head, self.endpoint, data, Method(precision=self.run.experiment.training.precision))
+        engine = Engine(
+            head,
+            self.endpoint,
+            data,
+            Method(precision=resolved(self.run.experiment.training.precision, torch.device("cpu"))),
+        )
         shapes = {name: tuple(value.shape[1:]) for name, value in family.weights.items() if name not in BUFFERS}
         mean = family.weights.get("features.mean")
         if shapes != engine.layout.shapes or (mean is not None and mean.shape[-1] != self.features.width):

@@ -47,8 +47,9 @@ class TrainingSpec(Spec):
     """Tiles drawn from a bag an epoch; none: all."""
     replicas: int = Field(default=1, ge=1)
     """Models a fold, each from its own first weights; their probabilities are averaged."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the matrix products; weights, sums and the optimiser are fp32 always."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products; weights, sums and the optimiser are fp32 always. auto: bf16 on a GPU that has it, fp32 on
+    a CPU; the run's spec.json says which."""
     seed: int = 0
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Run:
     hospitals keep it to themselves."""
     folds: pd.DataFrame | None = None
     """patient_id, site, targets and outer folds of the training patients, as they were then; none: hospitals keep them."""
+    computed: Mapping[str, str] = field(default_factory=dict)
+    """`device` and `precision` of the training; empty in runs of hospitals and of versions that did not record it."""
 
     def save(self, folder: str | Path) -> None:
         """Write the files; spec.json, the last, holds their digests and completes them, and an older run's goes first."""
@@ -96,6 +98,7 @@ class Run:
             "endpoint": self.endpoint.model_dump(mode="json"),
             "heads": [family.model.model_dump(mode="json") for family in self.families],
             "features": self.about,
+            "computed": dict(self.computed),
             "mil_version": __version__,
             "sha256": {name: sha256_of(folder / name) for name in written},
         }
@@ -142,6 +145,7 @@ class Run:
             stated[2],
             inner if len(inner) else None,
             read_table(folds) if folds.is_file() else None,
+            spec.get("computed", {}),
         )
 
 

@@ -1,5 +1,6 @@
 """Dropout seeds that name what they are for: the step of a learner, the patient, the tile's place in the bag."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,12 @@ def step_key(stream: int, number: int) -> int:
     """A 32-bit key for step `number` of a learner's stream of this round."""
     bits = (stream ^ (number * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
     return (bits ^ (bits >> 29)) & 0xFFFFFFFF
+
+
+def step_keys(streams: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """`step_key` of many streams (uint64) and steps, int64."""
+    bits = streams ^ (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return ((bits ^ (bits >> np.uint64(29))) & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def tile_keys(steps: Tensor, patients: Tensor, sizes: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 A learner is one model at one site (or at all of them): a row of parameters, a row of optimiser state, its own bags and
 its own random streams, so that what it becomes does not depend on what is trained beside it. On a CPU learners are
-taken in chunks that fit the cache, a thread a chunk, and a chunk goes through all steps of a round before the next one
-starts. A step's bags lie end to end, so that no arithmetic is spent on padding; the mask says which tile is whose. Where
-tiles come from afar, all learners take a step before the next one, and its tiles are fetched meanwhile.
+taken in chunks that fit the cache, one thread per chunk, and a chunk goes through all steps of a round before the next one
+starts. A step's bags lie end to end, so that no arithmetic is spent on padding; the mask says which bag a tile belongs to.
+Where tiles are not in memory, all learners take a step before the next one, and its tiles are fetched meanwhile. On a GPU
+the steps are those of `mil/training/card.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,47 +20,22 @@ from torch import Tensor
 
 from mil.endpoints.endpoints import Endpoint
 from mil.models.head import Head, Inputs, Output
+from mil.progress import Reporter, quiet
+from mil.training.card import COMPILE_FROM, Card
+from mil.training.data import PARTS, Data, LearnerTable, Method
 from mil.training.dropout import combined, step_key
 from mil.training.layout import RowLayout
 from mil.training.learners import Learners, Plan
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
 from mil.training.packing import Places, pack, pieces
-from mil.training.sources import Source
 from mil.training.steps import Limits, Shape, StepGroups, shape_of
 
 CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
-PARTS = ("mean", "deviation")
 WORTH_A_THREAD = 2**25
 """Multiply-adds per step from which threads save time; below it they wait for Python's lock."""
-GPU_NUMBERS = 2**30
-"""The same on a GPU: 2 GB in bf16, and some four times as much for what is kept for the backward pass."""
-CPU_CALLS, GPU_CALLS = 2**24, 2**34
+CPU_CALLS = 2**24
 """Multiply-adds per step below which call overhead exceeds the arithmetic; smaller models are batched."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a step is taken; the same for all learners."""
-
-    optimiser: str = "adamw"
-    momentum: float = 0.0
-    clip_norm: float | None = None
-    precision: str = "fp32"
-
-
-@dataclass
-class Data:
-    """What the models learn from: tiles, and a row of targets and covariates for every bag."""
-
-    source: Source
-    width: int
-    targets: Tensor
-    patients: Tensor
-    """A number of each patient's own (bags,) int64."""
-    covariates: Tensor | None = None
-    sites: Tensor | None = None
-    """Number of each bag's site (bags,) int64, where features are scaled site by site."""
 
 
 class Batch(NamedTuple):
@@ -70,13 +46,17 @@ class Batch(NamedTuple):
     columns: int
     """Length of the tile axis."""
 
+    def bags(self, count: int) -> Tensor:
+        """Number of the bag at each place, of `count` bags; any number where there is none."""
+        return self.numbers.clamp(min=0) % count
+
     @classmethod
-    def of(cls, batches: Sequence[np.ndarray], shape: Shape, device: torch.device) -> "Batch":
+    def of(cls, batches: Sequence[np.ndarray], shape: Shape) -> "Batch":
         """Lay out a batch of every learner."""
         numbers = np.full((len(batches), shape.bags), -1, np.int64)
         for row, batch in enumerate(batches):
             numbers[row, : len(batch)] = batch
-        return cls(torch.from_numpy(numbers).to(device), shape.columns)
+        return cls(torch.from_numpy(numbers), shape.columns)
 
 
 class Lesson(NamedTuple):
@@ -88,22 +68,6 @@ class Lesson(NamedTuple):
     """Which bags there are (learners, bags)."""
     balance: Tensor
     """Weight of each bag in the loss (learners, bags)."""
-
-
-@dataclass(frozen=True)
-class LearnerTable:
-    """Where bags lie, on the device and on the host."""
-
-    places: Places
-    sizes: np.ndarray
-
-    def tiles(self, bags: np.ndarray) -> int:
-        """Tiles of some bags together."""
-        return int(self.sizes[bags].sum())
-
-    def bags(self, batch: Batch) -> Tensor:
-        """Number of the bag at each place; that of any where there is none."""
-        return batch.numbers.clamp(min=0) % self.places.bags
 
 
 @dataclass(frozen=True)
@@ -138,25 +102,28 @@ class Engine:
     data: Data
     method: Method = field(default_factory=Method)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    compiled: bool = False
-    """Let torch.compile fuse the step; worth its minutes on a GPU."""
+    tiles: float = 0.0
+    """On a GPU: tiles that models will be trained on, over all rounds; from some number on the step is compiled."""
     workers: int = field(default_factory=torch.get_num_threads)
     """Threads that take chunks of learners on a CPU."""
+    reporter: Reporter = field(default_factory=quiet)
+    by_pairs: bool | None = None
+    """Compute as on a GPU (`Card`); none: on a GPU."""
 
     def __post_init__(self) -> None:
         self.layout = RowLayout(self.head.initial(np.random.default_rng(0)))
+        self.card = None
+        if self.by_pairs or (self.by_pairs is None and self.device.type != "cpu"):
+            given = (self.head, self.endpoint, self.data, self.method, self.device, self.layout)
+            self.card = Card(*given, self.tiles * self.layout.size >= COMPILE_FROM, self.reporter)
         self.optimise = OPTIMISERS[self.method.optimiser]
-        on_cpu = self.device.type == "cpu"
         made = sum(
             shape[0] for shape in self.layout.shapes.values() if len(shape) == 2
         )  # numbers that layers make of a tile
-        self.budget = (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // max(self.data.width, made)
-        self.uncut = 4 * self.budget if on_cpu else self.budget
-        self.limits = Limits(self.budget, (CPU_CALLS if on_cpu else GPU_CALLS) // max(1, self.layout.size), on_cpu)
-        self.objective, self.scaled = self._objective, self._scaled
-        if self.compiled:
-            self.objective, self.scaled = torch.compile(self._objective), torch.compile(self._scaled)
-            self.optimise = torch.compile(self.optimise)
+        self.budget = CPU_NUMBERS // max(self.data.width, made)
+        self.uncut = 4 * self.budget
+        self.limits = Limits(self.budget, CPU_CALLS // max(1, self.layout.size))
+        self.objective = self._objective
 
     def fresh(self, rows: Tensor) -> OptimiserState:
         """The optimiser's state before its first step."""
@@ -169,13 +136,15 @@ class Engine:
 
         Without a `state` all begin afresh, and what the optimiser learns is forgotten afterwards.
         """
-        table = LearnerTable(places.to(self.device), places.sizes.numpy())
+        if self.card is not None:
+            return self.card.train(learners, state or self.fresh(learners.rows), plans, places)
+        table = LearnerTable(places, places.sizes.numpy())
         steps = StepGroups.of([plan.batches for plan in plans], table.sizes, self.limits)
         order, losses = steps.order(), np.full(len(plans), np.nan, np.float32)
         if order == list(range(len(plans))):
             return self._train(learners, state or self.fresh(learners.rows), plans, steps, table)
         if order:  # those that have stopped or are not asked are not carried along, those alike lie side by side
-            where = torch.tensor(order, device=self.device)
+            where = torch.tensor(order)
             own = learners[where]
             its = state[where] if state else self.fresh(own.rows)
             losses[order] = self._train(own, its, [plans[k] for k in order], steps.chosen(order), table)
@@ -188,7 +157,7 @@ class Engine:
         self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], steps: StepGroups, table: LearnerTable
     ) -> np.ndarray:
         """As `train`, learners as they lie."""
-        total, seen = torch.zeros((2, len(plans)), device=self.device)
+        total, seen = torch.zeros((2, len(plans)))
         taken: dict[tuple[int, int], Taken] = {}
 
         def step(chunk: slice, number: int) -> None:
@@ -196,14 +165,14 @@ class Engine:
                 key = (part.start, part.stop)
                 if key not in taken:
                     taken[key] = Taken.of(learners[part], state[part], self.layout)
-                keys = torch.tensor([step_key(plan.stream, number) for plan in plans[part]], device=self.device)
+                keys = torch.tensor([step_key(plan.stream, number) for plan in plans[part]])
                 batches = [plan.batches[number] for plan in plans[part]]
                 losses, counts = self._step(taken[key], batches, shape, keys, table)
                 total[part] += losses
                 seen[part] += counts
 
         self._each(steps, step, self._to_come(steps, table, self._split))
-        return (total / seen).cpu().numpy()  # 0 / 0 is NaN
+        return (total / seen).numpy()  # 0 / 0 is NaN
 
     def apply(
         self,
@@ -213,17 +182,19 @@ class Engine:
         receive: Callable[[int, np.ndarray, Output, int], None],
     ) -> None:
         """Give `receive` (learner, places of a piece, output of the chunk, its row there) for all bags of all learners."""
-        table = LearnerTable(places.to(self.device), places.sizes.numpy())
+        if self.card is not None:
+            return self.card.apply(learners, bags, places, receive)
+        table = LearnerTable(places, places.sizes.numpy())
         whole = StepGroups.of([pieces(own, table.sizes, self.budget) for own in bags], table.sizes, self.limits)
         order = whole.order()
-        steps, where = whole.chosen(order), torch.tensor(order, dtype=torch.int64, device=self.device)
+        steps, where = whole.chosen(order), torch.tensor(order, dtype=torch.int64)
         own = learners if order == list(range(len(bags))) else learners[where]
 
         def step(chunk: slice, number: int) -> None:
             for part, shape in steps.alike(chunk, number):
                 batches = [own_batches[number] for own_batches in steps.batches[part]]
-                with torch.no_grad(), self._arithmetic():
-                    inputs = self._inputs(own[part], Batch.of(batches, shape, self.device), table)
+                with torch.no_grad(), self.method.arithmetic(self.device):
+                    inputs = self._inputs(own[part], Batch.of(batches, shape), table)
                     output = self.head(self.layout.views(own[part].rows), inputs)
                 for row, batch in enumerate(batches):
                     receive(order[part.start + row], batch, output, row)
@@ -233,10 +204,12 @@ class Engine:
 
     def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its own bags, float32."""
+        if self.card is not None:
+            return self.card.logits(learners, bags, places)
         found: list[list[np.ndarray]] = [[np.empty((0, self.endpoint.outputs), np.float32)] for _ in bags]
 
         def receive(learner: int, batch: np.ndarray, output: Output, row: int) -> None:
-            found[learner].append(output.logits[row, : len(batch)].float().cpu().numpy())
+            found[learner].append(output.logits[row, : len(batch)].float().numpy())
 
         self.apply(learners, bags, places, receive)
         return [np.concatenate(parts) for parts in found]
@@ -245,7 +218,7 @@ class Engine:
         self, taken: Taken, batches: Sequence[np.ndarray], shape: Shape, keys: Tensor, table: LearnerTable
     ) -> tuple[Tensor, Tensor]:
         """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
-        learners, whole = taken.learners, Batch.of(batches, shape, self.device)
+        learners, whole = taken.learners, Batch.of(batches, shape)
         targets, present, _ = lesson = self._lesson(learners, whole, table)
         counts = self.endpoint.counts(targets, present).sum(-1)
         cut = self._split(batches, shape, table)
@@ -254,7 +227,7 @@ class Engine:
         else:
             gradient, total = torch.zeros_like(learners.rows), torch.zeros_like(counts)  # of one learner
             for bags, own in cut:
-                piece = Batch.of(bags, own, self.device)
+                piece = Batch.of(bags, own)
                 found = self._gradient(taken, piece, self._lesson(learners, piece, table), counts, keys, table)
                 gradient, total = gradient.add_(found[0]), total + found[1]
         with torch.no_grad():
@@ -272,7 +245,7 @@ class Engine:
     ) -> tuple[Tensor, Tensor]:
         """Gradient (learners, size) of the batch's summed losses over `counts`, and the sums (learners,)."""
         inputs = self._inputs(taken.learners, batch, table, keys)
-        with self._arithmetic():
+        with self.method.arithmetic(self.device):
             losses = (self.objective(taken.weights, inputs, lesson.targets, lesson.present) * lesson.balance).sum(-1)
         parts = torch.autograd.grad((losses / counts.clamp(min=1)).sum(), list(taken.weights.values()))
         # A column between the rows: vector operations then end with each, and the optimiser rounds it as if it were alone.
@@ -300,15 +273,11 @@ class Engine:
         mean, deviation = (self._of_tiles(learners.buffers[f"features.{name}"], packed.owner, table) for name in PARTS)
         source, rows = self.data.source, packed.rows.flatten()
         if source.tiles is None:
-            tiles = self.scaled(source.take(rows), None, mean, deviation)
+            tiles = self._scaled(source.take(rows), None, mean, deviation)
             source.expect(next(self.to_come, None))
         else:
-            tiles = self.scaled(source.tiles, rows, mean, deviation)
-        covariates, drawn = None, None
-        if self.data.covariates is not None:
-            mean, deviation = (learners.buffers[f"covariates.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
-            known = self.data.covariates[table.bags(batch)]
-            covariates = ((known - mean) / deviation).nan_to_num(0.0)  # not known: the training patients' mean
+            tiles = self._scaled(source.tiles, rows, mean, deviation)
+        covariates, drawn = self.data.known(batch.bags(table.places.bags), learners.buffers), None
         if keys is not None and self.head.dropout:
             drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % table.places.bags], packed.rank)
         return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
@@ -318,11 +287,11 @@ class Engine:
         if buffer.dim() == 2 or self.data.sites is None:
             return buffer.unsqueeze(1)
         site = self.data.sites[owner % table.places.bags]
-        return buffer[torch.arange(len(buffer), device=buffer.device).unsqueeze(1), site]
+        return buffer[torch.arange(len(buffer)).unsqueeze(1), site]
 
     def _lesson(self, learners: Learners, batch: Batch, table: LearnerTable) -> Lesson:
         """What a batch teaches each learner, in the learner's own unit."""
-        targets = self.data.targets[table.bags(batch)]
+        targets = self.data.targets[batch.bags(table.places.bags)]
         balance = learners.balance.gather(-1, self.endpoint.class_of(targets))
         if self.endpoint.scaled:
             mean, deviation = (learners.buffers[f"target.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
@@ -350,7 +319,7 @@ class Engine:
         for chunk, number in steps.one_by_one():
             for part, shape in steps.alike(chunk, number):
                 for bags, own in cut([batches[number] for batches in steps.batches[part]], shape, table):
-                    batch = Batch.of(bags, own, self.device)
+                    batch = Batch.of(bags, own)
                     yield pack(batch.numbers, table.places, batch.columns).rows.flatten()
 
     def _each(self, steps: StepGroups, step: Callable[[slice, int], None], to_come: Iterator[Tensor]) -> None:
@@ -369,11 +338,7 @@ class Engine:
 
         parts = steps.chunks()
         with one_thread_each():
-            if (
-                self.device.type != "cpu"
-                or self.workers == 1
-                or steps.tiles_a_call() * self.layout.size < WORTH_A_THREAD
-            ):
+            if self.workers == 1 or steps.tiles_a_call() * self.layout.size < WORTH_A_THREAD:
                 for part, count in parts:
                     run(part, count)
                 return
@@ -381,9 +346,6 @@ class Engine:
             with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 for done in [pool.submit(run, part, count) for part, count in parts]:
                     done.result()
-
-    def _arithmetic(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.method.precision == "bf16")
 
 
 @contextmanager

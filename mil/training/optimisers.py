@@ -93,5 +93,7 @@ def _adam_step(rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor
     state.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
     stretch = (1 - BETA1**state.steps) / lr.double()
     slope = (stretch / (1 - BETA2**state.steps).sqrt()).to(rows.dtype)
-    scale = torch.sqrt(state.second, out=gradient).mul_(slope).add_((EPSILON * stretch).to(rows.dtype))
+    # A compiled step reuses memory by itself, and stops at `out=`.
+    root = state.second.sqrt() if torch.compiler.is_compiling() else torch.sqrt(state.second, out=gradient)
+    scale = root.mul_(slope).add_((EPSILON * stretch).to(rows.dtype))
     rows.addcdiv_(state.first, scale, value=-1)

@@ -28,11 +28,6 @@ class Places:
         drawn = None if rows is None else torch.from_numpy(rows)
         return cls(torch.from_numpy(starts), torch.from_numpy(sizes), drawn, bags or len(starts))
 
-    def to(self, device: torch.device) -> "Places":
-        """The same tables on a device."""
-        rows = None if self.rows is None else self.rows.to(device)
-        return Places(self.starts.to(device), self.sizes.to(device), rows, self.bags)
-
 
 @dataclass(frozen=True)
 class Packed:

@@ -24,10 +24,12 @@ from mil.training.cohort import TrainingCohort
 from mil.training.engine import Data, Engine, Method, one_thread_each
 from mil.training.packing import Places
 from mil.training.plans import Rounds
+from mil.training.precision import Computing
 from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select, teachers
 from mil.training.records import Records
 from mil.training.rounds import Driver, Phase
 from mil.training.setup import Setup
+from mil.training.sources import Centre, Source
 from mil.training.store import FeatureStore
 
 __all__ = ["Run", "train", "train_into"]
@@ -77,7 +79,19 @@ def train(
     table = pd.DataFrame(trainer.records.table)
     stated = ["patient_id", "site", *target.columns, *(f"repeat{repeat}" for repeat in range(endpoint.repeats))]
     folds = bags[stated].sort_values(["site", "patient_id"], ignore_index=True)
-    return Run(experiment, endpoint, families, models, table, trainer.records.ledger, about, trainer.inner, folds)
+    stated = trainer.computing.stated()
+    return Run(
+        experiment,
+        endpoint,
+        families,
+        models,
+        table,
+        trainer.records.ledger,
+        about,
+        trainer.inner,
+        folds,
+        trainer.computing.stated(),
+    )
 
 
 class Trainer:
@@ -99,8 +113,14 @@ class Trainer:
         self.reporter = reporter
         self.strategy: Strategy = experiment.strategy
         self.workers = torch.get_num_threads()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.computing = Computing.best(experiment.training.precision)
+        self.device = self.computing.device
         moments = Moments.of_bags(features)
+        self.centre: Centre | None = None
+        if self.device.type == "cuda" and self.computing.precision == "bf16":
+            mean, deviation = moments.merged(np.arange(len(moments.count))).scale()
+            self.centre = (torch.from_numpy(mean), torch.from_numpy(deviation))
+        self.sources: dict[int, Source] = {}
         own = features.require(cohort.patients)
         moments = Moments(moments.count[own], moments.mean[own], moments.squares[own])
         self.setup = Setup(cohort, endpoint, experiment.training, moments)
@@ -164,7 +184,7 @@ class Trainer:
 
     def _run(self, model: ModelSpec, tasks: list[Task], name: str, phase: str) -> tuple[Driver, Phase, Clients]:
         """One phase of one head."""
-        engine, store = self._engine(model)
+        engine, store = self._engine(model, sum(len(task.train) * task.rounds for task in tasks))
         rounds = Rounds(self.experiment.training, store)
         self.records.places = Places.of(store.starts, store.sizes)
         driver = Driver(engine, rounds, self.cohort, self.setup, self.strategy, self.experiment.training, self.records)
@@ -172,8 +192,11 @@ class Trainer:
         with self.reporter.steps(title, max(task.rounds for task in tasks), "rounds") as steps:
             return driver, *driver.run(tasks, name, phase, steps, self.checkpoint)
 
-    def _engine(self, model: ModelSpec) -> tuple[Engine, FeatureStore]:
-        """The engine of a head, on all tiles or, where the head sees no more than that, on the bags' means."""
+    def _engine(self, model: ModelSpec, model_bags: int = 0) -> tuple[Engine, FeatureStore]:
+        """The engine of a head, on all tiles or, where the head sees no more than that, on the bags' means.
+
+        On a GPU its step is compiled where training `model_bags` times a bag takes so long that this saves time.
+        """
         key = model.to_json()
         if key not in self.engines:
             training = self.experiment.training
@@ -190,9 +213,11 @@ class Trainer:
                 self.means = self.means or self.features.means()
                 store = self.means
             places = np.argsort(self.bag)  # the patient of every bag
-            source = store.source(self.device)
+            source = self._source(store)
             tiles = f"{len(store.sizes)} bags, {int(store.sizes.sum())} tiles x {store.width}"
-            self.reporter.note(f"{model.name}: {tiles}, {source.where}, on {self.device.type}")
+            self.reporter.note(
+                f"{model.name}: {tiles}, {source.where}, on {self.device.type}, {self.computing.precision}"
+            )
             data = Data(
                 source,
                 store.width,
@@ -201,9 +226,26 @@ class Trainer:
                 torch.from_numpy(covariates[places]).to(self.device) if covariates.shape[1] else None,
                 torch.from_numpy(np.searchsorted(self.cohort.sites, self.cohort.site[places])).to(self.device),
             )
-            method = Method(training.optimiser, training.momentum, training.clip_norm, training.precision)
-            self.engines[key] = Engine(head, self.endpoint, data, method, self.device, workers=self.workers), store
+            method = Method(training.optimiser, training.momentum, training.clip_norm, self.computing.precision)
+            engine = Engine(
+                head,
+                self.endpoint,
+                data,
+                method,
+                self.device,
+                workers=self.workers,
+                reporter=self.reporter,
+                tiles=model_bags * float(store.sizes.mean()),
+            )
+            self.engines[key] = engine, store
         return self.engines[key]
+
+    def _source(self, store: FeatureStore) -> Source:
+        """One copy of a store's tiles for all heads."""
+        if id(store) not in self.sources:
+            centre = self.centre if store is self.features else None
+            self.sources[id(store)] = store.source(self.device, centre, self.reporter)
+        return self.sources[id(store)]
 
 
 def _by_model(tasks: list[Task]) -> list[tuple[ModelSpec, list[int]]]:

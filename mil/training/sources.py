@@ -14,6 +14,11 @@ from torch import Tensor
 
 from mil import hdf5
 from mil.errors import CorruptFile
+from mil.features.device import register
+from mil.progress import Reporter, quiet
+
+Centre = tuple[Tensor, Tensor]
+"""Mean and deviation (width,) of all tiles: what bf16 tiles are centred by, so that rounding is relative to their spread."""
 
 
 class Source:
@@ -23,6 +28,14 @@ class Source:
     """All of them, if they are in the device's memory."""
     where: str
     """For the log."""
+    centre: Centre | None = None
+    """On a GPU: what tiles are centred and divided by when they come there."""
+    shape: tuple[int, torch.dtype]
+    """Width, and type as stored."""
+
+    def host_tiles(self, rows: np.ndarray) -> Tensor:
+        """The tiles of `rows` (tiles,) int64, rising, in the host's memory."""
+        raise NotImplementedError
 
     def take(self, rows: Tensor) -> Tensor:
         """The tiles of `rows` (tiles,) int64 on the device (tiles, width), in the type they were stored in."""
@@ -55,6 +68,8 @@ class Ahead(Source):
         self.expected = None if rows is None else (rows, self.pool.submit(self.fetch, rows))
 
 
+CHUNK = 2**16
+"""Tiles that are widened at a time on their way to a GPU."""
 WIDENED = 2**30
 """Bytes up to which a CPU holds tiles in fp32, so that they need not be widened every time they are used."""
 
@@ -64,9 +79,17 @@ class Resident(Source):
 
     where = "in the device's memory"
 
-    def __init__(self, tiles: Tensor, device: torch.device) -> None:
-        small = device.type == "cpu" and 4 * tiles.numel() <= WIDENED
-        self.tiles = tiles.to(device, torch.float32 if small else tiles.dtype)
+    def __init__(self, tiles: Tensor, device: torch.device, centre: Centre | None = None) -> None:
+        self.shape = (tiles.shape[1], tiles.dtype)
+        if centre is None:
+            small = device.type == "cpu" and 4 * tiles.numel() <= WIDENED
+            self.tiles = tiles.to(device, torch.float32 if small else tiles.dtype)
+            return
+        self.centre = (centre[0].to(device), centre[1].to(device))
+        self.tiles = torch.empty(tiles.shape, dtype=torch.bfloat16, device=device)
+        for start in range(0, len(tiles), CHUNK):
+            part = tiles[start : start + CHUNK].to(device)
+            self.tiles[start : start + CHUNK] = centred(part, self.centre, torch.bfloat16)
 
     def take(self, rows: Tensor) -> Tensor:
         """Gathered on the device."""
@@ -75,21 +98,30 @@ class Resident(Source):
 
 
 class Pinned(Ahead):
-    """Tiles in host memory that the device can copy from without help; gathered on the host."""
+    """Tiles in host memory, registered so that the GPU can copy from it while it computes."""
 
     where = "in the host's memory"
 
-    def __init__(self, tiles: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, tiles: Tensor, device: torch.device, centre: Centre | None = None, reporter: Reporter | None = None
+    ) -> None:
         super().__init__()
-        self.host = tiles.pin_memory() if device.type == "cuda" else tiles
-        self.device = device
+        self.host, self.shape = tiles, (tiles.shape[1], tiles.dtype)
+        if centre is not None:
+            self.centre = (centre[0].to(device), centre[1].to(device))
+        if device.type == "cuda":
+            register(tiles, reporter or quiet())  # where they lie: a pinned copy would be a second one
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """Gathered into pinned memory, copied beside the device's own work."""
-        pinned = self.device.type == "cuda"
-        wanted = torch.empty((len(rows), self.host.shape[1]), dtype=self.host.dtype, pin_memory=pinned)
-        torch.index_select(self.host, 0, rows.cpu(), out=wanted)
-        return wanted.to(self.device, non_blocking=True)
+        """Gathered."""
+        return self.host.index_select(0, rows)
+
+    def host_tiles(self, rows: np.ndarray) -> Tensor:
+        """A view where the rows are neighbours."""
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == len(rows):
+            return self.host[first : last + 1]
+        return self.host.index_select(0, torch.from_numpy(rows))
 
 
 class Streamed(Ahead):
@@ -98,24 +130,37 @@ class Streamed(Ahead):
     where = "streamed from their files"
 
     def __init__(
-        self, files: Sequence[Path], sizes: np.ndarray, width: int, dtype: str, memory: int, device: torch.device
+        self,
+        files: Sequence[Path],
+        sizes: np.ndarray,
+        width: int,
+        dtype: str,
+        memory: int,
+        device: torch.device,
+        centre: Centre | None = None,
     ) -> None:
         super().__init__()
+        self.shape = (width, torch.from_numpy(np.empty(0, dtype)).dtype)
+        if centre is not None:
+            self.centre = (centre[0].to(device), centre[1].to(device))
         self.files, self.sizes, self.width, self.dtype = list(files), sizes, width, dtype
-        self.memory, self.device = memory, device
+        self.memory = memory
         self.ends = np.cumsum(sizes)
         self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self.held = self.peak = self.read = 0
 
     def fetch(self, rows: Tensor) -> Tensor:
         """Each slide's part in one go."""
-        numbers = rows.cpu().numpy()
-        wanted = np.empty((len(numbers), self.width), self.dtype)
-        file_of = np.searchsorted(self.ends, numbers, side="right")
+        return self.host_tiles(rows.numpy())
+
+    def host_tiles(self, rows: np.ndarray) -> Tensor:
+        """As `fetch`."""
+        wanted = np.empty((len(rows), self.width), self.dtype)
+        file_of = np.searchsorted(self.ends, rows, side="right")
         for file in np.unique(file_of).tolist():
             mine, slide = file_of == file, self._slide(file)
-            wanted[mine] = slide[numbers[mine] - (self.ends[file] - self.sizes[file])]
-        return torch.from_numpy(wanted).to(self.device)
+            wanted[mine] = slide[rows[mine] - (self.ends[file] - self.sizes[file])]
+        return torch.from_numpy(wanted)
 
     def _slide(self, file: int) -> np.ndarray:
         if file in self.kept:
@@ -130,6 +175,11 @@ class Streamed(Ahead):
         self.held += tiles.nbytes
         self.peak = max(self.peak, self.held)
         return tiles
+
+
+def centred(tiles: Tensor, centre: Centre | None, dtype: torch.dtype) -> Tensor:
+    """Tiles on a GPU in the type of the products, centred and scaled by `centre`; without one as they are."""
+    return tiles if centre is None else ((tiles.float() - centre[0]) / centre[1]).to(dtype)
 
 
 def read_tiles(path: Path) -> np.ndarray:

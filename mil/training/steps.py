@@ -12,7 +12,7 @@ import numpy as np
 from mil.training.packing import chunks, padded_length, runs
 
 GRAIN = 32
-"""Bags per step are padded to a multiple of this on a CPU: the float32 values in two vector registers. The CPU rounds the scalar
+"""Bags per step are padded to a multiple of this: the float32 values in two vector registers. The CPU rounds the scalar
 remainder of a row differently, and a model must not depend on its neighbours."""
 
 
@@ -25,14 +25,12 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device takes at once."""
+    """What a CPU takes at once."""
 
     budget: int
     """Tiles of a chunk of learners."""
     small: int
     """Tiles of a step whose calls cost more than its arithmetic, so that it may as well be padded to look like others."""
-    apart: bool
-    """On a CPU: a learner that fills more than half of the budget takes its steps by itself."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class StepGroups:
         keys: list[object] = []
         for own in self.shapes[chunk]:
             shape = own[number] if number < len(own) else None
-            alone = shape is not None and self.limits.apart and 2 * shape.columns > self.limits.budget
+            alone = shape is not None and 2 * shape.columns > self.limits.budget  # takes its steps by itself
             keys.append((shape, len(keys)) if alone else shape)
         for part in runs(keys):
             first = part.start + chunk.start
@@ -108,7 +106,7 @@ def _small_shapes(batches: Sequence[np.ndarray], tiles: Sequence[int], limits: L
     """All steps as wide as the largest; a last one of few bags half or a quarter ... of that."""
     if not batches:
         return []
-    bags, widest = _shape(max(map(len, batches)), max(tiles), limits)
+    bags, widest = _shape(max(map(len, batches)), max(tiles))
     shapes = []
     for count in tiles:
         columns = widest
@@ -125,9 +123,8 @@ def _shapes(batches: Sequence[np.ndarray], tiles: Sequence[int], limits: Limits)
 
 def shape_of(bags: int, tiles: int, limits: Limits) -> Shape:
     """The shape of a step by itself; exact for a learner that has no neighbours, at least two bags (`layers.NARROW`)."""
-    return Shape(max(2, bags), tiles) if 2 * tiles > limits.budget else _shape(bags, tiles, limits)
+    return Shape(max(2, bags), tiles) if 2 * tiles > limits.budget else _shape(bags, tiles)
 
 
-def _shape(bags: int, tiles: int, limits: Limits) -> Shape:
-    grain = GRAIN if limits.apart else 2
-    return Shape(-(-bags // grain) * grain, padded_length(tiles))
+def _shape(bags: int, tiles: int) -> Shape:
+    return Shape(-(-bags // GRAIN) * GRAIN, padded_length(tiles))

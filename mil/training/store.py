@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,13 @@ from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
 from mil.features.identity import check_made_by, described_features
 from mil.files import file_name
+from mil.progress import Reporter
 from mil.provenance import SAME_EVERYWHERE, shared_recipe
 from mil.rng import seed_of
-from mil.training.sources import Pinned, Resident, Source, Streamed, read_tiles
+from mil.training.sources import Centre, Pinned, Resident, Source, Streamed, read_tiles
+
+RESIDENT = 0.6
+"""Share of a GPU's free memory that tiles may take; models and their steps need the rest."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class FeatureStore:
             sizes.append(held)
         allowed = _main_memory() // 2 if memory is None else memory
         small = sum(sizes) * width * np.dtype(dtype).itemsize <= allowed
-        tiles = torch.from_numpy(np.concatenate([read_tiles(path) for path, _ in files])) if small else None
+        tiles = torch.from_numpy(_filled(files, width, dtype)) if small else None
         return cls._made(
             list(bags["patient_id"].astype(str)),
             sizes,
@@ -161,14 +165,19 @@ class FeatureStore:
             {patient: bag.astype(np.float32) for patient, bag in zip(self.patients, bags, strict=True)}, self.about
         )
 
-    def source(self, device: torch.device) -> Source:
-        """Tiles as the device gets them: its own memory if they fit into half of what is free there, else from the host."""
+    def source(self, device: torch.device, centre: Centre | None = None, reporter: Reporter | None = None) -> Source:
+        """Tiles as the device gets them: from its own memory if they take at most `RESIDENT` of it, else from the host.
+
+        With a `centre` tiles come to a GPU as bf16, centred and scaled by it.
+        """
         if self.tiles is None:
             paths, sizes = zip(*self.files, strict=True)
-            return Streamed(paths, np.array(sizes), self.width, self.dtype, self.memory, device)
-        if device.type == "cuda" and self.tiles.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
-            return Pinned(self.tiles, device)
-        return Resident(self.tiles, device)
+            return Streamed(paths, np.array(sizes), self.width, self.dtype, self.memory, device, centre)
+        if device.type == "cuda":
+            there = self.tiles.numel() * (self.tiles.itemsize if centre is None else 2)
+            if there > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+                return Pinned(self.tiles, device, centre, reporter)
+        return Resident(self.tiles, device, centre)
 
     def require(self, patients: Iterable[str]) -> np.ndarray:
         """Bag numbers of the patients; one that was not read is an error."""
@@ -177,6 +186,16 @@ class FeatureStore:
         if missing:
             raise MilError(f"features: patient {missing[0]} is not among the {len(known)} patients that were read")
         return np.array([known[patient] for patient in patients], np.int64)
+
+
+def _filled(files: Sequence[tuple[Path, int]], width: int, dtype: str) -> np.ndarray:
+    """The tiles of all files, each read into its rows of one array."""
+    tiles = np.empty((sum(count for _, count in files), width), dtype)
+    start = 0
+    for path, count in files:
+        tiles[start : start + count] = read_tiles(path)
+        start += count
+    return tiles
 
 
 def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path, path: Path) -> None:

@@ -7,8 +7,9 @@ namespace {
 
 constexpr c10::DeviceIndex kOnly = 0;
 
-struct SimulatedHooks : at::CUDAHooksInterface {
-  explicit SimulatedHooks(at::CUDAHooksArgs) {}
+// torch looks the hooks up by this name.
+struct CUDAHooks : at::CUDAHooksInterface {
+  explicit CUDAHooks(at::CUDAHooksArgs) {}
   void init() const override {}
   bool hasCUDA() const override { return true; }
   bool isBuilt() const override { return true; }
@@ -40,7 +41,7 @@ struct SimulatedGuard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
 
 using at::CUDAHooksRegistry;
 using at::RegistererCUDAHooksRegistry;
-REGISTER_CUDA_HOOKS(SimulatedHooks);
+REGISTER_CUDA_HOOKS(CUDAHooks);
 C10_REGISTER_GUARD_IMPL(CUDA, SimulatedGuard);
 
 }  // namespace

@@ -1,0 +1,55 @@
+"""Training on a simulated CUDA card: no tensor on the wrong device, the CPU's weights, and no wait within a round."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_ghost_extraction import NO_CARD
+
+pytestmark = [pytest.mark.slow, NO_CARD]
+SCRIPT = Path(__file__).with_name("training.py")
+STEP = (
+    "card.py",
+    "pairs.py",
+    "reach.py",
+    "folding.py",
+    "fitting.py",
+    "models/",
+    "optimisers.py",
+    "endpoints/",
+    "engine.py",
+)
+"""Files of which a step is made. `card.py` waits in `logits` alone, once after a round."""
+
+
+@pytest.fixture(scope="module")
+def results():
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_every_head_setting_strategy_and_endpoint_trains_the_cpus_weights(results):
+    failed = {name: found["error"] for name, found in results.items() if "error" in found}
+    assert not failed, "\n".join(f"{name}: {error}" for name, error in failed.items())
+    far = {name: found["difference"] for name, found in results.items() if not found["difference"] < found["tolerance"]}
+    assert not far
+
+
+def test_a_step_waits_for_nothing(results):
+    for name, found in results.items():
+        waits = {line: count for line, count in found["waits"].items() if any(part in line for part in STEP)}
+        assert sum(waits.values()) <= 4, (name, waits)  # one per round: two of the selection, at most two of the refit
+
+
+@pytest.mark.parametrize("name", ["gated_attention, fp32", "transmil, fp32", "survival", "max_tiles"])
+def test_more_steps_are_no_more_waits(results, name):
+    more = results[f"{name.removesuffix(', fp32')}, more steps"]
+    rounds = [line for line in more["waits"] if "lessons.py" in line]
+    assert more["waits"][rounds[0]] <= 4
+
+
+def test_the_run_says_what_it_was_computed_on(results):
+    assert results["auto"]["computed"] == {"device": "cuda", "precision": "bf16"}

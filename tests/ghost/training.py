@@ -1,0 +1,144 @@
+"""Trainings on the simulated card, each beside the same one on the CPU; prints one JSON object. Run in a process of its own.
+
+python tests/ghost/training.py [NAME ...]
+"""
+
+import json
+import sys
+import traceback
+
+import guard
+
+guard.load()
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+torch.inference_mode = torch.no_grad  # type: ignore[assignment]  wrapper tensors cannot live under inference mode
+
+from card import simulated_card
+
+from mil.bags.table import deal_folds
+from mil.errors import MilError
+from mil.progress import quiet
+from mil.specs.endpoints import EndpointSpec
+from mil.specs.experiments import ExperimentSpec
+from mil.strategies import STRATEGIES
+from mil.training.run import train
+from mil.training.store import FeatureStore
+
+GATED = {"name": "gated_attention", "hidden": 16, "attention": 8}
+HEADS = {
+    "mean": {"name": "mean"},
+    "mean_hidden": {"name": "mean", "hidden": 16},
+    "max": {"name": "max"},
+    "attention": {"name": "attention", "hidden": 16, "attention": 8},
+    "gated_attention": GATED | {"dropout": 0.25},
+    "chowder": {"name": "chowder", "top": 3, "bottom": 3},
+    "weldon": {"name": "weldon", "top": 3, "bottom": 3},
+    "clam_sb": {"name": "clam_sb", "hidden": 16, "attention": 8, "samples": 2},
+    "dsmil": {"name": "dsmil"},
+    "transmil": {"name": "transmil", "width": 16, "heads": 2, "landmarks": 4},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimiser": "adamw", "lr": 1e-3},
+    "adam": {"optimiser": "adam", "lr": 1e-3},
+    "momentum": {"momentum": 0.9},
+    "auto": {"precision": "auto"},
+    "clip": {"clip_norm": 0.1},
+    "site_scaling": {"scaling": "site"},
+    "no_scaling": {"scaling": "none"},
+    "max_tiles": {"max_tiles": 5},
+    "sampling": {"imbalance": "sampling"},
+    "weights": {"imbalance": "weights"},
+    "cosine": {"schedule": "cosine", "warmup": 1},
+    "patience": {"patience": 1},
+    "replicas": {"replicas": 2},
+    "local_steps": {"local_steps": 3},
+}
+PLAIN = {"rounds": 2, "batch_size": 4, "precision": "fp32", "optimiser": "sgd", "lr": 0.05}
+"""Adam's steps take the sign of every rounding error, so most cases use SGD."""
+ENDPOINTS: dict[str, dict[str, Any]] = {
+    "multiclass": {"kind": "multiclass", "column": "three", "classes": ["x", "y", "z"]},
+    "regression": {"kind": "regression", "column": "amount"},
+    "survival": {"kind": "survival", "column": "time", "event": "event"},
+}
+
+
+def cohort() -> tuple[pd.DataFrame, FeatureStore]:
+    """24 patients of two sites with 3 to 39 tiles of 16 numbers, far from zero."""
+    generator, count = np.random.default_rng(0), 24
+    names = [f"{'AB'[k % 2]}{k:03d}" for k in range(count)]
+    drawn = {name: generator.normal(3, 1, (int(generator.integers(3, 40)), 16)).astype(np.float16) for name in names}
+    table = pd.DataFrame({"patient_id": names, "slides": names, "site": [name[0] for name in names], "role": "train"})
+    return table.assign(
+        label=np.arange(count) // 2 % 2,
+        three=np.array(list("xyz"))[np.arange(count) // 2 % 3],
+        amount=generator.normal(size=count),
+        time=generator.exponential(size=count),
+        event=np.arange(count) // 2 % 2,
+        age=generator.normal(size=count),
+    ), FeatureStore.of(drawn)
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Every head in both precisions, every setting, strategy, endpoint."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in HEADS.items():
+        found |= {f"{name}, {kind}": {"model": model, "training": {"precision": kind}} for kind in ("fp32", "bf16")}
+    found |= {name: {"training": training} for name, training in SETTINGS.items()}
+    for name in STRATEGIES:
+        training = {"local_steps": 1, "batch_size": 24} if name == "fedsgd" else {}
+        strategy: Any = name if name != "finetune" else {"name": "finetune", "base": {"name": "fedavg"}, "epochs": 1}
+        found[f"strategy {name}"] = {"strategy": strategy, "training": training}
+    found["covariates"] = {"covariates": ["age"]}
+    found["clinical"] = {"covariates": ["age"], "model": {"name": "clinical"}}
+    found |= {name: {"endpoint": endpoint} for name, endpoint in ENDPOINTS.items()}
+    found["survival, dsmil"] = {"endpoint": ENDPOINTS["survival"], "model": HEADS["dsmil"]}
+    for name in ("gated_attention", "transmil", "survival", "max_tiles"):
+        like = found.get(name) or found[f"{name}, fp32"]
+        found[f"{name}, more steps"] = like | {
+            "training": like.get("training", {}) | {"batch_size": 1 if name != "survival" else 2}
+        }
+    return found
+
+
+def compared(case: dict[str, Any]) -> dict[str, Any]:
+    """Largest difference of the weights of both trainings, what the host waited for, the card's peak."""
+    table, store = cohort()
+    endpoint = EndpointSpec(repeats=1, folds=2, inner_folds=2, **case.get("endpoint", {"column": "label"}))
+    table = deal_folds(table.assign(label=table[endpoint.event or endpoint.column]), endpoint)
+    training = PLAIN | case.get("training", {})
+    spec = ExperimentSpec.model_validate(
+        {"encoder": "none", "endpoint": "label", "model": GATED, "strategy": "fedavg"}
+        | {key: value for key, value in case.items() if key != "endpoint"}
+        | {"training": training}
+    )
+    here = train(spec, endpoint, table, store, quiet())
+    with simulated_card() as log:
+        there = train(spec, endpoint, table, store, quiet())
+    pairs = [
+        (a.weights[n].double(), b.weights[n].double())
+        for a, b in zip(here.families, there.families, strict=True)
+        for n in a.weights
+    ]
+    worst = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
+    return {
+        "difference": worst,
+        "tolerance": 5e-3 if training["precision"] == "bf16" else 2e-3 if "adam" in training["optimiser"] else 1e-5,
+        "waits": dict(log.waits),
+        "computed": dict(there.computed),
+    }
+
+
+if __name__ == "__main__":
+    results: dict[str, Any] = {}
+    for name in sys.argv[1:] or cases():
+        try:
+            results[name] = compared(cases()[name])
+        except (RuntimeError, ValueError, MilError) as error:  # one case does not hide the others
+            results[name] = {"error": traceback.format_exc(limit=-4) + str(error)}
+    json.dump(results, sys.stdout)
