@@ -1,6 +1,7 @@
 """Logs of a run that failed -> one line per failed job with its cause: the last lines of Snakemake's output."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 CAUSES = {
@@ -19,11 +20,11 @@ TERMINATED = "terminated (SIGTERM)"
 ERROR = re.compile(r"(\d\d:\d\d:\d\d )?error: (.*)")
 
 
-def failures(logs: str | Path, since: float, run: str | Path | None = None) -> list[str]:
+def failures(logs: str | Path, since: float, runs: Iterable[str | Path] = ()) -> list[str]:
     """`log: error: cause` for each job of the run that failed.
 
-    `run` is the log of Snakemake itself; a log below `logs`, written since then (seconds of the epoch), that ends with an error counts
-    without it, too.
+    `runs` are the logs of Snakemake itself; a log below `logs`, written since then (seconds of the epoch), that ends with an error counts
+    without them, too.
     """
     found = {}
     for path in sorted(Path(logs).rglob("*.log")):
@@ -31,7 +32,7 @@ def failures(logs: str | Path, since: float, run: str | Path | None = None) -> l
             continue
         if (said := _last_error(path)) is not None:
             found[str(path)] = said
-    if run is not None and Path(run).is_file():
+    for run in runs:
         for log, cause in _killed(Path(run).read_text(encoding="utf-8", errors="replace")):
             if log not in found or TERMINATED in found[log]:
                 found[log] = cause

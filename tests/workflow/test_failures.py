@@ -65,12 +65,12 @@ def test_what_ended_a_slurm_job_is_named(tmp_path, state, slurmstepd, cause):
     slurm.write_text(f"rule train:\n{slurmstepd}\n")
     said = ENDED.format(state=state, number=5, job=7, log=log, slurm=slurm)
     run.write_text(said)
-    assert len(failures(tmp_path / "logs", 0, run)) == 1
-    assert failures(tmp_path / "logs", 0, run)[0].startswith(f"{log}: error: {cause}")
-    assert failures(tmp_path / "logs", 0, run)[0].endswith("(Slurm job 5)")
+    assert len(failures(tmp_path / "logs", 0, [run])) == 1
+    assert failures(tmp_path / "logs", 0, [run])[0].startswith(f"{log}: error: {cause}")
+    assert failures(tmp_path / "logs", 0, [run])[0].endswith("(Slurm job 5)")
     log.write_text("12:00:00 done\n")
     run.write_text(said + "Trying to restart job 7.\n[Fri]\nFinished jobid: 7 (Rule: train)\n")
-    assert failures(tmp_path / "logs", 0, run) == []
+    assert failures(tmp_path / "logs", 0, [run]) == []
 
 
 def test_an_error_of_mil_itself_is_kept_as_it_was_said(tmp_path):
@@ -78,4 +78,4 @@ def test_an_error_of_mil_itself_is_kept_as_it_was_said(tmp_path):
     log.parent.mkdir()
     log.write_text("12:00:00 error: width is 32, but 16\n")
     run.write_text(ENDED.format(state="FAILED", number=5, job=7, log=log, slurm=tmp_path / "none.log"))
-    assert failures(tmp_path / "logs", 0, run) == [f"{log}: error: width is 32, but 16"]
+    assert failures(tmp_path / "logs", 0, [run]) == [f"{log}: error: width is 32, but 16"]
