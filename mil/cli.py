@@ -109,7 +109,7 @@ config_app = typer.Typer(no_args_is_help=True, help="The settings: defaults, sch
 app.add_typer(config_app, name="config", rich_help_panel="To begin")
 
 STAGES = {
-    "To begin": (planning.doctor, planning.plan),
+    "To begin": (planning.doctor, planning.plan, planning.cohort),
     "Slides to features": (slides.check, slides.tile, slides.contact, slides.extract, slides.census),
     "Features to predictions": (models.bag, models.train, models.predict),
     "Predictions to the report": (

@@ -1,4 +1,4 @@
-"""`mil doctor` and `mil plan`: whether this machine can run a cohort, and what that will take."""
+"""`mil cohort`, `mil doctor` and `mil plan`: a published cohort, whether this machine can run it, and what that will take."""
 
 import json
 from pathlib import Path
@@ -53,3 +53,30 @@ def plan(
     shards = {site: -(-len(cohort.at(site)) // size) for site in cohort.sites if site not in config.slides.features}
     for line in lines(planned(config, cohort, shards, rates)):
         typer.echo(line)
+
+
+def cohort(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Name of a published cohort; none: list them.", show_default=False),
+    ] = None,
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="Folder with the downloaded slides (or DICOM folders) and tables.", show_default=False),
+    ] = None,
+) -> None:
+    """Write the sheets and the cohort file of a published cohort from what was downloaded; or say where to get it, its licence and size.
+
+    Example: mil cohort tcga_brca data/tcga_brca
+    """
+    from mil.public_cohorts import COHORTS, build_cohort
+
+    if name is None or folder is None:
+        for known in [name] if name in COHORTS else COHORTS:
+            one = COHORTS[known]
+            typer.echo(f"{known}\n  {one.where}\n  licence: {one.licence}\n  size: {one.size}")
+        return
+    paths, slides = build_cohort(name, folder)
+    for path in paths:
+        typer.echo(f"wrote {path}")
+    typer.echo("slides: " + ", ".join(f"{site} {count}" for site, count in sorted(slides.items())))
