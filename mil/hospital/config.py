@@ -334,6 +334,10 @@ class SiteSpec(Spec):
     """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
     threads: int = Field(default=1, ge=1)
     """Threads of the arithmetic. Results are equal bit for bit only between equal numbers of threads."""
+    device: Literal["cpu", "auto"] = "cpu"
+    """`auto`: train on this site's GPU where there is one, in fp32 without TF32; rounds with noise for privacy stay on the CPU. The site's
+    updates then differ from the CPU's by rounding: weights by less than 1e-5 after some steps of SGD, single weights by up to the learning
+    rate per step with Adam, which takes the sign of rounding errors. All sites still compute the same global model from their sums."""
 
 
 def read_own(spec: type[S], path: str | Path) -> S:

@@ -17,7 +17,7 @@ from mil.hospital.noise import SecretStream
 from mil.hospital.payload import TooFewPatients
 from mil.hospital.privacy import private_update
 from mil.statistics.moments import Moments
-from mil.training.client import Job, SiteData, Update, client_update, finetune
+from mil.training.client import CPU, Job, SiteData, Update, client_update, finetune
 from mil.training.cohort import TrainingCohort
 from mil.training.engine import Data, Engine, Learners
 from mil.training.packing import Places
@@ -34,8 +34,15 @@ class LocalWork:
     """A training site's cohort, in the shapes of the protocol's models."""
 
     def __init__(
-        self, protocol: FederationSpec, shapes: Shapes, site: str, bags: pd.DataFrame, features: FeatureStore
+        self,
+        protocol: FederationSpec,
+        shapes: Shapes,
+        site: str,
+        bags: pd.DataFrame,
+        features: FeatureStore,
+        device: torch.device = CPU,
     ) -> None:
+        self.device, self.source = device, features.source(device)
         self.protocol, self.shapes, self.site, self.features = protocol, shapes, site, features
         self.training = protocol.experiment.training
         self.candidates = candidates(protocol.experiment)
@@ -144,7 +151,8 @@ class LocalWork:
         scales = {name: value for name, value in buffers.items() if name != BALANCE} | self._own_scales(slot)
         own = self.bag[self.train_patients(slot)]
         model = (self.shapes.head, self.shapes.endpoint, self.training)
-        return SiteData(*model, self.features, self.targets, own, scales, buffers[BALANCE], self.covariates)
+        about = (self.features, self.targets, own, scales, buffers[BALANCE], self.covariates)
+        return SiteData(*model, *about, self.source, self.device)
 
     def rehearse(self, models: Named, slot: Slot) -> None:
         """A slot's model on all patients there are, to see that it works; what comes of it is dropped."""
@@ -165,22 +173,20 @@ class LocalWork:
     def _losses(self, models: Named, slots: Sequence[Slot]) -> list[tuple[float, float]]:
         """Summed loss of each slot's model over its watched patients, and the number to divide it by."""
         endpoint = self.shapes.endpoint
-        data = Data(
-            self.features.source(torch.device("cpu")),
-            self.features.width,
-            self.targets,
-            self.features.patient_keys(),
-            self.covariates,
-        )
-        engine = Engine(self.shapes.head, endpoint, data)
+        keys, covariates = self.features.patient_keys(), self.covariates
+        if self.device.type != "cpu":
+            keys, covariates = keys.to(self.device), None if covariates is None else covariates.to(self.device)
+        data = Data(self.source, self.features.width, self.targets.to(self.device), keys, covariates)
+        engine = Engine(self.shapes.head, endpoint, data, device=self.device)
         rows = torch.cat([models[name].reshape(len(slots), -1) for name in engine.layout.shapes], dim=1)
         scales = {name: models[name] for name in self.shapes.buffers if name != BALANCE}
         own = [self._own_scales(slot) for slot in slots]
         scales |= {name: torch.stack([one[name] for one in own]) for name in own[0]}
-        none = torch.zeros(len(rows), 1)
+        none = torch.zeros(len(rows), 1, device=self.device)
         patients = [self.watched_patients(slot) for slot in slots]
         places = Places.of(self.features.starts, self.features.sizes)
-        judges = Learners(rows, scales, none, none, none)
+        scales_there = {name: value.to(self.device) for name, value in scales.items()}
+        judges = Learners(rows.to(self.device), scales_there, none, none, none)
         found = engine.logits(judges, [self.bag[own] for own in patients], places)
         sums = []
         for place, (logits, own) in enumerate(zip(found, patients, strict=True)):

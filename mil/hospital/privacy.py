@@ -198,7 +198,7 @@ def patient_gradient(weights: Mapping[str, Tensor], bag: int, site: SiteData, ke
     """Gradient of one patient's loss, all slides together, as one row (size,)."""
     start, size = int(site.store.starts[bag]), int(site.store.sizes[bag])
     own = {name: value[0].detach().requires_grad_() for name, value in weights.items()}
-    tiles = site.store.source(torch.device("cpu")).take(torch.arange(start, start + size)).float()
+    tiles = (site.source or site.store.source(torch.device("cpu"))).take(torch.arange(start, start + size)).float()
     tiles = (tiles - site.buffers["features.mean"]) / site.buffers["features.deviation"]
     keys = None
     if site.head.dropout:

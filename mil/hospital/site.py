@@ -50,6 +50,7 @@ from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
 from mil.training.artefact import Run
+from mil.training.precision import Computing
 from mil.training.store import FeatureStore
 
 
@@ -69,12 +70,21 @@ class Site:
         self._check_pinned(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
         self._check_remembered()
-        self.work = LocalWork(protocol, self.shapes, spec.site, bags, features) if self.role == "train" else None
+        self.work = (
+            LocalWork(protocol, self.shapes, spec.site, bags, features, self._device())
+            if self.role == "train"
+            else None
+        )
         if self.work is not None:
             check_plan(protocol, self.work)
         self.budget = open_budget(protocol, spec, self.party, len(features.patients), self.ledger.lines)
         self.epsilon: float | None = None
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
+
+    def _device(self) -> torch.device:
+        if self.spec.device == "cpu" or self.protocol.privacy is not None:
+            return torch.device("cpu")
+        return Computing.best("fp32").device
 
     @classmethod
     def open(cls, spec: SiteSpec, canary: bool = False) -> "Site":

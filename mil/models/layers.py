@@ -57,7 +57,7 @@ class Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(models, rows, inputs), (models, outputs, inputs), (models, outputs) -> (models, rows, outputs)."""
-        kind = x.device.type
+        kind, ctx.kept = x.device.type, weight.dtype
         if torch.is_autocast_enabled(kind):
             lower = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(lower), weight.to(lower), bias.to(lower)
@@ -68,11 +68,11 @@ class Affine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The weight's and the bias's gradient in fp32, the input's in the type of the products."""
+        """The weight's and the bias's gradient in their types, the input's in the type of the products."""
         (gradient,), (x, weight) = gradients, ctx.saved_tensors
         gradient = gradient.to(x.dtype)
         inward = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
-        return inward, torch.bmm(gradient.mT, x).float(), gradient.sum(-2, dtype=torch.float32)
+        return inward, torch.bmm(gradient.mT, x).to(ctx.kept), gradient.sum(-2, dtype=torch.float32).to(ctx.kept)
 
 
 class MLP(HeadPart):

@@ -19,7 +19,10 @@ from mil.training.dropout import step_key, tile_keys
 from mil.training.optimisers import BETA1, BETA2, EPSILON, schedule
 from mil.training.packing import Places
 from mil.training.plans import Rounds, dropout_stream
+from mil.training.sources import Source
 from mil.training.store import FeatureStore
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class SiteData:
     balance: Tensor
     """Weight of each class in the loss (classes,)."""
     covariates: Tensor | None = None
+    source: Source | None = None
+    """Where tiles are read; none: from the store, anew for every step."""
+    device: torch.device = CPU
+    """Where the steps are computed. What goes in and comes out lies in the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ def client_update(
     state: State, job: Job, site: SiteData, control: State | None = None, own_control: State | None = None
 ) -> tuple[Update, dict[str, Tensor] | None]:
     """Train `state` on the site's bags for one round; the update, and the control variate that the site keeps."""
+    state = {name: value.to(site.device) for name, value in state.items()}
+    control, own_control = moved(control, site.device), moved(own_control, site.device)
     weights = {name: value.clone().requires_grad_() for name, value in sorted(state.items())}
     rate = job.lr * schedule(site.training.schedule, job.number - 1, site.training.rounds, site.training.warmup)
     optimiser = _optimiser(list(weights.values()), site.training, rate, job.weight_decay)
@@ -92,17 +101,24 @@ def client_update(
                 for name, value in final.items()
             }
         change = {name: kept[name] - own_control[name] for name in kept}
+    final, change, kept = (moved(part, CPU) for part in (final, change, kept))
+    assert final is not None
     return Update(final, len(site.bags), batches, loss, change), kept
+
+
+def moved(named: State | None, device: torch.device) -> dict[str, Tensor] | None:
+    """The tensors on a device; those that are there already as they are."""
+    return None if named is None else {name: value.to(device) for name, value in named.items()}
 
 
 def finetune(state: State, job: Job, site: SiteData, epochs: int) -> dict[str, Tensor]:
     """`state` after so many more rounds' local work at this site alone, at the plain learning rate; it stays there."""
-    weights = {name: value.clone().requires_grad_() for name, value in sorted(state.items())}
+    weights = {name: value.to(site.device).clone().requires_grad_() for name, value in sorted(state.items())}
     optimiser = _optimiser(list(weights.values()), site.training, job.lr, job.weight_decay)
     for epoch in range(epochs):
         alone = replace(job, number=site.training.rounds + 1 + epoch)
         _round(weights, optimiser, alone, site, lambda _, __, gradient: gradient)
-    return {name: weight.detach() for name, weight in weights.items()}
+    return {name: weight.detach().cpu() for name, weight in weights.items()}
 
 
 def _round(
@@ -140,24 +156,26 @@ def _losses(
     starts, sizes = places.starts[batch].tolist(), places.sizes[batch].tolist()
     rows = torch.cat([torch.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])
     rows = rows if places.rows is None else places.rows[rows]
-    dtype = next(iter(weights.values())).dtype
-    tiles = site.store.source(torch.device("cpu")).take(rows).to(dtype)
-    tiles = (tiles - site.buffers["features.mean"]) / site.buffers["features.deviation"]
-    mask = torch.block_diag(*[torch.ones(1, size, dtype=torch.bool) for size in sizes]).bool()
+    dtype, device = next(iter(weights.values())).dtype, site.device
+    buffers = {name: value.to(device) for name, value in site.buffers.items()}
+    source = site.source or site.store.source(CPU)
+    tiles = source.take(rows).to(device, dtype)
+    tiles = (tiles - buffers["features.mean"]) / buffers["features.deviation"]
+    mask = torch.block_diag(*[torch.ones(1, size, dtype=torch.bool) for size in sizes]).bool().to(device)
     bags = torch.from_numpy(batch % places.bags)
-    targets = site.targets[bags].to(dtype)
+    targets = site.targets[bags].to(device, dtype)
     covariates = None
     if site.covariates is not None:
-        known = site.covariates[bags].to(dtype) - site.buffers["covariates.mean"]
-        covariates = (known / site.buffers["covariates.deviation"]).nan_to_num(0.0)
+        known = site.covariates[bags].to(device, dtype) - buffers["covariates.mean"]
+        covariates = (known / buffers["covariates.deviation"]).nan_to_num(0.0)
     keys = None
     if site.head.dropout:
-        keys = tile_keys(torch.tensor(key), site.store.patient_keys()[bags], torch.tensor(sizes))
+        keys = tile_keys(torch.tensor(key), site.store.patient_keys()[bags], torch.tensor(sizes)).to(device)
     output = site.head(weights, Inputs(tiles, mask, covariates, True, keys))
-    balance = site.balance[site.endpoint.class_of(targets)]
+    balance = site.balance.to(device)[site.endpoint.class_of(targets)]
     if site.endpoint.scaled:
-        targets = (targets - site.buffers["target.mean"]) / site.buffers["target.deviation"]
-    present = torch.ones(len(batch), dtype=torch.bool)
+        targets = (targets - buffers["target.mean"]) / buffers["target.deviation"]
+    present = torch.ones(len(batch), dtype=torch.bool, device=device)
     losses = site.head.losses(output, targets, present, site.endpoint)
     return losses * balance, float(site.endpoint.counts(targets, present).sum())
 

@@ -22,11 +22,15 @@ torch.inference_mode = torch.no_grad  # type: ignore[assignment]  wrapper tensor
 from card import simulated_card
 
 from mil.bags.table import deal_folds
+from mil.endpoints.endpoints import build_endpoint
 from mil.errors import MilError
+from mil.models import build
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
-from mil.specs.experiments import ExperimentSpec
+from mil.specs.experiments import ExperimentSpec, TrainingSpec
+from mil.specs.models import GatedAttentionSpec
 from mil.strategies import STRATEGIES
+from mil.training.client import Job, SiteData, client_update
 from mil.training.run import train
 from mil.training.store import FeatureStore
 
@@ -134,11 +138,39 @@ def compared(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def hospital() -> dict[str, Any]:
+    """A hospital's round on the card and on the CPU, SGD with dropout and FedProx's pull."""
+    table, store = cohort()
+    head, endpoint = (
+        build(GatedAttentionSpec(hidden=16, attention=8, dropout=0.25), 16, 1),
+        build_endpoint(EndpointSpec()),
+    )
+    training = TrainingSpec.model_validate(PLAIN)
+    drawn = head.initial(np.random.default_rng(0))
+    state = {name: torch.from_numpy(value) for name, value in drawn.items()}
+    scales = {"features.mean": torch.full((16,), 3.0), "features.deviation": torch.full((16,), 1.1)}
+    targets = torch.from_numpy(table["label"].to_numpy(np.float32))[:, None]
+    job = Job("task", "A", 1, 0.05, 1e-4, mu=0.1)
+
+    def update(device: torch.device) -> dict[str, torch.Tensor]:
+        about = (store, targets, np.arange(24), scales, torch.ones(2), None, store.source(device), device)
+        return client_update(state, job, SiteData(head, endpoint, training, *about))[0].state
+
+    here = update(torch.device("cpu"))
+    with simulated_card():
+        there = update(torch.device("cuda"))
+    return {
+        "difference": max(float((here[name] - there[name]).abs().max()) for name in here),
+        "tolerance": 1e-5,
+        "waits": {},
+    }
+
+
 if __name__ == "__main__":
     results: dict[str, Any] = {}
-    for name in sys.argv[1:] or cases():
+    for name in sys.argv[1:] or [*cases(), "hospital"]:
         try:
-            results[name] = compared(cases()[name])
+            results[name] = hospital() if name == "hospital" else compared(cases()[name])
         except (RuntimeError, ValueError, MilError) as error:  # one case does not hide the others
             results[name] = {"error": traceback.format_exc(limit=-4) + str(error)}
     json.dump(results, sys.stdout)
