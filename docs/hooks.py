@@ -5,16 +5,17 @@ import itertools
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from mkdocs.structure.files import File, Files
-
 from mil import schemas
 from mil.cli import app
 from mil.config import Config
 from mil.encoders.listing import list_encoders
 from mil.workflow.figures import figure_inputs, protocol_numbers
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = {
@@ -89,8 +90,10 @@ COLUMNS = {
 """Meaning of every column of `mil.schemas`."""
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: "Files", config: Any) -> "Files":
     """Add the generated pages."""
+    from mkdocs.structure.files import File
+
     pages = {
         "index.md": _from_root("README.md"),
         "changelog.md": _from_root("CHANGELOG.md"),
@@ -98,7 +101,6 @@ def on_files(files: Files, config: Any) -> Files:
         "reference/config.md": config_page(),
         "reference/commands.md": commands_page(),
         "reference/tables.md": tables_page(),
-        "reference/figures.md": figures_page(),
         "reference/encoders.md": encoders_page(),
     }
     for name, text in pages.items():
@@ -217,23 +219,31 @@ def tables_page() -> str:
 
 
 def figures_page() -> str:
-    """Every figure with its number, the command that draws it and what it reads."""
-    known = figure_inputs()
-    rows = [
-        (
-            number,
-            known[name].title,
-            f"`snakemake {name}`" if not known[name].per_site else f"`mil plot {name} --site SITE`",
-            ", ".join(known[name].needs),
+    """Every figure with its number in the protocol, what it shows, the commands that draw it, what it reads, and its picture."""
+    known, rows = figure_inputs(), []
+    for name, number in protocol_numbers().items():
+        site = " --site SITE" if known[name].per_site else ""
+        target = number.split(", ")[0] or name
+        picture = f"images/figures/{name}.webp"
+        rows.append(
+            (
+                number or "none",
+                f"{known[name].title}<br>`{name}`{', one per site' if site else ''}",
+                f"`snakemake {target}`<br>`mil plot {name}{site}`",
+                ", ".join(known[name].needs),
+                f"[![{known[name].title}]({picture})]({picture})"
+                if (ROOT / "docs" / picture).is_file()
+                else "none in the demo",
+            )
         )
-        for name, number in protocol_numbers().items()
-    ]
     about = (
-        "The numbers are those of a list that was reconstructed from the paper's claims, not the journal's own.\n"
-        "`mil plot NAME --results results/demo` draws one figure by its name or by its number; values and caption lie\n"
-        "beside it.\n"
+        "The numbers are those of a list that was reconstructed from the paper's claims, not the journal's own\n"
+        "(`mil/paper.py`). `snakemake F2a --configfile configs/cohorts/mine.yaml` draws every figure with that number from no\n"
+        "more than it needs; `mil plot F2a --results results/mine` does so from results that are there. Each figure comes as\n"
+        "PDF, SVG and PNG, with its values (CSV) and its caption (JSON). Pictures: the demo's.\n\n"
+        "This page is made by `python docs/hooks.py`.\n"
     )
-    return f"# Figures\n\n{about}\n{_table(('number', 'figure', 'command', 'reads'), rows)}"
+    return f"# Figures\n\n{about}\n{_table(('number', 'figure', 'commands', 'reads', 'picture'), rows)}"
 
 
 def encoders_page() -> str:
@@ -252,3 +262,7 @@ def encoders_page() -> str:
         for row in list_encoders()
     ]
     return f"# Encoders\n\n{_table(header, rows)}"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs/figures.md").write_text(figures_page(), encoding="utf-8")

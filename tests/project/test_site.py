@@ -46,7 +46,7 @@ def test_the_reference_is_complete(site):
     settings, commands = text_of(site, "reference/config.html"), text_of(site, "reference/commands.html")
     assert [key for key in keys(Config.model_json_schema()) if key not in settings] == []
     assert [name for name in leaves(typer.main.get_command(app)) if f"mil {name}" not in commands] == []
-    figures, tables = text_of(site, "reference/figures.html"), text_of(site, "reference/tables.html")
+    figures, tables = text_of(site, "figures.html"), text_of(site, "reference/tables.html")
     assert [name for name in figure_inputs() if name not in figures] == []
     columns = {column for value in vars(schemas).values() if isinstance(value, tuple) for column in value}
     assert [column for column in columns if column not in tables] == []

@@ -78,6 +78,7 @@ def test_second_run_has_nothing_to_do(finished, repository):
 def test_a_figure_is_drawn_alone_by_its_name(finished, repository):
     assert jobs(snakemake(finished, repository, "--dry-run", "roc_by_site")) == {"roc_by_site": 1}
     assert jobs(snakemake(finished, repository, "--dry-run", "heatmaps")) == {"heatmaps": 1, "one_figure_of_site": 4}
+    assert jobs(snakemake(finished, repository, "--dry-run", "F4a")) == {"F4a": 1, "one_figure_of_site": 4}
 
 
 PUT_TOGETHER = {"compare": 1, "baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1}

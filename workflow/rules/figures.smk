@@ -6,6 +6,10 @@ FIGURES = figures_of_source()
 FIGURE_SETTINGS = expand("<results>/inputs/{name}.json", name=["study", "metrics", "figures", "truth"])
 OF_COHORT = [name for name in FIGURES if not FIGURES[name].per_site]
 OF_SITE = [name for name in FIGURES if FIGURES[name].per_site]
+NUMBERED = {
+    number: [name for name in FIGURES if number in FIGURES[name].number.split(", ")]
+    for number in {part for one in FIGURES.values() for part in one.number.split(", ") if part}
+}
 
 
 def figure_inputs(names, sites):
@@ -133,6 +137,34 @@ rule one_figure_of_site:
         results=lambda wildcards: RESULTS,
     shell:
         "mil plot {wildcards.figure:q} --results {params.results:q} --site {wildcards.site:q} --spec {params.spec:q} --log {log:q}"
+
+
+# `snakemake F2a` draws the figures that have this number in the protocol's list.
+for figure_number in sorted(NUMBERED):
+
+    rule:
+        name:
+            figure_number
+        input:
+            settings=FIGURE_SETTINGS,
+            tables=figure_inputs([one for one in NUMBERED[figure_number] if one in OF_COHORT], []),
+            code=code_of(*(f"figures/{one}.py" for one in NUMBERED[figure_number])),
+            sites=expand(
+                "<results>/figures/alone/{figure}.{site}",
+                figure=[one for one in NUMBERED[figure_number] if one in OF_SITE],
+                site=SITES,
+            ),
+        log:
+            f"<logs>/figure/{figure_number}.log",
+        resources:
+            mem_mb=growing(8000),
+            runtime=growing(120),
+        params:
+            spec=lambda wildcards: settings_of_cohort.figures.to_json(),
+            results=lambda wildcards: RESULTS,
+            figures=[one for one in NUMBERED[figure_number] if one in OF_COHORT],
+        shell:
+            "for figure in {params.figures}; do mil plot $figure --results {params.results:q} --spec {params.spec:q} --log {log:q}; done"
 
 
 rule figures:
