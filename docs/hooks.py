@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
 from mil import schemas
 from mil.cli import app
 from mil.config import Config
