@@ -131,8 +131,9 @@ class TileSpec(Spec):
     coarser than `mpp` (by more than 1 %), up to 4 times faster where there is one, but compressed once more (features: cosine about 0.98)."""
     decoding: Literal["full", "scaled"] = "full"
     """`scaled`: where a slide is finer than `mpp` by 2, 4 or 8, libjpeg brings JPEG tiles down by that while it decodes them: a third
-    faster, other features (EfficientNet-Lite0: cosine above 0.997 where colour is stored in full, above 0.985 at 4:2:0). Tile
-    corners are then multiples of 8 level-0 pixels."""
+    faster, other features (EfficientNet-Lite0: cosine above 0.997 where colour is stored in full, above 0.985 at 4:2:0). JPEG 2000 is
+    decoded at a lower resolution of its wavelets: 1.3 times faster by 2, 3.5 times by 4, cosine above 0.997. Tile corners are then
+    multiples of 8 level-0 pixels."""
     unreadable: Literal["refuse", "drop"] = "refuse"
     """A tile that cannot be decoded refuses the slide (`unreadable_region`), or is left out and counted."""
     max_tiles: int = Field(default=1_000_000, ge=1)

@@ -8,9 +8,11 @@ import pytest
 
 from mil.bags.census import flow, take_census
 from mil.bags.covariates import Scaling
+from mil.bags.table import _strata as strata_of
 from mil.bags.table import check_classes, deal_folds, make_bags
 from mil.config import EndpointSpec
 from mil.errors import MilError
+from mil.rng import rng
 from mil.slides.sheet import Cohort
 
 ROLES = {"A": "train", "B": "train", "C": "external"}
@@ -254,3 +256,29 @@ def test_scaling_is_right_where_sums_of_squares_fail():
     assert scaling.deviation == pytest.approx(np.nanstd(values, axis=0), rel=1e-6)
     assert np.isfinite(scaling.apply(values)).all()
     assert Scaling.of([np.full((5, 1), np.nan)]).deviation == 1
+
+
+def test_patients_are_dealt_like_cards_by_a_stream_of_their_own():
+    """By hand: within a site label 0 first, each in the order of its own stream, from a first fold of its own."""
+    cohort, census = make_cohort()
+    bags, _ = make_bags(cohort, census, ROLES, ENDPOINT)
+    for site, rows in bags[bags["role"] == "train"].groupby("site"):
+        names = rows["patient_id"].to_numpy()
+        order = []
+        for label in (0, 1):
+            own = np.sort(names[rows["label"] == label])
+            order += rng(ENDPOINT.seed, "outer", 1, site, label).permutation(own).tolist()
+        first = int(rng(ENDPOINT.seed, "outer", 1, site, "start").integers(3))
+        expected = {name: (first + place) % 3 for place, name in enumerate(order)}
+        assert rows.set_index("patient_id")["repeat1"].to_dict() == expected
+
+
+def test_numbers_are_dealt_by_thirds_and_classes_as_they_are():
+    numbers = pd.Series(np.random.default_rng(0).permutation(21) / 2)
+    assert strata_of(numbers).tolist() == (numbers * 2 // 7).tolist()
+    assert strata_of(numbers).value_counts().tolist() == [7, 7, 7]
+    few = pd.Series(np.arange(24) % 12)
+    assert strata_of(few).equals(few)
+    assert strata_of(pd.Series(np.arange(13))).nunique() == 3
+    names = pd.Series([f"c{n}" for n in range(20)])
+    assert strata_of(names).equals(names)

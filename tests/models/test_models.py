@@ -448,5 +448,21 @@ def test_dropout_follows_its_key_and_its_share():
     assert not torch.equal(dropout(ones, 0.25, keys + 1, layer=0), dropped)
 
 
+def test_attention_drops_every_layer_by_a_stream_of_its_own():
+    head, weights = head_of("attention", before=[7, 6], dropout=0.4)
+    tiles, keys = bag_of(9), torch.arange(9)
+    inputs = Inputs(tiles, alone(tiles), None, True, keys)
+    hidden = tiles
+    for number, layer in enumerate(head.before):
+        hidden = dropout(torch.relu(layer(weights, hidden)), 0.4, keys, layer=2 + number)
+    hidden = head.embed(weights, hidden)
+    hidden = dropout(torch.relu(hidden) if head.spec.activation == "relu" else hidden, 0.4, keys, layer=0)
+    gate = dropout(torch.tanh(head.branches(weights, hidden)), 0.4, keys, layer=1)
+    attention = torch.softmax(head.weigh(weights, gate)[:, 0], 0)
+    output = head(weights, inputs)
+    torch.testing.assert_close(output.attention, attention[None], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.logits, head.score(weights, attention[None] @ hidden), rtol=1e-5, atol=1e-6)
+
+
 def test_clam_wants_classes():
     assert build(ClamSBSpec(), WIDTH, 1).needs_classes

@@ -1,5 +1,6 @@
 """Our TIFF reader against OpenSlide, pixel by pixel, on files made in every layout; and what passes decode."""
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -9,6 +10,7 @@ from test_slide import write_slide
 
 from mil.errors import SlideError
 from mil.slides.passes import TILES_A_RUN, plan
+from mil.slides.readers.codecs import DECODE_ERRORS, _jpeg2000
 from mil.slides.readers.openslide import OpenSlideReader
 from mil.slides.readers.segments import SegmentGrid
 from mil.slides.readers.tiff import TiffReader
@@ -211,7 +213,28 @@ def test_scaled_decoding_is_close_where_corners_allow_it_and_exact_elsewhere(sha
         np.testing.assert_array_equal(
             slide.read_tile(501, 1000, 224, 0.5, scaled), slide.read_tile(501, 1000, 224, 0.5)
         )
-    with open_slide(shared / "data" / "slides" / "tcga-cr-7395-01a-01-ts1.svs", mpp=0.25) as slide:
+    with open_slide(shared / "data" / "slides" / "tcga-cr-7395-01a-01-ts1.svs", mpp=0.25) as slide:  # JPEG 2000
+        exact = slide.read_tile(504, 1000, 224, 0.5).astype(float)
+        assert 0 < np.abs(exact - slide.read_tile(504, 1000, 224, 0.5, scaled)).mean() < 5
         np.testing.assert_array_equal(
-            slide.read_tile(504, 1000, 224, 0.5, scaled), slide.read_tile(504, 1000, 224, 0.5)
+            slide.read_tile(501, 1000, 224, 0.5, scaled), slide.read_tile(501, 1000, 224, 0.5)
         )
+
+
+@pytest.mark.parametrize(("levels", "is_reduced"), [(5, True), (1, False)])
+def test_jpeg_2000_is_brought_down_by_its_wavelets_where_it_has_them(tmp_path, levels, is_reduced):
+    """Where decoding is `scaled`: close to the mean of pixels, or exactly that where the stream cannot be halved so often."""
+    pixels = texture(512, 256)
+    for samples in (3, 1):
+        tile = np.ascontiguousarray(pixels[:256, :256] if samples == 3 else pixels[:256, :256, 0])
+        stream = imagecodecs.jpeg2k_encode(tile, reversible=True, resolutions=levels + 1, codecformat="j2k")
+        decode = _jpeg2000(256, 256, samples)
+        np.testing.assert_array_equal(decode(stream, 0, 1)[..., 0], tile[..., 0] if samples == 3 else tile)
+        for divisor in (2, 4, 8):
+            found, size = decode(stream, 0, divisor), 256 // divisor
+            mean = tile.reshape(size, divisor, size, divisor, samples).mean(axis=(1, 3))
+            assert found.shape == mean.shape
+            assert np.abs(found - mean).mean() < (12 if is_reduced or divisor == 2 else 0.51)
+    if is_reduced:
+        with pytest.raises(DECODE_ERRORS):
+            decode(stream[: len(stream) // 3], 0, 4)
