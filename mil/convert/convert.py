@@ -57,7 +57,22 @@ def convert_in(
                 reporter.say(f"slide {slide_id}: {row['state']}: {row['reason']}")
             rows.append(row)
             steps.done(tiles=int(row["num_tiles"]))
+    _refuse_copies(rows, source.folder, reporter)
     return pd.DataFrame(rows, columns=list(MANIFEST))
+
+
+def _refuse_copies(rows: list[dict[str, Any]], folder: Path, reporter: Reporter) -> None:
+    """Give slides whose files are equal to the byte a reason in place of features: at least one is another slide's."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["state"] == "ok":
+            alike.setdefault(row.pop("file"), []).append(row)
+    for copies in (found for found in alike.values() if len(found) > 1):
+        names = " and ".join(f"'{row['slide_id']}'" for row in copies)
+        reason = f"{folder}: the files of {names} are equal to the byte; put back the features of each slide"
+        for row in copies:
+            row |= {"state": "unreadable_features", "reason": reason, "num_tiles": 0, "checksum": ""}
+        reporter.say(f"slides {names}: unreadable_features: {reason}")
 
 
 def convert_out(layout: str, folder: str | Path, target: str | Path, reporter: Reporter) -> list[Path]:
@@ -113,7 +128,7 @@ def _convert_one(layout: str, slide_id: str, path: Path, source: ForeignFeatures
             foreign = replace(foreign, encoder=spec.name)
         _write(target, slide_id, foreign, layout, recipe, source.weights_sha256)
         checksum = str(hdf5.attributes(target)[hdf5.CHECKSUM])
-    return {"num_tiles": int(hdf5.attributes(target)["num_tiles"]), "checksum": checksum}
+    return {"num_tiles": int(hdf5.attributes(target)["num_tiles"]), "checksum": checksum, "file": made_from["file"]}
 
 
 def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: str, weights_sha256: str | None) -> None:

@@ -252,3 +252,16 @@ def test_real_coordinates_of_clam(shared):
         tiling = clam_tiling(path)
         assert (tiling["size_px"], tiling["level"], tiling["side_level0"]) == (512, 0, 512)
         assert len(tiling["coords"]) in {1481, 7856, 8470}
+
+
+def test_one_file_under_two_names_is_no_slide_s(tmp_path):
+    source = stamp(tmp_path / "in")
+    (tmp_path / "in/s2.h5").write_bytes((tmp_path / "in/s1.h5").read_bytes())
+    with h5py.File(tmp_path / "in/s3.h5", "w") as other, h5py.File(tmp_path / "in/s1.h5") as file:
+        for name in file:
+            other[name] = file[name][()] + np.float16(1)
+        other.attrs.update(file.attrs)
+    table = convert_in("stamp", source, tmp_path / "out", quiet()).set_index("slide_id")
+    assert list(table["state"]) == ["unreadable_features", "unreadable_features", "ok"]
+    assert "the files of 's1' and 's2' are equal to the byte" in table.loc["s2", "reason"]
+    assert table.loc["s1", "checksum"] == ""
