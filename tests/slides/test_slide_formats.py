@@ -2,13 +2,17 @@
 
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import tifffile
 from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from test_slide import ramp, sheet, write_slide
 from test_slide_readers import texture
 
@@ -17,6 +21,7 @@ from mil.errors import SlideError
 from mil.progress import quiet
 from mil.slides.check import check_slides, look_at
 from mil.slides.fingerprint import fingerprint
+from mil.slides.readers.dicom import check_dicom
 from mil.slides.slide import open_slide
 
 HALF_MICRON = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
@@ -259,3 +264,25 @@ def test_special_files_are_reasons_too(tmp_path):
         state, reason = state_of(tmp_path / name)
         assert state in {"unreadable", "not_a_slide"}
         assert name in reason
+
+
+def test_dicom_headers_are_read_element_by_element_however_they_are_damaged(tmp_path):
+    header, path = pydicom.Dataset(), tmp_path / "a.dcm"
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID, header.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, "1.2"
+    header.file_meta.MediaStorageSOPInstanceUID = "1.3"
+    header.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    header.AccessionNumber = "\x08\x00`\x00CS\x02\x00CT"  # looks like a Modality, and is another element's text
+    header.Modality, header.SeriesInstanceUID = "SM", "1.2.3"
+    header.save_as(path, enforce_file_format=True)
+    check_dicom(path)
+    header.ImageType = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
+    header.save_as(path, enforce_file_format=True)
+    with pytest.raises(SlideError, match="is the label image of a slide"):
+        check_dicom(path)
+    whole, stream = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(100):
+        at, value = int(stream.integers(132, len(whole))), int(stream.integers(256))
+        path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 : int(stream.integers(at, 2 * len(whole)))])
+        with suppress(SlideError):
+            check_dicom(path)
