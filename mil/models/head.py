@@ -15,7 +15,6 @@ from mil.registry import Registry
 
 if TYPE_CHECKING:
     from mil.endpoints.endpoints import Endpoint
-    from mil.models.layers import Linear
 
 Weights = Mapping[str, Tensor]
 
@@ -57,7 +56,7 @@ class Head:
     """The order of the tiles matters."""
     dropout = 0.0
     """Share of numbers that training sets to zero."""
-    on_tiles: "tuple[Linear, ...]" = ()
+    on_tiles: "tuple[HeadPart, ...]" = ()
     """The layers that read tiles, if nothing else does; the scaling of features can then be part of their weights."""
     needs_classes = False
     """The loss speaks of classes, so that only endpoints with classes will do."""
@@ -84,6 +83,9 @@ class Head:
 
 class HeadPart:
     """A layer: it knows the first values of its weights."""
+
+    name: str
+    """What the names of its weights begin with."""
 
     def initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """First values by full name, float32."""
