@@ -23,6 +23,7 @@ from mil.features.accelerate import (
 )
 from mil.features.device import best_device, short_of_memory
 from mil.features.plan import batch_tiles
+from mil.features.preparation import Preparation
 from mil.features.stain import StainNormalisation
 from mil.progress import Reporter, quiet
 from mil.slides.cores import cores
@@ -83,8 +84,9 @@ class EncoderEngine:
         module = fuse_batchnorm(encoder.module, encoder.input_px).to(self.device)
         module = in_precision(module, self.dtype, encoder.exact)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  torch's stub lacks it
-        self.eager = self.module = module
+        self.module = module
         self.compiled = False
+        self.wholes: dict[int, torch.nn.Module] = {}
         if self.device.type == "cuda":
             card = torch.cuda.get_device_name(self.device)
             self.warm = warm_mark(encoder.name, encoder.weights_sha256, spec.batch_size, self.precision, card)
@@ -113,13 +115,14 @@ class EncoderEngine:
             return 0.0
         self.step = batch_tiles(self.spec.batch_size, size_px)
         if not self.compiled:
+            self.whole(size_px)
             return 0.0
         started = time.perf_counter()
         try:
-            self.module = compiled(self.eager)
             self(np.zeros((self.step, size_px, size_px, 3), np.uint8))
         except (RuntimeError, OSError, ImportError) as error:  # what dynamo, inductor, triton and the C compiler raise
-            self.module, self.compiled = self.eager, False
+            self.compiled = False
+            self.wholes.clear()
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             self.reporter.say(f"encoder {self.encoder.name} cannot be compiled here and runs without: {reason[:200]}")
         else:
@@ -201,19 +204,31 @@ class EncoderEngine:
             tiles = torch.cat([tiles, tiles.new_zeros(self.step - count, *tiles.shape[1:])])
             stains = None if stains is None else stains[np.minimum(np.arange(self.step), count - 1)]
         tiles = tiles.to(self.device, non_blocking=True)  # there already, unless memory is short
-        pixels = self._prepared(tiles.permute(0, 3, 1, 2), stains)
-        return self.module(pixels)[:count].to(torch.float16)
+        pixels = self._stained(tiles.permute(0, 3, 1, 2), stains)
+        if self.device.type == "cpu":
+            return self.module(self._prepared(pixels))[:count].to(torch.float16)
+        return self.whole(pixels.shape[2])(pixels)[:count].to(torch.float16)
 
-    def _prepared(self, pixels: torch.Tensor, stains: np.ndarray | None) -> torch.Tensor:
-        """Bytes (n, 3, size, size) -> the encoder's input: stain, size, normalisation, in its arithmetic."""
+    def whole(self, size_px: int) -> torch.nn.Module:
+        """On a GPU: preparation and encoder for tiles of this size; compiled, if the encoder is."""
+        if size_px not in self.wholes:
+            dtype = torch.float32 if self.encoder.exact else self.dtype
+            module = Preparation(self.module, self.encoder, size_px, self.scale, self.shift, dtype).eval()
+            self.wholes[size_px] = compiled(module) if self.compiled else module
+        return self.wholes[size_px]
+
+    def _stained(self, pixels: torch.Tensor, stains: np.ndarray | None) -> torch.Tensor:
+        """Bytes (n, 3, size, size) with their slides' stain changed."""
         if self.stain is not None and stains is not None:
             changes = torch.from_numpy(stains)
             changes = changes if self.device.type == "cpu" else changes.pin_memory()
             pixels = self.stain.apply(pixels, changes.to(self.device, non_blocking=True))
+        return pixels
+
+    def _prepared(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bytes (n, 3, size, size) -> the encoder's input on a CPU: size, normalisation, in its arithmetic."""
         size = self.encoder.resize_px or self.encoder.input_px
         if size is not None and pixels.shape[2] != size:
-            if self.device.type != "cpu":
-                pixels = pixels.float()  # CUDA resizes no bytes
             pixels = interpolate(pixels, (size, size), mode=self.encoder.interpolation, antialias=True)
             pixels = pixels.clamp(0, 255)  # bicubic overshoots
         if self.encoder.resize_px is not None and self.encoder.input_px is not None:
