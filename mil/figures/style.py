@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from mil.specs.models import HEAD_SPECS
 from mil.strategies import STRATEGIES
 
 MM_AN_INCH = 25.4
@@ -130,17 +131,6 @@ def site_marker(site: str, sites: Sequence[str]) -> str:
     return SITE_MARKERS[sorted(sites).index(site) % len(SITE_MARKERS)]
 
 
-MODEL_NAMES = {
-    "mean": "mean pooling",
-    "gated_attention": "gated attention",
-    "max": "max pooling",
-    "chowder": "Chowder",
-    "weldon": "WELDON",
-    "clam_sb": "CLAM",
-    "dsmil": "DSMIL",
-    "transmil": "TransMIL",
-    "clinical": "clinical columns",
-}
 ENCODER_NAMES = {"effnet": "EfficientNet", "colour": "colour statistics"}
 
 
@@ -171,7 +161,8 @@ def strategy_name(name: str) -> str:
 
 def model_name(name: str) -> str:
     """A model as it stands in legends."""
-    return MODEL_NAMES.get(name, name.replace("_", " "))
+    title = HEAD_SPECS[name].title if name in HEAD_SPECS else ""
+    return title or name.replace("_", " ")
 
 
 def encoder_name(name: str) -> str:

@@ -12,7 +12,7 @@ from mil.models.layers import Linear, masked_extremes
 from mil.specs.models import ClamSBSpec, GatedAttentionSpec
 
 if TYPE_CHECKING:
-    from mil.endpoints.endpoints import Endpoint
+    from mil.endpoints import Endpoint
 
 
 @HEADS.register("clam_sb")

@@ -8,7 +8,7 @@ from mil.models.head import Head, Inputs, Output, Weights
 from mil.models.layers import Linear
 
 if TYPE_CHECKING:
-    from mil.endpoints.endpoints import Endpoint
+    from mil.endpoints import Endpoint
 
 
 class WithCovariates(Head):

@@ -10,7 +10,7 @@ from mil.models.layers import MLP, Linear, masked_extremes, masked_softmax
 from mil.specs.models import DSMILSpec
 
 if TYPE_CHECKING:
-    from mil.endpoints.endpoints import Endpoint
+    from mil.endpoints import Endpoint
 
 
 @HEADS.register("dsmil")

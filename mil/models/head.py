@@ -14,7 +14,7 @@ from torch import Tensor
 from mil.registry import Registry
 
 if TYPE_CHECKING:
-    from mil.endpoints.endpoints import Endpoint
+    from mil.endpoints import Endpoint
 
 Weights = Mapping[str, Tensor]
 

@@ -5,9 +5,6 @@ from collections.abc import Mapping
 from mil.config import Config, ExperimentSpec
 from mil.errors import Absent
 
-WITHOUT_ATTENTION = ("clinical", "max", "mean")
-"""Models that weigh every tile of a bag alike, look at one tile, or at none."""
-
 
 def main_experiment(config: Config) -> str:
     """`figures.main`, or the first experiment under `run` whose model has attention; without such a model the first."""
@@ -15,7 +12,7 @@ def main_experiment(config: Config) -> str:
         return config.figures.main
     if not config.run:
         raise Absent("no experiment was run")
-    attending = [name for name in config.run if config.experiments[name].model.name not in WITHOUT_ATTENTION]
+    attending = [name for name in config.run if config.experiments[name].model.attends]
     return (attending or list(config.run))[0]
 
 

@@ -1,7 +1,8 @@
 """Settings of the heads: a bag's tiles -> logits. A preset is a head with settings that somebody published."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
@@ -12,28 +13,43 @@ Width = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class MeanSpec(Spec):
+class HeadSpec(Spec):
+    """Base of the settings of heads. A class of this file with a name is a head of `mil/models/`; nothing else lists it."""
+
+    name: Any
+    title: ClassVar[str] = ""
+    """The head as it stands in legends; '': its name."""
+    attends: ClassVar[bool] = True
+    """It weighs tiles against each other; not so heads that weigh all alike, look at one tile, or at none."""
+
+
+class MeanSpec(HeadSpec):
     """Linear layer on the mean of the tiles: a linear probe. With `hidden`, tiles pass a ReLU layer first."""
 
     name: Literal["mean"] = "mean"
+    title = "mean pooling"
+    attends = False
     hidden: Width | None = None
     """Width of a tile embedding before the mean; none: the mean of the tiles as they are."""
     dropout: Share = 0.0
 
 
-class MaxSpec(Spec):
+class MaxSpec(HeadSpec):
     """Logits of the tile with the highest ones."""
 
     name: Literal["max"] = "max"
+    title = "max pooling"
+    attends = False
     hidden: tuple[Width, ...] = ()
     """Widths of ReLU layers before a tile's logits."""
     dropout: Share = 0.0
 
 
-class ChowderSpec(Spec):
+class ChowderSpec(HeadSpec):
     """Top and bottom tile scores into an MLP (Courtiol et al. 2018); settings of Owkin's HistoSSLscaling."""
 
     name: Literal["chowder"] = "chowder"
+    title = "Chowder"
     top: int = Field(default=10, ge=1)
     bottom: int = Field(default=10, ge=0)
     tile_hidden: tuple[Width, ...] = (128,)
@@ -42,15 +58,16 @@ class ChowderSpec(Spec):
     """Widths of sigmoid layers between the scores and the logit."""
 
 
-class WeldonSpec(Spec):
+class WeldonSpec(HeadSpec):
     """Mean of the top and bottom tile scores (Durand et al. 2016); settings of Owkin's Substrafl Camelyon benchmark."""
 
     name: Literal["weldon"] = "weldon"
+    title = "WELDON"
     top: int = Field(default=10, ge=1)
     bottom: int = Field(default=10, ge=0)
 
 
-class Attending(Spec):
+class Attending(HeadSpec):
     """What both kinds of attention have in common."""
 
     before: tuple[Width, ...] = ()
@@ -78,12 +95,14 @@ class GatedAttentionSpec(Attending):
     """Gated attention over tiles (Ilse et al. 2018): a tanh branch times a sigmoid branch."""
 
     name: Literal["gated_attention"] = "gated_attention"
+    title = "gated attention"
 
 
-class DSMILSpec(Spec):
+class DSMILSpec(HeadSpec):
     """Two streams (Li et al. 2021): the highest tile, and attention to it; settings of the authors' code."""
 
     name: Literal["dsmil"] = "dsmil"
+    title = "DSMIL"
     score_hidden: tuple[Width, ...] = ()
     """Widths of sigmoid layers before a tile's logits."""
     query_hidden: tuple[Width, ...] = ()
@@ -100,10 +119,11 @@ class DSMILSpec(Spec):
     """Mean of the two streams' losses, or loss of their mean logits. Predictions are the mean logits."""
 
 
-class ClamSBSpec(Spec):
+class ClamSBSpec(HeadSpec):
     """CLAM, single branch (Lu et al. 2021): gated attention plus a loss on the tiles it attends to most and least."""
 
     name: Literal["clam_sb"] = "clam_sb"
+    title = "CLAM"
     hidden: Width = 512
     attention: Width = 256
     samples: int = Field(default=8, ge=1)
@@ -115,10 +135,11 @@ class ClamSBSpec(Spec):
     dropout: Share = 0.25
 
 
-class TransMILSpec(Spec):
+class TransMILSpec(HeadSpec):
     """Transformer over tiles with a class token (Shao et al. 2021). Positional: the order of the tiles matters."""
 
     name: Literal["transmil"] = "transmil"
+    title = "TransMIL"
     width: Width = 512
     heads: int = Field(default=8, ge=1)
     landmarks: int = Field(default=256, ge=1)
@@ -130,13 +151,15 @@ class TransMILSpec(Spec):
     dropout: Share = 0.1
 
 
-class ClinicalSpec(Spec):
+class ClinicalSpec(HeadSpec):
     """Nothing of the slides: the experiment's covariates alone, by logistic (linear, Cox) regression."""
 
     name: Literal["clinical"] = "clinical"
+    title = "clinical columns"
+    attends = False
 
 
-class UserHeadSpec(Spec):
+class UserHeadSpec(HeadSpec):
     """A torch module of the user, `python:FILE.py:CLASS`; every other key is an argument of CLASS. It runs the code in FILE."""
 
     model_config = ConfigDict(extra="allow")
@@ -242,29 +265,30 @@ def named(value: Any) -> Any:
     return value
 
 
+def _named(base: type[HeadSpec]) -> Iterator[type[HeadSpec]]:
+    """The classes below `base` whose name is one word, in the order of this file."""
+    for spec in base.__subclasses__():
+        if isinstance(spec.model_fields["name"].default, str):
+            yield spec
+        yield from _named(spec)
+
+
 def _tag(value: Any) -> Any:
     """Which spec a value is for: its name, `python` for all `python:FILE.py:CLASS`."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return "python" if isinstance(name, str) and name.startswith("python:") else name
 
 
-ModelSpec = Annotated[
-    Annotated[MeanSpec, Tag("mean")]
-    | Annotated[MaxSpec, Tag("max")]
-    | Annotated[ChowderSpec, Tag("chowder")]
-    | Annotated[WeldonSpec, Tag("weldon")]
-    | Annotated[AttentionSpec, Tag("attention")]
-    | Annotated[GatedAttentionSpec, Tag("gated_attention")]
-    | Annotated[DSMILSpec, Tag("dsmil")]
-    | Annotated[ClamSBSpec, Tag("clam_sb")]
-    | Annotated[TransMILSpec, Tag("transmil")]
-    | Annotated[ClinicalSpec, Tag("clinical")]
-    | Annotated[UserHeadSpec, Tag("python")],
-    Discriminator(
-        _tag,
-        custom_error_type="model",
-        custom_error_message="a model is mean, max, chowder, weldon, attention, gated_attention, dsmil, clam_sb, transmil, "
-        "clinical, python:FILE.py:CLASS or a preset",
-    ),
-    BeforeValidator(named),
-]
+HEAD_SPECS = {str(spec.model_fields["name"].default): spec for spec in _named(HeadSpec)}
+if TYPE_CHECKING:
+    ModelSpec = HeadSpec
+else:
+    ModelSpec = Annotated[
+        Union[tuple(Annotated[spec, Tag(tag)] for tag, spec in (HEAD_SPECS | {"python": UserHeadSpec}).items())],  # noqa: UP007
+        Discriminator(
+            _tag,
+            custom_error_type="model",
+            custom_error_message=f"a model is {', '.join(HEAD_SPECS)}, python:FILE.py:CLASS or a preset",
+        ),
+        BeforeValidator(named),
+    ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cohort_results import shared_results
 
 import mil
 from mil.config import EncoderSpec, ExperimentSpec, parse
@@ -58,10 +59,24 @@ def test_a_head_of_a_users_file(page, tmp_path, monkeypatch):
     assert model.run_.experiment.model.settings == {"sharpness": 2.0}
 
 
+def run_in_copy(repository, folder, file, text, code, *arguments):
+    """What `code` prints in a copy of the package that has `text` as `file`."""
+    shutil.copytree(repository / "mil", folder / "mil", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / file).write_text(text)
+    process = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split()
+
+
 def test_a_strategy_is_one_file(page, repository, tmp_path):
     """In a copy of the package, so that the file is beside the others as the page says."""
-    shutil.copytree(repository / "mil", tmp_path / "mil", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "mil/strategies/medoid.py").write_text(block(page, "python", "# mil/strategies/medoid.py"))
     code = """
 import numpy as np, mil
 numbers, labels = np.random.default_rng(0), np.tile([0, 1], 18)
@@ -69,15 +84,25 @@ bags = [numbers.normal(2.0 * label, 1, (4, 3)) for label in labels]
 model = mil.MILClassifier(strategy="medoid", folds=2, rounds=3, lr=0.02).fit(bags, labels, np.repeat(["a", "b", "c"], 12))
 print(mil.__file__, model.run_.experiment.strategy.title, mil.auroc(labels, model.predict_proba(bags)[:, 1]).value)
 """
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    file, title, value = process.stdout.split()
+    text = block(page, "python", "# mil/strategies/medoid.py")
+    file, title, value = run_in_copy(repository, tmp_path, "mil/strategies/medoid.py", text, code)
     assert file.startswith(str(tmp_path))
     assert (title, float(value) > 0.8) == ("Medoid", True)
+
+
+def test_a_figure_is_one_file(page, repository, tmp_path, tmp_path_factory):
+    """It is listed, drawn with its table, and shown in the chapter that it states."""
+    results = shared_results(tmp_path_factory.getbasetemp())
+    code = """
+import sys
+from mil.figures import FIGURES, Results
+from mil.report.story import STORY
+results = Results.open(sys.argv[1])
+drawn = FIGURES["slides_per_patient"].draw(results, results.config.figures)
+chapter = next(one.name for one in STORY if "slides_per_patient" in one.figures)
+print(chapter, drawn.data["patients"].sum(), len(results.bags(results.endpoint)), drawn.figure is not None)
+"""
+    text = block(page, "python", "# mil/figures/slides_per_patient.py")
+    name = "mil/figures/slides_per_patient.py"
+    chapter, drawn, patients, pictured = run_in_copy(repository, tmp_path, name, text, code, results.folder)
+    assert (chapter, drawn, pictured) == ("cohort", patients, "True")
