@@ -28,13 +28,13 @@ ledger = typer.Typer(no_args_is_help=True, callback=_check_extra, help="The reco
 
 
 def _check_server_file(path: Path) -> None:
-    from mil.hospital.config import ServerSpec, read_own
+    from mil.hospital.parties import ServerSpec, read_own
 
     read_own(ServerSpec, path)
 
 
 def _check_site_file(path: Path) -> None:
-    from mil.hospital.config import SiteSpec, read_own
+    from mil.hospital.parties import SiteSpec, read_own
 
     read_own(SiteSpec, path)
 
@@ -63,8 +63,8 @@ def provision(
     ] = None,
 ) -> None:
     """Make the certificate authority; later, sign the sites' requests."""
-    from mil.hospital.config import ServerSpec, read_own
     from mil.hospital.flare import kits
+    from mil.hospital.parties import ServerSpec, read_own
 
     spec = read_own(ServerSpec, file)
     if not request:
@@ -78,8 +78,8 @@ def provision(
 @server.command()
 def start(file: ServerFile) -> None:
     """Run the server until it is stopped; for a service manager. Sites connect to its one port."""
-    from mil.hospital.config import ServerSpec, read_own
     from mil.hospital.flare.processes import become, server_command
+    from mil.hospital.parties import ServerSpec, read_own
 
     become(server_command(read_own(ServerSpec, file)))
 
@@ -87,8 +87,8 @@ def start(file: ServerFile) -> None:
 @server.command()
 def canary(file: ServerFile, wait: WaitOption = 600.0, log: LogOption = None) -> None:
     """Two patients' slides a site, one step, the whole way there and back; nothing of it is kept. Before every real run."""
-    from mil.hospital.config import ServerSpec, read_own
     from mil.hospital.coordinator import canary as fly
+    from mil.hospital.parties import ServerSpec, read_own
 
     folder = fly(read_own(ServerSpec, file), reporter_of(log), wait)
     typer.echo(f"the canary is back: every site answered ({folder}/ledger.jsonl)")
@@ -103,8 +103,8 @@ def run(
     log: LogOption = None,
 ) -> None:
     """Run the protocol's experiment over the sites, through every interruption, until it is complete."""
-    from mil.hospital.config import ServerSpec, read_own
     from mil.hospital.coordinator import run as run_federation
+    from mil.hospital.parties import ServerSpec, read_own
 
     typer.echo(f"result: {run_federation(read_own(ServerSpec, file), name, reporter_of(log), wait, rehearse)}")
 
@@ -112,8 +112,8 @@ def run(
 @server.command()
 def status(file: ServerFile, name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     """Where a run stands, and which site was missing when."""
-    from mil.hospital.config import ServerSpec, read_own
     from mil.hospital.coordinator import status as status_of
+    from mil.hospital.parties import ServerSpec, read_own
 
     for line in status_of(read_own(ServerSpec, file), name).lines():
         typer.echo(line)
@@ -128,7 +128,7 @@ def check(
     ] = None,
 ) -> None:
     """Look for everything that may go wrong before joining. Nothing is sent."""
-    from mil.hospital.config import SiteSpec, read_own
+    from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.preflight import check_site
 
     findings = check_site(read_own(SiteSpec, file), against or [])
@@ -142,7 +142,7 @@ def check(
 @site.command()
 def hashes(file: SiteFile, out: Annotated[Path, typer.Argument(help="File for the other sites.")]) -> None:
     """Keyed hashes of this site's patients and slides, for the other sites to compare with."""
-    from mil.hospital.config import SiteSpec, read_own
+    from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.preflight import write_hashes
 
     typer.echo(f"wrote {write_hashes(read_own(SiteSpec, file), out)} hashes to {out}")
@@ -151,8 +151,8 @@ def hashes(file: SiteFile, out: Annotated[Path, typer.Argument(help="File for th
 @site.command()
 def key(file: SiteFile) -> None:
     """Print this hospital's public key, for `sites.NAME.key` in federation.yaml; the private one is made here and stays."""
-    from mil.hospital.config import SiteSpec, read_own
     from mil.hospital.keys import PartyKey
+    from mil.hospital.parties import SiteSpec, read_own
 
     typer.echo(PartyKey(read_own(SiteSpec, file).workspace).public)
 
@@ -160,8 +160,8 @@ def key(file: SiteFile) -> None:
 @server.command("key")
 def server_key(file: ServerFile) -> None:
     """Print the server's public key, for `server.key` in federation.yaml; the private one is made here and stays."""
-    from mil.hospital.config import ServerSpec, read_own
     from mil.hospital.keys import PartyKey
+    from mil.hospital.parties import ServerSpec, read_own
 
     typer.echo(PartyKey(read_own(ServerSpec, file).workspace).public)
 
@@ -178,9 +178,9 @@ def join(
     ] = "",
 ) -> None:
     """Three steps: make a request; make the kit from what came back; run the site until it is stopped."""
-    from mil.hospital.config import SiteSpec, read_own
     from mil.hospital.flare import kits
     from mil.hospital.flare.processes import become, site_command
+    from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.preflight import check_site
 
     spec = read_own(SiteSpec, file)

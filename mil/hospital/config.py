@@ -1,18 +1,18 @@
-"""What a federation's three files say: the protocol that all parties hold, and a short file of each side's own.
+"""The protocol of a federation, which all parties hold.
 
 `federation.yaml` is written by the coordinator, read and kept by every site: its SHA-256 is compared before every job, so
-that nothing the server says later changes what a site computes. `server.yaml` and `site.yaml` never leave their machines.
+that nothing the server says later changes what a site computes. For `server.yaml` and `site.yaml` see `mil.hospital.parties`.
 """
 
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from mil.config import parse, read_yaml
-from mil.errors import MilError, nearest
+from mil.errors import nearest
 from mil.files import SAFE_NAME
 from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
@@ -24,8 +24,6 @@ FLOOR_PATIENTS = 20
 FLOOR_STEPS = 2
 """An update of one step is a gradient, which can be taken apart (`docs/threat_model.md`)."""
 FLOOR_CELL = 5
-
-S = TypeVar("S", bound=Spec)
 
 
 def _safe(name: str) -> str:
@@ -293,86 +291,6 @@ class FederationSpec(Spec):
             )
 
 
-class ServerSpec(Spec):
-    """The coordinator's own file."""
-
-    federation: str = "federation.yaml"
-    """The protocol's file, relative to this one."""
-    workspace: str = "server"
-    """Folder for certificates, the engine's kit, checkpoints, ledger and results; relative to this file. Back it up."""
-    operator: str = "operator@coordinator.org"
-    """Name in the certificate of the person who starts runs."""
-
-
-class SiteSpec(Spec):
-    """A hospital's own file. Nothing in it travels."""
-
-    site: Name
-    federation: str = "federation.yaml"
-    """The hospital's own copy of the protocol, relative to this file."""
-    results: str
-    """Folder of the site's results: `sites/<site>/features/<encoder>/*.h5` and `bags/<endpoint>.csv`."""
-    workspace: str = "site"
-    """Folder for the private key, the engine's kit and the ledger; relative to this file."""
-    runs: tuple[Name, ...] | None = None
-    """Names of the runs that the hospital has agreed to; another is refused, but for its canary. None: any."""
-    against: tuple[str, ...] = ()
-    """Other sites' files of hashes, relative to this one: a patient who stands in one of them keeps the site from starting."""
-    max_mb_a_round: float | None = Field(default=None, gt=0)
-    """Stricter than the protocol's, if given."""
-    min_patients: int | None = Field(default=None, ge=FLOOR_PATIENTS)
-    """Stricter than the protocol's, if given."""
-    small_cells: int | None = Field(default=None, ge=FLOOR_CELL)
-    """Counts below this never leave; the protocol's, if not given, and never less than 5."""
-    max_update: float | None = Field(default=None, gt=0)
-    """Stricter than the protocol's, if given."""
-    epsilon: float | None = Field(default=None, gt=0)
-    """Budget of every patient of this site over all runs; the protocol's, if not given."""
-    free_gb: float = Field(default=2.0, ge=0)
-    """Disk space that must be free before joining, in GB of 1e9 bytes."""
-    salt: str | None = None
-    """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of the arithmetic. Results are equal bit for bit only between equal numbers of threads."""
-    device: Literal["cpu", "auto"] = "cpu"
-    """`auto`: train on this site's GPU where there is one, in fp32 without TF32; rounds with noise for privacy stay on the CPU. The site's
-    updates then differ from the CPU's by rounding: weights by less than 1e-5 after some steps of SGD, single weights by up to the learning
-    rate per step with Adam, which takes the sign of rounding errors. All sites still compute the same global model from their sums."""
-
-
-def read_own(spec: type[S], path: str | Path) -> S:
-    """A side's own YAML file, its relative paths resolved from where the file lies."""
-    path = Path(path).resolve()
-    found = parse(spec, read_yaml(path), str(path))
-    places: dict[str, str | tuple[str, ...]] = {
-        key: str((path.parent / Path(value).expanduser()).resolve())
-        for key in ("federation", "workspace", "results", "salt")
-        if (value := getattr(found, key, None)) is not None
-    }
-    if isinstance(found, SiteSpec):
-        places["against"] = tuple(str((path.parent / Path(other).expanduser()).resolve()) for other in found.against)
-    return found.model_copy(update=places)
-
-
 def read_federation(path: str | Path) -> FederationSpec:
     """The protocol's file."""
     return parse(FederationSpec, read_yaml(path), str(path))
-
-
-def own_protocol(spec: SiteSpec) -> FederationSpec:
-    """The site's copy of the protocol, with the site in it, and the stricter of both limits in force."""
-    protocol = read_federation(spec.federation)
-    if spec.site not in protocol.sites:
-        raise MilError(f"{spec.federation}: site '{spec.site}' is not a member; {nearest(spec.site, protocol.sites)}")
-    return protocol
-
-
-def limits(protocol: FederationSpec, site: SiteSpec) -> PayloadSpec:
-    """The stricter of the protocol's and the site's limits."""
-    common = protocol.payload
-    return PayloadSpec(
-        max_mb_a_round=min(common.max_mb_a_round, site.max_mb_a_round or common.max_mb_a_round),
-        min_patients=max(common.min_patients, site.min_patients or 0),
-        small_cells=max(common.small_cells, site.small_cells or 0),
-        max_update=min((one for one in (common.max_update, site.max_update) if one is not None), default=None),
-    )

@@ -15,11 +15,12 @@ from nvflare.fuel.flare_api.flare_api import Session
 
 from mil.errors import MilError
 from mil.files import check_name
-from mil.hospital.config import FederationSpec, ServerSpec, read_federation
+from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.flare.job import Stretch, write_job
 from mil.hospital.flare.kits import SERVER_KIT, heartbeat
 from mil.hospital.flare.session import ServerAway, abort, connected, session
 from mil.hospital.identity import identity
+from mil.hospital.parties import ServerSpec
 from mil.hospital.standing import Progress, progress_of
 from mil.progress import Reporter
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mil.endpoints.endpoints import Endpoint, build_endpoint
+from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec
 from mil.hospital.payload import KEY, NAME, SHA256, Form, Kind

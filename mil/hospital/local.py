@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
-from mil.hospital.forms import BALANCE, PARTS, Shapes, Slot
+from mil.hospital.forms import BALANCE, CONTROL, PARTS, Shapes, Slot
 from mil.hospital.noise import SecretStream
 from mil.hospital.payload import TooFewPatients
 from mil.hospital.privacy import private_update
@@ -81,8 +81,11 @@ class LocalWork:
                     f"site {self.site}: {slot.name} would learn from {seen} patients, fewer than {least}; nothing was sent"
                 )
 
-    def moments_of(self, slots: Sequence[Slot]) -> dict[str, Tensor]:
-        """Of each slot: its patients' number, and the moments (and classes) of what its model learns from."""
+    def moments_of(self, slots: Sequence[Slot], small_cells: int) -> dict[str, Tensor]:
+        """Of each slot: its patients' number, moments, and the sizes of its classes where the protocol weighs classes.
+
+        Raise `TooFewPatients` for a class with fewer than `small_cells` patients.
+        """
         patients = [self.train_patients(slot) for slot in slots]
         found = {"num_bags": torch.tensor([len(own) for own in patients], dtype=torch.int64)}
         for name in self.shapes.measured:
@@ -92,7 +95,26 @@ class LocalWork:
             classes = self.shapes.endpoint.class_of(torch.from_numpy(self.cohort.targets)).numpy()
             counts = [np.bincount(classes[own], minlength=self.shapes.endpoint.classes) for own in patients]
             found["classes"] = torch.from_numpy(np.stack(counts).astype(np.int64))
+            if ((found["classes"] > 0) & (found["classes"] < small_cells)).any():
+                raise TooFewPatients(
+                    f"site {self.site}: a model would learn from fewer than {small_cells} patients of a class, "
+                    "and imbalance asks for their number; nothing was sent. Use imbalance none, or fewer folds"
+                )
         return found
+
+    def told_of(self, updates: Sequence[Update], with_loss: bool) -> dict[str, Tensor]:
+        """What is sent beside the weights: changes of control variates, numbers of patients and steps, and losses."""
+        tensors = {
+            "num_bags": torch.tensor([update.patients for update in updates]),
+            "num_steps": torch.tensor([update.steps for update in updates]),
+        }
+        if self.shapes.controls:
+            changes = [update.control_change or {} for update in updates]
+            names = self.shapes.state
+            tensors |= {f"{CONTROL}{name}": torch.stack([change[name] for change in changes]) for name in names}
+        if with_loss:
+            tensors["train_loss"] = torch.tensor([update.loss for update in updates], dtype=torch.float64)
+        return tensors
 
     def first(self, slot: Slot) -> dict[str, Tensor]:
         """The layers that never leave the site, before the first round: the same at all sites."""

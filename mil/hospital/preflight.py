@@ -16,26 +16,24 @@ from urllib.parse import unquote
 
 import pandas as pd
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509.oid import NameOID
 
 from mil import hdf5
 from mil.bags.table import read_bags
 from mil.errors import MilError
 from mil.files import file_name, write_text
-from mil.hospital.config import FLOOR_STEPS, FederationSpec, SiteSpec, limits, own_protocol
+from mil.hospital.certificates import MINUTE, named, out_of_date, private, signed
+from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
 from mil.hospital.identity import code_sha256
 from mil.hospital.own_data import own_bags
+from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.record import read_record, torn_line
 from mil.provenance import require_slide, shared_recipe
 
 SOON_DAYS = 30
 HANDSHAKE_S = 5.0
-MINUTE = "%Y-%m-%d %H:%M UTC"
 OUT_OF_DATE = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 
 
@@ -93,7 +91,7 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
     member = protocol.sites[spec.site]
     if member.role == "external":
         return [CheckedItem("bags", "ok", f"{len(bags)} patients, role external: they are only judged")]
-    from mil.endpoints.endpoints import build_endpoint
+    from mil.endpoints import build_endpoint
     from mil.training.cohort import TrainingCohort
     from mil.training.plans import reach
 
@@ -256,59 +254,19 @@ def check_kit(spec: SiteSpec) -> list[CheckedItem]:
     except (OSError, ValueError) as error:
         return [CheckedItem("certificate", "fault", f"{startup}: {error}; make the kit again with `mil site join`")]
     checks: list[Callable[[], str | None]] = [
-        lambda: _named(own, spec.site),
-        lambda: _signed(own, root),
+        lambda: named(own, spec.site),
+        lambda: signed(own, root),
         lambda: None if key.public_key() == own.public_key() else "the key is not the certificate's",
-        lambda: _private(startup / "client.key"),
+        lambda: private(startup / "client.key"),
         lambda: None if is_hardened(kit) else "the kit's own rules were changed",
     ]
     faults = [f"{said}; make the kit again with `mil site join`" for check in checks if (said := check()) is not None]
-    faults += [said] if (said := _out_of_date(own)) is not None else []
+    faults += [said] if (said := out_of_date(own)) is not None else []
     if faults:
         return [CheckedItem("certificate", "fault", f"{startup}: {said}") for said in faults]
     days = (own.not_valid_after_utc - datetime.now(UTC)).days
     state = "warning" if days < SOON_DAYS else "ok"
     return [CheckedItem("certificate", state, f"of {spec.site}, valid for {days} more days")]
-
-
-def _named(own: x509.Certificate, site: str) -> str | None:
-    name = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-    return None if name == site else f"the certificate is of '{name}', not of '{site}'"
-
-
-def _signed(own: x509.Certificate, root: x509.Certificate) -> str | None:
-    public = root.public_key()
-    if not isinstance(public, rsa.RSAPublicKey) or own.signature_hash_algorithm is None:
-        return "the authority's key is not of the expected kind"
-    try:
-        public.verify(own.signature, own.tbs_certificate_bytes, padding.PKCS1v15(), own.signature_hash_algorithm)
-    except InvalidSignature:
-        return "the certificate is not signed by the authority beside it"
-    return None
-
-
-def _out_of_date(own: x509.Certificate) -> str | None:
-    first, last, now = own.not_valid_before_utc, own.not_valid_after_utc, datetime.now(UTC)
-    if now < first:
-        return (
-            f"the certificate is valid only from {first:{MINUTE}} on, but this machine's clock says {now:{MINUTE}}; set the "
-            "clock"
-        )
-    if now > last:
-        return (
-            f"the certificate ended on {last:{MINUTE}}, and this machine's clock says {now:{MINUTE}}; where the clock is "
-            "right, make the kit again with `mil site join`"
-        )
-    return None
-
-
-def _private(key: Path) -> str | None:
-    mode = key.stat().st_mode & 0o077
-    return (
-        f"others than its owner may read the private key (mode {key.stat().st_mode & 0o777:o}; chmod 600)"
-        if mode
-        else None
-    )
 
 
 def check_connection(spec: SiteSpec, protocol: FederationSpec) -> CheckedItem:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from mil.errors import MilError
-from mil.hospital.config import FederationSpec, PrivacySpec, SiteSpec
+from mil.hospital.config import FederationSpec, PrivacySpec
 from mil.hospital.forms import Slot
 from mil.hospital.keys import PartyKey
 from mil.hospital.noise import SecretStream
+from mil.hospital.parties import SiteSpec
 from mil.hospital.payload import Refusal
 from mil.hospital.record import LedgerFile
 from mil.models.head import Inputs

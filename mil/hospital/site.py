@@ -17,10 +17,10 @@ from torch import Tensor
 
 from mil.errors import CorruptFile, MilError
 from mil.files import file_name
-from mil.hospital.config import FederationSpec, SiteSpec, limits, own_protocol
+from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.differencing import check_plan
-from mil.hospital.forms import CONTROL, Forms, Shapes, Slot, groups_of, slots
+from mil.hospital.forms import Forms, Shapes, Slot, groups_of, slots
 from mil.hospital.identity import code_sha256, data_sha256, differences, identity, own_secret
 from mil.hospital.keys import PartyKey
 from mil.hospital.local import LocalWork, Trained
@@ -29,12 +29,12 @@ from mil.hospital.memory import Memory
 from mil.hospital.models import Refit, run_of
 from mil.hospital.noise import SecretStream
 from mil.hospital.own_data import own_bags
+from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.payload import (
     Form,
     Message,
     Mismatch,
     PayloadError,
-    TooFewPatients,
     Value,
     check_updates,
     content_digest,
@@ -232,7 +232,7 @@ class Site:
             work.rehearse(models, chosen[0])
             return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
         if question.kind == "moments":
-            return Message("moments", values, self._moments(work, chosen)), form
+            return Message("moments", values, work.moments_of(chosen, self.limits.small_cells)), form
         memory = self._memory(question)
         models = work.completed(question.tensors, [memory.of(slot, work.first(slot)) for slot in chosen])
         tensors = work.watch(models, chosen, groups)
@@ -247,17 +247,6 @@ class Site:
         if kind != "canary":
             self.work.check_patients(chosen, kind, self.limits.min_patients)
         return self.work
-
-    def _moments(self, work: LocalWork, chosen: list[Slot]) -> dict[str, Tensor]:
-        """Numbers of patients, moments and, where the protocol weighs classes, how many there are of each."""
-        found = work.moments_of(chosen)
-        counts = found.get("classes", torch.zeros(0))
-        if ((counts > 0) & (counts < self.limits.small_cells)).any():
-            raise TooFewPatients(
-                f"site {self.spec.site}: a model would learn from fewer than {self.limits.small_cells} patients of a class, "
-                "and imbalance asks for their number; nothing was sent. Use imbalance none, or fewer folds"
-            )
-        return found
 
     def _memory(self, question: Message) -> Memory:
         """What the site keeps of the run, as it was when the server last used an answer of it."""
@@ -291,16 +280,7 @@ class Site:
                 chosen,
                 [own if own is not None else {} for _, own in trained] if self.shapes.controls else layers,
             )
-        if self.shapes.controls:
-            changes = [update.control_change or {} for update in updates]
-            tensors |= {
-                f"{CONTROL}{name}": torch.stack([change[name] for change in changes]) for name in self.shapes.state
-            }
-        tensors["num_bags"] = torch.tensor([update.patients for update in updates])
-        tensors["num_steps"] = torch.tensor([update.steps for update in updates])
-        if self.budget is None:
-            tensors["train_loss"] = torch.tensor([update.loss for update in updates], dtype=torch.float64)
-        return tensors
+        return tensors | work.told_of(updates, with_loss=self.budget is None)
 
     def _train_privately(
         self, question: Message, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot], number: int

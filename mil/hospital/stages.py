@@ -26,7 +26,7 @@ from mil.strategies.strategy import WeightedSum
 from mil.training.aggregate import begin_models
 from mil.training.clients import participants, visits
 from mil.training.plans import first_weights
-from mil.training.protocol import candidates
+from mil.training.protocol import candidates, stalled
 from mil.training.setup import class_weights
 
 Found = Mapping[str, Message]
@@ -280,9 +280,7 @@ class Stages:
         if patience is None or self.progress.phase == "refit":
             return set()
         curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
-        return {
-            group for group, curve in enumerate(curves) if curve and len(curve) - 1 - int(np.argmin(curve)) >= patience
-        }
+        return {group for group, curve in enumerate(curves) if curve and stalled(curve, patience)}
 
     def _select(self, found: Found) -> None:
         self._watch(found)

@@ -170,6 +170,11 @@ def best_rounds(
         yield own, rounds + 1, float(curve[rounds])
 
 
+def stalled(curve: Sequence[float] | np.ndarray, patience: int) -> bool:
+    """Whether the least loss of `curve`, a value per round, is `patience` rounds old or older."""
+    return len(curve) - 1 - int(np.argmin(curve)) >= patience
+
+
 def mean_curve(losses: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean loss after each round (rounds,) from sums over watched patients (tasks, rounds); infinite where it is not finite."""
     with np.errstate(invalid="ignore"):

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.training.clients import Clients
 from mil.training.cohort import TrainingCohort
 from mil.training.engine import Engine, Learners
 from mil.training.ledger import Ledger, digest
 from mil.training.packing import Places
 from mil.training.phase import Phase
-from mil.training.protocol import Task, best_rounds, mean_curve
+from mil.training.protocol import Task, best_rounds, mean_curve, stalled
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Records:
         stop = np.zeros(len(tasks), bool)
         for own in members.values():
             curve = mean_curve(self.losses[own, :number], self.counts[own, :number])
-            stop[own] = number - 1 - int(np.argmin(curve)) >= patience
+            stop[own] = stalled(curve, patience)
         return stop
 
     def _watch(self, engine: Engine, phase: Phase, models: Tensor) -> list[np.ndarray]:

@@ -26,12 +26,12 @@ from wall_clock import COMPILER, WallClock
 
 from mil.errors import MilError
 from mil.hospital import coordinator as hospital
-from mil.hospital.config import SiteSpec
 from mil.hospital.crosscheck import cross_check
 from mil.hospital.flare import kits
 from mil.hospital.flare.job import Stretch, write_job
 from mil.hospital.flare.processes import site_command
 from mil.hospital.flare.session import abort, session
+from mil.hospital.parties import SiteSpec
 from mil.hospital.preflight import check_connection, check_kit
 from mil.hospital.server import Server
 from mil.hospital.site import Site

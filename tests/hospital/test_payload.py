@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from mil.errors import MilError
-from mil.hospital.config import FederationSpec, SiteSpec, limits, read_own
+from mil.hospital.config import FederationSpec
 from mil.hospital.forms import JOIN_ANSWER
+from mil.hospital.parties import SiteSpec, limits, read_own
 from mil.hospital.payload import (
     NAME,
     SHA256,

@@ -11,8 +11,9 @@ import torch
 from hospitals import PROTOCOL, SEEN, Bad, Hospitals, edited, make_hospitals, rewrite_protocol
 
 from mil.errors import MilError
-from mil.hospital.config import FederationSpec, SiteSpec
+from mil.hospital.config import FederationSpec
 from mil.hospital.coordinator import folder_of
+from mil.hospital.parties import SiteSpec
 from mil.hospital.payload import NotAgreed, PayloadError, TooFewPatients, header
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site

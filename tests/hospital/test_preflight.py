@@ -25,10 +25,10 @@ from mil import hdf5
 from mil.commands.hospital import ledger, server, site
 from mil.errors import MilError
 from mil.hospital import coordinator, preflight
-from mil.hospital.config import SiteSpec, read_own
 from mil.hospital.flare import kits
 from mil.hospital.flare.processes import server_command
 from mil.hospital.identity import code_sha256
+from mil.hospital.parties import SiteSpec, read_own
 from mil.hospital.preflight import check_site, write_hashes
 from mil.progress import quiet
 

@@ -10,7 +10,7 @@ from test_federation_vectorised import course_like, flat, tasks_of
 from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 
 from mil.config import parse
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec
 from mil.models import build

@@ -17,8 +17,9 @@ from mil import hdf5
 from mil.bags.table import deal_folds
 from mil.config import EndpointSpec
 from mil.errors import MilError
-from mil.hospital.config import FederationSpec, ServerSpec, SiteSpec, read_federation, read_own
+from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.keys import PartyKey
+from mil.hospital.parties import ServerSpec, SiteSpec, read_own
 from mil.hospital.payload import Message, header
 from mil.hospital.relay import signed_content
 from mil.hospital.site import Site

@@ -19,9 +19,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from mil.errors import MilError
-from mil.hospital.config import ServerSpec, read_federation, read_own
+from mil.hospital.config import read_federation
 from mil.hospital.flare.wire import TASK, envelope, opened, own_file
 from mil.hospital.keys import PartyKey
+from mil.hospital.parties import ServerSpec, read_own
 from mil.hospital.server import Server
 
 POLL_S = 0.05

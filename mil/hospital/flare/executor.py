@@ -7,8 +7,8 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from mil.errors import MilError
-from mil.hospital.config import SiteSpec, read_own
 from mil.hospital.flare.wire import MESSAGE, TASK, envelope, own_file, refusal
+from mil.hospital.parties import SiteSpec, read_own
 from mil.hospital.payload import header
 from mil.hospital.site import Site
 

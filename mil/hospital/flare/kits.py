@@ -16,9 +16,10 @@ import yaml
 
 from mil.errors import MilError
 from mil.files import write_text
-from mil.hospital.config import FederationSpec, ServerSpec, SiteSpec, own_protocol, read_federation
+from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.flare.job import CONTROLLER, EXECUTOR
 from mil.hospital.flare.wire import OWN_FILE
+from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
 
 SERVER_KIT, OPERATOR_KIT, SITE_KIT = "kit", "operator", "kit"
 SITE_RIGHTS = {"lead": {"submit_job": "any", "abort_job": "any", "abort": "any"}}

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from mil.errors import MilError
-from mil.hospital.config import ServerSpec, SiteSpec, own_protocol, read_federation
+from mil.hospital.config import read_federation
 from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT, set_heartbeat
+from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
 
 Command = tuple[list[str], dict[str, str], Path]
 """Words, environment, working directory."""

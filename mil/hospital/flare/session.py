@@ -21,8 +21,8 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from mil.errors import MilError
-from mil.hospital.config import ServerSpec
 from mil.hospital.flare.kits import OPERATOR_KIT
+from mil.hospital.parties import ServerSpec
 
 LOST = (NoConnection, SessionClosed, FLCommunicationError)
 
