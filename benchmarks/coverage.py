@@ -18,8 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from mil.config import EndpointSpec, MetricsSpec
-from mil.endpoints.kinds import Kind, build_kind
-from mil.endpoints.survival_analysis import c_index, c_index_interval
+from mil.endpoints import Endpoint, build_endpoint
 from mil.metrics.added_value import added_value
 from mil.metrics.localisation import SlideAttention, by_slide, localise
 from mil.rng import rng
@@ -27,6 +26,7 @@ from mil.statistics import calibration, classification, decision, delong, interv
 from mil.statistics.arms import Scope
 from mil.statistics.bootstrap import percentile_interval, point, resamples
 from mil.statistics.differences import difference_of
+from mil.statistics.survival import c_index, c_index_interval
 
 # patients, prevalence, AUROC, shift and slope of the score's logits against the true ones
 COHORTS = (
@@ -140,7 +140,7 @@ CLASSES = ("a", "b", "c")
 
 
 def of_kind(kind: str, stream: np.random.Generator, patients: int) -> pd.DataFrame:
-    """Predictions of one site as `Kind.rows` takes them."""
+    """Predictions of one site as `Endpoint.rows` takes them."""
     value, noise = stream.normal(size=(2, patients))
     table = pd.DataFrame({"patient_id": np.arange(patients), "site": "S", "score": 0.7 * value + 0.7 * noise})
     if kind == "multiclass":
@@ -158,7 +158,7 @@ def kinds(cohorts: int) -> None:
     """Measures of the kinds of endpoint that are not yes or no; their intervals are the patient bootstrap's."""
     settled = {"multiclass": {"classes": CLASSES}, "survival": {"event": "event"}, "regression": {}}
     for name, settings in settled.items():
-        kind = build_kind(EndpointSpec.model_validate({"kind": name, **settings}))
+        kind = build_endpoint(EndpointSpec.model_validate({"kind": name, **settings}))
         stream = rng(0, "kinds", name)
         people = [_values(kind, of_kind(name, stream, 2000), 100)["value"] for _ in range(20)]
         truth = pd.concat(people, axis=1).mean(axis=1)
@@ -176,7 +176,7 @@ def kinds(cohorts: int) -> None:
             print(f"{name}, {patients}: {'; '.join(shares)}", flush=True)
 
 
-def _values(kind: Kind, table: pd.DataFrame, resamples: int) -> pd.DataFrame:
+def _values(kind: Endpoint, table: pd.DataFrame, resamples: int) -> pd.DataFrame:
     rows = list(kind.rows(Scope("S", "external", "S", table), MetricsSpec(bootstrap=resamples)))
     return pd.DataFrame(rows).set_index("metric")
 

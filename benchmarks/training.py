@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from mil.bags.table import deal_folds, read_bags
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec

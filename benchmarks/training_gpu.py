@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 
 from mil.bags.table import deal_folds
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.models import build
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mil.bags.covariates import clinical_inputs, follow_up, refuse_mixture
-from mil.bags.table import check_classes, targets_of
+from mil.bags.table import check_classes
 from mil.config import Config, load
+from mil.endpoints import build_endpoint
 from mil.errors import MilError, nearest
 from mil.slides.sheet import Cohort, read_cohort
 from mil.tables import require_columns
@@ -72,7 +73,7 @@ def _check_labels(config: Config, cohort: Cohort) -> None:
     for name in sorted({experiment.endpoint for experiment in config.selected().values()}):
         endpoint = config.endpoints[name]
         try:
-            check_classes(patients.join(targets_of(cohort, endpoint), how="inner"), roles, endpoint)
+            check_classes(patients.join(build_endpoint(endpoint).read(cohort), how="inner"), roles, endpoint)
         except MilError as error:
             raise MilError(f"endpoints.{name}: {error}") from error
 

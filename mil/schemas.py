@@ -109,11 +109,16 @@ LOCALISATION = (
 )
 """`metrics/{experiment}.localisation.csv` after what names the experiment, a row per site and metric."""
 SUBGROUPS = ("variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs", "p_adjusted")
-"""Subgroups of patients, a row per level of a variable."""
+"""`metrics/clinical/subgroups.csv`, a row per level of a variable."""
+ASSOCIATIONS = ("analysis", "variable", "patients", "events", "value", "low", "high", "p", "p_adjusted", "method")
+"""`metrics/clinical/associations.csv`, a row per analysis and variable; `method` says why an analysis has no value."""
+SURVIVAL = ("group", "time", "survival", "low", "high", "at_risk")
+"""`metrics/clinical/survival.csv`, a row per group of patients and time of an event."""
 
 TEXT = frozenset(
     {
         "against",
+        "analysis",
         "check",
         "checksum",
         "correction",
@@ -125,6 +130,7 @@ TEXT = frozenset(
         "first",
         "first_trained_on",
         "format",
+        "group",
         "level",
         "member",
         "method",

@@ -76,7 +76,7 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         codes = np.searchsorted(self.classes_, labels)
         endpoint = self._endpoint()
         table = _table(len(bags), sites, "train")
-        table["label"] = codes if endpoint.kind == "binary" else [str(code) for code in codes]
+        table["label"] = codes if len(self.classes_) == 2 else [str(code) for code in codes]
         check_classes(table, dict.fromkeys(sites.tolist(), "train"), endpoint)
         store = FeatureStore.of(dict(zip(table["patient_id"], bags, strict=True)))
         self.run_ = train(self._experiment(), endpoint, deal_folds(table, endpoint), store, quiet())

@@ -1,14 +1,12 @@
-"""Columns of the patient table -> numbers for a model, scaled by moments, which sites can merge."""
+"""Columns of the patient table -> numbers for a model."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from mil.errors import MilError, nearest
-from mil.statistics.moments import DOUBLE, Moments
 
 # a class that ends in a number stands for it: T2 -> 2, N0 -> 0, "grade 3" -> 3, T1c -> 1
 NUMBERED = re.compile(r"^[A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
@@ -81,20 +79,3 @@ def refuse_mixture(cells: pd.Series, column: str, where: str) -> None:
             f"{where}: column '{column}' holds numbers, but '{odd.iloc[0]}' for patient '{odd.index[0]}'; leave what is unknown "
             "blank, or make all of it classes"
         )
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Means and deviations that inputs are scaled by; a blank becomes the mean, that is 0."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-    @classmethod
-    def of(cls, parts: Sequence[np.ndarray]) -> "Scaling":
-        """From the sites' matrices (patients, width): only their counts, means and squared deviations are used."""
-        return cls(*Moments.stacked([Moments.of_group(part) for part in parts]).mean_and_deviation(DOUBLE))
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """Scaled values (patients, width) without blanks."""
-        return np.nan_to_num((values - self.mean) / self.deviation)

@@ -4,7 +4,7 @@ Folds are dealt within every training site and label, so a hospital can deal its
 the same seed gives the same folds whatever the order of the rows. They are written once and never computed again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ import pandas as pd
 from mil.bags.census import flow
 from mil.bags.covariates import clinical_inputs
 from mil.config import EndpointSpec
-from mil.errors import MilError, nearest
+from mil.endpoints import build_endpoint
+from mil.errors import MilError
 from mil.rng import rng
 from mil.schemas import BAGS
 from mil.tables import read_table
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from mil.slides.sheet import Cohort
 
 MOST_CLASSES = 12  # a number with more values is no class
-LARGEST = float(np.finfo(np.float32).max)  # models predict in single precision
 
 
 def read_bags(path: str | Path) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def make_bags(
     A survival endpoint has `time` beside its label, which says whether the event happened. `covariates` are columns of the
     patient table that experiments read besides the slides, as numbers.
     """
-    targets = targets_of(cohort, endpoint)
+    targets = build_endpoint(endpoint).read(cohort)
     usable = census[census["state"] == "ok"]
     slides = usable.groupby("patient_id")["slide_id"].agg(lambda ids: ";".join(sorted(ids)))
     site = census.groupby("patient_id")["site"].first()
@@ -60,36 +60,6 @@ def make_bags(
     table = flow(census, roles, used, lost)
     check_classes(bags, roles, endpoint)
     return deal_folds(bags, endpoint), table
-
-
-def targets_of(cohort: "Cohort", endpoint: EndpointSpec) -> pd.DataFrame:
-    """`label` (and `time`) by patient_id, of patients whose cells are filled; a value that is none is an error with its line."""
-    if endpoint.kind == "binary":
-        return binary_labels(cohort, endpoint).to_frame("label")
-    values = cohort.patients.set_index("patient_id")[endpoint.column]
-    if endpoint.kind == "multiclass":
-        known = values[values != ""]
-        _refuse(known[~known.isin(endpoint.classes)], endpoint.column, f"none of {', '.join(endpoint.classes)}", cohort)
-        return known.to_frame("label")
-    numbers = pd.to_numeric(values.where(values != ""), errors="coerce")
-    usable = numbers.abs() <= LARGEST
-    wrong = (values != "") & ~(usable & ((endpoint.kind != "survival") | (numbers > 0)))
-    _refuse(
-        values[wrong], endpoint.column, "no positive number" if endpoint.kind == "survival" else "no number", cohort
-    )
-    if endpoint.kind == "regression":
-        return numbers.dropna().to_frame("label")
-    event = binary_labels(cohort, endpoint.model_copy(update={"column": endpoint.event}))
-    return pd.DataFrame({"label": event, "time": numbers}).dropna().astype({"label": int})
-
-
-def _refuse(wrong: pd.Series, column: str, what: str, cohort: "Cohort") -> None:
-    if len(wrong):
-        line = cohort.patients.index[cohort.patients["patient_id"] == wrong.index[0]][0]
-        raise MilError(
-            f"patient table {cohort.source} line {line}: patient '{wrong.index[0]}' has {column} = '{wrong.iloc[0]}', which is "
-            f"{what}; correct it, or leave it blank"
-        )
 
 
 def covariate_columns(cohort: "Cohort", covariates: Sequence[str]) -> pd.DataFrame:
@@ -109,26 +79,6 @@ def covariate_columns(cohort: "Cohort", covariates: Sequence[str]) -> pd.DataFra
             )
         parts.append(numbers.set_axis([name], axis=1))
     return pd.concat(parts, axis=1)
-
-
-def binary_labels(cohort: "Cohort", endpoint: EndpointSpec) -> pd.Series:
-    """Label 0/1 by patient_id; blank cells are left out, any other value than the endpoint's is an error."""
-    if endpoint.column not in cohort.patients.columns:
-        raise MilError(
-            f"patient table {cohort.source}: column '{endpoint.column}' is missing; {nearest(endpoint.column, map(str, cohort.patients))}"
-        )
-    values = cohort.patients.set_index("patient_id")[endpoint.column]
-    classes = dict.fromkeys(endpoint.negative, 0) | dict.fromkeys(endpoint.positive, 1)
-    known = values[values != ""]
-    unknown = known[~known.isin(list(classes))]
-    if len(unknown):
-        line = cohort.patients.index[cohort.patients["patient_id"] == unknown.index[0]][0]
-        raise MilError(
-            f"patient table {cohort.source} line {line}: patient '{unknown.index[0]}' has {endpoint.column} = "
-            f"'{unknown.iloc[0]}', which is neither positive ({', '.join(endpoint.positive)}) nor negative "
-            f"({', '.join(endpoint.negative)}); correct it, leave it blank, or name it in the endpoint"
-        )
-    return known.map(classes).astype(int)
 
 
 def deal_folds(bags: pd.DataFrame, endpoint: EndpointSpec) -> pd.DataFrame:
@@ -167,6 +117,14 @@ def _strata(labels: pd.Series) -> pd.Series:
     return (labels.rank(method="first") * 3 / (len(labels) + 1)).astype(int)
 
 
+def outer_folds(bags: pd.DataFrame) -> Iterator[tuple[int, int]]:
+    """(repeat, fold) of the bag table's columns."""
+    repeats = sorted(int(name[6:]) for name in bags.columns if name.startswith("repeat") and name[6:].isdigit())
+    for repeat in repeats:
+        for fold in sorted(pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").dropna().unique()):
+            yield repeat, int(fold)
+
+
 def check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: EndpointSpec) -> None:
     """Every training site needs enough patients of both classes (events and none) for its folds; a hospital that is external has none.
 
@@ -176,7 +134,7 @@ def check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: Endpoi
     if train.empty and (bags.empty or "train" in roles.values()):
         raise MilError("no patient of a training site is left; see the flow table for what was excluded and why")
     for site, members in train.groupby("site", sort=True):
-        if endpoint.kind in {"multiclass", "regression"}:
+        if not build_endpoint(endpoint).outcome:
             if len(members) < 2 * endpoint.folds:
                 lower = f"set folds to {len(members) // 2} (endpoints), " if len(members) >= 4 else ""
                 raise MilError(

@@ -1,24 +1,22 @@
 """A cohort of patient tables alone, without slides -> what local, pooled and federated clinical models reach.
 
-The way is the one that slides take: `mil.bags.table` deals the folds and refuses bad labels, logistic regressions stand on these folds
-as baselines do, experiments of the model `clinical` are trained by `mil.training.run.train` under their own strategy, and the
-same code scores and compares them.
+`mil.bags.table` deals the folds and refuses bad labels as for slides; baselines and experiments of the model `clinical` are trained,
+scored and compared by the same code as experiments on slides.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mil.bags.covariates import clinical_inputs
 from mil.bags.table import make_bags
-from mil.baselines.protocol import PREDICTED, WATCHED, run_protocol
+from mil.baselines.protocol import run_protocol, stacked, train_without_tiles
 from mil.config import Config
 from mil.errors import MilError, nearest
 from mil.metrics.comparison import compare, compare_with
 from mil.metrics.score import score
-from mil.progress import Reporter, quiet
+from mil.progress import Reporter
 from mil.slides.sheet import Cohort
 from mil.tables import read_text_table, require_columns, write_table
 
@@ -70,7 +68,7 @@ def read_patients(config: Config) -> Cohort:
 def clinical_cohort(
     config: Config, endpoint: str, cohort: Cohort | None = None, reporter: Reporter | None = None
 ) -> ClinicalResults:
-    """Regressions on `metrics.clinical` and on `metrics.annotation` alone, and the run's experiments of the model `clinical`."""
+    """Baselines on `metrics.clinical` and on `metrics.annotation` alone, and the run's experiments of the model `clinical`."""
     cohort = cohort or read_patients(config)
     if not config.metrics.clinical:
         raise MilError("metrics.clinical names no column; list the clinical columns to predict from")
@@ -81,23 +79,19 @@ def clinical_cohort(
     }
     covariates = list(dict.fromkeys(name for one in trained.values() for name in one.covariates))
     bags = _bags(cohort, config, endpoint, covariates)
-    folded = {"clinical": run_protocol("clinical", clinical_inputs(cohort.patients, config.metrics.clinical), bags)}
+    spec = config.endpoints[endpoint]
+    folded = [run_protocol("clinical", clinical_inputs(cohort.patients, config.metrics.clinical), bags, spec)]
     if config.metrics.annotation:
         column = clinical_inputs(cohort.patients, [config.metrics.annotation], "metrics.annotation")
-        folded["annotation"] = run_protocol("annotation", column, bags)
-    predictions = [one.predictions for one in folded.values()]
-    inner = [one.inner for one in folded.values()]
-    for name in trained:
-        found = _trained(config, name, bags, reporter or quiet())
-        predictions.append(found[0])
-        inner.append(found[1])
-    table, watched = pd.concat(predictions, ignore_index=True), pd.concat(inner, ignore_index=True)
+        folded.append(run_protocol("annotation", column, bags, spec))
+    folded += [train_without_tiles(name, one, spec, bags, reporter) for name, one in trained.items()]
+    together = stacked(folded)
     return ClinicalResults(
         bags,
-        table,
-        watched,
-        score(table, config.metrics, None, watched),
-        _compared(table, config, endpoint, list(trained)),
+        together.predictions,
+        together.inner,
+        score(together.predictions, config.metrics, None, together.inner),
+        _compared(together.predictions, config, endpoint, list(trained)),
     )
 
 
@@ -109,22 +103,6 @@ def _bags(cohort: Cohort, config: Config, endpoint: str, covariates: list[str]) 
     )
     census = census.assign(state="ok", reason="", stage="check", num_tiles=0)
     return make_bags(cohort, census, config.slides.roles, config.endpoints[endpoint], covariates)[0]
-
-
-def _trained(config: Config, name: str, bags: pd.DataFrame, reporter: Reporter) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predictions and inner folds of an experiment of the model `clinical`: bags of one blank tile, which it does not look at."""
-    from mil.predictions.predict import predict  # torch, where it is needed
-    from mil.training.run import train
-    from mil.training.store import FeatureStore
-
-    experiment = config.experiments[name]
-    blank = {patient: np.zeros((1, 1), np.float32) for patient in bags["patient_id"]}
-    training = bags[bags["role"] == "train"]
-    own = FeatureStore.of({patient: blank[patient] for patient in training["patient_id"]})
-    run = train(experiment, config.endpoints[experiment.endpoint], training, own, reporter)
-    table = predict(run, bags, FeatureStore.of(blank)).table.assign(experiment=name)
-    inner = pd.DataFrame(columns=WATCHED) if run.inner is None else run.inner.assign(experiment=name)
-    return table[PREDICTED], inner[WATCHED]
 
 
 def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[str]) -> pd.DataFrame:

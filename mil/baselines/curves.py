@@ -6,17 +6,20 @@ over the training sites: quick, so that they can be trained often. Curves are te
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from mil.bags.covariates import Scaling
-from mil.baselines.logistic import fit_together
-from mil.baselines.protocol import outer_folds, permuted_labels
-from mil.endpoints.kinds.binary import fixed_interval
+from mil.bags.table import outer_folds
+from mil.baselines.protocol import permuted_labels
+from mil.endpoints.binary import fixed_interval
 from mil.rng import rng
 from mil.statistics import delong
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 STRENGTH = 0.1
 SHARES = (0.15, 0.25, 0.4, 0.6, 0.8, 1.0)
@@ -53,8 +56,10 @@ def permutations(means: pd.DataFrame, bags: pd.DataFrame, count: int, seed: int)
 
 def _ridge(values: np.ndarray, labels: np.ndarray, train: np.ndarray, judged: np.ndarray) -> np.ndarray:
     """Scores (permutations, judged) of a ridge regression on scaled values, its strength the number of features."""
-    scaling = Scaling.of([values[train]])
-    x, y = scaling.apply(values[train]), scaling.apply(values[judged])
+    from sklearn.preprocessing import StandardScaler
+
+    scaling = StandardScaler().fit(values[train])
+    x, y = scaling.transform(values[train]), scaling.transform(values[judged])
     kernel = x @ x.T + values.shape[1] * np.eye(len(x))
     centred = labels[:, train] - labels[:, train].mean(axis=1, keepdims=True)
     return centred @ np.linalg.solve(kernel, x @ y.T)
@@ -112,8 +117,7 @@ def site_value(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) -> pd
         for chosen in combinations(training, size):
             inside = np.isin(site, chosen)
             if delong.both_classes(labels[inside]):
-                model = fit_together([values[inside]], [labels[inside]], STRENGTH)
-                scores = model.chance(values[outside])
+                scores = _fitted(values[inside], labels[inside]).predict_proba(values[outside])[:, 1]
                 found = fixed_interval(labels[outside], scores, site[outside], confidence)[:3]
                 rows.append(("+".join(chosen), size, *found))
     return pd.DataFrame(rows, columns=["trained_on", "sites", "value", "low", "high"])
@@ -132,8 +136,18 @@ def _testable(bags: pd.DataFrame) -> bool:
 def _fit_and_score(values: np.ndarray, bags: pd.DataFrame, chosen: np.ndarray) -> float:
     labels = bags["label"].to_numpy(dtype=int)
     outside = (bags["role"] == "external").to_numpy()
-    model = fit_together([values[chosen]], [labels[chosen]], STRENGTH)
-    return _within(labels[outside], model.chance(values[outside]), bags.loc[outside, "site"].to_numpy())
+    scores = _fitted(values[chosen], labels[chosen]).predict_proba(values[outside])[:, 1]
+    return _within(labels[outside], scores, bags.loc[outside, "site"].to_numpy())
+
+
+def _fitted(values: np.ndarray, labels: np.ndarray) -> "Pipeline":
+    """Logistic ridge regression of fixed strength on scaled values."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = LogisticRegression(C=STRENGTH, tol=1e-8, solver="newton-cholesky")
+    return make_pipeline(StandardScaler(), model).fit(values, labels)
 
 
 def _within(labels: np.ndarray, scores: np.ndarray, sites: np.ndarray) -> float:

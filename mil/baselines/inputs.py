@@ -8,8 +8,8 @@ import pandas as pd
 from scipy.special import expit
 
 from mil.bags.covariates import clinical_inputs
-from mil.baselines.protocol import PREDICTED, STRATEGIES, WATCHED, Folded, permuted_labels, run_protocol
-from mil.config import ExperimentSpec
+from mil.baselines.protocol import PREDICTED, Folded, permuted_labels, run_protocol, stack, stacked
+from mil.config import EndpointSpec, ExperimentSpec
 from mil.registry import Registry
 from mil.schemas import PREDICTIONS
 from mil.statistics.arms import ENSEMBLE, OWN_SITE
@@ -31,7 +31,7 @@ NAMES = {
     "site": "Site",
     "permuted": "Permuted labels",
     "fusion": "Clinical + slide",
-    "mean_features": "Logistic regression on mean features",
+    "mean_features": "Linear model of mean features",
 }
 
 
@@ -95,28 +95,25 @@ def bag_means(results: "Results", endpoint: str, encoder: str) -> pd.DataFrame:
 
 def run_baselines(results: "Results", endpoint: str) -> Folded:
     """Every baseline that this cohort has inputs for, its late fusion with the main experiment, and permuted labels."""
-    bags = results.bags(endpoint)
+    bags, spec = results.bags(endpoint), results.endpoints[endpoint]
     found = []
     for name in BASELINES:
         inputs = BASELINES[name](results, endpoint)
         if inputs is not None and len(inputs.columns):
-            strategies = STRATEGIES if name in MODELS else ("pooled",)
-            found.append(run_protocol(name, inputs, bags, strategies))
+            found.append(run_protocol(name, inputs, bags, spec, () if name in MODELS else ("pooled",)))
             if name == "mean_features":
-                found.append(permuted(inputs, bags, results.config.metrics.seed))
-    folded = Folded(
-        _stack([one.predictions for one in found], PREDICTED), _stack([one.inner for one in found], WATCHED)
-    )
+                found.append(permuted(inputs, bags, spec, results.config.metrics.seed))
+    folded = stacked(found)
     if results.config.metrics.clinical and endpoint == results.endpoint:
         fused = late_fusion(results, folded.predictions)
-        return Folded(_stack([folded.predictions, fused], PREDICTED), folded.inner)
+        return Folded(stack([folded.predictions, fused], PREDICTED), folded.inner)
     return folded
 
 
-def permuted(inputs: pd.DataFrame, bags: pd.DataFrame, seed: int, number: int = 0) -> Folded:
-    """The same protocol with labels permuted within each site: whatever it finds, it found nothing."""
+def permuted(inputs: pd.DataFrame, bags: pd.DataFrame, endpoint: EndpointSpec, seed: int, number: int = 0) -> Folded:
+    """The same protocol with labels permuted within each site, which nothing can predict."""
     shuffled = permuted_labels(bags, seed, number)
-    return run_protocol("permuted", inputs, shuffled, strategies=("pooled",))
+    return run_protocol("permuted", inputs, shuffled, endpoint, ("pooled",))
 
 
 def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
@@ -133,7 +130,7 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
         scores = both[["score_slide", "score_clinical"]].to_numpy(dtype=float)
         logits = logit(scores).mean(axis=1)
         parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=expit(logits)))
-    return _stack(parts, PREDICTED)
+    return stack(parts, PREDICTED)
 
 
 def fused(results: "Results") -> dict[str, ExperimentSpec]:
@@ -142,8 +139,3 @@ def fused(results: "Results") -> dict[str, ExperimentSpec]:
     for name in (results.main, *family):
         chosen.setdefault(family[name].strategy.name, name)
     return {name: one for name, one in family.items() if name in chosen.values()}
-
-
-def _stack(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    filled = [table[columns] for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)

@@ -1,22 +1,28 @@
-"""Inputs a patient + the bag table's own folds -> predictions of logistic regressions, in the table that models write.
+"""Numbers by patient -> predictions of linear models over the bag table's folds, in the tables that experiments write.
 
-For every repeat and outer fold the ridge is chosen on the inner folds (smallest log loss), then the model is fitted on all
-outer-training patients; no outer-fold or external patient is read before they are predicted.
+A baseline is an experiment of the model `clinical`: the same training, selection on inner folds and prediction as every other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from mil.baselines.logistic import Logistic, fit_federated, fit_together, log_loss
+from mil.config import ExperimentSpec
+from mil.progress import Reporter, quiet
 from mil.rng import rng
 from mil.schemas import INNER, PREDICTIONS
+from mil.specs.endpoints import EndpointSpec
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 LEAVE_ONE_SITE_OUT = "loso"
-STRATEGIES = ("local", "pooled", "federated", LEAVE_ONE_SITE_OUT)
+STRATEGIES = {"local": "local", "pooled": "pooled", "federated": "fedavg", LEAVE_ONE_SITE_OUT: "pooled"}
+"""Names of a baseline's strategies, and the strategies of experiments that they are."""
+SETTINGS = {
+    "training": {"rounds": 25, "lr": 0.05, "weight_decay": 0.01},
+    "search": {"weight_decay": (0.01, 1.0)},
+}
+"""How a baseline is trained; the number of rounds and the weight decay are chosen on the inner folds."""
 PREDICTED = ["experiment", *PREDICTIONS]
 WATCHED = ["experiment", *INNER]
 
@@ -29,100 +35,60 @@ class Folded:
     inner: pd.DataFrame
 
 
-def run_protocol(name: str, inputs: pd.DataFrame, bags: pd.DataFrame, strategies: Sequence[str] = STRATEGIES) -> Folded:
-    """Logistic regressions on `inputs` (patient_id -> numbers, nan where unknown) over the folds of `bags`.
+def run_protocol(
+    name: str, inputs: pd.DataFrame, bags: pd.DataFrame, endpoint: EndpointSpec, strategies: Sequence[str] = ()
+) -> Folded:
+    """Linear models of `inputs` (patient_id -> numbers, nan where unknown) over the folds of `bags`.
 
-    Experiments are named `{name}_{strategy}`: `local` one model a training site, `pooled` one on all in one table,
-    `federated` the same from sums, `loso` one on all training sites but one, for each (of three or more), which predicts the
-    site left out and nothing else (split `transfer`). Patients without any input are scored at the mean of the inputs.
+    Experiments are named `{name}_{strategy}`; `strategies` are keys of `STRATEGIES`, none of them given: all. `loso` needs three
+    training sites; each model predicts the site left out and nothing else (split `transfer`). A patient without any input
+    is scored at the mean of the inputs.
     """
-    bags = bags.reset_index(drop=True)
+    names = [f"input {number}" for number in range(len(inputs.columns))]
     values = inputs.reindex(bags["patient_id"]).to_numpy(dtype=float)
-    training = sorted(bags.loc[bags["role"] == "train", "site"].unique())
-    rows, inner = [], []
-    for strategy in strategies:
-        for sites in _groups(training, strategy):
-            for repeat, fold in outer_folds(bags):
-                origin = {
-                    "experiment": f"{name}_{strategy}",
-                    "trained_on": "+".join(sites),
-                    "repeat": repeat,
-                    "fold": fold,
-                }
-                found = _one_fold(bags, values, sites, repeat, fold, strategy)
-                if found is None:
-                    continue
-                judged = found[0][found[0]["split"] == "transfer"] if strategy == LEAVE_ONE_SITE_OUT else found[0]
-                rows.append(judged.assign(**origin))
-                if len(found[1]):  # none where the inner folds hold one class only
-                    inner.append(found[1].assign(**origin))
-    predictions = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=PREDICTED)
-    watched = pd.concat(inner, ignore_index=True) if inner else pd.DataFrame(columns=WATCHED)
-    return Folded(predictions[PREDICTED], watched[WATCHED])
+    values = (
+        values - inputs.median().fillna(0).to_numpy()
+    )  # models see single precision: seconds since 1970 would be rounded
+    table = pd.concat([bags.reset_index(drop=True), pd.DataFrame(values, columns=names)], axis=1)
+    several = bags.loc[bags["role"] == "train", "site"].nunique() > 2
+    found = []
+    for strategy in strategies or STRATEGIES:
+        left_out = strategy == LEAVE_ONE_SITE_OUT
+        if several or not left_out:
+            protocol = "leave_one_site_out" if left_out else "cross_validation"
+            stated = {"encoder": "", "endpoint": "", "model": "clinical", "strategy": STRATEGIES[strategy]}
+            settings = {**stated, "protocol": protocol, "covariates": names, **SETTINGS}
+            experiment = ExperimentSpec.model_validate(settings)
+            found.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table))
+    return stacked(found)
 
 
-def _groups(training: Sequence[str], strategy: str) -> list[tuple[str, ...]]:
-    """The sets of sites that a strategy trains models on."""
-    if strategy == "local":
-        return [(site,) for site in training]
-    if strategy == LEAVE_ONE_SITE_OUT:
-        return [tuple(other for other in training if other != site) for site in training] if len(training) > 2 else []
-    return [tuple(training)]
+def train_without_tiles(
+    name: str, experiment: ExperimentSpec, endpoint: EndpointSpec, bags: pd.DataFrame, reporter: Reporter | None = None
+) -> Folded:
+    """Train an experiment of the model `clinical` on covariates in `bags` and predict; no feature file is read."""
+    from mil.predictions.predict import predict  # torch, where it is needed
+    from mil.training.run import train
+    from mil.training.store import FeatureStore
+
+    blank = {patient: np.zeros((1, 1), np.float32) for patient in bags["patient_id"]}
+    training = bags[bags["role"] == "train"]
+    own = FeatureStore.of({patient: blank[patient] for patient in training["patient_id"]})
+    run = train(experiment, endpoint, training, own, reporter or quiet())
+    table = predict(run, bags, FeatureStore.of(blank)).table.assign(experiment=name)
+    inner = pd.DataFrame(columns=WATCHED) if run.inner is None else run.inner.assign(experiment=name)
+    return Folded(table[PREDICTED], inner[WATCHED])
 
 
-def outer_folds(bags: pd.DataFrame) -> Iterator[tuple[int, int]]:
-    """(repeat, fold) of the bag table's columns."""
-    repeats = sorted(int(name[6:]) for name in bags.columns if name.startswith("repeat") and name[6:].isdigit())
-    for repeat in repeats:
-        for fold in sorted(pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").dropna().unique()):
-            yield repeat, int(fold)
+def stacked(parts: Sequence[Folded]) -> Folded:
+    """All parts' rows."""
+    return Folded(stack([one.predictions for one in parts], PREDICTED), stack([one.inner for one in parts], WATCHED))
 
 
-def _one_fold(
-    bags: pd.DataFrame, values: np.ndarray, sites: tuple[str, ...], repeat: int, fold: int, strategy: str
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Predictions of one model and of the inner folds it was chosen on; none where its training patients are of one class."""
-    outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").to_numpy()
-    train = bags["site"].isin(sites).to_numpy() & (bags["role"] == "train").to_numpy() & (outer != fold)
-    watched = pd.to_numeric(bags[f"repeat{repeat}_fold{fold}_inner"], errors="coerce").to_numpy()
-    labels = bags["label"].to_numpy(dtype=int)
-    if len(np.unique(labels[train])) < 2:
-        return None
-    strength, inner = _choose(bags, values, labels, train, watched, strategy)
-    model = _fit(bags, values, labels, train, strategy, strength)
-    split = np.where(bags["role"] == "external", "external", np.where(bags["site"].isin(sites), "held_out", "transfer"))
-    judged = (outer == fold) | (bags["role"] == "external").to_numpy()
-    table = bags.loc[judged, ["patient_id", "site", "role", "label"]]
-    return table.assign(split=split[judged], score=model.chance(values[judged])), inner
-
-
-def _choose(
-    bags: pd.DataFrame, values: np.ndarray, labels: np.ndarray, train: np.ndarray, watched: np.ndarray, strategy: str
-) -> tuple[float, pd.DataFrame]:
-    """The strength with the smallest loss on held-out inner folds, and those inner predictions at it."""
-    found: dict[float, list[pd.DataFrame]] = {strength: [] for strength in STRENGTHS}
-    for number in np.unique(watched[train & np.isfinite(watched)]):
-        taught, held = train & (watched != number), train & (watched == number)
-        if len(np.unique(labels[taught])) < 2:
-            continue
-        for strength in STRENGTHS:
-            chance = _fit(bags, values, labels, taught, strategy, strength).chance(values[held])
-            table = bags.loc[held, ["patient_id", "site", "label"]].assign(inner=int(number), score=chance)
-            found[strength].append(table)
-    if not found[STRENGTHS[0]]:
-        return 1.0, pd.DataFrame(columns=["patient_id", "site", "label", "inner", "score"])
-    tables = {strength: pd.concat(parts) for strength, parts in found.items()}
-    losses = {s: log_loss(t["label"].to_numpy(), t["score"].to_numpy()) for s, t in tables.items()}
-    best = min(STRENGTHS, key=lambda strength: (losses[strength], strength))
-    return best, tables[best]
-
-
-def _fit(
-    bags: pd.DataFrame, values: np.ndarray, labels: np.ndarray, chosen: np.ndarray, strategy: str, strength: float
-) -> Logistic:
-    sites = [chosen & (bags["site"] == site).to_numpy() for site in sorted(bags.loc[chosen, "site"].unique())]
-    fit = fit_federated if strategy == "federated" else fit_together
-    return fit([values[site] for site in sites], [labels[site] for site in sites], strength)
+def stack(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """Rows of all tables that have any."""
+    filled = [table[columns] for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
 
 
 def permuted_labels(bags: pd.DataFrame, seed: int, number: int) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import pandas as pd
 from mil.baselines.curves import patients_curve, permutations, site_value, tiles_curve
 from mil.baselines.inputs import bag_means, fused, run_baselines
 from mil.baselines.landscape import cluster_tiles, components, enrichment, shares, site_classifier
+from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.features.stain import macenko_of
 from mil.metrics.comparison import compare_with
@@ -33,7 +34,7 @@ STAIN_SLIDES, STAIN_TILES = 8, 6  # slides a site, tiles a slide
 def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd.DataFrame:
     """Write everything into `folder` (and `sites/{site}/clusters/{endpoint}.csv`); returns the baselines' metrics."""
     folder, config = Path(folder), results.config
-    if results.endpoints[endpoint].kind != "binary":
+    if not build_endpoint(results.endpoints[endpoint]).two_classes:
         return _write_features_alone(results, endpoint, folder)
     folded = run_baselines(results, endpoint)
     metrics = score(folded.predictions, config.metrics, None, folded.inner)

@@ -32,7 +32,7 @@ def score(
 ) -> None:
     """Score the predictions of one experiment at each site, with intervals."""
     from mil.config import EndpointSpec, ExperimentSpec, MetricsSpec, read_spec
-    from mil.endpoints.kinds import build_kind
+    from mil.endpoints import build_endpoint
     from mil.metrics.score import score as score_table
     from mil.statistics.thresholds import read_inner
     from mil.tables import read_table, write_table
@@ -40,7 +40,7 @@ def score(
     reporter = reporter_of(log)
     settings = read_spec(MetricsSpec, spec)
     held = read_inner(inner) if inner is not None else None
-    kind = build_kind(read_spec(EndpointSpec, endpoint))
+    kind = build_endpoint(read_spec(EndpointSpec, endpoint))
     table = score_table(read_table(predictions), settings, read_spec(ExperimentSpec, experiment), held, kind)
     write_table(table, out)
     for row in table[table["metric"] == kind.primary.name].itertuples():
@@ -56,8 +56,13 @@ def compare(
     spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Compare pairs of experiments on the same patients; `strategies.csv` beside OUT compares strategies with pooled and local."""
+    """Compare pairs of experiments on the same patients.
+
+    Beside OUT, `strategies.csv` compares strategies with pooled and local models, and `clinical/` holds the main experiment's
+    AUROC in subgroups, its association with clinical columns, and survival by prediction.
+    """
     from mil.config import MetricsSpec, read_spec
+    from mil.metrics.clinical import clinical_tables
     from mil.metrics.comparison import compare as compare_tables
     from mil.metrics.strategies import strategies_of
     from mil.results.results import Results
@@ -69,6 +74,8 @@ def compare(
     kinds = {name: opened.kind_of(name) for name in opened.experiments}
     settings = read_spec(MetricsSpec, spec)
     write_table(strategies_of(opened, settings), out.parent / "strategies.csv")
+    for name, table in clinical_tables(opened, settings).items():
+        write_table(table, out.parent / "clinical" / f"{name}.csv")
     write_table(compare_tables(predictions, settings, opened.experiments, kinds), out)
 
 

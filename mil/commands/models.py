@@ -48,6 +48,7 @@ def bag(
     from mil.bags.census import read_census
     from mil.bags.table import make_bags
     from mil.config import EndpointSpec, SlidesSpec, read_spec
+    from mil.endpoints import build_endpoint
     from mil.features.identity import check_bags
     from mil.slides.sheet import read_cohort
     from mil.tables import write_table
@@ -61,8 +62,9 @@ def bag(
         check_bags(bags, sites or Path(), key, made_by)
     write_table(table, flow)
     write_table(bags, out)
-    positive = f", {int(bags['label'].sum())} positive" if endpoint.kind == "binary" else ""
-    reporter.note(f"bag {endpoint.column}: {len(bags)} patients{positive}")
+    target = build_endpoint(endpoint)
+    counted = f", {target.positives(bags)} {target.outcome}" if target.outcome else ""
+    reporter.note(f"bag {endpoint.column}: {len(bags)} patients{counted}")
 
 
 def train(

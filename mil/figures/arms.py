@@ -6,7 +6,7 @@ import pandas as pd
 
 from mil.baselines.inputs import NAMES as BASELINE_NAMES
 from mil.config import ExperimentSpec
-from mil.endpoints.kinds.rows import fold_values
+from mil.endpoints.endpoint import fold_values
 from mil.figures.style import (
     BASELINE_COLOUR,
     BASELINE_COLOURS,
@@ -93,18 +93,6 @@ def values_by_fold(results: Results, experiment: str) -> pd.DataFrame:
     if kind.name == "binary":
         return fold_aurocs(predictions)
     return fold_values(kind.coded(predictions), kind).rename(columns={"value": kind.primary.name})
-
-
-def main_at(results: Results, site: str) -> Scope:
-    """The main experiment's scores at one site or group of sites: of a local strategy the own site's, or the ensemble's."""
-    there = [scope for scope in results.scopes(results.main) if scope.site == site and scope.split != "transfer"]
-    for wanted in (OWN_SITE, site, ENSEMBLE):
-        found = [scope for scope in there if scope.trained_on == wanted]
-        if found:
-            return found[0]
-    if not there:
-        raise Absent(f"{results.main} has no predictions at {site}")
-    return there[0]
 
 
 def baseline_arm(results: Results, name: str) -> Arm:

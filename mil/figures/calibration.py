@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
-from mil.endpoints.kinds.binary import wilson_interval
-from mil.figures.arms import input_name, main_at
+from mil.endpoints.binary import wilson_interval
+from mil.figures.arms import input_name
 from mil.figures.layout import outer_panels, site_panels, title_of_site, under
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
@@ -18,7 +18,7 @@ from mil.statistics.intervals import measured
 @figure("Calibration by site", needs=("predictions", "bags"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of positives against the mean score in bins of equally many patients, with slope, intercept and error."""
-    scopes = {site: main_at(results, site) for site in results.sites}
+    scopes = {site: results.main_scope(site) for site in results.sites}
     scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
     if not scopes:
         raise Absent("no site has patients of both classes with predictions")

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from mil.config import FiguresSpec
+from mil.figures.layout import capital
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import column_name
 from mil.figures.table import table_picture
@@ -67,14 +68,15 @@ def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Itera
 
 def _endpoint_rows(results: Results, labels: pd.Series, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:
     """The label as its endpoint has it: positives, classes, events or a number."""
-    name, kind = results.endpoint, results.config.endpoints[results.endpoint].kind
-    if kind == "regression":
+    name, kind = results.endpoint, results.kind
+    if kind.scaled:
         yield _measure(column_name(name), labels.astype(float), bags, sites)
-    elif kind == "multiclass":
+    elif not kind.having:
         yield from _levels(column_name(name), labels.astype(str), bags, sites)
     else:
-        said = "Positive for" if kind == "binary" else "Event of"
-        yield from _levels(f"{said} {name}", labels.astype(int).map({1: "yes", 0: "no"}), bags, sites, only="yes")
+        yield from _levels(
+            f"{capital(kind.having)} {name}", labels.astype(int).map({1: "yes", 0: "no"}), bags, sites, only="yes"
+        )
 
 
 def _clinical_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:

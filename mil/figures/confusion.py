@@ -6,8 +6,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.endpoints.kinds.multiclass import balanced_accuracy, confusion
-from mil.figures.arms import input_name, main_at
+from mil.endpoints.multiclass import balanced_accuracy, confusion
+from mil.figures.arms import input_name
 from mil.figures.layout import UPRIGHT_MM, fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import INK, PAPER, luminance, strategy_name
@@ -22,7 +22,7 @@ CMAP, NAMES_MM = "Blues", 10.0
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Rows are true classes, columns the likeliest ones; the colour is the share of the row."""
-    drawn = {site: main_at(results, site) for site in results.sites if results.has_scores(site)}
+    drawn = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
     if not drawn:
         raise Absent(f"{results.main} has no predictions at any site")
     classes = results.kind.spec.classes
@@ -48,7 +48,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 
 def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> pd.DataFrame:
-    classes, shares = results.kind.spec.classes, results.kind.scores(scope.table)
+    classes, shares = results.kind.spec.classes, results.kind.scores_of(scope.table)
     counts = confusion(scope.labels, shares)
     rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(rows, cmap=CMAP, vmin=0, vmax=1, aspect="auto")

@@ -31,7 +31,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if not rows:
         raise Absent("no model was scored at an external site")
     kind = results.kind
-    counted = bool(kind.counts)
+    counted = bool(kind.outcome)
     heads_of = {"binary": "positives and ", "survival": "events and "}.get(kind.name, "")
     numbers = bags.assign(label=bags["label"] if counted else 0).groupby("site")["label"].agg(["size", "sum"])
     heads = [

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
-from mil.endpoints.kinds.binary import wilson_interval
-from mil.figures.layout import legend_of_figure, text_mm
+from mil.endpoints.binary import wilson_interval
+from mil.figures.layout import capital, legend_of_figure, text_mm
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import (
     DOUBLE_MM,
@@ -42,10 +42,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     letters(panels)
     legend_of_figure(picture, *panels[0].get_legend_handles_labels())
     confidence = results.config.metrics.confidence
-    last = {
-        "multiclass": "share of each class",
-        "regression": f"{results.endpoint} of every patient, with medians",
-    }.get(results.kind.name, f"share of {'positives' if results.two_classes else 'events'} with Wilson's intervals")
+    last = "share of each class"
+    if results.kind.scaled:
+        last = f"{results.endpoint} of every patient, with medians"
+    elif results.kind.having:
+        last = f"share of patients {results.kind.having} {results.endpoint} with Wilson's intervals"
     return Drawn(
         figure=picture,
         data=pd.concat([part for part in data if len(part)], ignore_index=True),
@@ -143,10 +144,8 @@ def _by_patient(
 
 def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
     light_grid(axes)
-    if results.kind.name == "multiclass":
-        return _classes(axes, results, bags, sites)
-    if results.kind.name == "regression":
-        return _numbers(axes, results, bags, sites)
+    if not results.kind.having:
+        return (_numbers if results.kind.scaled else _classes)(axes, results, bags, sites)
     rows = []
     for place, site in enumerate(sites):
         labels = bags.loc[bags["site"] == site, "label"]
@@ -157,7 +156,7 @@ def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[st
         rows.append({"panel": "label", "site": site, "value": share, "low": low, "high": high})
     _sites_below(axes, sites)
     axes.set_ylim(0, 1)
-    axes.set_title(f"{'Positive for' if results.two_classes else 'Event of'} {results.endpoint}")
+    axes.set_title(f"{capital(results.kind.having)} {results.endpoint}")
     return pd.DataFrame(rows)
 
 

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.endpoints.kinds.rows import measured_rows
-from mil.figures.arms import input_name, main_at
+from mil.endpoints.endpoint import measured_rows
+from mil.figures.arms import input_name
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT, column_name, light_grid, site_colour, strategy_name
@@ -23,7 +23,7 @@ from mil.statistics.arms import Scope
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot a patient; the grey line is agreement, the coloured one the least-squares line of observed on predicted."""
-    drawn = {site: main_at(results, site) for site in results.sites if results.has_scores(site)}
+    drawn = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
     if not drawn:
         raise Absent(f"{results.main} has no predictions at any site")
     everyone = pd.concat([scope.table for scope in drawn.values()])[["label", "score"]]

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mil.config import FiguresSpec
-from mil.endpoints.kinds import KINDS as ENDPOINT_KINDS
+from mil.endpoints import ENDPOINTS
 from mil.errors import MilError, nearest
 from mil.figures.style import use_style
 from mil.paper import PROTOCOL
@@ -32,7 +32,7 @@ KINDS = (
     "runs",
 )
 
-ANY = tuple(ENDPOINT_KINDS)
+ANY = tuple(ENDPOINTS)
 """Every kind of endpoint."""
 
 

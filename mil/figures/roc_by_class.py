@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import input_name, main_at
+from mil.figures.arms import input_name
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
@@ -20,7 +20,7 @@ from mil.statistics.ranking import roc_curve
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The main experiment at every site: a curve a class, by that class's probability."""
     classes = results.kind.spec.classes
-    drawn = {site: main_at(results, site) for site in results.sites if results.has_scores(site)}
+    drawn = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
     if not drawn:
         raise Absent(f"{results.main} has no predictions at any site")
     picture, panels = site_panels(list(drawn), below_mm=1 + 3.4 * len(classes))
@@ -45,7 +45,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> list[pd.DataFrame]:
     chance_line(axes, diagonal=True)
-    values, shares = [], results.kind.scores(scope.table)
+    values, shares = [], results.kind.scores_of(scope.table)
     for place, name in enumerate(results.kind.spec.classes):
         own, colour = (scope.labels == place).astype(int), SEVERAL_CLASSES[place % len(SEVERAL_CLASSES)]
         if not delong.both_classes(own):

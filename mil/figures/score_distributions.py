@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
-from mil.figures.arms import input_name, main_at
+from mil.figures.arms import input_name
 from mil.figures.layout import name_sites
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, light_grid, new_figure, strategy_name
@@ -15,7 +15,7 @@ from mil.rng import rng
 @figure("Scores of positive and negative patients", needs=("predictions", "bags"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot a patient, a box a class and site."""
-    scopes = {site: main_at(results, site) for site in results.sites}
+    scopes = {site: results.main_scope(site) for site in results.sites}
     if not scopes:
         raise Absent("no site has predictions")
     width = min(DOUBLE_MM, 30 + 38 * len(scopes))

@@ -1,4 +1,4 @@
-"""Every strategy less the pooled model, less other sites' local models, less each site's own: paired, a row a strategy."""
+"""Every strategy less the pooled model, less other sites' local models, less each site's own, and its rounds: a row per strategy."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +18,11 @@ TITLES = {POOLED: "Minus pooled", ELSEWHERE: "Minus locals\nfrom elsewhere", OWN
 
 
 @figure(
-    "Strategies against pooled and local", needs=("comparisons",), endpoints=ANY, chapter="performance", number="ED2"
+    "Strategies against pooled and local",
+    needs=("comparisons", "rounds"),
+    endpoints=ANY,
+    chapter="performance",
+    number="ED2",
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Differences of AUROC with their intervals; a panel for each thing a strategy is set against and each kind of sites."""
@@ -36,16 +40,18 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     ]
     title = results.kind.primary.title
     picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(arms))
-    panels = picture.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    for axes, (against, site) in zip(panels, columns, strict=True):
+    rounds = _rounds(results, results.family())
+    panels = picture.subplots(1, len(columns) + 1, sharey=True, squeeze=False)[0]
+    _draw_rounds(panels[-1], rounds, arms)
+    for axes, (against, site) in zip(panels, columns, strict=False):
         _panel(axes, shown[(shown["against"] == against) & (shown["site"] == site)], arms, against, site, title)
-    panels[0].set_yticks(range(len(arms)), [one.name for one in arms])
+    panels[0].set_yticks(range(len(arms)), [_label(results, one) for one in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.7)
     main = results.experiments[results.main]
     how = "; ".join(sorted(set(shown["method"])))
     return Drawn(
         figure=picture,
-        data=table,
+        data=pd.concat([table.assign(kind="difference"), rounds.assign(kind="rounds")], ignore_index=True),
         n=", ".join(
             f"{site} {int(shown.loc[shown['site'] == site, 'patients'].max())}" for site in shown["site"].unique()
         ),
@@ -54,9 +60,31 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "other sites at each site, and less each training site's own model on its held-out patients; within sites where there are several. "
             f"Intervals {results.config.metrics.confidence:.0%}, after Holm's correction as p: {how}. "
             f"The grey band is {EQUAL} to either side of the pooled model. Filled: p < 0.05 after Holm's correction over a panel's kind. By single site: "
-            "in the values beside the figure."
+            "in the values beside the figure. Rounds: the number that the inner folds chose for each fold's model; for one-site and pooled models a round "
+            "is one pass of local work."
         ),
     )
+
+
+def _rounds(results: Results, family: dict) -> pd.DataFrame:
+    parts = []
+    for name in family:
+        try:
+            parts.append(results.models(name)[["trained_on", "repeat", "fold", "rounds"]].assign(experiment=name))
+        except Absent:
+            continue
+    return (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["experiment", "trained_on", "rounds"])
+    )
+
+
+def _label(results: Results, one: Arm) -> str:
+    """The arm, with its local epochs and most rounds where the family differs in them."""
+    settings = {(spec.training.rounds, spec.training.local_epochs) for spec in results.family().values()}
+    if len(settings) < 2:
+        return one.name
+    training = results.experiments[one.experiment].training
+    return f"{one.name}\n{training.rounds} × {training.local_epochs}"
 
 
 def _single(table: pd.DataFrame) -> list[str]:
@@ -84,3 +112,18 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
     axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+
+
+def _draw_rounds(axes: Axes, rounds: pd.DataFrame, arms: list[Arm]) -> None:
+    light_grid(axes, "x")
+    for place, one in enumerate(arms):
+        mine = rounds[(rounds["experiment"] == one.experiment) & (rounds["trained_on"] == one.trained_on)]["rounds"]
+        counts = mine.value_counts()
+        axes.scatter(
+            counts.index, [place] * len(counts), s=8 * counts.to_numpy(), color=one.colour, alpha=0.75, linewidths=0
+        )
+    axes.set(xlabel="Rounds chosen")
+    axes.set_xlim(0, float(rounds["rounds"].max() if len(rounds) else 1) * 1.08 + 0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_title("Rounds")

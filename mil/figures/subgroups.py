@@ -8,12 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import input_name, main_at
+from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_text
 from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import HAIR, INK, SOFT, chance_line, column_name, new_figure, strategy_colour, strategy_name
-from mil.metrics.subgroups import subgroup_aurocs
 from mil.results.results import Absent, Results
 
 ROW_MM = 4.8
@@ -24,14 +23,12 @@ Line = tuple[str, str, Any]
 """Kind (all, variable, level), text, and the table's row; a variable has none."""
 
 
-@figure("Subgroups", needs=("predictions", "bags", "patients"), chapter="use", number="ED7")
+@figure("Subgroups", needs=("comparisons",), chapter="use", number="ED7")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a level with patients, positives and AUROC in numbers; p that a variable's AUROCs differ."""
-    columns = results.config.metrics.subgroups
-    if not columns:
+    if not results.config.metrics.subgroups:
         raise Absent("no subgroup is named (metrics.subgroups in the cohort file)")
-    scores = pd.concat([main_at(results, site).table for site in results.sites], ignore_index=True)
-    table = subgroup_aurocs(scores, results.patients(), columns, results.config.metrics.confidence)
+    table = results.clinical("subgroups")
     lines = _lines(table)
     picture = new_figure(150, 14 + ROW_MM * len(lines))
     words, axes = picture.subplots(1, 2, sharey=True, gridspec_kw=AREAS)
@@ -50,7 +47,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     return Drawn(
         figure=picture,
         data=table,
-        n=f"{len(scores)} patients of all sites",
+        n=f"{table['patients'].iloc[0]} patients of all sites",
         caption=(
             f"AUROC of {strategy_name(main.strategy.name)}, {input_name(main)}, for {main.endpoint} in subgroups of all patients "
             f"(training sites: held out), with {results.config.metrics.confidence:.0%} intervals (DeLong, logit scale). Numbers are cut at their median. p: "

@@ -5,9 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.endpoints.kinds.survival import risk_groups, stratified_log_rank
-from mil.endpoints.survival_analysis import kaplan_meier
-from mil.figures.arms import input_name, main_at
+from mil.endpoints.survival import risk_groups, stratified_log_rank
+from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
@@ -16,6 +15,7 @@ from mil.figures.survival_curves import draw_curves
 from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS as SITE_GROUPS
 from mil.statistics.arms import Scope
+from mil.statistics.survival import kaplan_meier
 
 GROUPS = {1: "higher risk", 0: "lower risk"}
 
@@ -32,7 +32,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     inner = results.table("runs", results.main, "inner.csv")
     if inner.empty:
         raise Absent(f"{results.main} kept no scores of inner folds, on which groups of risk would be cut")
-    there = [main_at(results, group) for group in SITE_GROUPS if results.has_scores(group)]
+    there = [results.main_scope(group) for group in SITE_GROUPS if results.has_scores(group)]
     grouped = [(scope, risk_groups(scope, results.predictions(results.main), inner)) for scope in there]
     grouped = [(scope, table) for scope, table in grouped if len(table)]
     if not grouped:

@@ -18,7 +18,7 @@ def draw_curves(
     labels: Mapping[str, str],
     time: str,
 ) -> None:
-    """Curves as `mil.endpoints.survival_analysis.kaplan_meier` gives them for `table` (time, event, group).
+    """Curves as `mil.statistics.survival.kaplan_meier` gives them for `table` (time, event, group).
 
     `groups` names the group of each class, whose colour it has; `labels` what the legend says of it; `time` the axis.
     """

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil.endpoints.endpoints import concordance
 from mil.hospital.forms import FINISHED, PARTS
+from mil.statistics.concordance import harrell, pairs_in_order
 from mil.statistics.delong import placements
 from mil.statistics.from_sites import LogRank, SiteAuroc, Summary, combined_auroc, merged, stratified_logrank
 from mil.training.cohort import covariate_table
@@ -34,7 +34,7 @@ def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_
         return told
     told["patients"] = len(labels)
     if kind == "regression":
-        told["metric"] = concordance(found, labels[:, None] > labels)
+        told["metric"] = pairs_in_order(labels, found)
         return told
     told["positives"] = positives
     if kind == "binary":
@@ -42,10 +42,10 @@ def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_
         told |= {"metric": float(area.auroc[0]), "variance": float(area.covariance[0, 0])}
         return told
     times, events = rows["time"].to_numpy(np.float64), labels > 0.5
-    first = events[:, None] & ((times[:, None] < times) | ((times[:, None] == times) & ~events))
+    ordered = float(harrell(rows[["time", "label"]].to_numpy(np.float64), found, np.ones((1, len(found))))[0])
     parts = LogRank.of(times, events, found > np.median(found))
     logrank = {"logrank_difference": parts.difference, "logrank_variance": parts.variance}
-    return told | {"metric": concordance(found, first), **logrank}
+    return told | {"metric": ordered, **logrank}
 
 
 def differ_by_few(told: Mapping, earlier: Mapping, small_cells: int) -> bool:

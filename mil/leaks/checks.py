@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
-from mil.baselines.protocol import outer_folds
+from mil.bags.table import outer_folds
 from mil.statistics.delong import both_classes
 from mil.statistics.multiplicity import holm
 

@@ -11,6 +11,7 @@ import pandas as pd
 from mil.bags.covariates import clinical_inputs
 from mil.baselines.inputs import bag_means
 from mil.config import EndpointSpec, ExperimentSpec
+from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.leaks.checks import (
     MADE_FROM_LABEL,
@@ -46,7 +47,7 @@ def deep_check(results: "Results", reporter: Reporter | None = None) -> pd.DataF
     for endpoint in results.endpoints:
         bags = results.bags(endpoint)
         found += check_bags(bags, _census(results))
-        if results.endpoints[endpoint].kind == "binary":
+        if build_endpoint(results.endpoints[endpoint]).two_classes:
             found += _inputs(results, endpoint, bags.drop_duplicates("patient_id"))
         found += _copies(results, endpoint, bags.drop_duplicates("patient_id"))
     found += _slides(results)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mil.baselines.protocol import outer_folds
+from mil.bags.table import outer_folds
 from mil.leaks.checks import Finding
 from mil.rng import rng
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
-from mil.endpoints.kinds import Kind, build_kind
+from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import MilError
 from mil.metrics.score import whole_counts
 from mil.schemas import COMPARISONS
@@ -34,7 +34,7 @@ def compare(
     predictions: Mapping[str, pd.DataFrame],
     spec: MetricsSpec,
     experiments: Mapping[str, ExperimentSpec] | None = None,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, Endpoint] | None = None,
 ) -> pd.DataFrame:
     """Paired differences of the primary measure (AUROC): one row, and one test, per pair of arms and site.
 
@@ -49,7 +49,7 @@ def compare(
     site that is a group by itself stands as the group only. `primary` marks the rows on groups of sites. `kinds` are the
     experiments' kinds of endpoint, two classes without.
     """
-    kinds = kinds or {name: build_kind() for name in predictions}
+    kinds = kinds or {name: build_endpoint() for name in predictions}
     return _compared(predictions, list(_contrasts(list(predictions), experiments)), spec, kinds)
 
 
@@ -58,11 +58,11 @@ def compare_with(
 ) -> pd.DataFrame:
     """The same for one experiment less each of `others` (baselines), as the factor `baseline`; two classes."""
     contrasts = [Contrast(name, other, "baseline", endpoint) for other in others]
-    return _compared({name: predictions, **others}, contrasts, spec, {one: build_kind() for one in (name, *others)})
+    return _compared({name: predictions, **others}, contrasts, spec, {one: build_endpoint() for one in (name, *others)})
 
 
 def _compared(
-    predictions: Mapping[str, pd.DataFrame], contrasts: list[Contrast], spec: MetricsSpec, kinds: Mapping[str, Kind]
+    predictions: Mapping[str, pd.DataFrame], contrasts: list[Contrast], spec: MetricsSpec, kinds: Mapping[str, Endpoint]
 ) -> pd.DataFrame:
     checked = {name: kinds[name].checked(table, f"predictions of {name}") for name, table in predictions.items()}
     arms = {name: _arms(table) for name, table in checked.items()}
@@ -135,7 +135,7 @@ def _comparable(
     return split == "external" or local in {OWN_SITE, ENSEMBLE}
 
 
-def _row(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec, kind: Kind) -> dict[str, Any] | None:
+def _row(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec, kind: Endpoint) -> dict[str, Any] | None:
     keys = ["patient_id", "site"]
     both = first.table[keys].merge(second.table[keys], on=keys)["patient_id"]
     own, other = first.of_patients(both), second.of_patients(both)

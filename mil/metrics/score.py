@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
-from mil.endpoints.kinds import KINDS, Kind, build_kind, scope_columns
+from mil.endpoints import ENDPOINTS, Endpoint, build_endpoint
+from mil.endpoints.endpoint import scope_columns
 from mil.schemas import METRICS
 from mil.statistics.arms import GROUPS, scopes
 
-MEASURES = tuple(KINDS[name].primary.name for name in KINDS)
+MEASURES = tuple(ENDPOINTS[name].primary.name for name in ENDPOINTS)
 
 
 def score(
@@ -18,7 +19,7 @@ def score(
     spec: MetricsSpec,
     experiment: ExperimentSpec | None = None,
     inner: pd.DataFrame | None = None,
-    kind: Kind | None = None,
+    kind: Endpoint | None = None,
 ) -> pd.DataFrame:
     """The metrics of one experiment's predictions: a row a (trained_on, split, site, metric, interval method).
 
@@ -29,7 +30,7 @@ def score(
     score) every model has a threshold of its own, and sensitivity, specificity and balanced accuracy are rows as well.
     `kind` is the endpoint's, two classes without; `positives` are the events of survival, blank for other kinds.
     """
-    rows, kind = [], kind or build_kind()
+    rows, kind = [], kind or build_endpoint()
     for name, table in predictions.groupby("experiment", sort=False):
         table = kind.checked(table, f"predictions of {name}")
         stated = {"experiment": name, **described(experiment)}

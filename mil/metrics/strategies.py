@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from mil.config import MetricsSpec
-from mil.endpoints.kinds import Kind, build_kind
-from mil.endpoints.kinds.kind import PAIRED_BOOTSTRAP, paired_bootstrap
+from mil.endpoints import Endpoint, build_endpoint
+from mil.endpoints.measures import PAIRED_BOOTSTRAP, paired_bootstrap
 from mil.errors import Absent
 from mil.metrics.comparison import ADJUSTED
 from mil.metrics.score import whole_counts
@@ -34,7 +34,7 @@ def strategy_table(
     spec: MetricsSpec,
     pooled: str | None,
     local: str | None,
-    kind: Kind | None = None,
+    kind: Endpoint | None = None,
 ) -> pd.DataFrame:
     """A row an arm, site and thing that it is set against; `low` and `high` bound the value or, there, the difference.
 
@@ -42,7 +42,7 @@ def strategy_table(
     sites only pairs of patients of the same site count. Holm's correction runs over all strategies of one thing they are set
     against: once over groups of sites, once over single sites. `value` is the AUROC, or of another `kind` its primary measure.
     """
-    kind = kind or build_kind()
+    kind = kind or build_endpoint()
     checked = {name: kind.checked(table, f"predictions of {name}") for name, table in predictions.items()}
     arms = {name: _arms(table, kind) for name, table in checked.items()}
     scores = patient_scores(checked[local]) if local else None
@@ -99,7 +99,7 @@ def elsewhere(scope: Scope, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _arms(table: pd.DataFrame, kind: Kind) -> dict[tuple[str, str, str], Scope]:
+def _arms(table: pd.DataFrame, kind: Endpoint) -> dict[tuple[str, str, str], Scope]:
     found = [one for one in scopes(table) if one.split != "transfer"]
     single = {one.split for one in found if one.site in GROUPS and one.table["site"].nunique() == 1}
     return {
@@ -125,7 +125,7 @@ def _of(
     return found[0] if found else None
 
 
-def _stated(name: str, scope: Scope, kind: Kind) -> dict[str, Any]:
+def _stated(name: str, scope: Scope, kind: Endpoint) -> dict[str, Any]:
     return {
         "experiment": name,
         "trained_on": scope.trained_on,
@@ -136,7 +136,7 @@ def _stated(name: str, scope: Scope, kind: Kind) -> dict[str, Any]:
     }
 
 
-def _less(scope: Scope, other: Scope, spec: MetricsSpec, kind: Kind) -> dict[str, Any]:
+def _less(scope: Scope, other: Scope, spec: MetricsSpec, kind: Endpoint) -> dict[str, Any]:
     """The difference to another arm on the same patients."""
     keys = ["patient_id", "site"]
     both = scope.table[keys].merge(other.table[keys], on=keys)["patient_id"]
@@ -146,7 +146,7 @@ def _less(scope: Scope, other: Scope, spec: MetricsSpec, kind: Kind) -> dict[str
     return {"value": pair.values[0], "against_value": pair.values[1], **_tested(pair.tested), "method": pair.method}
 
 
-def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind: Kind) -> dict[str, Any] | None:
+def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind: Endpoint) -> dict[str, Any] | None:
     """The difference to the mean of the local models elsewhere, sites weighted as in the measure within sites."""
     others = elsewhere(scope, scores)
     table = scope.table[scope.table["site"].isin(list(others))].reset_index(drop=True)
@@ -156,7 +156,7 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind:
         return _pairs_less_elsewhere(scope.of_patients(table["patient_id"]), others, spec)
     weights = np.concatenate([np.ones((1, len(table))), kind.weights(table, spec)])
     there = (_auroc_elsewhere if kind.name == "binary" else _mean_elsewhere)(table, others, scores, weights, kind)
-    here = kind.within(kind.labels(table), kind.scores(table), weights, table["site"].to_numpy())
+    here = kind.within(kind.labels_of(table), kind.scores_of(table), weights, table["site"].to_numpy())
     chance = float(here[0]) if kind.primary.chance is None else kind.primary.chance
     factor = 1.0 if scope.folds is None else inflation(float(here[0]), float(np.nanvar(here[1:])), None, chance)
     tested = paired_bootstrap(here, there, spec.confidence, kind.primary.scale == "share", factor)
@@ -182,7 +182,7 @@ def _pairs_less_elsewhere(scope: Scope, others: Mapping[str, pd.DataFrame], spec
 
 
 def _auroc_elsewhere(
-    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Kind
+    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Endpoint
 ) -> np.ndarray:
     """Mean AUROC of each site's models from elsewhere, sites weighted by their pairs, in each resample."""
     labels, sites = table["label"].to_numpy(), table["site"].to_numpy()
@@ -201,7 +201,7 @@ def _auroc_elsewhere(
 
 
 def _mean_elsewhere(
-    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Kind
+    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Endpoint
 ) -> np.ndarray:
     """Mean of the primary measure over choices of one model from elsewhere a site, so that each site's are used alike."""
     most = max(len(wide.columns) for wide in others.values())
@@ -210,8 +210,8 @@ def _mean_elsewhere(
     for turn in range(most):
         model = {site: wide.columns[turn % len(wide.columns)] for site, wide in others.items()}
         rows = by_model.loc[list(zip(table["site"].map(model), table["patient_id"], strict=True))]
-        judged = kind.scores(rows.reset_index(drop=True))
-        found.append(kind.within(kind.labels(table), judged, weights, table["site"].to_numpy()))
+        judged = kind.scores_of(rows.reset_index(drop=True))
+        found.append(kind.within(kind.labels_of(table), judged, weights, table["site"].to_numpy()))
     return np.mean(found, axis=0)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil.endpoints.endpoints import Endpoint, build_endpoint
+from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import CorruptFile, MilError
 from mil.models import build
 from mil.models.head import Output

@@ -64,9 +64,8 @@ def headline(results: Results) -> list[Fact]:
 
 
 def _positive(results: Results, bags: pd.DataFrame) -> str:
-    if results.kind.name == "survival":
-        return f", {bags['label'].mean():.0%} with the event of {results.endpoint}"
-    return f", {bags['label'].mean():.0%} positive for {results.endpoint}" if results.two_classes else ""
+    having = results.kind.having
+    return f", {bags['label'].mean():.0%} {having} {results.endpoint}" if having else ""
 
 
 def claims(results: Results) -> list[Claim]:
@@ -128,7 +127,7 @@ def _performance(results: Results) -> Claim | None:
         text = f"On {row['site']} {name} {kind.worse}"
     else:
         text = f"On {row['site']} {name} cannot be told from chance"
-    counted = f", {int(row['positives'])} {kind.counts}" if kind.counts else ""
+    counted = f", {int(row['positives'])} {kind.outcome}" if kind.outcome else ""
     return Claim(
         f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
         f"{int(row['patients'])} patients{counted}; {results.config.metrics.confidence:.0%} interval "

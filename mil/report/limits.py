@@ -36,17 +36,16 @@ def limits(results: Results) -> list[str]:
 def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
     said = []
     if not results.two_classes:
-        kind = results.config.endpoints[results.endpoint].kind
         said.append(
-            f"The endpoint {results.endpoint} is of kind {kind}: baselines, controls with permuted labels, curves of sample size and figures that need "
+            f"The endpoint {results.endpoint} is of kind {results.kind.name}: baselines, controls with permuted labels, curves of sample size and figures that need "
             "two classes are left out, so that nothing here says how far colour or clinical columns alone would come."
         )
-    counted = bool(results.kind.counts)
+    counted = bool(results.kind.outcome)
     counts = bags.assign(label=bags["label"] if counted else 0).groupby("site")["label"].agg(["size", "sum"])
     small = counts[counts["size"] < FEW_PATIENTS]
     if len(small):
         listed = ", ".join(
-            f"{site} {int(row['size'])}" + (f" ({int(row['sum'])} {results.kind.counts})" if counted else "")
+            f"{site} {int(row['size'])}" + (f" ({int(row['sum'])} {results.kind.outcome})" if counted else "")
             for site, row in small.iterrows()
         )
         said.append(

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from mil.config import Config, EncoderSpec, EndpointSpec, ExperimentSpec, Spec
-from mil.endpoints.kinds.binary import EXCHANGE_BELOW, FEWEST
+from mil.config import Config, EncoderSpec, ExperimentSpec, Spec
+from mil.endpoints import ENDPOINTS, build_endpoint
+from mil.endpoints.binary import EXCHANGE_BELOW, FEWEST
 from mil.figures.style import encoder_name, model_name, strategy_name
 from mil.results.results import Results
 from mil.specs.experiments import TrainingSpec
@@ -120,7 +121,7 @@ def _folds(results: Results) -> str:
     for name, spec in results.endpoints.items():
         repeats = "once" if spec.repeats == 1 else f"{spec.repeats} times"
         said.append(
-            f"{name} (column “{spec.column}”; {_values(spec)}): "
+            f"{name} (column “{spec.column}”; {build_endpoint(spec).meaning}): "
             f"patients of training sites were split {repeats} into {spec.folds} outer folds, within site and label, and the rest "
             f"of each into {spec.inner_folds} inner folds (seed {spec.seed})"
         )
@@ -128,16 +129,6 @@ def _folds(results: Results) -> str:
         f"{'; '.join(said)}. All slides of a patient form one bag and stand in one fold. Folds were written to a table once, "
         "and every experiment used the same."
     )
-
-
-def _values(spec: EndpointSpec) -> str:
-    """Which values of the column mean what."""
-    if spec.kind == "multiclass":
-        return f"classes: {', '.join(spec.classes)}"
-    if spec.kind == "regression":
-        return "a number"
-    meaning = f"positive: {', '.join(spec.positive)}; negative: {', '.join(spec.negative)}"
-    return f"time to the event in column “{spec.event}”; {meaning}" if spec.kind == "survival" else meaning
 
 
 def _models(experiments: dict[str, ExperimentSpec]) -> str:
@@ -224,24 +215,15 @@ def _searched(experiment: ExperimentSpec) -> str:
     return f", chosen on the inner folds: {listed}"
 
 
-MEASURED = {
-    "multiclass": "Of several classes the measure is the mean over all classes of the AUROC of one against the rest (macro AUROC; not defined "
-    "where a class has no patient); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability.",
-    "survival": "Of times to an event the measure is Harrell's C-index of the log hazard, ties in the score one half. Groups of risk are cut at "
-    "the median of each model's scores on the inner folds of its training patients, and compared by a log-rank test stratified by site.",
-    "regression": "Of a number the measure is Spearman's rank correlation of predicted and observed, on several sites the mean of the sites weighted by "
-    "their patients; beside it mean absolute error, mean error, R² and the slope of observed on predicted.",
-}
-
-
 def _evaluation(results: Results) -> str:
-    kinds = {spec.kind for spec in results.endpoints.values()}
-    said = [_evaluation_of_classes(results.config)] if "binary" in kinds or not kinds else []
-    if kinds - {"binary"}:
+    measured = {spec.kind: build_endpoint(spec).measured for spec in results.endpoints.values()}
+    two_classes = any(build_endpoint(spec).two_classes for spec in results.endpoints.values()) or not measured
+    said = [_evaluation_of_classes(results.config)] if two_classes else []
+    if any(measured.values()):
         spec = results.config.metrics
-        said += [MEASURED[name] for name in MEASURED if name in kinds]
+        said += [measured[name] for name in ENDPOINTS if measured.get(name)]
         said.append(
-            ("There, too, a" if said[:1] and "binary" in kinds else "A")
+            ("There, too, a" if two_classes else "A")
             + " patient's score is the mean over the models that did not see them; intervals "
             f"({spec.confidence:.0%}) come from the deviation of {spec.bootstrap:,} bootstrap resamples of patients within site (and class or event; seed {spec.seed}), on the "
             "logit scale or Fisher's z. Held-out intervals are enlarged for the overlap of training sets. Differences are tested on the same resamples at external sites, and of held-out patients by the corrected resampled t-test over folds; "

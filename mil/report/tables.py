@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.kinds import Kind
-from mil.endpoints.kinds.binary import PRIMARY
-from mil.endpoints.kinds.multiclass import OF_CLASS
+from mil.endpoints import Endpoint
+from mil.endpoints.binary import PRIMARY
+from mil.endpoints.multiclass import OF_CLASS
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_text
 from mil.figures.patient_flow import reason_name
@@ -65,38 +65,8 @@ def excluded(results: Results) -> ReportTable:
 @TABLES.register("performance")
 def performance(results: Results) -> ReportTable:
     """The primary measure of every arm at every site, with its interval or why there is none."""
-    if results.kind.name != "binary":
-        return _performance_of_kind(results)
-    metrics = results.metrics(*_alike(results))
-    rows = []
-    for row in primary(metrics).itertuples():
-        if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
-            continue  # the site itself stands in the table
-        one = arm(results, row.experiment, row.trained_on)
-        rows.append(
-            [
-                Cell(input_name(results.experiments[row.experiment])),
-                Cell(one.name),
-                Cell(row.site),
-                Cell(row.split.replace("_", "-")),
-                count(row.patients),
-                count(row.positives),
-                Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
-            ]
-        )
-    return ReportTable(
-        "AUROC by model, strategy and site",
-        f"In brackets {results.config.metrics.confidence:.0%} intervals ({results.kind.how}); where there is none, the table of metrics "
-        "says why. Transfer: patients of another training site. On groups of sites only pairs of patients of the same site count.",
-        ["Input and model", "Strategy", "Scored on", "Split", "Patients", "Positive", "AUROC"],
-        rows,
-    )
-
-
-def _performance_of_kind(results: Results) -> ReportTable:
-    """The same where the kind has one interval only; events are counted where there are some."""
     kind = results.kind
-    counted = bool(kind.counts)
+    counted = bool(kind.outcome)
     rows = []
     for row in primary(results.metrics(*_alike(results))).itertuples():
         if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
@@ -112,15 +82,15 @@ def _performance_of_kind(results: Results) -> ReportTable:
         rows.append([*cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
     return ReportTable(
         f"{kind.primary.title} by model, strategy and site",
-        f"In brackets {results.config.metrics.confidence:.0%} intervals by {kind.how}, {results.config.metrics.bootstrap:,} resamples. Transfer: "
-        f"patients of another training site. On groups of sites only {kind.pairs} count. Where it is not defined, the table of metrics says why.",
+        f"In brackets {results.config.metrics.confidence:.0%} intervals ({kind.how}; {results.config.metrics.bootstrap:,} resamples where it is a bootstrap). "
+        f"Transfer: patients of another training site. On groups of sites only {kind.pairs} count. Where there is no value or interval, the table of metrics says why.",
         [
             "Input and model",
             "Strategy",
             "Scored on",
             "Split",
             "Patients",
-            *([kind.counts.capitalize()] if counted else []),
+            *([kind.outcome.capitalize()] if counted else []),
             kind.primary.title,
         ],
         rows,
@@ -179,9 +149,9 @@ MAIN_METRICS = {
 }
 
 
-def _titles(kind: Kind) -> dict[str, str]:
+def _titles(kind: Endpoint) -> dict[str, str]:
     """The measures that stand in the table of the main model, and their titles."""
-    if kind.name == "binary":
+    if kind.two_classes:
         return MAIN_METRICS
     classes = {OF_CLASS + name: f"AUROC {name}" for name in kind.spec.classes}
     return {one.name: one.title for one in (kind.primary, *kind.further)} | classes
@@ -211,7 +181,7 @@ def metrics_of_main(results: Results) -> ReportTable:
         "The main model's metrics",
         f"With {results.config.metrics.confidence:.0%} intervals, by a bootstrap over patients, of classes by DeLong's variance; a dash is not defined there. "
         f"On several sites all patients are laid together here, sites' levels included."
-        if results.kind.name != "binary"
+        if not results.two_classes
         else f"With {results.config.metrics.confidence:.0%} intervals: AUROC ({results.kind.how}), the others by "
         "methods of their own that keep their level with few patients (the table of metrics names them). AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
         "Sensitivity and specificity are at thresholds that were chosen on inner folds, where the run kept their predictions.",
@@ -261,7 +231,7 @@ def baseline_comparisons(results: Results) -> ReportTable:
     return ReportTable(
         f"{name} against baselines",
         "Paired differences of AUROC on the same patients (within sites where there are several). Intervals and p are after Holm's correction "
-        f"over baselines, once for groups of sites and once for single ones. Tests: {'; '.join(sorted(set(table['method'])))}. Baselines are logistic regressions on the same folds, pooled.",
+        f"over baselines, once for groups of sites and once for single ones. Tests: {'; '.join(sorted(set(table['method'])))}. Baselines are pooled linear models on the same folds, trained as the experiments are.",
         ["Difference", "Scored on", "Patients", "Model", "Baseline", "ΔAUROC", "p adjusted"],
         rows,
     )

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
-from mil.endpoints.kinds import Kind, build_kind
+from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import Absent, MilError
 from mil.provenance import require_of_run
 from mil.results.slide_files import SlideFiles
 from mil.results.study import family_of, federated_experiment, main_experiment
-from mil.statistics.arms import Scope, scopes
+from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope, scopes
 from mil.tables import read_table, read_text_table
 
 __all__ = ["Absent", "Results"]
@@ -81,16 +81,16 @@ class Results:
     @property
     def two_classes(self) -> bool:
         """Whether the main experiment predicts yes or no."""
-        return self.config.endpoints[self.endpoint].kind == "binary"
+        return self.kind.two_classes
 
     @cached_property
-    def kind(self) -> Kind:
+    def kind(self) -> Endpoint:
         """What the main experiment's endpoint is scored by."""
         return self.kind_of(self.main)
 
-    def kind_of(self, experiment: str) -> Kind:
+    def kind_of(self, experiment: str) -> Endpoint:
         """What an experiment's endpoint is scored by."""
-        return build_kind(self.config.endpoints[self.experiments[experiment].endpoint])
+        return build_endpoint(self.config.endpoints[self.experiments[experiment].endpoint])
 
     def family(self) -> dict[str, ExperimentSpec]:
         """The main experiment and those that differ from it in how they are trained: what local, pooled, federated compare."""
@@ -136,6 +136,14 @@ class Results:
     def _checked(self, experiment: str) -> pd.DataFrame:
         return self.kind_of(experiment).checked(self.predictions(experiment), f"predictions of {experiment}")
 
+    def main_scope(self, site: str) -> Scope:
+        """The main experiment's scores at a site or group of sites: of a local strategy the own site's, or the ensemble's."""
+        there = [scope for scope in self.scopes(self.main) if scope.site == site and scope.split != "transfer"]
+        if not there:
+            raise Absent(f"{self.main} has no predictions at {site}")
+        by_model = {scope.trained_on: scope for scope in there}
+        return next((by_model[name] for name in (OWN_SITE, site, ENSEMBLE) if name in by_model), there[0])
+
     def baseline_scopes(self, endpoint: str) -> dict[str, list[Scope]]:
         """The same of every baseline, by its name (`clinical_pooled`, ...)."""
         found = {}
@@ -160,6 +168,13 @@ class Results:
             experiments,
             lambda name: self.table("metrics", f"{name}.localisation.csv"),
         )
+
+    def clinical(self, name: str) -> pd.DataFrame:
+        """The main experiment beside the patient table: `subgroups`, `associations` or `survival`; `Absent` when empty."""
+        table = self.table("metrics", "clinical", f"{name}.csv")
+        if table.empty:
+            raise Absent(f"metrics/clinical/{name}.csv has no row: the cohort lacks the columns or the events for it")
+        return table
 
     def comparisons(self) -> pd.DataFrame:
         """Paired comparisons of the run's experiments."""

@@ -8,7 +8,6 @@ from scipy import stats
 
 from mil.statistics.multiplicity import holm
 
-RESAMPLES = 4000
 # confidence -> how far a difference may be from 0 by chance
 Critical = Callable[[float], float]
 

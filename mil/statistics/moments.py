@@ -54,15 +54,6 @@ class Moments:
         known = np.isfinite(values)
         return cls(known.astype(np.float64), np.where(known, values, 0.0), np.zeros(values.shape))
 
-    @classmethod
-    def of_group(cls, values: np.ndarray) -> "Moments":
-        """One group of all rows (rows, columns); NaN counts as absent."""
-        known = np.isfinite(values)
-        count = known.sum(0).astype(np.float64)
-        mean = np.where(known, values, 0.0).sum(0) / np.maximum(count, 1.0)
-        deviations = np.where(known, values - mean, 0.0)
-        return cls(count[None], mean[None], (deviations**2).sum(0)[None])
-
     def merged(self, groups: np.ndarray) -> "Moments":
         """The groups as one; an empty choice has count 0."""
         count, means = self.count[groups], self.mean[groups]

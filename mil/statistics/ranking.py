@@ -15,8 +15,8 @@ def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def auroc_of(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve; `positive` (n,) of booleans; NaN without both classes or with a score that is NaN."""
-    if np.isnan(scores).any():
+    """Area under the ROC curve of `scores` (n,); `positive` (n,) of booleans; nan without both classes or with a score that is nan."""
+    if positive.all() or not positive.any() or np.isnan(scores).any():
         return float("nan")
     return float(auroc(positive, scores, np.ones((1, len(scores))))[0])
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as packed
 
 from mil.config import parse
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.errors import CorruptFile, MilError
 from mil.files import sha256_of, write_bytes, write_text
 from mil.schemas import INNER

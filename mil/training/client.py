@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.models.head import Head, Inputs
 from mil.specs.experiments import TrainingSpec
 from mil.strategies.aggregation import State

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.errors import MilError
 from mil.specs.endpoints import EndpointSpec
 from mil.tables import require_columns
@@ -76,6 +76,9 @@ def covariate_table(bags: pd.DataFrame, covariates: Sequence[str]) -> np.ndarray
     require_columns(bags, covariates, "bags")
     table = np.full((len(bags), len(covariates)), np.nan, np.float32)
     for column, name in enumerate(covariates):
+        if bags[name].dtype == float and not np.isinf(bags[name]).any():
+            table[:, column] = bags[name]
+            continue
         blank = bags[name].isna() | (bags[name].astype(str).str.strip() == "")
         numbers = pd.to_numeric(bags[name].where(~blank), errors="coerce")
         bad = bags[~np.isfinite(numbers.astype(float)) & ~blank]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.models.head import Head, Inputs, Output
 from mil.progress import Reporter, quiet
 from mil.training.card import COMPILE_FROM, Card

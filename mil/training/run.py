@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil.endpoints.endpoints import Endpoint, build_endpoint
+from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import MilError
 from mil.models import build
 from mil.progress import Reporter

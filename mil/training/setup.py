@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.specs.experiments import TrainingSpec
 from mil.statistics.moments import Moments
 from mil.training.cohort import TrainingCohort

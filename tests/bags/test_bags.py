@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from mil.bags.census import flow, take_census
-from mil.bags.covariates import Scaling
 from mil.bags.table import _strata as strata_of
 from mil.bags.table import check_classes, deal_folds, make_bags
 from mil.config import EndpointSpec
@@ -245,17 +244,6 @@ def test_bags_of_every_kind_of_endpoint():
     for endpoint in (survival, number):
         with pytest.raises(MilError, match=r"patients.csv line 2: patient 'A0' has months = 'soon'"):
             make_bags(wrong, census, ROLES, endpoint)
-
-
-def test_scaling_is_right_where_sums_of_squares_fail():
-    """Values far from zero beside their deviation (times in seconds since 1970), parted over three sites, some unknown."""
-    values = np.random.default_rng(0).normal([1.7e9, 0.0, 1e-7], [0.98, 3.0, 1e-9], (60, 3))
-    values[::7, 1] = np.nan
-    scaling = Scaling.of(np.split(values, [10, 25]))
-    assert scaling.mean == pytest.approx(np.nanmean(values, axis=0), rel=1e-12)
-    assert scaling.deviation == pytest.approx(np.nanstd(values, axis=0), rel=1e-6)
-    assert np.isfinite(scaling.apply(values)).all()
-    assert Scaling.of([np.full((5, 1), np.nan)]).deviation == 1
 
 
 def test_patients_are_dealt_like_cards_by_a_stream_of_their_own():

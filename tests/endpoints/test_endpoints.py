@@ -10,7 +10,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mil.config import EndpointSpec, parse
-from mil.endpoints.endpoints import ENDPOINTS, build_endpoint
+from mil.endpoints import ENDPOINTS, build_endpoint
 from mil.errors import MilError
 
 SPECS = {

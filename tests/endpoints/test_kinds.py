@@ -14,10 +14,9 @@ from sklearn.metrics import roc_auc_score
 
 from mil.bags.table import make_bags
 from mil.config import Config, EndpointSpec
-from mil.endpoints.kinds.survival import risk_groups, stratified_log_rank
+from mil.endpoints.survival import risk_groups, stratified_log_rank
 from mil.errors import MilError
 from mil.figures import FIGURES, Results, draw_figure
-from mil.figures.arms import main_at
 from mil.slides.sheet import read_cohort
 from mil.statistics.thresholds import read_inner
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 OWN = {"grade": {"roc_by_class", "confusion"}, "relapse": {"survival_by_risk"}, "marker": {"predicted_vs_observed"}}
 SHARED = {
-    "auroc_by_strategy", "strategy_comparison", "strategy_differences", "transfer_matrix",
+    "auroc_by_strategy", "strategy_differences", "transfer_matrix",
     "cv_box_plots", "external_table", "learning_curves", "patient_flow", "cohort_table", "federation_diagram", "ledger",
     "heterogeneity", "communication",
 }  # fmt: skip
@@ -114,7 +113,7 @@ def test_groups_of_risk_are_cut_on_training_patients_alone(results):
         pytest.skip("of survival only")
     inner = read_inner(results.folder / "runs" / results.main / "inner.csv")
     predictions = results.predictions(results.main)
-    scope = main_at(results, "external sites")
+    scope = results.main_scope("external sites")
     table = risk_groups(scope, predictions, inner)
     assert len(table) == len(scope.table)
     assert 0 < table["higher"].sum() < len(table)
@@ -183,5 +182,5 @@ def test_a_site_without_a_class_says_so_in_scores_and_figures(results, tmp_path)
         draw_figure(name, changed, results.config.figures)
         words = json.loads((tmp_path / f"figures/{name}.json").read_text())
         assert words["left_out"] == ""
-    assert not changed.kind.has_within(main_at(changed, "east").table)
-    assert changed.kind.undefined(main_at(changed, "east").table)
+    assert not changed.kind.has_within(changed.main_scope("east").table)
+    assert changed.kind.undefined(changed.main_scope("east").table)

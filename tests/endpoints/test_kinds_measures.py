@@ -8,12 +8,12 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, r2_score, roc_auc_score
 
 from mil.config import EndpointSpec, MetricsSpec
-from mil.endpoints.kinds import KINDS, build_kind
-from mil.endpoints.kinds.bounds import bootstrap_bounds
-from mil.endpoints.kinds.multiclass import balanced_accuracy, confusion, macro_auroc
-from mil.endpoints.kinds.regression import absolute_error, mean_error, r_squared, slope, spearman
-from mil.endpoints.kinds.rows import fold_values
-from mil.endpoints.kinds.survival import harrell
+from mil.endpoints import ENDPOINTS, build_endpoint
+from mil.endpoints.bounds import bootstrap_bounds
+from mil.endpoints.endpoint import fold_values
+from mil.endpoints.multiclass import balanced_accuracy, confusion, macro_auroc
+from mil.endpoints.regression import absolute_error, mean_error, r_squared, slope, spearman
+from mil.endpoints.survival import harrell
 from mil.errors import MilError
 from mil.metrics.comparison import compare
 from mil.metrics.score import primary, score
@@ -77,9 +77,9 @@ def table_of(kind, seed=0, site=("north", "south"), name="e", patients=PATIENTS)
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENDPOINTS)
 def test_every_resample_is_what_others_make_of_the_patients_drawn(kind):
-    (labels, scores), built = drawn(kind), build_kind(SPECS[kind])
+    (labels, scores), built = drawn(kind), build_endpoint(SPECS[kind])
     random = np.random.default_rng(1)
     chosen = [np.r_[:3, random.integers(0, PATIENTS, PATIENTS)] if kind == "multiclass" else
               random.integers(0, PATIENTS, PATIENTS) for _ in range(20)]  # fmt: skip
@@ -109,7 +109,7 @@ def test_within_sites_no_measure_is_earned_by_telling_sites_apart():
     high = (sites == "b").astype(float)
     once = np.ones((1, 30))
     event = np.stack([np.where(high > 0, 5.0, 50.0) + np.tile(np.arange(15), 2), np.ones(30)], axis=1)
-    survival, regression = build_kind(SPECS["survival"]), build_kind(SPECS["regression"])
+    survival, regression = build_endpoint(SPECS["survival"]), build_endpoint(SPECS["regression"])
     assert harrell(event, high, once)[0] > 0.7
     assert survival.within(event, high, once, sites)[0] == 0.5
     assert spearman(-event[:, 0], high, once)[0] > 0.7
@@ -117,10 +117,10 @@ def test_within_sites_no_measure_is_earned_by_telling_sites_apart():
     classes = np.where(high > 0, 2, np.arange(30) % 2)
     shares = np.stack([1 - high, 1 - high, high], axis=1) + 0.0
     assert macro_auroc(classes, shares, once)[0] > 0.7
-    assert np.isnan(build_kind(SPECS["multiclass"]).within(classes, shares, once, sites)[0])
+    assert np.isnan(build_endpoint(SPECS["multiclass"]).within(classes, shares, once, sites)[0])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "binary"])
+@pytest.mark.parametrize("kind", [kind for kind in ENDPOINTS if kind != "binary"])
 def test_what_is_not_defined_is_said_and_not_one_half(kind):
     table = table_of(kind)
     if kind == "multiclass":
@@ -132,7 +132,7 @@ def test_what_is_not_defined_is_said_and_not_one_half(kind):
     else:
         table.loc[table["site"] == "north", "label"] = 4.0
         reason = "not defined: all patients have the same label"
-    built = build_kind(SPECS[kind])
+    built = build_endpoint(SPECS[kind])
     found = score(table, SPEC, kind=built)
     rows = found[(found["metric"] == built.primary.name) & (found["site"] == "north")]
     assert (rows["value"].isna() & rows["low"].isna() & (rows["method"] == reason)).all()
@@ -140,9 +140,9 @@ def test_what_is_not_defined_is_said_and_not_one_half(kind):
     assert primary(found).set_index("site").loc[["east", "south"], "value"].notna().all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENDPOINTS)
 def test_scores_and_comparisons_have_intervals_around_their_values(kind):
-    built = build_kind(SPECS[kind])
+    built = build_endpoint(SPECS[kind])
     tables = {name: table_of(kind, seed, name=name) for name, seed in (("first", 0), ("second", 0))}
     noise = np.random.default_rng(5)
     columns = [name for name in tables["second"] if name.startswith("score")]
@@ -169,7 +169,7 @@ def test_scores_and_comparisons_have_intervals_around_their_values(kind):
 
 
 def test_the_measure_of_a_fold_is_of_its_own_patients():
-    table, kind = table_of("survival"), build_kind(SPECS["survival"])
+    table, kind = table_of("survival"), build_endpoint(SPECS["survival"])
     found = fold_values(table, kind).set_index(["site", "fold"])["value"]
     own = table[(table["site"] == "north") & (table["fold"] == 1)]
     assert found["north", 1] == pytest.approx(concordance_index(own["time"], -own["score"], own["label"]))
@@ -197,9 +197,9 @@ def test_a_value_that_cannot_be_is_one_line_with_its_patient(kind, column, value
     table = table_of(kind)
     table.loc[3, column] = value
     with pytest.raises(MilError) as caught:
-        score(table, SPEC, kind=build_kind(SPECS[kind]))
+        score(table, SPEC, kind=build_endpoint(SPECS[kind]))
     assert said in str(caught.value)
     assert f"patient {table.loc[3, 'patient_id']}" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(MilError, match="column 'time' is missing"):
-        score(table_of("survival").drop(columns="time"), SPEC, kind=build_kind(SPECS["survival"]))
+        score(table_of("survival").drop(columns="time"), SPEC, kind=build_endpoint(SPECS["survival"]))

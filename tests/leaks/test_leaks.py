@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from cohort_results import shared_results
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from typer.testing import CliRunner
 
 from mil import hdf5
-from mil.bags.table import deal_folds, make_bags
-from mil.baselines.logistic import fit_together, log_loss
-from mil.baselines.protocol import outer_folds
+from mil.bags.table import deal_folds, make_bags, outer_folds
 from mil.cli import app
 from mil.config import Config, EndpointSpec, ExperimentSpec
 from mil.errors import MilError
@@ -128,10 +128,12 @@ def trainer(leaky: bool):
         for repeat, fold in outer_folds(bags):
             judged = (bags[f"repeat{repeat}"] == fold).to_numpy()
             watched = judged if leaky else ~judged
-            models = [fit_together([values[~judged]], [labels[~judged]], strength) for strength in (0.001, 1.0)]
-            losses = [log_loss(labels[watched], model.chance(values[watched])) for model in models]
+            models = [LogisticRegression(C=strength).fit(values[~judged], labels[~judged]) for strength in (0.001, 1.0)]
+            losses = [log_loss(labels[watched], model.predict_proba(values[watched])[:, 1]) for model in models]
             best = models[int(np.argmin(losses))]
-            found["A+B", repeat, fold] = best.chance(np.stack([tiles.mean(axis=0) for tiles in further.values()]))
+            found["A+B", repeat, fold] = best.predict_proba(
+                np.stack([tiles.mean(axis=0) for tiles in further.values()])
+            )[:, 1]
         return found
 
     return scores
@@ -196,8 +198,8 @@ def test_a_site_that_should_be_left_out_and_is_read_is_found():
         own = list(bags.loc[bags["site"] == "B", "patient_id"])
         labels = bags.set_index("patient_id")["label"].loc[own].to_numpy()
         values = np.stack([features[patient].mean(axis=0) for patient in own]) - everyone.mean(axis=0)
-        model = fit_together([values], [labels], 1.0)
-        scores = model.chance(np.stack([tiles.mean(axis=0) for tiles in further.values()]))
+        model = LogisticRegression().fit(values, labels)
+        scores = model.predict_proba(np.stack([tiles.mean(axis=0) for tiles in further.values()]))[:, 1]
         return {("B", repeat, fold): scores for repeat, fold in outer_folds(bags)}
 
     bags, features = cohort()

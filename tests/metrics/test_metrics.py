@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mil.config import ExperimentSpec, MetricsSpec
-from mil.endpoints.kinds.binary import PRIMARY
+from mil.endpoints.binary import PRIMARY
 from mil.errors import MilError
 from mil.metrics.comparison import compare
 from mil.metrics.score import score

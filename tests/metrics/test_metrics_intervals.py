@@ -8,7 +8,6 @@ from sklearn.linear_model import LogisticRegression
 from test_metrics import predictions_of
 
 from mil.config import MetricsSpec
-from mil.endpoints.survival_analysis import c_index_interval
 from mil.metrics.comparison import compare
 from mil.metrics.score import score
 from mil.metrics.subgroups import subgroup_aurocs
@@ -17,6 +16,7 @@ from mil.statistics import calibration, decision, delong, held_out, intervals
 from mil.statistics.arms import OTHER_SITES
 from mil.statistics.bootstrap import point
 from mil.statistics.folds import corrected_resampled_t
+from mil.statistics.survival import c_index_interval
 
 SPEC = MetricsSpec(bootstrap=200)
 

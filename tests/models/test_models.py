@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.models import HEADS, build
 from mil.models.head import Inputs
 from mil.models.layers import dropout, masked_extremes, masked_softmax

@@ -8,7 +8,7 @@ import torch
 from reference import Course
 from test_models import SMALL
 
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.models import HEADS, build
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec, TrainingSpec

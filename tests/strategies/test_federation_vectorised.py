@@ -10,7 +10,7 @@ from reference import Course
 from test_federation import SPECS
 from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import Forms, Shapes
 from mil.progress import quiet

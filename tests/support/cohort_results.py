@@ -23,6 +23,7 @@ from mil.baselines.write import write_baselines
 from mil.config import Config
 from mil.figures import Results
 from mil.files import write_text
+from mil.metrics.clinical import clinical_tables
 from mil.metrics.comparison import compare
 from mil.metrics.localisation import localise, slides_with_truth
 from mil.metrics.score import score
@@ -395,6 +396,8 @@ def score_all(results: Results) -> None:
             localise(slides_with_truth(results, name), spec, name, experiment), folder / f"{name}.localisation.csv"
         )
     write_table(strategies_of(results, spec), folder / "strategies.csv")
+    for name, table in clinical_tables(results, spec).items():
+        write_table(table, folder / f"clinical/{name}.csv")
     write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
     write_baselines(results, "response", results.folder / "baselines/response")
 

@@ -9,7 +9,7 @@ import torch
 from test_models import SMALL
 from training_cohort import ENDPOINT, GRADIENTS, experiment, make_cohort, training_part
 
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError
 from mil.models import HEADS
 from mil.predictions.predict import predict

@@ -7,7 +7,7 @@ import torch
 from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 
 from mil.bags.table import deal_folds
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError
 from mil.predictions.predict import predict
 from mil.progress import quiet

@@ -6,7 +6,7 @@ import torch
 from test_models import spec_of
 
 from mil import hdf5
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.models import HEADS, build
 from mil.models.head import Inputs
 from mil.specs.endpoints import EndpointSpec

@@ -17,7 +17,7 @@ def figure_inputs(names, sites):
     files = {
         "predictions": expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         "metrics": expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
-        "comparisons": ["<results>/metrics/comparisons.csv", "<results>/metrics/strategies.csv"],
+        "comparisons": ["<results>/metrics/comparisons.csv", "<results>/metrics/strategies.csv", *CLINICAL],
         "localisation": LOCALISATION,
         "baselines": expand("<results>/baselines/{endpoint}/metrics.csv", endpoint=ENDPOINTS),
         "rounds": expand("<results>/runs/{experiment}/rounds.csv", experiment=EXPERIMENTS),

@@ -5,6 +5,7 @@ from mil.workflow.code import code_of
 LOCALISATION = expand(
     "<results>/metrics/{experiment}.localisation.csv", experiment=EXPERIMENTS if settings_of_cohort.truth else []
 )
+CLINICAL = expand("<results>/metrics/clinical/{table}.csv", table=["subgroups", "associations", "survival"])
 
 
 rule score:
@@ -35,10 +36,12 @@ rule compare:
     input:
         settings=["<results>/inputs/study.json", "<results>/inputs/metrics.json"],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
-        code=code_of("metrics/comparison.py", "metrics/strategies.py"),
+        patients="<results>/inputs/patients.json",
+        code=code_of("metrics/comparison.py", "metrics/strategies.py", "metrics/clinical.py"),
     output:
         comparisons="<results>/metrics/comparisons.csv",
         strategies="<results>/metrics/strategies.csv",
+        clinical=CLINICAL,
     log:
         "<logs>/compare.log",
     benchmark:

@@ -63,15 +63,6 @@ def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
     return None
 
 
-def jpeg_size(stream: bytes) -> tuple[int, int, int]:
-    """(height, width, components) of a JPEG stream from its frame header; `ValueError` where it has none."""
-    for marker, start, _ in _segments(stream):
-        if marker in FRAMES:
-            height, width, components = struct.unpack_from(">HHB", stream, start + 5)
-            return height, width, components
-    raise ValueError("no JPEG frame header that can be decoded")
-
-
 def complete_jpeg(stream: bytes, tables: bytes, is_ycbcr: bool) -> tuple[bytes, tuple[int, int, int]]:
     """A JPEG that stands alone, and its (height, width, components): shared tables put in, colour coding as the TIFF says.
 

@@ -9,8 +9,8 @@ import pandas as pd
 from scipy import stats
 
 from mil.bags.covariates import clinical_inputs
-from mil.bags.covariates import follow_up as follow_up
 from mil.errors import MilError
+from mil.statistics.concordance import c_index
 from mil.statistics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
 
 if TYPE_CHECKING:
@@ -29,18 +29,6 @@ class CoxModels:
     events: int
     likelihood_ratio: float
     p: float
-
-
-def c_index(times: np.ndarray, events: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Harrell's c of each resample (weights (b, n)): of the pairs whose order is known, the share in which the higher score lives longer.
-
-    Ties in the score count one half; of two equal times, one with an event, the censored patient lived longer.
-    """
-    first = events[:, None] & ((times[:, None] < times[None]) | ((times[:, None] == times[None]) & ~events[None]))
-    right = (scores[:, None] < scores[None]) + 0.5 * (scores[:, None] == scores[None])
-    known = ((weights @ first) * weights).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return ((weights @ (first * right)) * weights).sum(axis=1) / known
 
 
 def c_index_interval(table: pd.DataFrame, confidence: float) -> tuple[float, float, float]:

@@ -5,30 +5,43 @@ patient far out can move R² without limit; and it forgives that the scores of s
 which R², the mean error and the slope beside it do not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.kinds.kind import KINDS, Measure
-from mil.endpoints.kinds.rows import Bootstrapped
+from mil.endpoints.cells import numbers
+from mil.endpoints.endpoint import ENDPOINTS, Endpoint
+from mil.endpoints.measures import Measure
+from mil.endpoints.target import number_of
+from mil.statistics.concordance import pairs_in_order
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mil.slides.sheet import Cohort
 
 FEWEST = 3  # patients of whom a correlation can be formed
 
 
-@KINDS.register("regression")
-class Regression(Bootstrapped):
-    """Labels and scores are numbers in the column's own unit."""
+@ENDPOINTS.register("regression")
+class Regression(Endpoint):
+    """A number: one logit, half the squared error in deviations of the training patients; scores in the column's unit."""
 
     name = "regression"
+    scaled = True
     strata = ("site",)
     better = "puts patients in the right order better than chance would"
     worse = "puts patients in the wrong order, worse than chance would"
     watched = "share of pairs in order"
+    measured = (
+        "Of a number the measure is Spearman's rank correlation of predicted and observed, on several sites the mean of the sites weighted by "
+        "their patients; beside it mean absolute error, mean error, R² and the slope of observed on predicted."
+    )
     how = "a bootstrap over patients within site, Fisher's z"
     pairs = "patients set against those of the same site (mean of the sites, weighted by patients)"
     primary = Measure("spearman", "Spearman's ρ", lambda *given: spearman(*given), "correlation", 0.0)
-
     further = (
         Measure("mae", "Mean absolute error", lambda *given: absolute_error(*given), "positive"),
         Measure("mean_error", "Mean error", lambda *given: mean_error(*given), "real", 0.0),
@@ -36,11 +49,35 @@ class Regression(Bootstrapped):
         Measure("calibration_slope", "Slope", lambda *given: slope(*given), "real"),
     )
 
+    def read(self, cohort: "Cohort") -> pd.DataFrame:
+        """Numbers."""
+        return numbers(cohort, self.spec.column).to_frame("label")
+
+    @property
+    def meaning(self) -> str:
+        """Any number."""
+        return "a number"
+
+    def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Half the squared error."""
+        return (logits[..., 0] - targets[..., 0]) ** 2 / 2 * present
+
+    def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """`score`: the number itself."""
+        return {"score": logits[:, 0].astype(np.float64)}
+
+    def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """Share of the pairs with different targets that are in the right order."""
+        return pairs_in_order(targets[:, 0], logits[:, 0])
+
+    def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
+        return [number_of(cells[0], patient, "label")]
+
     def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
         """Finite numbers."""
         return {name: np.isfinite(pd.to_numeric(table[name], errors="coerce")) for name in ("label", "score")}
 
-    def labels(self, table: pd.DataFrame) -> np.ndarray:
+    def labels_of(self, table: pd.DataFrame) -> np.ndarray:
         """Numbers (n,)."""
         return table["label"].to_numpy(dtype=float)
 

@@ -1,15 +1,18 @@
-"""Yes or no: AUROC by DeLong, and what a probability is further asked for; decisions at thresholds of the inner folds."""
+"""Two classes: AUROC with DeLong's variance, further measures of a probability, decisions at thresholds chosen on inner folds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
-from mil.config import MetricsSpec
-from mil.endpoints.kinds.kind import KINDS, Kind, Measure, Pair, scope_columns
+from mil.endpoints.cells import yes_or_no
+from mil.endpoints.endpoint import ENDPOINTS, Endpoint, scope_columns
+from mil.endpoints.measures import Measure, Pair
+from mil.endpoints.target import number_of
 from mil.rng import rng
 from mil.statistics import calibration, classification, decision, delong, held_out, intervals, ranking
 from mil.statistics.arms import APART, ENSEMBLE, GROUPS, Scope, scopes
@@ -17,6 +20,12 @@ from mil.statistics.bootstrap import point
 from mil.statistics.intervals import INTERVALS
 from mil.statistics.measures import METRICS
 from mil.statistics.thresholds import choose_thresholds, vote
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mil.config import MetricsSpec
+    from mil.slides.sheet import Cohort
 
 # DeLong's plain normal interval (the one pROC gives) covers 91-94 % with 40-60 patients, on the logit scale 95-96 %; below ten
 # patients of a class neither holds, and Newcombe's does, which asks for the class sizes only (benchmarks/coverage.py).
@@ -26,26 +35,57 @@ DECISIONS = ("sensitivity", "specificity", "balanced_accuracy")
 REGISTERED = (ranking, classification, calibration)  # importing them fills METRICS
 
 
-@KINDS.register("binary")
-class Binary(Kind):
-    """Labels are 0 or 1, the score a probability."""
+@ENDPOINTS.register("binary")
+class Binary(Endpoint):
+    """Yes or no: the label is 0 or 1, one logit, cross-entropy, the score is a probability, AUROC."""
 
     name = "binary"
+    thresholds = two_classes = True
     primary = Measure("auroc", "AUROC", ranking.auroc, chance=0.5)
     better = "ranks positive patients above negative ones better than chance would"
     worse = "ranks positive patients below negative ones, worse than chance would"
-    counts = "positive"
+    outcome, having = "positive", "positive for"
     watched = "AUROC"
     how = (
         "external sites: DeLong, logit scale; held out: pairs of patients of one fold, overlap of training sets counted"
     )
+
+    def read(self, cohort: "Cohort") -> pd.DataFrame:
+        """0 or 1."""
+        return yes_or_no(cohort, self.spec, self.spec.column).to_frame("label")
+
+    @property
+    def classes(self) -> int:
+        """Two."""
+        return 2
+
+    def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Cross-entropy of the logistic function."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        return binary_cross_entropy_with_logits(logits, targets, reduction="none").squeeze(-1) * present
+
+    def class_of(self, targets: "Tensor") -> "Tensor":
+        """0 or 1."""
+        return targets[..., 0].long()
+
+    def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """`score`: probability of yes."""
+        return {"score": expit(logits[:, 0].astype(np.float64))}
+
+    def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """AUROC."""
+        return ranking.auroc_of(logits[:, 0], targets[:, 0] > 0.5)
+
+    def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
+        return [number_of(cells[0], patient, "label", allowed=(0.0, 1.0))]
 
     def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
         """0 or 1, a probability."""
         return {"label": table["label"].isin([0, 1]), "score": table["score"].between(0, 1)}
 
     def positives(self, table: pd.DataFrame) -> int | None:
-        """Those who are 1."""
+        """Patients with label 1."""
         return int(table["label"].sum())
 
     def undefined(self, table: pd.DataFrame) -> str:
@@ -56,13 +96,13 @@ class Binary(Kind):
         """AUROC over pairs of the same group."""
         return ranking.auroc_within(labels, scores, weights, groups)
 
-    def interval(self, scope: Scope, spec: MetricsSpec) -> tuple[float, float, float, str]:
+    def interval(self, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
         """AUROC within sites: of held-out patients over pairs of one fold, else DeLong's."""
         if scope.folds is not None:
             return held_out.interval(held_out.pairs_of(scope.folds), spec.confidence)
         return fixed_interval(scope.labels, scope.scores, scope.sites, spec.confidence)
 
-    def rows(self, scope: Scope, spec: MetricsSpec) -> Iterator[dict[str, Any]]:
+    def rows(self, scope: Scope, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
         """Every metric of one scope."""
         labels, scores = scope.labels, scope.scores
         if not delong.both_classes(labels):
@@ -86,13 +126,13 @@ class Binary(Kind):
             yield _row("auroc_within_sites", *self.interval(scope, spec))
 
     def beyond(
-        self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: MetricsSpec
+        self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
     ) -> Iterator[dict[str, Any]]:
-        """With inner predictions, decisions."""
+        """Sensitivity, specificity and balanced accuracy, where inner predictions are given."""
         if inner is not None:
             yield from _decisions(self, predictions, inner, spec)
 
-    def compared(self, first: Scope, second: Scope, spec: MetricsSpec) -> Pair | None:
+    def compared(self, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
         """AUROC within sites of both. Held out: pairs of one fold. Else DeLong's test, of few patients a permutation test."""
         if not first.has_pairs:
             return None
@@ -140,9 +180,9 @@ def fixed_interval(
 
 
 def _decisions(
-    kind: Kind, predictions: pd.DataFrame, inner: pd.DataFrame, spec: MetricsSpec
+    kind: Endpoint, predictions: pd.DataFrame, inner: pd.DataFrame, spec: "MetricsSpec"
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the metrics that need a decision; the ensemble has no threshold of its own."""
+    """Rows of the metrics that need a threshold; the ensemble has none."""
     voted = vote(predictions, choose_thresholds(inner))
     if voted.empty:
         return

@@ -1,0 +1,57 @@
+"""Cells of the patient table -> labels and numbers by patient; a value that cannot be used is an error with its line."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mil.errors import MilError, nearest
+
+if TYPE_CHECKING:
+    from mil.slides.sheet import Cohort
+    from mil.specs.endpoints import EndpointSpec
+
+LARGEST = float(np.finfo(np.float32).max)  # models predict in single precision
+
+
+def yes_or_no(cohort: "Cohort", endpoint: "EndpointSpec", column: str) -> pd.Series:
+    """0 or 1 by patient_id, of patients whose cell is filled."""
+    classes = dict.fromkeys(endpoint.negative, 0) | dict.fromkeys(endpoint.positive, 1)
+    known = filled(cohort, column)
+    what = (
+        f"neither positive ({', '.join(endpoint.positive)}) nor negative ({', '.join(endpoint.negative)})",
+        "correct it, leave it blank, or name it in the endpoint",
+    )
+    refuse_cells(known[~known.isin(list(classes))], column, *what, cohort=cohort)
+    return known.map(classes).astype(int)
+
+
+def numbers(cohort: "Cohort", column: str, positive: bool = False) -> pd.Series:
+    """Numbers by patient_id, of patients whose cell is filled; with `positive`, numbers above 0."""
+    values = filled(cohort, column)
+    found = pd.to_numeric(values, errors="coerce").astype(float)
+    usable = (found.abs() <= LARGEST) & ((found > 0) | (not positive))
+    refuse_cells(values[~usable], column, "no positive number" if positive else "no number", cohort=cohort)
+    return found
+
+
+def filled(cohort: "Cohort", column: str) -> pd.Series:
+    """Text cells by patient_id that are not blank."""
+    if column not in cohort.patients.columns:
+        raise MilError(
+            f"patient table {cohort.source}: column '{column}' is missing; {nearest(column, map(str, cohort.patients))}"
+        )
+    values = cohort.patients.set_index("patient_id")[column]
+    return values[values != ""]
+
+
+def refuse_cells(
+    wrong: pd.Series, column: str, what: str, remedy: str = "correct it, or leave it blank", *, cohort: "Cohort"
+) -> None:
+    """Raise for the first of `wrong` cells, if there are any; `what` says what it is, `remedy` what to do."""
+    if len(wrong):
+        line = cohort.patients.index[cohort.patients["patient_id"] == wrong.index[0]][0]
+        raise MilError(
+            f"patient table {cohort.source} line {line}: patient '{wrong.index[0]}' has {column} = '{wrong.iloc[0]}', which is "
+            f"{what}; {remedy}"
+        )

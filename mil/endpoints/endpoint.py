@@ -1,0 +1,254 @@
+"""What is predicted and how results are measured: one object per kind of endpoint, in training, tables and words.
+
+Measures have intervals and tests by a bootstrap over patients, unless a kind has better ones.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mil.endpoints.bounds import LIMITS, bootstrap_bounds, row_of
+from mil.endpoints.measures import PAIRED_BOOTSTRAP, Measure, Pair, paired_bootstrap
+from mil.endpoints.target import Target
+from mil.registry import Registry
+from mil.statistics.arms import APART, GROUPS, PREDICTED, Scope, check_patients, refuse, scopes
+from mil.statistics.bootstrap import bootstrap_weights
+from mil.statistics.folds import KEYS, corrected_resampled_t
+from mil.statistics.held_out import inflation
+from mil.tables import require_columns
+
+if TYPE_CHECKING:
+    from mil.config import MetricsSpec
+
+OVER_FOLDS = "corrected resampled t-test"
+
+
+class Endpoint(Target):
+    """Base of the kinds of endpoint."""
+
+    primary: Measure
+    """The measure that arms are compared by."""
+    further: tuple[Measure, ...] = ()
+    strata: tuple[str, ...] = ("site", "label")
+    """Patients are drawn within these."""
+    predicted: tuple[str, ...] = PREDICTED
+    """Columns that a table of predictions needs."""
+    better, worse = "", ""
+    """What a model does that is better (worse) than chance, as in `FedAvg ...`."""
+    how = ""
+    """How the primary measure's intervals are made, in words."""
+    outcome = ""
+    """What `positives` are, in words; '' where there is nothing to count."""
+    having = ""
+    """The outcome as in `30 % positive for response`; '' where there is nothing to count."""
+    measured = ""
+    """How results are measured, in sentences; '' where the report's methods describe it at length."""
+    watched = ""
+    """Name of the endpoint's metric in the round table, in words."""
+    pairs = "pairs of patients of the same site"
+    """What the primary measure is formed over on a group of sites."""
+
+    def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
+        """Predictions with labels as numbers; raises for a column that is missing and a value that cannot be."""
+        require_columns(table, self.predicted, where)
+        table = self.coded(table)
+        refuse(table, self.valid(table), where, self.name)
+        return check_patients(table, where)
+
+    def coded(self, table: pd.DataFrame) -> pd.DataFrame:
+        """`table` with labels as numbers."""
+        return table
+
+    def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
+        """By column, whether a row's value can be."""
+        raise NotImplementedError
+
+    def labels_of(self, table: pd.DataFrame) -> np.ndarray:
+        """Labels as measures take them."""
+        return table["label"].to_numpy()
+
+    def scores_of(self, table: pd.DataFrame) -> np.ndarray:
+        """Scores as measures take them."""
+        return table["score"].to_numpy(dtype=float)
+
+    def positives(self, table: pd.DataFrame) -> int | None:
+        """Patients with the outcome (events); none where there is no such thing."""
+        return None
+
+    def undefined(self, table: pd.DataFrame) -> str:
+        """Why the primary measure does not exist for these patients; '' where it does."""
+        raise NotImplementedError
+
+    def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """The primary measure, patients set against those of their own group (site) only."""
+        raise NotImplementedError
+
+    def has_within(self, table: pd.DataFrame) -> bool:
+        """Whether the primary measure within sites exists for these patients."""
+        found = self.within(
+            self.labels_of(table), self.scores_of(table), np.ones((1, len(table))), table["site"].to_numpy()
+        )
+        return bool(np.isfinite(found[0]))
+
+    def interval(self, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
+        """The primary measure within sites, with its interval, and how that was made or why there is none."""
+        return interval_within(self, scope, spec)
+
+    def weights(self, table: pd.DataFrame, spec: "MetricsSpec") -> np.ndarray:
+        """Resamples (resamples, n) of these patients."""
+        return bootstrap_weights(table, spec, self.strata)
+
+    def rows(self, scope: Scope, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
+        """metric, value, low, high and method of every measure on one scope."""
+        return measured_rows(self, scope, spec)
+
+    def beyond(
+        self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
+    ) -> Iterator[dict[str, Any]]:
+        """Rows that rest on more than one scope's mean scores: the primary measure over the folds."""
+        return mean_of_folds(predictions, self, spec)
+
+    def compared(self, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
+        """The primary measure of two scopes of the same patients and the test of their difference; None where it is not defined.
+
+        Patients of one site are set against each other. Held-out patients are tested fold by fold, since training sets overlap;
+        others by a paired bootstrap, the models being given.
+        """
+        return bootstrap_compared(self, first, second, spec)
+
+
+def scope_columns(kind: Endpoint, scope: Scope) -> dict[str, Any]:
+    """Columns that every row of a scope has."""
+    return {
+        "trained_on": scope.trained_on,
+        "split": scope.split,
+        "site": scope.site,
+        "patients": len(scope.table),
+        "positives": kind.positives(scope.table),
+        "models": scope.models,
+    }
+
+
+def bootstrap_compared(kind: Endpoint, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
+    """`Endpoint.compared`: held-out patients fold by fold, others by a paired bootstrap."""
+    if first.folds is not None and second.folds is not None:
+        return _over_folds(kind, first.folds, second.folds, spec)
+    labels, sites = kind.labels_of(first.table), first.sites
+    weights = np.concatenate([np.ones((1, len(first.table))), kind.weights(first.table, spec)])
+    one, other = (kind.within(labels, kind.scores_of(scope.table), weights, sites) for scope in (first, second))
+    if not np.isfinite([one[0], other[0]]).all():
+        return None
+    tested = paired_bootstrap(one, other, spec.confidence, kind.primary.scale == "share")
+    return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
+
+
+def _over_folds(kind: Endpoint, first: pd.DataFrame, second: pd.DataFrame, spec: "MetricsSpec") -> Pair | None:
+    parts = [values_of_folds(kind, folds) for folds in (first, second)]
+    both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner").dropna()
+    number = min(folds["fold"].nunique() for folds in (first, second))
+    if number < 2 or both.empty:
+        return None
+    change = (both["first"] - both["second"]).to_numpy()
+    tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, kind.primary.scale == "share")
+    values = float(both["first"].mean()), float(both["second"].mean())
+    return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
+
+
+def measured_rows(kind: Endpoint, scope: Scope, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
+    """Every measure of `kind`, and on a group of sites the primary one within sites; undefined ones with their reason."""
+    labels, scores, weights = kind.labels_of(scope.table), kind.scores_of(scope.table), kind.weights(scope.table, spec)
+    everyone = np.ones((1, len(scope.table)))
+    reason = kind.undefined(scope.table)
+    for measure in (kind.primary, *kind.further):
+        function = measure.function
+        value, drawn = float(function(labels, scores, everyone)[0]), function(labels, scores, weights)
+        if measure is kind.primary:
+            drawn = widened(kind, scope, value, drawn)
+        yield row_of(measure.name, measure.scale, value, drawn, len(labels), spec.confidence, reason)
+    if scope.site in GROUPS:
+        value = float(kind.within(labels, scores, everyone, scope.sites)[0])
+        drawn = widened(kind, scope, value, kind.within(labels, scores, weights, scope.sites))
+        name, reason = f"{kind.primary.name}_within_sites", reason or "at no site can it be formed"
+        yield row_of(name, kind.primary.scale, value, drawn, len(labels), spec.confidence, reason)
+
+
+def interval_within(kind: Endpoint, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
+    """The primary measure within sites, its interval, and how that was made."""
+    weights = np.concatenate([np.ones((1, len(scope.table))), kind.weights(scope.table, spec)])
+    found = kind.within(kind.labels_of(scope.table), kind.scores_of(scope.table), weights, scope.sites)
+    value = float(found[0])
+    drawn = widened(kind, scope, value, found[1:])
+    bounds = bootstrap_bounds(kind.primary.scale, value, drawn, len(scope.table), spec.confidence)
+    return value, bounds.low, bounds.high, bounds.method
+
+
+def widened(kind: Endpoint, scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
+    """Resamples `drawn`, of held-out patients further from `value`: each patient trained the models of others as well."""
+    if scope.folds is None or not np.isfinite(drawn).any():
+        return drawn
+    chance = value if kind.primary.chance is None else kind.primary.chance
+    return value + (drawn - value) * np.sqrt(inflation(value, float(np.nanvar(drawn)), None, chance))
+
+
+def values_of_folds(kind: Endpoint, folds: pd.DataFrame) -> pd.Series:
+    """The primary measure within sites of every (repeat, fold) of `Scope.folds`."""
+    found = {
+        key: float(
+            kind.within(kind.labels_of(part), kind.scores_of(part), np.ones((1, len(part))), part["site"].to_numpy())[0]
+        )
+        for key, part in folds.groupby(list(APART))
+    }
+    return pd.Series(found, dtype=float)
+
+
+def fold_values(predictions: pd.DataFrame, kind: Endpoint) -> pd.DataFrame:
+    """trained_on, split, site, repeat, fold, patients, positives, value: the primary measure of each fold's models alone.
+
+    Folds in which it is not defined at a site are left out; groups of sites count patients of the same site.
+    """
+    rows = []
+    for (repeat, fold), part in predictions.groupby(list(APART)):
+        for scope in scopes(part):
+            labels, scores = kind.labels_of(scope.table), kind.scores_of(scope.table)
+            value = float(kind.within(labels, scores, np.ones((1, len(labels))), scope.sites)[0])
+            place = (scope.trained_on, scope.split, scope.site, repeat, fold)
+            rows.append((*place, len(labels), kind.positives(scope.table), value))
+    table = pd.DataFrame(rows, columns=[*KEYS, *APART, "patients", "positives", "value"])
+    return table[np.isfinite(table["value"].astype(float))].sort_values([*APART, *KEYS], ignore_index=True)
+
+
+def mean_of_folds(predictions: pd.DataFrame, kind: Endpoint, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
+    """Mean of the folds' primary measure, with an interval that allows for what their training sets have in common."""
+    inside = predictions[predictions["split"] != "external"]
+    number = inside["fold"].nunique()
+    if number < 2:
+        return
+    low, high = LIMITS[kind.primary.scale]
+    for key, folds in fold_values(inside, kind).groupby(list(KEYS), sort=False):
+        found = corrected_resampled_t(
+            folds["value"].to_numpy(dtype=float), 1 / (number - 1), spec.confidence, is_share=False
+        )
+        method = f"corrected resampled t, {len(folds)} folds"
+        if not found.low < found.high:
+            method = "not defined: folds do not vary, or one only"
+        yield {
+            **dict(zip(KEYS, key, strict=True)),
+            "patients": int(folds.groupby("repeat")["patients"].sum().max()),
+            "positives": _most(folds),
+            "models": 1,
+            "metric": f"{kind.primary.name}_mean_of_folds",
+            "value": found.difference,
+            "low": float(np.clip(found.low, low, high)),
+            "high": float(np.clip(found.high, low, high)),
+            "method": method,
+        }
+
+
+def _most(folds: pd.DataFrame) -> int | None:
+    known = folds.dropna(subset=["positives"])
+    return int(known.groupby("repeat")["positives"].sum().max()) if len(known) else None
+
+
+ENDPOINTS: Registry[type[Endpoint]] = Registry("endpoint kind")

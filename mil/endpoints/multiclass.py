@@ -1,0 +1,169 @@
+"""Several classes: the mean over the classes of the AUROC of one against the rest, and how often the likeliest class is right."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from mil.endpoints.bounds import row_of
+from mil.endpoints.cells import filled, refuse_cells
+from mil.endpoints.endpoint import ENDPOINTS, Endpoint
+from mil.endpoints.measures import Measure
+from mil.errors import MilError
+from mil.specs.endpoints import EndpointSpec
+from mil.statistics import delong, ranking
+from mil.statistics.arms import PREDICTED, Scope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mil.config import MetricsSpec
+    from mil.slides.sheet import Cohort
+
+OF_CLASS = "auroc of "
+
+
+@ENDPOINTS.register("multiclass")
+class Multiclass(Endpoint):
+    """One of several classes: one logit per class, cross-entropy, mean over the classes of the AUROC.
+
+    The bag table's label is one of the spec's classes; labels of measures are positions in them, scores the classes'
+    probabilities (n, classes).
+    """
+
+    name = "multiclass"
+    primary = Measure("macro_auroc", "Macro AUROC", lambda *given: macro_auroc(*given), chance=0.5)
+    better = "tells the classes apart better than chance would"
+    worse = "tells the classes apart worse than chance would"
+    watched = "mean AUROC"
+    measured = (
+        "Of several classes the measure is the mean over all classes of the AUROC of one against the rest (macro AUROC; not defined "
+        "where a class has no patient); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability."
+    )
+    how = "a bootstrap over patients within site and class, logit scale"
+
+    def __init__(self, spec: EndpointSpec) -> None:
+        super().__init__(spec)
+        self.predicted = (*PREDICTED, *(f"score_{name}" for name in spec.classes))
+        chance = 1 / len(spec.classes)
+        self.further = (Measure("balanced_accuracy", "Balanced accuracy", balanced_accuracy, chance=chance),)
+
+    def read(self, cohort: "Cohort") -> pd.DataFrame:
+        """Names of classes."""
+        known, classes = filled(cohort, self.spec.column), self.spec.classes
+        wrong = known[~known.isin(classes)]
+        refuse_cells(wrong, self.spec.column, f"none of {', '.join(classes)}", cohort=cohort)
+        return known.to_frame("label")
+
+    @property
+    def meaning(self) -> str:
+        """The classes."""
+        return f"classes: {', '.join(self.spec.classes)}"
+
+    @property
+    def outputs(self) -> int:
+        """One logit per class."""
+        return len(self.spec.classes)
+
+    @property
+    def classes(self) -> int:
+        """As many as the spec names."""
+        return len(self.spec.classes)
+
+    def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Cross-entropy of the softmax."""
+        from torch.nn.functional import cross_entropy
+
+        flat = cross_entropy(logits.flatten(0, -2), self.class_of(targets).flatten(), reduction="none")
+        return flat.view(logits.shape[:-1]) * present
+
+    def class_of(self, targets: "Tensor") -> "Tensor":
+        """Position in the spec's classes."""
+        return targets[..., 0].long()
+
+    def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """`score_{class}`: probability of each class; `score`: the highest of them."""
+        shares = softmax(logits.astype(np.float64), axis=1)
+        return {"score": shares.max(1)} | {f"score_{name}": shares[:, k] for k, name in enumerate(self.spec.classes)}
+
+    def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """Mean over the classes present of the AUROC of one against the rest, by the class's own logit."""
+        each = [ranking.auroc_of(logits[:, k], targets[:, 0] == k) for k in range(self.classes)]
+        known = [value for value in each if np.isfinite(value)]
+        return float(np.mean(known)) if known else float("nan")
+
+    def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
+        label = str(cells[0])
+        if label not in self.spec.classes:
+            known = ", ".join(self.spec.classes)
+            raise MilError(f"bags: patient {patient}: label {label!r} is none of the endpoint's classes ({known})")
+        return [float(self.spec.classes.index(label))]
+
+    def coded(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Names of classes become their places; a name that the spec does not know stays, to be refused."""
+        places = {name: number for number, name in enumerate(self.spec.classes)}
+        codes = table["label"].astype(str).map(places)
+        unknown = codes.isna()
+        text = table["label"].astype(str)
+        return table.assign(label=codes.astype(object).where(~unknown, text) if unknown.any() else codes.astype(int))
+
+    def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
+        """Known classes, probabilities in 0-1."""
+        fine = {"label": table["label"].isin(list(range(len(self.spec.classes))))}
+        return fine | {f"score_{name}": table[f"score_{name}"].between(0, 1) for name in self.spec.classes}
+
+    def scores_of(self, table: pd.DataFrame) -> np.ndarray:
+        """Probabilities (n, classes)."""
+        return table[[f"score_{name}" for name in self.spec.classes]].to_numpy(dtype=float)
+
+    def undefined(self, table: pd.DataFrame) -> str:
+        """The mean over the classes needs a patient of every class: over fewer it would be another measure."""
+        there = set(table["label"])
+        missing = [name for number, name in enumerate(self.spec.classes) if number not in there]
+        return f"no patient of class {', '.join(missing)}" if missing else ""
+
+    def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Mean over the classes of the AUROC over pairs of the same group; nan where a class has no such pair."""
+        each = [
+            ranking.auroc_within((labels == number).astype(int), scores[:, number], weights, groups)
+            for number in range(scores.shape[1])
+        ]
+        return np.mean(each, axis=0)
+
+    def rows(self, scope: Scope, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
+        """The measures, and each class's AUROC against the rest."""
+        yield from super().rows(scope, spec)
+        labels, scores = self.labels_of(scope.table), self.scores_of(scope.table)
+        for number, name in enumerate(self.spec.classes):
+            own = (labels == number).astype(int)
+            if delong.both_classes(own):
+                value, low, high = delong.logit_interval(own, scores[:, number], spec.confidence)
+                method = "DeLong, logit scale"
+                yield {"metric": OF_CLASS + name, "value": value, "low": low, "high": high, "method": method}
+            else:
+                reason = f"{'no' if not own.any() else 'no other'} patient {'' if own.any() else 'of class ' + name}"
+                yield row_of(OF_CLASS + name, "share", np.nan, own, len(own), spec.confidence, reason.strip())
+
+
+def macro_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over all classes of the AUROC of one against the rest; nan where a class has nobody."""
+    each = [
+        ranking.auroc((labels == number).astype(int), scores[:, number], weights) for number in range(scores.shape[1])
+    ]
+    return np.mean(each, axis=0)
+
+
+def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over all classes of the share of its patients whose likeliest class it is; nan where a class has nobody."""
+    right = (scores.argmax(axis=1) == labels).astype(float)
+    own = labels[:, None] == np.arange(scores.shape[1])
+    with np.errstate(invalid="ignore"):
+        return np.mean(((weights * right) @ own) / (weights @ own), axis=1)
+
+
+def confusion(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Patients by true class (rows) and likeliest class (columns)."""
+    number = scores.shape[1]
+    return np.bincount(labels.astype(int) * number + scores.argmax(axis=1), minlength=number**2).reshape(number, number)

@@ -1,0 +1,163 @@
+"""Time to an event: Harrell's c of the risk score, and groups of risk with a log-rank test."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mil.endpoints.cells import numbers, yes_or_no
+from mil.endpoints.endpoint import ENDPOINTS, Endpoint
+from mil.endpoints.measures import Measure
+from mil.endpoints.target import number_of
+from mil.errors import MilError
+from mil.statistics.arms import PREDICTED, Scope, scopes
+from mil.statistics.concordance import harrell, known_order
+from mil.statistics.from_sites import LogRank, stratified_logrank
+from mil.statistics.thresholds import MODEL, vote
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mil.slides.sheet import Cohort
+
+
+@ENDPOINTS.register("survival")
+class Survival(Endpoint):
+    """Time to an event: one logit, the log hazard; Cox's partial likelihood with Efron's handling of ties; C-index.
+
+    The bag table's `time` is positive, its `label` 1 for an event and 0 for censored. Labels of measures are time and event
+    (n, 2); a higher score means an earlier event. The risk set of a step is its batch, so batches should be large.
+    """
+
+    name = "survival"
+    separable = False
+    thresholds = True
+    columns = ("time", "label")
+    primary = Measure("c_index", "C-index", harrell, chance=0.5)
+    predicted = (*PREDICTED, "time")
+    better = "tells who has the event sooner better than chance would"
+    worse = "puts patients in the wrong order, worse than chance would"
+    outcome, having = "events", "with the event of"
+    watched = "C-index"
+    measured = (
+        "Of times to an event the measure is Harrell's C-index of the log hazard, ties in the score one half. Groups of risk are cut at "
+        "the median of each model's scores on the inner folds of its training patients, and compared by a log-rank test stratified by site."
+    )
+    how = "a bootstrap over patients within site and event, logit scale"
+
+    def read(self, cohort: "Cohort") -> pd.DataFrame:
+        """`label` 1 for an event, 0 for censored; `time`, a positive number."""
+        times = numbers(cohort, self.spec.column, positive=True)
+        events = yes_or_no(cohort, self.spec, str(self.spec.event))
+        return pd.DataFrame({"label": events, "time": times}).dropna().astype({"label": int})
+
+    @property
+    def meaning(self) -> str:
+        """The column of the event, and its values."""
+        return f"time to the event in column “{self.spec.event}”; {super().meaning}"
+
+    def check(self, targets: np.ndarray, whose: str) -> None:
+        """Refuse training patients none of whom had an event while another was followed further: there is no order to learn."""
+        time, event = targets[:, 0], targets[:, 1] > 0.5
+        if not (event & (time < time.max())).any():
+            raise MilError(
+                f"bags: {whose}: {len(targets)} training patients have {int(event.sum())} events and nobody was followed up "
+                "after one, so there is no order to learn; use fewer folds, add patients, or give their site the role external"
+            )
+
+    def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Minus each event's term of the log partial likelihood; 0 for the censored."""
+        import torch
+
+        hazard, time, event = logits[..., 0], targets[..., 0], (targets[..., 1] > 0.5) & present
+        later = (time.unsqueeze(-2) >= time.unsqueeze(-1)) & present.unsqueeze(-2)  # row: event, column: at risk then
+        tied = (time.unsqueeze(-2) == time.unsqueeze(-1)) & event.unsqueeze(-2) & event.unsqueeze(-1)
+        before = torch.tril(tied, diagonal=-1).sum(-1) / tied.sum(-1).clamp(min=1)
+        peak = hazard.detach().masked_fill(~present, float("-inf")).amax(-1, keepdim=True).clamp(min=-1e30)
+        powers = torch.exp(hazard - peak).masked_fill(~present, 0.0).unsqueeze(-1)
+        at_risk = (later.to(powers.dtype) @ powers).squeeze(-1)
+        dying = (tied.to(powers.dtype) @ powers).squeeze(-1)
+        remaining = torch.where(event, at_risk - before * dying, torch.ones_like(at_risk))
+        return torch.where(event, torch.log(remaining) + peak - hazard, torch.zeros_like(hazard))
+
+    def counts(self, targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Events count, the censored do not."""
+        return ((targets[..., 1] > 0.5) & present).to(targets.dtype)
+
+    def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """`score`: log hazard; higher has the event sooner."""
+        return {"score": logits[:, 0].astype(np.float64)}
+
+    def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """Harrell's C-index."""
+        return float(harrell(targets, logits[:, 0], np.ones((1, len(logits))))[0])
+
+    def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
+        time = number_of(cells[0], patient, "time")
+        if time <= 0:
+            raise MilError(
+                f"bags: patient {patient}: time {time:g} is not positive; correct it or leave the patient out"
+            )
+        return [time, number_of(cells[1], patient, "label", allowed=(0.0, 1.0))]
+
+    def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
+        """0 or 1, a positive time, a finite score."""
+        time = pd.to_numeric(table["time"], errors="coerce")
+        return {"label": table["label"].isin([0, 1]), "time": time > 0, "score": np.isfinite(table["score"])}
+
+    def labels_of(self, table: pd.DataFrame) -> np.ndarray:
+        """Time and event (n, 2)."""
+        return table[["time", "label"]].to_numpy(dtype=float)
+
+    def positives(self, table: pd.DataFrame) -> int | None:
+        """Events."""
+        return int(table["label"].sum())
+
+    def undefined(self, table: pd.DataFrame) -> str:
+        """No patient had the event while another was followed further."""
+        time, event = self.labels_of(table).T
+        if not event.any():
+            return "no patient had the event"
+        return "" if known_order(time, event > 0).any() else "nobody was followed up after an event"
+
+    def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """c over the pairs of the same group whose order is known."""
+        right, known = np.zeros(len(weights)), np.zeros(len(weights))
+        for group in np.unique(groups):
+            own = groups == group
+            value, pairs = harrell(labels[own], scores[own], weights[:, own]), known_pairs(labels[own], weights[:, own])
+            right += np.nan_to_num(value) * pairs
+            known += pairs
+        with np.errstate(invalid="ignore"):
+            return right / known
+
+
+def risk_groups(scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame) -> pd.DataFrame:
+    """patient_id, site, time, event (bool) and higher (0/1) of the patients of `scope` whose models have a threshold.
+
+    A model's threshold is the median of its scores on the inner folds of its own training patients; a patient is at higher
+    risk when at least half of the models that did not see them say so.
+    """
+    halves = inner.groupby(MODEL)["score"].median().rename("threshold").reset_index()
+    voted = vote(predictions, halves)
+    place = (scope.trained_on, scope.split, scope.site)
+    for one in scopes(voted.assign(score=voted["vote"])) if len(voted) else ():
+        if (one.trained_on, one.split, one.site) == place:
+            table = one.table.assign(event=one.table["label"] > 0, higher=(one.table["score"] >= 0.5).astype(int))
+            return table[["patient_id", "site", "time", "event", "higher"]]
+    return pd.DataFrame(columns=["patient_id", "site", "time", "event", "higher"])
+
+
+def stratified_log_rank(table: pd.DataFrame) -> float:
+    """p of equal survival of those at higher and at lower risk (`risk_groups`), stratified by site; nan where it has no variance."""
+    parts = [
+        LogRank.of(own["time"].to_numpy(float), own["event"].to_numpy(bool), own["higher"].to_numpy() > 0)
+        for _, own in table.groupby("site")
+    ]
+    return float(stratified_logrank(parts)[1])
+
+
+def known_pairs(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Number of the pairs whose order is known, in each resample."""
+    return ((weights @ known_order(labels[:, 0], labels[:, 1] > 0)) * weights).sum(axis=1)

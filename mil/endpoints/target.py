@@ -1,0 +1,106 @@
+"""What is predicted: the target columns, the loss, and the metric watched round by round."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mil.errors import MilError
+from mil.specs.endpoints import EndpointSpec
+from mil.tables import require_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mil.slides.sheet import Cohort
+
+
+class Target:
+    """What training and prediction need of an endpoint. Logits are (..., bags, outputs), targets (..., bags, columns), losses (..., bags)."""
+
+    name: str
+    separable = True
+    """A bag's loss depends on that bag alone, so that a batch may be cut up."""
+    scaled = False
+    """Targets are centred and scaled by the training patients' mean and deviation."""
+    thresholds = False
+    """Scores of inner folds are kept, on which each model's threshold is chosen."""
+    two_classes = False
+    """The label is 0 or 1, as baselines, controls and most figures need it."""
+    columns: tuple[str, ...] = ("label",)
+    """Columns of the bag table that hold the target."""
+
+    def __init__(self, spec: EndpointSpec) -> None:
+        self.spec = spec
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits per bag."""
+        return 1
+
+    @property
+    def classes(self) -> int:
+        """Number of classes for weights and sampling; 1 where there are none."""
+        return 1
+
+    def read(self, cohort: "Cohort") -> pd.DataFrame:
+        """`label` (and `time`) by patient_id, of patients whose cells are filled; an error names the line of a wrong value."""
+        raise NotImplementedError
+
+    @property
+    def meaning(self) -> str:
+        """Which values of the column mean what, in words."""
+        return f"positive: {', '.join(self.spec.positive)}; negative: {', '.join(self.spec.negative)}"
+
+    def targets(self, bags: pd.DataFrame) -> np.ndarray:
+        """The table's target columns as float32 (patients, columns); a bad one is an error that names the patient."""
+        require_columns(bags, ["patient_id", *self.columns], "bags")
+        rows = bags[list(self.columns)].itertuples(index=False)
+        found = [self._target(tuple(row), str(patient)) for row, patient in zip(rows, bags["patient_id"], strict=True)]
+        return np.array(found, np.float32).reshape(len(bags), len(self.columns))
+
+    def check(self, targets: np.ndarray, whose: str) -> None:
+        """Refuse training patients (patients, columns) whose targets are all equal."""
+        if len(np.unique(targets[:, -1])) < 2:
+            raise MilError(
+                f"bags: {whose}: all {len(targets)} training patients have the same label, so no difference can be learned; "
+                "use fewer folds, add patients, or give their site the role external"
+            )
+
+    def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Loss of every bag; bags that are not `present` (..., bags) do not change the loss of others."""
+        raise NotImplementedError
+
+    def counts(self, targets: "Tensor", present: "Tensor") -> "Tensor":
+        """The divisor of a batch's summed loss is the sum of these (..., bags)."""
+        return present.to(targets.dtype)
+
+    def class_of(self, targets: "Tensor") -> "Tensor":
+        """Class number of every bag (..., bags) int64; 0 where there are no classes."""
+        return targets.new_zeros(targets.shape[:-1]).long()
+
+    def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns of the prediction table from logits (bags, outputs), `score` among them."""
+        raise NotImplementedError
+
+    def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """Share of the pairs of patients in the right order (AUROC, C-index); nan where no pair has an order."""
+        raise NotImplementedError
+
+    def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
+        raise NotImplementedError
+
+
+def number_of(cell: object, patient: str, column: str, allowed: tuple[float, ...] = ()) -> float:
+    """The number in a cell of the bag table; an error that names the patient where it is none, or not among `allowed`."""
+    try:
+        value = float(str(cell))
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value) or (allowed and value not in allowed):
+        wanted = " or ".join(f"{one:g}" for one in allowed) or "a number"
+        raise MilError(
+            f"bags: patient {patient}: {column} {cell!r} is not {wanted}; run `mil bag` for this endpoint again"
+        )
+    return value

@@ -1,0 +1,123 @@
+"""The main experiment's scores and the patient table -> subgroups, associations with clinical columns, survival by prediction."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy import stats
+
+from mil.bags.covariates import clinical_inputs, follow_up
+from mil.errors import Absent, MilError
+from mil.metrics.added_value import added_value
+from mil.metrics.subgroups import subgroup_aurocs
+from mil.schemas import ASSOCIATIONS, SUBGROUPS, SURVIVAL
+from mil.statistics.multiplicity import holm
+from mil.statistics.survival import c_index_interval, cox_models, kaplan_meier, log_rank
+
+if TYPE_CHECKING:
+    from mil.config import MetricsSpec
+    from mil.results.results import Results
+
+SPEARMAN, ODDS, HAZARD, CONCORDANCE, LOG_RANK = "Spearman", "odds ratio", "hazard ratio", "c-index", "log-rank"
+ADDED = ", likelihood ratio of the score"
+"""Behind `ODDS` and `HAZARD`: the test of what the score adds to the clinical columns."""
+GROUPS = {1: "predicted positive", 0: "predicted negative"}
+MIN_GROUP = 3
+"""Fewest patients of a group, and fewest events, for curves of survival."""
+Row = dict[str, Any]
+
+
+def clinical_tables(results: "Results", spec: "MetricsSpec") -> dict[str, pd.DataFrame]:
+    """Tables `subgroups`, `associations` and `survival` of the main experiment; without rows where the cohort lacks their columns.
+
+    They are made for endpoints of two classes. Patients of training sites count with their held-out scores.
+    """
+    subgroups, curves, rows = pd.DataFrame(columns=SUBGROUPS), pd.DataFrame(columns=SURVIVAL), []
+    try:
+        patients, scores = results.patients(), main_scores(results)
+    except Absent:  # no patient table or no prediction on this machine
+        scores = pd.DataFrame()
+    if len(scores) and results.two_classes:
+        if spec.subgroups:
+            subgroups = subgroup_aurocs(scores, patients, spec.subgroups, spec.confidence)
+        by_patient = scores.set_index("patient_id")
+        columns = clinical_columns(spec)
+        if columns:
+            rows += correlations(by_patient["score"], clinical_inputs(patients, columns))
+            rows += _or_reason(ODDS, lambda: _odds(by_patient, patients, columns, spec.confidence))
+        if spec.time is not None and spec.event is not None:
+            followed = by_prediction(results, by_patient)
+            sizes = followed["group"].value_counts().reindex(GROUPS.values(), fill_value=0)
+            if min(*sizes, followed["event"].sum()) >= MIN_GROUP:
+                curves = kaplan_meier(followed, spec.confidence)[list(SURVIVAL)]
+                rows += _survival(followed, patients, spec)
+    return {
+        "subgroups": subgroups,
+        "associations": pd.DataFrame(rows, columns=ASSOCIATIONS),
+        "survival": curves,
+    }
+
+
+def main_scores(results: "Results") -> pd.DataFrame:
+    """patient_id, site, label and score of the patients of all sites; a patient's score is the mean over models that did not see them."""
+    there = [results.main_scope(site).table for site in results.sites if results.has_scores(site)]
+    if not there:
+        raise Absent(f"{results.main} has no predictions")
+    return pd.concat(there, ignore_index=True)
+
+
+def clinical_columns(spec: "MetricsSpec") -> tuple[str, ...]:
+    """The annotation and the clinical columns of the settings."""
+    return tuple(dict.fromkeys((*((spec.annotation,) if spec.annotation else ()), *spec.clinical)))
+
+
+def by_prediction(results: "Results", scores: pd.DataFrame) -> pd.DataFrame:
+    """time, event, score and group (of `GROUPS`) by patient_id; `scores` by patient_id, a score of 0.5 or more is positive."""
+    spec = results.config.metrics
+    table = follow_up(results.patients(), str(spec.time), str(spec.event)).join(scores, how="inner")
+    return table.assign(group=(table["score"] >= 0.5).astype(int).map(GROUPS))
+
+
+def correlations(scores: pd.Series, inputs: pd.DataFrame) -> Iterator[Row]:
+    """Spearman's correlation of the score (by patient_id) with each column that varies; p also after Holm's correction."""
+    inputs = inputs.reindex(scores.index)
+    names = [column for column in inputs.columns if inputs[column].nunique() > 1]
+    tested = [stats.spearmanr(inputs[name].dropna(), scores[inputs[name].notna()]) for name in names]
+    adjusted = holm(pd.Series([float(one.pvalue) for one in tested], dtype=float).to_numpy())
+    for name, one, corrected in zip(names, tested, adjusted, strict=True):
+        row = {"analysis": SPEARMAN, "variable": str(name), "patients": int(inputs[name].notna().sum())}
+        yield row | {"value": float(one.statistic), "p": float(one.pvalue), "p_adjusted": float(corrected)}
+
+
+def _odds(scores: pd.DataFrame, patients: pd.DataFrame, columns: tuple[str, ...], confidence: float) -> Iterator[Row]:
+    found = added_value(scores, patients, columns, confidence)
+    for row in found.ratios.rename(columns={"covariate": "variable", "ratio": "value"}).to_dict("records"):
+        yield {**row, "analysis": ODDS, "patients": found.patients}
+    yield {"analysis": ODDS + ADDED, "patients": found.patients, "value": found.likelihood_ratio, "p": found.p}
+
+
+def _survival(followed: pd.DataFrame, patients: pd.DataFrame, spec: "MetricsSpec") -> Iterator[Row]:
+    """The score's c-index, the log-rank test of the groups, and the Cox model with clinical columns and the score."""
+    counted = {"patients": len(followed), "events": int(followed["event"].sum())}
+    value, low, high = c_index_interval(followed, spec.confidence)
+    method = "jackknife, logit scale; above 0.5: a higher score, longer without event"
+    yield {"analysis": CONCORDANCE, **counted, "value": value, "low": low, "high": high, "method": method}
+    yield {"analysis": LOG_RANK, **counted, "p": log_rank(followed)}
+    yield from _or_reason(HAZARD, lambda: _hazards(followed, patients, spec))
+
+
+def _hazards(followed: pd.DataFrame, patients: pd.DataFrame, spec: "MetricsSpec") -> Iterator[Row]:
+    found = cox_models(followed, patients, spec.clinical, spec.confidence)
+    counted = {"patients": found.patients, "events": found.events}
+    ratios = found.ratios[found.ratios["model"] == "clinical + score"].drop(columns="model")
+    for row in ratios.rename(columns={"covariate": "variable", "ratio": "value"}).to_dict("records"):
+        yield {**row, "analysis": HAZARD, **counted}
+    yield {"analysis": HAZARD + ADDED, **counted, "value": found.likelihood_ratio, "p": found.p}
+
+
+def _or_reason(analysis: str, rows: Callable[[], Iterator[Row]]) -> list[Row]:
+    """The rows, or one that says why there are none."""
+    try:
+        return list(rows())
+    except MilError as error:
+        return [{"analysis": analysis, "method": f"not made: {error}"}]
