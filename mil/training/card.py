@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.features.accelerate import cached_compile
 from mil.models.head import Head, Inputs, Output
 from mil.progress import Reporter, quiet

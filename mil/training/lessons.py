@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.endpoints.endpoints import Endpoint
+from mil.endpoints import Endpoint
 from mil.training.data import Data
 from mil.training.dropout import step_keys
 from mil.training.folding import Folding

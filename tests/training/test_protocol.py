@@ -9,7 +9,7 @@ import torch
 from training_cohort import experiment, make_cohort
 
 from mil.config import EndpointSpec
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.training.cohort import TrainingCohort
 from mil.training.optimisers import clip, schedule

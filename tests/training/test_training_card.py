@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_training_engine import BAGS, engine_of, learners_of, plans_of, store_of, trained
 
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.models import HEADS
 from mil.specs.endpoints import EndpointSpec
 from mil.training.engine import Engine, Method
