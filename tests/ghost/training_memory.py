@@ -18,7 +18,7 @@ import torch
 from card import Log, simulated_card
 from pydantic import TypeAdapter
 
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.models import build
 from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
