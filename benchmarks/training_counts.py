@@ -29,7 +29,7 @@ import card
 import numpy as np
 import torch
 
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.models import build
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.models import GatedAttentionSpec

@@ -22,7 +22,7 @@ torch.inference_mode = torch.no_grad  # type: ignore[assignment]  wrapper tensor
 from card import simulated_card
 
 from mil.bags.table import deal_folds
-from mil.endpoints.endpoints import build_endpoint
+from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.models import build
 from mil.progress import quiet
