@@ -1,6 +1,7 @@
 """The main experiment's scores and the patient table -> subgroups, associations with clinical columns, survival by prediction."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -33,10 +34,9 @@ def clinical_tables(results: "Results", spec: "MetricsSpec") -> dict[str, pd.Dat
     They are made for endpoints of two classes. Patients of training sites count with their held-out scores.
     """
     subgroups, curves, rows = pd.DataFrame(columns=SUBGROUPS), pd.DataFrame(columns=SURVIVAL), []
-    try:
+    patients = scores = pd.DataFrame()
+    with suppress(Absent):  # no patient table or no prediction on this machine
         patients, scores = results.patients(), main_scores(results)
-    except Absent:  # no patient table or no prediction on this machine
-        scores = pd.DataFrame()
     if len(scores) and results.two_classes:
         if spec.subgroups:
             subgroups = subgroup_aurocs(scores, patients, spec.subgroups, spec.confidence)
