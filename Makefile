@@ -27,11 +27,11 @@ test: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not extended" --durations 20
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "not extended" --durations 20
 
 # What `make test` leaves out: many kills, thousands of damaged files, long simulations.
 test-all: environment
-	KILLS=20 REPEATS=5 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "extended or repeated" --durations 20
+	KILLS=20 REPEATS=5 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "extended or repeated" --durations 20
 
 # Faults made on purpose and counted, in docs/reliability.md.
 faults: environment

@@ -11,6 +11,20 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+# Files of tests that take minutes: they begin first, so that no process works on one of them alone at the end.
+LONGEST = ("project/test_workflow.py", "project/test_slurm.py", "hospital/test_nvflare.py", "figures", "report")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests by `LONGEST`; the order within a file stays."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(REPOSITORY / "tests").as_posix()
+        return next((number for number, name in enumerate(LONGEST) if path.startswith(name)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout that is tested."""
