@@ -1,7 +1,9 @@
 """From predictions to the report: `mil score`, `compare`, `baseline`, `localise`, `plot`, `report`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
+from urllib.parse import quote
 
 import typer
 
@@ -169,7 +171,8 @@ def report(
     reporter = reporter_of(log)
     opened, settings = Results.open(results), read_spec(ReportSpec, spec)
     in_viewer = write_viewer(opened, out.parent / "viewer", settings, reporter)
-    made = build(opened, settings, in_viewer)
+    figures_at = Path(os.path.relpath(opened.folder / "figures", out.parent)).as_posix()
+    made = build(opened, settings, in_viewer, quote(figures_at))
     for name, text in made.tables.items():
         write_text(results / "tables" / name, text)
     for name, text in made.pages.items():

@@ -24,6 +24,8 @@ from mil.report.tables import tables_of
 from mil.results.results import Results
 from mil.version import __version__
 
+FIRST_FIGURES = ("auroc_by_strategy", "roc_by_site", "predicted_vs_observed", "kaplan_meier")
+"""The first of them that this cohort has stands on the first screen."""
 HERE = Path(__file__).parent
 FONTS = Path(__file__).parents[1] / "figures" / "fonts"
 
@@ -45,14 +47,20 @@ class Report:
     tables: dict[str, str]
 
 
-def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collection[str] = ()) -> Report:
+def build(
+    results: Results,
+    spec: ReportSpec | None = None,
+    in_viewer: Collection[str] = (),
+    figures_at: str = "../figures",
+) -> Report:
     """The report of `results`: `index.html`, `checklist.html` and a model card per experiment; tables as CSV and LaTeX.
 
     What the cohort lacks is left out and listed with the reason at the end. `in_viewer` are the slides that `write_viewer`
-    put beside it; the page then links to them.
+    put beside it; the page then links to them. `figures_at` is the address of the results' folder `figures`, as seen from
+    the report: each figure links to its files there.
     """
     spec = spec or results.config.report
-    drawn = {name: picture_of(results, name, in_viewer) for chapter in STORY for name in chapter.figures}
+    drawn = {name: picture_of(results, name, in_viewer, figures_at) for chapter in STORY for name in chapter.figures}
     tables = {name: table for chapter in STORY for name in chapter.tables if (table := tables_of(results, name))}
     sections = [
         Section(
@@ -65,6 +73,7 @@ def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collectio
     sections = [section for section in sections if section.pictures or section.tables]
     _number(sections)
     paragraphs = methods(results)
+    warning, said, limited = leak_warning(results), claims(results), limits(results)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -81,12 +90,15 @@ def build(results: Results, spec: ReportSpec | None = None, in_viewer: Collectio
     }
     numbers = {picture.name: picture.number for section in sections for picture in section.pictures}
     index = environment.get_template("page.html.j2").render(
-        warning=leak_warning(results),
+        warning=warning,
         headline=headline(results),
-        claims=claims(results),
+        finding=said[bool(warning)],
+        caveat=limited[bool(warning)],
+        first_figure=next((drawn[name] for name in FIRST_FIGURES if drawn[name].parts), None),
+        claims=said,
         sections=sections,
         methods=paragraphs,
-        limits=limits(results),
+        limits=limited,
         left_out=[picture for picture in drawn.values() if picture.left_out],
         paper=[(number, content, _of_number(number, numbers)) for number, content in PROTOCOL.items()],
         in_viewer=len(in_viewer),

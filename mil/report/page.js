@@ -25,3 +25,23 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+// Contents: the chapter and the figure that are being read are marked, and the chapter's figures are listed.
+const links = [...document.querySelectorAll(".contents a")];
+const targets = links.map((link) => document.getElementById(decodeURIComponent(link.hash.slice(1))));
+const mark = () => {
+  const line = window.innerHeight / 3;
+  const passed = targets.map((target) => target.getBoundingClientRect().top <= line && target.getBoundingClientRect().bottom > 0);
+  links.forEach((link, place) => {
+    link.toggleAttribute("aria-current", false);
+    if (passed[place] && !(link.closest("ol ol") && passed[place + 1] && links[place + 1].closest("ol ol"))) link.setAttribute("aria-current", "true");
+    if (!link.closest("ol ol")) link.parentElement.classList.toggle("here", passed[place]);
+  });
+};
+let waiting = false;
+window.addEventListener("scroll", () => {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => { waiting = false; mark(); });
+}, { passive: true });
+mark();

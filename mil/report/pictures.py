@@ -57,13 +57,17 @@ class Picture:
     parts: list[ReportPart] = field(default_factory=list)
     table: ReportTable | None = None
     number: int = 0
-    per_site: bool = False
+    files: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+    """Site ('' for a figure of the cohort) and its files in the results: (format, address)."""
 
 
-def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> Picture:
-    """The figure `name` as drawn; `in_viewer` are slides that the slide viewer beside the report holds."""
+def picture_of(results: Results, name: str, in_viewer: Collection[str] = (), figures_at: str = "../figures") -> Picture:
+    """The figure `name` as drawn; `in_viewer` are slides that the slide viewer beside the report holds.
+
+    `figures_at` is the address of the results' folder `figures`, as seen from the report.
+    """
     folder, entry = results.folder / "figures", FIGURES[name]
-    picture = Picture(name, entry.title, per_site=entry.per_site)
+    picture = Picture(name, entry.title)
     reasons, counts = [], []
     sites = results.sites[:1] if name in ONE_SITE_IS_ENOUGH else results.sites
     for site in sites if entry.per_site else [""]:
@@ -85,6 +89,10 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = ()) -> 
             picture.title = words["title"]
             picture.caption = picture.caption or words["caption"]
             counts.append(words["n"])
+            found = [suffix for suffix in (*words["formats"], "csv") if (folder / f"{file}.{suffix}").is_file()]
+            picture.files.append(
+                (site, [(suffix.upper(), f"{figures_at}/{quote(f'{file}.{suffix}')}") for suffix in found])
+            )
     picture.n = "; ".join(counts)
     if not picture.parts and picture.table is None:
         picture.left_out = "; ".join(dict.fromkeys(reasons)) or "no site to draw it for"

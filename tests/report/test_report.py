@@ -113,7 +113,7 @@ def test_every_figure_has_its_place_in_the_story():
 def test_the_page_asks_nothing_of_a_network(page):
     text = page.read_text(encoding="utf-8")
     outside = re.findall(
-        r"""(?:src|href)=["'](?!data:|#|viewer/index.html|checklist.html|model_cards/)[^"']*|url\((?!"data:)[^)]*|@import[^;]*""",
+        r"""(?:src|href)=["'](?!data:|#|viewer/index.html|checklist.html|model_cards/|\.\./figures/)[^"']*|url\((?!"data:)[^)]*|@import[^;]*""",
         text,
     )
     assert outside == []
