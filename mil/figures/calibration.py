@@ -10,9 +10,12 @@ from mil.figures.layout import outer_panels, site_panels, title_of_site, under
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
 from mil.results.results import Absent, Results
-from mil.statistics.calibration import BINS, bin_of
+from mil.statistics.calibration import BINS, bin_of, logit, recalibrated
 from mil.statistics.delong import both_classes
 from mil.statistics.intervals import measured
+
+PATIENTS_A_BIN, FEWEST_BINS = 10, 3
+"""With too few patients for these, no bin is drawn, only the logistic recalibration."""
 
 
 @figure("Calibration by site", needs=("predictions", "bags"), chapter="use", number="F3c")
@@ -29,7 +32,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         chance_line(axes, diagonal=True)
         table = _bins(scope.labels, scope.scores, metrics.confidence).assign(site=site)
         axes.vlines(table["score"], table["low"], table["high"], color=colour, linewidth=0.9)
-        axes.plot(table["score"], table["share"], "o-", color=colour, markersize=3.5, linewidth=1)
+        axes.plot(table["score"], table["share"], "o", color=colour, markersize=3.5)
+        curve = _recalibration(scope.labels, scope.scores).assign(site=site)
+        axes.plot(curve["score"], curve["share"], color=colour, linewidth=1.2)
         for label, height, up in ((1, 1.0, -0.04), (0, 0.0, 0.04)):
             axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
         lines, found = [], []
@@ -44,29 +49,38 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         title_of_site(axes, site, f"n = {len(scope.table)}")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Mean score", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         patients = scope.table[["site", "patient_id", "score", "label"]].assign(kind="patient")
-        values += [table.assign(kind="bin"), patients, pd.DataFrame(found)]
+        values += [table.assign(kind="bin"), curve.assign(kind="recalibration"), patients, pd.DataFrame(found)]
     for axes in outer_panels(panels):
         axes.set_ylabel("Share of positives")
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,
-        data=pd.concat(values, ignore_index=True),
+        data=pd.concat([part for part in values if len(part)], ignore_index=True),
         n=f"{sum(len(scope.table) for scope in scopes.values())} patients at {len(scopes)} sites",
         caption=(
-            f"Calibration of {strategy_name(main.strategy.name)}, {input_name(main)}: share of positives against the mean score in "
-            f"{BINS} bins of equally many patients (Wilson's {metrics.confidence:.0%} intervals), each patient's score as a "
-            "tick (positives above). Slope and intercept of the logistic recalibration (1 and 0 are ideal) and expected calibration error "
+            f"Calibration of {strategy_name(main.strategy.name)}, {input_name(main)}. Line: logistic recalibration, over the scores that occur. "
+            f"Dots: share of positives in up to {BINS} bins of equally many patients (Wilson's {metrics.confidence:.0%} intervals), where "
+            f"there are {FEWEST_BINS} bins or more of {PATIENTS_A_BIN} patients. Ticks: each patient's score (positives above). Slope and intercept of the logistic recalibration (1 and 0 are ideal) and expected calibration error "
             "with intervals (sandwich errors; test inversion). A score is a mean over models."
         ),
     )
 
 
 def _bins(labels: np.ndarray, scores: np.ndarray, confidence: float) -> pd.DataFrame:
-    """Mean score, share of positives and its interval in each bin."""
-    bins = bin_of(scores, min(BINS, max(len(labels) // 4, 1)))
-    rows = []
-    for number in np.unique(bins):
+    """Mean score, share of positives and its interval in each bin; no row where patients are too few for bins."""
+    number_of_bins = min(BINS, len(labels) // PATIENTS_A_BIN)
+    rows, bins = [], bin_of(scores, max(number_of_bins, 1))
+    for number in np.unique(bins) if number_of_bins >= FEWEST_BINS else ():
         chosen = bins == number
         share, low, high = wilson_interval(int(labels[chosen].sum()), int(chosen.sum()), confidence)
         rows.append((float(scores[chosen].mean()), share, low, high, int(chosen.sum())))
     return pd.DataFrame(rows, columns=["score", "share", "low", "high", "patients"])
+
+
+def _recalibration(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """The chance of a positive by the logistic regression of the label on the score's logit, from the lowest to the highest score."""
+    intercept, slope = recalibrated(labels, scores, np.ones((1, len(labels))))[0]
+    at = np.linspace(scores.min(), scores.max(), 60)
+    share = 1 / (1 + np.exp(-(intercept + slope * logit(at))))
+    table = pd.DataFrame({"score": at, "share": share})
+    return table[np.isfinite(share)]

@@ -8,11 +8,13 @@ from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name, values_by_fold
 from mil.figures.layout import capital, name_rows, title_of_site
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, INK, chance_line, light_grid, new_figure, strategy_colour
+from mil.figures.style import DOUBLE_MM, INK, chance_line, letters, light_grid, new_figure, strategy_colour
 from mil.results.results import Absent, Results
 from mil.rng import rng
 from mil.statistics.folds import fold_aurocs
 
+FEWEST_OF_A_BOX = 20
+"""Of fewer folds the points stand alone: quartiles of a handful of values say nothing."""
 LOCAL_BASELINES = ("clinical", "annotation", "mean_features", "fusion")
 
 
@@ -52,6 +54,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.spines["left"].set_visible(False)
     name_rows(panels[0], list(tables))
     panels[0].set_ylim(len(tables) - 0.4, -0.6)
+    if len(panels) > 1:
+        letters(panels, up=12)
     data = pd.concat([table.assign(model=name) for name, (table, _) in tables.items()], ignore_index=True)
     return Drawn(
         figure=picture,
@@ -59,8 +63,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=", ".join(f"{site} {_patients(results, site)}" for site in sites),
         caption=(
             f"{measure.title} for {results.endpoint} on held-out folds of models that were trained on the site's own patients alone: "
-            "boxes are medians and quartiles over folds and repeats, dots single folds, diamonds means. Folds overlap in training, so a box says "
-            "how folds vary, not how sure the mean is; intervals are in the tables."
+            f"dots are folds of all repeats, diamonds their means; boxes (of {FEWEST_OF_A_BOX} folds or more) medians and quartiles. Folds overlap in "
+            "training, so their spread says how folds vary, not how sure the mean is; intervals are in the tables."
         ),
     )
 
@@ -98,9 +102,10 @@ def _own(table: pd.DataFrame) -> pd.DataFrame:
 def _box(axes: Axes, place: int, values: np.ndarray, colour: str, name: str) -> None:
     if not len(values):
         return
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.22, edgecolor=colour, linewidth=0.8)
-    axes.vlines(middle, place - 0.25, place + 0.25, color=colour, linewidth=1.6)
+    if len(values) >= FEWEST_OF_A_BOX:
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.22, edgecolor=colour, linewidth=0.8)
+        axes.vlines(middle, place - 0.25, place + 0.25, color=colour, linewidth=1.6)
     jitter = rng(0, "jitter", name).uniform(-0.16, 0.16, len(values))
     axes.plot(values, place + jitter, "o", color=colour, markersize=2.2, alpha=0.6, markeredgewidth=0)
     axes.plot(values.mean(), place, "D", color=INK, markersize=2.8)

@@ -14,7 +14,7 @@ from mil.statistics.arms import Scope
 from mil.statistics.decision import net_benefit, treat_all
 from mil.statistics.delong import both_classes
 
-THRESHOLDS = np.round(np.arange(0.05, 0.81, 0.025), 3)
+THRESHOLDS = np.round(np.arange(0.05, 0.701, 0.025), 3)
 
 
 @figure("Decision curves by site", needs=("predictions", "bags", "baselines"), chapter="use", number="F3c")
@@ -27,11 +27,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     picture, panels = site_panels(list(scopes), foot_mm=6)
     main = results.experiments[results.main]
     colour, name = strategy_colour(main.strategy.name), strategy_name(main.strategy.name)
-    values, top = [], 1.1 * max(float(scope.labels.mean()) for scope in scopes.values())
+    values, bottom, top = [], -0.1, 0.1
     for axes, (site, scope) in zip(panels, scopes.items(), strict=True):
         everybody = [treat_all(scope.labels, threshold) for threshold in THRESHOLDS]
-        axes.plot(THRESHOLDS, everybody, color=FAINT, linewidth=1, label="Everybody")
-        axes.axhline(0, color=SOFT, linewidth=0.8, label="Nobody")
+        axes.plot(THRESHOLDS, everybody, color=FAINT, linewidth=2.6, solid_capstyle="butt", label="Everybody")
+        axes.axhline(0, color=SOFT, linewidth=0.8, linestyle=(0, (4, 2)), label="Nobody")
         curve, band = _curve(scope, results.config.metrics.confidence)
         axes.fill_between(THRESHOLDS, *band, color=colour, alpha=0.15, linewidth=0)
         clinical = _clinical(results, site)
@@ -44,10 +44,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             )
         axes.plot(THRESHOLDS, curve, color=colour, linewidth=1.5, label=name)
         title_of_site(axes, site, f"n = {len(scope.table)}")
-        axes.set(xlim=(0, 0.82), ylim=(-0.12, top), xlabel="Threshold", xticks=[0, 0.25, 0.5, 0.75])
+        bottom, top = min(bottom, float(band.min())), max(top, float(band.max()))
+        axes.set(xlim=(0, THRESHOLDS[-1] + 0.02), xlabel="Threshold", xticks=[0, 0.2, 0.4, 0.6])
         stated = {"site": site, "threshold": THRESHOLDS}
         values.append(pd.DataFrame({**stated, "model": name, "net_benefit": curve, "low": band[0], "high": band[1]}))
         values.append(pd.DataFrame({**stated, "model": "Everybody", "net_benefit": everybody}))
+    for axes in panels:  # of "everybody" what lies below every band is cut off
+        axes.set_ylim(bottom - 0.02, top + 0.02)
     for axes in outer_panels(panels):
         axes.set_ylabel("Net benefit a patient")
     handles, labels = panels[0].get_legend_handles_labels()

@@ -1,5 +1,6 @@
 """Every model and baseline at the external sites, with intervals: the table that a hospital would look at."""
 
+import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
@@ -39,7 +40,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     ]
     table = pd.DataFrame(rows, columns=["Input and model", "Strategy", *heads])
     return Drawn(
-        figure=table_picture(table, left=2),
+        figure=table_picture(_unrepeated(table), left=2),
         data=table,
         is_table=True,
         n=f"{int(numbers.loc[sites, 'size'].sum())} patients at {len(sites)} external sites",
@@ -87,11 +88,17 @@ def _baselines(results: Results, columns: list[str]) -> list[list[str]]:
     return rows
 
 
+def _unrepeated(table: pd.DataFrame) -> pd.DataFrame:
+    """The first column is blank where it repeats the row above."""
+    first = table["Input and model"]
+    return table.assign(**{"Input and model": first.where(first != first.shift(), "")})
+
+
 def _cells(part: pd.DataFrame, columns: list[str]) -> list[str]:
     by_site = part.set_index("site")
-    return [
-        f"{by_site.loc[site, 'value']:.2f} [{by_site.loc[site, 'low']:.2f}, {by_site.loc[site, 'high']:.2f}]"
-        if site in by_site.index and pd.notna(by_site.loc[site, "value"])
-        else "–"
-        for site in columns
-    ]
+    found = []
+    for site in columns:
+        value, low, high = by_site.loc[site, ["value", "low", "high"]] if site in by_site.index else (np.nan,) * 3
+        interval = f" [{low:.2f}, {high:.2f}]" if pd.notna(low) else ""
+        found.append(f"{value:.2f}{interval}" if pd.notna(value) else "–")
+    return found

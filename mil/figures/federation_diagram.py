@@ -12,7 +12,7 @@ from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, new_figure, readable, site_colour, strategy_name
 from mil.results.results import Absent, Results
 
-HEIGHT_MM, BOX_MM, WALL_MM, SERVER_MM = 96.0, 36.0, 25.0, 150.0
+HEIGHT_MM, BOX_MM, WALL_MM, SERVER_MM = 90.0, 36.0, 25.0, 66.0
 FEW_SITES = 6  # more than these are drawn as two groups, `COLUMNS` small boxes across
 COLUMNS, CELL_MM, GROUP_GAP_MM = 6, 14.0, 6.0
 
@@ -226,7 +226,7 @@ def _arrows(axes: Axes, height: float, left: float, width: float, box_top: float
     _arrow(axes, (end - shift, top), (middle - shift, box_top), FAINT if trains else SOFT, dashed=not trains)
     if trains:
         _arrow(axes, (middle + shift, box_top), (end + shift, top), colour)
-    y = box_top + 14
+    y = box_top + 6
     x = middle + (end - middle) * (y - box_top) / (top - box_top)
     outwards = -1 if middle <= DOUBLE_MM / 2 else 1
     axes.text(

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
 
 from mil.config import FiguresSpec
 from mil.errors import SlideError
@@ -230,15 +230,18 @@ def draw_attention(axes: Axes, slide: ShownSlide, norm: LogNorm) -> None:
 
 
 def _scale_bar(axes: Axes, slide: ShownSlide) -> None:
-    """A round number of microns, at most a third of the picture, at the lower right."""
-    height, width = slide.pixels.shape[:2]
+    """A round number of microns, at most a third of the picture, below its right corner; its length stands to its left."""
+    width = slide.pixels.shape[1]
     um = max((um for um in BAR_UM if um / slide.um_px <= width / 3), default=BAR_UM[0])
-    x, y, length = width * 0.97 - um / slide.um_px, height * 0.955, um / slide.um_px
-    axes.plot([x, x + length], [y, y], color="white", linewidth=2.6, solid_capstyle="butt")
-    axes.plot([x, x + length], [y, y], color=INK, linewidth=1.4, solid_capstyle="butt")
+    end, length = width - 0.5, um / slide.um_px
+    below = axes.get_xaxis_transform() + ScaledTranslation(0, -3.5 / 72, axes.figure.dpi_scale_trans)  # type: ignore[union-attr]
+    axes.plot(
+        [end - length, end], [0, 0], color=INK, linewidth=1.4, solid_capstyle="butt", transform=below, clip_on=False
+    )
     said = f"{um} µm" if um < 1000 else f"{um // 1000} mm"
-    halo = [withStroke(linewidth=1.8, foreground="white")]
-    axes.text(x + length / 2, y, said, ha="center", va="bottom", fontsize=6, color=INK, path_effects=halo)
+    axes.annotate(
+        said, (end - length, 0), xytext=(-2.5, 0), textcoords="offset points", xycoords=below, ha="right", va="center", fontsize=6,
+    )  # fmt: skip
 
 
 def _values(slide: ShownSlide, site: str) -> pd.DataFrame:

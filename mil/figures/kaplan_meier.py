@@ -7,7 +7,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import DOUBLE_MM, SOFT, column_name, new_figure, strategy_colour, strategy_name
+from mil.figures.style import DOUBLE_MM, SOFT, column_name, letters, new_figure, strategy_colour, strategy_name
 from mil.figures.survival_curves import draw_curves
 from mil.metrics.clinical import ADDED, CONCORDANCE, GROUPS, HAZARD, LOG_RANK, by_prediction, main_scores
 from mil.results.results import Absent, Results
@@ -33,6 +33,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     words = f"Log-rank {p_words(tested['p'].iloc[0])}" if len(tested) else ""
     panels[0].text(0.98, 0.97, words, transform=panels[0].transAxes, ha="right", va="top", fontsize=6.5)
     if len(added):
+        letters(panels)
         _ratios(panels[1], cox, strategy_colour(results.experiments[results.main].strategy.name))
     main = results.experiments[results.main]
     said = (

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import text_to_path
 
-from mil.figures.style import DOUBLE_MM, MM_AN_INCH, RC, SOFT, new_figure
+from mil.figures.style import DOUBLE_MM, MM_AN_INCH, RC, SOFT, letters, new_figure
 
 LEFT_MM, GAP_MM, HEAD_MM, AXIS_MM, RIGHT_MM = 12.0, 6.0, 10.0, 10.5, 3.0
 PANELS_A_ROW, LARGEST_PANEL_MM = 4, 52.0
@@ -37,6 +37,8 @@ def site_panels(sites: Sequence[str], below_mm: float = 0.0, foot_mm: float = 0.
         if column:
             axes.tick_params(labelleft=False)
         panels.append(axes)
+    if len(panels) > 1:
+        letters(panels, up=12)  # on the line of `title_of_site`
     return picture, panels
 
 
@@ -134,6 +136,12 @@ def legend_of_figure(
     columns = max(1, min(len(labels), int(room // wide)))
     picture.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4, borderaxespad=0.2)
     return -(-len(labels) // columns)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """`+0.08`, `−0.02` with a true minus sign; what rounds to nothing has no sign."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def capital(text: str) -> str:

@@ -10,7 +10,17 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import capital, legend_of_figure
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, SOFT, chance_line, new_figure, site_colour, strategy_name
+from mil.figures.style import (
+    DOUBLE_MM,
+    INK,
+    MIDDLE_MM,
+    SOFT,
+    chance_line,
+    letters,
+    new_figure,
+    site_colour,
+    strategy_name,
+)
 from mil.results.results import Absent, Results
 
 TRAIN_LINE = (0, (1.5, 1.2))
@@ -33,6 +43,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                 panels[row, 0].set_ylabel(f"{capital(label)},{' ' if len(label) < LONG else NEW_LINE}inner folds")
         panels[0, column].set_title(strategy_name(results.experiments[name].strategy.name))
         _mark_chosen(panels[1, column], results, name)
+        for axes in panels[:, column]:
+            axes.spines["left"].set_visible(column == 0)
+            axes.tick_params(axis="y", left=column == 0)
         panels[1, column].set_xlabel("Round")
         panels[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         chance_line(panels[1, column])  # of every kind the share of pairs in order
@@ -43,6 +56,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     handles += [
         Line2D([], [], color=SOFT, linestyle=TRAIN_LINE, label="training loss"),
     ]
+    letters(panels.ravel())
     legend_of_figure(picture, handles, [str(handle.get_label()) for handle in handles])
     chosen = [_chosen(results, name).assign(experiment=name, kind="rounds chosen") for name in found]
     curves = [table.assign(experiment=name, kind="curve") for name, table in found.items()]

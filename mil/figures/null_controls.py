@@ -8,7 +8,16 @@ from mil.config import FiguresSpec
 from mil.figures.arms import BASELINE_NAMES, input_name
 from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import BASELINE_COLOUR, DOUBLE_MM, FAINT, chance_line, new_figure, strategy_colour, strategy_name
+from mil.figures.style import (
+    BASELINE_COLOUR,
+    DOUBLE_MM,
+    FAINT,
+    chance_line,
+    letters,
+    new_figure,
+    strategy_colour,
+    strategy_name,
+)
 from mil.metrics.score import primary
 from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
@@ -29,6 +38,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _panel(axes, results, table[table["site"] == group], null[null["site"] == group])
         axes.set_title(capital(group))
     panels[0].set_yticks(range(len(names)), names)
+    if len(panels) > 1:
+        letters(panels)
     lowest = min(axes.get_xlim()[0] for axes in panels)
     for axes in panels:
         axes.set_xlim(lowest, 1.02)

@@ -26,6 +26,7 @@ from mil.results.results import Absent, Results
 
 GRID = 3
 ROWS, COLUMNS = 48, 64
+FEATURES_ASPECT = 0.9
 
 
 @figure(
@@ -39,8 +40,11 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """Five steps from left to right on the site's positive patient with the highest score."""
     chosen = choose(results, site, 1)[0]
     slide = show(results, site, *chosen)
-    picture = new_figure(DOUBLE_MM, 48)
-    panels = picture.subplots(1, 5, width_ratios=(1.25, 1.25, 1, 0.85, 1.25))
+    # as wide as high times the ratio of its sides, so that all panels have one height
+    across = float(np.clip(slide.pixels.shape[1] / slide.pixels.shape[0], 0.5, 2.5))
+    tiles = (across, across, 1.0, FEATURES_ASPECT, across)
+    picture = new_figure(DOUBLE_MM, (DOUBLE_MM - 16) / sum(tiles) + 13)
+    panels = picture.subplots(1, 5, width_ratios=tiles)
     for axes in (panels[0], panels[1], panels[4]):
         bare_image(axes, slide.pixels)
     colour = site_colour(site, results.sites)
@@ -61,9 +65,9 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     for axes, head, words in zip(panels, heads, aside, strict=True):
         axes.set_title(head, loc="center")
         axes.set_anchor("N")
-        axes.text(0.5, -0.06, words, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=SOFT)
+        axes.set_xlabel(words, fontsize=6.5, color=SOFT)
     experiment = results.experiments[results.main]
-    panels[4].texts[0].set_color(strategy_colour(experiment.strategy.name))
+    panels[4].xaxis.label.set_color(strategy_colour(experiment.strategy.name))
     return Drawn(
         figure=picture,
         data=pd.concat([_tiles(slide), matrix], ignore_index=True),
@@ -112,7 +116,7 @@ def _features(axes: Axes, results: Results, site: str, slide_id: str, order: np.
     shown = shown[np.ix_(rows, columns)]
     axes.imshow(shown, cmap="PuOr", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    axes.set_box_aspect(1.2)
+    axes.set_box_aspect(1 / FEATURES_ASPECT)
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_color(HAIR)

@@ -1,5 +1,6 @@
 """Precision and recall of local, pooled and federated models, one panel a site."""
 
+import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
@@ -27,7 +28,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             recall, precision = precision_recall_curve(scope.labels, scope.scores)
             area, low, high = measured("auprc", scope.labels, scope.scores, metrics.confidence)
             label = f"{one.name}  {area:.2f} [{low:.2f}, {high:.2f}]"
-            axes.plot(recall, precision, color=one.colour, linestyle=one.line, label=label)
+            recall, precision = np.append(0.0, recall), np.append(precision[0], precision)
+            axes.plot(recall, precision, drawstyle="steps-pre", color=one.colour, linestyle=one.line, label=label)
             stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
             summary = {"average_precision": area, "low": low, "high": high, "prevalence": share}
             values.append(pd.DataFrame({"recall": recall, "precision": precision}).assign(**stated, **summary))
@@ -44,6 +46,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{sum(len(arms[0][1].table) for arms in found.values())} patients at {len(found)} sites",
         caption=(
             f"Precision and recall of {input_name(main)} for {main.endpoint}. In the legends the average precision with "
-            f"{metrics.confidence:.0%} intervals (jackknife, logit scale); dashed: the share of positives, which a model that knows nothing reaches."
+            f"{metrics.confidence:.0%} intervals (jackknife, logit scale), the area under the steps; dashed: the share of positives, which a model that knows nothing reaches."
         ),
     )

@@ -14,6 +14,7 @@ from mil.figures.style import (
     DOUBLE_MM,
     SOFT,
     column_name,
+    letters,
     new_figure,
     site_colour,
     site_marker,
@@ -57,6 +58,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set_ylabel("Score")
     if len(added):
         _odds(panels[count - 1], odds, strategy_colour(results.experiments[results.main].strategy.name))
+    letters(panels[:count])
     handles, labels = panels[0].get_legend_handles_labels()
     legend_of_figure(picture, handles, labels)
     main = results.experiments[results.main]

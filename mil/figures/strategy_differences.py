@@ -5,8 +5,9 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
+from mil.figures.layout import signed
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, FAINT, HAIR, light_grid, new_figure
+from mil.figures.style import DOUBLE_MM, FAINT, HAIR, PAPER, letters, light_grid, new_figure
 from mil.metrics.strategies import ELSEWHERE, POOLED
 from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS, OWN_SITE
@@ -47,6 +48,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _panel(axes, shown[(shown["against"] == against) & (shown["site"] == site)], arms, against, site, title)
     panels[0].set_yticks(range(len(arms)), [_label(results, one) for one in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.7)
+    if len(panels) > 1:
+        letters(panels)
     main = results.experiments[results.main]
     how = "; ".join(sorted(set(shown["method"])))
     return Drawn(
@@ -106,7 +109,10 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
         axes.plot([row["low_adjusted"], row["high_adjusted"]], [place, place], color=one.colour, linewidth=1.4)
         face = one.colour if row["p_adjusted"] < 0.05 else "white"
         axes.plot(row["difference"], place, "o", color=one.colour, markersize=4.2, markerfacecolor=face)
-        axes.text(row["difference"], place - 0.18, f"{row['difference']:+.2f}", ha="center", va="bottom", fontsize=6)
+        axes.text(
+            row["difference"], place - 0.2, signed(row["difference"]), ha="center", va="bottom", fontsize=6,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
     reach = max(0.1, float(table[["low_adjusted", "high_adjusted", "difference"]].abs().max().max())) * 1.08
     axes.set(xlim=(-reach, reach), xlabel=f"Difference of {title}")
     axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)

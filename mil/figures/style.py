@@ -199,14 +199,14 @@ def bare_image(axes: Axes, pixels: np.ndarray, frame: str = HAIR) -> None:
         spine.set_linewidth(0.6)
 
 
-def letters(panels: Iterable[Axes]) -> None:
-    """a, b, c, ... at the top left of each panel."""
+def letters(panels: Iterable[Axes], up: float = 6.0) -> None:
+    """a, b, c, ... at the top left of each panel, `up` points above it."""
     for letter, axes in zip("abcdefghijklmnopqrstuvwxyz", panels, strict=False):
         axes.annotate(
             letter,
             xy=(0, 1),
             xycoords="axes fraction",
-            xytext=(-14, 6),
+            xytext=(-14, up),
             textcoords="offset points",
             fontsize=8.5,
             fontweight=700,

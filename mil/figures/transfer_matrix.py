@@ -12,7 +12,7 @@ from mil.figures.style import DOUBLE_MM, ENSEMBLE_NAME, INK, PAPER, SOFT, lumina
 from mil.results.results import Absent, Results
 from mil.statistics.arms import OWN_SITE
 
-CMAP = "RdBu_r"
+CMAP = "Blues"
 CELL_MM, SMALL_MM = 24.0, 15.0  # narrower cells hold the value only, the interval is in the CSV
 
 
@@ -37,7 +37,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     columns = len(results.sites)
     wide = min(CELL_MM, (DOUBLE_MM - 58) / columns)
     small = wide < SMALL_MM
-    lowest = 2 * (kind.primary.chance or 0.0) - 1  # chance is the middle of the colours
+    lowest = min(kind.primary.chance or 0.0, float(metrics["value"].min()))  # the palest colour
     absent = "patients of one class only" if kind.name == "binary" else f"no {kind.primary.title} is defined there"
     names = [_row_name(results, *row) for row in rows]
     picture = new_figure(58 + wide * columns, 24 + (UPRIGHT_MM - 8) * small + (6 if small else 11) * len(rows))
