@@ -37,7 +37,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         _each_set(axes, results, table, names, min(DOUBLE_MM, 50 + 22 * len(names)) - 42)
     else:
         _by_number(axes, table)
-    low = float(table["low" if one_by_one else "value"].min())
+    low = float(table[["low", "value"] if one_by_one else ["value"]].min().min())
     axes.set(ylim=(min(0.4, low - 0.02), 1.02), ylabel="AUROC within external sites")
     picture.legend(loc="outside right upper")
     main = results.experiments[results.main]

@@ -113,7 +113,7 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
             row["difference"], place - 0.2, signed(row["difference"]), ha="center", va="bottom", fontsize=6,
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
-    reach = max(0.1, float(table[["low_adjusted", "high_adjusted", "difference"]].abs().max().max())) * 1.08
+    reach = max(0.1, float(table[["low_adjusted", "high_adjusted", "difference"]].abs().max().max())) * 1.15
     axes.set(xlim=(-reach, reach), xlabel=f"Difference of {title}")
     axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)
     axes.tick_params(axis="y", length=0)

@@ -51,7 +51,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                 light = (
                     luminance(colormaps[CMAP]((row["value"] - lowest) / (1 - lowest))[:3]) > 0.18
                 )  # where black and white read equally well
-                text = f"{row['value']:.2f}" + ("" if small else f"\n[{row['low']:.2f}, {row['high']:.2f}]")
+                bounds = f"\n[{row['low']:.2f}, {row['high']:.2f}]" if not small and np.isfinite(row["low"]) else ""
+                text = f"{row['value']:.2f}{bounds}"
                 size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
                 axes.text(
                     j, i, text, ha="center", va="center", fontsize=size, color=INK if light else PAPER, linespacing=1.3

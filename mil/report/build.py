@@ -95,7 +95,7 @@ def build(
         finding=said[bool(warning)],
         caveat=limited[bool(warning)],
         first_figure=next((drawn[name] for name in FIRST_FIGURES if drawn[name].parts), None),
-        claims=said,
+        claims=said[bool(warning) + 1 :],
         sections=sections,
         methods=paragraphs,
         limits=limited,

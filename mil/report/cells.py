@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mil.figures.layout import signed
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -42,12 +44,8 @@ def with_interval(value: float, low: float, high: float) -> str:
 def signed_interval(value: float, low: float, high: float) -> str:
     """`+0.08 [−0.02, +0.18]` with true minus signs."""
     if not np.isfinite(low):
-        return _signed(value)
-    return f"{_signed(value)} [{_signed(low)}, {_signed(high)}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+        return signed(value)
+    return f"{signed(value)} [{signed(low)}, {signed(high)}]"
 
 
 def count(patients: float) -> Cell:

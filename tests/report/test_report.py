@@ -289,6 +289,33 @@ def test_the_page_is_fit_for_keyboard_print_and_reduced_motion(page):
         assert tab.evaluate(
             "[...document.querySelectorAll('.scroll')].every((box) => box.scrollHeight <= box.clientHeight + 2)"
         )
+        for width, tables in ((680, "figure:not(.wide) .scroll"), (1030, ".wide .scroll")):  # A4 less its margins
+            tab.set_viewport_size({"width": width, "height": 900})
+            cut = "(chosen) => [...document.querySelectorAll(chosen)].filter((box) => box.scrollWidth > box.clientWidth + 1).length"
+            assert tab.evaluate(cut, tables) == 0
+
+
+@needs_browser
+def test_the_contents_follow_the_page_and_dark_mode_has_contrast(page):
+    with opened(page, 1366, 768) as tab:
+        tab.evaluate("window.scrollTo(0, document.getElementById('performance').offsetTop + 300)")
+        tab.wait_for_function("document.querySelector('.contents [aria-current][href=\"#performance\"]')")
+        tab.emulate_media(color_scheme="dark")
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+        assert tab.evaluate(CONTRAST) == []
+
+
+def test_every_figure_links_to_its_files(page, results):
+    addresses = re.findall(r'href="\.\./figures/([^"]+)"', page.read_text(encoding="utf-8"))
+    assert {address.rsplit(".", 1)[1] for address in addresses} == {"svg", "png", "csv"}
+    assert [address for address in addresses if not (results.folder / "figures" / address).is_file()] == []
+
+
+def test_the_first_screen_says_the_finding_its_caveat_and_shows_a_figure(page):
+    first = re.search(r'<div class="first">.*?</header>', page.read_text(encoding="utf-8"), re.DOTALL)[0]
+    assert "AUROC" in first
+    assert "Few patients" in first
+    assert "<img" in first
 
 
 @needs_browser
