@@ -307,7 +307,7 @@ def test_the_contents_follow_the_page_and_dark_mode_has_contrast(page):
 
 def test_every_figure_links_to_its_files(page, results):
     addresses = re.findall(r'href="\.\./figures/([^"]+)"', page.read_text(encoding="utf-8"))
-    assert {address.rsplit(".", 1)[1] for address in addresses} == {"svg", "png", "csv"}
+    assert {address.rsplit(".", 1)[1] for address in addresses} == {"pdf", "svg", "png", "csv"}
     assert [address for address in addresses if not (results.folder / "figures" / address).is_file()] == []
 
 
