@@ -123,6 +123,8 @@ class Shapes:
         """Those whose moments the sites are asked for."""
         self.balanced = experiment.training.imbalance != "none"
         self.controls = self.strategy.controls
+        self.kept = self.controls or bool(self.own)
+        """A site keeps something from one round to the next."""
         self.masked = protocol.trust == "sites"
         """Sites compute the models themselves, from masked sums; otherwise the coordinator sends them and sees every update."""
         self.private = protocol.privacy is not None

@@ -1,5 +1,6 @@
 """What a site tells of its own patients at the end, and what all sites' numbers say together. No row, no score, no small count."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -46,6 +47,13 @@ def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_
     parts = LogRank.of(times, events, found > np.median(found))
     logrank = {"logrank_difference": parts.difference, "logrank_variance": parts.variance}
     return told | {"metric": ordered, **logrank}
+
+
+def near_earlier(told: Mapping, ledger: Sequence[str], endpoint: str, small_cells: int) -> bool:
+    """Whether a line of the ledger has the result of an earlier run of nearly the same patients (`differ_by_few`)."""
+    results = [json.loads(line) for line in ledger if '"event": "result"' in line]
+    earlier = [line for line in results if line["event"] == "result" and line["endpoint"] == endpoint]
+    return any(differ_by_few(told, line, small_cells) for line in earlier)
 
 
 def differ_by_few(told: Mapping, earlier: Mapping, small_cells: int) -> bool:

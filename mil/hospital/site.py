@@ -5,7 +5,6 @@ ledger. Which engine carries the bytes is not known here.
 """
 
 import hashlib
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +45,7 @@ from mil.hospital.privacy import open_budget
 from mil.hospital.questions import check_once, check_place, check_run, core_digest, place_digest
 from mil.hospital.record import LedgerFile
 from mil.hospital.relay import SUMMED, Replica, asked_sites, signed_content
-from mil.hospital.results import NOTHING, Metrics, differ_by_few, own_covariates, own_metrics
+from mil.hospital.results import NOTHING, Metrics, near_earlier, own_covariates, own_metrics
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
 from mil.training.artefact import Run
@@ -251,11 +250,7 @@ class Site:
     def _memory(self, question: Message) -> Memory:
         """What the site keeps of the run, as it was when the server last used an answer of it."""
         used = cast(list[int], question.values["used"])[self.protocol.training_sites.index(self.spec.site)]
-        return Memory(self._folder(question) / "kept", str(question.values["phase"]), used if self._keeps else 0)
-
-    @property
-    def _keeps(self) -> bool:
-        return self.shapes.controls or bool(self.shapes.own)
+        return Memory(self._folder(question) / "kept", str(question.values["phase"]), used if self.shapes.kept else 0)
 
     def _folder(self, question: Message) -> Path:
         return Path(self.spec.workspace) / "runs" / str(question.values["run"])
@@ -273,7 +268,7 @@ class Site:
         updates = [update for update, _ in trained]
         tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
         check_updates(tensors, models, self.limits.max_update, f"site {self.spec.site}")
-        if self._keeps:
+        if self.shapes.kept:
             layers = [{name: update.state[name] for name in self.shapes.own} for update in updates]
             memory.keep(
                 number,
@@ -297,10 +292,12 @@ class Site:
         asked = hashlib.sha256(f"{asked}|{self.data}".encode()).hexdigest()
         patients = {slot: len(work.train_patients(slot)) for slot in chosen}
         self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
-        return work.train_privately(models, chosen, number, lambda slot: self._stream(run, slot, number, asked))
+        secret = own_secret(self.spec.workspace)
 
-    def _stream(self, run: str, slot: Slot, number: int, asked: str) -> SecretStream:
-        return SecretStream(own_secret(self.spec.workspace), "noise", run, slot.name, number, asked)
+        def stream(slot: Slot) -> SecretStream:
+            return SecretStream(secret, "noise", run, slot.name, number, asked)
+
+        return work.train_privately(models, chosen, number, stream)
 
     def _finish(self, question: Message) -> tuple[Metrics, dict[str, Tensor]]:
         """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
@@ -308,12 +305,9 @@ class Site:
         run.save(self._folder(question))
         table = predict(run, self.bags, self.features).table
         metrics = own_metrics(self.protocol.endpoint.kind, table, self.bags, self.limits.small_cells)
-        earlier = [json.loads(line) for line in self.ledger.lines if '"event": "result"' in line]
         endpoint = self.protocol.experiment.endpoint
-        told_of = [line for line in earlier if line["event"] == "result" and line["endpoint"] == endpoint]
-        if any(differ_by_few(metrics, line, self.limits.small_cells) for line in told_of):
-            metrics = dict(NOTHING)
-        metrics = metrics if self.budget is None else dict(NOTHING)  # they carry no noise
+        if self.budget is not None or near_earlier(metrics, self.ledger.lines, endpoint, self.limits.small_cells):
+            metrics = dict(NOTHING)  # with a budget: they carry no noise
         name, files = str(question.values["run"]), published(self._folder(question))
         self.ledger.add({"event": "result", "run": name, "endpoint": endpoint, **metrics, "published": files})
         if self.budget is not None:
@@ -324,19 +318,15 @@ class Site:
     def _final(self, question: Message) -> Run:
         """The final models; where the strategy gives every site its own, the site's."""
         choices, rounds = (cast(list[int], question.values[name]) for name in ("choices", "rounds"))
-        if self.work is None or not (self.shapes.own or self._finetune):
+        finetune = self.protocol.experiment.strategy.finetune_epochs  # at the site alone, after the last round
+        if self.work is None or not (self.shapes.own or finetune):
             return run_of(self.protocol, question.tensors, Refit(choices, rounds, self.features.about))
         everyone, memory = slots(self.protocol, "refit", choices), self._memory(question)
         models = self.work.completed(question.tensors, [memory.of(slot, self.work.first(slot)) for slot in everyone])
-        if self._finetune:
-            models = self.work.finetuned(models, everyone, self._finetune)
+        if finetune:
+            models = self.work.finetuned(models, everyone, finetune)
         patients = [len(self.work.train_patients(slot)) for slot in everyone]
         return run_of(self.protocol, models, Refit(choices, rounds, self.features.about, patients, self.spec.site))
-
-    @property
-    def _finetune(self) -> int:
-        """Epochs at the site alone after the last round."""
-        return self.protocol.experiment.strategy.finetune_epochs
 
     def _record(self, question: Message, reply: Message, cost: dict[str, float]) -> None:
         entry: dict[str, Any] = {

@@ -12,7 +12,7 @@ def below(paths: list[str]) -> set[str]:
 
 def test_metrics_depend_on_the_statistics_they_use():
     score, compare = below(code_of("metrics/score.py")), below(code_of("metrics/comparison.py"))
-    assert {"metrics/score.py", "statistics/delong.py", "endpoints/kinds/binary.py"} <= score
+    assert {"metrics/score.py", "statistics/delong.py", "endpoints/binary.py"} <= score
     assert {"metrics/comparison.py", "statistics/multiplicity.py"} <= compare
     assert not any(name.startswith("figures/") for name in score | compare)
 
