@@ -1,6 +1,6 @@
 """What training on a GPU asks of it, counted on the simulated card, and the rate that this allows by arithmetic. No GPU needed.
 
-    python benchmarks/training_counts.py [--models 8] [--tiles 48]
+    python benchmarks/training_counts.py [--models 8] [--tiles 48] [--precision fp32]
     PYTHONPATH=<checkout of an older version> python benchmarks/training_counts.py
 
 One round of gated attention 1024-512-256 in bf16 over a fleet of models, bags of one size and of 0.5 to 1.5 times that size; the
@@ -8,7 +8,7 @@ simulated card of `tests/ghost` counts operations, the bytes that they read and 
 Bags are `--tiles` tiles, not 4,096: bytes are counted at two sizes and extended to 4,096 along the line through both. Operations per
 model-bag fall with the number of pairs in a call; the version's limits of a call are scaled with the bags, so that as many bags
 share a call as on a card of 80 GB. The rate is 1 / max(host, card): host = operations x 5 us; card = bytes other than those of
-matrix products at 85 % of 3.35 TB/s + matrix products at 740 TFLOP/s (DESIGN) or their bytes, whichever takes longer.
+matrix products at 85 % of 3.35 TB/s + matrix products at 740 TFLOP/s (fp32: 50) or their bytes, whichever takes longer.
 These are estimates: no kernel ran on a GPU.
 """
 
@@ -41,7 +41,8 @@ from mil.training.sources import Resident
 WIDTH, HIDDEN, ATTENTION, BATCH, STEPS = 1024, 512, 256, 16, 2
 REAL_TILES = 4096
 OPERATIONS = 2 * (2 * WIDTH * HIDDEN + 3 * HIDDEN * 2 * ATTENTION)  # per tile, without the gradient of the tiles
-LAUNCH_S, BANDWIDTH, MATRIX = 5e-6, 0.85 * 3.35e12, 740e12
+LAUNCH_S, BANDWIDTH = 5e-6, 0.85 * 3.35e12
+MATRIX = {"bf16": 740e12, "fp32": 50e12}
 PRODUCTS = ("aten.bmm.", "aten.baddbmm.", "aten.mm.", "aten.addmm.")
 VIEWS = ("view", "slice", "select.int", "unsqueeze", "squeeze", "expand", "detach", "alias", "transpose", "t.default", "split", "permute", "unbind", "as_strided", "chunk", "empty", "narrow")  # fmt: skip
 
@@ -80,7 +81,7 @@ def _bytes(tensor: torch.Tensor) -> int:
     return own * tensor.element_size()
 
 
-def counted(models: int, tiles: int, mixed: bool) -> dict[str, float]:
+def counted(models: int, tiles: int, mixed: bool, precision: str) -> dict[str, float]:
     """A round of two steps: operations, waits and bytes per model-bag."""
     generator, bags, cuda = np.random.default_rng(0), 3 * BATCH, torch.device("cuda")
     sizes = generator.integers(tiles // 2, tiles * 3 // 2 + 1, bags) if mixed else np.full(bags, tiles)
@@ -90,13 +91,13 @@ def counted(models: int, tiles: int, mixed: bool) -> dict[str, float]:
     )
     host = torch.zeros(int(sizes.sum()), WIDTH, dtype=torch.float16)
     with card.simulated_card() as log:
-        centre = (torch.zeros(WIDTH), torch.ones(WIDTH))
+        centre = (torch.zeros(WIDTH), torch.ones(WIDTH)) if precision == "bf16" else None
         paired = hasattr(engine_module, "Card")
         source = Resident(host, cuda, centre) if paired else Resident(host, cuda)  # type: ignore[call-arg]
         data = Data(
             source, WIDTH, torch.arange(bags).remainder(2).float()[:, None].to(cuda), torch.arange(bags).to(cuda)
         )
-        engine = Engine(head, endpoint, data, Method("adamw", precision="bf16"), cuda)
+        engine = Engine(head, endpoint, data, Method("adamw", precision=precision), cuda)
         share = tiles / REAL_TILES
         if paired:
             fitting = engine.card.fitting
@@ -137,17 +138,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=int, default=8)
     parser.add_argument("--tiles", type=int, default=48)
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], default="bf16", help="fp32: the default of versions before `auto`"
+    )
     options = parser.parse_args()
     for mixed in (False, True):
-        small, large = (counted(options.models, tiles, mixed) for tiles in (options.tiles // 2, options.tiles))
+        small, large = (
+            counted(options.models, tiles, mixed, options.precision) for tiles in (options.tiles // 2, options.tiles)
+        )
         found = dict(large)
         for name in ("products", "rest"):
             slope = (large[name] - small[name]) / (options.tiles - options.tiles // 2)
             found[name] = large[name] + slope * (REAL_TILES - options.tiles)
         host_s = found["operations"] * LAUNCH_S
-        card_s = found["rest"] / BANDWIDTH + max(found["products"] / BANDWIDTH, OPERATIONS * REAL_TILES / MATRIX)
+        card_s = found["rest"] / BANDWIDTH + max(
+            found["products"] / BANDWIDTH, OPERATIONS * REAL_TILES / MATRIX[options.precision]
+        )
         print(
-            f"{'bags of 0.5 to 1.5 times the size' if mixed else 'equal bags'}, {options.models} models, per model-bag: "
+            f"{'bags of 0.5 to 1.5 times the size' if mixed else 'equal bags'}, {options.models} models, {options.precision}, per model-bag: "
             f"{found['operations']:.1f} operations, {found['waits']:.3f} waits, {found['products'] / 1e6:.0f} MB of matrix products, "
             f"{found['rest'] / 1e6:.0f} MB of the rest; estimate: host {host_s * 1e6:.0f} us, card {card_s * 1e6:.0f} us, "
             f"{1 / max(host_s, card_s):,.0f} model-bags/s"

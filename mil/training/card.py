@@ -30,8 +30,8 @@ from mil.training.packing import Places
 from mil.training.pairs import Call, Cost, PairTable
 from mil.training.reach import Reach, upload
 
-WORTH = 2**33
-"""Multiply-adds of a forward pass from which computing a call takes longer than launching its kernels (about 0.1 ms)."""
+WORTH = 2**35
+"""Multiply-adds of a call's forward pass that take a GPU some three times as long as the host takes to launch the call's kernels."""
 COMPILE_FROM = 3e15
 """Multiply-adds (tiles x weights) of a training from which compiling its step saves time: a minute of compiling, against half of
 the time of uncompiled steps at an assumed 150 TFLOP/s. Not measured on a GPU."""

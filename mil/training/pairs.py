@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
-OCTAVE = 8
+OCTAVE = 16
 """Classes of size per doubling; pairs of one class are gathered together."""
-SPREAD = 1.25
+SPREAD = 1.1
 """A gathered call ends before a bag so many times the smallest, once it is worth its kernel launches."""
 
 

@@ -132,7 +132,11 @@ def compared(case: dict[str, Any]) -> dict[str, Any]:
     worst = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
     return {
         "difference": worst,
-        "tolerance": 5e-3 if training["precision"] == "bf16" else 2e-3 if "adam" in training["optimiser"] else 1e-5,
+        "tolerance": 5e-3
+        if training["precision"] in ("bf16", "auto")
+        else 2e-3
+        if "adam" in training["optimiser"]
+        else 1e-5,
         "waits": dict(log.waits),
         "computed": dict(there.computed),
     }

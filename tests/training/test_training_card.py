@@ -93,7 +93,7 @@ def test_sizes_of_bags_cost_neither_calls_nor_padding(kind):
     for _ in range(MANY):
         own = generator.permutation(480)[:360]
         batches.append([own[start : start + 16] for start in range(0, 360, 16)])
-    cost = Cost(tile=16_000, pair=10_000_000, worth=10_900)
+    cost = Cost(tile=16_000, pair=10_000_000, worth=43_600)
     table = PairTable.of(batches, sizes, cost.worth, whole=False)
     calls = [call for step in range(table.steps()) for call in table.calls(step, cost, 16 * 2**30)]
     covered = np.concatenate([np.arange(call.first, call.stop) for call in calls])
@@ -102,7 +102,7 @@ def test_sizes_of_bags_cost_neither_calls_nor_padding(kind):
     assert sorted(zip(table.learner.tolist(), table.place.tolist(), strict=True)) == wanted
     columns = sum((call.stop - call.first) * call.tiles for call in calls)
     real = int(sizes[table.place].sum())
-    assert columns <= 1.06 * real
+    assert columns <= 1.08 * real
     assert real / len(calls) >= cost.worth  # tiles per call: computing takes longer than launching
     for call in calls[:40]:
         for stretch in table.stretches(call):
