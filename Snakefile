@@ -8,10 +8,6 @@ min_version("9.20")
 report: "workflow/report/workflow.rst"
 
 
-configfile: f"{workflow.basedir}/configs/default.yaml"
-configfile: f"{workflow.basedir}/configs/experiments.yaml"
-
-
 include: "workflow/rules/common.smk"
 include: "workflow/rules/slides.smk"
 include: "workflow/rules/tiles.smk"
@@ -44,4 +40,5 @@ rule all:
     default_target: True
     input:
         "<results>/report/index.html",
+        "<results>/ro-crate-metadata.json",
         expand("<results>/sites/{site}/contact_sheet.jpg", site=[site for site in SITES if site not in FEATURE_SITES]),

@@ -8,7 +8,7 @@ from mil.bags.covariates import clinical_inputs, follow_up, refuse_mixture
 from mil.bags.table import check_classes
 from mil.config import Config, load
 from mil.endpoints import build_endpoint
-from mil.errors import MilError, nearest
+from mil.errors import CorruptFile, MilError, nearest
 from mil.slides.sheet import Cohort, read_cohort
 from mil.tables import require_columns
 
@@ -47,6 +47,7 @@ def check_readiness(config: Config, cohort: Cohort) -> None:
     for where, path in _paths(config):
         if not path.exists():
             raise MilError(f"{where}: {path} does not exist; correct the path (relative to the folder you run in)")
+    _check_features(config)
 
 
 def _check_cells(config: Config, cohort: Cohort) -> None:
@@ -96,6 +97,33 @@ def _check_weights(config: Config, cohort: Cohort) -> None:
             locate(spec.name, source, spec.weights)
         except MilError as error:
             raise MilError(f"encoders.{name}: {error}") from error
+
+
+def _check_features(config: Config) -> None:
+    """The first file of every folder of another tool's features is of the cohort's encoder: its name and numbers per tile."""
+    if not config.slides.features:
+        return
+    from mil.convert import readers as _entered  # noqa: F401  the readers enter themselves into the registry
+    from mil.convert.convert import read_expected
+    from mil.convert.foreign import READERS, ForeignFeatures
+
+    encoders = sorted({experiment.encoder for experiment in config.selected().values()})
+    for site, source in config.slides.features.items():
+        for name in encoders:
+            folder, spec = Path(source.folder.replace("{encoder}", name)), config.encoders[name]
+            found = READERS[source.layout].find(folder)
+            if not found:
+                tool = READERS[source.layout].tool
+                raise MilError(
+                    f"slides.features.{site}: {folder} holds no features of {tool}; correct layout or folder"
+                )
+            told = (source.encoder or spec.name, source.mpp, source.tile_mpp, source.weights_sha256)
+            try:
+                read_expected(source.layout, next(iter(found.values())), ForeignFeatures(folder, *told, (name, spec)))
+            except CorruptFile:
+                continue  # one slide that cannot be read is a row of the site's manifest
+            except MilError as error:
+                raise MilError(f"slides.features.{site}: {error}") from error
 
 
 def _check_writable(results: Path) -> None:

@@ -1,4 +1,4 @@
-"""From predictions to the report: `mil score`, `compare`, `baseline`, `localise`, `plot`, `report`."""
+"""From predictions to the report: `mil score`, `compare`, `baseline`, `localise`, `plot`, `report`, `crate`."""
 
 import os
 from pathlib import Path
@@ -180,3 +180,11 @@ def report(
             write_text(out.parent / name, text)
     write_text(out, made.pages["index.html"])
     reporter.say(f"report: {out}")
+
+
+def crate(results: ResultsArgument, log: LogOption = None) -> None:
+    """Write ro-crate-metadata.json into the results: slides by fingerprint, settings, versions, and every output by digest."""
+    from mil.report.crate import write_crate
+    from mil.results.results import Results
+
+    reporter_of(log).say(f"RO-Crate: {write_crate(Results.open(results))}")

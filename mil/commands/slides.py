@@ -59,10 +59,12 @@ def check(
     from mil.slides.check import check_slides
     from mil.slides.sheet import read_cohort, read_shard
     from mil.tables import write_table
+    from mil.workflow.plan import check_disk
 
     reporter = reporter_of(log)
     if configs:
         config, cohort = ready_cohort(configs)
+        check_disk(config, cohort)
         settings, sheet = config.slides, cohort.at(site) if site else cohort.slides
     elif rows is not None:
         settings, sheet = read_spec(SlidesSpec, spec), read_shard(rows)

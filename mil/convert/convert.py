@@ -117,18 +117,23 @@ def _convert_one(layout: str, slide_id: str, path: Path, source: ForeignFeatures
     recipe = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     target = folder / f"{file_name(slide_id)}.h5"
     if (checksum := up_to_date(target, recipe)) is None:
-        foreign = READERS[layout].read(path, source)
-        if source.weights_sha256 is not None and source.encoder is not None:
-            foreign = replace(foreign, encoder=source.encoder)
-        if source.expected is not None:
-            key, spec = source.expected
-            width = foreign.features.shape[1]
-            stated = {"encoder": foreign.encoder, "weights_sha256": source.weights_sha256}
-            check_made_by(spec, key, stated, width, str(path))
-            foreign = replace(foreign, encoder=spec.name)
+        foreign = read_expected(layout, path, source)
         _write(target, slide_id, foreign, layout, recipe, source.weights_sha256)
         checksum = str(hdf5.attributes(target)[hdf5.CHECKSUM])
     return {"num_tiles": int(hdf5.attributes(target)["num_tiles"]), "checksum": checksum, "file": made_from["file"]}
+
+
+def read_expected(layout: str, path: Path, source: ForeignFeatures) -> Foreign:
+    """The features of one slide; a `MilError` where another encoder than `source.expected` made them."""
+    foreign = READERS[layout].read(path, source)
+    if source.weights_sha256 is not None and source.encoder is not None:
+        foreign = replace(foreign, encoder=source.encoder)
+    if source.expected is None:
+        return foreign
+    key, spec = source.expected
+    stated = {"encoder": foreign.encoder, "weights_sha256": source.weights_sha256}
+    check_made_by(spec, key, stated, foreign.features.shape[1], str(path))
+    return replace(foreign, encoder=spec.name)
 
 
 def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: str, weights_sha256: str | None) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 from mil import hdf5
 from mil.errors import CorruptFile
 from mil.files import file_name
+from mil.tables import write_table
 
 
 def write_attention(
@@ -16,9 +17,11 @@ def write_attention(
 ) -> None:
     """Write `sites/{site}/attention/{experiment}/{slide}.h5`: `attention` float32 (tiles,), 1 over the bag, and `coords`.
 
-    A site's folder is made even if none of its patients has attention, or a bag at all, so that the workflow finds it.
+    A site's folder is made even if none of its patients has attention, or a bag at all, so that the workflow finds it; its
+    `manifest.csv` lists the slides.
     """
-    for site in {*bags["site"], *(path.parent.name for path in sites_folder.glob("*/slides.csv"))}:
+    written = {site: [] for site in {*bags["site"], *(path.parent.name for path in sites_folder.glob("*/slides.csv"))}}
+    for site in written:
         (sites_folder / site / "attention" / experiment).mkdir(parents=True, exist_ok=True)
     for row in bags.itertuples():
         if row.patient_id not in attention:
@@ -32,8 +35,11 @@ def write_attention(
                 file.append("attention", weights[at : at + len(coords)].astype(np.float32))
                 file.append("coords", coords)
                 file.annotate({"stage": "attention", "slide_id": slide, "experiment": experiment})
+            written[row.site].append(slide)
             at += len(coords)
         if at != len(weights):
             raise CorruptFile(
                 f"patient {row.patient_id}: {len(weights)} attention weights for {at} tiles; run `mil predict` again"
             )
+    for site, slides in written.items():
+        write_table(pd.DataFrame({"slide_id": slides}), sites_folder / site / "attention" / experiment / "manifest.csv")

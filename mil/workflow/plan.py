@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,15 @@ class RunPlan:
         return sum(stage.gigabytes for stage in self.stages)
 
 
-def plan(config: Config, cohort: Cohort, shards: Mapping[str, int], rates: Path | None = None) -> RunPlan:
+def plan(
+    config: Config,
+    cohort: Cohort,
+    shards: Mapping[str, int],
+    rates: Path | None = None,
+    headers: int = HEADERS_PER_SITE,
+) -> RunPlan:
     """The plan of a cohort with so many shards per site; `rates`: what `mil bench --out` wrote on the machine that will run."""
-    area, opened = _area_mm2(config, cohort)
+    area, opened = _area_mm2(config, cohort, headers)
     side_mm = config.tiles.size_px * config.tiles.mpp / 1000
     tiles = area * TISSUE_SHARE / side_mm**2
     count = len(cohort.slides)
@@ -83,6 +90,19 @@ def plan(config: Config, cohort: Cohort, shards: Mapping[str, int], rates: Path 
     return RunPlan(count, opened, tiles, TISSUE_SHARE, tuple(stages), shutil.disk_usage(there).free / 1e9)
 
 
+def check_disk(config: Config, cohort: Cohort) -> None:
+    """Before anything is extracted: a `MilError` where the disk holds less than half of the estimated results, a line where less than all."""
+    folder = results_of(config)
+    if next(folder.glob("sites/*/features/*/shard*.csv"), None) is not None:
+        return
+    needed = plan(config, cohort, {}, headers=2)
+    if needed.free_gigabytes < needed.gigabytes:
+        said = f"results: {folder} will take about {needed.gigabytes:,.1f} GB, and {needed.free_gigabytes:,.1f} GB are free there"
+        if needed.free_gigabytes < needed.gigabytes / 2:
+            raise MilError(f"{said}; free some, or name a folder on another disk (`mil plan` says what takes how much)")
+        print(f"{said}; see `mil plan`", file=sys.stderr)
+
+
 def lines(plan: RunPlan) -> Iterator[str]:
     """For a person."""
     yield (
@@ -97,7 +117,7 @@ def lines(plan: RunPlan) -> Iterator[str]:
     yield f"disk: about {plan.gigabytes:,.1f} GB needed, {plan.free_gigabytes:,.1f} GB free: {enough}"
 
 
-def _area_mm2(config: Config, cohort: Cohort) -> tuple[float, int]:
+def _area_mm2(config: Config, cohort: Cohort, headers: int) -> tuple[float, int]:
     """Area of all slides, and how many headers were read for it; a slide that cannot be opened counts as the others of its site."""
     total, opened = 0.0, 0
     for site in cohort.sites:
@@ -105,7 +125,7 @@ def _area_mm2(config: Config, cohort: Cohort) -> tuple[float, int]:
             continue
         rows = cohort.at(site)
         areas = []
-        for row in rows.iloc[:: max(1, len(rows) // HEADERS_PER_SITE)].itertuples():
+        for row in rows.iloc[:: max(1, len(rows) // headers)].itertuples():
             try:
                 with open_slide(Path(str(row.path)), sheet_mpp(str(row.mpp))) as slide:
                     if slide.mpp:

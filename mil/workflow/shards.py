@@ -2,14 +2,10 @@
 
 import csv
 import json
-import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mil.config import Config, TileSpec
-from mil.files import write_text
 from mil.slides.fingerprint import fingerprint, state_on_disk
 from mil.slides.sheet import Cohort
 from mil.workflow.inputs import put, states
@@ -130,46 +126,6 @@ def read_rows(path: Path) -> list[Row]:
     """A small CSV of ours, every cell text."""
     with open(path, newline="", encoding="utf-8") as handle:
         return list(csv.DictReader(handle))
-
-
-def order_again(results: Path, shards: dict[str, list[int]], encoders: Sequence[str]) -> None:
-    """Drop every manifest that lists a file that is gone, and have Snakemake make that shard again, as those that are missing.
-
-    Snakemake does not make a missing file again that nothing asks for whose own results are there; `shards/again/{stage}.{number}`
-    becomes one more input of the shard's job.
-    """
-    for site, numbers in shards.items():
-        folder = results / "sites" / site
-        census = results / f"census/{site}.csv"
-        for stage in ("tiles", *(f"features/{encoder}" for encoder in encoders)):
-            there = _names(folder / stage)
-            pictures = _names(folder / "thumbnails") if stage == "tiles" else None
-            for number in numbers:
-                manifest = folder / stage / f"shard{number}.csv"
-                again = folder / f"shards/again/{stage.replace('/', '.')}.{number}"
-                if manifest.name in there:
-                    if gone := _gone(manifest, stage, there, pictures):
-                        manifest.unlink()
-                        said = f"{manifest} lists {len(gone)} files that are not there ({gone[0]}); this shard is made again"
-                        print(said, file=sys.stderr)
-                        write_text(again, f"{time.time_ns()}\n")
-                elif census.is_file() and not (
-                    again.is_file() and again.stat().st_mtime_ns > census.stat().st_mtime_ns
-                ):
-                    write_text(again, f"{time.time_ns()}\n")
-
-
-def _gone(manifest: Path, stage: str, there: set[str], pictures: set[str] | None) -> list[str]:
-    """Files that the manifest lists and that are not there."""
-    done = [row["slide_id"] for row in read_rows(manifest) if row.get("checksum")]
-    gone = [f"{stage}/{slide}.h5" for slide in done if f"{slide}.h5" not in there]
-    return gone + [
-        f"thumbnails/{slide}.jpg" for slide in done if pictures is not None and f"{slide}.jpg" not in pictures
-    ]
-
-
-def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
 def _text(rows: Sequence[Row]) -> str:

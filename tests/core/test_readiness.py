@@ -47,6 +47,10 @@ def test_a_cohort_with_all_that_it_names_is_ready(tmp_path, repository):
             {"slides": {"features": {"east": {"folder": "nowhere"}}}},
             "slides.features.east.folder: nowhere does not exist",
         ),
+        (
+            {"encoders": {"uni": {"name": "uni2_h"}}},
+            r"slides.features.\w+: .*: has 1024 numbers a tile, but uni2_h .* gives 1536",
+        ),
         ({"truth": {"table": "none.csv", "square_um": 100.0}}, "truth.table: none.csv does not exist"),
         ({"results": "/dev/null/results"}, "results: .* cannot be written, as /dev/null is no folder"),
         ({"figures": {"reviews": ["review.csv"]}}, "figures.reviews: review.csv does not exist"),

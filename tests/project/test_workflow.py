@@ -5,13 +5,18 @@ import re
 import shutil
 import subprocess
 import sys
+from urllib.parse import unquote
 
+import pandas as pd
 import pytest
 import yaml
 from dry_runs import dry_run
+from rocrate.rocrate import ROCrate
 
 from mil.config import merge
+from mil.files import sha256_of
 from mil.synthetic import make_cohort
+from mil.version import __version__
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +75,22 @@ def test_the_report_is_there(finished):
     assert report.stat().st_size > 10_000
 
 
+def test_the_run_is_described_by_a_crate(finished):
+    """The `rocrate` library reads it; every file is there with its digest, every slide with its fingerprint."""
+    results = finished / "results/tiny"
+    crate = ROCrate(results)
+    files = [entity for entity in crate.data_entities if entity.type == "File"]
+    assert {"report/index.html", "config.json", "predictions/attention_local.csv"} <= {entity.id for entity in files}
+    assert all(sha256_of(results / unquote(entity.id)) == entity["sha256"] for entity in files)
+    (action,) = crate.root_dataset["mentions"]
+    assert action["instrument"]["version"] == __version__
+    assert set(map(str, action["result"])) == set(map(str, files))
+    stated = {slide["name"]: slide["identifier"] for slide in action["object"]}
+    tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in results.glob("sites/*/slides.csv")]
+    assert stated == dict(pd.concat(tables)[["slide_id", "fingerprint"]].to_numpy())
+    assert str(finished) not in (results / "ro-crate-metadata.json").read_text()
+
+
 def test_second_run_has_nothing_to_do(finished, repository):
     process = snakemake(finished, repository, "--dry-run")
     assert "Nothing to be done" in process.stdout + process.stderr
@@ -81,7 +102,7 @@ def test_a_figure_is_drawn_alone_by_its_name(finished, repository):
     assert jobs(snakemake(finished, repository, "--dry-run", "F4a")) == {"F4a": 1, "one_figure_of_site": 4}
 
 
-PUT_TOGETHER = {"compare": 1, "baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1}
+PUT_TOGETHER = {"compare": 1, "baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}
 TRAINED = {"train": 3, "predict": 3, "score": 3, "localise": 3} | PUT_TOGETHER
 EXTRACTED = {"extract": 12, "census": 4, "bag": 1} | TRAINED
 OF_ONE_SHARD = {"extract": 1, "census": 1, "bag": 1} | TRAINED
@@ -91,7 +112,7 @@ OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE
 @pytest.mark.parametrize(
     ("over", "expected"),
     [
-        ({"report": {"title": "Another title"}}, {"report": 1}),
+        ({"report": {"title": "Another title"}}, {"report": 1, "crate": 1}),
         ({"metrics": {"bootstrap": 200}}, {"score": 3, "localise": 3} | PUT_TOGETHER),
         (
             {"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}},
@@ -99,7 +120,7 @@ OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE
         ),
         ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 12, "contact_sheet": 4}),
         ({"encoders": {"colour": {"stain": "macenko"}}}, EXTRACTED),
-        ({"figures": {"dpi": 80}}, {"figure": 1, "figure_of_site": 4, "report": 1}),
+        ({"figures": {"dpi": 80}}, {"figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
         ({"encoders": {"colour": {"batch_size": 64}}}, {}),
         ({"shard_size": 7}, {}),
     ],
@@ -185,6 +206,22 @@ def delete_manifest(folder):
     (folder / "results/tiny/sites/north/features/colour/shard0.csv").unlink()
 
 
+def delete_slide_table(folder):
+    (folder / "results/tiny/sites/north/slides/0.csv").unlink()
+
+
+def delete_site_table(folder):
+    (folder / "results/tiny/sites/north/slides.csv").unlink()
+
+
+def delete_attention(folder):
+    next((folder / "results/tiny/sites/west/attention/attention_local").glob("*.h5")).unlink()
+
+
+def delete_attention_of_a_site(folder):
+    shutil.rmtree(folder / "results/tiny/sites/west/attention/attention_local")
+
+
 def edit_truth(folder):
     path = sorted((folder / "data/truth").glob("*.png"))[0]
     content = path.read_bytes()
@@ -201,12 +238,19 @@ def edit_truth(folder):
         (replace_slide, OF_ONE_SLIDE),
         (touch_slide, {}),
         (change_label, {"bag": 1} | TRAINED),
-        (change_age, {"baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1}),
+        (change_age, {"baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
         (delete_features, OF_ONE_SHARD),
         (delete_manifest, OF_ONE_SHARD),
-        (edit_truth, {"localise": 3, "figure": 1, "figure_of_site": 4, "report": 1}),
+        (delete_slide_table, OF_ONE_SLIDE),
+        (delete_site_table, {"slides": 1, "contact_sheet": 1, "census": 1, "bag": 1} | TRAINED),
+        (delete_attention, {"predict": 1, "score": 1, "localise": 1} | PUT_TOGETHER),
+        (delete_attention_of_a_site, {"predict": 1, "score": 1, "localise": 1} | PUT_TOGETHER),
+        (edit_truth, {"localise": 3, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
     ],
-    ids=["nothing", "added", "replaced", "touched", "label", "age", "features", "manifest", "truth"],
+    ids=[
+        *("nothing", "added", "replaced", "touched", "label", "age", "features", "manifest"),
+        *("slide_table", "site_table", "attention", "attention_of_a_site", "truth"),
+    ],
 )
 def test_a_changed_file_runs_what_depends_on_it(finished, repository, tmp_path, record, change, expected):
     folder = copied(finished, tmp_path / "copy", record)
@@ -304,3 +348,54 @@ def test_the_slurm_profile_needs_no_number_of_cores(finished, repository):
     arguments = ["--configfile", "config.yaml", "--workflow-profile", profile]
     process = subprocess.run([*command, *arguments], cwd=finished, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
+
+
+MODULE = """
+configfile: "config.yaml"
+
+
+module wsi:
+    snakefile: "{snakefile}"
+    config: config
+    prefix: "wsi"
+
+
+use rule * from wsi as wsi_*
+
+
+rule mine:
+    default_target: True
+    input: "wsi/results/tiny/census/west.csv"
+    output: "mine.txt"
+    shell: "cp {{input}} {{output}}"
+"""
+
+
+def test_another_workflow_uses_this_one_as_a_module(repository, tmp_path, finished):
+    """Under a prefix; all files are below it, and what was run once is not run again."""
+    (tmp_path / "data").symlink_to(finished / "data")
+    (tmp_path / "Snakefile").write_text(MODULE.format(snakefile=repository / "Snakefile"))
+    over = {"run": ["attention_local"], "encoders": {"colour": {"name": "colour"}}}
+    arguments = ["--snakefile", "Snakefile"]  # the last one holds
+    process = snakemake(tmp_path, repository, *arguments, over=over)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert (tmp_path / "mine.txt").stat().st_size > 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".snakemake",
+        "Snakefile",
+        "config.yaml",
+        "data",
+        "mine.txt",
+        "wsi",
+    }
+    process = snakemake(tmp_path, repository, *arguments, "--dry-run", over=over)
+    assert "Nothing to be done" in process.stdout + process.stderr
+
+
+def test_the_run_s_folder_can_be_elsewhere(finished, repository, tmp_path):
+    """`--directory`: paths of the settings are relative to it."""
+    process = snakemake(finished, repository, "--dry-run", "--directory", str(finished))
+    assert "Nothing to be done" in process.stdout + process.stderr
+    (tmp_path / "config.yaml").write_text((finished / "config.yaml").read_text())
+    process = snakemake(tmp_path, repository, "--dry-run", "--directory", str(finished))
+    assert "Nothing to be done" in process.stdout + process.stderr

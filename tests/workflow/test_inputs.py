@@ -8,8 +8,9 @@ import pandas as pd
 from mil.config import Config
 from mil.slides.fingerprint import WHOLE, fingerprint
 from mil.slides.sheet import Cohort
+from mil.workflow.again import order_again
 from mil.workflow.inputs import put, settle
-from mil.workflow.shards import order_again, read_rows, write_shards
+from mil.workflow.shards import read_rows, write_shards
 
 
 def time_of(path):
@@ -94,10 +95,10 @@ def test_a_manifest_that_lists_a_missing_file_is_dropped(tmp_path, capsys):
             f"slide_id,state,reason,num_tiles,checksum\n{slide},ok,,3,abc\nbad,no_mpp,,0,\n"
         )
         (folder / f"{slide}.h5").write_bytes(b"")
-    order_again(tmp_path, {"A": [0, 1]}, ["colour"])
+    order_again(tmp_path, {"A": [0, 1]}, ["colour"], [])
     assert len(list(folder.glob("shard*.csv"))) == 2
     (folder / "s1.h5").unlink()
-    order_again(tmp_path, {"A": [0, 1]}, ["colour"])
+    order_again(tmp_path, {"A": [0, 1]}, ["colour"], [])
     assert [path.name for path in folder.glob("shard*.csv")] == ["shard0.csv"]
     assert [path.name for path in tmp_path.glob("sites/A/shards/again/*")] == ["features.colour.1"]
     assert "shard1.csv lists 1 files that are not there (features/colour/s1.h5)" in capsys.readouterr().err

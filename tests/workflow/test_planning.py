@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from mil import cli
 from mil.bench.slide import write_slide
+from mil.config import load
 from mil.errors import MilError
+from mil.workflow import prepare
 
 
 def run(*words):
@@ -69,3 +71,15 @@ def test_the_plan_takes_the_rates_of_mil_bench(cohort):
     refused = run("plan", "c.yaml", "--rates", "bad.json")
     assert isinstance(refused.exception, MilError)
     assert "bad.json" in str(refused.exception)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_tile(cohort, monkeypatch):
+    free = shutil.disk_usage(cohort)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free._replace(free=1_000_000))
+    with pytest.raises(MilError, match=r"results/c will take about 0\.5 GB, and 0\.0 GB are free there"):
+        prepare(load("c.yaml"))
+    refused = run("check", "c.yaml")
+    assert "are free there" in str(refused.exception)
+    (cohort / "results/c/sites/a/features/effnet").mkdir(parents=True)
+    (cohort / "results/c/sites/a/features/effnet/shard0.csv").touch()  # a run that has begun knows better
+    assert prepare(load("c.yaml")) == {"a": [0], "b": [0]}

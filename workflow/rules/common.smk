@@ -9,6 +9,7 @@ import time
 from snakemake.exceptions import WorkflowError
 
 from mil.config import Config
+from mil.config import merge
 from mil.config import parse as parse_spec
 from mil.config import read_yaml
 from mil.errors import MilError
@@ -26,12 +27,19 @@ try:
     for path in workflow.configfiles:  # Snakemake's reader takes a key twice, and 010 for 8
         if str(path).endswith((".yaml", ".yml")):
             read_yaml(path)
-    settings_of_cohort = parse_spec(Config, config, "config")
+    stanzas = read_yaml(workflow.source_path("../../configs/experiments.yaml"))
+    settings_of_cohort = parse_spec(Config, merge(stanzas, config), "config")
     if not settings_of_cohort.cohort:
         raise MilError("no cohort is named; run snakemake --configfile configs/cohorts/<name>.yaml")
     if not settings_of_cohort.run:
         raise MilError("no experiment is named; list some under run: (configs/experiments.yaml has them)")
+    # Snakemake puts the prefix of a module before rules' files, and not into what rules are told.
+    PATH = f"{settings_of_cohort.results}/{settings_of_cohort.cohort}"
+    RESULTS = workflow.modifier.path_modifier.replace_prefix(PATH)
+    settings_of_cohort = settings_of_cohort.model_copy(update={"results": os.path.dirname(RESULTS)})
     SHARDS = prepare(settings_of_cohort) if workflow.is_main_process else read_shards(settings_of_cohort)
+    if workflow.is_main_process and not workflow.modifier.is_main_snakefile():
+        settle(RESULTS)  # `onstart` of a module is not called
 except MilError as error:
     raise WorkflowError(str(error)) from None
 
@@ -41,13 +49,12 @@ ENDPOINTS = sorted({experiment.endpoint for experiment in EXPERIMENTS.values()})
 SITES = sorted(SHARDS)
 FEATURE_SITES = sorted(settings_of_cohort.slides.features)  # with features alone
 TRAIN_SITES = [site for site in SITES if settings_of_cohort.slides.roles[site] == "train"]
+
+
 # `<results>` in the rules' files and logs; in params, where Snakemake does not put it in, RESULTS.
-RESULTS = f"{settings_of_cohort.results}/{settings_of_cohort.cohort}"
-
-
 pathvars:
-    results=RESULTS,
-    logs=f"{RESULTS}/logs",
+    results=PATH,
+    logs=f"{PATH}/logs",
 
 
 wildcard_constraints:
@@ -91,9 +98,15 @@ def growing(amount):
 
 
 def ordered_again(stage, wildcards):
-    """One more input of a shard whose files were deleted or moved aside, so that it is made again."""
-    path = f"{RESULTS}/sites/{wildcards.site}/shards/again/{stage}.{wildcards.get('shard', 0)}"
-    return [path] if os.path.exists(path) else []
+    """One more input of a job whose files were deleted or moved aside, so that they are made again."""
+    name = f"sites/{wildcards.site}/shards/again/{stage}.{wildcards.get('shard', 0)}"
+    return [f"<results>/{name}"] if os.path.exists(f"{RESULTS}/{name}") else []
+
+
+def predicted_again(wildcards):
+    """The same for attention."""
+    name = f"inputs/again/predict.{wildcards.experiment}"
+    return [f"<results>/{name}"] if os.path.exists(f"{RESULTS}/{name}") else []
 
 
 def tile_manifests(site):

@@ -10,6 +10,7 @@ rule predict:
             for site in SITES
             for manifest in feature_manifests(site, EXPERIMENTS[wildcards.experiment].encoder)
         ],
+        again=predicted_again,
     output:
         predictions="<results>/predictions/{experiment}.csv",
         attention=[directory(f"<results>/sites/{site}/attention/{{experiment}}") for site in SITES],

@@ -30,3 +30,20 @@ rule report:
         results=lambda wildcards: RESULTS,
     shell:
         "mil report {params.results:q} --spec {params.spec:q} --out {output:q} --log {log:q}"
+
+
+rule crate:
+    input:
+        report="<results>/report/index.html",
+        code=code_of("report/crate.py"),
+    output:
+        crate="<results>/ro-crate-metadata.json",
+    log:
+        "<logs>/crate.log",
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),  # minutes
+    params:
+        results=lambda wildcards: RESULTS,
+    shell:
+        "mil crate {params.results:q} --log {log:q}"

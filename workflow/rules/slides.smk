@@ -9,6 +9,7 @@ rule check:
             if wildcards.site in FEATURE_SITES
             else "<results>/inputs/slides.json"
         ),
+        again=lambda wildcards: ordered_again("slides", wildcards),
     output:
         slides="<results>/sites/{site}/slides/{shard}.csv",
     log:
@@ -26,13 +27,14 @@ rule check:
 
 rule slides:
     input:
-        lambda wildcards: expand("<results>/sites/{{site}}/slides/{shard}.csv", shard=SHARDS[wildcards.site]),
+        shards=lambda wildcards: expand("<results>/sites/{{site}}/slides/{shard}.csv", shard=SHARDS[wildcards.site]),
+        again=lambda wildcards: ordered_again("table", wildcards),
     output:
         "<results>/sites/{site}/slides.csv",
     log:
         "<logs>/slides/{site}.log",
     shell:
-        "awk 'FNR > 1 || NR == 1' {input:q} > {output:q} 2> {log:q}"
+        "awk 'FNR > 1 || NR == 1' {input.shards:q} > {output:q} 2> {log:q}"
 
 
 rule census:
