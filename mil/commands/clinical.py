@@ -9,7 +9,7 @@ def clinical(
     configs: ConfigsArgument,
     log: LogOption = None,
 ) -> None:
-    """Train and score logistic regression on clinical columns alone, without slides: local, pooled and federated."""
+    """Train and score linear models of clinical columns alone, without slides: local, pooled and federated (FedAvg)."""
     from mil.baselines.clinical_cohort import clinical_cohort, read_patients
     from mil.config import load
     from mil.metrics.score import primary
