@@ -25,7 +25,7 @@ from mil.training.folding import Folding
 from mil.training.layout import RowLayout
 from mil.training.learners import Learners, Plan
 from mil.training.lessons import Given, Lessons
-from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
+from mil.training.optimisers import OPTIMISERS, OptimiserState
 from mil.training.packing import Places
 from mil.training.pairs import Call, Cost, PairTable
 from mil.training.reach import Reach, upload
@@ -179,12 +179,7 @@ class Card:
         """The optimiser's step."""
         with torch.no_grad():
             self.folding.unfold(gradient, learners)
-            if learners.pull is not None and learners.anchor is not None:
-                gradient += learners.pull * (learners.rows - learners.anchor)
-            if learners.shift is not None:
-                gradient += learners.shift
-            if self.method.clip_norm is not None:
-                clip(gradient, self.method.clip_norm)
+            learners.bend(gradient, self.method.clip_norm)
             self.optimise(learners.rows, gradient, state, learners.lr, learners.decay, self.method.momentum)
 
 

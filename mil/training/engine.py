@@ -26,9 +26,9 @@ from mil.training.data import PARTS, Data, LearnerTable, Method
 from mil.training.dropout import combined, step_key
 from mil.training.layout import RowLayout
 from mil.training.learners import Learners, Plan
-from mil.training.optimisers import OPTIMISERS, OptimiserState, clip
+from mil.training.optimisers import OPTIMISERS, OptimiserState
 from mil.training.packing import Places, pack, pieces
-from mil.training.steps import Limits, Shape, StepGroups, shape_of
+from mil.training.steps import Batch, Limits, Shape, StepGroups, shape_of
 
 CPU_NUMBERS = 2**20
 """Tile numbers (tiles x width) that a chunk of learners gathers at once on a CPU: 4 MB, a share of the last-level cache."""
@@ -36,27 +36,6 @@ WORTH_A_THREAD = 2**25
 """Multiply-adds per step from which threads save time; below it they wait for Python's lock."""
 CPU_CALLS = 2**24
 """Multiply-adds per step below which call overhead exceeds the arithmetic; smaller models are batched."""
-
-
-class Batch(NamedTuple):
-    """A batch of every learner."""
-
-    numbers: Tensor
-    """Places (learners, bags), -1 for none."""
-    columns: int
-    """Length of the tile axis."""
-
-    def bags(self, count: int) -> Tensor:
-        """Number of the bag at each place, of `count` bags; any number where there is none."""
-        return self.numbers.clamp(min=0) % count
-
-    @classmethod
-    def of(cls, batches: Sequence[np.ndarray], shape: Shape) -> "Batch":
-        """Lay out a batch of every learner."""
-        numbers = np.full((len(batches), shape.bags), -1, np.int64)
-        for row, batch in enumerate(batches):
-            numbers[row, : len(batch)] = batch
-        return cls(torch.from_numpy(numbers), shape.columns)
 
 
 class Lesson(NamedTuple):
@@ -231,12 +210,7 @@ class Engine:
                 found = self._gradient(taken, piece, self._lesson(learners, piece, table), counts, keys, table)
                 gradient, total = gradient.add_(found[0]), total + found[1]
         with torch.no_grad():
-            if learners.pull is not None and learners.anchor is not None:
-                gradient += learners.pull * (learners.rows - learners.anchor)
-            if learners.shift is not None:
-                gradient += learners.shift
-            if self.method.clip_norm is not None:
-                clip(gradient, self.method.clip_norm)
+            learners.bend(gradient, self.method.clip_norm)
             self.optimise(learners.rows, gradient, taken.state, learners.lr, learners.decay, self.method.momentum)
         return total, counts
 

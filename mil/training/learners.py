@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from mil.training.optimisers import clip
+
 
 @dataclass
 class Learners:
@@ -29,6 +31,15 @@ class Learners:
         buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
         own = (part[chosen] for part in (self.lr, self.decay, self.balance))
         return Learners(self.rows[chosen], buffers, *own, *(None if part is None else part[chosen] for part in rest))
+
+    def bend(self, gradient: Tensor, clip_norm: float | None) -> None:
+        """Add to the gradients (learners, size) what the strategy adds, then shorten them to `clip_norm`, in place."""
+        if self.pull is not None and self.anchor is not None:
+            gradient += self.pull * (self.rows - self.anchor)
+        if self.shift is not None:
+            gradient += self.shift
+        if clip_norm is not None:
+            clip(gradient, clip_norm)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mil.training.packing import chunks, padded_length, runs
 
@@ -21,6 +23,27 @@ class Shape(NamedTuple):
 
     bags: int
     columns: int
+
+
+class Batch(NamedTuple):
+    """A batch of every learner."""
+
+    numbers: Tensor
+    """Places (learners, bags), -1 for none."""
+    columns: int
+    """Length of the tile axis."""
+
+    def bags(self, count: int) -> Tensor:
+        """Number of the bag at each place, of `count` bags; any number where there is none."""
+        return self.numbers.clamp(min=0) % count
+
+    @classmethod
+    def of(cls, batches: Sequence[np.ndarray], shape: Shape) -> "Batch":
+        """Lay out a batch of every learner."""
+        numbers = np.full((len(batches), shape.bags), -1, np.int64)
+        for row, batch in enumerate(batches):
+            numbers[row, : len(batch)] = batch
+        return cls(torch.from_numpy(numbers), shape.columns)
 
 
 @dataclass(frozen=True)
