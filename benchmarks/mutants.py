@@ -2,10 +2,11 @@
 
     python benchmarks/mutants.py [MODULE ...]
 
-Each mutant lives in a process of its own, forked from one that has imported the module and its tests: functions get the code of the
-mutant, then the module's own fast tests run until one fails. mutmut and cosmic-ray make more mutants, but start pytest anew for each:
-mutmut ran 10 of the 351 mutants of `mil/tiles/grid.py` a minute, this program some 100. A mutant that no test kills must stand in
-`benchmarks/mutants.json` with the reason why it changes no number; else the exit code is 1.
+Each mutant lives in a process of its own, forked from a pytest that has collected the module's own fast tests: functions get the code of
+the mutant, then the tests run until one fails. mutmut and cosmic-ray make more mutants, but start pytest anew for each: on the same busy
+machine mutmut ran 10 of the 351 mutants of `mil/tiles/grid.py` a minute. A mutant that no test kills must stand in
+`benchmarks/mutants.json`, with the reason why it changes no number written beside it; else the exit code is 1. `--page` alone writes
+the page again from that file.
 """
 
 import ast
@@ -15,7 +16,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -25,9 +25,20 @@ from types import CodeType, FunctionType, ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REASONS = Path(__file__).with_suffix(".json")
+MEASURED = Path(__file__).with_suffix(".json")  # what the last runs found, and the reasons, which are written by hand
 TARGET = ROOT / "docs" / "mutants.md"
-FAST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not extended"]
+FAST = [
+    "-x",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:playwright",
+    "-m",
+    "not slow and not extended",
+]
 LIMIT_S = 60
 
 # module: its functions (none: all), test files, pytest's -k
@@ -102,26 +113,27 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
             yield changed(args=node.args[::-1])
 
 
-def mutants(tree: ast.Module, wanted: tuple[str, ...]) -> Iterator[tuple[int, str, ast.Module]]:
-    """(line, what was changed, the whole module) of every mutant of the wanted functions."""
+Found = tuple[tuple[tuple[str, int | None], ...], str, ast.AST, ast.AST]
 
-    def walk(
-        node: ast.AST, path: tuple[tuple[str, int | None], ...], inside: bool
-    ) -> Iterator[tuple[tuple, ast.AST, ast.AST]]:
+
+def mutants(tree: ast.Module, wanted: tuple[str, ...]) -> Iterator[tuple[int, str, ast.Module]]:
+    """(line, function and what was changed in it, the whole module) of every mutant of the wanted functions."""
+
+    def walk(node: ast.AST, path: tuple[tuple[str, int | None], ...], function: str) -> Iterator[Found]:
         if isinstance(node, SKIPPED):
             return
-        if inside:
+        if function:
             for other in variants(node):
-                yield path, node, other
+                yield path, function, node, other
         for name, value in ast.iter_fields(node):
             if name in {"annotation", "returns", "decorator_list"}:
                 continue
             for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if isinstance(child, ast.AST):
-                    is_wanted = inside or (isinstance(child, ast.FunctionDef) and (not wanted or child.name in wanted))
-                    yield from walk(child, (*path, (name, index)), is_wanted)
+                    is_new = isinstance(child, ast.FunctionDef) and (function or not wanted or child.name in wanted)
+                    yield from walk(child, (*path, (name, index)), child.name if is_new else function)
 
-    for path, node, other in walk(tree, (), False):
+    for path, function, node, other in walk(tree, (), ""):
         module = copy.deepcopy(tree)
         parent: ast.AST = module
         for name, index in path[:-1]:
@@ -132,7 +144,8 @@ def mutants(tree: ast.Module, wanted: tuple[str, ...]) -> Iterator[tuple[int, st
         else:
             getattr(parent, name)[index] = other
         before, after = (ast.unparse(one.test if isinstance(one, ast.If | ast.While) else one) for one in (node, other))
-        yield node.lineno, f"`{before}` -> `{after}`".replace("\n", " "), ast.fix_missing_locations(module)  # type: ignore[attr-defined]
+        words = f"{function}: {before} -> {after}".replace("\n", " ")
+        yield node.lineno, words, ast.fix_missing_locations(module)  # type: ignore[attr-defined]
 
 
 def functions(code: CodeType, prefix: str = "") -> dict[str, CodeType]:
@@ -158,72 +171,94 @@ def put(module: ModuleType, code: CodeType) -> None:
                 one.__code__ = new[one.__qualname__]
 
 
-def killed(module: ModuleType, mutant: ast.Module, arguments: list[str]) -> bool:
-    """Whether a test fails, or does not end, with the mutant."""
-    child = os.fork()
-    if child == 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        signal.alarm(LIMIT_S)
-        try:
-            put(module, compile(mutant, module.__file__ or "", "exec"))
-            os._exit(1 if pytest.main(arguments) == 0 else 0)
-        except BaseException:  # noqa: BLE001  the process ends here
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return status != 1 << 8
+class Campaign:
+    """A plugin of pytest: in place of running the tests it forks a process for each mutant, in which they run until one fails."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.is_child = name, False
+        self.found: list[tuple[str, bool]] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Every mutant; none at all first, with which the tests must pass. In a child the tests run (None: go on as usual)."""
+        if session.testsfailed:
+            return None
+        module = importlib.import_module(self.name)
+        tree = ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8"))
+        wanted = MODULES[self.name][0]
+        for line, words, mutant in ((0, "", tree), *mutants(tree, wanted)):
+            child = os.fork()
+            if child == 0:
+                self.is_child = True
+                null = os.open(os.devnull, os.O_RDWR)
+                for stream in (0, 1, 2):
+                    os.dup2(null, stream)
+                signal.alarm(LIMIT_S)
+                put(module, compile(mutant, module.__file__ or "", "exec"))
+                return None
+            is_dead = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 1
+            if not words and is_dead:
+                raise pytest.UsageError(f"{self.name}: its tests fail without a mutant")
+            if words:
+                self.found.append((words, is_dead))
+                if not is_dead:
+                    print(f"    survives: {self.name} line {line}: {words}", flush=True)
+        return True
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """A child ends with 1 where all tests passed."""
+        if self.is_child:
+            os._exit(1 if exitstatus == 0 else 0)
 
 
 def run(name: str) -> list[tuple[str, bool]]:
     """Every mutant of a module in words, and whether it was killed."""
     os.chdir(ROOT)
-    wanted, files, chosen = MODULES[name]
-    arguments = [*FAST, *(("-k", chosen) if chosen else ()), *(str(ROOT / file) for file in files)]
-    started = time.monotonic()
-    if pytest.main(arguments) != 0:
-        raise RuntimeError(f"{name}: its tests fail without a mutant")
-    print(f"{name}: its tests take {time.monotonic() - started:.1f} s", flush=True)
-    module = importlib.import_module(name)
-    tree = ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8"))
-    found = []
-    for line, words, mutant in mutants(tree, wanted):
-        is_dead = killed(module, mutant, arguments)
-        if not is_dead:
-            print(f"    survives: {name} line {line}: {words}", flush=True)
-        found.append((words, is_dead))
-    return found
+    _, files, chosen = MODULES[name]
+    campaign = Campaign(name)
+    code = pytest.main(
+        [*FAST, *(("-k", chosen) if chosen else ()), *(str(ROOT / file) for file in files)], plugins=[campaign]
+    )
+    if code not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED} or not campaign.found:
+        raise RuntimeError(f"{name}: pytest ended with {code}")
+    return campaign.found
+
+
+def page(measured: dict[str, dict]) -> str:
+    """docs/mutants.md."""
+    text = (
+        "# Mutants\n\nGenerated by `python benchmarks/mutants.py`: code that makes numbers, changed on purpose in one spot at a time, and "
+        "judged by\nthe module's fast tests. A mutant survives where no test fails; each survivor has the reason why it changes no "
+        "number.\n\n| module | mutants | killed | survive, with a reason | survive, without |\n|---|---:|---:|---:|---:|\n"
+    )
+    for name, found in measured.items():
+        reasons = list(found["survivors"].values())
+        text += f"| `{name}` | {found['mutants']:,} | {found['mutants'] - len(reasons):,} | {sum(map(bool, reasons))} | {reasons.count('')} |\n"
+    text += "\n| module | function: change | why no number changes |\n|---|---|---|\n"
+    for name, found in measured.items():
+        for words, reason in found["survivors"].items():
+            text += f"| `{name}` | `{words.replace('|', '&#124;')}` | {reason or 'open'} |\n"
+    return text
 
 
 def main() -> None:
-    """Run the modules in a process each, print what survives, and write the page where every module was run."""
-    reasons: dict[str, dict[str, str]] = json.loads(REASONS.read_text(encoding="utf-8")) if REASONS.is_file() else {}
-    rows, listed, unexplained = [], [], 0
-    names = sys.argv[1:] or list(MODULES)
-    pool = ProcessPoolExecutor(
-        1, mp_context=get_context("spawn"), max_tasks_per_child=1
-    )  # a module's tests see no other's
-    for name, found in zip(names, pool.map(run, names), strict=True):
-        alive = [words for words, is_dead in found if not is_dead]
-        known = [words for words in alive if words in reasons.get(name, {})]
-        unexplained += len(alive) - len(known)
-        rows.append(
-            f"| `{name}` | {len(found):,} | {len(found) - len(alive):,} | {len(known)} | {len(alive) - len(known)} |"
+    """Run the modules in a process each; what survives is printed and written, with the reasons that were given before."""
+    measured: dict[str, dict] = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
+    names = [name for name in sys.argv[1:] if name != "--page"] or ([] if sys.argv[1:] else list(MODULES))
+    for name in names:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a module's tests see no other's
+            found = pool.submit(run, name).result()
+        known = measured.get(name, {}).get("survivors", {})
+        survivors = {words: known.get(words, "") for words, is_dead in found if not is_dead}
+        measured[name] = {"mutants": len(found), "survivors": survivors}
+        print(
+            f"{name}: {len(found)} mutants, {len(survivors)} survive, {list(survivors.values()).count('')} without a reason",
+            flush=True,
         )
-        listed += [
-            f"| `{name}` | {words.replace('|', '&#124;')} | {reasons[name][words]} |" for words in dict.fromkeys(known)
-        ]
-        print(rows[-1], flush=True)
-    if len(sys.argv) == 1:
-        page = "# Mutants\n\nGenerated by `python benchmarks/mutants.py`: code that makes numbers, changed on purpose in one spot at a time, and judged by\n"
-        page += "the module's fast tests. A mutant survives where no test fails; each survivor has the reason why it changes no number.\n\n"
-        page += (
-            "| module | mutants | killed | survive, with a reason | survive, without |\n|---|---:|---:|---:|---:|\n"
-            + "\n".join(rows)
-        )
-        page += "\n\n| module | change | why no number changes |\n|---|---|---|\n" + "\n".join(listed) + "\n"
-        TARGET.write_text(page, encoding="utf-8")
-    sys.exit(1 if unexplained else 0)
+        MEASURED.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    measured = {name: measured[name] for name in MODULES if name in measured}
+    TARGET.write_text(page(measured), encoding="utf-8")
+    sys.exit(1 if any("" in found["survivors"].values() for found in measured.values()) else 0)
 
 
 if __name__ == "__main__":

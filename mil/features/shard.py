@@ -27,6 +27,7 @@ from mil.files import check_id, file_name
 from mil.progress import Reporter, Steps
 from mil.schemas import MANIFEST
 from mil.slides.cores import cores
+from mil.slides.fingerprint import require_same
 from mil.version import __version__
 
 LIBRARIES = ("torch", "timm", "numpy", "h5py", "openslide-python", "openslide-bin", "opencv-python-headless")
@@ -102,7 +103,11 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, enco
         else:
             if path.is_file():  # of other settings, or broken
                 path.unlink()
-            shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe))
+            problem = _replaced(Path(slide["path"]), tiling)
+            if problem is not None:
+                shard.settle(slide_id, *problem)
+            else:
+                shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe))
     return shard
 
 
@@ -113,6 +118,17 @@ def _problem(slide: Mapping[str, Any], tiling: Tiling) -> tuple[str, str] | None
     known = slide.get("fingerprint")
     if isinstance(known, str) and known and known != tiling.attributes["fingerprint"]:
         return "stale_tiles", "the tiles are of another file that had this slide's name; run `mil tile` again"
+    return None
+
+
+def _replaced(path: Path, tiling: Tiling) -> tuple[str, str] | None:
+    """State and reason of a slide whose file is another than the one that was tiled."""
+    try:
+        require_same(path, str(tiling.attributes["fingerprint"]))
+    except SlideError as error:
+        return error.state, str(error)
+    except OSError:  # gone: who opens it says so
+        return None
     return None
 
 

@@ -38,6 +38,14 @@ def fingerprint(path: str | Path, full: bool = False) -> str:
     return digest.hexdigest()
 
 
+def require_same(path: Path, known: str) -> None:
+    """`SlideError('changed')` where the slide's bytes are no longer those of the fingerprint `known`, of a sample or of all of them."""
+    if known not in {fingerprint(path), ""} and (size_of(path) <= WHOLE or known != fingerprint(path, full=True)):
+        raise SlideError(
+            "changed", f"{path.name}: is not the file that was checked (its bytes changed); run `mil check` again"
+        )
+
+
 def _of_file(path: Path, full: bool) -> str:
     size = path.stat().st_size
     if full or size <= WHOLE:

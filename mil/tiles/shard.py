@@ -15,7 +15,7 @@ from mil.errors import CorruptFile, SlideError
 from mil.files import check_id, file_name, sha256_of, write_text
 from mil.progress import Reporter
 from mil.schemas import MANIFEST
-from mil.slides.fingerprint import fingerprint, size_of
+from mil.slides.fingerprint import fingerprint, require_same, size_of
 from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
 from mil.tables import table_of
@@ -117,6 +117,8 @@ def make_tiles(
         raise SlideError(
             "changed", f"{path.name}: is not the file that was checked (its size changed); run `mil check` again"
         )
+    known = row.get("fingerprint")
+    require_same(path, known if isinstance(known, str) else "")
     with open_slide(path, override_of(row)) as slide:
         brought = None if mask is None else read_mask(mask, _mask_size(slide, spec), (slide.width, slide.height))
         tiles = tile_slide(slide, spec, brought, threads)

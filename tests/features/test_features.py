@@ -17,6 +17,7 @@ from mil.features.plan import parts_of
 from mil.features.readers import ProcessReaders, SharedMemory, ThreadReaders
 from mil.progress import quiet
 from mil.schemas import MANIFEST
+from mil.slides.fingerprint import fingerprint
 
 COLOUR = EncoderSpec(name="colour")
 
@@ -160,11 +161,30 @@ def test_a_slide_that_breaks_half_way_leaves_nothing_and_the_others_go_on(tmp_pa
     path = tmp_path / "broken.tif"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])  # its header is at the beginning
+    tiles = tmp_path / "tiles/broken.h5"
+    (coords,), about, on_coords = hdf5.read(tiles, "coords"), hdf5.attributes(tiles), hdf5.attributes(tiles, "coords")
+    with hdf5.writing(tiles) as file:  # tiled as it is now
+        file.append("coords", coords)
+        file.annotate(on_coords, on="coords")
+        file.annotate(
+            {name: value for name, value in about.items() if name != "checksum"} | {"fingerprint": fingerprint(path)}
+        )
     slides.loc[1, "fingerprint"] = ""
     manifest = extract(slides, tmp_path, COLOUR.model_copy(update={"batch_size": 64}))
     assert list(manifest.state[[0, 2]]) == ["ok", "ok"]
     assert manifest.state[1] in {"unreadable_region", "unreadable"}
     assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["a.h5", "c.h5"]
+
+
+def test_a_slide_replaced_after_it_was_tiled_has_no_features(tmp_path):
+    slides = make_shard(tmp_path, {"a": 3, "b": 3, "c": 2})
+    (tmp_path / "a.tif").write_bytes(
+        (tmp_path / "b.tif").read_bytes()
+    )  # as large, and every tile of `a` could be read from it
+    table = extract(slides, tmp_path).set_index("slide_id")
+    assert table["state"].to_dict() == {"a": "changed", "b": "ok", "c": "ok"}
+    assert "a.tif: is not the file that was checked" in table.loc["a", "reason"]
+    assert not (tmp_path / "features/a.h5").exists()
 
 
 def test_ids_that_stand_twice_are_refused(tmp_path):

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import tifffile
 
-from mil.slides.scale import UNKNOWN, described_scale, number, ome_scale, page_scale, property_scale, resolution_scale
+from mil.slides.scale import (
+    UNKNOWN,
+    _ratio,
+    described_scale,
+    number,
+    ome_scale,
+    page_scale,
+    property_scale,
+    resolution_scale,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +104,11 @@ def test_a_page_is_read_by_description_then_imagej_s_unit_then_tags(tmp_path):
     assert found == (6350.0, 12_700.0, "tiff.XResolution")
     found, _ = page_of(tmp_path / "d.tif", description="a unit=um b", resolutionunit="INCH", **tags)
     assert found == (6350.0, 12_700.0, "tiff.XResolution")
+
+
+def test_a_rational_is_its_quotient_and_one_over_nothing_is_unknown():
+    assert _ratio((10, 4)) == 2.5
+    assert _ratio((10, 0)) is None
+    assert _ratio((1, 2, 3)) is None
+    assert _ratio(3) == 3.0
+    assert _ratio(None) is None

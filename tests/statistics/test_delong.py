@@ -42,6 +42,8 @@ def test_one_patient_of_a_class_has_no_variance_and_two_have():
     one, two = np.array([1, 0, 0, 0]), np.array([1, 1, 0, 0])
     assert np.isnan(delong.placements(one, SCORES[:, :4]).covariance).all()
     assert np.isfinite(delong.placements(two, SCORES[:, :4]).covariance).all()
+    with pytest.raises(MilError, match="finite scores"):
+        delong.placements(two, np.array([0.1, np.nan, 0.3, 0.4]))
     assert not delong.both_classes(np.ones(3))
     assert not delong.both_classes(np.zeros(3))
 

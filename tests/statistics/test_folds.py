@@ -75,6 +75,20 @@ def test_models_of_single_sites_form_the_derived_arms():
     ].empty  # A's models judge half of the sites
     assert ((table["trained_on"] == ENSEMBLE) <= (table["split"] != "transfer")).all()
     assert OTHER_SITES not in set(table["trained_on"])
+    assert area(table, ENSEMBLE, "external", "X", 0) == area(table, ENSEMBLE, "external", EXTERNAL_SITES, 0) == 1.0
+
+
+def test_models_that_left_a_site_out_form_one_arm_over_all_sites():
+    parts = [
+        predictions("B+C", "transfer", "train", 0, "A", "10", [0.9, 0.1]),
+        predictions("A+C", "transfer", "train", 0, "B", "10", [0.1, 0.9]),
+        predictions("A+B", "transfer", "train", 0, "C", "110", [0.9, 0.8, 0.1]),
+    ]
+    table = fold_aurocs(pd.concat(parts))
+    assert area(table, OTHER_SITES, "transfer", TRAINING_SITES, 0) == 3 / 4
+    assert set(table.loc[table["trained_on"] == OTHER_SITES, "site"]) == {TRAINING_SITES}
+    assert area(table, "A+C", "transfer", "B", 0) == 0
+    assert not (table[table["trained_on"] == "A+B"]["site"] == TRAINING_SITES).any()
 
 
 def test_no_fold_with_both_classes_is_an_empty_table():

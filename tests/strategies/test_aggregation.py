@@ -37,6 +37,18 @@ def test_a_step_is_the_state_and_a_share_of_the_change():
     assert moved({"b": torch.tensor([0.1])}, third, 1 / 3)["b"] == np.float32(np.float64(np.float32(0.1)) + 0.1 / 3)
 
 
+def test_differences_and_steps_are_taken_in_double_precision():
+    small = float(np.float32(1e-8))  # lost beside 1 in single precision
+    change = weighted_change(
+        {"w": torch.tensor([small])}, Answers({"w": torch.ones(1, 1)}, torch.ones(1, dtype=torch.float64))
+    )
+    assert change["w"].item() == pytest.approx(1 - small, abs=1e-12)
+    total = torch.tensor([2.0**24], dtype=torch.float32)
+    after = moved({"w": total}, {"w": torch.tensor([1.5], dtype=torch.float64)}, 2.0)
+    assert after["w"].item() == np.float32(2.0**24 + 3)
+    assert after["w"].dtype == torch.float32
+
+
 def test_nothing_has_the_shapes_of_the_state_in_double_precision():
     assert {name: (value.shape, value.dtype, float(value.abs().sum())) for name, value in zeros(STATE).items()} == {
         name: (value.shape, torch.float64, 0.0) for name, value in STATE.items()

@@ -209,8 +209,19 @@ def test_masks_that_people_bring_replace_the_method(tmp_path):
 def test_a_slide_that_changed_since_it_was_checked_is_not_tiled(tmp_path):
     path = write_slide(tmp_path / "a.svs", blob())
     slides = check_slides(sheet(path), SlidesSpec(), quiet())
-    path.write_bytes(path.read_bytes() + b"x")
-    assert list(tile_shard(slides, SPEC, tmp_path / "t", tmp_path / "p", quiet()).state) == ["changed"]
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for other in (
+        whole + b"x",
+        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+    ):  # larger; another, as large
+        path.write_bytes(other)
+        table = tile_shard(slides, SPEC, tmp_path / "t", tmp_path / "p", quiet())
+        assert list(table.state) == ["changed"]
+        assert not list((tmp_path / "t").glob("*.h5"))
+    path.write_bytes(whole)
+    full = check_slides(sheet(path), SlidesSpec(fingerprint="full"), quiet())
+    assert list(tile_shard(full, SPEC, tmp_path / "t", tmp_path / "p", quiet()).state) == ["ok"]
 
 
 def test_unreadable_tiles_refuse_the_slide_or_are_left_out_and_counted(tmp_path):

@@ -104,6 +104,8 @@ def test_a_task_with_a_patient_twice_or_of_the_outer_fold_or_nobody_is_refused()
     outer = next(number for number in range(len(COHORT.patients)) if number not in seen)
     good = replace(task(), train=seen[:4], watched=seen[4:])
     assert checked(good, COHORT) is good
+    fewer = replace(good, watched=seen[4:6])  # an inner fold need not hold all others
+    assert checked(fewer, COHORT) is fewer
     for change in (
         {"train": seen[:5]},
         {"train": seen[:0]},
