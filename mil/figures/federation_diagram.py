@@ -230,7 +230,7 @@ def _arrows(axes: Axes, height: float, left: float, width: float, box_top: float
     x = middle + (end - middle) * (y - box_top) / (top - box_top)
     outwards = -1 if middle <= DOUBLE_MM / 2 else 1
     axes.text(
-        x + outwards * (shift + 2.5), y, "weights ↓\nweights, counts,\nmetrics ↑" if trains else "final models ↓",
+        x + outwards * (shift + 6), y, "weights ↓\nweights, counts,\nmetrics ↑" if trains else "final models ↓",
         ha="right" if outwards < 0 else "left", va="center", fontsize=6, linespacing=1.35, color=SOFT,
     )  # fmt: skip
 
