@@ -10,7 +10,7 @@ deviation below and above. All else about the tissue (cellularity, breadth of ne
 nuclei) is drawn without regard to response. Age, Ki67, grade, T and N hint at it weakly, as in open
 neoadjuvant cohorts; `til_percent` is the infiltrate with a pathologist's error one and a half times its own spread.
 
-**Layout** (`layout`), on a grid of 4 microns. One to three bent strips with ragged sides, together about 2 mm of a core
+**Layout** (`layout`), on a grid of 4 microns. One to three bent strips with ragged sides, together about 1.3 mm of a core
 biopsy. Fat, tumour nests, necrosis inside nests and lymphocyte clusters are the high ground of smooth noise, cut at the
 level that gives each its share; clusters prefer the stroma along nests. Vessels and benign ducts lie in the
 stroma that is left. The clusters are the **truth**: `truth/{slide}.png`, 8 microns a pixel from the slide's top

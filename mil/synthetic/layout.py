@@ -12,6 +12,7 @@ TRUTH_UM = 8.0  # two layout cells: layouts have an even number of them
 MARGIN_UM = 120.0
 GAP_UM = 90.0
 SPECK_UM2 = 10_000.0
+LENGTH_UM = (1100, 1500)
 PAD = 6  # layout cells around a piece
 
 
@@ -124,9 +125,9 @@ def _cut(field: Field, where: np.ndarray, share: float) -> Field:
 def _pieces(stream: np.random.Generator) -> tuple[Field, Field]:
     """Outlines of the core's pieces, one above the other, and the height across each core in microns."""
     number = int(stream.choice([1, 2, 3], p=[0.2, 0.55, 0.25]))
-    length_um = stream.uniform(1900, 2500)
+    length_um = stream.uniform(*LENGTH_UM)
     parts = stream.dirichlet(np.full(number, 12.0)) * length_um
-    half_um = stream.uniform(122, 172, number) * (1.12 if number == 1 else 1.0)
+    half_um = stream.uniform(108, 150, number) * (1.12 if number == 1 else 1.0)
     bend_um = np.minimum(parts * 0.06, 60) * stream.uniform(-1, 1, number)
     tilt = stream.uniform(-0.10, 0.10, number)
     reach = half_um * 1.25 + np.abs(bend_um) + np.abs(tilt) * parts / 2

@@ -33,24 +33,24 @@ class NucleusKind:
     """Least distance of two neighbours, in mean diameters."""
     directed: bool = False
     """Whether it lies along the fibres."""
-    variants: int = 90
+    variants: int = 40
 
 
 def tumour_kind(nucleus_um: float, pleomorphism: float) -> NucleusKind:
     """Large, vesicular, with nucleoli; the more so the more pleomorphic."""
     return NucleusKind(
         diameter_um=nucleus_um, spread=0.10 + 0.20 * pleomorphism, aspect=(0.58, 0.98), lobes=0.04 + 0.05 * pleomorphism,
-        stain=(0.28, 0.66), rim=0.38, chromatin=0.20 + 0.1 * pleomorphism, nucleoli=0.7 + pleomorphism, apart=0.80, variants=160,
+        stain=(0.28, 0.66), rim=0.38, chromatin=0.20 + 0.1 * pleomorphism, nucleoli=0.7 + pleomorphism, apart=0.80, variants=80,
     )  # fmt: skip
 
 
-LYMPHOCYTE = NucleusKind(6.3, 0.13, (0.72, 1.0), 0.06, (0.70, 1.25), 0.12, 0.20, 0.0, 0.76, variants=140)
+LYMPHOCYTE = NucleusKind(6.3, 0.13, (0.72, 1.0), 0.06, (0.70, 1.25), 0.12, 0.20, 0.0, 0.76, variants=60)
 PLASMA_CELL = NucleusKind(7.6, 0.10, (0.66, 0.95), 0.05, (0.50, 0.90), 0.30, 0.30, 0.3, 0.8)
-FIBROBLAST = NucleusKind(6.6, 0.28, (0.11, 0.34), 0.10, (0.38, 0.85), 0.10, 0.18, 0.0, 1.3, directed=True, variants=10)
-ENDOTHELIUM = NucleusKind(4.8, 0.12, (0.30, 0.55), 0.08, (0.45, 0.85), 0.10, 0.15, 0.0, 0.9, directed=True, variants=4)
-BENIGN = NucleusKind(7.4, 0.10, (0.60, 0.92), 0.05, (0.45, 0.80), 0.25, 0.22, 0.2, 0.72, directed=True, variants=6)
+FIBROBLAST = NucleusKind(6.6, 0.28, (0.11, 0.34), 0.10, (0.38, 0.85), 0.10, 0.18, 0.0, 1.3, directed=True, variants=5)
+ENDOTHELIUM = NucleusKind(4.8, 0.12, (0.30, 0.55), 0.08, (0.45, 0.85), 0.10, 0.15, 0.0, 0.9, directed=True, variants=2)
+BENIGN = NucleusKind(7.4, 0.10, (0.60, 0.92), 0.05, (0.45, 0.80), 0.25, 0.22, 0.2, 0.72, directed=True, variants=3)
 MITOSIS = NucleusKind(8.5, 0.15, (0.30, 0.55), 0.20, (1.05, 1.35), 0.0, 0.10, 0.0, 1.6, variants=16)
-DEBRIS = NucleusKind(3.2, 0.35, (0.6, 1.0), 0.15, (0.40, 1.10), 0.0, 0.05, 0.0, 0.9, variants=40)
+DEBRIS = NucleusKind(3.2, 0.35, (0.6, 1.0), 0.15, (0.40, 1.10), 0.0, 0.05, 0.0, 0.9, variants=20)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_every_flaw_comes_out_as_its_state(cohort: Path, slides: pd.DataFrame):
             continue
         with open_slide(cohort / row.path, sheet_mpp(row.mpp)) as slide:
             tiles = len(tile_slide(slide, TILES).coords)
-        assert (tiles == 0) if row.flaw == "blank" else (90 <= tiles <= 400), (row.slide_id, tiles)
+        assert (tiles == 0) if row.flaw == "blank" else (45 <= tiles <= 220), (row.slide_id, tiles)
 
 
 def test_only_the_flawed_patient_has_no_label(cohort: Path):
@@ -156,8 +156,13 @@ def test_truth_lies_where_the_lymphocytes_are(cohort: Path, slides: pd.DataFrame
 def test_lymphocyte_tiles_can_be_told_from_their_pixels(cohort: Path, slides: pd.DataFrame):
     """Learnable in the least: how much of a tile is dark already finds the truth's tiles, at every hospital."""
     for site in SITES:
-        row = slides[(slides.site == site.name) & slides.flaw.isin(["", "no_label", "mpp_in_sheet"])].iloc[0]
-        mask = cv2.imread(str(cohort / "truth" / f"{row.slide_id}.png"), cv2.IMREAD_UNCHANGED) > 127
+        rows = slides[(slides.site == site.name) & slides.flaw.isin(["", "no_label", "mpp_in_sheet"])]
+        masks = {
+            row: cv2.imread(str(cohort / "truth" / f"{row.slide_id}.png"), cv2.IMREAD_UNCHANGED) > 127
+            for row in rows.itertuples()
+        }
+        row = max(masks, key=lambda one: masks[one].sum())  # the slide with most lymphocytes
+        mask = masks[row]
         with open_slide(cohort / row.path, sheet_mpp(row.mpp)) as slide:
             coords = tile_slide(slide, TILES).coords
             pixels = np.concatenate([part for _, part in slide.read_tiles(coords, TILES.size_px, TILES.mpp, threads=1)])
@@ -177,9 +182,9 @@ def test_layouts_hold_the_share_of_lymphocytes_that_response_was_drawn_from():
     assert np.abs(drawn - wanted).max() < 0.12
     side_um = TILES.size_px * TILES.mpp
     squares = np.array([(x.tissue > 0).sum() * LAYOUT_UM**2 / side_um**2 for x in layouts])
-    assert squares.min() > 100
-    assert squares.max() < 300
-    assert 140 < squares.mean() < 175  # some 68 slides: about ten thousand tiles, what two cores can encode in a demo
+    assert squares.min() > 50
+    assert squares.max() < 150
+    assert 70 < squares.mean() < 100  # some 110 slides: about ten thousand tiles, what two cores can encode in a demo
 
 
 def test_signal_is_in_the_lymphocytes_and_nowhere_else(many: pd.DataFrame):
@@ -204,16 +209,19 @@ def test_clinical_columns_hint_weakly(many: pd.DataFrame):
 
 
 def test_hospitals_stain_and_scan_differently(cohort: Path, slides: pd.DataFrame):
-    """Mean colour of tissue, site by site: further apart than one grey level of eight-bit noise could be."""
+    """Mean optical density of tissue, scaled to length 1 so that the amount of stain does not count: apart site by site."""
     colours = {}
     for site in SITES:
-        row = slides[(slides.site == site.name) & (slides.flaw.isin(["", "no_label", "pen_marks"]))].iloc[-1]
-        with open_slide(cohort / row.path) as slide:
-            picture_of = slide.thumbnail(4.0)
-        colours[site.name] = picture_of[picture_of.min(axis=2) < 190].mean(axis=0)
+        tissue = []
+        for row in slides[(slides.site == site.name) & slides.flaw.isin(["", "no_label"])].itertuples():
+            with open_slide(cohort / row.path) as slide:
+                picture_of = slide.thumbnail(4.0)
+            density = -np.log((picture_of[picture_of.min(axis=2) < 190] + 1.0) / 256).mean(axis=0)
+            tissue.append(density / np.linalg.norm(density))
+        colours[site.name] = np.mean(tissue, axis=0)
     names = list(colours)
     apart = [np.abs(colours[a] - colours[b]).max() for k, a in enumerate(names) for b in names[k + 1 :]]
-    assert min(apart) > 5
+    assert min(apart) > 0.01
     assert len({site.scanner.mpp for site in SITES}) == 3
     assert {site.role for site in SITES} == {"train", "external"}
 
