@@ -56,7 +56,7 @@ class Slides:
                 writer.append("coords", self.coords.astype(np.int64))
                 writer.annotate({"patch_size": TILE_PX}, on="coords")
                 about = {"stage": "tiles", "slide_id": path.stem, "spec": {"size_px": TILE_PX, "mpp": MPP}}
-                about |= {"mpp": mpp, "mpp_source": source, "fingerprint": "f", "recipe": "r"}
+                about |= {"mpp": mpp, "mpp_source": source, "fingerprint": "", "recipe": "r"}
                 writer.annotate(about | {"num_tiles": len(self.coords)})
 
     @property

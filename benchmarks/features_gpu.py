@@ -103,7 +103,7 @@ class Shard:
                 writer.annotate({"patch_size": TILE_PX}, on="coords")
                 spec = {"size_px": TILE_PX, "mpp": MPP, "decoding": decoding}
                 about = {"stage": "tiles", "slide_id": name, "spec": spec, "mpp": 0.25, "mpp_source": "header"}
-                writer.annotate(about | {"fingerprint": "f", "recipe": "r", "num_tiles": len(self.coords)})
+                writer.annotate(about | {"fingerprint": "", "recipe": "r", "num_tiles": len(self.coords)})
         return folder
 
     def table(self, count: int) -> pd.DataFrame:

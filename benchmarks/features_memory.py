@@ -42,7 +42,7 @@ def write_tiles(path: Path, tiles: int) -> None:
     with hdf5.writing(path) as writer:
         writer.append("coords", corners)
         writer.annotate({"patch_size": TILE_PX}, on="coords")
-        about = {"stage": "tiles", "slide_id": "s", "spec": {"size_px": TILE_PX, "mpp": 0.5}, "fingerprint": "f"}
+        about = {"stage": "tiles", "slide_id": "s", "spec": {"size_px": TILE_PX, "mpp": 0.5}, "fingerprint": ""}
         writer.annotate(about | {"mpp": 0.5, "mpp_source": "header", "recipe": "r", "num_tiles": tiles})
 
 
@@ -54,7 +54,7 @@ def extract(folder: Path, tiles: int) -> dict[str, float]:
     from mil.features import extract_shard
     from mil.progress import quiet
 
-    slides = [{"slide_id": "s", "path": str(folder / "s.tif"), "state": "ok", "reason": "", "fingerprint": "f"}]
+    slides = [{"slide_id": "s", "path": str(folder / "s.tif"), "state": "ok", "reason": "", "fingerprint": ""}]
     began = time.perf_counter()
     encoder = EncoderSpec(name="colour")
     made = extract_shard(pd.DataFrame(slides), folder / "tiles", encoder, folder / "out", quiet(), threads=READERS)
