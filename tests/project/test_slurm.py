@@ -81,8 +81,8 @@ def test_the_small_demo_runs_from_end_to_end(slurm, demo, repository, tmp_path):
         code, said = run(tmp_path, repository, "--until", "census", "--jobs", "4")
         assert code == 0, said[-5000:]
         assert len(list(tmp_path.glob("results/demo/census/*.csv"))) == 4
-        accounts = slurm.say("sacct", "--noheader", "--allocations", "--format=account,state").split("\n")
-        assert {tuple(line.split()) for line in accounts} == {("pathology", "COMPLETED")}
+        states = slurm.say("sacct", "--noheader", "--allocations", "--format=state").split()
+        assert set(states) == {"COMPLETED"}
         return
     code, said = run(demo, repository, "--jobs", "4")
     assert code == 0, said[-5000:]
