@@ -172,11 +172,9 @@ def extraction(spec: EncoderSpec, alone: Rate, device: torch.device, given: int,
         writer.append("coords", coords)
         writer.annotate({"patch_size": TILE_PX}, on="coords")
         about = {"stage": "tiles", "slide_id": "bench", "spec": {"size_px": TILE_PX, "mpp": TILE_MPP}}
-        about |= {"mpp": MPP, "mpp_source": "tiff:resolution", "fingerprint": "made", "recipe": "made"}
+        about |= {"mpp": MPP, "mpp_source": "tiff:resolution", "fingerprint": "", "recipe": "made"}
         writer.annotate(about | {"num_tiles": len(coords)})
-    table = pd.DataFrame(
-        {"slide_id": ["bench"], "path": [str(slide)], "state": "ok", "reason": "", "fingerprint": "made"}
-    )
+    table = pd.DataFrame({"slide_id": ["bench"], "path": [str(slide)], "state": "ok", "reason": "", "fingerprint": ""})
     encoder = build(spec)
     folder = home / "features" / encoder.name
     shard = sorted_out(table, home / "tiles", spec, encoder, folder)
