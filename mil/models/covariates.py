@@ -18,6 +18,7 @@ class WithCovariates(Head):
         self.head = head
         self.only_mean, self.positional = head.only_mean, head.positional
         self.dropout, self.needs_classes, self.on_tiles = head.dropout, head.needs_classes, head.on_tiles
+        self.kept = head.kept
         self.linear = Linear("covariates", covariates, outputs, bias=not head.parts)
         self.parts = (*head.parts, self.linear)
 

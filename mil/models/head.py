@@ -61,6 +61,9 @@ class Head:
     needs_classes = False
     """The loss speaks of classes, so that only endpoints with classes will do."""
 
+    kept = 0
+    """Numbers per tile that training keeps besides what the layers of `parts` make; for the memory of a step on a GPU."""
+
     parts: "tuple[HeadPart, ...]" = ()
     """Layers in the order in which their first values are drawn."""
 

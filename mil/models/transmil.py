@@ -121,6 +121,7 @@ class TransMIL(Head):
         self.spec, self.dropout = spec, spec.dropout
         self.embed = Linear("embed", width, spec.width)
         self.on_tiles = (self.embed,)
+        self.kept = 2 * (8 * spec.heads * spec.landmarks + 16 * spec.width)  # products with landmarks, planes
         self.first, self.second = NystromLayer("first", spec), NystromLayer("second", spec)
         self.pyramid = [Depthwise(f"pyramid{k}", spec.width, k, k, bias=True) for k in KERNELS]
         shape = (spec.width,)

@@ -57,7 +57,7 @@ class Card:
     def __post_init__(self) -> None:
         item, width = self.method.dtype.itemsize, self.data.width
         made = sum(shape[0] for shape in self.layout.shapes.values() if len(shape) == 2)
-        kept = MADE * made + READ * width + (DROPPED * made if self.head.dropout else 0)
+        kept = self.head.kept + MADE * made + READ * width + (DROPPED * made if self.head.dropout else 0)
         weights = self.layout.size * (2 * item + 2 * 4)
         self.cost = Cost(item * kept + 64, weights + 4096, WORTH // max(1, self.layout.size))
         largest = self.cost.tile * max(1, LARGEST // max(width, made))
