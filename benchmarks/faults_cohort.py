@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +166,7 @@ def start(folder: Path, arguments: tuple[str, ...], prepare: Callable[[], object
         said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         for stream, target in ((0, null), (1, said), (2, said)):
             os.dup2(target, stream)
+        sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115  not pytest's
         prepare()
         sys.argv = ["mil", *arguments]
         cli.main()
@@ -173,8 +175,9 @@ def start(folder: Path, arguments: tuple[str, ...], prepare: Callable[[], object
     except BaseException:  # noqa: BLE001  the process ends here
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # closed on purpose
+                stream.flush()
         os._exit(code)
 
 

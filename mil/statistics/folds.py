@@ -53,14 +53,11 @@ def _placed(scores: pd.DataFrame) -> np.ndarray:
 
 
 def _placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Of each patient, the share of the other class that they are on the right side of, ties one half; nan where it is empty."""
-    is_positive = labels == 1
-    numbers = int(is_positive.sum()), int((~is_positive).sum())
-    if not all(numbers):
-        return np.full(len(labels), np.nan)
-    everyone, placed = stats.rankdata(scores), np.empty(len(labels))
-    placed[is_positive] = (everyone[is_positive] - stats.rankdata(scores[is_positive])) / numbers[1]
-    placed[~is_positive] = 1 - (everyone[~is_positive] - stats.rankdata(scores[~is_positive])) / numbers[0]
+    """Of each positive, the share of negatives below it, ties one half; nan for negatives, and where there are none."""
+    is_positive, placed = labels == 1, np.full(len(labels), np.nan)
+    negatives = int((~is_positive).sum())
+    if negatives:
+        placed[is_positive] = (stats.rankdata(scores)[is_positive] - stats.rankdata(scores[is_positive])) / negatives
     return placed
 
 
