@@ -154,6 +154,11 @@ class Config(Spec):
     figures: FiguresSpec = FiguresSpec()
     report: ReportSpec = ReportSpec()
 
+    @property
+    def results_folder(self) -> Path:
+        """The folder of the cohort's results."""
+        return Path(self.results) / self.cohort
+
     def selected(self) -> dict[str, ExperimentSpec]:
         """The experiments to run, by name, in their order."""
         return {name: self.experiments[name] for name in self.run}

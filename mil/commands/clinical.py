@@ -1,6 +1,5 @@
 """`mil clinical`: a cohort without slides, from its patient table."""
 
-from pathlib import Path
 
 from mil.commands.options import ConfigsArgument, LogOption, reporter_of
 
@@ -19,7 +18,7 @@ def clinical(
     cohort = read_patients(config)
     for endpoint in config.endpoints:
         found = clinical_cohort(config, endpoint, cohort, reporter)
-        folder = Path(config.results) / config.cohort / "clinical" / endpoint
+        folder = config.results_folder / "clinical" / endpoint
         found.save(folder)
         for row in primary(found.metrics).itertuples():
             reporter.note(

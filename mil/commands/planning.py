@@ -21,11 +21,10 @@ def doctor(
     Example: mil doctor configs/cohorts/mine.yaml
     """
     from mil.readiness import read_config
-    from mil.workflow import results_of
     from mil.workflow.doctor import as_dicts, examine, lines
 
     config = read_config(configs) if configs else None
-    findings = examine(config, Path("results") if config is None else results_of(config))
+    findings = examine(config, Path("results") if config is None else config.results_folder)
     for line in [json.dumps(as_dicts(findings), indent=1)] if as_json else lines(findings):
         typer.echo(line)
     if missing := [finding.what for finding in findings if finding.state == "missing"]:

@@ -19,7 +19,7 @@ def prepare(config: Config) -> dict[str, list[int]]:
     cohort = read_cohort(config.slides, sorted({config.endpoints[one.endpoint].column for one in experiments.values()}))
     check_readiness(config, cohort)
     check_disk(config, cohort)
-    results = results_of(config)
+    results = config.results_folder
     write_inputs(config, cohort, results)
     shards = write_shards(config, cohort, results)
     order_again(results, shards, sorted({one.encoder for one in experiments.values()}), experiments)
@@ -28,12 +28,7 @@ def prepare(config: Config) -> dict[str, list[int]]:
 
 def read_shards(config: Config) -> dict[str, list[int]]:
     """What `prepare` returned: a job on a cluster reads neither the sheet nor the slides."""
-    return json.loads((results_of(config) / "inputs/shards.json").read_text(encoding="utf-8"))
-
-
-def results_of(config: Config) -> Path:
-    """The folder of the cohort's results."""
-    return Path(config.results) / config.cohort
+    return json.loads((config.results_folder / "inputs/shards.json").read_text(encoding="utf-8"))
 
 
 def settle(results: str) -> None:

@@ -13,7 +13,6 @@ from mil.errors import MilError, SlideError
 from mil.slides.check import sheet_mpp
 from mil.slides.sheet import Cohort
 from mil.slides.slide import open_slide
-from mil.workflow import results_of
 
 HEADERS_PER_SITE = 20  # opened, spread over the site's rows; the others are taken to be like them
 TISSUE_SHARE = 0.3  # of a slide's area, where no tiles of this cohort are there to count
@@ -85,14 +84,14 @@ def plan(
         stages.append(Stage(f"extract {name}", jobs, tiles / speed / 3600, device, tiles * entry.width * 2 / 1e9))
     others = 4 * len(cohort.sites) + 4 * len(config.run) + 5
     stages.append(Stage("train to report", others, float("nan"), "see docs/cluster.md", 0.5))
-    folder = results_of(config)
+    folder = config.results_folder
     there = next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
     return RunPlan(count, opened, tiles, TISSUE_SHARE, tuple(stages), shutil.disk_usage(there).free / 1e9)
 
 
 def check_disk(config: Config, cohort: Cohort) -> None:
     """Before anything is extracted: a `MilError` where the disk holds less than half of the estimated results, a line where less than all."""
-    folder = results_of(config)
+    folder = config.results_folder
     if next(folder.glob("sites/*/features/*/shard*.csv"), None) is not None:
         return
     needed = plan(config, cohort, {}, headers=2)
