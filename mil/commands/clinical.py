@@ -1,6 +1,5 @@
 """`mil clinical`: a cohort without slides, from its patient table."""
 
-
 from mil.commands.options import ConfigsArgument, LogOption, reporter_of
 
 
