@@ -13,6 +13,7 @@ from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, new_figure, readable,
 from mil.results.results import Absent, Results
 
 HEIGHT_MM, BOX_MM, WALL_MM, SERVER_MM = 90.0, 36.0, 25.0, 66.0
+LINE_MM = 2.9  # a line of text at 6 points
 FEW_SITES = 6  # more than these are drawn as two groups, `COLUMNS` small boxes across
 COLUMNS, CELL_MM, GROUP_GAP_MM = 6, 14.0, 6.0
 
@@ -226,11 +227,13 @@ def _arrows(axes: Axes, height: float, left: float, width: float, box_top: float
     _arrow(axes, (end - shift, top), (middle - shift, box_top), FAINT if trains else SOFT, dashed=not trains)
     if trains:
         _arrow(axes, (middle + shift, box_top), (end + shift, top), colour)
+    words = "weights ↓\nweights, counts,\nmetrics ↑" if trains else "final models ↓"
     y = box_top + 6
-    x = middle + (end - middle) * (y - box_top) / (top - box_top)
+    lowest = y - LINE_MM * (words.count("\n") + 1) / 2  # there the arrow is farthest from the middle
+    x = middle + (end - middle) * (lowest - box_top) / (top - box_top)
     outwards = -1 if middle <= DOUBLE_MM / 2 else 1
     axes.text(
-        x + outwards * (shift + 6), y, "weights ↓\nweights, counts,\nmetrics ↑" if trains else "final models ↓",
+        x + outwards * (shift + 2), y, words,
         ha="right" if outwards < 0 else "left", va="center", fontsize=6, linespacing=1.35, color=SOFT,
     )  # fmt: skip
 
