@@ -29,7 +29,7 @@ CONFIG = {
     },
     "truth": {"masks": "data/truth/{slide_id}.png", "mask_mpp": 8.0, "positive_share": 0.3},
     "tiles": {"size_px": 128, "mpp": 0.5},
-    "shard_size": 5,
+    "shard_size": 7,
     "endpoints": {"response": {"column": "response", "repeats": 1, "folds": 2, "inner_folds": 2}},
     "experiments": {
         name: {"encoder": "colour", "training": {"rounds": 4}}
@@ -104,7 +104,7 @@ def test_a_figure_is_drawn_alone_by_its_name(finished, repository):
 
 PUT_TOGETHER = {"compare": 1, "baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}
 TRAINED = {"train": 3, "predict": 3, "score": 3, "localise": 3} | PUT_TOGETHER
-EXTRACTED = {"extract": 12, "census": 4, "bag": 1} | TRAINED
+EXTRACTED = {"extract": 8, "census": 4, "bag": 1} | TRAINED
 OF_ONE_SHARD = {"extract": 1, "census": 1, "bag": 1} | TRAINED
 OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE_SHARD
 
@@ -118,11 +118,11 @@ OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE
             {"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}},
             TRAINED | {"train": 1, "predict": 1, "score": 1, "localise": 1},
         ),
-        ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 12, "contact_sheet": 4}),
+        ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 8, "contact_sheet": 4}),
         ({"encoders": {"colour": {"stain": "macenko"}}}, EXTRACTED),
         ({"figures": {"dpi": 80}}, {"figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
         ({"encoders": {"colour": {"batch_size": 64}}}, {}),
-        ({"shard_size": 7}, {}),
+        ({"shard_size": 5}, {}),
     ],
     ids=["title", "metrics", "lr", "tiles", "encoder", "dpi", "batch_size", "shard_size"],
 )
