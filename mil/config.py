@@ -263,9 +263,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def defaults() -> dict[str, Any]:
+    """All settings as they are where nobody sets them: `configs/default.yaml`."""
+    return Config().model_dump(mode="json")
+
+
 def load(*paths: str | Path) -> Config:
-    """The config of the files in order, later ones over earlier ones."""
-    data: dict[str, Any] = {}
+    """The config of the files in order, later ones over earlier ones and all over the defaults."""
+    data = defaults()
     for path in paths:
         data = merge(data, read_yaml(path))
     return parse(Config, data, ", ".join(str(path) for path in paths))

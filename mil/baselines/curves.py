@@ -59,7 +59,7 @@ def _ridge(values: np.ndarray, labels: np.ndarray, train: np.ndarray, judged: np
     from sklearn.preprocessing import StandardScaler
 
     scaling = StandardScaler().fit(values[train])
-    x, y = scaling.transform(values[train]), scaling.transform(values[judged])
+    x, y = ((values[chosen] - scaling.mean_) / scaling.scale_ for chosen in (train, judged))  # `judged` may be nobody
     kernel = x @ x.T + values.shape[1] * np.eye(len(x))
     centred = labels[:, train] - labels[:, train].mean(axis=1, keepdims=True)
     return centred @ np.linalg.solve(kernel, x @ y.T)

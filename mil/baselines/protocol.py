@@ -59,14 +59,22 @@ def run_protocol(
             stated = {"encoder": "", "endpoint": "", "model": "clinical", "strategy": STRATEGIES[strategy]}
             settings = {**stated, "protocol": protocol, "covariates": names, **SETTINGS}
             experiment = ExperimentSpec.model_validate(settings)
-            found.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table))
+            found.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table, alike=True))
     return stacked(found)
 
 
 def train_without_tiles(
-    name: str, experiment: ExperimentSpec, endpoint: EndpointSpec, bags: pd.DataFrame, reporter: Reporter | None = None
+    name: str,
+    experiment: ExperimentSpec,
+    endpoint: EndpointSpec,
+    bags: pd.DataFrame,
+    reporter: Reporter | None = None,
+    alike: bool = False,
 ) -> Folded:
-    """Train an experiment of the model `clinical` on covariates in `bags` and predict; no feature file is read."""
+    """Train an experiment of the model `clinical` on covariates in `bags` and predict; no feature file is read.
+
+    `alike`: also where all training patients of a model, as of a small site, have the same label.
+    """
     from mil.predictions.predict import predict  # torch, where it is needed
     from mil.training.run import train
     from mil.training.store import FeatureStore
@@ -74,7 +82,7 @@ def train_without_tiles(
     blank = {patient: np.zeros((1, 1), np.float32) for patient in bags["patient_id"]}
     training = bags[bags["role"] == "train"]
     own = FeatureStore.of({patient: blank[patient] for patient in training["patient_id"]})
-    run = train(experiment, endpoint, training, own, reporter or quiet())
+    run = train(experiment, endpoint, training, own, reporter or quiet(), alike=alike)
     table = predict(run, bags, FeatureStore.of(blank)).table.assign(experiment=name)
     inner = pd.DataFrame(columns=WATCHED) if run.inner is None else run.inner.assign(experiment=name)
     return Folded(table[PREDICTED], inner[WATCHED])

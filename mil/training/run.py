@@ -56,12 +56,14 @@ def train(
     features: FeatureStore,
     reporter: Reporter,
     checkpoint: Path | None = None,
+    alike: bool = False,
 ) -> Run:
     """Select on the inner folds, refit on all outer training patients, for every fold at once.
 
     `bags` and `features` hold training sites only; a row of another role, or features of anybody else, is an error. With
     a `checkpoint` folder an interrupted call goes on where it stood, and gives what an undisturbed one would have given;
-    the folder stays until the caller has saved the run.
+    the folder stays until the caller has saved the run. `alike`: train also where all training patients of a model have the
+    same target, of whom nothing can be learned.
     """
     target = build_endpoint(endpoint)
     cohort = TrainingCohort.of(bags, endpoint, target, experiment.covariates)
@@ -71,6 +73,7 @@ def train(
             f"features: patient {strangers[0]} is not in the training rows; training is given training sites only"
         )
     trainer = Trainer(experiment, target, cohort, features, reporter)
+    trainer.alike = alike
     if checkpoint is not None:
         trainer.checkpoint = Checkpoint(checkpoint, _key(experiment, endpoint, cohort, features))
     with one_thread_each():  # the engine's own threads share out the models
@@ -98,6 +101,8 @@ class Trainer:
     """An experiment on its cohort: what selection and refit share."""
 
     checkpoint: Checkpoint | None = None
+    alike = False
+    """Train also where all patients have the same target."""
     inner: pd.DataFrame | None = None
     """Scores of the chosen candidates' inner models on the inner folds that they did not see."""
 
@@ -137,7 +142,7 @@ class Trainer:
         wanted = groups(self.cohort, trained_on)
         for group in wanted:
             seen = self.cohort.outer_train(group.trained_on, group.repeat, group.fold)
-            if len(seen):  # none: said below
+            if len(seen) and not self.alike:  # none: said below
                 self.endpoint.check(self.cohort.targets[seen], group.name)
         tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
         losses = np.full((len(tasks), self.experiment.training.rounds), np.inf)

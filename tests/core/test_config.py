@@ -125,3 +125,13 @@ def test_init_writes_a_cohort_that_loads_and_never_overwrites(in_folder, reposit
     assert config.cohort == "mine"
     with pytest.raises(MilError, match="exists already"):
         write_cohort("mine", in_folder / "data")
+
+
+def test_a_part_of_a_default_keeps_the_rest_of_it(tmp_path):
+    """`encoders: {colour: {stain: macenko}}` is the encoder colour with a stain, not the default encoder."""
+    path = tmp_path / "cohort.yaml"
+    path.write_text("encoders: {colour: {stain: macenko}}\nendpoints: {response: {folds: 3}}\n")
+    config = load(path)
+    assert (config.encoders["colour"].name, config.encoders["colour"].stain) == ("colour", "macenko")
+    assert config.endpoints["response"].column == Config().endpoints["response"].column
+    assert load() == Config()

@@ -185,7 +185,7 @@ REDRAWN = {
     "patient_flow": {"step", "reason", "patients", "slides"},
     "pr_by_site": {"recall", "precision", "average_precision", "prevalence"},
     "roc_by_site": {"false_positive_rate", "true_positive_rate", "band_low", "band_high", "auroc"},
-    "score_vs_clinical": {"rho", "p_adjusted", "score", "site", "age", "ki67"},
+    "score_vs_clinical": {"analysis", "value", "p_adjusted", "score", "site", "age", "ki67"},
 }
 
 

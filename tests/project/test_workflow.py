@@ -238,7 +238,7 @@ def edit_truth(folder):
         (replace_slide, OF_ONE_SLIDE),
         (touch_slide, {}),
         (change_label, {"bag": 1} | TRAINED),
-        (change_age, {"baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
+        (change_age, PUT_TOGETHER),
         (delete_features, OF_ONE_SHARD),
         (delete_manifest, OF_ONE_SHARD),
         (delete_slide_table, OF_ONE_SLIDE),

@@ -9,6 +9,7 @@ import time
 from snakemake.exceptions import WorkflowError
 
 from mil.config import Config
+from mil.config import defaults
 from mil.config import merge
 from mil.config import parse as parse_spec
 from mil.config import read_yaml
@@ -27,7 +28,7 @@ try:
     for path in workflow.configfiles:  # Snakemake's reader takes a key twice, and 010 for 8
         if str(path).endswith((".yaml", ".yml")):
             read_yaml(path)
-    stanzas = read_yaml(workflow.source_path("../../configs/experiments.yaml"))
+    stanzas = merge(defaults(), read_yaml(workflow.source_path("../../configs/experiments.yaml")))
     settings_of_cohort = parse_spec(Config, merge(stanzas, config), "config")
     if not settings_of_cohort.cohort:
         raise MilError("no cohort is named; run snakemake --configfile configs/cohorts/<name>.yaml")

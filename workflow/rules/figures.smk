@@ -164,7 +164,7 @@ for figure_number in sorted(NUMBERED):
             results=lambda wildcards: RESULTS,
             figures=[one for one in NUMBERED[figure_number] if one in OF_COHORT],
         shell:
-            "for figure in {params.figures}; do mil plot $figure --results {params.results:q} --spec {params.spec:q} --log {log:q}; done"
+            "mil plot {params.figures:q} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
 
 
 rule figures:
