@@ -20,6 +20,10 @@ class CorruptFile(MilError):
     """A file of ours that is truncated, altered or not ours at all."""
 
 
+class TooFewPatients(MilError):
+    """A model has too few training patients for its folds."""
+
+
 class Absent(MilError):
     """A result that this cohort or run does not have. The message is the reason that people read."""
 

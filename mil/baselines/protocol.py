@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec
+from mil.errors import TooFewPatients
 from mil.progress import Reporter, quiet
 from mil.rng import rng
 from mil.schemas import INNER, PREDICTIONS
@@ -42,7 +43,7 @@ def run_protocol(
 
     Experiments are named `{name}_{strategy}`; `strategies` are keys of `STRATEGIES`, none of them given: all. `loso` needs three
     training sites; each model predicts the site left out and nothing else (split `transfer`). A patient without any input
-    is scored at the mean of the inputs.
+    is scored at the mean of the inputs. `local` is left out where a site has too few patients for models of its own.
     """
     names = [f"input {number}" for number in range(len(inputs.columns))]
     values = inputs.reindex(bags["patient_id"]).to_numpy(dtype=float)
@@ -59,7 +60,11 @@ def run_protocol(
             stated = {"encoder": "", "endpoint": "", "model": "clinical", "strategy": STRATEGIES[strategy]}
             settings = {**stated, "protocol": protocol, "covariates": names, **SETTINGS}
             experiment = ExperimentSpec.model_validate(settings)
-            found.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table, alike=True))
+            try:
+                found.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table, alike=True))
+            except TooFewPatients:
+                if strategy != "local":
+                    raise
     return stacked(found)
 
 

@@ -94,7 +94,9 @@ def test_a_network_that_cannot_be_compiled_runs_without_and_says_so(monkeypatch,
     engine = hungry(99, said)
     monkeypatch.setattr("mil.features.engine.compiled", lambda module: fail("Triton requires a C compiler\nmore"))
     engine.compiled, engine.device = True, torch.device("meta")  # not the CPU, on which nothing is compiled
-    monkeypatch.setattr(engine, "start", lambda tiles, count, stains: engine.whole(tiles.shape[1]))  # on a GPU: the first batch
+    monkeypatch.setattr(
+        engine, "start", lambda tiles, count, stains: engine.whole(tiles.shape[1])
+    )  # on a GPU: the first batch
     assert engine.prepare(8) >= 0
     assert not engine.compiled
     assert said.getvalue() == "encoder hungry cannot be compiled here and runs without: Triton requires a C compiler\n"
