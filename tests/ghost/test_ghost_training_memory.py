@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_ghost_extraction import NO_CARD
 
-pytestmark = [pytest.mark.slow, NO_CARD]
+pytestmark = [pytest.mark.slow, pytest.mark.extended, NO_CARD]
 
 
 @pytest.fixture(scope="module")
