@@ -20,8 +20,8 @@ class CorruptFile(MilError):
     """A file of ours that is truncated, altered or not ours at all."""
 
 
-class TooFewPatients(MilError):
-    """A model has too few training patients for its folds."""
+class NoInnerFold(MilError):
+    """A model has too few training patients for an inner fold."""
 
 
 class Absent(MilError):

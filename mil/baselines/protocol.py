@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec
-from mil.errors import TooFewPatients
+from mil.errors import NoInnerFold
 from mil.progress import Reporter, quiet
 from mil.rng import rng
 from mil.schemas import INNER, PREDICTIONS
@@ -62,7 +62,7 @@ def run_protocol(
             experiment = ExperimentSpec.model_validate(settings)
             try:
                 found.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table, alike=True))
-            except TooFewPatients:
+            except NoInnerFold:
                 if strategy != "local":
                     raise
     return stacked(found)

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from mil.errors import MilError, TooFewPatients
+from mil.errors import MilError, NoInnerFold
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
 from mil.training.cohort import NO_FOLD, TrainingCohort
@@ -117,7 +117,7 @@ def inner_tasks(
             raise MilError(f"bags: patient {patient} has no inner fold for {group.name}; run `mil bag` again")
         usable = [one for one in range(cohort.inner_folds) if (inner == one).any() and (inner != one).any()]
         if not usable:
-            raise TooFewPatients(
+            raise NoInnerFold(
                 f"bags: {group.name}: {len(seen)} training patients leave no inner fold to watch; use fewer folds"
             )
         for choice, candidate in enumerate(choices):
