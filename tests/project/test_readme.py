@@ -28,7 +28,7 @@ def commands(repository):
 def folder(tmp_path_factory, repository):
     """A checkout as a user has it, and two patients a site to stand in for the user's own cohort."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "README.md"):
+    for name in ("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes", "README.md"):
         shutil.copy(repository / name, folder / name)
     for name in ("configs", "workflow", "profiles", "mil"):
         shutil.copytree(repository / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
