@@ -24,9 +24,14 @@ STEP = (
 """Files of which a step is made. `card.py` waits in `logits` alone, once after a round."""
 
 
-@pytest.fixture(scope="module")
-def results():
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=600)
+FEW = ("gated_attention, bf16", "strategy scaffold", "max_tiles", "max_tiles, more steps", "auto")
+"""In `make test`; all cases in `make test-all`."""
+
+
+@pytest.fixture(scope="module", params=[FEW, pytest.param((), marks=pytest.mark.extended)], ids=["few", "all"])
+def results(request):
+    command = [sys.executable, SCRIPT, *request.param]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -46,6 +51,8 @@ def test_a_step_waits_for_nothing(results):
 
 @pytest.mark.parametrize("name", ["gated_attention, fp32", "transmil, fp32", "survival", "max_tiles"])
 def test_more_steps_are_no_more_waits(results, name):
+    if f"{name.removesuffix(', fp32')}, more steps" not in results:
+        pytest.skip("in make test-all")
     more = results[f"{name.removesuffix(', fp32')}, more steps"]
     rounds = [line for line in more["waits"] if "lessons.py" in line]
     assert more["waits"][rounds[0]] <= 4

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import faults
 
-HEART = {"cuts", "wrong_files", "answers", "settings", "wrong_numbers", "other_slides"}
+HEART = {"cuts", "wrong_files", "answers", "settings", "wrong_numbers"}
 
 
 CASES = [
