@@ -158,5 +158,7 @@ TEXT = frozenset(
     }
 )
 """Columns that are text in every table, so that a patient '007' and a site '2' keep their names."""
-NUMBERS = frozenset({"value", "low", "high", "low_adjusted", "high_adjusted", "difference", "p", "p_adjusted"})
+NUMBERS = frozenset(
+    {"auroc", "p_differs", "value", "low", "high", "low_adjusted", "high_adjusted", "difference", "p", "p_adjusted"}
+)
 """Columns that hold numbers in every table, also where all of their cells are blank."""
