@@ -11,7 +11,8 @@ from mil.report.cells import ReportTable
 from mil.report.pictures import Picture
 
 ITEMS = Path(__file__).with_name("guidelines.toml")
-PARTS = {"findings": "Findings", "limits": "Limits", "settings": "Settings"}
+PARTS = {"findings": ("Findings", "finding"), "limits": ("Limits", "limits"), "settings": ("Settings", "settings")}
+"""Label and anchor of parts of the page, by name in `ITEMS`."""
 IN_REPORT, IN_PART, MISSING = "in the report", "in part", "missing"
 
 
@@ -83,7 +84,7 @@ def _item(
             references.append(Reference(f"Table {tables[name].number}", f"table-{tables[name].number}"))
         else:
             lacking.append(f"table of {name.replace('_', ' ')}: this run has no rows for it")
-    references += [Reference(PARTS[name], name) for name in entry.get("sections", ())]
+    references += [Reference(*PARTS[name]) for name in entry.get("sections", ())]
     return Item(entry["item"], entry["topic"], references, [*lacking, *_of_authors(entry)])
 
 

@@ -85,7 +85,7 @@ def test_the_report_of_an_odd_cohort_is_whole(cohort, request):
         for site in results.sites[:1] if FIGURES[name].per_site else [None]:
             draw_figure(name, results, spec, site)
     text = build(results).pages["index.html"]
-    assert "Findings" in text
+    assert 'id="finding"' in text
     words = re.sub(r"data:[^\"')]+|<script.*?</script>", "", text.split('id="settings"')[0], flags=re.DOTALL)
     assert re.findall(r".{30}\bnan\b.{30}", words, flags=re.IGNORECASE) == []
     if cohort == "alone":
