@@ -192,7 +192,7 @@ def cohort_file(name: str, folder: Path, sites: list[str], columns: list[str]) -
         "experiments": experiments,
         "run": list(experiments),
     }
-    said = f"# Written by `mil cohort {name} {folder}`.\n# {cohort.where}\n# Licence: {cohort.licence}. Size: {cohort.size}.\n"
+    said = f"# Written by `mil cohort {name} {folder}`.\n# {cohort.where}\n# Licence (terms change; check them at the source): {cohort.licence}. Size: {cohort.size}.\n"
     return said + yaml.safe_dump(settings, sort_keys=False, width=120)
 
 

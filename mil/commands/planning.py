@@ -73,7 +73,7 @@ def cohort(
     if name is None or folder is None:
         for known in [name] if name in COHORTS else COHORTS:
             one = COHORTS[known]
-            typer.echo(f"{known}\n  {one.where}\n  licence: {one.licence}\n  size: {one.size}")
+            typer.echo(f"{known}\n  {one.where}\n  licence (check it at the source): {one.licence}\n  size: {one.size}")
         return
     paths, slides = build_cohort(name, folder)
     for path in paths:

@@ -1,7 +1,7 @@
 """From the sheet to features: `mil check`, `tile`, `contact`, `extract`, `census`."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -15,6 +15,9 @@ from mil.commands.options import (
     spec_option,
 )
 from mil.errors import MilError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def check(
@@ -76,18 +79,23 @@ def check(
     table = check_slides(sheet, settings, reporter, kept)
     if out is not None:
         write_table(table, out)
+    counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
     bad = table[table["state"] != "ok"]
     for row in bad.itertuples():
         reporter.note(f"slide {row.slide_id} ({row.path}): {row.state}: {row.reason}")
-    counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
     reporter.say(f"check {rows or site or 'all sites'}: {len(table)} slides: {counts}")
-    if len(bad) and (
-        strict or settings.on_bad_slide == "stop" or (site is None and rows is None and len(bad) == len(table))
-    ):
-        first = bad.iloc[0]
-        raise MilError(
-            f"{len(bad)} of {len(table)} slides cannot be used; the first: slide {first['slide_id']} ({first['path']}): {first['state']}: {first['reason']}"
-        )
+    whole = site is None and rows is None
+    if len(bad) and (strict or settings.on_bad_slide == "stop" or (whole and len(bad) == len(table))):
+        raise MilError(_first_of(bad, len(table)))
+
+
+def _first_of(bad: "pd.DataFrame", count: int) -> str:
+    """How many of `count` slides cannot be used, and why the first cannot."""
+    first = bad.iloc[0]
+    return (
+        f"{len(bad)} of {count} slides cannot be used; the first: slide {first['slide_id']} ({first['path']}): "
+        f"{first['state']}: {first['reason']}"
+    )
 
 
 def _deep_check(results: Path, out: Path | None, log: Path | None) -> None:
