@@ -35,6 +35,19 @@ def main() -> None:
     """Entry point: a `MilError`, or a file that cannot be read or written, becomes one line on standard error and in the log, exit code 1."""
     signal.signal(signal.SIGTERM, _stop)
     try:
+        _run()
+    except Terminated:
+        report_failure(
+            "error: terminated (SIGTERM): time limit, cancelled, or the node was taken away; finished slides are kept, the same "
+            "command goes on from them"
+        )
+        sys.exit(128 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command has ended: nobody is left to catch `Terminated`
+
+
+def _run() -> None:
+    try:
         app()
     except MilError as error:
         report_failure(" ".join(f"error: {error}".split()))
@@ -46,12 +59,6 @@ def main() -> None:
     except KeyboardInterrupt:
         report_failure("interrupted; finished slides are kept, run the same command again to go on")
         sys.exit(130)
-    except Terminated:
-        report_failure(
-            "error: terminated (SIGTERM): time limit, cancelled, or the node was taken away; finished slides are kept, the same "
-            "command goes on from them"
-        )
-        sys.exit(128 + signal.SIGTERM)
 
 
 class Terminated(BaseException):

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -214,3 +215,14 @@ def test_a_terminated_command_says_so_in_its_log_and_keeps_nothing_half_written(
     assert process.returncode == 143
     assert "error: terminated (SIGTERM): time limit" in (tmp_path / "work.log").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["work.log"]
+
+
+def test_a_signal_that_comes_after_the_command_prints_no_traceback():
+    """Python ends in some tenths of a second, in which the handler of the command would raise where nothing catches it."""
+    code = (
+        "import atexit, os, signal\nfrom mil import cli\natexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "cli.app = lambda: None\ncli.main()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == -signal.SIGTERM
+    assert not process.stderr
