@@ -48,6 +48,7 @@ COLUMNS = {
     "round": "round of training",
     "train_loss": "mean loss of the training patients",
     "val_loss": "mean loss of the patients of the inner fold",
+    "val_error": "what the number of rounds is chosen by, mean of the same patients: the Brier score of classes, else the loss",
     "val_auroc": "AUROC of the patients of the inner fold",
     "trained_on": "sites that the model was trained on, separated by `+`",
     "label": "true value of the endpoint",

@@ -25,7 +25,7 @@ VALIDATION = ("path", "state", "reason", "bytes")
 """What `mil validate` writes, a row per file."""
 BAGS = ("patient_id", "slides", "site", "role")
 """`bags/{endpoint}.csv`, a row per patient: these, the targets, covariates and folds."""
-ROUNDS = ("model", "phase", "repeat", "fold", "round", "site", "train_loss", "val_loss", "val_auroc")
+ROUNDS = ("model", "phase", "repeat", "fold", "round", "site", "train_loss", "val_loss", "val_error", "val_auroc")
 """`runs/{experiment}/rounds.csv`, a row per model, round and site."""
 INNER = ("trained_on", "repeat", "fold", "inner", "patient_id", "site", "label", "score")
 """`runs/{experiment}/inner.csv`, a row per model and patient of its inner folds."""

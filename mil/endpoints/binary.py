@@ -41,6 +41,7 @@ class Binary(Endpoint):
 
     name = "binary"
     thresholds = two_classes = True
+    error, largest_error = "squared error of the probability (Brier score)", 1.0
     primary = Measure("auroc", "AUROC", ranking.auroc, chance=0.5)
     better = "ranks positive patients above negative ones better than chance would"
     worse = "ranks positive patients below negative ones, worse than chance would"
@@ -64,6 +65,10 @@ class Binary(Endpoint):
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         return binary_cross_entropy_with_logits(logits, targets, reduction="none").squeeze(-1) * present
+
+    def errors(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Squared error of the probability: unlike the loss it does not grow without end with a model that is sure and wrong."""
+        return ((logits.sigmoid() - targets) ** 2).squeeze(-1) * present
 
     def class_of(self, targets: "Tensor") -> "Tensor":
         """0 or 1."""

@@ -38,6 +38,7 @@ class Multiclass(Endpoint):
     better = "tells the classes apart better than chance would"
     worse = "tells the classes apart worse than chance would"
     watched = "mean AUROC"
+    error, largest_error = "squared error of the probabilities (Brier score, halved)", 1.0
     measured = (
         "Of several classes the measure is the mean over all classes of the AUROC of one against the rest (macro AUROC; not defined "
         "where a class has no patient); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability."
@@ -78,6 +79,13 @@ class Multiclass(Endpoint):
 
         flat = cross_entropy(logits.flatten(0, -2), self.class_of(targets).flatten(), reduction="none")
         return flat.view(logits.shape[:-1]) * present
+
+    def errors(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """Half the squared errors of the classes' probabilities, summed: of two classes the squared error of either."""
+        from torch.nn.functional import one_hot
+
+        wanted = one_hot(self.class_of(targets), self.classes)
+        return ((logits.softmax(-1) - wanted) ** 2).sum(-1) / 2 * present
 
     def class_of(self, targets: "Tensor") -> "Tensor":
         """Position in the spec's classes."""

@@ -28,6 +28,10 @@ class Target:
     """Scores of inner folds are kept, on which each model's threshold is chosen."""
     two_classes = False
     """The label is 0 or 1, as baselines, controls and most figures need it."""
+    error = "loss"
+    """What rounds and candidates are chosen by, in words: the mean of `errors` over patients of inner folds."""
+    largest_error = float("inf")
+    """Of one patient."""
     columns: tuple[str, ...] = ("label",)
     """Columns of the bag table that hold the target."""
 
@@ -72,9 +76,24 @@ class Target:
         """Loss of every bag; bags that are not `present` (..., bags) do not change the loss of others."""
         raise NotImplementedError
 
+    def errors(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
+        """What rounds and candidates are chosen by, of every bag (..., bags), to be divided as the loss is."""
+        return self.losses(logits, targets, present)
+
     def counts(self, targets: "Tensor", present: "Tensor") -> "Tensor":
         """The divisor of a batch's summed loss is the sum of these (..., bags)."""
         return present.to(targets.dtype)
+
+    def sums(self, logits: np.ndarray, targets: "Tensor") -> tuple[float, float, float]:
+        """Summed loss and error of bags (bags, outputs), and the number to divide them by; NaN for an error where a logit is not finite."""
+        import torch
+
+        if not len(targets):
+            return 0.0, 0.0, 0.0
+        given, present = torch.from_numpy(logits).double(), torch.ones(len(targets), dtype=torch.bool)
+        loss, error = (float(one(given, targets, present).sum()) for one in (self.losses, self.errors))
+        finite = bool(given.isfinite().all())
+        return loss, error if finite else float("nan"), float(self.counts(targets, present).sum())
 
     def class_of(self, targets: "Tensor") -> "Tensor":
         """Class number of every bag (..., bags) int64; 0 where there are no classes."""

@@ -72,7 +72,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"Loss and {results.kind.watched} of {input_name(main)} on the inner folds, which the models of the selection phase did not "
             "train on, by round and site. Lines: mean over repeats, folds and inner folds; bands: the middle 80 % of "
-            "models. Ticks at the bottom: the number of rounds chosen for each outer fold, where the inner loss is smallest."
+            f"models. Ticks at the bottom: the number of rounds chosen for each outer fold, where the {results.kind.error} on the inner folds is smallest."
         ),
     )
 

@@ -49,7 +49,7 @@ def stand_apart(kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> dict[st
             others = torch.stack(
                 [part[name] for other, part in parts.items() if other != site and name in part] or [value]
             )
-            if name.endswith("loss"):
+            if name.endswith("error"):
                 far = value > FAR * others.median(0).values.clamp(min=1e-3)
             else:
                 far = (value - others.median(0).values).abs() > FAR * others.abs().amax(0).clamp(min=1.0)
@@ -62,10 +62,12 @@ def _typical(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is comparable between sites of any size: means of scales, losses per patient."""
     if kind == "moments":
         return {name: value for name, value in tensors.items() if name.endswith(".mean")}
-    if "watched_loss" not in tensors:
+    if "watched_error" not in tensors:
         return {}
     counted = tensors["watched_count"] > 0
-    return {"watched loss": torch.where(counted, tensors["watched_loss"] / tensors["watched_count"].clamp(min=1), 1.0)}
+    return {
+        "watched error": torch.where(counted, tensors["watched_error"] / tensors["watched_count"].clamp(min=1), 1.0)
+    }
 
 
 def lone_voice(kind: str, found: Mapping[str, Message]) -> dict[str, str]:

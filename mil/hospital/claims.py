@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mil.endpoints import build_endpoint
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.forms import groups_of
 from mil.hospital.masking import CLEAR
@@ -70,9 +71,9 @@ def _most(protocol: FederationSpec, stages: Stages, site: str) -> int | None:
 def _check_watched(protocol: FederationSpec, stages: Stages, site: str, tensors: Mapping[str, Tensor]) -> None:
     """Every patient of an outer fold's training set is watched once: their number follows from the training counts."""
     live, known = set(stages.live), stages.progress.num_bags.get(site)
-    inner = protocol.endpoint.inner_folds
+    inner, largest = protocol.endpoint.inner_folds, build_endpoint(protocol.endpoint).largest_error
     for number, group in enumerate(groups_of(protocol, stages.progress.phase)):
-        count, loss = float(tensors["watched_count"][number]), float(tensors["watched_loss"][number])
+        count, error = float(tensors["watched_count"][number]), float(tensors["watched_error"][number])
         expected = 0.0
         if live & set(group):
             expected = sum(known[slot] for slot in group) / (inner - 1) if known is not None else count
@@ -81,8 +82,10 @@ def _check_watched(protocol: FederationSpec, stages: Stages, site: str, tensors:
             raise PayloadError(
                 f"site {site}: 'watched_count' is {count:g}, but {expected:g} of its patients are watched"
             )
-        if not count and loss:
-            raise PayloadError(f"site {site}: 'watched_loss' is {loss:g} over no patient")
+        if error > (largest * count if count else 0.0) + ROUNDING * count:
+            raise PayloadError(
+                f"site {site}: 'watched_error' is {error:g} over {count:g} patients; at most {largest:g} of each is possible"
+            )
 
 
 def _check_metrics(protocol: FederationSpec, stages: Stages, site: str, message: Message) -> None:

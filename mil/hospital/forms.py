@@ -68,7 +68,7 @@ def slots(protocol: FederationSpec, phase: str, choices: Sequence[int] = ()) -> 
 
 
 def groups_of(protocol: FederationSpec, phase: str, kind: str = "watch") -> list[list[int]]:
-    """Slot numbers of each outer fold and candidate whose losses are asked for in a question of this kind; none in the refit."""
+    """Slot numbers of each outer fold and candidate whose errors are asked for in a question of this kind; none in the refit."""
     if phase == "refit" or (kind == "train" and watched_apart(protocol)):
         return []
     count = protocol.endpoint.inner_folds
@@ -76,7 +76,7 @@ def groups_of(protocol: FederationSpec, phase: str, kind: str = "watch") -> list
 
 
 def watched_apart(protocol: FederationSpec) -> bool:
-    """Losses are a question of their own after every round, since not every site trains on it but all of them judge it.
+    """Errors are a question of their own after every round, since not every site trains on it but all of them judge it.
 
     Otherwise they come with the next round's updates, and a round is one exchange.
     """
@@ -233,11 +233,11 @@ class Forms:
 
 
 def _watched(groups: int) -> dict[str, Any]:
-    """Loss of the models as they were sent, over the patients of their inner folds, and what to divide it by.
+    """Error of the models as they were sent, over the patients of their inner folds, and what to divide it by.
 
     Summed over the inner folds of an outer fold, where every patient stands once: never the count of a small fold.
     """
-    return dict.fromkeys(("watched_loss", "watched_count"), ((groups,), torch.float64)) if groups else {}
+    return dict.fromkeys(("watched_error", "watched_count"), ((groups,), torch.float64)) if groups else {}
 
 
 IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}

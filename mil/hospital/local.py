@@ -182,18 +182,18 @@ class LocalWork:
         client_update(state, self._job(slot, 1), replace(data, bags=self.bag))
 
     def watch(self, models: Named, slots: Sequence[Slot], groups: Sequence[Sequence[Slot]]) -> dict[str, Tensor]:
-        """Loss over the site's patients of the inner folds, and what to divide it by, summed over each group's slots."""
+        """Error over the site's patients of the inner folds, and what to divide it by, summed over each group's slots."""
         if not groups:
             return {}
-        sums = dict(zip(slots, self._losses(models, slots), strict=True))
+        sums = dict(zip(slots, self._errors(models, slots), strict=True))
         found = torch.tensor(
             [[sum(sums[slot][part] for slot in group if slot in sums) for group in groups] for part in (0, 1)],
             dtype=torch.float64,
         )
-        return {"watched_loss": found[0], "watched_count": found[1]}
+        return {"watched_error": found[0], "watched_count": found[1]}
 
-    def _losses(self, models: Named, slots: Sequence[Slot]) -> list[tuple[float, float]]:
-        """Summed loss of each slot's model over its watched patients, and the number to divide it by."""
+    def _errors(self, models: Named, slots: Sequence[Slot]) -> list[tuple[float, float]]:
+        """Summed error of each slot's model over its watched patients, and the number to divide it by."""
         endpoint = self.shapes.endpoint
         keys, covariates = self.features.patient_keys(), self.covariates
         if self.device.type != "cpu":
@@ -215,11 +215,7 @@ class LocalWork:
             targets = torch.from_numpy(self.cohort.targets[own]).double()
             if endpoint.scaled:
                 targets = (targets - scales["target.mean"][place]) / scales["target.deviation"][place]
-            present = torch.ones(len(targets), dtype=torch.bool)
-            losses = (
-                endpoint.losses(torch.from_numpy(logits).double(), targets, present) if len(own) else torch.zeros(0)
-            )
-            sums.append((float(losses.sum()), float(endpoint.counts(targets, present).sum())))
+            sums.append(endpoint.sums(logits, targets)[1:])
         return sums
 
     def _own_scales(self, slot: Slot) -> dict[str, Tensor]:

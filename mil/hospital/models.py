@@ -82,6 +82,7 @@ def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataF
                     "site": site,
                     "train_loss": loss,
                     "val_loss": None,
+                    "val_error": None,
                     "val_auroc": None,
                 }
     return pd.DataFrame(list(rows.values()), columns=list(ROUNDS))

@@ -133,7 +133,7 @@ class Replica:
         if question.kind == "moments":
             return sums.of_moments(reply.tensors)
         if question.kind == "watch":
-            return sums.of_losses(reply.tensors)
+            return sums.of_errors(reply.tensors)
         live, shapes = self.stages.live, self.stages.shapes
         assert shapes is not None
         asked = asked_sites(self.protocol, question.values["asked"])

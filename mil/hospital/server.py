@@ -337,7 +337,7 @@ def _told(message: Message, blob: bytes) -> dict[str, object]:
     if message.kind == "finish":
         told["metrics"] = {name: message.values[name] for name in FINISHED}
     masked = "masked_sha256" in message.values
-    for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_loss", "watched_count"):
+    for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_error", "watched_count"):
         if name in message.tensors:
             told[name] = message.tensors[name].tolist()
     return told

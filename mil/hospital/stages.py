@@ -259,23 +259,23 @@ class Stages:
             self.server[name][number] = value
 
     def _watch(self, found: Found) -> None:
-        """Losses that come with a round's answers are of the models after the round before."""
+        """Errors that come with a round's answers are of the models after the round before."""
         shapes = self.shapes
         assert shapes is not None
         parts = []
-        for name in ("watched_loss", "watched_count"):
+        for name in ("watched_error", "watched_count"):
             told = [message.tensors[name] for _, message in sorted(found.items())]
             parts.append((sums.read(summed(told)) if shapes.masked else torch.stack(told).sum(0)).tolist())
         stopped = self._stopped()
         self.progress.curves.append(
             [
-                None if group in stopped or not count else loss / count
-                for group, (loss, count) in enumerate(zip(*parts, strict=True))
+                None if group in stopped or not count else error / count
+                for group, (error, count) in enumerate(zip(*parts, strict=True))
             ]
         )
 
     def _stopped(self) -> set[int]:
-        """Outer folds and candidates whose inner loss has not become better for `patience` rounds."""
+        """Outer folds and candidates whose error on the inner folds has not become smaller for `patience` rounds."""
         patience = self.protocol.experiment.training.patience
         if patience is None or self.progress.phase == "refit":
             return set()
@@ -290,7 +290,7 @@ class Stages:
             self._choose()
 
     def _choose(self) -> None:
-        """Of every outer fold the candidate and number of rounds with the smallest loss, the first of equals; the refit."""
+        """Of every outer fold the candidate and number of rounds with the smallest error, the first of equals; the refit."""
         curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
         experiment = self.protocol.experiment
         tried, rounds, choices = len(candidates(experiment)), [], []

@@ -34,7 +34,7 @@ class Progress:
     data: dict[str, str] = field(default_factory=dict)
     """Digest of every site's data, as it joined."""
     curves: list[list[float | None]] = field(default_factory=list)
-    """Mean loss on the inner folds after each round, for every outer fold and candidate; none after it has stopped."""
+    """Mean error on the inner folds after each round, for every outer fold and candidate; none after it has stopped."""
     num_bags: dict[str, list[int]] = field(default_factory=dict)
     """Training patients of every slot, by site."""
     used: dict[str, int] = field(default_factory=dict)

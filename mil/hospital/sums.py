@@ -59,12 +59,12 @@ def of_round(
         found[name] = to_fixed(change * share.view(-1, *[1] * (change.dim() - 1)))
     if "train_loss" in answers:
         found["train_loss"] = to_fixed(answers["train_loss"] * answers["num_bags"])
-    return found | of_losses(answers)
+    return found | of_errors(answers)
 
 
-def of_losses(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Losses and the numbers to divide them by, as integers."""
-    return {name: to_fixed(answers[name]) for name in ("watched_loss", "watched_count") if name in answers}
+def of_errors(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Errors and the numbers to divide them by, as integers."""
+    return {name: to_fixed(answers[name]) for name in ("watched_error", "watched_count") if name in answers}
 
 
 def read(total: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The settings of the run -> the methods in sentences."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -9,6 +10,7 @@ from mil.endpoints import ENDPOINTS, build_endpoint
 from mil.endpoints.binary import EXCHANGE_BELOW, FEWEST
 from mil.figures.style import encoder_name, model_name, strategy_name
 from mil.results.results import Results
+from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import TrainingSpec
 from mil.statistics import held_out
 from mil.version import __version__
@@ -63,7 +65,7 @@ def methods(results: Results) -> list[Paragraph]:
         "Features": _features(results),
         "Endpoints and folds": _folds(results),
         "Models and strategies": _models(results.experiments),
-        "Training": _training(results.experiments),
+        "Training": _training(results.experiments, results.endpoints.values()),
         "Evaluation": _evaluation(results),
         "Software": _software(),
     }
@@ -175,7 +177,7 @@ def _setting(key: str, value: Any) -> str:
     return f"{key.replace('_', ' ')} {words}"
 
 
-def _training(experiments: dict[str, ExperimentSpec]) -> str:
+def _training(experiments: dict[str, ExperimentSpec], endpoints: Iterable[EndpointSpec]) -> str:
     groups: dict[str, list[str]] = {}
     for name, one in experiments.items():
         spec = one.training
@@ -189,8 +191,9 @@ def _training(experiments: dict[str, ExperimentSpec]) -> str:
         )
         groups.setdefault(text, []).append(name)
     listed = "; ".join(text if len(groups) == 1 else f"{', '.join(names)}: {text}" for text, names in groups.items())
+    measure = " or ".join(sorted({build_endpoint(spec).error for spec in endpoints}))
     return (
-        f"{listed}. For each outer fold the number of rounds with the smallest loss on the held-out inner folds was chosen, and "
+        f"{listed}. For each outer fold the number of rounds with the smallest {measure} on the held-out inner folds was chosen, and "
         "the model was trained anew on all outer training patients for exactly so many rounds. No outer-fold and no external "
         "patient was read by training or selection."
     )

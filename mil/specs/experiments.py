@@ -13,11 +13,11 @@ from mil.strategies.strategy import Rate, ServerRate
 class TrainingSpec(Spec):
     """How one model is trained: the same for every fold, site and strategy."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     rounds: int = Field(default=30, ge=1)
     """Most rounds; the number used is chosen on the inner folds. For local and pooled a round is `local_epochs` epochs."""
     patience: int | None = Field(default=None, ge=1)
-    """Rounds without a better inner-fold loss after which an outer fold's selection stops; none: all rounds are tried."""
+    """Rounds without a smaller error on the inner folds after which an outer fold's selection stops; none: all rounds are tried."""
     local_epochs: int = Field(default=1, ge=1)
     """Passes over a site's patients a round."""
     local_steps: int | None = Field(default=None, ge=1)

@@ -63,7 +63,7 @@ class Run:
     `member` names the site whose own model it is, where a prediction takes several; otherwise it is blank.
     """
     rounds: pd.DataFrame
-    """model, phase, repeat, fold, round, site, train_loss, val_loss, val_auroc."""
+    """model, phase, repeat, fold, round, site, train_loss, val_loss, val_error, val_auroc."""
     ledger: Ledger
     about: dict[str, object]
     """What the features say of their encoder."""

@@ -31,7 +31,7 @@ class Checkpoint:
         if time.monotonic() - self.saved < self.seconds:
             return
         tensors = {part: value.cpu().contiguous() for part, value in _tensors(phase).items()}
-        tensors |= {"losses": torch.from_numpy(records.losses), "counts": torch.from_numpy(records.counts)}
+        tensors |= {"errors": torch.from_numpy(records.errors), "counts": torch.from_numpy(records.counts)}
         tensors["watched"] = torch.from_numpy(records.watched)
         file = f"{name}.{number}.safetensors"
         write_bytes(self.folder / file, packed(tensors))
@@ -57,7 +57,7 @@ class Checkpoint:
         if stated is None or stated["phase"] != name:
             return 0
         tensors = load_file(self.folder / stated["file"])
-        records.losses, records.counts = tensors.pop("losses").numpy(), tensors.pop("counts").numpy()
+        records.errors, records.counts = tensors.pop("errors").numpy(), tensors.pop("counts").numpy()
         records.watched = tensors.pop("watched").numpy()
         for part, place in _tensors(phase).items():
             place.copy_(tensors[part])
@@ -68,7 +68,7 @@ class Checkpoint:
 
     def finish(self, name: str, records: Records) -> None:
         """Keep what the whole phase `name` found out, so that it need not be run again."""
-        stated = {"key": self.key, "losses": records.losses.tolist(), "counts": records.counts.tolist()}
+        stated = {"key": self.key, "errors": records.errors.tolist(), "counts": records.counts.tolist()}
         stated |= {"held": [logits.tolist() for logits in records.held]}
         stated |= {"table": records.table, "ledger": records.ledger.lines, "last": records.ledger.last}
         write_text(self.folder / f"{name}.json", json.dumps(stated))
@@ -79,7 +79,7 @@ class Checkpoint:
         stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if stated is None or stated["key"] != self.key:
             return False
-        records.losses, records.counts = np.array(stated["losses"]), np.array(stated["counts"])
+        records.errors, records.counts = np.array(stated["errors"]), np.array(stated["counts"])
         records.held = [np.array(logits, np.float32) for logits in stated["held"]]
         records.table, records.ledger.lines = stated["table"], stated["ledger"]
         records.ledger.last = stated["last"]

@@ -1,7 +1,8 @@
 """Nested cross-validation -> the models to train: one for each inner fold (selection), then one on all outer training.
 
-Selection: the loss on the held-out inner folds, every patient of the outer training set once, all training sites
-together, is smallest for the chosen candidate after the chosen number of rounds. The patients of the outer fold and of
+Selection: the error on the held-out inner folds (of classes the squared error of the probability, else the loss; see
+`Endpoint.errors`), every patient of the outer training set once, all training sites together, is smallest for the chosen
+candidate after the chosen number of rounds. `benchmarks/selection.py` compares it with other rules. The patients of the outer fold and of
 external sites are in no list made here.
 """
 
@@ -137,48 +138,48 @@ def refit_tasks(cohort: TrainingCohort, chosen: Sequence[Task], replicas: int) -
     return tasks
 
 
-def select(tasks: Sequence[Task], losses: np.ndarray, counts: np.ndarray) -> list[Task]:
+def select(tasks: Sequence[Task], errors: np.ndarray, counts: np.ndarray) -> list[Task]:
     """For each group a task with the best candidate and number of rounds, the first of equals.
 
-    Losses (tasks, rounds) and counts (tasks, rounds) are summed over each task's watched patients; infinite after the
+    Errors (tasks, rounds) and counts (tasks, rounds) are summed over each task's watched patients; infinite after the
     last round that was tried. Rounds after which a model had diverged are out of the choice.
     """
     best: dict[Group, tuple[float, Task]] = {}
-    for own, rounds, loss in best_rounds(tasks, losses, counts):
+    for own, rounds, error in best_rounds(tasks, errors, counts):
         group = tasks[own[0]].group
-        if group not in best or loss < best[group][0]:
-            best[group] = (loss, replace(tasks[own[0]], rounds=rounds))
-    for group, (loss, task) in best.items():
-        if not np.isfinite(loss):
+        if group not in best or error < best[group][0]:
+            best[group] = (error, replace(tasks[own[0]], rounds=rounds))
+    for group, (error, task) in best.items():
+        if not np.isfinite(error):
             raise MilError(
-                f"{group.name}: no candidate has a finite loss on the inner folds after any round (lr {task.candidate.lr:g}); "
+                f"{group.name}: no candidate has a finite error on the inner folds after any round (lr {task.candidate.lr:g}); "
                 "lower training.lr, set training.clip_norm, or check the labels of these patients"
             )
     return [task for _, task in best.values()]
 
 
 def best_rounds(
-    tasks: Sequence[Task], losses: np.ndarray, counts: np.ndarray
+    tasks: Sequence[Task], errors: np.ndarray, counts: np.ndarray
 ) -> Iterator[tuple[list[int], int, float]]:
-    """For each group and candidate the numbers of its tasks, the number of rounds after which their loss is least, and this."""
+    """For each group and candidate the numbers of its tasks, the number of rounds after which their error is least, and this."""
     members: dict[tuple[Group, int], list[int]] = {}
     for number, task in enumerate(tasks):
         members.setdefault((task.group, task.choice), []).append(number)
     for own in members.values():
-        curve = mean_curve(losses[own], counts[own])
+        curve = mean_curve(errors[own], counts[own])
         rounds = int(np.argmin(curve))
         yield own, rounds + 1, float(curve[rounds])
 
 
 def stalled(curve: Sequence[float] | np.ndarray, patience: int) -> bool:
-    """Whether the least loss of `curve`, a value per round, is `patience` rounds old or older."""
+    """Whether the least error of `curve`, a value per round, is `patience` rounds old or older."""
     return len(curve) - 1 - int(np.argmin(curve)) >= patience
 
 
-def mean_curve(losses: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean loss after each round (rounds,) from sums over watched patients (tasks, rounds); infinite where it is not finite."""
+def mean_curve(errors: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean error after each round (rounds,) from sums over watched patients (tasks, rounds); infinite where it is not finite."""
     with np.errstate(invalid="ignore"):
-        curve = losses.sum(0) / counts.sum(0)  # nothing to count: NaN
+        curve = errors.sum(0) / counts.sum(0)  # nothing to count: NaN
     return np.where(np.isfinite(curve), curve, np.inf)
 
 

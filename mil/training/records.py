@@ -1,4 +1,4 @@
-"""What is written down of every round: the watched losses, a row a site in the round table, a line a site in the ledger."""
+"""What is written down of every round: the watched errors, a row a site in the round table, a line a site in the ledger."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Records:
     """Sites are watched with their own models."""
     table: list[dict[str, object]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
-    losses: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    errors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """(tasks, rounds) of the present phase, summed over watched patients; infinite where a round was not reached."""
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     watched: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 1), np.float32))
@@ -43,7 +43,7 @@ class Records:
         """A new phase."""
         self.tasks, self.clients = tasks, clients
         shape = (len(tasks), max(task.rounds for task in tasks))
-        self.losses, self.counts = np.full(shape, np.inf), np.ones(shape)
+        self.errors, self.counts = np.full(shape, np.inf), np.ones(shape)
         self.ends = np.cumsum([len(task.watched) for task in tasks])
         self.watched = np.full((shape[1], int(self.ends[-1]), self.endpoint.outputs), np.nan, np.float32)
 
@@ -86,7 +86,7 @@ class Records:
     def settle(self) -> None:
         """End the phase. Keep the logits of the inner folds only for the rounds that selection may choose."""
         begins = self.ends - [len(task.watched) for task in self.tasks]
-        best = {k: rounds for own, rounds, _ in best_rounds(self.tasks, self.losses, self.counts) for k in own}
+        best = {k: rounds for own, rounds, _ in best_rounds(self.tasks, self.errors, self.counts) for k in own}
         self.held = [self.watched[best[k] - 1, begins[k] : self.ends[k]] for k in range(len(self.tasks))]
 
     def stalled(self, tasks: Sequence[Task], number: int, patience: int | None) -> np.ndarray:
@@ -98,7 +98,7 @@ class Records:
             members.setdefault((task.group, task.choice), []).append(k)
         stop = np.zeros(len(tasks), bool)
         for own in members.values():
-            curve = mean_curve(self.losses[own, :number], self.counts[own, :number])
+            curve = mean_curve(self.errors[own, :number], self.counts[own, :number])
             stop[own] = stalled(curve, patience)
         return stop
 
@@ -129,9 +129,9 @@ class Records:
         """A row a site, and one for all of them together where there are several."""
         task = self.tasks[k]
         site_of = self.cohort.site[task.watched]
-        parts = [self._loss(logits, task, site_of == site, k, phase) for site in task.group.trained_on]
-        whole = (sum(part[0] for part in parts), sum(part[1] for part in parts))
-        self.losses[k, number - 1], self.counts[k, number - 1] = whole
+        parts = [self._sums(logits, task, site_of == site, k, phase) for site in task.group.trained_on]
+        whole = tuple(map(sum, zip(*parts, strict=True)))
+        _, self.errors[k, number - 1], self.counts[k, number - 1] = whole
         sizes = np.array([len(self.clients.patients[learner]) for learner in self.clients.learners(k)])
         known = np.isfinite(train)
         mean = float(np.average(train[known], weights=sizes[known])) if known.any() else float("nan")
@@ -139,7 +139,7 @@ class Records:
         if self.clients.sites > 1:
             each = zip(task.group.trained_on, train, parts, strict=True)
             rows = [(site, float(loss), *part, site_of == site) for site, loss, part in each] + rows
-        for site, train_loss, total, count, chosen in rows:
+        for site, train_loss, loss, error, count, chosen in rows:
             targets = self.cohort.targets[task.watched[chosen]]
             self.table.append(
                 {
@@ -148,25 +148,24 @@ class Records:
                     "fold": task.group.fold,
                     "site": site,
                     "train_loss": train_loss,
-                    "val_loss": total / count if count else float("nan"),
+                    "val_loss": loss / count if count else float("nan"),
+                    "val_error": error / count if count else float("nan"),
                     "val_auroc": self.endpoint.metric(logits[chosen], targets) if chosen.any() else float("nan"),
                 }
             )
 
-    def _loss(self, logits: np.ndarray, task: Task, chosen: np.ndarray, k: int, phase: Phase) -> tuple[float, float]:
-        """Summed loss of some watched patients, as one site sees them, and the number to divide it by."""
+    def _sums(
+        self, logits: np.ndarray, task: Task, chosen: np.ndarray, k: int, phase: Phase
+    ) -> tuple[float, float, float]:
+        """Summed loss and error of some watched patients, as one site sees them, and the number to divide them by."""
         targets = torch.from_numpy(self.cohort.targets[task.watched[chosen]]).double()
-        if not len(targets):
-            return 0.0, 0.0
         if self.endpoint.scaled:
             buffers = phase.learners.buffers
             mean, deviation = (
                 buffers[f"target.{name}"][k * self.clients.sites].cpu().double() for name in ("mean", "deviation")
             )
             targets = (targets - mean) / deviation
-        present = torch.ones(len(targets), dtype=torch.bool)
-        losses = self.endpoint.losses(torch.from_numpy(logits[chosen]).double(), targets, present)
-        return float(losses.sum()), float(self.endpoint.counts(targets, present).sum())
+        return self.endpoint.sums(logits[chosen], targets)
 
 
 def _judges(rows: Tensor, learners: Learners, chosen: slice) -> Learners:

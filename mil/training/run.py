@@ -145,8 +145,8 @@ class Trainer:
             if len(seen) and not self.alike:  # none: said below
                 self.endpoint.check(self.cohort.targets[seen], group.name)
         tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
-        losses = np.full((len(tasks), self.experiment.training.rounds), np.inf)
-        counts, held = np.ones_like(losses), [np.zeros((0, 0), np.float32)] * len(tasks)
+        errors = np.full((len(tasks), self.experiment.training.rounds), np.inf)
+        counts, held = np.ones_like(errors), [np.zeros((0, 0), np.float32)] * len(tasks)
         for number, (model, own) in enumerate(_by_model(tasks)):
             name = "inner" if not number else f"inner{number}"
             mine = [tasks[k] for k in own]
@@ -155,11 +155,11 @@ class Trainer:
                 self.records.settle()
                 if self.checkpoint:
                     self.checkpoint.finish(name, self.records)
-            reached = self.records.losses.shape[1]
-            losses[own, :reached], counts[own, :reached] = self.records.losses, self.records.counts
+            reached = self.records.errors.shape[1]
+            errors[own, :reached], counts[own, :reached] = self.records.errors, self.records.counts
             for place, logits in zip(own, self.records.held, strict=True):
                 held[place] = logits
-        chosen = select(tasks, losses, counts)
+        chosen = select(tasks, errors, counts)
         self.inner = inner_scores(tasks, held, chosen, self.cohort, self.endpoint)
         return chosen
 

@@ -7,7 +7,7 @@ import torch
 from lifelines import CoxPHFitter
 from lifelines.utils import concordance_index
 from scipy.special import expit
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from mil.config import EndpointSpec, parse
 from mil.endpoints import ENDPOINTS, build_endpoint
@@ -37,9 +37,28 @@ def test_binary():
     endpoint, labels = build_endpoint(SPECS["binary"]), (SCORES + GENERATOR.normal(size=60) > 0).astype(float)
     losses = endpoint.losses(torch.tensor(SCORES)[:, None], torch.tensor(labels)[:, None], everyone(60))
     assert losses.mean().item() == pytest.approx(log_loss(labels, expit(SCORES)))
+    errors = endpoint.errors(torch.tensor(SCORES)[:, None], torch.tensor(labels)[:, None], everyone(60))
+    assert errors.mean().item() == pytest.approx(brier_score_loss(labels, expit(SCORES)))
     assert endpoint.metric(SCORES[:, None], labels[:, None]) == pytest.approx(roc_auc_score(labels, SCORES))
     np.testing.assert_allclose(endpoint.scores(SCORES[:, None])["score"], expit(SCORES))
     assert np.isnan(endpoint.metric(SCORES[:3, None], np.ones((3, 1))))
+
+
+@pytest.mark.parametrize("kind", sorted(SPECS))
+def test_sums_are_of_all_bags_and_know_a_model_that_diverged(kind):
+    endpoint = build_endpoint(SPECS[kind])
+    logits = GENERATOR.normal(size=(20, endpoint.outputs))
+    columns = [GENERATOR.integers(0, 2, 20), np.arange(20) % 2][-len(endpoint.columns) :]
+    targets = torch.tensor(np.stack(columns, axis=1)).double()
+    loss, error, count = endpoint.sums(logits, targets)
+    given = torch.tensor(logits), targets, everyone(20)
+    assert loss == pytest.approx(endpoint.losses(*given).sum().item())
+    assert error == pytest.approx(endpoint.errors(*given).sum().item())
+    assert 0 <= error <= count * endpoint.largest_error
+    assert count == endpoint.counts(targets, everyone(20)).sum()
+    assert endpoint.sums(logits[:0], targets[:0]) == (0, 0, 0)
+    logits[3] = np.inf
+    assert np.isnan(endpoint.sums(logits, targets)[1])
 
 
 def test_multiclass():
@@ -52,6 +71,10 @@ def test_multiclass():
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     losses = endpoint.losses(torch.tensor(logits), torch.tensor(targets), everyone(60))
     assert losses.mean().item() == pytest.approx(log_loss(targets[:, 0], shares, labels=[0, 1, 2]))
+    errors = endpoint.errors(torch.tensor(logits), torch.tensor(targets), everyone(60))
+    assert errors.mean().item() == pytest.approx(
+        ((shares - np.eye(3)[targets[:, 0].astype(int)]) ** 2).sum(1).mean() / 2
+    )
     found = endpoint.scores(logits)
     np.testing.assert_allclose(found["score_her2"], shares[:, 1])
     np.testing.assert_allclose(found["score"], shares.max(1))

@@ -11,6 +11,7 @@ import torch
 from hospitals import PROTOCOL, SEEN, Bad, Hospitals, edited, make_hospitals, rewrite_protocol
 
 from mil.errors import MilError
+from mil.hospital.alarms import stand_apart
 from mil.hospital.config import FederationSpec
 from mil.hospital.coordinator import folder_of
 from mil.hospital.parties import SiteSpec
@@ -233,7 +234,12 @@ def told(**numbers: float):
             lambda blob: edited(blob, lambda f: {**f, "watched_count": -f["num_bags"][:3].double()}),
             "'watched_count'",
         ),
-        ("watch", told(watched_loss=-1e30), "'watched_loss' is negative"),
+        ("watch", told(watched_error=-1e30), "'watched_error' is negative"),
+        (
+            "watch",
+            told(watched_error=32.01),
+            "'watched_error' is 32.01 over 32 patients; at most 1 of each is possible",
+        ),
         ("watch", told(watched_count=0.0), "'watched_count' is 0, but 32 of its patients are watched"),
         (
             "finish",
@@ -260,27 +266,26 @@ def test_a_site_that_claims_too_much_is_refused(
             )
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "said"),
-    [
-        (
-            "moments",
-            lambda blob: edited(blob, lambda f: {**f, "features.mean": f["features.mean"] + 1e30}),
-            "features.mean is 1e",
-        ),
-        ("watch", told(watched_loss=1e30), "watched loss is"),
-    ],
-)
-def test_a_site_that_decides_alone_raises_an_alarm(
-    hospitals: Hospitals, tmp_path: Path, kind, change, said: str
-) -> None:
+def test_a_site_that_decides_alone_raises_an_alarm(hospitals: Hospitals, tmp_path: Path) -> None:
     sites, server = opened(hospitals), Server(hospitals.protocol, tmp_path.name, tmp_path)
-    sites["A"] = Bad(sites["A"], kind, change)
-    until_kind(server, sites, kind)
+    sites["A"] = Bad(
+        sites["A"],
+        "moments",
+        lambda blob: edited(blob, lambda f: {**f, "features.mean": f["features.mean"] + 1e30}),
+    )
+    until_kind(server, sites, "moments")
     with contextlib.suppress(MilError):
         question = server.question()
         server.receive({name: sites[name].answer(question) for name in server.asked}, {})
-    assert said in json.loads(server.ledger.lines[-1])["alarms"]["A"]
+    assert "features.mean is 1e" in json.loads(server.ledger.lines[-1])["alarms"]["A"]
+
+
+def test_an_error_far_from_the_other_sites_raises_an_alarm() -> None:
+    told = {
+        site: {"watched_error": torch.tensor([4.0 * k, 0.0]), "watched_count": torch.tensor([4.0, 0.0])}
+        for site, k in zip("ABC", (1, 2, 30), strict=True)
+    }
+    assert list(stand_apart("watch", told)) == ["C"]
 
 
 def test_the_difference_after_a_corrected_label_is_not_answered(tmp_path: Path) -> None:

@@ -350,8 +350,8 @@ def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str)
                             )
                             auroc = 0.8 - 0.28 * np.exp(-number / 4) + stream.normal(0, 0.03)
                             model = f"{on}/repeat{repeat}/fold{fold}/inner{inner}"
-                            rows.append((model, "inner", number, repeat, fold, site, train, loss, auroc))
-    columns = ["model", "phase", "round", "repeat", "fold", "site", "train_loss", "val_loss", "val_auroc"]
+                            rows.append((model, "inner", number, repeat, fold, site, train, loss, loss / 2.5, auroc))
+    columns = ["model", "phase", "round", "repeat", "fold", "site", "train_loss", "val_loss", "val_error", "val_auroc"]
     write_table(pd.DataFrame(rows, columns=columns), results / f"runs/{name}/rounds.csv")
     columns = ["model", "trained_on", "repeat", "fold", "rounds", "patients"]
     write_table(pd.DataFrame(models, columns=columns), results / f"runs/{name}/models.csv")

@@ -134,7 +134,7 @@ def test_the_best_candidate_and_its_number_of_rounds_are_chosen_in_each_group():
     assert [(one.group, one.choice, one.rounds) for one in found] == [(BOTH, 1, 3), (other, 0, 1)]
     counts[2] = 3.0  # 9 + 9, 9 + 9, 4 + 5.5 of four patients
     assert [loss for _, _, loss in best_rounds(tasks, losses, counts)][1] == 9.5 / 4
-    with pytest.raises(MilError, match="A/repeat0/fold0: no candidate has a finite loss"):
+    with pytest.raises(MilError, match="A/repeat0/fold0: no candidate has a finite error"):
         select(tasks[4:], np.full((2, 3), np.inf), counts[4:])
 
 

@@ -52,7 +52,7 @@ def test_a_run_learns_saves_and_predicts(strategy, tmp_path):
     several = STRATEGIES[strategy].personal
     assert sorted(run.models["member"].unique()) == (["A", "B"] if several else [""])
     assert list(run.rounds.columns) == [
-        "model", "phase", "round", "repeat", "fold", "site", "train_loss", "val_loss", "val_auroc"
+        "model", "phase", "round", "repeat", "fold", "site", "train_loss", "val_loss", "val_error", "val_auroc"
     ]  # fmt: skip
     run.save(tmp_path)
     loaded = Run.load(tmp_path)
@@ -185,7 +185,7 @@ def test_number_of_rounds_is_the_minimum_of_the_recorded_curve():
     inner = run.rounds[(run.rounds["phase"] == "inner") & (run.rounds["site"] == "A+B")]
     for model in run.models.itertuples():
         own = inner[inner["fold"] == model.fold]
-        curve = own.groupby("round")["val_loss"].mean()  # both inner folds watch equally many
+        curve = own.groupby("round")["val_error"].mean()  # both inner folds watch equally many
         assert curve.idxmin() == model.rounds
 
 
