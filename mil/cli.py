@@ -121,7 +121,7 @@ STAGES = {
     "Features to predictions": (models.bag, models.train, models.predict),
     "Predictions to the report": (
         *(evaluation.score, evaluation.compare, evaluation.baseline, evaluation.localise),
-        *(evaluation.plot, evaluation.report, evaluation.crate, clinical.clinical),
+        *(evaluation.plot, evaluation.report, evaluation.view, evaluation.crate, clinical.clinical),
     ),
     "Feature files and encoders": (files.validate, files.convert, files.licences, bench.bench),
 }

@@ -1,4 +1,4 @@
-"""From predictions to the report: `mil score`, `compare`, `baseline`, `localise`, `plot`, `report`, `crate`."""
+"""From predictions to the report: `mil score`, `compare`, `baseline`, `localise`, `plot`, `report`, `view`, `crate`."""
 
 import os
 from pathlib import Path
@@ -180,6 +180,39 @@ def report(
             write_text(out.parent / name, text)
     write_text(out, made.pages["index.html"])
     reporter.say(f"report: {out}")
+
+
+def view(
+    cohort: Annotated[
+        Path, typer.Argument(help="Results folder, e.g. results/demo, or the cohort file of a run.", show_default=False)
+    ],
+    port: Annotated[
+        int,
+        typer.Option(help="Port on 127.0.0.1; annotations are kept by port in the browser. 0: any.", min=0, max=65535),
+    ] = 8473,
+) -> None:
+    """Open the slide viewer on every slide at its full resolution, for the user of this machine alone; Ctrl+C ends it.
+
+    It answers on 127.0.0.1 only, to addresses with the printed token, and writes nothing. From another machine:
+    `ssh -L 8473:127.0.0.1:8473 HOST`.
+    """
+    folder = cohort
+    if cohort.suffix in {".yaml", ".yml"}:
+        from mil.readiness import read_config
+
+        folder = read_config([cohort]).results_folder
+    require_results(folder)
+    from mil.local_page import LocalPage, serve
+    from mil.report.slide_server import SlidePages
+    from mil.results.results import Results
+
+    pages = SlidePages(Results.open(folder))
+    page = LocalPage(pages, port)
+    typer.echo(f"{len(pages)} slides of {folder}: {page.address}\nCtrl+C ends the viewer")
+    try:
+        serve(page)
+    finally:
+        pages.close()
 
 
 def crate(results: ResultsArgument, log: LogOption = None) -> None:

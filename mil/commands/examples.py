@@ -42,6 +42,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "plot": ("mil plot roc_by_site --results results/demo", "steps.md"),
     "report": ("mil report results/demo --out report/index.html", "steps.md"),
+    "view": ("mil view results/demo", "viewer.md"),
     "crate": ("mil crate results/demo", "results.md"),
     "clinical": (
         "mil clinical configs/default.yaml configs/experiments.yaml configs/cohorts/mine.yaml",

@@ -112,9 +112,8 @@ def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int,
     """(slide, patient, label, score) by score: best true positive, best true negative, worst miss, worst alarm, and on."""
     bags = results.bags(results.endpoint)
     bags = bags[bags["site"] == site].set_index("patient_id")
-    scores = patient_scores(results.predictions(results.main))
-    scores = scores[(scores["site"] == site) & (scores["split"] != "transfer") & (scores["trained_on"] != OWN_SITE)]
-    scores = scores.groupby("patient_id")["score"].mean()
+    scores = mean_scores(results, results.main)
+    scores = scores[scores.index.isin(bags.index)]
     positive = scores[bags["label"].reindex(scores.index) == 1].sort_values()
     negative = scores[bags["label"].reindex(scores.index) == 0].sort_values()
     queues = [list(positive.index[::-1]), list(negative.index), list(positive.index), list(negative.index[::-1])]
@@ -132,6 +131,13 @@ def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int,
     if not chosen:
         raise Absent(f"{results.main} has no attention at site {site}")
     return chosen
+
+
+def mean_scores(results: Results, experiment: str) -> pd.Series:
+    """Score by patient: the mean over the experiment's models that did not train on the patient."""
+    scores = patient_scores(results.predictions(experiment))
+    scores = scores[(scores["split"] != "transfer") & (scores["trained_on"] != OWN_SITE)]
+    return scores.groupby("patient_id")["score"].mean()
 
 
 def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) -> str | None:

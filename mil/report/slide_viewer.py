@@ -1,34 +1,42 @@
 """Results -> a static folder with a slide viewer: deep zoom, attention over it, tiles to inspect; opens without a server.
 
-`viewer/index.html` with its script and style, OpenSeadragon (BSD-3-Clause, its licence beside it), `slides.js` (what is known
-of each slide and its tiles) and a folder a slide: `{level}/{column}_{row}.jpg`, `thumb.jpg`, and `tiles/{x}_{y}.jpg`, the
-tiles with the highest attention at full size.
+`viewer/index.html` with its scripts and style, OpenSeadragon (BSD-3-Clause, its licence beside it), `slides.js` (the list of
+slides) and a folder a slide under `slides/`: `slide.js` (its tiles), `thumb.jpg`, `{level}/{column}_{row}.jpg`, and
+`tiles/{x}_{y}.jpg`, the tiles with the highest attention at full size.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from mil.config import ReportSpec
 from mil.errors import MilError, SlideError
-from mil.figures.arms import input_name
 from mil.figures.heatmaps import choose
-from mil.figures.style import strategy_name
-from mil.files import reason_of, way_out, write_text
+from mil.files import file_name, reason_of, way_out, write_text
 from mil.progress import Reporter, quiet
+from mil.report.viewer_data import (
+    SQUARE_PX,
+    ListedSlide,
+    index_script,
+    levels_of,
+    models_of,
+    size_at,
+    slide_script,
+    tiles_of,
+)
 from mil.results.results import Absent, Results
 from mil.slides.slide import Slide, open_slide
 
 HERE = Path(__file__).parent / "viewer"
 FONTS = Path(__file__).parents[1] / "figures" / "fonts"
-FONT_FILES = ("inter-regular.ttf", "inter-semibold.ttf")
-STATIC = ("index.html", "viewer.css", "viewer.js", "openseadragon.min.js", "openseadragon.LICENSE.txt")
-SQUARE_PX = 512
-SMALLEST_PX = 256  # no level is smaller
+SCRIPTS = ("openseadragon.min.js", "overlay.js", "annotations.js", "viewer.js")
+PAGE_FILES = {
+    **{name: HERE / name for name in ("index.html", "viewer.css", "openseadragon.LICENSE.txt", *SCRIPTS)},
+    **{name: FONTS / name for name in ("inter-regular.ttf", "inter-semibold.ttf")},
+}
+"""Files that the viewer is made of, by their name in it."""
 THUMB_PX = 160
 JPEG_QUALITY = 82
 FULL_SIZE_TILES = 24
@@ -38,7 +46,7 @@ TILE_PX = 256
 def write_viewer(
     results: Results, folder: str | Path, spec: ReportSpec | None = None, reporter: Reporter | None = None
 ) -> list[str]:
-    """Write the viewer of the main experiment into `folder`, which is made anew; returns the slides that it holds.
+    """Write the viewer into `folder`, which is made anew; returns the slides that it holds.
 
     Slides are chosen as for the heat maps. Where a site's slides are not on this machine it has none; without any slide
     no folder is left.
@@ -46,117 +54,90 @@ def write_viewer(
     spec, folder, reporter = spec or results.config.report, Path(folder), reporter or quiet()
     shutil.rmtree(folder, ignore_errors=True)
     chosen = [(site, *one) for site in results.sites for one in _choice(results, site, spec.viewer_slides)]
+    models = models_of(results, chosen)
     written = []
     with reporter.steps("slide viewer", len(chosen), "slides") as steps:
-        for site, slide_id, patient, label, score in chosen:
+        for listed in chosen:
             try:
-                known = _write_slide(results, site, slide_id, folder / slide_id, spec.viewer_px)
+                _write_slide(results, listed, models, folder / "slides" / file_name(listed[1]), spec.viewer_px)
             except (Absent, SlideError) as error:
-                reporter.note(f"slide viewer: slide {slide_id} is left out: {error}")
+                reporter.note(f"slide viewer: slide {listed[1]} is left out: {error}")
                 continue
-            written.append({"id": slide_id, "site": site, "patient": patient, "label": label, "score": score, **known})
+            written.append(listed)
             steps.done()
     if not written:
         return []
-    experiment = results.experiments[results.main]
-    page = {
-        "title": spec.title,
-        "model": f"{strategy_name(experiment.strategy.name)}, {input_name(experiment)}",
-        "endpoint": experiment.endpoint,
-        "slides": written,
-    }
-    write_text(folder / "slides.js", f"window.VIEWER = {json.dumps(page, separators=(',', ':'))};\n")
-    for path in (*(HERE / name for name in STATIC), *(FONTS / name for name in FONT_FILES)):
-        shutil.copyfile(path, folder / path.name)
-    return [slide["id"] for slide in written]
+    write_text(folder / "slides.js", index_script(results, written, models, spec.title, served=False))
+    for name, path in PAGE_FILES.items():
+        shutil.copyfile(path, folder / name)
+    return [slide for _, slide, _ in written]
 
 
-def _choice(results: Results, site: str, count: int) -> list[tuple[str, str, int, float]]:
+def _choice(results: Results, site: str, count: int) -> list[tuple[str, str]]:
+    """Slide and patient of a site's slides in the viewer."""
     try:
-        return choose(results, site, count) if count and results.two_classes else []
+        return [one[:2] for one in choose(results, site, count)] if count and results.two_classes else []
     except Absent:
         return []
 
 
-def _write_slide(results: Results, site: str, slide_id: str, folder: Path, longest_px: int) -> dict[str, Any]:
-    """One slide's pyramid, thumbnail and full-size tiles; what `slides.js` says of it."""
-    coords, attention = results.files.attention(site, results.main, slide_id)
-    geometry, spec = results.files.geometry(site, slide_id), results.config.tiles
-    mpp = float(geometry["mpp"])
-    relative = attention.astype(float) * results.bag_tiles(site, results.main, _patient_of(results, site, slide_id))
-    with open_slide(results.files.slide_path(site, slide_id), mpp) as slide:
+def _write_slide(results: Results, listed: ListedSlide, models: list[str], folder: Path, longest_px: int) -> None:
+    """One slide's pyramid, thumbnail, full-size tiles and `slide.js`."""
+    known = tiles_of(results, listed, models)
+    corners = np.array(known["corners"])
+    with open_slide(results.files.slide_path(*listed[:2]), known["mpp"]) as slide:
         scale = min(1.0, longest_px / max(slide.width, slide.height))
-        whole = slide.thumbnail(mpp / scale)
+        whole = slide.thumbnail(known["mpp"] / scale)
         levels = _write_pyramid(whole, folder)
-        order = np.argsort(-relative, kind="stable")[:FULL_SIZE_TILES]
-        _write_tiles(slide, coords[order], spec.size_px * spec.mpp / TILE_PX, folder)
-        width, height = slide.width, slide.height
-    share = results.files.tile_truth(site, slide_id, coords) if results.config.truth is not None else None
-    full = {tuple(corner) for corner in coords[order].tolist()}
-    return {
-        "width": width,
-        "height": height,
-        "mpp": mpp,
-        "side": spec.size_px * spec.mpp / mpp,
-        "pixels": [whole.shape[1], whole.shape[0]],
-        "levels": levels,
-        "square": SQUARE_PX,
-        "tiles": [
-            [
-                int(x),
-                int(y),
-                round(float(value), 4),
-                None if share is None else round(float(share[n]), 3),
-                int((x, y) in full),
-            ]
-            for n, ((x, y), value) in enumerate(zip(coords.tolist(), relative, strict=True))
-        ],
-        "positive_share": None if share is None else results.files.truth.spec.positive_share,
-    }
-
-
-def _patient_of(results: Results, site: str, slide_id: str) -> str:
-    bags = results.bags(results.endpoint)
-    bags = bags[bags["site"] == site]
-    return str(bags.loc[[slide_id in str(slides).split(";") for slides in bags["slides"]], "patient_id"].iloc[0])
+        order = np.argsort(-np.array(known["attention"][0]), kind="stable")[:FULL_SIZE_TILES]
+        _write_tiles(slide, corners[order], known["side"] * known["mpp"] / TILE_PX, folder)
+        known |= {"width": slide.width, "height": slide.height, "full": sorted(order.tolist())}
+    known |= {"pixels": [whole.shape[1], whole.shape[0]], "levels": levels}
+    write_text(folder / "slide.js", slide_script(known))
 
 
 def _write_pyramid(whole: np.ndarray, folder: Path) -> list[int]:
-    """Levels as Deep Zoom numbers them (the largest is ceil(log2(longest side))); returns the first and the last."""
-    last = int(np.ceil(np.log2(max(whole.shape[:2]))))
-    level, pixels = last, whole
-    while True:
+    """Write the levels and the thumbnail; returns the first level and the last."""
+    height, width = whole.shape[:2]
+    first, last = levels_of(width, height)
+    for level in range(first, last + 1):
         place = folder / str(level)
         place.mkdir(parents=True, exist_ok=True)
+        pixels = shrunk(whole, size_at(width, height, last - level))
         for row in range(0, pixels.shape[0], SQUARE_PX):
             for column in range(0, pixels.shape[1], SQUARE_PX):
                 square = pixels[row : row + SQUARE_PX, column : column + SQUARE_PX]
-                _write_jpeg(place / f"{column // SQUARE_PX}_{row // SQUARE_PX}.jpg", square)
-        if max(pixels.shape[:2]) <= SMALLEST_PX:
-            break
-        level -= 1
-        pixels = cv2.resize(pixels, _size_at(whole, last - level), interpolation=cv2.INTER_AREA)
-    longest = max(whole.shape[:2])
-    thumb = (max(round(whole.shape[1] * THUMB_PX / longest), 1), max(round(whole.shape[0] * THUMB_PX / longest), 1))
-    _write_jpeg(folder / "thumb.jpg", cv2.resize(whole, thumb, interpolation=cv2.INTER_AREA))
-    return [level, last]
+                _write(place / f"{column // SQUARE_PX}_{row // SQUARE_PX}.jpg", square)
+    _write(folder / "thumb.jpg", thumbnail(whole))
+    return [first, last]
 
 
-def _size_at(whole: np.ndarray, halvings: int) -> tuple[int, int]:
-    """(width, height) after so many halvings, rounded up as Deep Zoom does."""
+def thumbnail(whole: np.ndarray) -> np.ndarray:
+    """A slide's picture with a longer side of `THUMB_PX`."""
     height, width = whole.shape[:2]
-    return -(-width // 2**halvings), -(-height // 2**halvings)
+    longest = max(width, height)
+    return shrunk(whole, (max(round(width * THUMB_PX / longest), 1), max(round(height * THUMB_PX / longest), 1)))
+
+
+def shrunk(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`pixels` at `size` (width, height), by area."""
+    return pixels if pixels.shape[1::-1] == size else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def jpeg(pixels: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """RGB pixels as JPEG."""
+    _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return encoded.tobytes()
 
 
 def _write_tiles(slide: Slide, corners: np.ndarray, mpp: float, folder: Path) -> None:
     (folder / "tiles").mkdir(parents=True, exist_ok=True)
     for x, y in corners.tolist():
-        _write_jpeg(folder / "tiles" / f"{x}_{y}.jpg", slide.read_tile(x, y, TILE_PX, mpp))
+        _write(folder / "tiles" / f"{x}_{y}.jpg", slide.read_tile(x, y, TILE_PX, mpp))
 
 
-def _write_jpeg(path: Path, pixels: np.ndarray) -> None:
-    _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+def _write(path: Path, pixels: np.ndarray) -> None:
     try:
-        path.write_bytes(encoded.tobytes())
+        path.write_bytes(jpeg(pixels))
     except OSError as error:
         raise MilError(f"{path}: cannot be written ({reason_of(error)}){way_out(error)}") from error

@@ -3,14 +3,14 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import tomllib
-from contextlib import contextmanager
 
 import cv2
+import numpy as np
 import pytest
+from browser import CONTRAST, needs_browser, opened
 from cohort_results import shared_results
 
 from mil.config import ReportSpec
@@ -24,45 +24,12 @@ from mil.report.tables import TABLES
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 # how many pixels of the overlay are painted; read from a copy, since reading a canvas itself makes Chromium remark on it
 PAINTED = """() => {
   const pen = Object.assign(document.createElement("canvas"), {width: 900, height: 700}).getContext("2d", {willReadFrequently: true});
   pen.drawImage(document.querySelector(".marks"), 0, 0);
   return pen.getImageData(0, 0, 900, 700).data.filter((value, place) => place % 4 === 3 && value > 0).length;
 }"""
-# texts whose colour has too little contrast to the nearest ground behind them that is painted
-CONTRAST = """() => {
-  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = (colour) => {
-    const [r, g, b] = numbers(colour).map((part) => part / 255).map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const colour = getComputedStyle(at).backgroundColor;
-      if (numbers(colour)[3] !== 0) return colour;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  const found = [];
-  for (const node of document.querySelectorAll("body *")) {
-    if (![...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim())) continue;
-    if (["SCRIPT", "STYLE"].includes(node.tagName)) continue;
-    const style = getComputedStyle(node);
-    const [one, other] = [light(style.color), light(ground(node))].sort((a, b) => b - a);
-    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.6 && Number(style.fontWeight) >= 700);
-    if ((one + 0.05) / (other + 0.05) < (large ? 3 : 4.5)) found.push(`${node.tagName}: ${node.textContent.trim().slice(0, 40)}`);
-  }
-  return [...new Set(found)].slice(0, 10);
-}"""
-# in CI (.ci/run) a browser is required: there, a machine without one fails these tests
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("MIL_BROWSER") != "required",
-    reason="no Chromium on this machine; install it (Debian: apt-get install chromium) to test the report in a browser",
-)
 
 
 @pytest.fixture(scope="module")
@@ -83,26 +50,6 @@ def page(results, tmp_path_factory):
     for name, text in build(results, in_viewer=slides).pages.items():
         write_text(path.parent / name, text)
     return path
-
-
-@contextmanager
-def opened(page, width: int, height: int):
-    """A tab of a headless Chromium with `page`; after the test no console line and no request to a network may be left."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": width, "height": height})
-        said, asked = [], []
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(page.as_uri())
-        yield tab
-        assert said == []
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-        browser.close()
 
 
 def test_every_figure_has_its_place_in_the_story():
@@ -186,7 +133,7 @@ def test_a_report_of_nothing_is_still_a_page(results, tmp_path):
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
 @needs_browser
 def test_the_page_opens_at_both_widths(page, size):
-    with opened(page, *size) as tab:
+    with opened(page.as_uri(), *size) as tab:
         assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
         assert tab.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
         assert tab.locator("figure").count() > 25
@@ -194,7 +141,7 @@ def test_the_page_opens_at_both_widths(page, size):
 
 @needs_browser
 def test_tables_sort_by_mouse_and_keyboard(page):
-    with opened(page, 1280, 900) as tab:
+    with opened(page.as_uri(), 1280, 900) as tab:
         table = tab.locator("table.sortable").nth(1)
         column = table.locator("thead th", has_text="AUROC")
         place = column.evaluate("(head) => head.cellIndex")
@@ -209,7 +156,7 @@ def test_tables_sort_by_mouse_and_keyboard(page):
 
 @needs_browser
 def test_the_viewer_zooms_toggles_and_opens_tiles_from_the_montage(page):
-    with opened(page, 1280, 900) as tab:
+    with opened(page.as_uri(), 1280, 900) as tab:
         tab.locator("a.spot").first.click()
         tab.wait_for_function(
             "window.viewer && viewer.world.getItemCount() && document.querySelector('#tile-facts dd')"
@@ -244,7 +191,7 @@ def test_the_viewer_zooms_toggles_and_opens_tiles_from_the_montage(page):
 
 @needs_browser
 def test_the_viewer_fits_a_phone(page):
-    with opened(page.parent / "viewer/index.html", 390, 844) as tab:
+    with opened((page.parent / "viewer/index.html").as_uri(), 390, 844) as tab:
         tab.wait_for_function("viewer.world.getItemCount() > 0")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         tab.wait_for_timeout(300)
@@ -254,14 +201,18 @@ def test_the_viewers_pyramid_is_the_slide(page, results):
     folder = page.parent / "viewer"
     slides = json.loads((folder / "slides.js").read_text().removeprefix("window.VIEWER = ").rstrip(";\n"))["slides"]
     assert [slide["site"] for slide in slides] == ["north", "south", "east", "west"]
-    one = slides[0]
+    place = folder / slides[0]["at"]
+    one = json.loads((place / "slide.js").read_text().removeprefix("VIEWER.add(").rstrip(");\n"))
+    assert one["id"] == slides[0]["id"]
     width, height = one["pixels"]
-    last = folder / one["id"] / str(one["levels"][1])
+    last = place / str(one["levels"][1])
     assert len(list(last.glob("*.jpg"))) == -(-width // one["square"]) * -(-height // one["square"])
-    smallest = cv2.imread(str(folder / one["id"] / str(one["levels"][0]) / "0_0.jpg"))
+    smallest = cv2.imread(str(place / str(one["levels"][0]) / "0_0.jpg"))
     assert max(smallest.shape) <= 256
-    _, attention = results.files.attention("north", results.main, one["id"])
-    assert len(one["tiles"]) == len(attention)
+    corners, attention = results.files.attention("north", results.main, one["id"])
+    assert one["corners"] == corners.tolist()
+    assert np.argsort(one["attention"][0], kind="stable")[-1] == attention.argmax()
+    assert len(list((place / "tiles").glob("*.jpg"))) == len(one["full"])
     assert (folder / "openseadragon.LICENSE.txt").read_text().startswith("Copyright (C) 2009 CodePlex Foundation")
 
 
@@ -273,7 +224,7 @@ def test_a_cohort_whose_slides_are_gone_has_no_viewer(results, tmp_path):
 
 @needs_browser
 def test_the_page_is_fit_for_keyboard_print_and_reduced_motion(page):
-    with opened(page, 1366, 768) as tab:
+    with opened(page.as_uri(), 1366, 768) as tab:
         tab.keyboard.press("Tab")
         assert tab.evaluate("document.activeElement.textContent") == "To the text"
         assert tab.evaluate("[...document.images].every((image) => image.alt.length > 20)")
@@ -297,7 +248,7 @@ def test_the_page_is_fit_for_keyboard_print_and_reduced_motion(page):
 
 @needs_browser
 def test_the_contents_follow_the_page_and_dark_mode_has_contrast(page):
-    with opened(page, 1366, 768) as tab:
+    with opened(page.as_uri(), 1366, 768) as tab:
         tab.evaluate("window.scrollTo(0, document.getElementById('performance').offsetTop + 300)")
         tab.wait_for_function("document.querySelector('.contents [aria-current][href=\"#performance\"]')")
         tab.emulate_media(color_scheme="dark")
@@ -321,6 +272,6 @@ def test_the_first_screen_says_the_finding_its_caveat_and_shows_a_figure(page):
 @needs_browser
 def test_words_stand_out_from_their_ground(page):
     """WCAG 2's contrast of 4.5 for every text of the page, 3 for large text."""
-    with opened(page, 1366, 768) as tab:
+    with opened(page.as_uri(), 1366, 768) as tab:
         faint = tab.evaluate(CONTRAST)
         assert faint == []

@@ -29,6 +29,7 @@ from mil.metrics.localisation import localise, slides_with_truth
 from mil.metrics.score import score
 from mil.metrics.strategies import strategies_of
 from mil.rng import rng
+from mil.slides.fingerprint import fingerprint
 from mil.tables import write_table
 from mil.training.ledger import Ledger
 
@@ -290,7 +291,9 @@ def write_tiles(results: Path, slides: list[Slide]) -> None:
         shift = rng(0, "shift", slide.site).normal(0, 0.7, 12)
         features = stream.normal(size=(len(coords), 12)) + shift
         features[:, 0] += 4 * share
+        path = results.parent / slide.site / f"{slide.slide_id}.tif"
         root = {"slide_id": slide.slide_id, "mpp": MPP, "width": WIDTH, "height": HEIGHT, "mil_version": "0"}
+        root |= {"fingerprint": fingerprint(path)}
         with hdf5.writing(results / f"sites/{slide.site}/tiles/{slide.slide_id}.h5") as file:
             file.append("coords", coords)
             file.append("tissue", np.ones(len(coords), np.float32))

@@ -1,102 +1,141 @@
 "use strict";
+// The page: the list of slides, one stage or two side by side, the controls, and the tile that is inspected.
 (() => {
   const data = window.VIEWER;
   const at = (id) => document.getElementById(id);
-  // matplotlib's inferno in nine steps
-  const STEPS = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
-  const state = { slide: null, tile: null, ranked: [], position: -1 };
-
+  const KEPT_SLIDES = 8; // whose tiles stay in memory
+  const state = { slide: null, tile: null, ranked: [], position: -1, leader: 0 };
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const viewer = OpenSeadragon({
-    id: "stage", drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT",
-    navigatorSizeRatio: 0.14, navigatorBackground: "#f3f4f5", navigatorBorderColor: "#9aa1a9", navigatorDisplayRegionColor: "#0b5c94", maxZoomPixelRatio: 6, visibilityRatio: 0.4, animationTime: still ? 0 : 0.5, immediateRender: true,
-    gestureSettingsMouse: { clickToZoom: false }, gestureSettingsTouch: { clickToZoom: false },
-  });
-  const marks = document.createElement("canvas");
-  marks.className = "marks";
-  viewer.canvas.append(marks);
+  const stages = [];
 
-  function colour(attention) {
-    const share = Math.min(Math.max(0.5 + Math.log2(Math.max(attention, 1e-6)) / (2 * state.slide.reach), 0), 1) * (STEPS.length - 1);
-    const low = Math.min(Math.floor(share), STEPS.length - 2);
-    return STEPS[low].map((value, part) => Math.round(value + (STEPS[low + 1][part] - value) * (share - low)));
+  function makeStage(id) {
+    const viewer = OpenSeadragon({
+      id, drawer: "canvas", showNavigationControl: false, showNavigator: stages.length === 0, navigatorPosition: "TOP_RIGHT",
+      navigatorSizeRatio: 0.14, navigatorBackground: "#f3f4f5", navigatorBorderColor: "#9aa1a9", navigatorDisplayRegionColor: "#0b5c94", maxZoomPixelRatio: 6, visibilityRatio: 0.4, animationTime: still ? 0 : 0.5, immediateRender: true,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false }, gestureSettingsTouch: { clickToZoom: false }, gestureSettingsPen: { clickToZoom: false },
+    });
+    const marks = document.createElement("canvas");
+    marks.className = "marks";
+    viewer.canvas.append(marks);
+    const stage = { viewer, marks, model: 0, made: {} };
+    const number = stages.push(stage) - 1;
+    viewer.addHandler("update-viewport", () => draw(stage));
+    viewer.addHandler("resize", () => requestAnimationFrame(() => draw(stage)));
+    viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; }); // `keys` has them
+    for (const name of ["pointerdown", "wheel", "keydown"]) viewer.element.addEventListener(name, () => { state.leader = number; }, { capture: true, passive: true });
+    viewer.addHandler("viewport-change", () => {
+      const other = stages[1 - number];
+      if (number !== state.leader || !other || !other.viewer.world.getItemCount()) return;
+      other.viewer.viewport.zoomTo(viewer.viewport.getZoom(true), null, true);
+      other.viewer.viewport.panTo(viewer.viewport.getCenter(true), true);
+    });
+    viewer.addHandler("canvas-click", (event) => {
+      if (!event.quick || !state.tiles || annotations.drawing) return;
+      const point = viewer.viewport.pointFromPixel(event.position);
+      const { width, side } = state.slide.known;
+      const [x, y] = [point.x * width, point.y * width];
+      if (annotations.hit([x, y], view(stage).scale)) return;
+      const tile = state.tiles.find((one) => x >= one.x && y >= one.y && x < one.x + side && y < one.y + side);
+      if (tile) inspect(tile, false);
+    });
+    annotations.listen(marks, (event) => {
+      const [box, { x, y, scale }] = [marks.getBoundingClientRect(), view(stage)];
+      return [(event.clientX - box.left - x) / scale, (event.clientY - box.top - y) / scale];
+    });
+    return stage;
+  }
+
+  // Where level-0 pixel (0, 0) is on the screen, and pixels of the screen per pixel of level 0.
+  function view({ viewer }) {
+    const origin = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
+    const end = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true);
+    return { x: origin.x, y: origin.y, scale: (end.x - origin.x) / state.slide.known.width };
   }
 
   function source(slide) {
-    const [width, height] = slide.pixels;
-    return {
-      width, height, tileSize: slide.square, minLevel: slide.levels[0], maxLevel: slide.levels[1],
-      getTileUrl: (level, x, y) => `${encodeURIComponent(slide.id)}/${level}/${x}_${y}.jpg`,
-    };
+    const { pixels: [width, height], square, levels } = slide.known;
+    return { width, height, tileSize: square, minLevel: levels[0], maxLevel: levels[1], getTileUrl: (level, x, y) => `${slide.at}/${level}/${x}_${y}.jpg` };
   }
-
-  // Level-0 pixels -> the viewer's own coordinates, in which the slide is 1 wide.
-  const toView = (slide, length) => length / slide.width;
 
   // A round length of at most a quarter of the stage; `um` are microns a pixel of the screen.
   function scaleBar(um) {
-    const most = (viewer.canvas.clientWidth / 4) * um;
+    const most = (stages[0].viewer.canvas.clientWidth / 4) * um;
     const unit = 10 ** Math.floor(Math.log10(most));
     const length = [5, 2, 1].find((step) => step * unit <= most) * unit;
     at("bar").style.width = `${length / um}px`;
     at("length").textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(2))} µm`;
+    at("magnification").textContent = `${(10 / um).toPrecision(2)}×`;
   }
 
-  function draw() {
-    const slide = state.slide;
+  // Powers of two that the colours go up and down from the mean: the same on both stages.
+  const reachNow = () => Math.max(...stages.map(({ model }) => state.slide.reaches[model]));
+
+  // What is drawn for a model and a threshold, made when one of them changes.
+  function prepare(stage) {
+    const { known, grid } = state.slide;
+    const values = known.attention[stage.model];
+    stage.made = {};
+    if (!values || !values.length) return;
+    const ranked = [...values.keys()].sort((a, b) => values[b] - values[a]);
+    const shown = ranked.slice(0, Math.ceil((ranked.length * at("threshold").value) / 100));
+    const reach = reachNow();
+    stage.made.picture = Overlay.picture(grid, values, shown, reach);
+    if (!at("contours").checked) return;
+    const lowest = values[shown[shown.length - 1]];
+    const limits = [-2, -1, 0, 1, 2, 3, 4, 5].map((power) => 2 ** power).filter((limit) => limit > lowest * 1.2 && limit < values[ranked[0]]);
+    stage.made.contours = [lowest, ...limits].map((limit) => [Overlay.contour(grid, values, limit), Overlay.colour(limit, reach)]);
+  }
+
+  function draw(stage) {
+    const { viewer, marks, made } = stage;
     const ratio = window.devicePixelRatio || 1;
     const [wide, high] = [viewer.canvas.clientWidth, viewer.canvas.clientHeight];
-    if (marks.width !== wide * ratio || marks.height !== high * ratio) {
-      marks.width = wide * ratio;
-      marks.height = high * ratio;
+    if (marks.width !== Math.round(wide * ratio) || marks.height !== Math.round(high * ratio)) {
+      marks.width = Math.round(wide * ratio);
+      marks.height = Math.round(high * ratio);
     }
     const pen = marks.getContext("2d");
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, wide, high);
-    if (!slide || !viewer.world.getItemCount()) return;
-    const origin = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
-    const scale = (viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true).x - origin.x) / slide.width;
-    scaleBar(slide.mpp / scale);
-    const side = slide.side * scale;
-    const box = (tile) => [origin.x + tile[0] * scale, origin.y + tile[1] * scale];
-    const visible = ([x, y]) => x < wide && y < high && x + side > 0 && y + side > 0;
-    const shown = at("overlay").checked;
-    at("legend").hidden = !shown;
-    if (shown) {
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, marks.width, marks.height);
+    if (!state.tiles || !viewer.world.getItemCount()) return;
+    const { known, grid } = state.slide;
+    const { x, y, scale } = view(stage);
+    if (stage === stages[0]) scaleBar(known.mpp / scale);
+    pen.setTransform(ratio * scale, 0, 0, ratio * scale, ratio * x, ratio * y); // level-0 pixels from here on
+    if (at("overlay").checked && made.picture) {
       pen.globalAlpha = at("opacity").value / 100;
-      const limit = Math.ceil((state.ranked.length * at("threshold").value) / 100);
-      for (const tile of state.ranked.slice(0, limit)) {
-        const place = box(tile);
-        if (!visible(place)) continue;
-        pen.fillStyle = `rgb(${colour(tile[2]).join(",")})`;
-        pen.fillRect(place[0], place[1], side + 0.5, side + 0.5);
-      }
+      pen.imageSmoothingEnabled = false;
+      pen.drawImage(made.picture, grid.x.first, grid.y.first, grid.x.count * grid.x.step, grid.y.count * grid.y.step);
       pen.globalAlpha = 1;
     }
-    if (at("truth").checked && slide.positive_share !== null) {
-      pen.strokeStyle = "#00a087";
-      pen.lineWidth = 1.5;
-      for (const tile of slide.tiles) {
-        const place = box(tile);
-        if (tile[3] !== null && tile[3] >= slide.positive_share && visible(place)) pen.strokeRect(place[0], place[1], side, side);
+    const stroke = (path, colours) => {
+      for (const [colour, line] of colours) {
+        pen.strokeStyle = colour;
+        pen.lineWidth = line / scale;
+        pen.stroke(path);
       }
-    }
+    };
+    pen.lineCap = "round";
+    for (const [path, colour] of made.contours || []) stroke(path, [["#000", 3], [`rgb(${colour.join(",")})`, 1.75]]);
+    if (at("truth").checked && state.slide.truth) stroke(state.slide.truth, [["#fff", 3.5], ["#00806e", 2]]);
+    annotations.draw(pen, scale);
     if (state.tile) {
-      const place = box(state.tile);
-      pen.strokeStyle = "#fff";
-      pen.lineWidth = 4;
-      pen.strokeRect(place[0], place[1], side, side);
-      pen.strokeStyle = "#0b5c94";
-      pen.lineWidth = 2;
-      pen.strokeRect(place[0], place[1], side, side);
+      const box = new Path2D();
+      box.rect(state.tile.x, state.tile.y, known.side, known.side);
+      stroke(box, [["#fff", 4], ["#0b5c94", 2]]);
     }
   }
 
+  const drawAll = () => stages.forEach(draw);
+
   function tell() {
-    at("opacity-value").textContent = `${at("opacity").value} %`;
-    at("threshold-value").textContent = `${at("threshold").value} %`;
+    for (const id of ["opacity", "threshold"]) at(`${id}-value`).textContent = `${at(id).value} %`;
     document.body.dataset.overlay = String(at("overlay").checked);
-    draw();
+    if (!state.tiles) return;
+    stages.forEach(prepare);
+    legend();
+    at("legend").hidden = !stages.some((stage) => stage.made.picture) || !(at("overlay").checked || at("contours").checked);
+    drawAll();
   }
 
   function facts(list, pairs) {
@@ -107,38 +146,54 @@
     }));
   }
 
+  function rank() {
+    const values = state.slide.known.attention[stages[0].model] || [];
+    state.ranked = values.length ? [...state.tiles].sort((a, b) => values[b.n] - values[a.n]) : state.tiles;
+    state.position = state.tile ? state.ranked.indexOf(state.tile) : -1;
+  }
+
   function inspect(tile, zoom) {
     state.tile = tile;
     state.position = state.ranked.indexOf(tile);
-    const slide = state.slide;
+    const { known } = state.slide;
     at("hint").hidden = true;
     facts(at("tile-facts"), [
-      ["Attention", `${tile[2].toPrecision(3)} × the patient's mean`],
+      ...stages.flatMap(({ model }) => {
+        const values = known.attention[model];
+        return values ? [[stages.length > 1 ? data.models[model] : "Attention", `${values[tile.n].toPrecision(3)} × the patient's mean`]] : [];
+      }),
       ["Rank", `${state.position + 1} of ${state.ranked.length}`],
-      ...(tile[3] === null ? [] : [["Truth", `${Math.round(tile[3] * 100)} % positive`]]),
-      ["Corner", `${tile[0]}, ${tile[1]} px`],
-      ["Side", `${Math.round(slide.side * slide.mpp)} µm`],
+      ...(known.truth ? [["Truth", `${Math.round(known.truth[tile.n] * 100)} % positive`]] : []),
+      ["Corner", `${tile.x}, ${tile.y} px`],
+      ["Side", `${Math.round(known.side * known.mpp)} µm`],
     ]);
     showPixels(tile);
-    if (zoom) {
-      const reach = 3;
-      const unit = toView(slide, slide.side);
-      viewer.viewport.fitBounds(new OpenSeadragon.Rect(toView(slide, tile[0]) - unit * reach, toView(slide, tile[1]) - unit * reach, unit * (2 * reach + 1), unit * (2 * reach + 1)));
-    }
-    history.replaceState(null, "", `#slide=${encodeURIComponent(slide.id)}&x=${tile[0]}&y=${tile[1]}`);
-    draw();
+    if (zoom) toSlide([tile.x - 3 * known.side, tile.y - 3 * known.side, tile.x + 4 * known.side, tile.y + 4 * known.side]);
+    history.replaceState(null, "", `#slide=${encodeURIComponent(state.slide.id)}&x=${tile.x}&y=${tile.y}`);
+    drawAll();
   }
 
-  // The tile at its full size where the folder has it.
+  // Bring a box of level-0 pixels (left, top, right, bottom) into view, with something around it.
+  function toSlide([left, top, right, bottom]) {
+    const { width, side } = state.slide.known;
+    const around = Math.max((right - left) / 10, (bottom - top) / 10, side / 2);
+    const rect = new OpenSeadragon.Rect((left - around) / width, (top - around) / width, (right - left + 2 * around) / width, (bottom - top + 2 * around) / width);
+    state.leader = 0;
+    stages[0].viewer.viewport.fitBounds(rect);
+  }
+
+  // The tile at its full size where the folder has it; from a server always.
   function showPixels(tile) {
     const canvas = at("tile");
-    canvas.hidden = !tile[4];
-    canvas.setAttribute("aria-label", `Tile at ${tile[0]}, ${tile[1]} of slide ${state.slide.id}`);
-    at("no-image").hidden = Boolean(tile[4]);
-    if (!tile[4]) return;
+    const { full } = state.slide.known;
+    const there = !full || full.includes(tile.n);
+    canvas.hidden = !there;
+    canvas.setAttribute("aria-label", `Tile at ${tile.x}, ${tile.y} of slide ${state.slide.id}`);
+    at("no-image").hidden = there;
+    if (!there) return;
     const image = new Image();
     image.onload = () => state.tile === tile && canvas.getContext("2d").drawImage(image, 0, 0, 256, 256);
-    image.src = `${encodeURIComponent(state.slide.id)}/tiles/${tile[0]}_${tile[1]}.jpg`;
+    image.src = `${state.slide.at}/tiles/${tile.x}_${tile.y}.jpg`;
   }
 
   function step(by) {
@@ -147,100 +202,182 @@
   }
 
   function legend() {
-    const reach = 2 ** state.slide.reach;
+    const reach = 2 ** reachNow();
     const bar = document.createElement("i");
-    bar.style.background = `linear-gradient(to right, ${STEPS.map((step) => `rgb(${step.join(",")})`).join(",")})`;
+    bar.style.background = `linear-gradient(to right, ${Overlay.STEPS.map((part) => `rgb(${part.join(",")})`).join(",")})`;
     const line = document.createElement("span");
-    line.append(...[1 / reach, 1, reach].map((value) => {
-      const part = document.createElement("b");
-      part.textContent = `${value.toPrecision(2)}×`;
-      return part;
-    }));
+    line.append(...[1 / reach, 1, reach].map((value) => Object.assign(document.createElement("b"), { textContent: `${value.toPrecision(2)}×` })));
     at("legend").replaceChildren(bar, line);
   }
 
+  // A slide's tiles, from its own script: that works for a file and from a server.
+  const waiting = new Map();
+  const loaded = [];
+  data.add = (known) => waiting.get(known.id)?.(known);
+
+  function load(slide) {
+    if (slide.known) return Promise.resolve(slide);
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      waiting.set(slide.id, (known) => {
+        if (known.absent) { reject(new Error(known.absent)); return; }
+        const truth = known.truth && known.truth.map((share, n) => (share >= known.positive_share ? n : -1)).filter((n) => n >= 0);
+        const grid = Overlay.gridOf(known);
+        Object.assign(slide, { known, grid, truth: truth && Overlay.outline(grid, truth), reaches: known.attention.map((values) => Overlay.reachOf(values || [])) });
+        loaded.push(slide);
+        if (loaded.length > KEPT_SLIDES) delete loaded.shift().known;
+        resolve(slide);
+      });
+      script.onload = () => script.remove();
+      script.onerror = () => reject(new Error(data.served ? "The viewer's server does not answer; start `mil view` again." : "Its files are not in this folder."));
+      script.src = `${slide.at}/slide.js`;
+      document.head.append(script);
+    });
+  }
+
   function open(slide, wanted) {
-    state.slide = slide;
-    state.tile = null;
-    state.position = -1;
-    state.ranked = [...slide.tiles].sort((a, b) => b[2] - a[2]);
-    const logs = slide.tiles.map((tile) => Math.abs(Math.log2(Math.max(tile[2], 1e-6)))).sort((a, b) => a - b);
-    slide.reach = Math.min(Math.max(logs[Math.floor(0.99 * (logs.length - 1))] || 0.5, 0.5), 6);
+    Object.assign(state, { slide, tile: null, tiles: null, position: -1, ranked: [] });
+    stages.forEach((stage) => stage.viewer.close());
     at("name").textContent = slide.id;
-    at("facts").textContent = `Site ${slide.site}, patient ${slide.patient}: ${slide.label ? "positive" : "negative"} for ${data.endpoint}, score ${slide.score.toFixed(2)}; ${slide.tiles.length.toLocaleString("en")} tiles.`;
-    at("truth-label").hidden = slide.positive_share === null;
+    at("absent").hidden = true;
     at("hint").hidden = false;
     at("tile").hidden = true;
     at("no-image").hidden = true;
     at("tile-facts").replaceChildren();
     for (const button of at("slides").querySelectorAll("button")) button.setAttribute("aria-current", String(button.dataset.slide === slide.id));
-    legend();
-    viewer.addOnceHandler("open", () => {
-      tell();
-      if (wanted) inspect(wanted, true);
+    say(slide);
+    load(slide).then(() => {
+      if (state.slide !== slide) return;
+      const { known } = slide;
+      state.tiles = known.corners.map(([x, y], n) => ({ x, y, n }));
+      at("truth-label").hidden = !slide.truth;
+      say(slide);
+      rank();
+      annotations.open(slide);
+      stages[0].viewer.addOnceHandler("open", () => {
+        if (state.slide !== slide) return;
+        tell();
+        const tile = wanted && state.tiles.find((one) => one.x === wanted[0] && one.y === wanted[1]);
+        if (tile) inspect(tile, true);
+      });
+      stages.forEach((stage) => stage.viewer.open(source(slide)));
+    }, (error) => {
+      if (state.slide !== slide) return;
+      at("absent").textContent = `Slide ${slide.id} cannot be shown: ${error.message}`;
+      at("absent").hidden = false;
+      drawAll();
     });
-    viewer.open(source(slide));
+  }
+
+  function say(slide) {
+    const shown = stages.map(({ model }) => model);
+    const scores = shown.filter((model) => slide.scores[model] !== null).map((model) => `score ${slide.scores[model].toFixed(2)}${shown.length > 1 ? ` (${data.models[model]})` : ""}`);
+    const label = slide.label === null ? [] : [`${slide.label ? "positive" : "negative"} for ${data.endpoint}`];
+    const tiles = slide.known ? [`${slide.known.corners.length.toLocaleString("en")} tiles`] : [];
+    at("facts").textContent = `${[`Site ${slide.site}, patient ${slide.patient}`, ...label, ...scores, ...tiles].join("; ")}.`;
   }
 
   function fromAddress() {
     const asked = new URLSearchParams(location.hash.slice(1));
     const slide = data.slides.find((one) => one.id === asked.get("slide")) || data.slides[0];
-    const tile = slide.tiles.find((one) => one[0] === Number(asked.get("x")) && one[1] === Number(asked.get("y")) && asked.has("x"));
-    if (slide !== state.slide) open(slide, tile);
-    else if (tile && tile !== state.tile) inspect(tile, true);
+    const wanted = asked.has("x") && [Number(asked.get("x")), Number(asked.get("y"))];
+    if (slide !== state.slide) { open(slide, wanted); return; }
+    const tile = wanted && state.tiles && state.tiles.find((one) => one.x === wanted[0] && one.y === wanted[1]);
+    if (tile && tile !== state.tile) inspect(tile, true);
   }
 
+  const go = (slide) => {
+    history.replaceState(null, "", `#slide=${encodeURIComponent(slide.id)}`);
+    open(slide);
+  };
+
+  const error = (slide) => (slide.label === null || slide.scores[0] === null ? -1 : Math.abs(slide.label - slide.scores[0]));
+  const ORDERS = { error: (a, b) => error(b) - error(a), high: (a, b) => (b.scores[0] ?? -1) - (a.scores[0] ?? -1), low: (a, b) => (a.scores[0] ?? 2) - (b.scores[0] ?? 2) };
+  let listed = [];
+
   function list() {
+    const words = at("find").value.trim().toLowerCase();
+    listed = data.slides.filter((slide) => `${slide.id}\n${slide.patient}`.toLowerCase().includes(words));
+    const order = ORDERS[at("order").value];
+    if (order) listed.sort(order);
     let site = null;
-    for (const slide of data.slides) {
-      if (slide.site !== site) {
-        site = slide.site;
-        const head = document.createElement("h2");
-        head.textContent = site;
-        at("slides").append(head);
-      }
+    at("slides").replaceChildren(...listed.flatMap((slide) => {
+      const head = !order && slide.site !== site ? [Object.assign(document.createElement("h2"), { textContent: slide.site })] : [];
+      site = slide.site;
       const [button, image, name] = ["button", "img", "span"].map((tag) => document.createElement(tag));
       button.type = "button";
       button.dataset.slide = slide.id;
-      image.src = `${encodeURIComponent(slide.id)}/thumb.jpg`;
-      image.alt = "";
-      name.textContent = `${slide.id}, ${slide.label ? "positive" : "negative"}, ${slide.score.toFixed(2)}`;
+      button.setAttribute("aria-current", String(slide === state.slide));
+      Object.assign(image, { loading: "lazy", width: 160, height: 80, src: `${slide.at}/thumb.jpg`, alt: "" });
+      name.textContent = [slide.id, ...(slide.label === null ? [] : [slide.label ? "positive" : "negative"]), ...(slide.scores[0] === null ? [] : [slide.scores[0].toFixed(2)])].join(", ");
       button.append(image, name);
-      button.addEventListener("click", () => {
-        history.replaceState(null, "", `#slide=${encodeURIComponent(slide.id)}`);
-        open(slide);
-      });
-      at("slides").append(button);
-    }
+      button.addEventListener("click", () => go(slide));
+      return [...head, button];
+    }));
   }
 
-  viewer.addHandler("canvas-click", (event) => {
-    if (!event.quick || !state.slide) return;
-    const point = viewer.viewport.pointFromPixel(event.position);
-    const [x, y] = [point.x * state.slide.width, point.y * state.slide.width];
-    const { side } = state.slide;
-    const tile = state.slide.tiles.find((one) => x >= one[0] && y >= one[1] && x < one[0] + side && y < one[1] + side);
-    if (tile) inspect(tile, false);
-  });
-  viewer.addHandler("update-viewport", draw);
-  viewer.addHandler("resize", () => requestAnimationFrame(draw));
-  for (const id of ["overlay", "truth"]) at(id).addEventListener("change", tell);
-  for (const id of ["opacity", "threshold"]) at(id).addEventListener("input", tell);
-  at("next").addEventListener("click", () => step(1));
-  at("previous").addEventListener("click", () => step(-1));
-  for (const [id, factor] of [["closer", 1.5], ["farther", 1 / 1.5]]) {
-    at(id).addEventListener("click", () => viewer.viewport.zoomBy(factor).applyConstraints());
+  function besideIs(model) {
+    if (model === "" && stages.length > 1) stages.pop().viewer.destroy();
+    at("stage-2").hidden = model === "";
+    if (model !== "") {
+      if (stages.length < 2) {
+        const stage = makeStage("stage-2");
+        stage.viewer.addHandler("open", () => { state.leader = 0; stages[0].viewer.forceRedraw(); stages[0].viewer.raiseEvent("viewport-change"); });
+        if (state.tiles) stage.viewer.open(source(state.slide));
+      }
+      stages[1].model = Number(model);
+    }
+    at("beside").value = model;
+    if (state.slide) say(state.slide);
+    tell();
+    if (state.tile) inspect(state.tile, false);
   }
-  at("home").addEventListener("click", () => viewer.viewport.goHome());
-  const keys = { n: () => step(1), p: () => step(-1), 0: () => viewer.viewport.goHome(), o: () => at("overlay").click(), t: () => !at("truth-label").hidden && at("truth").click() };
+
+  const annotations = window.Annotations(data.cohort, drawAll, toSlide);
+  window.viewer = makeStage("stage").viewer;
+  const move = (x, y) => () => viewer.viewport.panBy(new OpenSeadragon.Point(x / viewer.viewport.getZoom() / 6, y / viewer.viewport.getZoom() / 6)).applyConstraints();
+  const zoom = (factor) => () => viewer.viewport.zoomBy(factor).applyConstraints();
+  const home = () => viewer.viewport.goHome();
+  const other = (by) => () => listed.length && go(listed[(listed.indexOf(state.slide) + by + listed.length) % listed.length]);
+  const annotateTile = () => state.tile && annotations.add("rectangle", [[state.tile.x, state.tile.y], [state.tile.x + state.slide.known.side, state.tile.y + state.slide.known.side]]);
+  const keys = {
+    ArrowLeft: move(-1, 0), ArrowRight: move(1, 0), ArrowUp: move(0, -1), ArrowDown: move(0, 1), "+": zoom(1.5), "=": zoom(1.5), "-": zoom(1 / 1.5), 0: home,
+    n: () => step(1), p: () => step(-1), "]": other(1), "[": other(-1), "?": () => at("keys").showModal(),
+    o: () => at("overlay").click(), c: () => at("contours").click(), t: () => !at("truth-label").hidden && at("truth").click(),
+    b: () => besideIs(stages.length > 1 || data.models.length < 2 ? "" : String(stages[0].model ? 0 : 1)),
+    r: () => annotations.start("rectangle"), g: () => annotations.start("polygon"), m: () => annotations.start("point"), a: annotateTile,
+  };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range]")) return;
-    if (keys[event.key]) keys[event.key]();
+    if (event.ctrlKey || event.metaKey || event.altKey || at("keys").open || !state.tiles) return;
+    if (event.target.matches("input:not([type=checkbox]), select, textarea")) return;
+    if (annotations.press(event.key)) { event.preventDefault(); return; }
+    if (!Object.hasOwn(keys, event.key)) return;
+    state.leader = 0;
+    event.preventDefault();
+    keys[event.key]();
   });
+
+  for (const id of ["overlay", "contours", "truth"]) at(id).addEventListener("change", tell);
+  for (const id of ["opacity", "threshold"]) at(id).addEventListener("input", tell);
+  at("model").addEventListener("change", () => { stages[0].model = Number(at("model").value); if (state.tiles) rank(); say(state.slide); tell(); if (state.tile) inspect(state.tile, false); });
+  at("beside").addEventListener("change", () => besideIs(at("beside").value));
+  for (const [id, key] of [["next", "n"], ["previous", "p"], ["closer", "+"], ["farther", "-"], ["home", "0"], ["help", "?"], ["this-tile", "a"]]) at(id).addEventListener("click", () => { state.leader = 0; keys[key](); });
+  at("zooms").append(...[1, 5, 10, 20, 40].map((times) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: `${times}×` });
+    button.addEventListener("click", () => {
+      if (!state.tiles) return;
+      state.leader = 0;
+      viewer.viewport.zoomTo((state.slide.known.mpp * times * state.slide.known.width) / 10 / viewer.canvas.clientWidth).applyConstraints();
+    });
+    return button;
+  }));
+  at("find").addEventListener("input", list);
+  at("order").addEventListener("change", list);
   window.addEventListener("hashchange", fromAddress);
-  window.viewer = viewer;
   at("title").textContent = data.title;
-  at("model").textContent = `Attention of ${data.model}, by models that did not train on the patient`;
+  at("back").hidden = data.served;
+  at("about").textContent = data.served ? "Slides at their full resolution; attention by models that did not train on the patient" : "Attention by models that did not train on the patient";
+  for (const id of ["model", "beside"]) at(id).append(...data.models.map((name, n) => new Option(name, n)));
   list();
   fromAddress();
 })();
