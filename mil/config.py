@@ -132,6 +132,11 @@ class ReportSpec(Spec):
     """Longer side of a slide in the viewer, in pixels; tiles with the highest attention are there at their full size besides."""
 
 
+# Names that would write over another table (metrics/comparisons.csv, bags/X.flow.csv) or stand for another model.
+TAKEN = {"experiments": ("comparisons", "strategies"), "slides.roles": ("ensemble",)}
+TAKEN_ENDINGS = {"experiments": ".localisation", "endpoints": ".flow"}
+
+
 class Config(Spec):
     """Everything a cohort's run is made of."""
 
@@ -198,6 +203,8 @@ class Config(Spec):
                     raise ValueError(
                         f"{kind}: {name!r} cannot be part of a file name; use letters, digits, '.', '_' and '-'"
                     )
+                if name.casefold() in TAKEN.get(kind, ()) or name.casefold().endswith(TAKEN_ENDINGS.get(kind, "\0")):
+                    raise ValueError(f"{kind}: '{name}' is a name of the pipeline's own results; choose another name")
                 if (other := spelt.setdefault(name.casefold(), name)) != name:
                     raise ValueError(f"{kind}: '{name}' and '{other}' differ by case alone; rename one of them")
 

@@ -31,12 +31,17 @@ def file_name(slide_id: str) -> str:
     return quote(slide_id, safe="")
 
 
+def shown(text: str) -> str:
+    """`text` between quotes for an error line: signs that print nothing as escapes, and its first 60 signs where it has more than 80."""
+    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} signs)"
+
+
 def check_id(kind: str, name: str, where: str) -> str:
     """`name` if it can be the id of a slide or patient, which may hold blanks, brackets and other signs; see `file_name`."""
     fit = name.isprintable() and name == name.strip() and not NEVER_IN_ID & set(name) and name[:1] not in {"", ".", "-"}
     if not fit or len(name) > 128 or len(file_name(name)) > 200:
         raise MilError(
-            f"{where}: {kind} {name!r} cannot be a file name; use at most 128 letters, digits, blanks and signs other than / \\ ; "
+            f"{where}: {kind} {shown(name)} cannot be a file name; use at most 128 letters, digits, blanks and signs other than / \\ ; "
             "(not '.' or '-' first)"
         )
     return name
@@ -46,7 +51,7 @@ def check_name(kind: str, name: str, where: str) -> str:
     """`name` if it can be part of a path on every system; a `MilError` naming the row otherwise."""
     if not SAFE_NAME.match(name):
         raise MilError(
-            f"{where}: {kind} {name!r} cannot be a file name; use letters, digits, '.', '_' and '-' "
+            f"{where}: {kind} {shown(name)} cannot be a file name; use letters, digits, '.', '_' and '-' "
             "(first a letter or digit, at most 128)"
         )
     return name

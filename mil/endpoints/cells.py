@@ -1,5 +1,6 @@
 """Cells of the patient table -> labels and numbers by patient; a value that cannot be used is an error with its line."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +18,19 @@ LARGEST = float(np.finfo(np.float32).max)  # models predict in single precision
 def yes_or_no(cohort: "Cohort", endpoint: "EndpointSpec", column: str) -> pd.Series:
     """0 or 1 by patient_id, of patients whose cell is filled."""
     classes = dict.fromkeys(endpoint.negative, 0) | dict.fromkeys(endpoint.positive, 1)
-    known = filled(cohort, column)
+    known = spelt_as(filled(cohort, column), classes)
     what = (
         f"neither positive ({', '.join(endpoint.positive)}) nor negative ({', '.join(endpoint.negative)})",
         "correct it, leave it blank, or name it in the endpoint",
     )
     refuse_cells(known[~known.isin(list(classes))], column, *what, cohort=cohort)
     return known.map(classes).astype(int)
+
+
+def spelt_as(cells: pd.Series, classes: Collection[str]) -> pd.Series:
+    """Cells such as `1.0` as `1` where that is a class: so a column of whole numbers is saved once a cell of it is blank."""
+    whole = cells.str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True)
+    return cells.where(cells.isin(list(classes)) | ~whole.isin(list(classes)), whole)
 
 
 def numbers(cohort: "Cohort", column: str, positive: bool = False) -> pd.Series:

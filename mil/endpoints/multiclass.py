@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from mil.endpoints.bounds import row_of
-from mil.endpoints.cells import filled, refuse_cells
+from mil.endpoints.cells import filled, refuse_cells, spelt_as
 from mil.endpoints.endpoint import ENDPOINTS, Endpoint
 from mil.endpoints.measures import Measure
 from mil.errors import MilError
@@ -53,7 +53,8 @@ class Multiclass(Endpoint):
 
     def read(self, cohort: "Cohort") -> pd.DataFrame:
         """Names of classes."""
-        known, classes = filled(cohort, self.spec.column), self.spec.classes
+        classes = self.spec.classes
+        known = spelt_as(filled(cohort, self.spec.column), classes)
         wrong = known[~known.isin(classes)]
         refuse_cells(wrong, self.spec.column, f"none of {', '.join(classes)}", cohort=cohort)
         return known.to_frame("label")

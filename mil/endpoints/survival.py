@@ -1,17 +1,17 @@
 """Time to an event: Harrell's c of the risk score, and groups of risk with a log-rank test."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from mil.endpoints.cells import numbers, yes_or_no
-from mil.endpoints.endpoint import ENDPOINTS, Endpoint
+from mil.endpoints.endpoint import ENDPOINTS, Endpoint, scope_columns
 from mil.endpoints.measures import Measure
 from mil.endpoints.target import number_of
 from mil.errors import MilError
-from mil.statistics.arms import PREDICTED, Scope, scopes
+from mil.statistics.arms import GROUPS, PREDICTED, Scope, scopes
 from mil.statistics.concordance import harrell, known_order
 from mil.statistics.from_sites import LogRank, stratified_logrank
 from mil.statistics.thresholds import MODEL, vote
@@ -19,7 +19,10 @@ from mil.statistics.thresholds import MODEL, vote
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mil.config import MetricsSpec
     from mil.slides.sheet import Cohort
+
+LOG_RANK = "log_rank_of_risk_groups"
 
 
 @ENDPOINTS.register("survival")
@@ -120,6 +123,19 @@ class Survival(Endpoint):
         if not event.any():
             return "no patient had the event"
         return "" if known_order(time, event > 0).any() else "nobody was followed up after an event"
+
+    def beyond(
+        self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
+    ) -> Iterator[dict[str, Any]]:
+        """C-index over the folds; with inner predictions the log-rank test of the groups of risk, at every group of sites."""
+        yield from super().beyond(predictions, inner, spec)
+        for scope in scopes(predictions) if inner is not None and len(inner) else ():
+            if scope.site not in GROUPS:
+                continue
+            p = stratified_log_rank(risk_groups(scope, predictions, inner))
+            method = "p, stratified by site" if np.isfinite(p) else "not defined: one group of risk only"
+            tested = {"metric": LOG_RANK, "value": p, "low": np.nan, "high": np.nan, "method": method}
+            yield {**scope_columns(self, scope), **tested}
 
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """c over the pairs of the same group whose order is known."""

@@ -12,13 +12,12 @@ from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
 from mil.results.results import Absent, Results
 from mil.statistics.calibration import BINS, bin_of, logit, recalibrated
 from mil.statistics.delong import both_classes
-from mil.statistics.intervals import measured
 
 PATIENTS_A_BIN, FEWEST_BINS = 10, 3
 """With too few patients for these, no bin is drawn, only the logistic recalibration."""
 
 
-@figure("Calibration by site", needs=("predictions", "bags"), chapter="use", number="F3c")
+@figure("Calibration by site", needs=("predictions", "bags", "metrics"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of positives against the mean score in bins of equally many patients, with slope, intercept and error."""
     scopes = {site: results.main_scope(site) for site in results.sites}
@@ -39,7 +38,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
         lines, found = [], []
         for name, metric in (("Slope", "calibration_slope"), ("Intercept", "calibration_intercept"), ("ECE", "ece")):
-            value, low, high = measured(metric, scope.labels, scope.scores, metrics.confidence)
+            value, low, high = results.measured(results.main, scope, metric)
             found.append({"site": site, "kind": "statistic", "name": name, "value": value, "low": low, "high": high})
             numbers = f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
             lines.append(f"{name} {numbers if np.isfinite([value, low, high]).all() else 'not defined'}")

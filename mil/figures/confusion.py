@@ -6,7 +6,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.endpoints.multiclass import balanced_accuracy, confusion
+from mil.endpoints.multiclass import confusion
 from mil.figures.arms import input_name
 from mil.figures.layout import UPRIGHT_MM, fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
 from mil.figures.registry import Drawn, figure
@@ -18,7 +18,11 @@ CMAP, NAMES_MM = "Blues", 10.0
 
 
 @figure(
-    "True and predicted classes", needs=("predictions", "bags"), endpoints=("multiclass",), chapter="use", number="F3c"
+    "True and predicted classes",
+    needs=("predictions", "bags", "metrics"),
+    endpoints=("multiclass",),
+    chapter="use",
+    number="F3c",
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Rows are true classes, columns the likeliest ones; the colour is the share of the row."""
@@ -55,7 +59,7 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> pd.DataFram
     for (i, j), count in np.ndenumerate(counts):
         light = luminance(colormaps[CMAP](rows[i, j])[:3]) > 0.18
         axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=INK if light else PAPER)
-    value = float(balanced_accuracy(scope.labels, shares, np.ones((1, len(scope.labels))))[0])
+    value = results.measured(results.main, scope, "balanced_accuracy")[0]
     said = f"balanced accuracy {value:.2f}" if np.isfinite(value) else "balanced accuracy not defined"
     title_of_site(axes, site, f"n = {len(scope.labels)}, {said}")
     upright = any(text_mm(name, 6.5) > width_mm(axes) / len(classes) - 1 for name in classes)

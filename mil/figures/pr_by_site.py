@@ -9,11 +9,10 @@ from mil.figures.layout import legend_under, outer_panels, site_panels, title_of
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT
 from mil.results.results import Absent, Results
-from mil.statistics.intervals import measured
 from mil.statistics.ranking import precision_recall_curve
 
 
-@figure("Precision and recall by site", needs=("predictions", "bags"), chapter="use", number="F3c")
+@figure("Precision and recall by site", needs=("predictions", "bags", "metrics"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the dashed line is the share of positives."""
     found = {site: arms for site in results.sites if (arms := arms_at(results, site))}
@@ -21,12 +20,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         raise Absent("no site has patients of both classes with predictions")
     most = max(len(arms) for arms in found.values())
     picture, panels = site_panels(list(found), below_mm=1 + 3.4 * most)
-    values, metrics = [], results.config.metrics
+    values = []
     for axes, (site, arms) in zip(panels, found.items(), strict=True):
         share = float(arms[0][1].labels.mean())
         for one, scope in arms:
             recall, precision = precision_recall_curve(scope.labels, scope.scores)
-            area, low, high = measured("auprc", scope.labels, scope.scores, metrics.confidence)
+            area, low, high = results.measured(one.experiment, scope, "auprc")
             label = f"{one.name}  {area:.2f} [{low:.2f}, {high:.2f}]"
             recall, precision = np.append(0.0, recall), np.append(precision[0], precision)
             axes.plot(recall, precision, drawstyle="steps-pre", color=one.colour, linestyle=one.line, label=label)
@@ -46,6 +45,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{sum(len(arms[0][1].table) for arms in found.values())} patients at {len(found)} sites",
         caption=(
             f"Precision and recall of {input_name(main)} for {main.endpoint}. In the legends the average precision with "
-            f"{metrics.confidence:.0%} intervals (jackknife, logit scale), the area under the steps; dashed: the share of positives, which a model that knows nothing reaches."
+            f"{results.config.metrics.confidence:.0%} intervals (jackknife, logit scale), the area under the steps; dashed: the share of positives, which a model that knows nothing reaches."
         ),
     )

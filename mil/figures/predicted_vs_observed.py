@@ -5,7 +5,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.endpoints.endpoint import measured_rows
 from mil.figures.arms import input_name
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
@@ -16,7 +15,7 @@ from mil.statistics.arms import Scope
 
 @figure(
     "Predicted and observed",
-    needs=("predictions", "bags"),
+    needs=("predictions", "bags", "metrics"),
     endpoints=("regression",),
     chapter="performance",
     number="F3c",
@@ -52,30 +51,30 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 
 def _panel(axes: Axes, results: Results, site: str, scope: Scope, reach: tuple[float, float]) -> pd.DataFrame:
-    found = {row["metric"]: row for row in measured_rows(results.kind, scope, results.config.metrics)}
+    measures = (results.kind.primary, *results.kind.further)
+    found = {one.name: results.measured(results.main, scope, one.name) for one in measures}
     observed, predicted = scope.labels.astype(float), scope.scores.astype(float)
     colour = site_colour(site, results.sites)
     light_grid(axes, "both")
     axes.plot(reach, reach, color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
     axes.plot(predicted, observed, "o", color=colour, markersize=3, alpha=0.75, markeredgewidth=0)
-    slope = found["calibration_slope"]["value"]
+    slope = found["calibration_slope"][0]
     if np.isfinite(slope):
         ends = np.array([predicted.min(), predicted.max()])
         axes.plot(ends, observed.mean() + slope * (ends - predicted.mean()), color=colour, linewidth=1.2)
     for name in ("spearman", "mae", "r2", "calibration_slope"):
-        title = {one.name: one.title for one in (results.kind.primary, *results.kind.further)}[name]
-        axes.plot([], [], " ", label=f"{title}  {_said(found[name])}")
+        title = {one.name: one.title for one in measures}[name]
+        axes.plot([], [], " ", label=f"{title}  {_said(*found[name])}")
     role = results.config.slides.roles[site]
     title_of_site(axes, site, f"{'held out' if role == 'train' else 'external'}, n = {len(observed)}")
     axes.set(xlim=reach, ylim=reach)
     legend_under(axes)
     table = scope.table.rename(columns={"label": "observed", "score": "predicted"})
-    return table.assign(**{name: row["value"] for name, row in found.items()})
+    return table.assign(**{name: row[0] for name, row in found.items()})
 
 
-def _said(row: dict) -> str:
-    if not np.isfinite(row["value"]):
+def _said(value: float, low: float, high: float) -> str:
+    if not np.isfinite(value):
         return "not defined"
-    digits = 2 if abs(row["value"]) < 10 else 1
-    said = f"{row['value']:.{digits}f}"
-    return said + (f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if np.isfinite(row["low"]) else "")
+    digits = 2 if abs(value) < 10 else 1
+    return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) else "")

@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
+from mil.endpoints.multiclass import OF_CLASS
 from mil.figures.arms import input_name
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
@@ -15,7 +16,11 @@ from mil.statistics.ranking import roc_curve
 
 
 @figure(
-    "ROC curves by class", needs=("predictions", "bags"), endpoints=("multiclass",), chapter="performance", number="F3c"
+    "ROC curves by class",
+    needs=("predictions", "bags", "metrics"),
+    endpoints=("multiclass",),
+    chapter="performance",
+    number="F3c",
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The main experiment at every site: a curve a class, by that class's probability."""
@@ -52,7 +57,7 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> list[pd.Dat
             axes.plot([], [], color=colour, label=f"{name}  not defined")
             continue
         false_rate, true_rate = roc_curve(own, shares[:, place])
-        value, low, high = delong.logit_interval(own, shares[:, place], results.config.metrics.confidence)
+        value, low, high = results.measured(results.main, scope, OF_CLASS + name)
         label = f"{name} ({own.sum()})  {value:.2f} [{low:.2f}, {high:.2f}]"
         axes.plot(false_rate, true_rate, color=colour, label=label)
         curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})

@@ -17,7 +17,7 @@ from mil.statistics.ranking import roc_curve
 GRID = np.linspace(0, 1, 101)
 
 
-@figure("ROC curves by site", needs=("predictions", "bags"), chapter="performance", number="F3c")
+@figure("ROC curves by site", needs=("predictions", "bags", "metrics"), chapter="performance", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the band belongs to the most collaborative one."""
     drawn = {site: arms_at(results, site) for site in results.sites}
@@ -51,7 +51,7 @@ def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope
     values = []
     for one, scope in found:
         false_rate, true_rate = roc_curve(scope.labels, scope.scores)
-        value, low, high, _ = results.kind.interval(scope, results.config.metrics)
+        value, low, high = results.measured(one.experiment, scope, results.kind.primary.name)
         label = f"{one.name}  {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
         axes.plot(false_rate, true_rate, color=one.colour, linestyle=one.line, label=label, drawstyle="default")
         stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.endpoints.survival import risk_groups, stratified_log_rank
+from mil.endpoints.survival import LOG_RANK, risk_groups
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import capital
@@ -22,7 +22,7 @@ GROUPS = {1: "higher risk", 0: "lower risk"}
 
 @figure(
     "Survival by predicted risk",
-    needs=("predictions", "bags", "runs"),
+    needs=("predictions", "bags", "runs", "metrics"),
     endpoints=("survival",),
     chapter="performance",
     number="ED9",
@@ -43,7 +43,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     time, confidence = results.endpoints[results.endpoint].column, results.config.metrics.confidence
     data = []
     for axes, (scope, table) in zip(panels, grouped, strict=True):
-        data += _panel(axes, scope, table, column_name(time), confidence)
+        p = results.measured(results.main, scope, LOG_RANK)[0]
+        data += _panel(axes, scope, table, p, column_name(time), confidence)
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,
@@ -60,12 +61,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     )
 
 
-def _panel(axes: Axes, scope: Scope, table: pd.DataFrame, time: str, confidence: float) -> list[pd.DataFrame]:
+def _panel(axes: Axes, scope: Scope, table: pd.DataFrame, p: float, time: str, confidence: float) -> list[pd.DataFrame]:
     table = table.assign(group=table["higher"].map(GROUPS))
     curves = kaplan_meier(table.sort_values("higher"), confidence)
     labels = {group: _label(group, table[table["group"] == group]) for group in GROUPS.values()}
     draw_curves(axes, curves, table, GROUPS, labels, time)
-    p = stratified_log_rank(table)
     tested = f"log-rank {p_words(p)}" if np.isfinite(p) else "no log-rank test: one group only"
     axes.set_title(f"{capital(scope.site)}, {tested}", fontsize=7, pad=24)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, borderpad=0, labelspacing=0.3)

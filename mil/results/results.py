@@ -148,9 +148,10 @@ class Results:
         """The same of every baseline, by its name (`clinical_pooled`, ...)."""
         found = {}
         for name, part in self.baselines(endpoint).groupby("experiment", sort=False):
-            if str(name) not in self._scopes:
-                self._scopes[str(name)] = list(scopes(part))
-            found[str(name)] = self._scopes[str(name)]
+            key = f"baselines/{endpoint}/{name}"  # no experiment's name has a slash
+            if key not in self._scopes:
+                self._scopes[key] = list(scopes(part))
+            found[str(name)] = self._scopes[key]
         return found
 
     def has_scores(self, site: str) -> bool:
@@ -160,6 +161,17 @@ class Results:
     def metrics(self, *experiments: str) -> pd.DataFrame:
         """Metrics of the named experiments (all of the run without names), stacked."""
         return self._stacked("metrics", experiments, lambda name: self.table("metrics", f"{name}.csv"))
+
+    def measured(self, experiment: str, scope: Scope, metric: str) -> tuple[float, float, float]:
+        """Value and interval of a metric of one arm at one site, as `mil score` wrote them; nan where it is not defined."""
+        table = self.metrics(experiment)
+        wanted = {"trained_on": scope.trained_on, "split": scope.split, "site": scope.site, "metric": metric}
+        rows = table[(table[list(wanted)] == list(wanted.values())).all(axis=1)]
+        if len(rows) != 1:
+            raise Absent(
+                f"metrics/{experiment}.csv has {len(rows)} rows of {metric} of {scope.trained_on} at {scope.site}"
+            )
+        return tuple(float(rows[name].iloc[0]) for name in ("value", "low", "high"))  # type: ignore[return-value]
 
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names)."""

@@ -16,7 +16,6 @@ from mil.registry import Registry
 from mil.rng import rng
 from mil.statistics import calibration, classification
 from mil.statistics.bootstrap import Metric, point
-from mil.statistics.measures import METRICS
 
 GROUPS = 500  # deletions of the jackknife; more patients are deleted by blocks
 ECE_GRID, ECE_DRAWS = 41, 500
@@ -35,12 +34,6 @@ class Bounds:
 # (labels, scores, confidence) -> bounds
 Interval = Callable[[np.ndarray, np.ndarray, float], Bounds]
 INTERVALS: Registry[Interval] = Registry("interval")
-
-
-def measured(name: str, labels: np.ndarray, scores: np.ndarray, confidence: float) -> tuple[float, float, float]:
-    """Value and interval of a registered metric."""
-    bounds = INTERVALS[name](labels, scores, confidence)
-    return point(METRICS[name], labels, scores), bounds.low, bounds.high
 
 
 def normal_quantile(confidence: float) -> float:

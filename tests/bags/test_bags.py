@@ -115,6 +115,21 @@ def test_a_hospital_that_is_external_has_bags_without_folds():
         make_bags(cohort, own.iloc[:0], {"A": "external"}, ENDPOINT)
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [ENDPOINT, ENDPOINT.model_copy(update={"kind": "multiclass", "classes": ("0", "1")})],
+    ids=lambda one: one.kind,
+)
+def test_whole_numbers_with_a_decimal_point_are_the_same_labels(endpoint):
+    """A program that holds a column with a blank cell as floating-point numbers saves 1 as 1.0."""
+    cohort, census = make_cohort()
+    cohort.patients.loc[5, "response"] = ""
+    expected, _ = make_bags(cohort, census, ROLES, endpoint)
+    filled = cohort.patients["response"] != ""
+    cohort.patients.loc[filled, "response"] += ".0"
+    pd.testing.assert_frame_equal(make_bags(cohort, census, ROLES, endpoint)[0], expected)
+
+
 def test_a_label_outside_the_classes_names_the_row():
     cohort, census = make_cohort()
     cohort.patients.loc[5, "response"] = "maybe"

@@ -22,6 +22,21 @@ STANZA = {"encoder": "effnet", "endpoint": "response", "model": "mean", "strateg
         ({"tiles": {"size_px": "0128"}}, "tiles: size_px: '0128' is no number"),
         ({"encoders": {"e": {"name": "timm:x", "mean": [0.5, "0_5", 0.5]}}}, "mean: '0_5' is no number"),
         ({"slides": {"roles": {"North": "train", "north": "train"}}}, "'north' and 'North' differ by case alone"),
+        ({"slides": {"roles": {"Ensemble": "train"}}}, "'Ensemble' is a name of the pipeline's own results"),
+        ({"endpoints": {"response.flow": {}}}, "'response.flow' is a name of the pipeline's own results"),
+        (
+            {
+                "experiments": {
+                    "comparisons": {
+                        "encoder": "c",
+                        "endpoint": "response",
+                        "model": {"name": "mean"},
+                        "strategy": "pooled",
+                    }
+                }
+            },
+            "experiments: 'comparisons' is a name of the pipeline's own results",
+        ),
         ({"metrics": {"clinical": ["age", "age"]}}, "metrics: clinical names 'age' twice"),
         ({"metrics": {"subgroups": ["age", "age"]}}, "metrics: subgroups names 'age' twice"),
         ({"tiles": {"version": 99}}, "tiles.version: 99 is refused"),

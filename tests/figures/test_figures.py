@@ -81,8 +81,8 @@ def test_a_figure_without_input_is_left_out_with_a_reason(results, name, tmp_pat
 
 
 def test_pictures_of_a_figure_that_is_now_left_out_are_removed(results, tmp_path):
-    shutil.copytree(results.folder / "predictions", tmp_path / "predictions")
-    shutil.copytree(results.folder / "bags", tmp_path / "bags")
+    for part in ("predictions", "bags", "metrics"):
+        shutil.copytree(results.folder / part, tmp_path / part)
     moved = Results(tmp_path, results.config)
     draw_figure("roc_by_site", moved, results.config.figures)
     assert (tmp_path / "figures/roc_by_site.svg").is_file()
