@@ -60,7 +60,7 @@ class MetricsSpec(Spec):
 
     version: Literal[3] = 3
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    bootstrap: int = Field(default=2000, ge=100)
+    bootstrap: int = Field(default=2000, ge=100, le=100_000)
     """Patient bootstrap resamples."""
     seed: int = 0
     clinical: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class MetricsSpec(Spec):
     """Chances at which net benefit stands in the table of metrics; the figure shows the whole curve."""
     on_leak: Literal["stop", "flag"] = "stop"
     """What a leak does that the checks find: it ends the run, or stands in the report (an input may show the label honestly)."""
-    permutations: int = Field(default=200, ge=10)
+    permutations: int = Field(default=200, ge=10, le=100_000)
     """Permuted labels in the null controls."""
 
     @model_validator(mode="after")
@@ -93,14 +93,14 @@ class FiguresSpec(Spec):
     """How figures are drawn."""
 
     formats: tuple[Literal["pdf", "svg", "png"], ...] = ("pdf", "svg", "png")
-    dpi: int = Field(default=200, ge=72)
-    slides_a_site: int = Field(default=4, ge=1)
+    dpi: int = Field(default=200, ge=72, le=2400)
+    slides_a_site: int = Field(default=4, ge=1, le=100)
     """Slides a site in the heat-map figure."""
-    tiles_a_site: int = Field(default=8, ge=1)
+    tiles_a_site: int = Field(default=8, ge=1, le=100)
     """Top and bottom tiles a site in the montage."""
     clusters: int = Field(default=6, ge=2, le=12)
     """Clusters of tiles in the figure of tile clusters."""
-    review_tiles: int = Field(default=16, ge=2)
+    review_tiles: int = Field(default=16, ge=2, le=1000)
     """Tiles of either kind (highest, lowest attention) in a site's review sheet for pathologists."""
     patterns: tuple[str, ...] = (
         "lymphocytes",
@@ -114,7 +114,7 @@ class FiguresSpec(Spec):
     """Columns of the review sheet, to be filled with 0 or 1."""
     reviews: tuple[str, ...] = ()
     """Filled review sheets, one a pathologist; rows of several sites' sheets may stand one below the other."""
-    resamplings: int = Field(default=20, ge=2)
+    resamplings: int = Field(default=20, ge=2, le=1000)
     """Draws of patients or tiles a point of the sample-size curves."""
     main: str | None = None
     """Experiment whose attention is drawn; none: the first under `run` with attention."""
@@ -128,7 +128,7 @@ class ReportSpec(Spec):
     """Free text shown under the title: what the cohort is, what to beware of."""
     viewer_slides: int = Field(default=4, ge=0)
     """Slides a site in the slide viewer beside the report; 0: no viewer."""
-    viewer_px: int = Field(default=3072, ge=512)
+    viewer_px: int = Field(default=3072, ge=512, le=16_384)
     """Longer side of a slide in the viewer, in pixels; tiles with the highest attention are there at their full size besides."""
 
 
@@ -226,7 +226,8 @@ def parse(spec: type[S], data: Mapping[str, Any], where: str) -> S:
     try:
         return spec.model_validate(data)
     except ValidationError as error:
-        raise MilError(f"{where}: {_explain(spec, error)}") from error
+        line = _explain(spec, error)
+        raise MilError(f"{where}: {line if len(line) <= 600 else line[:597] + '...'}") from error
 
 
 def read_spec(spec: type[S], text: str) -> S:

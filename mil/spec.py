@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
+LARGEST = 2**31 - 1
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")  # Python reads '1_0' as 10, '010' as 10
 
 
@@ -18,7 +19,7 @@ class Spec(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _numbers_as_written(cls, values: Any, parse: ModelWrapValidatorHandler[Self]) -> Self:
-        """Refuse `yes` and text such as '1_0' where a number is wanted, which would become 1 and 10."""
+        """Refuse `yes` and text such as '1_0' where a number is wanted, which would become 1 and 10, and numbers beyond all use."""
         parsed = parse(values)
         for key, value in values.items() if isinstance(values, Mapping) else ():
             _refuse_guessed(key, value, getattr(parsed, str(key), None))
@@ -42,3 +43,7 @@ def _refuse_guessed(key: object, written: Any, parsed: Any) -> None:
             raise ValueError(f"{key}: {'yes' if written else 'no'} is no number; write the number")
         if isinstance(written, str) and not NUMBER.fullmatch(written):
             raise ValueError(f"{key}: '{written[:80]}' is no number in plain decimal digits, as 0.5 or 1e-4")
+        if isinstance(parsed, int) and abs(parsed) > LARGEST:
+            raise ValueError(f"{key}: {parsed:.3e} is too large; the largest whole number is {LARGEST}")
+    elif isinstance(parsed, str) and "\0" in parsed:
+        raise ValueError(f"{key}: the text holds a NUL character (\\0); remove it")

@@ -1,6 +1,7 @@
-"""How many cores this job was given, which on a cluster is fewer than the machine has."""
+"""How many cores and how much memory this job was given, which on a cluster is less than the machine has."""
 
 import os
+import sys
 from pathlib import Path
 
 from mil.errors import MilError
@@ -58,3 +59,24 @@ def _text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except OSError:
         return None
+
+
+def memory_given(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may have: the machine's, or less where a scheduler, a container or `ulimit -v` says so."""
+    allowed = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if sys.platform != "win32":
+        import resource
+
+        allowed += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    megabytes = os.environ.get("SLURM_MEM_PER_NODE", "")
+    allowed += [int(megabytes) * 2**20] if megabytes.isdigit() and int(megabytes) else []
+    lines = proc.read_text().splitlines() if proc.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers not in {"", "memory"}:
+            continue
+        folder, name = (mount, "memory.max") if not controllers else (mount / "memory", "memory.limit_in_bytes")
+        inside = folder / path.lstrip("/")
+        for one in (inside, *inside.parents):  # a limit above holds as well
+            limit = (one / name).read_text().strip() if (one / name).is_file() else "max"
+            allowed += [int(limit)] if limit.isdigit() else []
+    return min(allowed)

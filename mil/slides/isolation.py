@@ -22,8 +22,11 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, TypeAdapter
 
 from mil.errors import MilError, SlideError
+from mil.slides.cores import memory_given
 
-MEMORY_SHARE = 0.8  # of the machine's memory; a decoder that asks for more gets a MemoryError
+MEMORY_SHARE = 0.8  # of the memory that the job may have; a decoder that asks for more gets a MemoryError
+START_S = 300.0
+READY = b"ready"
 LENGTH = struct.Struct("<Q")
 Answer: TypeAdapter[tuple[Literal["done"], Any, str] | tuple[Literal["slide", "user", "fault"], str, str]] = (
     TypeAdapter(tuple[Literal["done"], Any, str] | tuple[Literal["slide", "user", "fault"], str, str])
@@ -39,7 +42,10 @@ class Isolated:
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def call(self, function: Callable[..., Any], *arguments: Any, name: str, timeout_s: float) -> Any:
-        """`function(*arguments)`; `SlideError('decoder_crash')` about `name` if the process dies, `('timeout')` if it hangs."""
+        """`function(*arguments)`; `SlideError('decoder_crash')` about `name` if the process dies, `('timeout')` if it hangs.
+
+        `MilError` where the file is not to blame: the process could not start, or was killed from outside.
+        """
         if self._process is None or self._process.poll() is not None:
             self._start()
         process = self._process
@@ -59,6 +65,11 @@ class Isolated:
         if answer is None:
             code = process.wait()
             self.close()
+            if code == -signal.SIGKILL:
+                raise MilError(
+                    f"{name}: the process that reads it was killed (SIGKILL), most often for want of memory; give the job more "
+                    "memory, the same command goes on from the finished slides"
+                )
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise SlideError("decoder_crash", f"{name}: the library that decodes it died ({how}); the file is damaged")
         try:
@@ -96,6 +107,15 @@ class Isolated:
         answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=_collect, args=(process.stdout, answers), daemon=True).start()
         self._process, self._answers = process, answers
+        with contextlib.suppress(queue.Empty):
+            if answers.get(timeout=START_S) == READY:
+                return
+        code = process.poll()
+        self.close()
+        raise MilError(
+            f"the process that opens slides did not start ({'no answer' if code is None else f'exit code {code}'}; memory that this "
+            f"job may have: {memory_given() / 2**30:.1f} GiB); no slide was read, see the lines above"
+        )
 
 
 def isolated(function: Callable[..., Any], *arguments: Any, name: str, timeout_s: float) -> Any:
@@ -109,6 +129,7 @@ def serve() -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory()
+    _send(answers, READY)
     while (message := _receive(calls)) is not None:
         order = json.loads(message, object_hook=_restored)
         module, names = order["function"]
@@ -148,7 +169,7 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[A
     except MilError as error:
         return "user", "", str(error)
     except MemoryError:
-        return "slide", "unreadable", "reading it takes more memory than this machine has"
+        return "slide", "unreadable", "reading it takes more memory than this job may have"
     except Exception as error:  # noqa: BLE001  carried to the parent and raised there
         return "fault", "", f"{type(error).__name__}: {error}"
 
@@ -158,8 +179,8 @@ def _limit_memory() -> None:
         return
     import resource
 
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (int(total * MEMORY_SHARE), resource.getrlimit(resource.RLIMIT_AS)[1]))
+    limit = int(memory_given() * MEMORY_SHARE)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

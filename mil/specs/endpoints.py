@@ -22,7 +22,7 @@ class EndpointSpec(Spec):
     """Multiclass: the values of the column, in the order of the logits."""
     event: str | None = None
     """Survival: column that says whether the event happened."""
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=100)
     folds: int = Field(default=5, ge=2)
     """Outer folds in every training site, stratified by label; a fold's patients are never seen by its model."""
     inner_folds: int = Field(default=4, ge=2)

@@ -14,7 +14,7 @@ class TrainingSpec(Spec):
     """How one model is trained: the same for every fold, site and strategy."""
 
     version: Literal[2] = 2
-    rounds: int = Field(default=30, ge=1)
+    rounds: int = Field(default=30, ge=1, le=100_000)
     """Most rounds; the number used is chosen on the inner folds. For local and pooled a round is `local_epochs` epochs."""
     patience: int | None = Field(default=None, ge=1)
     """Rounds without a smaller error on the inner folds after which an outer fold's selection stops; none: all rounds are tried."""
@@ -45,7 +45,7 @@ class TrainingSpec(Spec):
     """
     max_tiles: int | None = Field(default=None, ge=1)
     """Tiles drawn from a bag an epoch; none: all."""
-    replicas: int = Field(default=1, ge=1)
+    replicas: int = Field(default=1, ge=1, le=100)
     """Models a fold, each from its own first weights; their probabilities are averaged."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; weights, sums and the optimiser are fp32 always. auto: bf16 on a GPU that has it, fp32 on

@@ -1,7 +1,6 @@
 """Feature files -> the tiles of all bags, end to end, with the patient as the key."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from mil.files import file_name
 from mil.progress import Reporter
 from mil.provenance import SAME_EVERYWHERE, shared_recipe
 from mil.rng import seed_of
+from mil.slides.cores import memory_given
 from mil.training.sources import Centre, Pinned, Resident, Source, Streamed, read_tiles
 
 RESIDENT = 0.6
@@ -82,7 +82,7 @@ class FeatureStore:
             if not held:
                 raise CorruptFile(f"{folder}: patient {row.patient_id} has no tile; leave the patient out of the bags")
             sizes.append(held)
-        allowed = _main_memory() // 2 if memory is None else memory
+        allowed = memory_given() // 2 if memory is None else memory
         small = sum(sizes) * width * np.dtype(dtype).itemsize <= allowed
         tiles = torch.from_numpy(_filled(files, width, dtype)) if small else None
         return cls._made(
@@ -204,18 +204,3 @@ def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path,
             raise CorruptFile(
                 f"{path}: {key} is {found.get(key)!r}, but {about.get(key)!r} in {first}; extract both with the same spec"
             )
-
-
-def _main_memory(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that this process may have: the machine's, or less where a scheduler or a container says so."""
-    allowed = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    lines = proc.read_text().splitlines() if proc.is_file() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers not in {"", "memory"}:
-            continue
-        folder, name = (mount, "memory.max") if not controllers else (mount / "memory", "memory.limit_in_bytes")
-        inside = folder / path.lstrip("/")
-        for one in (inside, *inside.parents):  # a limit above holds as well
-            limit = (one / name).read_text().strip() if (one / name).is_file() else "max"
-            allowed += [int(limit)] if limit.isdigit() else []
-    return min(allowed)

@@ -15,7 +15,7 @@ from typing import Literal
 from mil.config import Config
 from mil.errors import MilError
 from mil.files import sha256_of
-from mil.slides.cores import cores
+from mil.slides.cores import cores, memory_given
 from mil.version import __version__
 
 SAMPLE_MB = 64
@@ -97,10 +97,10 @@ def _driver() -> str:
 def _memory() -> Iterator[Examined]:
     import resource
 
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    given = os.environ.get("SLURM_MEM_PER_NODE")
-    limit = f", {int(given) / 1024:.0f} GiB given by Slurm" if given and given.isdigit() else ""
-    yield Examined("memory", "ok" if total > 8 else "note", f"{total:.0f} GiB{limit}; {cores()} cores for this process")
+    total, given = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_given()
+    limit = f", of which this process may have {given / 2**30:.1f}" if given < total else ""
+    enough = "ok" if given > 8 * 2**30 else "note"
+    yield Examined("memory", enough, f"{total / 2**30:.0f} GiB{limit}; {cores()} cores for this process")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     mend = "" if files >= 1024 else "ulimit -n 4096"
     yield Examined("open files", "ok" if files >= 1024 else "note", f"at most {files}", mend)

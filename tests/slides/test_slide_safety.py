@@ -4,6 +4,8 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 from test_slide import ramp, write_slide
 
 from mil.errors import MilError, SlideError
-from mil.slides.cores import cores
+from mil.slides import isolation
+from mil.slides.cores import cores, memory_given
 from mil.slides.isolation import LENGTH, Isolated, isolated
 from mil.specs.slides import SlidesSpec
 
@@ -50,6 +53,29 @@ def test_a_dead_decoder_is_one_slides_reason_and_the_next_call_works():
         isolated(greedy, name="d.svs", timeout_s=30)
     with pytest.raises(RuntimeError, match="ValueError"):
         isolated(int, "x", name="e.svs", timeout_s=30)
+
+
+def test_a_reader_that_is_killed_from_outside_stops_the_command_and_blames_no_file():
+    """The system kills for want of memory: a slide that was well would be left out of the study."""
+    with pytest.raises(MilError, match=r"a\.svs: .*killed \(SIGKILL\).*memory"):
+        isolated(die, signal.SIGKILL, name="a.svs", timeout_s=30)
+    assert isolated(talk, "hello", name="b.svs", timeout_s=30) == "hello!"
+
+
+def test_a_reader_that_cannot_start_stops_the_command_and_blames_no_file(monkeypatch):
+    monkeypatch.setattr(isolation.sys, "executable", "/bin/false")
+    with pytest.raises(MilError, match=r"did not start \(exit code 1; .*no slide was read"):
+        Isolated().call(talk, "hello", name="a.svs", timeout_s=30)
+
+
+def test_slides_are_read_under_a_limit_of_memory():
+    """Clusters set `ulimit -v`; a reader may not ask for more than that, nor for the machine's share."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))\n"
+        "from mil.slides.isolation import isolated\nprint(isolated(len, 'abc', name='a.svs', timeout_s=60))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("3\n", "")
 
 
 def forge(written: str) -> None:
@@ -154,3 +180,17 @@ def test_a_slide_id_that_would_leave_the_folder_is_refused(tmp_path):
     row = {"slide_id": "../../x", "path": str(path), "state": "ok", "reason": "", "mpp": 0.5, "mpp_source": "aperio.MPP", "fingerprint": "0"}  # fmt: skip
     with pytest.raises(MilError, match="cannot be a file name"):
         tile_shard(pd.DataFrame([row]), TileSpec(), tmp_path / "t", tmp_path / "p", quiet())
+
+
+def test_memory_is_what_the_scheduler_allows(tmp_path):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "job" / "memory.max").write_text("2000000\n")
+    (tmp_path / "cgroup").write_text("0::/job/step\n")
+    assert memory_given(tmp_path / "cgroup", tmp_path) == 2_000_000
+    old = tmp_path / "memory" / "job"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("1000000\n")
+    (tmp_path / "cgroup").write_text("9:name=systemd:/x\n8:memory:/job\n")
+    assert memory_given(tmp_path / "cgroup", tmp_path) == 1_000_000
+    assert memory_given(tmp_path / "none", tmp_path) > 2_000_000

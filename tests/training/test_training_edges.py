@@ -14,7 +14,7 @@ from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.training.protocol import Candidate, Group, Task, mean_curve, select
 from mil.training.run import train
-from mil.training.store import FeatureStore, _main_memory
+from mil.training.store import FeatureStore
 
 BAGS, ARRAYS = make_cohort()
 ROWS, STORE = training_part(BAGS, ARRAYS)
@@ -112,20 +112,6 @@ def test_rounds_before_a_divergence_may_be_chosen():
     (best,) = select(tasks, losses, np.ones((2, 3)))
     assert (best.choice, best.rounds) == (1, 2)
     assert mean_curve(losses[1:], np.array([[1.0, 2.0, 1.0]])).tolist() == [5, 2, np.inf]
-
-
-def test_memory_is_what_the_scheduler_allows(tmp_path):
-    (tmp_path / "job").mkdir()
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "job" / "memory.max").write_text("2000000\n")
-    (tmp_path / "cgroup").write_text("0::/job/step\n")
-    assert _main_memory(tmp_path / "cgroup", tmp_path) == 2_000_000
-    old = tmp_path / "memory" / "job"
-    old.mkdir(parents=True)
-    (old / "memory.limit_in_bytes").write_text("1000000\n")
-    (tmp_path / "cgroup").write_text("9:name=systemd:/x\n8:memory:/job\n")
-    assert _main_memory(tmp_path / "cgroup", tmp_path) == 1_000_000
-    assert _main_memory(tmp_path / "none", tmp_path) > 2_000_000
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "survival", "regression"])
