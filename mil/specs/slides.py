@@ -65,11 +65,11 @@ class TissueSpec(Spec):
 
     method: str = "contrast"
     """`contrast`: darker than the slide's own glass; `otsu_saturation`, `otsu_grey`: one threshold; `mask`: only what `masks` holds."""
-    mpp: float = Field(default=8.0, gt=0)
+    mpp: float = Field(default=8.0, ge=0.1, le=250)
     """Resolution of the thumbnail that tissue is sought on."""
     min_density: float = Field(default=0.055, gt=0)
     """For `contrast`: least optical density over glass (0.055 is 12 % darker) in the most absorbed of red, green and blue."""
-    margin_um: float = Field(default=10.0, ge=0)
+    margin_um: float = Field(default=10.0, ge=0, le=10_000)
     """Tissue is grown by this much, so that frayed edges are whole."""
     min_area_um2: float = Field(default=10_000.0, ge=0)
     """Smaller specks are glass."""
@@ -94,7 +94,7 @@ class TissueSpec(Spec):
 class QualitySpec(Spec):
     """What is wrong with a tile: scores from 0 to 1 and the score from which a tile is flagged."""
 
-    mpp: float = Field(default=1.0, gt=0)
+    mpp: float = Field(default=1.0, ge=0.1, le=250)
     """Resolution at which a tile's pixels are read for `blurred` and `blank`."""
     missing: float | None = Field(default=0.1, gt=0, le=1)
     """Share of a tile for which the file holds no pixels (tiles without bytes, gaps between scanned regions, black that was never
@@ -116,7 +116,7 @@ class TileSpec(Spec):
 
     version: Literal[2] = 2
     size_px: int = Field(default=224, ge=16, le=4096)
-    mpp: float = Field(default=0.5, gt=0)
+    mpp: float = Field(default=0.5, ge=0.01, le=100)
     """Microns a pixel of the tile; `size_px * mpp` is its side in microns."""
     stride_px: int | None = Field(default=None, ge=1)
     """Distance of neighbouring tiles in tile pixels; none: `size_px`, no overlap."""
@@ -124,7 +124,7 @@ class TileSpec(Spec):
     """A tile that reaches over the slide's right or lower edge is left out, or kept, white beyond the edge."""
     min_tissue: float = Field(default=0.5, ge=0, le=1)
     """Smallest share of tissue in a tile."""
-    max_magnification: float = Field(default=2.0, ge=1)
+    max_magnification: float = Field(default=2.0, ge=1, le=100)
     """A slide coarser than `mpp` by more than this is refused (`too_coarse`); up to it, pixels are interpolated."""
     level: Literal["finest", "nearest"] = "finest"
     """Level that tiles are read from: the finest, so that all pyramids give the same tiles; or the coarsest that is not

@@ -17,8 +17,10 @@ from mil.config import Config, EndpointSpec
 from mil.endpoints.survival import risk_groups, stratified_log_rank
 from mil.errors import MilError
 from mil.figures import FIGURES, Results, draw_figure
+from mil.metrics.score import score
 from mil.slides.sheet import read_cohort
 from mil.statistics.thresholds import read_inner
+from mil.tables import write_table
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +180,9 @@ def test_a_site_without_a_class_says_so_in_scores_and_figures(results, tmp_path)
     (tmp_path / "predictions").mkdir()
     table.to_csv(tmp_path / "predictions" / f"{results.main}.csv", index=False)
     changed = Results(tmp_path, results.config)
+    inner = results.table("runs", results.main, "inner.csv") if changed.kind.thresholds else None
+    measured = score(changed.predictions(results.main), results.config.metrics, inner=inner, kind=changed.kind)
+    write_table(measured, tmp_path / "metrics" / f"{results.main}.csv")
     for name in OWN[results.endpoint]:
         draw_figure(name, changed, results.config.figures)
         words = json.loads((tmp_path / f"figures/{name}.json").read_text())

@@ -11,6 +11,7 @@ from crowding import defects
 
 from mil.config import Config
 from mil.figures import FIGURES, Results, draw_figure
+from mil.metrics.score import score
 from mil.report import build, write_viewer
 from mil.tables import write_table
 
@@ -114,6 +115,10 @@ def test_an_endpoint_without_two_classes_is_told_of_not_crashed_on(kind, usual, 
     write_table(predictions, tmp_path / "predictions/attention_fedavg.csv")
     for part in ("census", "runs", "sites"):
         (tmp_path / part).symlink_to(usual.folder.resolve() / part)
+    write_table(
+        score(predictions, results.config.metrics, results.experiments["attention_fedavg"], kind=results.kind),
+        tmp_path / "metrics/attention_fedavg.csv",
+    )
     drawn = []
     for name in FIGURES:
         site = "east" if FIGURES[name].per_site else None

@@ -16,6 +16,7 @@ from mil.statistics import calibration, decision, delong, held_out, intervals
 from mil.statistics.arms import OTHER_SITES
 from mil.statistics.bootstrap import point
 from mil.statistics.folds import corrected_resampled_t
+from mil.statistics.measures import METRICS
 from mil.statistics.survival import c_index_interval
 
 SPEC = MetricsSpec(bootstrap=200)
@@ -37,7 +38,7 @@ def test_intervals_hold_the_population_in_simulated_cohorts():
     """200 cohorts of 50; 2,000 of each size are benchmarks/coverage.py. Bounds: 95 % less 3.5 binomial deviations."""
     labels, scores = binormal(rng(0, "population"), 400_000, 0.3, 0.8)
     truth = {
-        name: point(intervals.METRICS[name], labels, scores) for name in intervals.INTERVALS
+        name: point(METRICS[name], labels, scores) for name in intervals.INTERVALS
     } | {"ece": 0.0, "net_benefit": point(lambda y, s, w: decision.net_benefit(y, s, w, 0.35), labels, scores)}  # fmt: skip
     stream, held = rng(0, "cohorts"), dict.fromkeys(truth, 0)
     for _ in range(200):
