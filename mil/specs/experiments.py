@@ -18,7 +18,7 @@ class TrainingSpec(Spec):
     """Most rounds; the number used is chosen on the inner folds. For local and pooled a round is `local_epochs` epochs."""
     patience: int | None = Field(default=None, ge=1)
     """Rounds without a smaller error on the inner folds after which an outer fold's selection stops; none: all rounds are tried."""
-    local_epochs: int = Field(default=1, ge=1)
+    local_epochs: int = Field(default=1, ge=1, le=10_000)
     """Passes over a site's patients a round."""
     local_steps: int | None = Field(default=None, ge=1)
     """Batches a round instead of epochs, as many at every site."""
