@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -83,7 +83,7 @@ def enrichment(table: pd.DataFrame, clusters: Sequence[int]) -> pd.DataFrame:
     for cluster in clusters:
         positive, negative = (table.loc[table["label"] == label, cluster].to_numpy(dtype=float) for label in (1, 0))
         both = len(positive) and len(negative)
-        p = float(stats.mannwhitneyu(positive, negative).pvalue) if both else np.nan
+        p = float(scipy.stats.mannwhitneyu(positive, negative).pvalue) if both else np.nan
         middle = [float(np.median(part)) if len(part) else np.nan for part in (positive, negative)]
         rows.append((cluster, *middle, p))
     found = pd.DataFrame(rows, columns=["cluster", "median_positive", "median_negative", "p"])

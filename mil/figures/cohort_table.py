@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from mil.config import FiguresSpec
 from mil.figures.layout import capital
@@ -118,7 +118,7 @@ def _measure(name: str, values: pd.Series, bags: pd.DataFrame, sites: list[str])
     filled = [part for part in parts if len(part)]
     p = ""
     if len(filled) > 1 and np.unique(np.concatenate(filled)).size > 1:
-        p = p_text(float(stats.kruskal(*filled).pvalue))
+        p = p_text(float(scipy.stats.kruskal(*filled).pvalue))
     return [name, "", *(_median(part) for part in parts), _median(np.concatenate(filled)), p]
 
 
@@ -167,11 +167,11 @@ def _chi_squared(counts: np.ndarray) -> float:
     counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
     if min(counts.shape, default=0) < 2:
         return np.nan
-    tested = stats.chi2_contingency(counts, correction=False)
+    tested = scipy.stats.chi2_contingency(counts, correction=False)
     if tested.expected_freq.min() >= 5:
         return float(tested.pvalue)
-    method = stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
-    return float(stats.chi2_contingency(counts, correction=False, method=method).pvalue)
+    method = scipy.stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
+    return float(scipy.stats.chi2_contingency(counts, correction=False, method=method).pvalue)
 
 
 def p_words(p: float) -> str:

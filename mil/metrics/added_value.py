@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 from scipy.special import expit
 
 from mil.bags.covariates import clinical_inputs
@@ -45,18 +45,18 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
     labels = table["label"].to_numpy(dtype=int)
     full, errors, likelihood = _fit(x, labels)
     _, _, without = _fit(x[:, :-1], labels)
-    half = stats.norm.ppf(0.5 + confidence / 2) * errors
+    half = scipy.stats.norm.ppf(0.5 + confidence / 2) * errors
     ratios = pd.DataFrame(
         {
             "covariate": covariates,
             "ratio": np.exp(full),
             "low": np.exp(full - half),
             "high": np.exp(full + half),
-            "p": 2 * stats.norm.sf(np.abs(full / errors)),
+            "p": 2 * scipy.stats.norm.sf(np.abs(full / errors)),
         }
     )
     ratio = 2 * (likelihood - without)
-    return AddedValue(ratios, len(table), ratio, float(stats.chi2.sf(ratio, 1)))
+    return AddedValue(ratios, len(table), ratio, float(scipy.stats.chi2.sf(ratio, 1)))
 
 
 def _fit(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from mil.statistics.multiplicity import benjamini_hochberg
 
@@ -20,8 +20,8 @@ def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str], groups: tuple[
     for pattern in patterns:
         a, c = int(first[pattern].sum()), int(second[pattern].sum())
         b, d = len(first) - a, len(second) - c
-        test = stats.fisher_exact([[a, b], [c, d]])
-        low, high = stats.contingency.odds_ratio([[a, b], [c, d]]).confidence_interval(0.95)
+        test = scipy.stats.fisher_exact([[a, b], [c, d]])
+        low, high = scipy.stats.contingency.odds_ratio([[a, b], [c, d]]).confidence_interval(0.95)
         rows.append((pattern, a, a + b, c, c + d, float(test.statistic), float(low), float(high), float(test.pvalue)))
     columns = ["pattern", "first", "first_total", "second", "second_total", "odds_ratio", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from scipy import stats
+import scipy
 
 from mil.bags.covariates import clinical_inputs, follow_up
 from mil.errors import Absent, MilError
@@ -82,7 +82,7 @@ def correlations(scores: pd.Series, inputs: pd.DataFrame) -> Iterator[Row]:
     """Spearman's correlation of the score (by patient_id) with each column that varies; p also after Holm's correction."""
     inputs = inputs.reindex(scores.index)
     names = [column for column in inputs.columns if inputs[column].nunique() > 1]
-    tested = [stats.spearmanr(inputs[name].dropna(), scores[inputs[name].notna()]) for name in names]
+    tested = [scipy.stats.spearmanr(inputs[name].dropna(), scores[inputs[name].notna()]) for name in names]
     adjusted = holm(pd.Series([float(one.pvalue) for one in tested], dtype=float).to_numpy())
     for name, one, corrected in zip(names, tested, adjusted, strict=True):
         row = {"analysis": SPEARMAN, "variable": str(name), "patients": int(inputs[name].notna().sum())}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from mil.errors import MilError, nearest
 from mil.schemas import SUBGROUPS
@@ -77,6 +77,8 @@ def _equal(found: list[tuple[int, int, float, float, float]], confidence: float)
         return np.nan
     area, low, high = np.array(usable).T
     logits = np.log(area / (1 - area))
-    variance = ((np.log(high / (1 - high)) - np.log(low / (1 - low))) / (2 * stats.norm.ppf(0.5 + confidence / 2))) ** 2
+    variance = (
+        (np.log(high / (1 - high)) - np.log(low / (1 - low))) / (2 * scipy.stats.norm.ppf(0.5 + confidence / 2))
+    ) ** 2
     mean = np.average(logits, weights=1 / variance)
-    return float(stats.chi2.sf((((logits - mean) ** 2) / variance).sum(), len(usable) - 1))
+    return float(scipy.stats.chi2.sf((((logits - mean) ** 2) / variance).sum(), len(usable) - 1))

@@ -7,7 +7,7 @@ one half and nothing of size positives x negatives is formed.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from mil.errors import MilError
 from mil.statistics.differences import Difference, difference_of, permuted
@@ -36,10 +36,10 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> Placements:
         raise MilError("AUROC needs finite scores; at least one is blank or infinite")
     positive, negative = scores[:, labels == 1], scores[:, labels == 0]
     m, n = positive.shape[1], negative.shape[1]
-    everyone = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
+    everyone = scipy.stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
     # share of negatives below each positive, and of positives above each negative; ties count one half
-    of_positive = (everyone[:, :m] - stats.rankdata(positive, axis=1)) / n
-    of_negative = 1.0 - (everyone[:, m:] - stats.rankdata(negative, axis=1)) / m
+    of_positive = (everyone[:, :m] - scipy.stats.rankdata(positive, axis=1)) / n
+    of_negative = 1.0 - (everyone[:, m:] - scipy.stats.rankdata(negative, axis=1)) / m
     return Placements(of_positive.mean(axis=1), _covariance(of_positive) / m + _covariance(of_negative) / n)
 
 
@@ -113,8 +113,8 @@ def newcombe_interval(area: float, positives: int, negatives: int, confidence: f
         spread = 1 + (size - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return abs(theta - area) - z * np.sqrt(theta * (1 - theta) * spread / (positives * negatives))
 
-    low = 0.0 if area == 0 else float(optimize.brentq(excess, 0.0, area - 1e-12))
-    high = 1.0 if area == 1 else float(optimize.brentq(excess, area + 1e-12, 1.0))
+    low = 0.0 if area == 0 else float(scipy.optimize.brentq(excess, 0.0, area - 1e-12))
+    high = 1.0 if area == 1 else float(scipy.optimize.brentq(excess, area + 1e-12, 1.0))
     return low, high
 
 
@@ -155,7 +155,7 @@ def exchanged(
     ranks, areas = np.empty((2, len(labels))), within(labels, np.stack([first, second]), strata).auroc
     for stratum in np.unique(strata):
         rows = strata == stratum
-        ranks[:, rows] = stats.rankdata(np.stack([first[rows], second[rows]]), axis=1)
+        ranks[:, rows] = scipy.stats.rankdata(np.stack([first[rows], second[rows]]), axis=1)
     if 2 ** len(labels) <= resamples:
         swapped = (np.arange(1, 2 ** len(labels))[:, None] >> np.arange(len(labels))) & 1 == 1
     else:
@@ -171,7 +171,7 @@ def within_areas(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> 
     for stratum in np.unique(strata):
         part, is_positive = scores[:, strata == stratum], labels[strata == stratum] == 1
         positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
-        ranks = stats.rankdata(part, axis=1)[:, is_positive].sum(axis=1)
+        ranks = scipy.stats.rankdata(part, axis=1)[:, is_positive].sum(axis=1)
         wins += ranks - positives * (positives + 1) / 2 if negatives else 0
         pairs += positives * negatives
     return wins / pairs
@@ -197,14 +197,14 @@ def unpaired(
     difference, variance = float(placed[0].auroc[0] - placed[1].auroc[0]), sum(variances)
     degrees = variance**2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
     t = difference / np.sqrt(variance)
-    half = stats.t.ppf(0.5 + confidence / 2, degrees) * np.sqrt(variance)
+    half = scipy.stats.t.ppf(0.5 + confidence / 2, degrees) * np.sqrt(variance)
     return Difference(
-        difference, difference - half, difference + half, float(t), float(2 * stats.t.sf(abs(t), degrees))
+        difference, difference - half, difference + half, float(t), float(2 * scipy.stats.t.sf(abs(t), degrees))
     )
 
 
 def _quantile(confidence: float) -> float:
-    return float(stats.norm.ppf(0.5 + confidence / 2))
+    return float(scipy.stats.norm.ppf(0.5 + confidence / 2))
 
 
 def _covariance(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from mil.statistics.multiplicity import holm
 
@@ -58,11 +58,11 @@ def difference_of(
     z = difference / error
 
     def critical(level: float) -> float:
-        return float(stats.t.ppf(0.5 + level / 2, degrees)) * error
+        return float(scipy.stats.t.ppf(0.5 + level / 2, degrees)) * error
 
     reach = critical(confidence)
     low, high = bounded(difference, reach) if is_share else (difference - reach, difference + reach)
-    return Difference(difference, low, high, z, float(2 * stats.t.sf(abs(z), degrees)), critical)
+    return Difference(difference, low, high, z, float(2 * scipy.stats.t.sf(abs(z), degrees)), critical)
 
 
 def permuted(difference: float, drawn: np.ndarray, confidence: float) -> Difference:

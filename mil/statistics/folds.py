@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from mil.statistics.arms import APART, ENSEMBLE, EXTERNAL_SITES, OTHER_SITES, OWN_SITE, TRAINING_SITES, patient_scores
 from mil.statistics.differences import Difference, difference_of
@@ -57,7 +57,9 @@ def _placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     is_positive, placed = labels == 1, np.full(len(labels), np.nan)
     negatives = int((~is_positive).sum())
     if negatives:
-        placed[is_positive] = (stats.rankdata(scores)[is_positive] - stats.rankdata(scores[is_positive])) / negatives
+        placed[is_positive] = (
+            scipy.stats.rankdata(scores)[is_positive] - scipy.stats.rankdata(scores[is_positive])
+        ) / negatives
     return placed
 
 

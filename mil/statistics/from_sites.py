@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.stats import chi2, norm
+import scipy
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def combined_auroc(sites: Sequence[SiteAuroc], confidence: float = 0.95) -> Comb
     weights = np.array([site.patients for site in sites], np.float64)
     weights /= weights.sum()
     mean = float(weights @ [site.auroc for site in sites])
-    half = float(norm.ppf(0.5 + confidence / 2) * np.sqrt(weights**2 @ [site.variance for site in sites]))
+    half = float(scipy.stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(weights**2 @ [site.variance for site in sites]))
     return Combined(mean, max(0.0, mean - half), min(1.0, mean + half), "mean over sites, by patients")
 
 
@@ -106,7 +105,7 @@ def stratified_logrank(sites: Sequence[LogRank]) -> tuple[float, float]:
     if not variance:
         return float("nan"), float("nan")
     statistic = sum(site.difference for site in sites) ** 2 / variance
-    return statistic, float(chi2.sf(statistic, 1))
+    return statistic, float(scipy.stats.chi2.sf(statistic, 1))
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,9 @@ class _Known:
         aim = (cells == place).all(1).astype(float)
         ends = []
         for sign in (1, -1):
-            found = linprog(sign * aim, A_eq=equations or None, b_eq=sides or None, bounds=(0, None), method="highs")
+            found = scipy.optimize.linprog(
+                sign * aim, A_eq=equations or None, b_eq=sides or None, bounds=(0, None), method="highs"
+            )
             if found.status == 3:  # unbounded: nothing is known of it
                 return True
             ends.append(sign * found.fun)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from mil.registry import Registry
 from mil.rng import rng
@@ -38,7 +38,7 @@ INTERVALS: Registry[Interval] = Registry("interval")
 
 def normal_quantile(confidence: float) -> float:
     """Of a two-sided interval."""
-    return float(stats.norm.ppf(0.5 + confidence / 2))
+    return float(scipy.stats.norm.ppf(0.5 + confidence / 2))
 
 
 def wilson(share: float, total: float, confidence: float) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def on_logit_scale(value: float, error: float, degrees: float, confidence: float
         return Bounds(np.nan, np.nan, "not defined here")
     if not (0 < value < 1 and error > 0):
         return Bounds(*wilson(value, total, confidence), "Wilson, for want of variance")
-    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * error / (value * (1 - value))
+    half = float(scipy.stats.t.ppf(0.5 + confidence / 2, degrees)) * error / (value * (1 - value))
     centre = np.log(value / (1 - value))
     return Bounds(
         float(1 / (1 + np.exp(half - centre))), float(1 / (1 + np.exp(-half - centre))), f"{how}, logit scale"
@@ -128,7 +128,7 @@ def _sandwich(
     residual = (labels - chance) / np.maximum(1 - leverage, 0.05)
     gradients = design * residual[:, None]
     error = float(np.sqrt((bread @ (gradients.T @ gradients) @ bread)[column, column]))
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(labels) - design.shape[1])) * error
+    half = float(scipy.stats.t.ppf(0.5 + confidence / 2, len(labels) - design.shape[1])) * error
     return Bounds(value - half, value + half, "sandwich (HC3), t")
 
 

@@ -1,7 +1,7 @@
 """Many p values -> adjusted ones: Holm (family-wise) and Benjamini-Hochberg (false discovery rate)."""
 
 import numpy as np
-from scipy.stats import false_discovery_control
+import scipy
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -14,7 +14,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     p = np.asarray(p, dtype=np.float64)
     adjusted, known = np.full(p.shape, np.nan), np.isfinite(p)
     if known.any():
-        adjusted[known] = false_discovery_control(p[known])
+        adjusted[known] = scipy.stats.false_discovery_control(p[known])
     return adjusted
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from mil.bags.covariates import clinical_inputs
 from mil.errors import MilError
@@ -96,7 +96,9 @@ def cox_models(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[s
         likelihood[name] = float(fitted.log_likelihood_)
         ratios.append(_ratios(fitted, name))
     ratio = 2 * (likelihood["clinical + score"] - likelihood["clinical"])
-    return CoxModels(pd.concat(ratios, ignore_index=True), len(table), events, ratio, float(stats.chi2.sf(ratio, 1)))
+    return CoxModels(
+        pd.concat(ratios, ignore_index=True), len(table), events, ratio, float(scipy.stats.chi2.sf(ratio, 1))
+    )
 
 
 def _fit(table: pd.DataFrame, confidence: float) -> "CoxPHFitter":

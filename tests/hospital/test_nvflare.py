@@ -183,6 +183,7 @@ def test_the_canary_goes_through_and_nothing_of_it_stays(deployment: Deployment)
     assert not (folder / "result").exists()
 
 
+@pytest.mark.extended
 def test_a_run_survives_a_killed_site_and_a_killed_server_bit_for_bit(deployment: Deployment, tmp_path: Path) -> None:
     run = Background(deployment, "killed", rehearse=True)
     until(lambda: len(deployment.answered("killed")) >= 1, 300, "the first round")
@@ -207,6 +208,7 @@ def test_a_run_survives_a_killed_site_and_a_killed_server_bit_for_bit(deployment
     assert [(site, why) for _, site, why in stand.missed][:1] == [("B", "connection lost")]
 
 
+@pytest.mark.extended
 def test_every_side_holds_the_result_and_the_ledgers_agree(deployment: Deployment) -> None:
     spec = deployment.hospitals.server
     result = Run.load(Path(spec.workspace) / "runs" / "killed" / "result")

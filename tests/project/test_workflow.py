@@ -371,6 +371,7 @@ rule mine:
 """
 
 
+@pytest.mark.extended
 def test_another_workflow_uses_this_one_as_a_module(repository, tmp_path, finished):
     """Under a prefix; all files are below it, and what was run once is not run again."""
     (tmp_path / "data").symlink_to(finished / "data")
