@@ -258,7 +258,7 @@ def main() -> None:
         path = options.traces / f"{name.replace(', ', '-').replace(' ', '-')}.npz"
         if not path.exists():
             began = time.process_time()
-            np.savez(path, **made())
+            np.savez(path, allow_pickle=False, **made())
             print(f"{name}: {time.process_time() - began:.0f} s of CPU", flush=True)
     found = {path.stem: dict(np.load(path)) for path in sorted(options.traces.glob("*.npz"))}
     table = pd.concat({(name, rule): judged(kept, RULES[rule]) for name, kept in found.items() for rule in RULES})
