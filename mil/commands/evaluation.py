@@ -16,6 +16,8 @@ from mil.commands.options import (
     require_results,
     spec_option,
 )
+from mil.errors import MilError
+from mil.progress import Reporter
 
 
 def score(
@@ -153,22 +155,47 @@ def plot(
 
 
 def report(
-    results: ResultsArgument,
-    out: OutOption,
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Results folder of the cohort, e.g. results/demo; with --compare two or more."),
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="File to write.", show_default="RESULTS/report/index.html or comparison.html"),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Write one page that compares runs: settings, cohorts, measures.")
+    ] = False,
     spec: Annotated[str, spec_option("ReportSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
     """Write the cohort's report: one HTML file that opens without a network.
 
     Beside it: a slide viewer, checklists of reporting guidelines, a model card per experiment; in the results folder `tables/`
-    as CSV and LaTeX.
+    as CSV and LaTeX. `mil report --compare A B [C]` compares finished runs instead: what differs in their settings, and
+    their measures side by side.
     """
+    for folder in results:
+        require_results(folder)
+    if compare:
+        from mil.files import write_text
+        from mil.report.run_comparison import compare_runs
+
+        page = out or Path("comparison.html")
+        write_text(page, compare_runs(results, page))
+        reporter_of(log).say(f"comparison: {page}")
+        return
+    if len(results) != 1:
+        raise MilError(f"a report is of one results folder, not of {len(results)}; add --compare to compare runs")
+    _write_report(results[0], out or results[0] / "report/index.html", spec, reporter_of(log))
+
+
+def _write_report(results: Path, out: Path, spec: str, reporter: Reporter) -> None:
     from mil.config import ReportSpec, read_spec
     from mil.files import write_text
     from mil.report import build, write_viewer
     from mil.results.results import Results
 
-    reporter = reporter_of(log)
     opened, settings = Results.open(results), read_spec(ReportSpec, spec)
     in_viewer = write_viewer(opened, out.parent / "viewer", settings, reporter)
     figures_at = Path(os.path.relpath(opened.folder / "figures", out.parent)).as_posix()

@@ -27,6 +27,7 @@ from mil.version import __version__
 FIRST_FIGURES = ("auroc_by_strategy", "roc_by_site", "predicted_vs_observed", "kaplan_meier")
 """The first of them that this cohort has stands on the first screen."""
 HERE = Path(__file__).parent
+SCRIPT = HERE / "page.js"
 FONTS = Path(__file__).parents[1] / "figures" / "fonts"
 
 
@@ -74,20 +75,7 @@ def build(
     _number(sections)
     paragraphs = methods(results)
     warning, said, limited = leak_warning(results), claims(results), limits(results)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.globals = {
-        "spec": spec,
-        "cohort": results.config.cohort,
-        "version": __version__,
-        "style": (HERE / "page.css").read_text(encoding="utf-8"),
-        "fonts": {
-            weight: base64.b64encode((FONTS / f"inter-{cut}.ttf").read_bytes()).decode()
-            for weight, cut in ((400, "regular"), (700, "semibold"))
-        },
-    }
+    environment = page_environment(spec.title)
     numbers = {picture.name: picture.number for section in sections for picture in section.pictures}
     index = environment.get_template("page.html.j2").render(
         warning=warning,
@@ -104,7 +92,9 @@ def build(
         in_viewer=len(in_viewer),
         cards={f"model_cards/{name}.md": name for name in results.experiments},
         settings=results.config.model_dump_json(indent=2),
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        spec=spec,
+        cohort=results.config.cohort,
+        script=SCRIPT.read_text(encoding="utf-8"),
     )
     checked = guidelines(drawn, tables, {paragraph.title for paragraph in paragraphs})
     cards = {f"model_cards/{name}.md": model_card(results, name) for name in results.experiments}
@@ -112,11 +102,31 @@ def build(
     return Report(
         {
             "index.html": index,
-            "checklist.html": environment.get_template("checklist.html.j2").render(guidelines=checked),
+            "checklist.html": environment.get_template("checklist.html.j2").render(
+                guidelines=checked, cohort=results.config.cohort
+            ),
             **cards,
         },
         table_files(as_figures | tables),
     )
+
+
+def page_environment(title: str) -> jinja2.Environment:
+    """The templates, with what every page needs: its title, style, fonts and the version."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.globals = {
+        "title": title,
+        "version": __version__,
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "fonts": {
+            weight: base64.b64encode((FONTS / f"inter-{cut}.ttf").read_bytes()).decode()
+            for weight, cut in ((400, "regular"), (700, "semibold"))
+        },
+    }
+    return environment
 
 
 def _of_number(number: str, numbers: Mapping[str, int]) -> list[tuple[str, str, int | None]]:

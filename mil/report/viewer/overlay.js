@@ -46,12 +46,25 @@ window.Overlay = (() => {
     return canvas;
   }
 
+  // Lines with the number of their segments and a number that no other shape has.
+  let shapes = 0;
+  function newShape() {
+    shapes += 1;
+    return { path: new Path2D(), segments: 0, number: shapes };
+  }
+
+  function addLine(shape, from, to) {
+    shape.path.moveTo(...from);
+    shape.path.lineTo(...to);
+    shape.segments += 1;
+  }
+
   // The line between the middles of cells where log2 of the values crosses that of `limit` (marching squares); glass is below it.
   function contour(grid, values, limit) {
     const [wide, level] = [grid.x.count + 2, log2(limit)];
     const above = new Float64Array(wide * (grid.y.count + 2)).fill(-1);
     values.forEach((value, n) => { above[(grid.y.of[n] + 1) * wide + grid.x.of[n] + 1] = log2(value) - level || 1e-9; });
-    const path = new Path2D();
+    const shape = newShape();
     for (let row = 0; row <= grid.y.count; row += 1) {
       for (let column = 0; column < wide - 1; column += 1) {
         const corners = [[0, 0], [1, 0], [1, 1], [0, 1]].map(([x, y]) => [column + x, row + y, above[(row + y) * wide + column + x]]);
@@ -65,29 +78,27 @@ window.Overlay = (() => {
         // of a saddle the two lines around the corners above the limit
         if (crossings.length === 4 && corners[0][2] > 0) crossings.unshift(crossings.pop());
         for (let n = 0; n + 1 < crossings.length; n += 2) {
-          path.moveTo(...crossings[n]);
-          path.lineTo(...crossings[n + 1]);
+          addLine(shape, crossings[n], crossings[n + 1]);
         }
       }
     }
-    return path;
+    return shape;
   }
 
   // The edges of the region that the tiles `chosen` cover.
   function outline(grid, chosen) {
     const inside = new Set(chosen.map((n) => `${grid.x.of[n]} ${grid.y.of[n]}`));
     const [x, y] = [(cell) => grid.x.first + cell * grid.x.step, (cell) => grid.y.first + cell * grid.y.step];
-    const path = new Path2D();
+    const shape = newShape();
     for (const n of chosen) {
       const [column, row] = [grid.x.of[n], grid.y.of[n]];
       const edges = [[0, -1, 0, 0, 1, 0], [1, 0, 1, 0, 1, 1], [0, 1, 0, 1, 1, 1], [-1, 0, 0, 0, 0, 1]];
       for (const [nextX, nextY, fromX, fromY, toX, toY] of edges) {
         if (inside.has(`${column + nextX} ${row + nextY}`)) continue;
-        path.moveTo(x(column + fromX), y(row + fromY));
-        path.lineTo(x(column + toX), y(row + toY));
+        addLine(shape, [x(column + fromX), y(row + fromY)], [x(column + toX), y(row + toY)]);
       }
     }
-    return path;
+    return shape;
   }
 
   return { STEPS, colour, reachOf, gridOf, picture, contour, outline };

@@ -4,6 +4,9 @@
   const data = window.VIEWER;
   const at = (id) => document.getElementById(id);
   const KEPT_SLIDES = 8; // whose tiles stay in memory
+  const AROUND = 0.25; // of the stage, that lines are drawn beyond each of its edges
+  const QUICK = 3000; // so many line segments are drawn in a frame; more wait until the slide stands still
+  const SETTLED_MS = 100;
   const state = { slide: null, tile: null, ranked: [], position: -1, leader: 0 };
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   const stages = [];
@@ -86,7 +89,7 @@
     stage.made.contours = [lowest, ...limits].map((limit) => [Overlay.contour(grid, values, limit), Overlay.colour(limit, reach)]);
   }
 
-  function draw(stage) {
+  function draw(stage, settled = false) {
     const { viewer, marks, made } = stage;
     const ratio = window.devicePixelRatio || 1;
     const [wide, high] = [viewer.canvas.clientWidth, viewer.canvas.clientHeight];
@@ -108,25 +111,54 @@
       pen.drawImage(made.picture, grid.x.first, grid.y.first, grid.x.count * grid.x.step, grid.y.count * grid.y.step);
       pen.globalAlpha = 1;
     }
-    const stroke = (path, colours) => {
-      for (const [colour, line] of colours) {
-        pen.strokeStyle = colour;
-        pen.lineWidth = line / scale;
-        pen.stroke(path);
-      }
-    };
-    pen.lineCap = "round";
-    for (const [path, colour] of made.contours || []) stroke(path, [["#000", 3], [`rgb(${colour.join(",")})`, 1.75]]);
-    if (at("truth").checked && state.slide.truth) stroke(state.slide.truth, [["#fff", 3.5], ["#00806e", 2]]);
+    drawLines(stage, pen, { x, y, scale, wide, high, ratio, settled });
     annotations.draw(pen, scale);
     if (state.tile) {
       const box = new Path2D();
       box.rect(state.tile.x, state.tile.y, known.side, known.side);
-      stroke(box, [["#fff", 4], ["#0b5c94", 2]]);
+      stroke(pen, scale, box, [["#fff", 4], ["#0b5c94", 2]]);
     }
   }
 
-  const drawAll = () => stages.forEach(draw);
+  function stroke(pen, scale, path, colours) {
+    for (const [colour, line] of colours) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = line / scale;
+      pen.stroke(path);
+    }
+  }
+
+  // Contours and outlines come from a picture of the stage and of something around it, so that a frame costs the same however
+  // many lines there are. It is drawn anew where it no longer fits: at once, or when the slide stands still.
+  function drawLines(stage, pen, { x, y, scale, wide, high, ratio, settled }) {
+    const lines = [...(stage.made.contours || []).map(([shape, colour]) => [shape, [["#000", 3], [`rgb(${colour.join(",")})`, 1.75]]])];
+    if (at("truth").checked && state.slide.truth) lines.push([state.slide.truth, [["#fff", 3.5], ["#00806e", 2]]]);
+    if (!lines.length) return;
+    const shown = [-x / scale, -y / scale, (wide - x) / scale, (high - y) / scale]; // left, top, right, bottom in level-0 pixels
+    const { layer } = stage;
+    const key = lines.map(([shape]) => shape.number).join();
+    const fits = layer && layer.key === key && Math.abs(layer.scale / scale - 1) < 0.01 && layer.left <= shown[0] && layer.top <= shown[1] && layer.right >= shown[2] && layer.bottom >= shown[3];
+    if (!fits) {
+      const render = () => {
+        const [aroundX, aroundY] = [(wide * AROUND) / scale, (high * AROUND) / scale];
+        const canvas = Object.assign(document.createElement("canvas"), { width: Math.ceil(wide * ratio * (1 + 2 * AROUND)), height: Math.ceil(high * ratio * (1 + 2 * AROUND)) });
+        const [left, top] = [shown[0] - aroundX, shown[1] - aroundY];
+        const brush = canvas.getContext("2d");
+        brush.setTransform(ratio * scale, 0, 0, ratio * scale, -left * ratio * scale, -top * ratio * scale);
+        brush.lineCap = "round";
+        for (const [shape, colours] of lines) stroke(brush, scale, shape.path, colours);
+        stage.layer = { canvas, key, scale, left, top, right: left + canvas.width / ratio / scale, bottom: top + canvas.height / ratio / scale };
+      };
+      clearTimeout(stage.waiting);
+      if (settled || !layer || layer.key !== key || lines.reduce((sum, [shape]) => sum + shape.segments, 0) <= QUICK) render();
+      else stage.waiting = setTimeout(() => draw(stage, true), SETTLED_MS);
+    }
+    const { canvas, left, top, right, bottom } = stage.layer;
+    pen.imageSmoothingEnabled = true;
+    pen.drawImage(canvas, left, top, right - left, bottom - top);
+  }
+
+  const drawAll = () => stages.forEach((stage) => draw(stage));
 
   function tell() {
     for (const id of ["opacity", "threshold"]) at(`${id}-value`).textContent = `${at(id).value} %`;
