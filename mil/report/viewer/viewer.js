@@ -153,9 +153,14 @@
       if (settled || !layer || layer.key !== key || lines.reduce((sum, [shape]) => sum + shape.segments, 0) <= QUICK) render();
       else stage.waiting = setTimeout(() => draw(stage, true), SETTLED_MS);
     }
-    const { canvas, left, top, right, bottom } = stage.layer;
-    pen.imageSmoothingEnabled = true;
-    pen.drawImage(canvas, left, top, right - left, bottom - top);
+    const { canvas, left, top } = stage.layer;
+    const zoom = scale / stage.layer.scale;
+    pen.imageSmoothingEnabled = false;
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    const [across, down] = [ratio * (x + left * scale), ratio * (y + top * scale)];
+    if (Math.abs(zoom - 1) < 1e-3) pen.drawImage(canvas, Math.round(across), Math.round(down)); // whole pixels: a copy is the quickest
+    else pen.drawImage(canvas, across, down, canvas.width * zoom, canvas.height * zoom);
+    pen.setTransform(ratio * scale, 0, 0, ratio * scale, ratio * x, ratio * y);
   }
 
   const drawAll = () => stages.forEach((stage) => draw(stage));
