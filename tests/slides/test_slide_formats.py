@@ -57,7 +57,7 @@ def test_ome_tiff_with_its_pyramid_in_subifds(tmp_path, unit, size):
 
 
 @pytest.mark.parametrize("rows", [1, 37, 300])
-@pytest.mark.parametrize("compression", [None, "deflate", "lzw", "zstd"])
+@pytest.mark.parametrize("compression", [None, "deflate", "lzw", "zstd", "jpeg2000"])
 def test_flat_and_stripped_tiff(tmp_path, rows, compression):
     pixels = texture(400, 300)
     path = tmp_path / "a.tif"

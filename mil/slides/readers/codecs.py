@@ -138,9 +138,10 @@ def _jpeg2000(height: int, width: int, samples: int) -> Decode:
         if at < 0:
             raise ValueError("no JPEG 2000 size marker")
         right, bottom, left, top = struct.unpack_from(">IIII", stream, at + 6)
-        if (right - left, bottom - top) != (width, height):
-            raise ValueError(f"JPEG 2000 of {right - left} x {bottom - top} where {width} x {height} is due")
-        rows, columns = -(-height // divisor), -(-width // divisor)
+        lines = bottom - top  # the last strip has fewer
+        if right - left != width or not 0 < lines <= height:
+            raise ValueError(f"JPEG 2000 of {right - left} x {lines} where {width} x {height} is due")
+        rows, columns = -(-lines // divisor), -(-width // divisor)
         halvings = divisor.bit_length() - 1
         if halvings > _jpeg2000_levels(stream):  # OpenJPEG cannot: the mean of the whole's pixels
             whole = decode(stream, number, 1)
