@@ -64,8 +64,8 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
 
         Raises `MilError` where a setting is unknown or a site has too few patients of a class for the folds.
         """
-        bags, labels = _bags(X), np.asarray(y)
-        sites = np.full(len(bags), ONE_SITE) if groups is None else np.asarray(groups).astype(str)
+        bags, labels = _bags(X), _filled("labels", y)
+        sites = np.full(len(bags), ONE_SITE) if groups is None else _filled("groups", groups).astype(str)
         if not len(bags) == len(labels) == len(sites):
             raise MilError(
                 f"{len(bags)} bags, {len(labels)} labels and {len(sites)} groups; give one of each per patient"
@@ -92,7 +92,8 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Sequence[np.ndarray]) -> np.ndarray:
         """The most probable class of each bag."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        chances = self.predict_proba(X)
+        return self.classes_[chances.argmax(axis=1)]
 
     def attention(self, X: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Attention over the tiles of each bag, summing to 1; equal weights for a head that has none."""
@@ -129,7 +130,21 @@ def _bags(X: Sequence[np.ndarray]) -> list[np.ndarray]:
     for number, bag in enumerate(bags):
         if bag.ndim != 2 or not len(bag):
             raise MilError(f"bag {number} has shape {bag.shape}; give (tiles, width) with one tile or more")
+        if bag.dtype.kind not in "fiub":
+            raise MilError(f"bag {number} holds {bag.dtype}; give real numbers")
+        if not (np.abs(bag) <= np.finfo(np.float32).max).all():
+            raise MilError(f"bag {number} holds NaN, infinity or a number beyond float32; remove its tile or its bag")
     return [bag if bag.dtype == np.float16 else bag.astype(np.float32) for bag in bags]
+
+
+def _filled(what: str, values: Any) -> np.ndarray:
+    """`values` as an array (patients,) without a missing one."""
+    array = np.asarray(values)
+    missing = np.flatnonzero(pd.isna(array)) if array.ndim == 1 else []
+    if array.ndim != 1 or len(missing):
+        what = f"{what} have shape {array.shape}" if array.ndim != 1 else f"{what} hold a missing value at {missing[0]}"
+        raise MilError(f"{what}; give one value per patient, and leave out patients without one")
+    return array
 
 
 def _table(count: int, sites: np.ndarray, role: str) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
@@ -98,7 +99,12 @@ def test_three_classes():
     [
         ({"strategy": "fedaverage"}, "fedavg"),
         ({"X": [np.zeros((0, 4))] * 24}, "bag 0 has shape"),
+        ({"X": [np.full((2, 4), 1e300)] * 24}, "bag 0 holds NaN, infinity or a number beyond float32"),
+        ({"X": [np.full((2, 4), "a")] * 24}, "bag 0 holds <U1"),
         ({"y": np.zeros(24, int)}, "two classes are needed"),
+        ({"y": [0.0, 1.0, np.nan] * 8}, "labels hold a missing value at 2"),
+        ({"y": [None, 1] * 12}, "labels hold a missing value at 0"),
+        ({"groups": [np.nan] * 24}, "groups hold a missing value at 0"),
         ({"groups": ["a"] * 3}, "give one of each per patient"),
         ({"folds": 50}, "site all"),
         ({"training": {"lrr": 1}}, "lrr"),
@@ -109,3 +115,8 @@ def test_mistakes_are_said(change, said):
     given = {"X": bags, "y": labels} | {key: change.pop(key) for key in ("X", "y", "groups") if key in change}
     with pytest.raises(mil.MilError, match=said):
         mil.MILClassifier(**{"folds": 2, "rounds": 2} | change).fit(**given)
+
+
+def test_a_model_that_is_not_fitted_says_so():
+    with pytest.raises(NotFittedError, match="call fit first"):
+        mil.MILClassifier().predict(made(2)[0])
