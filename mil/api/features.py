@@ -82,8 +82,14 @@ def write_features(
         raise MilError(
             f"{path}: features {features.shape} and coords {coords.shape} are not (tiles, width) and (tiles, 2)"
         )
-    if not np.isfinite(features).all():
-        raise MilError(f"{path}: features hold NaN or infinity")
+    if features.dtype.kind != "f" or not np.isfinite(features).all():
+        raise MilError(
+            f"{path}: features are {features.dtype}, or hold NaN or infinity; give finite floating-point numbers"
+        )
+    if not (np.isfinite(coords).all() and (coords == np.round(coords)).all()):
+        raise MilError(f"{path}: coords hold a number that is not whole; give corners in pixels of level 0")
+    if not (size_px > 0 and 0 < tile_mpp < np.inf):
+        raise MilError(f"{path}: size_px {size_px} and tile_mpp {tile_mpp} must be above 0")
     about = {"encoder": encoder, "weights_sha256": weights_sha256, "size_px": size_px, "tile_mpp": tile_mpp}
     with hdf5.writing(path) as writer:
         writer.append("features", features)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mil.config import Config, EndpointSpec, ExperimentSpec, read_spec
+from mil.config import Config, EndpointSpec, ExperimentSpec, parse
 from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import Absent, MilError
 from mil.provenance import require_of_run
@@ -35,7 +35,11 @@ class Results:
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise MilError(f"{path} does not exist; name a cohort's results folder, e.g. results/demo, after a run")
-        return cls(folder, read_spec(Config, path.read_text(encoding="utf-8")))
+        try:
+            return cls(folder, parse(Config, json.loads(path.read_text(encoding="utf-8")), str(path)))
+        except (MilError, ValueError) as error:
+            told = str(error) if isinstance(error, MilError) else f"{path} is not JSON: {error}"
+            raise MilError(f"{told}; results of another version are read once the workflow has run again") from error
 
     @property
     def training_sites(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mil.errors import SlideError
+from mil.errors import MilError, SlideError
 from mil.slides.cores import cores
 from mil.slides.passes import Regions, read_in_order
 from mil.slides.readers import MAX_PIXELS, MAX_REGION_PIXELS, Level, Reader
@@ -71,6 +71,8 @@ class Slide:
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
         """`width` x `height` pixels of `level` from level-0 pixel (x, y), as stored; `SlideError('unreadable_region')` on faults."""
+        if not 0 <= level < len(self.levels):
+            raise MilError(f"{self.path.name}: level {level} is not there; its levels are 0 to {len(self.levels) - 1}")
         downsample = self.levels[level].downsample
         self._check_size(width, height)
         return self.reader.read(level, round(x / downsample), round(y / downsample), width, height)
@@ -80,6 +82,7 @@ class Slide:
 
         Brought to scale by area, or by linear interpolation where the slide is coarser.
         """
+        self._check_size(*size)
         regions = self.regions(np.array([[x, y]]), size, mpp, how)
         left, top, width, height = regions.boxes[0].tolist()
         self._check_size(width, height)
@@ -202,6 +205,8 @@ class Slide:
 def open_slide(path: str | Path, mpp: float | None = None) -> Iterator[Slide]:
     """Open `path`; `mpp` (the sheet's) overrides the header's. `SlideError(state, reason)` where it is no slide."""
     path = Path(path)
+    if mpp is not None and not 0 < mpp < np.inf:
+        raise MilError(f"{path.name}: {mpp} microns per pixel are not above 0; give the scale of level 0, or none")
     reader = reader_of(path)
     try:
         header = reader.header

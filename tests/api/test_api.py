@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tifffile
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
@@ -120,3 +121,32 @@ def test_mistakes_are_said(change, said):
 def test_a_model_that_is_not_fitted_says_so():
     with pytest.raises(NotFittedError, match="call fit first"):
         mil.MILClassifier().predict(made(2)[0])
+
+
+@pytest.mark.parametrize(
+    ("features", "coords", "tile_mpp", "said"),
+    [
+        (np.zeros((3, 4), np.float32), np.full((3, 2), 0.5), 0.5, "not whole"),
+        (np.zeros((3, 4), int), np.zeros((3, 2), int), 0.5, "features are int64"),
+        (np.zeros((3, 4), np.float32), np.zeros((3, 2), int), float("nan"), "must be above 0"),
+    ],
+)
+def test_a_feature_file_that_would_say_something_else_is_not_written(tmp_path, features, coords, tile_mpp, said):
+    with pytest.raises(mil.MilError, match=said):
+        mil.write_features(tmp_path / "a.h5", features, coords, encoder="x", size_px=224, tile_mpp=tile_mpp)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_region_without_a_pixel_and_a_scale_that_is_none_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb", tile=(32, 32))
+    with pytest.raises(mil.MilError, match="not above 0"), mil.open_slide(path, float("nan")):
+        pass
+    with mil.open_slide(path, 0.5) as slide:
+        for area in ((0, 0, -10, 10, 0.5), (0, 0, 10, 10, 0), (float("nan"), 0, 10, 10, 0.5)):
+            with pytest.raises(mil.MilError, match="has no pixel"):
+                mil.read_microns(slide, *area)
+        with pytest.raises(mil.MilError, match="is refused"):
+            mil.read_microns(slide, 0, 0, 30, 30, 1e-4)
+        with pytest.raises(mil.MilError, match="levels are 0 to 0"):
+            slide.read_region(0, 0, 3, 8, 8)
