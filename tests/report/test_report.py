@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tomllib
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -254,6 +255,28 @@ def test_the_contents_follow_the_page_and_dark_mode_has_contrast(page):
         tab.emulate_media(color_scheme="dark")
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
         assert tab.evaluate(CONTRAST) == []
+
+
+@needs_browser
+def test_every_control_has_a_name_and_shows_its_focus(page):
+    """Headings without a gap, ids once, a name for every control, and a ring around what the keyboard reaches."""
+    for file in (page, page.with_name("checklist.html")):
+        with opened(file.as_uri(), 1366, 768) as tab:
+            levels = tab.evaluate(
+                "[...document.querySelectorAll('h1, h2, h3, h4')].map((one) => Number(one.tagName[1]))"
+            )
+            assert levels[0] == 1
+            assert levels.count(1) == 1
+            assert all(after <= before + 1 for before, after in pairwise(levels))
+            ids = tab.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")
+            assert len(ids) == len(set(ids))
+            nameless = "[...document.querySelectorAll('a[href], button, summary, [tabindex]')].filter((one) => !(one.textContent.trim() || one.getAttribute('aria-label') || one.title || one.querySelector('img[alt]'))).length"
+            assert tab.evaluate(nameless) == 0
+            assert tab.evaluate("document.documentElement.lang") == "en"
+            for _ in range(40):
+                tab.keyboard.press("Tab")
+                ring = "(({outlineStyle, outlineWidth}) => outlineStyle !== 'none' && parseFloat(outlineWidth) >= 1)(getComputedStyle(document.activeElement))"
+                assert tab.evaluate(ring), tab.evaluate("document.activeElement.outerHTML.slice(0, 200)")
 
 
 def test_every_figure_links_to_its_files(page, results):

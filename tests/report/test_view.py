@@ -261,6 +261,8 @@ def test_two_models_stand_side_by_side_and_move_together(address, results):
         assert tab.locator("#beside").evaluate("(one) => one.selectedOptions[0].text") == (
             "Pooled, EfficientNet, gated attention"
         )
+        captions = tab.locator(".caption").all_inner_texts()
+        assert [text.split(",")[0] for text in captions] == ["FedAvg", "Pooled"]
         tab.keyboard.press("n")
         assert "Pooled" in tab.locator("#tile-facts").inner_text()
         tab.wait_for_timeout(1000)

@@ -19,8 +19,9 @@
     });
     const marks = document.createElement("canvas");
     marks.className = "marks";
-    viewer.canvas.append(marks);
-    const stage = { viewer, marks, model: 0, made: {} };
+    const caption = Object.assign(document.createElement("p"), { className: "caption", hidden: true });
+    viewer.canvas.append(marks, caption);
+    const stage = { viewer, marks, caption, model: 0, made: {} };
     const number = stages.push(stage) - 1;
     viewer.addHandler("update-viewport", () => draw(stage));
     viewer.addHandler("resize", () => requestAnimationFrame(() => draw(stage)));
@@ -168,6 +169,7 @@
   function tell() {
     for (const id of ["opacity", "threshold"]) at(`${id}-value`).textContent = `${at(id).value} %`;
     document.body.dataset.overlay = String(at("overlay").checked);
+    for (const { caption, model } of stages) Object.assign(caption, { textContent: data.models[model], hidden: stages.length < 2 });
     if (!state.tiles) return;
     stages.forEach(prepare);
     legend();
