@@ -85,7 +85,7 @@ def harmless(cell: Any) -> Any:
     return f"'{cell}" if risky else cell
 
 
-def _as_it_was(cell: str) -> str:
+def as_it_was(cell: str) -> str:
     """The inverse of `harmless`."""
     return cell[1:] if cell[:1] == "'" and FORMULA.match(cell) else cell
 
@@ -125,10 +125,10 @@ def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
         raise CorruptFile(
             f"table {path} is not as it was written ({reason}); run the step that writes it again"
         ) from error
-    table = table.rename(columns=_as_it_was)
+    table = table.rename(columns=as_it_was)
     for column in table.columns:
         if table[column].str.startswith("'").any():
-            table[column] = table[column].map(_as_it_was)
+            table[column] = table[column].map(as_it_was)
     for column in table.columns.difference([*TEXT, *text]):
         table[column] = _as_numbers(table[column])
         if column in NUMBERS and (table[column] == "").all():

@@ -15,7 +15,7 @@ from mil.config import SlidesSpec
 from mil.errors import MilError, nearest
 from mil.files import check_id, check_name
 from mil.schemas import SHEET
-from mil.tables import read_text_table, require_columns
+from mil.tables import as_it_was, read_text_table, require_columns
 
 DECIMAL = re.compile(r"[+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # Python would take 1_0 for 10
 OPTIONAL_COLUMNS = ("mpp",)
@@ -72,7 +72,7 @@ def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
 
 def read_shard(path: str | Path) -> pd.DataFrame:
     """The slides of a shard that the workflow wrote from the sheet; columns as `Cohort.slides`."""
-    rows = read_text_table(path, "shard")
+    rows = read_text_table(path, "shard").map(as_it_was)
     require_columns(rows, (*SHEET, "mpp", "labelled", "listed"), f"shard {path}")
     return rows.assign(labelled=rows["labelled"] == "1", listed=rows["listed"] == "1")
 

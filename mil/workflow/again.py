@@ -65,11 +65,9 @@ def _order_attention(results: Path, sites: Iterable[str], experiment: str) -> No
 
 def _gone(manifest: Path, stage: str, there: set[str], pictures: set[str] | None) -> list[str]:
     """Files that the manifest lists and that are not there."""
-    done = [row["slide_id"] for row in read_rows(manifest) if row.get("checksum")]
-    gone = [f"{stage}/{slide}.h5" for slide in done if f"{slide}.h5" not in there]
-    return gone + [
-        f"thumbnails/{slide}.jpg" for slide in done if pictures is not None and f"{slide}.jpg" not in pictures
-    ]
+    done = [file_name(row["slide_id"]) for row in read_rows(manifest) if row.get("checksum")]
+    gone = [f"{stage}/{name}.h5" for name in done if f"{name}.h5" not in there]
+    return gone + [f"thumbnails/{name}.jpg" for name in done if pictures is not None and f"{name}.jpg" not in pictures]
 
 
 def _say(manifest: Path, gone: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import mil
 from mil.config import Config, ReportSpec
 from mil.files import write_text
 from mil.slides.sheet import Cohort
+from mil.tables import csv_text
 from mil.workflow.specs import encoder_json, slides_of
 
 BEFORE = ".before"  # end of the name of a file's last content that a run has used
@@ -117,7 +118,7 @@ def _labels(config: Config, cohort: Cohort, name: str) -> str:
     sites = cohort.slides.drop_duplicates("patient_id").set_index("patient_id")["site"]
     table = cohort.patients[["patient_id", *dict.fromkeys(columns)]].sort_values("patient_id")
     table = table.assign(site=table["patient_id"].map(sites)).dropna(subset=["site"])
-    return table.assign(role=table["site"].map(dict(config.slides.roles))).to_csv(index=False, lineterminator="\n")
+    return csv_text(table.assign(role=table["site"].map(dict(config.slides.roles))))
 
 
 def _json(content: object) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mil.config import Config, TileSpec
 from mil.slides.fingerprint import fingerprint, state_on_disk
 from mil.slides.sheet import Cohort
+from mil.tables import as_it_was, harmless
 from mil.workflow.inputs import put, states
 from mil.workflow.specs import slides_of
 
@@ -123,9 +124,9 @@ class _Touched:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """A small CSV of ours, every cell text."""
+    """A small CSV of ours, every cell text, as it was before `tables.harmless`."""
     with open(path, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
+        return [{name: as_it_was(cell) for name, cell in row.items()} for row in csv.DictReader(handle)]
 
 
 def _text(rows: Sequence[Row]) -> str:
@@ -135,7 +136,7 @@ def _text(rows: Sequence[Row]) -> str:
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
     yield ",".join(COLUMNS) + "\n"
     for row in rows:
-        yield ",".join(_cell(row[name]) for name in COLUMNS) + "\n"
+        yield ",".join(_cell(harmless(row[name])) for name in COLUMNS) + "\n"
 
 
 def _cell(text: str) -> str:

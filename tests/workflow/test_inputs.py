@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pandas as pd
 
 from mil.config import Config
+from mil.files import file_name, write_text
 from mil.slides.fingerprint import WHOLE, fingerprint
-from mil.slides.sheet import Cohort
+from mil.slides.sheet import Cohort, read_shard
+from mil.tables import write_table
 from mil.workflow.again import order_again
 from mil.workflow.inputs import put, settle
 from mil.workflow.shards import read_rows, write_shards
@@ -102,6 +104,25 @@ def test_a_manifest_that_lists_a_missing_file_is_dropped(tmp_path, capsys):
     assert [path.name for path in folder.glob("shard*.csv")] == ["shard0.csv"]
     assert [path.name for path in tmp_path.glob("sites/A/shards/again/*")] == ["features.colour.1"]
     assert "shard1.csv lists 1 files that are not there (features/colour/s1.h5)" in capsys.readouterr().err
+
+
+def test_ids_as_hospitals_write_them_are_known_again_and_no_cell_of_a_shard_is_a_formula(tmp_path, capsys):
+    made = make(tmp_path, 3, shard_size=3)
+    names = ["S 12 (a)", "=1+1", "50% [x]"]
+    made.cohort.slides["slide_id"] = names
+    assert members(made) == members(made) == {0: names}
+    shard, folder = made.results / "sites/A/shards/0.csv", made.results / "sites/A/tiles"
+    assert "\n'=1+1," in shard.read_text()
+    assert list(read_shard(shard)["slide_id"]) == names
+    write_table(pd.DataFrame({"slide_id": names, "checksum": "abc"}), folder / "shard0.csv")
+    for place, suffix in ((folder, "h5"), (folder.with_name("thumbnails"), "jpg")):
+        for name in names:
+            write_text(place / f"{file_name(name)}.{suffix}", "")
+    order_again(made.results, {"A": [0]}, [], [])
+    assert capsys.readouterr().err == ""
+    (folder / f"{file_name('=1+1')}.h5").unlink()
+    order_again(made.results, {"A": [0]}, [], [])
+    assert "(tiles/%3D1%2B1.h5)" in capsys.readouterr().err
 
 
 def test_the_fingerprint_of_a_large_file_sees_its_ends_directories_and_size(tmp_path):
