@@ -220,7 +220,7 @@ def check_foreign(file: h5py.File, path: str | Path) -> None:
             )
         check_dataset(dataset, path)
         declared += dataset.nbytes
-    _check_size(declared, path)
+    check_size(declared, path)
 
 
 def check_dataset(dataset: h5py.Dataset, path: str | Path) -> None:
@@ -230,10 +230,11 @@ def check_dataset(dataset: h5py.Dataset, path: str | Path) -> None:
         raise CorruptFile(f"{path}: '{name}' takes its bytes from another file; refused")
     if dataset.dtype.kind not in "fiub":
         raise CorruptFile(f"{path}: '{name}' holds {dataset.dtype}, not numbers; refused")
-    _check_size(dataset.nbytes, path)
+    check_size(dataset.nbytes, path)
 
 
-def _check_size(declared: int, path: str | Path) -> None:
+def check_size(declared: int, path: str | Path) -> None:
+    """`CorruptFile` where a file unpacks to more than memory or `MAX_INFLATION` times its own bytes."""
     size = Path(path).stat().st_size
     if declared > MAX_BYTES or declared > MAX_INFLATION * max(size, 2**20):
         raise CorruptFile(f"{path}: declares {declared:,} bytes in a file of {size:,}; refused as a decompression bomb")

@@ -112,12 +112,13 @@ def _convert_one(layout: str, slide_id: str, path: Path, source: ForeignFeatures
         key: value for key, value in vars(source).items() if key not in {"folder", "expected"} and value is not None
     }
     made_from = {"stage": "convert", "version": STAGE_VERSION, "layout": layout, "told": told, "file": sha256_of(path)}
-    if source.expected is not None:
-        made_from["encoder"] = source.expected[1].name
-    recipe = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    foreign = read_expected(layout, path, source)
+    # what files beside it, and the folder's name, say of its features
+    made_from["said"] = {key: value for key, value in vars(foreign).items() if key not in {"features", "coords"}}
+    made_from["coords"] = None if foreign.coords is None else hashlib.sha256(foreign.coords.tobytes()).hexdigest()
+    recipe = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
     target = folder / f"{file_name(slide_id)}.h5"
     if (checksum := up_to_date(target, recipe)) is None:
-        foreign = read_expected(layout, path, source)
         _write(target, slide_id, foreign, layout, recipe, source.weights_sha256)
         checksum = str(hdf5.attributes(target)[hdf5.CHECKSUM])
     return {"num_tiles": int(hdf5.attributes(target)["num_tiles"]), "checksum": checksum, "file": made_from["file"]}

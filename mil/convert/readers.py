@@ -1,6 +1,7 @@
 """The layouts that are read: TRIDENT, CLAM, STAMP, marugoto, HistoSSLscaling, slide2vec, AtlasPatch."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,8 @@ def _slide2vec(path: Path, source: ForeignFeatures) -> Foreign:
     meta_path = (
         path.with_suffix("").with_suffix(".meta.json") if path.suffix == ".npz" else path.with_suffix(".meta.json")
     )
-    meta = json.loads(meta_path.read_text(encoding="utf-8")) if meta_path.is_file() else {}
-    features = _tensor(path) if path.suffix == ".pt" else _npz(path)["features"]
-    features = checked_features(features, path)
+    meta = _meta(meta_path) if meta_path.is_file() else {}
+    features = _needed({"features": _tensor(path)} if path.suffix == ".pt" else _npz(path), "features", path)
     places = path.parent.parent / "tiles" / f"{path.stem}.coordinates.npz"
     coords = None
     if places.is_file():
@@ -186,7 +186,22 @@ def _whole(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise CorruptFile(f"{path}: holds {type(meta).__name__}, not a mapping")
+    for key in ("requested_tile_size_px", "requested_spacing_um", "tile_size_lv0"):
+        value = meta.get(key)
+        if value is not None and (type(value) not in {int, float} or not 0 < value < float("inf")):
+            raise CorruptFile(f"{path}: {key} is {str(value)[:40]!r}, not a positive number")
+    return meta
+
+
 def _tensor(path: Path) -> np.ndarray:
+    _check_zip(path)
     tensor: Any = read_state(path)
     if not isinstance(tensor, torch.Tensor):
         raise CorruptFile(f"{path}: holds {type(tensor).__name__}, not a tensor")
@@ -195,17 +210,30 @@ def _tensor(path: Path) -> np.ndarray:
 
 def _npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return np.load(
+            path, mmap_mode="r", allow_pickle=False
+        )  # which holds the shape in its header to the file's size
+    except Exception as error:
         raise CorruptFile(f"{path}: cannot be read as an array ({error})") from error
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
+    _check_zip(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # what a damaged archive raises depends on where it is damaged
         raise CorruptFile(f"{path}: cannot be read as arrays ({error})") from error
+
+
+def _check_zip(path: Path) -> None:
+    """`CorruptFile` for a ZIP (`.npz`, `.pt`) that unpacks to far more than it takes on disk."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile:
+        return  # not a ZIP: whoever reads it says so
+    hdf5.check_size(unpacked, path)
 
 
 def _slide_folders(folder: Path) -> dict[str, Path]:

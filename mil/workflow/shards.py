@@ -126,7 +126,7 @@ class _Touched:
 def read_rows(path: Path) -> list[Row]:
     """A small CSV of ours, every cell text, as it was before `tables.harmless`."""
     with open(path, newline="", encoding="utf-8") as handle:
-        return [{name: as_it_was(cell) for name, cell in row.items()} for row in csv.DictReader(handle)]
+        return [{name: as_it_was(cell) for name, cell in row.items()} for row in csv.DictReader(handle, restval="")]
 
 
 def _text(rows: Sequence[Row]) -> str:

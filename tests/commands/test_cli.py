@@ -109,6 +109,15 @@ def test_the_list_of_encoders_fits_100_columns_and_json_has_them_all():
     assert all(name in printed for name in ENCODERS)
 
 
+def test_encoders_that_run_code_say_so_where_they_are_named(repository):
+    listed = CliRunner().invoke(app, ["encoders", "list"]).output
+    pages = [repository / name for name in ("docs/features.md", "docs/extend.md", "configs/default.yaml")]
+    for text in (listed, *(page.read_text() for page in pages)):
+        plain = " ".join(text.replace("#", " ").replace("*", "").split())
+        assert "torchscript:FILE" in plain
+        assert "run the code in that file" in plain
+
+
 def commands_of(group, path=()):
     for name, command in group.commands.items():
         if hasattr(command, "commands"):

@@ -1,4 +1,7 @@
+import io
 import json
+import zipfile
+from contextlib import suppress
 
 import h5py
 import numpy as np
@@ -226,6 +229,65 @@ def test_what_the_files_do_not_say_is_asked_for(tmp_path):
         convert_in("stamp", ForeignFeatures(tmp_path / "empty"), tmp_path / "ours", quiet())
     with pytest.raises(MilError, match="unknown layout 'tridant'; did you mean 'trident'"):
         convert_in("tridant", source, tmp_path / "ours", quiet())
+
+
+def header(shape):
+    """A `.npy` file that states a shape and holds 64 bytes."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(64)
+
+
+@pytest.mark.parametrize("shape", [(8, 1024), (10**13, 1024), (10**30, 2)])
+def test_arrays_that_state_more_than_they_hold_are_rows(shape, tmp_path):
+    theirs, ours = histossl(tmp_path / "histossl"), slide2vec_npz(tmp_path / "slide2vec")
+    next(theirs.folder.rglob("features.npy")).write_bytes(header(shape))
+    with zipfile.ZipFile(ours.folder / "tile_embeddings/s1.npz", "w") as archive:
+        archive.writestr("features.npy", header(shape))
+    for layout, source in (("histossl", theirs), ("slide2vec", ours)):
+        manifest = convert_in(layout, source, tmp_path / "ours", quiet())
+        assert list(manifest.state) == ["unreadable_features"]
+
+
+@pytest.mark.parametrize("suffix", ["pt", "npz"])
+def test_archives_that_unpack_to_far_more_than_they_take_are_refused_unread(suffix, tmp_path):
+    source = slide2vec(tmp_path / "theirs") if suffix == "pt" else slide2vec_npz(tmp_path / "theirs")
+    path = tmp_path / f"theirs/tile_embeddings/s1.{suffix}"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in (entries | {"zeros": bytes(300 << 20)}).items():
+            archive.writestr(name, content)
+    manifest = convert_in("slide2vec", source, tmp_path / "ours", quiet())
+    assert "refused as a decompression bomb" in manifest.reason[0]
+
+
+def test_damaged_arrays_and_descriptions_are_rows_or_as_written(tmp_path):
+    for change in ("npz", "meta.json"):
+        source = slide2vec_npz(tmp_path / change)
+        path = source.folder / f"tile_embeddings/s1.{change}"
+        whole, stream = path.read_bytes(), np.random.default_rng(0)
+        for at in stream.integers(len(whole), size=40):
+            path.write_bytes(whole[: int(at)] + bytes([int(stream.integers(256))]) + whole[int(at) + 1 :])
+            with suppress(MilError):  # where no encoder is named
+                state = convert_in("slide2vec", source, tmp_path / "ours", quiet()).state[0]
+                assert state in {"ok", "unreadable_features"}
+        path.write_bytes(b'{"tile_size_lv0": "x"}' if change == "meta.json" else b"PK")
+        assert convert_in("slide2vec", source, tmp_path / "ours", quiet()).state[0] == "unreadable_features"
+
+
+def test_what_stands_beside_the_features_is_read_again(tmp_path):
+    source, ours = slide2vec(tmp_path / "theirs"), tmp_path / "ours"
+    convert_in("slide2vec", source, ours, quiet())
+    then = (ours / "s1.h5").stat().st_mtime_ns
+    convert_in("slide2vec", source, ours, quiet())
+    assert (ours / "s1.h5").stat().st_mtime_ns == then
+    meta = tmp_path / "theirs/tile_embeddings/s1.meta.json"
+    meta.write_text(meta.read_text().replace("0.5", "1.0"))
+    np.savez(tmp_path / "theirs/tiles/s1.coordinates.npz", x=COORDS[:, 0] + 1, y=COORDS[:, 1])
+    convert_in("slide2vec", source, ours, quiet())
+    assert hdf5.attributes(ours / "s1.h5")["tile_mpp"] == 1.0
+    np.testing.assert_array_equal(hdf5.read(ours / "s1.h5", "coords")[0], COORDS + np.array([1, 0]))
 
 
 def test_a_tensor_file_with_code_in_it_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import tomllib
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,11 +16,13 @@ from browser import CONTRAST, needs_browser, opened
 from cohort_results import shared_results
 
 from mil.config import ReportSpec
+from mil.errors import MilError
 from mil.figures import FIGURES, Results, draw_figure
 from mil.files import write_text
 from mil.report import build, write_viewer
 from mil.report.guidelines import ITEMS, PARTS
 from mil.report.methods import TITLES
+from mil.report.slide_viewer import _write
 from mil.report.story import STORY
 from mil.report.tables import TABLES
 
@@ -119,6 +122,11 @@ def test_a_figure_that_is_left_out_is_listed_with_its_reason(results, tmp_path):
     text = build(poor).pages["index.html"]
     assert 'id="left-out"' in text
     assert "no run of this family has a table of rounds" in text
+
+
+def test_a_full_disk_under_the_viewer_is_one_line():
+    with pytest.raises(MilError, match=r"/dev/full: cannot be written \(No space left on device\)"):
+        _write(Path("/dev/full"), np.zeros((8, 8, 3), np.uint8))
 
 
 def test_a_report_of_nothing_is_still_a_page(results, tmp_path):

@@ -73,6 +73,31 @@ def test_shard_writes_verified_files_and_skips_them_next_time(tmp_path):
     assert tile_shard(slides, other, folder, pictures, quiet()).num_tiles[0] < manifest.num_tiles[0]
 
 
+@pytest.mark.parametrize(("least", "said"), [(0.0, "any tissue"), (0.3, "30% tissue")])
+def test_a_slide_without_tissue_says_what_no_tile_holds(tmp_path, least, said):
+    bare = write_slide(tmp_path / "bare.svs", np.full((600, 600, 3), 240, np.uint8))
+    slides = check_slides(sheet(bare), SlidesSpec(), quiet())
+    spec = SPEC.model_copy(update={"min_tissue": least})
+    row = tile_shard(slides, spec, tmp_path / "tiles", tmp_path / "thumbnails", quiet()).iloc[0]
+    assert (row.state, row.reason) == ("no_tissue", f"no tile of the slide holds {said}; see its thumbnail")
+
+
+@pytest.mark.parametrize("stage", ["check", "tile"])
+def test_the_time_for_a_slide_is_bounded_by_minutes(tmp_path, monkeypatch, stage):
+    from mil.slides import check
+    from mil.tiles import shard
+
+    path = write_slide(tmp_path / "a.svs", blob())
+    slides = check_slides(sheet(path), SlidesSpec(), quiet())
+    assert check.SECONDS_A_SLIDE <= shard.SECONDS_A_SLIDE <= 600
+    monkeypatch.setattr(check if stage == "check" else shard, "SECONDS_A_SLIDE", 1e-4)
+    if stage == "check":
+        table = check_slides(sheet(path), SlidesSpec(), quiet())
+    else:
+        table = tile_shard(slides, SPEC, tmp_path / "tiles", tmp_path / "thumbnails", quiet())
+    assert table.state.tolist() == ["timeout"]
+
+
 def test_one_tile_is_enough(tmp_path):
     pixels = np.full((64, 64, 3), (150, 80, 160), np.uint8)
     pixels[:, 60:] = 245

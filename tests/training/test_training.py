@@ -394,7 +394,14 @@ def test_a_checkpoint_is_of_its_features_folds_and_labels():
         assert key(other, FeatureStore.of(arrays, {"encoder": "e"})) != before
 
 
-def test_features_of_another_encoder_are_refused():
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"encoder": "f"}, "encoder is 'f', but the run was trained on 'e'"),
+        ({"encoder": "e", "stain": "reinhard"}, "stain is 'reinhard', but the run was trained on None"),
+    ],
+)
+def test_features_of_another_encoder_or_stain_are_refused(about, said):
     run = run_of(model="mean", training={"rounds": 1})
-    with pytest.raises(CorruptFile, match="encoder is 'f', but the run was trained on 'e'"):
-        predict(run, BAGS, FeatureStore.of(ARRAYS, {"encoder": "f"}))
+    with pytest.raises(CorruptFile, match=said):
+        predict(run, BAGS, FeatureStore.of(ARRAYS, about))
