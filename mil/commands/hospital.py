@@ -1,6 +1,7 @@
 """`mil server`, `mil site` and `mil ledger`: the command line of a federation. Each opens a side's own file and calls."""
 
 import importlib.util
+import shlex
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -117,6 +118,33 @@ def status(file: ServerFile, name: Annotated[str, typer.Argument(help="Name of t
 
     for line in status_of(read_own(ServerSpec, file), name).lines():
         typer.echo(line)
+
+
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0: any free one.")]
+NotifyOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--notify", help="Command for end, refusal, alarm, silence: JSON on its input, a line in MIL_EVENT."),
+]
+
+
+@server.command("watch")
+def watch_server(file: ServerFile, port: PortOption = 0, notify: NotifyOption = None, log: LogOption = None) -> None:
+    """A local, read-only page: rounds, sites, losses, alarms, bytes, as this machine's records have them."""
+    from mil.hospital.page import watch
+    from mil.hospital.parties import ServerSpec, read_own
+    from mil.hospital.watch import Watched
+
+    watch(Watched(read_own(ServerSpec, file)), port, shlex.split(notify or ""), reporter_of(log))
+
+
+@site.command("watch")
+def watch_site(file: SiteFile, port: PortOption = 0, notify: NotifyOption = None, log: LogOption = None) -> None:
+    """A local, read-only page: what this site gave, to whom, what it refused, epsilon, certificate, disk."""
+    from mil.hospital.page import watch
+    from mil.hospital.parties import SiteSpec, read_own
+    from mil.hospital.watch import Watched
+
+    watch(Watched(read_own(SiteSpec, file)), port, shlex.split(notify or ""), reporter_of(log))
 
 
 @site.command()

@@ -15,6 +15,7 @@ FAR = 10.0
 """Times as long as the median of the other sites' updates."""
 MOST = 2 / 3
 """Share of all patients from which on one site decides the pooled figure alone."""
+TILES = "number of tiles a patient"
 AGAINST = -0.5
 """Cosine with the mean of the others', in the first round, where all sites leave from the same untrained model."""
 
@@ -49,7 +50,7 @@ def stand_apart(kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> dict[st
             others = torch.stack(
                 [part[name] for other, part in parts.items() if other != site and name in part] or [value]
             )
-            if name.endswith("error"):
+            if name in {"watched error", TILES}:
                 far = value > FAR * others.median(0).values.clamp(min=1e-3)
             else:
                 far = (value - others.median(0).values).abs() > FAR * others.abs().amax(0).clamp(min=1.0)
@@ -61,7 +62,10 @@ def stand_apart(kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> dict[st
 def _typical(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is comparable between sites of any size: means of scales, losses per patient."""
     if kind == "moments":
-        return {name: value for name, value in tensors.items() if name.endswith(".mean")}
+        found = {name: value for name, value in tensors.items() if name.endswith(".mean")}
+        if "features.count" in tensors:
+            found[TILES] = tensors["features.count"].flatten() / tensors["num_bags"]
+        return found
     if "watched_error" not in tensors:
         return {}
     counted = tensors["watched_count"] > 0

@@ -48,8 +48,4 @@ def out_of_date(own: x509.Certificate) -> str | None:
 def private(key: Path) -> str | None:
     """Nobody but its owner may read the file of the key."""
     mode = key.stat().st_mode & 0o077
-    return (
-        f"others than its owner may read the private key (mode {key.stat().st_mode & 0o777:o}; chmod 600)"
-        if mode
-        else None
-    )
+    return f"others than its owner may read it (mode {key.stat().st_mode & 0o777:o}; chmod 600)" if mode else None

@@ -7,17 +7,23 @@ from torch import Tensor
 
 from mil.endpoints import build_endpoint
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
-from mil.hospital.forms import groups_of
+from mil.hospital.forms import FINISHED
 from mil.hospital.masking import CLEAR
 from mil.hospital.payload import Message, PayloadError, check_updates
 from mil.hospital.stages import Stages
 
 LARGEST = float(torch.finfo(torch.float32).max)
 """Largest number that is taken: beyond it no model could be scaled, and the state of the run would be lost."""
-HIGHEST_VARIANCE = 0.25
-"""Of an AUROC: no number between 0 and 1 varies more."""
+MOST_PATIENTS = 10_000_000
+"""That any site may say it has."""
 ROUNDING = 1e-9
-METRICS = ("positives", "metric", "variance", "logrank_difference", "logrank_variance")
+TOLD = {
+    "binary": {"patients", "positives", "metric", "variance"},
+    "survival": {"patients", "positives", "metric", "logrank_difference", "logrank_variance"},
+    "regression": {"patients", "metric"},
+    "multiclass": set(),
+}
+"""Numbers of a `finish` by kind of endpoint: all of them, or none where they are withheld."""
 
 
 def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: Message) -> None:
@@ -27,7 +33,7 @@ def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: M
         if "masked_sha256" in message.values and name not in CLEAR:
             continue
         counted = name in {"num_bags", "num_steps", "classes"} or name.endswith((".count", ".squares"))
-        if (counted or name.startswith("watched_")) and (value < 0).any():
+        if (counted or name.startswith("watched_") or name == "train_loss") and (value < 0).any():
             raise PayloadError(f"site {site}: '{name}' is negative")
         if value.dtype == torch.float64 and not (value.abs() <= LARGEST).all():
             raise PayloadError(f"site {site}: '{name}' holds numbers beyond {LARGEST:.2g}")
@@ -38,6 +44,8 @@ def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: M
         _check_watched(protocol, stages, site, tensors)
     if kind == "finish":
         _check_metrics(protocol, stages, site, message)
+        if "covariates.count" in tensors:
+            _check_covariates(protocol, stages, site, tensors["covariates.count"])
     fewest = FLOOR_STEPS if protocol.privacy is None else 1
     if "num_steps" in tensors and (tensors["num_steps"] < fewest).any():
         raise PayloadError(f"site {site}: an update from fewer than {fewest} steps")
@@ -47,10 +55,14 @@ def _check_counts(
     protocol: FederationSpec, stages: Stages, site: str, kind: str, tensors: Mapping[str, Tensor]
 ) -> None:
     least, most, counts = protocol.payload.min_patients, _most(protocol, stages, site), tensors["num_bags"]
+    most = MOST_PATIENTS if most is None else most
     if (counts < least).any():
         raise PayloadError(f"site {site}: an update from fewer than {least} patients")
-    if most is not None and (counts > most).any():
+    if (counts > most).any():
         raise PayloadError(f"site {site}: counts with {int(counts.max())} patients, but the protocol knows of {most}")
+    for name, value in tensors.items():
+        if name.endswith(".count") and name != "features.count" and (value > counts[:, None]).any():
+            raise PayloadError(f"site {site}: '{name}' is more than its patients")
     if kind == "train":
         known = stages.progress.num_bags.get(site)
         if known is not None and counts.tolist() != [known[number] for number in stages.live]:
@@ -64,19 +76,19 @@ def _check_counts(
 
 def _most(protocol: FederationSpec, stages: Stages, site: str) -> int | None:
     """Most patients that a site may count with: those of the protocol or those that it joined with."""
-    known = (protocol.sites[site].patients, stages.progress.patients.get(site))
+    known = [protocol.sites[site].patients]
+    if site in stages.progress.patients:  # who joined with too few to be stated counts with none
+        known.append(stages.progress.patients[site] or 0)
     return min((one for one in known if one is not None), default=None)
 
 
 def _check_watched(protocol: FederationSpec, stages: Stages, site: str, tensors: Mapping[str, Tensor]) -> None:
-    """Every patient of an outer fold's training set is watched once: their number follows from the training counts."""
-    live, known = set(stages.live), stages.progress.num_bags.get(site)
-    inner, largest = protocol.endpoint.inner_folds, build_endpoint(protocol.endpoint).largest_error
-    for number, group in enumerate(groups_of(protocol, stages.progress.phase)):
+    """The site's watched patients are as many as follow from its training counts."""
+    if site not in stages.progress.num_bags:
+        return
+    largest = build_endpoint(protocol.endpoint).largest_error
+    for number, expected in enumerate(stages.watched([site])):
         count, error = float(tensors["watched_count"][number]), float(tensors["watched_error"][number])
-        expected = 0.0
-        if live & set(group):
-            expected = sum(known[slot] for slot in group) / (inner - 1) if known is not None else count
         events = protocol.endpoint.kind == "survival"  # only these are counted there
         if count > expected + ROUNDING or (count < expected - ROUNDING and not events):
             raise PayloadError(
@@ -88,29 +100,39 @@ def _check_watched(protocol: FederationSpec, stages: Stages, site: str, tensors:
             )
 
 
+def _check_covariates(protocol: FederationSpec, stages: Stages, site: str, counts: Tensor) -> None:
+    """Patients whose covariates are known: none, or as many as may be told and no more than the site has."""
+    least, most = protocol.payload.small_cells, _most(protocol, stages, site)
+    wrong = (counts != counts.round()) | ((counts > 0) & (counts < least)) | (counts > (most or MOST_PATIENTS))
+    if wrong.any():
+        raise PayloadError(f"site {site}: covariates of {float(counts[wrong][0]):g} patients")
+
+
 def _check_metrics(protocol: FederationSpec, stages: Stages, site: str, message: Message) -> None:
-    values, most = message.values, _most(protocol, stages, site)
-    patients, positives = values["patients"], values["positives"]
-    if patients is None:
-        given = [name for name, value in values.items() if name in METRICS and value is not None]
-        if given:
-            raise PayloadError(f"site {site}: '{given[0]}' of no stated number of patients")
+    kind, least, most = protocol.endpoint.kind, protocol.payload.small_cells, _most(protocol, stages, site)
+    told = {name: float(str(message.values[name])) for name in FINISHED if message.values[name] is not None}
+    if not told:
         return
-    total = int(str(patients))
-    if total < protocol.payload.small_cells or (most is not None and total > most):
-        allowed = (
-            f"{protocol.payload.small_cells} to {most}"
-            if most is not None
-            else f"{protocol.payload.small_cells} or more"
+    if set(told) != TOLD[kind]:
+        raise PayloadError(f"site {site}: tells {', '.join(told)}, which are not the numbers of a {kind} endpoint")
+    total, most = told["patients"], MOST_PATIENTS if most is None else most
+    if not 2 * least <= total <= most:
+        raise PayloadError(f"site {site}: metrics of {total:.0f} patients; {2 * least} to {most} are allowed")
+    positives = told.get("positives", total / 2)
+    if min(positives, total - positives) < least:
+        raise PayloadError(
+            f"site {site}: {positives:g} positive patients of {total:g}; {least} of either are the fewest"
         )
-        raise PayloadError(f"site {site}: metrics of {total} patients; {allowed} are allowed")
-    if positives is not None and not 0 < int(str(positives)) < total:
-        raise PayloadError(f"site {site}: {positives} positive patients of {total}")
-    highest = {"metric": 1.0, "variance": HIGHEST_VARIANCE, "logrank_variance": float(total)}
-    for name, top in highest.items():
-        value = values[name]
-        if value is not None and not 0.0 <= float(str(value)) <= top:
-            raise PayloadError(f"site {site}: '{name}' is {value}; 0 to {top:g} are possible")
-    difference = values["logrank_difference"]
-    if difference is not None and abs(float(str(difference))) > total:
-        raise PayloadError(f"site {site}: 'logrank_difference' is {difference} with {total} patients")
+    metric, pairs = told["metric"], positives * (total - positives)
+    # DeLong's variance is of numbers from 0 to 1 with the mean `metric`; at a death, one of two groups dies
+    spread = max(0.0, metric * (1 - metric)) * (1 / (positives - 1) + 1 / (total - positives - 1))
+    highest = {"metric": 1.0, "variance": spread, "logrank_variance": positives / 4}
+    for name in set(highest) & set(told):
+        if not 0.0 <= told[name] <= highest[name] + ROUNDING:
+            raise PayloadError(f"site {site}: '{name}' is {told[name]:g}; 0 to {highest[name]:.3g} are possible")
+    if kind == "binary" and abs(2 * metric * pairs - round(2 * metric * pairs)) > 1e-4:
+        raise PayloadError(f"site {site}: 'metric' is {metric:.9g}, which is no share of {pairs:g} pairs")
+    if abs(told.get("logrank_difference", 0.0)) > positives:
+        raise PayloadError(
+            f"site {site}: 'logrank_difference' is {told['logrank_difference']:g} with {positives:g} events"
+        )

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from mil.config import parse, read_yaml
 from mil.errors import nearest
 from mil.files import SAFE_NAME
+from mil.hospital.keys import check_public
 from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec, TrainingSpec
@@ -84,7 +85,7 @@ class RoundsSpec(Spec):
     """Rounds after which the engine's job ends and a new one goes on from the checkpoint; a site that was away joins again there."""
     signatures: int | None = Field(default=None, ge=1)
     """Training sites that must have signed a state before a site takes it that did not compute it; none: all that took part."""
-    silent_s: float = Field(default=120.0, gt=0)
+    silent_s: float = Field(default=120.0, ge=1)
     """A site that the server has not heard from for this long counts as away."""
 
 
@@ -134,6 +135,10 @@ class FederationSpec(Spec):
     trust: Literal["sites", "coordinator"] = "sites"
     """`sites`: every hospital computes the models itself from masked sums, and the coordinator reads no update. `coordinator`:
     the coordinator sends the models and reads every update, as strategies need that are no sums; see the threat model."""
+
+    metrics: Literal["sums", "sites"] = "sums"
+    """What the coordinator is told of the training sites' metrics and covariates at the end, under `trust: sites`. `sums`: their masked
+    sums alone, and nothing of an external site. `sites`: each site's own, above the smallest cell of each class."""
 
     @model_validator(mode="before")
     @classmethod
@@ -199,6 +204,7 @@ class FederationSpec(Spec):
             raise ValueError("sites: none has the role train")
         if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", self.server.host):
             raise ValueError(f"server.host: {self.server.host!r} is not a host name")
+        self._check_members()
         for name in self.rounds.required or ():
             if name not in self.training_sites:
                 raise ValueError(f"rounds.required: '{name}' is no training site; {nearest(name, self.training_sites)}")
@@ -212,6 +218,32 @@ class FederationSpec(Spec):
         else:
             self._check_round(self.experiment.training)
         return self
+
+    def _check_members(self) -> None:
+        """Raise for names that collide, for keys that protect nothing, and for numbers of sites that there are not."""
+        spelt: dict[str, str] = dict.fromkeys(("server", self.server.host.lower()), "the server")
+        holders: dict[str, str] = {}
+        keys = {f"sites.{name}": member.key for name, member in self.sites.items()} | {"server": self.server.key}
+        for name in self.sites:
+            if (other := spelt.setdefault(name.lower(), f"site '{name}'")) != f"site '{name}'":
+                raise ValueError(f"sites: '{name}' has the name of {other}, but for case; rename it")
+        for party, key in keys.items():
+            if key is None:
+                continue
+            try:
+                check_public(key)
+            except ValueError as error:
+                raise ValueError(
+                    f"{party}.key: {key[:12]}... is no key: {error}; put in what `mil site key` prints"
+                ) from error
+            for half in (key[:64], key[64:]):
+                if (holder := holders.setdefault(half, party)) != party:
+                    raise ValueError(f"{party}.key: is the key of {holder} too; each party makes its own")
+        for kind in ("minimum", "signatures"):
+            if (getattr(self.rounds, kind) or 0) > len(self.training_sites):
+                raise ValueError(
+                    f"rounds.{kind}: {getattr(self.rounds, kind)}, but {len(self.training_sites)} sites train"
+                )
 
     def _check_masked(self) -> None:
         """Raise where no sum would hide a hospital's part."""

@@ -3,7 +3,6 @@
 FLARE's job status is asked for one thing only, whether a job has ended; what it came to is read from the checkpoint.
 """
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mil.hospital.flare.kits import SERVER_KIT, heartbeat
 from mil.hospital.flare.session import ServerAway, abort, connected, session
 from mil.hospital.identity import identity
 from mil.hospital.parties import ServerSpec
+from mil.hospital.record import whole_entries
 from mil.hospital.standing import Progress, progress_of
 from mil.progress import Reporter
 
@@ -156,11 +156,7 @@ def _done(folder: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "ledger.jsonl"
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    return whole_entries(folder / "ledger.jsonl")
 
 
 def _answered(folder: Path) -> int:

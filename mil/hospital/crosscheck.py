@@ -16,7 +16,7 @@ import pandas as pd
 from mil.files import sha256_of
 from mil.hospital.forms import FINISHED
 from mil.hospital.record import author, read_record
-from mil.hospital.results import sites_table
+from mil.hospital.results import parts_of, sites_table, totals_of
 from mil.training.ledger import FIRST
 
 Entry = dict[str, Any]
@@ -48,6 +48,7 @@ def cross_check(
     whole = read_record(server, "server", keys.get("server"))
     runs = {line["run"] for line in whole if "run" in line}
     found = Agreement({"server": len(whole)})
+    results: dict[str, Entry | None] = {}
     faults = found.faults
     faults += [] if runs else ["server: its ledger names no run: lines were removed"]
     for site, path in sorted(sites.items()):
@@ -63,7 +64,10 @@ def cross_check(
         found.answers += agreeing
         faults += [*wrong, *_answers_known(site, whole, own, runs), *_results(site, whole, own, runs)]
         faults += _closed(site, whole, own, runs)
-    faults += [*_closing_lines(whole), *_published(whole, Path(server).parent / "result")]
+        results[site] = next(
+            (line for line in reversed(own) if line["event"] == "result" and line["run"] in runs), None
+        )
+    faults += [*_pooled(whole, results), *_closing_lines(whole), *_published(whole, Path(server).parent / "result")]
     return found
 
 
@@ -111,7 +115,9 @@ def _heads(owner: str, chain: Sequence[Entry], told: Sequence[tuple[int, str | N
 def _answers_agree(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> tuple[int, list[str]]:
     """Every answer that the server used stands in the site's ledger with the same question and the same content."""
     sent: dict[Place, list[Entry]] = {}
-    for _, line in _answers(own):
+    for line in own:
+        if line["event"] != "answered":
+            continue
         sent.setdefault(_place(line), []).append(line)
     agreeing, faults = 0, []
     for number, line in _told_by(server, site):
@@ -150,6 +156,17 @@ def _results(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set
             yield f"server line {number}, signed by server: the metrics of site {site} are not those in its own ledger"
 
 
+def _pooled(server: Sequence[Entry], results: Mapping[str, Entry | None]) -> Iterator[str]:
+    """The sums of metrics are those of the training sites' own ledgers, where all of these are there."""
+    for number, line in enumerate(server, 1):
+        if "pooled" not in line:
+            continue
+        trained = [site for site in line.get("answered", {}) if line.get("roles", {}).get(site) == "train"]
+        own = [parts_of(result) for site in trained if (result := results.get(site)) is not None]
+        if len(own) == len(trained) and line["pooled"] != totals_of(own):
+            yield f"server line {number}, signed by server: the sums of metrics are not those of the sites' own ledgers"
+
+
 def _closed(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
     """The last exchange: each side's closing line names the head of the other's complete ledger."""
     closing = {line["prev_hash"]: line for line in server if line["event"] == "closed"}
@@ -186,20 +203,24 @@ def _published(server: Sequence[Entry], folder: Path) -> Iterator[str]:
         return
     number, line = finished[-1]
     now = published(folder)
-    for name, digest in line["published"].items():
-        if now.get(name) != digest:
-            yield f"{folder / name}: is not the file that server line {number}, signed by server, published"
-    told = {site: one["metrics"] for site, one in line["answered"].items()}
-    table = sites_table(line["endpoint_kind"], line["roles"], told)
-    text = io.StringIO()
-    table.to_csv(text, index=False)
-    if (folder / "sites.csv").is_file() and not _same_table(folder / "sites.csv", text.getvalue()):
+    for name in sorted({*line["published"], *now}):
+        if now.get(name) != line["published"].get(name):
+            yield f"{folder / name}: is not a file that server line {number}, signed by server, published"
+            return
+    told, pooled = (
+        {site: one["metrics"] for site, one in line.get("answered", {}).items() if one.get("metrics")},
+        line.get("pooled"),
+    )
+    if not set(told) <= set(line.get("roles", {})):
+        yield f"server line {number}, signed by server: states no role of {', '.join(set(told) - set(line.get('roles', {})))}"
+    elif (told or pooled) and not _same_table(
+        folder / "sites.csv", sites_table(line.get("endpoint_kind", ""), line.get("roles", {}), told, pooled)
+    ):
         yield f"{folder / 'sites.csv'}: does not follow from the sites' metrics in server line {number}"
 
 
-def _same_table(path: Path, expected: str) -> bool:
-    stated, own = pd.read_csv(path), pd.read_csv(io.StringIO(expected))
-    return stated.equals(own)
+def _same_table(path: Path, expected: pd.DataFrame) -> bool:
+    return path.is_file() and pd.read_csv(path).equals(pd.read_csv(io.StringIO(expected.to_csv(index=False))))
 
 
 def _place(line: Entry) -> Place:

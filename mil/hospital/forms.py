@@ -127,8 +127,14 @@ class Shapes:
         """A site keeps something from one round to the next."""
         self.masked = protocol.trust == "sites"
         """Sites compute the models themselves, from masked sums; otherwise the coordinator sends them and sees every update."""
+        self.pooled = self.masked and protocol.metrics == "sums" and protocol.privacy is None
+        """Metrics and covariates are told as masked sums over the training sites."""
         self.private = protocol.privacy is not None
         """Nothing crosses that carries no noise: no loss, no metric."""
+
+    def summed(self, kind: str) -> bool:
+        """Whether answers of a kind are masked: without one of the sites that were asked, the masks do not cancel."""
+        return self.masked and (kind in {"moments", "train", "watch"} or (kind == "finish" and self.pooled))
 
     @property
     def exchanged(self) -> dict[str, tuple[int, ...]]:
@@ -207,6 +213,10 @@ class Forms:
         if self.shapes.private:
             return Form("finish", {}, answered | dict.fromkeys(FINISHED, type(None)))
         width = self.shapes.scales.get("covariates", 0)
+        if self.shapes.pooled:
+            sums = {"metrics": ((1 + len(FINISHED), 8), torch.int64)}
+            sums |= {"covariates.sums": ((width, len(PARTS), 8), torch.int64)} if width else {}
+            return Form("finish", sums, answered | dict.fromkeys(FINISHED, type(None)))
         parts = {f"covariates.{part}": ((width,), torch.float64) for part in PARTS} if width else {}
         return Form("finish", parts, answered | FINISHED)
 

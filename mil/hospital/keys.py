@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from mil.errors import MilError
 from mil.files import write_bytes
 
+PRIME = 2**255 - 19
+D = -121665 * pow(121666, -1, PRIME) % PRIME
+"""Of both curves (RFC 8032, section 5.1)."""
 HALF = 32
 """Bytes of each private and public key."""
 
@@ -26,7 +29,10 @@ class PartyKey:
         path = Path(workspace) / "party.key"
         if not path.exists():
             write_bytes(path, secrets.token_bytes(2 * HALF), private=True)
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise MilError(f"{path}: cannot be read ({error.strerror}); restore it from the backup") from error
         if len(content) != 2 * HALF:
             raise MilError(f"{path}: {len(content)} bytes, not {2 * HALF}; restore it from the backup of the workspace")
         self.signing = Ed25519PrivateKey.from_private_bytes(content[:HALF])
@@ -42,6 +48,25 @@ class PartyKey:
     def shared(self, other: str) -> bytes:
         """The secret that this party and the one with the public key `other` can compute, and nobody else (32 bytes)."""
         return self.agreement.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(other)[HALF:]))
+
+
+def check_public(public: str) -> None:
+    """Raise ValueError unless both halves of a public key are points of their curves of which a private key can be the number.
+
+    With a point of small order, anybody can sign, and every mask is the same (RFC 7748, section 6.1).
+    """
+    halves = bytes.fromhex(public)
+    y = int.from_bytes(halves[:HALF], "little") & ~(1 << 255)
+    slope = (y * y - 1) * pow(D * y * y + 1, -1, PRIME) % PRIME  # x squared
+    if y >= PRIME or pow(slope, (PRIME - 1) // 2, PRIME) != 1:
+        raise ValueError("its first half is no public key of Ed25519")
+    montgomery = (1 + y) * pow(1 - y, -1, PRIME) % PRIME  # the same point on the other curve
+    probe = X25519PrivateKey.from_private_bytes(bytes(HALF))
+    for half, name in ((montgomery.to_bytes(HALF, "little"), "first half"), (halves[HALF:], "second half")):
+        try:
+            probe.exchange(X25519PublicKey.from_public_bytes(half))
+        except ValueError as error:
+            raise ValueError(f"its {name} is a point of small order, with which there is no secret") from error
 
 
 def is_signed(content: bytes, signature: object, public: str) -> bool:

@@ -1,11 +1,12 @@
-"""A hospital's bag table, which holds its own patients only."""
+"""A hospital's own files: the bag table, which holds its own patients only, and what runs left in the workspace."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mil.bags.table import read_bags
-from mil.errors import MilError
+from mil.errors import CorruptFile, MilError
 from mil.hospital.config import FederationSpec
 from mil.schemas import BAGS
 from mil.tables import require_columns
@@ -25,3 +26,12 @@ def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
     if roles:
         raise MilError(f"{path}: role {roles.pop()}, but the federation has {site} as {protocol.sites[site].role}")
     return bags
+
+
+def check_remembered(workspace: Path, ledger: Sequence[str]) -> None:
+    """Raise where runs left their files and the ledger says nothing: without it, every question could be put again."""
+    left = [path for pattern in ("*/kept/*", "*/weights.safetensors") for path in (workspace / "runs").glob(pattern)]
+    if left and not any('"event": "answered"' in line for line in ledger):
+        raise CorruptFile(
+            f"{workspace / 'ledger.jsonl'}: is empty, but {left[0]} shows that questions were answered; restore it from the backup"
+        )

@@ -20,7 +20,7 @@ class ServerSpec(Spec):
     """The protocol's file, relative to this one."""
     workspace: str = "server"
     """Folder for certificates, the engine's kit, checkpoints, ledger and results; relative to this file. Back it up."""
-    operator: str = "operator@coordinator.org"
+    operator: str = Field(default="operator@coordinator.org", pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$")
     """Name in the certificate of the person who starts runs."""
 
 
@@ -30,7 +30,7 @@ class SiteSpec(Spec):
     site: Name
     federation: str = "federation.yaml"
     """The hospital's own copy of the protocol, relative to this file."""
-    results: str
+    results: str = Field(min_length=1)
     """Folder of the site's results: `sites/<site>/features/<encoder>/*.h5` and `bags/<endpoint>.csv`."""
     workspace: str = "site"
     """Folder for the private key, the engine's kit and the ledger; relative to this file."""
@@ -52,7 +52,7 @@ class SiteSpec(Spec):
     """Disk space that must be free before joining, in GB of 1e9 bytes."""
     salt: str | None = None
     """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     """Threads of the arithmetic. Results are equal bit for bit only between equal numbers of threads."""
     device: Literal["cpu", "auto"] = "cpu"
     """`auto`: train on this site's GPU where there is one, in fp32 without TF32; rounds with noise for privacy stay on the CPU. The site's
@@ -65,13 +65,21 @@ def read_own(spec: type[S], path: str | Path) -> S:
     path = Path(path).resolve()
     found = parse(spec, read_yaml(path), str(path))
     places: dict[str, str | tuple[str, ...]] = {
-        key: str((path.parent / Path(value).expanduser()).resolve())
+        key: _place(value, key, path)
         for key in ("federation", "workspace", "results", "salt")
         if (value := getattr(found, key, None)) is not None
     }
     if isinstance(found, SiteSpec):
-        places["against"] = tuple(str((path.parent / Path(other).expanduser()).resolve()) for other in found.against)
+        places["against"] = tuple(_place(other, "against", path) for other in found.against)
     return found.model_copy(update=places)
+
+
+def _place(value: str, key: str, own: Path) -> str:
+    """An absolute path; `value` is relative to where the file `own` lies."""
+    try:
+        return str((own.parent / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # no such user after ~; a zero byte
+        raise MilError(f"{own}: {key}: {value[:80]!r} is no path ({error})") from error
 
 
 def own_protocol(spec: SiteSpec) -> FederationSpec:

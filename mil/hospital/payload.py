@@ -26,6 +26,8 @@ Kind = Any
 ABOUT = "mil"
 LONGEST_QUOTE = 100  # characters of the other side's that stand in a message of ours
 
+TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
+
 # No free text crosses: what is not a number or a tensor must look like one of these.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -94,14 +96,26 @@ def pack(message: Message, form: Form, max_bytes: float, where: str) -> bytes:
 def unpack(blob: bytes, form: Form, max_bytes: float, where: str) -> Message:
     """Bytes of `pack` -> the message, once it fills `form`; `PayloadError` naming what does not, otherwise."""
     _check_size(len(blob), max_bytes, where)
+    message = parsed(blob, where)
+    check(message, form, where)
+    return message
+
+
+def parsed(blob: bytes, where: str) -> Message:
+    """Bytes -> a message whose form is still to be checked; tensors of types that no message has are refused."""
     about = header(blob, where)
     try:
         tensors = load(blob)
-    except SafetensorError as error:
+    except (
+        SafetensorError,
+        KeyError,
+        AssertionError,
+    ) as error:  # the last two: types and sizes that torch does not have
         raise PayloadError(f"{where}: not a message of ours ({error}); refused") from error
-    message = Message(str(about["kind"]), about["values"], tensors)
-    check(message, form, where)
-    return message
+    for name, value in tensors.items():
+        if value.dtype not in TYPES:
+            raise PayloadError(f"{where}: tensor {_said(name)} is {value.dtype}, which no message holds; refused")
+    return Message(str(about["kind"]), about["values"], tensors)
 
 
 def header(blob: bytes, where: str) -> dict:

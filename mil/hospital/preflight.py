@@ -66,7 +66,13 @@ def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[CheckedItem
         findings += check_patients(spec, protocol, bags)
         findings += check_features(spec, protocol, bags)
         findings += check_duplicates(spec, bags, [*against, *map(Path, spec.against)])
-    findings += [check_disk(spec), *check_kit(spec), check_connection(spec, protocol), check_ledger(spec)]
+    findings += [
+        check_disk(spec),
+        *check_secrets(spec),
+        *check_kit(spec),
+        check_connection(spec, protocol),
+        check_ledger(spec),
+    ]
     return findings
 
 
@@ -173,7 +179,10 @@ def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]
                 "not compared with other sites; exchange hashes (`mil site hashes`) and give them",
             )
         ]
-    own = hashes(spec, bags)
+    try:
+        own = hashes(spec, bags)
+    except MilError as error:
+        return [CheckedItem("duplicates", "fault", str(error))]
     findings = []
     for path in against:
         try:
@@ -202,7 +211,10 @@ def hashes(spec: SiteSpec, bags: pd.DataFrame) -> dict[str, tuple[str, str]]:
         raise MilError(
             "site.yaml: salt is not set; it names a file with the secret that the sites, not the server, share"
         )
-    salt = Path(spec.salt).read_bytes().strip()
+    try:
+        salt = Path(spec.salt).read_bytes().strip()
+    except OSError as error:
+        raise MilError(f"{spec.salt}: the salt cannot be read ({error.strerror}); the sites share the file") from error
     if len(salt) < 16:
         raise MilError(f"{spec.salt}: {len(salt)} bytes are too few for a secret; use `openssl rand -hex 32`")
     found = {}
@@ -235,10 +247,20 @@ def check_disk(spec: SiteSpec) -> CheckedItem:
     place = Path(spec.workspace)
     while not place.exists():
         place = place.parent
+    if not place.is_dir():
+        return CheckedItem("disk", "fault", f"{place}: is a file; workspace names a folder")
     free = shutil.disk_usage(place).free / 1e9
     if free < spec.free_gb:
         return CheckedItem("disk", "fault", f"{place}: {free:.1f} GB free, {spec.free_gb:g} are asked for; make room")
     return CheckedItem("disk", "ok", f"{free:.0f} GB free")
+
+
+def check_secrets(spec: SiteSpec) -> list[CheckedItem]:
+    """Nobody but their owner may read the site's keys."""
+    files = [Path(spec.workspace) / name for name in ("party.key", "secret")]
+    files += [Path(spec.salt)] if spec.salt is not None else []
+    said = [f"{path}: {wrong}" for path in files if path.is_file() and (wrong := private(path)) is not None]
+    return [CheckedItem("keys", "fault", sentence) for sentence in said]
 
 
 def check_kit(spec: SiteSpec) -> list[CheckedItem]:

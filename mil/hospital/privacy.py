@@ -105,13 +105,16 @@ class Budget:
         return self.so_far()
 
     def hold_against(self, ledger: Sequence[str]) -> None:
-        """Raise where the site's ledger knows of a larger epsilon at this delta: charges were cut off the account."""
+        """Raise where the site's ledger has rounds that stand in no charge, or a larger epsilon: charges were cut off the account."""
         known = [json.loads(line) for line in ledger if '"epsilon"' in line]
         most = max((line["epsilon"] for line in known if line.get("delta") == self.delta), default=0.0)
-        if most > 0 and self.so_far().epsilon < most - 1e-9:
+        lost = {(line["run"], line["round"]) for line in known} - {
+            (one["run"], one["round"]) for one in self._charges()
+        }
+        if lost or (most > 0 and self.so_far().epsilon < most - 1e-9):
             raise BudgetSpent(
-                f"{self.record.path}: epsilon {self.so_far().epsilon:.3f}, but the site's ledger has {most:.3f}; charges were "
-                "cut off, so nothing more is sent. Restore the file from the workspace's backup"
+                f"{self.record.path}: epsilon {self.so_far().epsilon:.3f}, but the site's ledger has {most:.3f} and {len(lost)} rounds "
+                "that were not charged; charges were cut off, so nothing more is sent. Restore the file from the workspace's backup"
             )
 
     def so_far(self) -> Spent:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from typing import Any
 
 from mil.errors import CorruptFile, MilError
 from mil.hospital.keys import PartyKey, is_signed
-from mil.training.ledger import FIRST, Ledger, parsed
+from mil.hospital.lines import check_lines
+from mil.training.ledger import FIRST, Ledger, lines_of, parsed
 
 Entry = dict[str, Any]
 
@@ -92,7 +94,7 @@ class LedgerFile(Ledger):
         if whole != content:
             file.truncate(len(whole))
         try:
-            self.lines = whole.decode().splitlines()
+            self.lines = whole.decode().split("\n")[:-1]
         except UnicodeDecodeError as error:
             raise CorruptFile(f"{self.path}: is not text; the ledger was altered") from error
         entries = parsed(self.lines, str(self.path))
@@ -107,15 +109,20 @@ def read_record(path: str | Path, actor: str | None = None, key: str | None = No
 
     `actor`, `key`: whose it must be; none: whoever line 1 says.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path}: cannot be read as a ledger ({error})") from error
-    entries = parsed(lines, str(path))
+    entries = parsed(lines_of(path), str(path))
     if not entries:
         raise CorruptFile(f"{path}: holds no line; restore it from the backup of the workspace")
-    check_author(entries, actor or str(entries[0].get("actor")), str(path), key)
+    actor = actor or str(entries[0].get("actor"))
+    check_author(entries, actor, str(path), key)
+    check_lines(entries, actor, str(path))
     return entries
+
+
+def whole_entries(path: Path) -> list[Entry]:
+    """The complete lines of a ledger that may be written at this moment, its chain unread; none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()]
 
 
 def author(entries: Sequence[Entry]) -> tuple[str, str]:

@@ -15,21 +15,22 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mil.errors import MilError
 from mil.hospital import state_files, sums
+from mil.hospital.claims import check_claims
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import RELAY, SNAPSHOT, Forms, groups_of
 from mil.hospital.keys import is_signed
-from mil.hospital.payload import Message, PayloadError, content_digest, unpack
+from mil.hospital.payload import Message, PayloadError, Value, check, content_digest, parsed
+from mil.hospital.questions import place_digest
 from mil.hospital.stages import Stages
 
 About = Mapping[str, Any]
-SUMMED = ("moments", "train", "watch")
-"""Kinds of questions whose answers are masked: without one of the sites that were asked, the masks do not cancel."""
 
 
 def signed_content(message: Message) -> bytes:
     """What a site signs of an answer: all of it, and the head of its ledger."""
-    return f"{content_digest(message)}|{message.values['ledger']}".encode()
+    return f"{content_digest(message)}|{message.values.get('ledger')}".encode()
 
 
 def carried(answers: Mapping[str, bytes], snapshot: bytes) -> dict[str, Tensor]:
@@ -65,7 +66,9 @@ class Relayed:
 
 def asked_sites(protocol: FederationSpec, numbers: object) -> list[str]:
     """Names of the training sites with these numbers; `PayloadError` where they are none, or not in order."""
-    sites, found = protocol.training_sites, cast(list[int], numbers)
+    sites, found = protocol.training_sites, numbers
+    if not isinstance(found, list) or not all(type(number) is int for number in found):
+        raise PayloadError("the question's sites are no list of numbers; refused")
     if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] < len(sites):
         raise PayloadError(f"sites {found} are not among the {len(sites)} training sites; refused")
     return [sites[number] for number in found]
@@ -85,10 +88,11 @@ class Replica:
         if self.stages.progress.stage == "new" and step == 1:
             self.stages.join(self.width, self.about)
         if self.stages.progress.step != step:
-            attested = self.stages.progress.step != step - 1
-            if attested:
-                self.stages = self._snapshot(question, step - 1, where)
-            found = self._answers(question, where, attested)
+            attest = self.stages.progress.step != step - 1
+            before = self._snapshot(question, step - 1, where) if attest else self.stages
+            found = self._signed(question, before, where, attest)
+            self.stages = before
+            self._check_answers(question, found, where)
             self.stages.take(found)
         if self.stages.sha256 != question.values["state_sha256"]:
             raise PayloadError(
@@ -106,7 +110,7 @@ class Replica:
                 raise PayloadError(
                     f"{where}: '{question.kind}', {name} {question.values.get(name)} is not what comes next; refused"
                 )
-        if question.kind in SUMMED:
+        if Forms(self.stages.shapes).shapes.summed(question.kind):
             self._check_enough(asked_sites(self.protocol, question.values["asked"]), where)
         state_files.save(self.stages, self.path)
 
@@ -132,6 +136,8 @@ class Replica:
         """A site's answer as the integers that are to be masked and summed."""
         if question.kind == "moments":
             return sums.of_moments(reply.tensors)
+        if question.kind == "finish":  # integers already
+            return dict(reply.tensors)
         if question.kind == "watch":
             return sums.of_errors(reply.tensors)
         live, shapes = self.stages.live, self.stages.shapes
@@ -152,44 +158,57 @@ class Replica:
             raise PayloadError(
                 f"{where}: this site has not computed the state before step {step + 1}, and no snapshot came"
             )
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "snapshot"
-            path.write_bytes(blob)
-            found = state_files.load(self.protocol, path, self.canary)
+        try:
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "snapshot"
+                path.write_bytes(blob)
+                found = state_files.load(self.protocol, path, self.canary)
+        except MilError as error:
+            raise PayloadError(f"{where}: its snapshot is not a state of this protocol; refused") from error
         if found.progress.step != step or found.progress.width != self.width:
             raise PayloadError(f"{where}: its snapshot is of another step or of other features; refused")
+        found.progress.patients, found.progress.data = {}, {}  # in no digest: the coordinator's word alone
         return found
 
-    def _answers(self, question: Message, where: str, attest: bool) -> dict[str, Message]:
-        """The answers that the question carries, once each is its site's and all belong to one question about this state."""
-        sites = asked_sites(self.protocol, question.values["relayed"])
-        now, found = self.stages, {}
-        kind, form = now.progress.stage, None
-        groups = len(groups_of(self.protocol, now.progress.phase, kind))
-        form = Forms(now.shapes).answer(kind, len(now.live), groups)
-        for site in sites:
-            blob = question.tensors[RELAY + site].numpy().tobytes()
-            message = unpack(blob, form, float("inf"), f"{where}, answer of {site}")
-            key = str(self.protocol.sites[site].key)
-            if message.values["site"] != site or not is_signed(
-                signed_content(message), message.values["signature"], key
-            ):
+    def _signed(self, question: Message, before: Stages, where: str, attest: bool) -> dict[str, Message]:
+        """The answers that the question carries, once each is signed by its site and enough of them are of the state `before`.
+
+        Nothing else of the answers, nor of a snapshot, is looked at before that.
+        """
+        found: dict[str, Message] = {}
+        for site in asked_sites(self.protocol, question.values["relayed"]):
+            message = parsed(question.tensors[RELAY + site].numpy().tobytes(), f"{where}, answer of {site}")
+            key, signature = str(self.protocol.sites[site].key), message.values.get("signature")
+            if message.values.get("site") != site or not is_signed(signed_content(message), signature, key):
                 raise PayloadError(f"{where}: the answer of {site} is not signed by {site}; refused")
             found[site] = message
-        self._check_together(sites, found, where, attest)
-        return found
-
-    def _check_together(self, sites: Sequence[str], found: Mapping[str, Message], where: str, attest: bool) -> None:
-        values = [message.values for message in found.values()]
-        for name in ("asked", "masked_sha256"):
-            if any(one[name] != values[0][name] for one in values):
-                raise PayloadError(f"{where}: the answers are to different questions ({name}); refused")
-        if asked_sites(self.protocol, values[0]["asked"]) != list(sites):
-            raise PayloadError(f"{where}: without some of the sites that were asked, the masks do not cancel; refused")
-        self._check_enough(sites, where)
-        agreeing = sum(one["state_sha256"] == self.stages.sha256 for one in values)
-        needed = min(self.protocol.rounds.signatures or len(sites), len(sites)) if attest else len(sites)
+        agreeing = sum(message.values.get("state_sha256") == before.sha256 for message in found.values())
+        needed = min(self.protocol.rounds.signatures or len(found), len(found)) if attest else len(found)
         if agreeing < needed:
             raise PayloadError(
                 f"{where}: {agreeing} of {needed} sites signed the state that the answers belong to; refused"
             )
+        return found
+
+    def _check_answers(self, question: Message, found: Mapping[str, Message], where: str) -> None:
+        """Raise unless the answers are all those to the last question of this run, in numbers that can be true."""
+        sites, kind, now = list(found), self.stages.progress.stage, self.stages
+        form = Forms(now.shapes).answer(kind, len(now.live), len(groups_of(self.protocol, now.progress.phase, kind)))
+        for site, message in found.items():
+            check(message, form, f"{where}, answer of {site}")
+            if asked_sites(self.protocol, message.values["asked"]) != sites:
+                raise PayloadError(
+                    f"{where}: without some of the sites that were asked, the masks do not cancel; refused"
+                )
+            if message.values["masked_sha256"] != self._last_place(question, message.values["asked"]):
+                raise PayloadError(f"{where}: the answer of {site} is to another question, or of another run; refused")
+            check_claims(self.protocol, now, site, message)
+        self._check_enough(sites, where)
+
+    def _last_place(self, question: Message, asked: Value) -> str:
+        """`place_digest` of the question to which the answers belong: of this run, about the state as it stands here."""
+        now, progress = self.stages, self.stages.progress
+        values = {"run": question.values["run"], "spec_sha256": self.protocol.sha256, "phase": progress.phase}
+        values |= {"slots": now.live, "choices": progress.choices, "step": progress.step, "state_sha256": now.sha256}
+        numbered = {"round": progress.round} if progress.stage in {"train", "watch"} else {}
+        return place_digest(Message(progress.stage, {**values, **numbered, "asked": asked}))

@@ -1,22 +1,35 @@
 """What a site tells of its own patients at the end, and what all sites' numbers say together. No row, no score, no small count."""
 
+import hashlib
+import hmac
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from mil.hospital.config import FederationSpec
 from mil.hospital.forms import FINISHED, PARTS
+from mil.hospital.masking import exact, numbers_of, summed
+from mil.hospital.payload import PayloadError
+from mil.hospital.sums import ONE_SITE, moments_of, of_moments
 from mil.statistics.concordance import harrell, pairs_in_order
 from mil.statistics.delong import placements
-from mil.statistics.from_sites import LogRank, SiteAuroc, Summary, combined_auroc, merged, stratified_logrank
+from mil.statistics.from_sites import LogRank, Summary, auroc_of_sums, merged, stratified_logrank
 from mil.training.cohort import covariate_table
 
 Metrics = dict[str, float | int | None]
 NOTHING: Metrics = dict.fromkeys(FINISHED)
+Totals = dict[str, float]
 COVARIATES = "covariates."
+POOLED = ("sites", *FINISHED)
+"""Sums over sites: how many tell anything, patients, and what `parts_of` makes of each metric."""
+GROUPS = {"train": "training sites", "external": "external sites"}
+COLUMNS = ["site", "role", *FINISHED, "low", "high", "method", "logrank_chi2", "logrank_p"]
 
 
 def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_cells: int) -> Metrics:
@@ -49,20 +62,103 @@ def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_
     return told | {"metric": ordered, **logrank}
 
 
-def near_earlier(told: Mapping, ledger: Sequence[str], endpoint: str, small_cells: int) -> bool:
-    """Whether a line of the ledger has the result of an earlier run of nearly the same patients (`differ_by_few`)."""
-    results = [json.loads(line) for line in ledger if '"event": "result"' in line]
-    earlier = [line for line in results if line["event"] == "result" and line["endpoint"] == endpoint]
-    return any(differ_by_few(told, line, small_cells) for line in earlier)
+@dataclass(frozen=True)
+class OwnResults:
+    """What a site may tell of its patients."""
+
+    metrics: Metrics
+    covariates: dict[str, Tensor]
+    judged: dict[str, list[str]]
+    """Keyed digests of the patients and their outcomes, by class (a digest too); empty where nothing is told."""
+
+    @classmethod
+    def none(cls, protocol: FederationSpec) -> "OwnResults":
+        """Nothing."""
+        names = protocol.experiment.covariates
+        return cls(
+            dict(NOTHING), {f"{COVARIATES}{part}": torch.zeros(len(names)).double() for part in PARTS if names}, {}
+        )
+
+    def pooled(self) -> dict[str, Tensor]:
+        """The same as exact integers, to be masked and summed; what is withheld adds nothing."""
+        covariates = of_moments(self.covariates) if self.covariates else {}
+        return {"metrics": exact(parts_of(self.metrics)), **covariates}
 
 
-def differ_by_few(told: Mapping, earlier: Mapping, small_cells: int) -> bool:
-    """Whether two runs' metrics are of nearly the same patients, so that their difference would be of the few others."""
-    if told["patients"] is None or earlier["patients"] is None:
-        return False
-    ones, before = (int(one["positives"] or 0) for one in (told, earlier))
-    changes = (abs(ones - before), abs(told["patients"] - ones - earlier["patients"] + before))
-    return any(0 < change < small_cells for change in changes)
+def own_results(
+    protocol: FederationSpec,
+    predictions: pd.DataFrame,
+    bags: pd.DataFrame,
+    secret: bytes,
+    ledger: Sequence[str],
+    small_cells: int,
+) -> OwnResults:
+    """What may be told: nothing under `privacy`, as it carries no noise, nor of nearly the same patients as in an earlier run."""
+    experiment, kind = protocol.experiment, protocol.endpoint.kind
+    if protocol.privacy is not None:
+        return OwnResults(dict(NOTHING), {}, {})
+    judged = judged_patients(secret, bags, kind)
+    if near_earlier(judged, ledger, experiment.endpoint, small_cells):
+        return OwnResults.none(protocol)
+    names = experiment.covariates
+    covariates = own_covariates(bags, names, small_cells) if names else {}
+    metrics = own_metrics(kind, predictions, bags, small_cells)
+    told = metrics["patients"] is not None or any(bool(value.any()) for value in covariates.values())
+    return OwnResults(metrics, covariates, judged if told else {})
+
+
+def judged_patients(secret: bytes, bags: pd.DataFrame, kind: str) -> dict[str, list[str]]:
+    """Keyed digests of the site's patients and their outcomes, by class: nobody else can test a guess."""
+    found: dict[str, list[str]] = {}
+    outcome = [name for name in ("label", "time") if name in bags]
+    for row in bags[["patient_id", *outcome]].itertuples(index=False):
+        of_class = "" if kind == "regression" else str(row[1])
+        told, group = (
+            hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()[:16]
+            for text in (f"judged|{tuple(row)}", of_class)
+        )
+        found.setdefault(group, []).append(told)
+    return found
+
+
+def near_earlier(judged: Mapping[str, Sequence[str]], ledger: Sequence[str], endpoint: str, small_cells: int) -> bool:
+    """Whether results of nearly the same patients stand in the site's ledger: their difference would be of the few others.
+
+    Nearly: of one class, patients that are in one of the two runs only are some, but fewer than `small_cells`.
+    """
+    results = [json.loads(line) for line in ledger if '"event": "result"' in line and '"judged"' in line]
+    for line in results:
+        if line["event"] != "result" or line["endpoint"] != endpoint:
+            continue
+        before = line["judged"]
+        changed = [len(set(judged.get(group, ())) ^ set(before.get(group, ()))) for group in {*judged, *before}]
+        if any(0 < count < small_cells for count in changed):
+            return True
+    return False
+
+
+def parts_of(metrics: Mapping) -> list[Fraction]:
+    """What a site adds to the sums `POOLED`; a metric counts by its patients, a variance by their square."""
+    if metrics["patients"] is None:
+        return [Fraction(0)] * len(POOLED)
+    patients = Fraction(metrics["patients"])
+    weights = {"metric": patients, "variance": patients**2}
+    return [Fraction(1), *(Fraction(metrics[name] or 0) * weights.get(name, Fraction(1)) for name in FINISHED)]
+
+
+def totals_of(parts: Sequence[Sequence[Fraction]]) -> Totals:
+    """The sums of all sites' parts, by name."""
+    return {name: float(sum(column)) for name, column in zip(POOLED, zip(*parts, strict=True), strict=True)}
+
+
+def pooled_totals(answers: Sequence[Mapping[str, Tensor]]) -> Totals:
+    """The same from masked integers; `PayloadError` for sums that cannot be."""
+    found = totals_of([numbers_of(summed([tensors["metrics"] for tensors in answers]))])
+    sites, patients = found["sites"], found["patients"]
+    highest = {"positives": patients, "metric": patients, "variance": patients**2 / 4, "logrank_variance": patients}
+    if not (0 <= sites <= len(answers) and all(0 <= found[name] <= most + 1e-6 for name, most in highest.items())):
+        raise PayloadError(f"the sums of the sites' metrics are {found}, which cannot be; {ONE_SITE}")
+    return found
 
 
 def own_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -> dict[str, Tensor]:
@@ -73,34 +169,50 @@ def own_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -
     return {f"{COVARIATES}{part}": torch.tensor([getattr(one, part) for one in shown]).double() for part in PARTS}
 
 
-def sites_table(kind: str, roles: Mapping[str, str], told: Mapping[str, Mapping]) -> pd.DataFrame:
-    """A row a site, and what the sites' numbers say together: of all training sites, of all external ones."""
+def sites_table(
+    kind: str, roles: Mapping[str, str], told: Mapping[str, Mapping], pooled: Totals | None = None
+) -> pd.DataFrame:
+    """A row a site, and what the sites' numbers say together; or, from the sums `pooled`, the training sites together alone."""
+    if pooled is not None:
+        return pd.DataFrame([together(kind, "train", pooled)] if pooled["sites"] else [], columns=COLUMNS)
     rows = [{"site": site, "role": roles[site], **{key: told[site][key] for key in FINISHED}} for site in sorted(told)]
-    for role, name in (("train", "training sites"), ("external", "external sites")):
+    for role in GROUPS:
         own = [row for row in rows if row["role"] == role and row["metric"] is not None]
-        if not own:
-            continue
-        together: dict[str, object] = {"site": name, "role": role, "patients": sum(row["patients"] for row in own)}
-        if kind == "binary":
-            area = combined_auroc([SiteAuroc(row["patients"], row["metric"], row["variance"]) for row in own])
-            together |= {"metric": area.auroc, "low": area.low, "high": area.high, "method": area.how}
-        if kind == "survival":
-            parts = [LogRank(row["logrank_difference"], row["logrank_variance"]) for row in own]
-            together["logrank_chi2"], together["logrank_p"] = stratified_logrank(parts)
-            together["method"] = "log-rank stratified by site"
-        rows.append(together)
+        if own:
+            rows.append(together(kind, role, totals_of([parts_of(row) for row in own])))
     return pd.DataFrame(rows)
 
 
-def covariates_table(names: Sequence[str], told: Mapping[str, Mapping[str, Tensor]]) -> pd.DataFrame:
-    """Number known, mean and deviation of every covariate, by site and of all sites together."""
+def together(kind: str, role: str, totals: Totals) -> dict[str, object]:
+    """The row of all sites of a role."""
+    found: dict[str, object] = {"site": GROUPS[role], "role": role, "patients": int(totals["patients"])}
+    found |= {"positives": int(totals["positives"])} if kind in {"binary", "survival"} else {}
+    if kind == "binary":
+        area = auroc_of_sums(totals["patients"], totals["metric"], totals["variance"])
+        found |= {"metric": area.auroc, "low": area.low, "high": area.high, "method": area.how}
+    if kind == "survival":
+        statistic, p = stratified_logrank([LogRank(totals["logrank_difference"], totals["logrank_variance"])])
+        found |= {"logrank_chi2": statistic, "logrank_p": p, "method": "log-rank stratified by site"}
+    return found
+
+
+def covariates_table(names: Sequence[str], told: Mapping[str, Mapping[str, Tensor]], pooled: bool) -> pd.DataFrame:
+    """Number known, mean and deviation of every covariate, by site and of all together; `pooled`: of the training sites together."""
+    if pooled:
+        total = moments_of(summed([tensors["covariates.sums"] for tensors in told.values()]))
+        columns = zip(total.count[0], total.mean[0], total.squares[0], strict=True)
+        found = [{GROUPS["train"]: Summary(*map(float, column))} for column in columns]
+    else:
+        found = []
+        for column in range(len(names)):
+            sites = {
+                site: Summary(*(float(tensors[f"{COVARIATES}{part}"][column]) for part in PARTS))
+                for site, tensors in sorted(told.items())
+            }
+            found.append({**sites, "all sites": merged(list(sites.values()))})
     rows = []
-    for column, name in enumerate(names):
-        sites = {
-            site: Summary(*(float(tensors[f"{COVARIATES}{part}"][column]) for part in PARTS))
-            for site, tensors in sorted(told.items())
-        }
-        for site, one in {**sites, "all sites": merged(list(sites.values()))}.items():
+    for name, summaries in zip(names, found, strict=True):
+        for site, one in summaries.items():
             values = {"mean": one.mean, "deviation": one.variance**0.5} if one.count else {}
             rows.append({"covariate": name, "site": site, "known": int(one.count) or None, **values})
     return pd.DataFrame(rows)

@@ -16,18 +16,17 @@ from mil.errors import MilError
 from mil.files import write_bytes
 from mil.hospital import state_files, sums
 from mil.hospital.alarms import lone_voice, stand_apart, stand_out
-from mil.hospital.claims import check_claims
+from mil.hospital.claims import MOST_PATIENTS, check_claims
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.forms import FINISHED, Forms, groups_of
 from mil.hospital.identity import differences, identity
 from mil.hospital.keys import PartyKey, is_signed
-from mil.hospital.masking import summed
 from mil.hospital.models import Refit, rounds_table, run_of
 from mil.hospital.payload import Message, PayloadError, Value, content_digest, pack, unpack
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import SUMMED, Relayed, carried, signed_content
-from mil.hospital.results import covariates_table, sites_table
+from mil.hospital.relay import Relayed, carried, signed_content
+from mil.hospital.results import Totals, covariates_table, pooled_totals, sites_table
 from mil.provenance import SAME_EVERYWHERE
 from mil.tables import write_table
 
@@ -71,6 +70,8 @@ class Server:
         self.asked_sha256, self.question_sha256 = "", ""
         self.behind = False
         """A training site has not computed the last state, and needs a snapshot of it."""
+        self.lost: set[str] = set()
+        """Training sites without whose masks the last question of a run must be asked again."""
         self.away: dict[str, str] = {}
         """Training sites that are not asked again in this job, and why."""
         if '"event": "closed"' in self.ledger.lines[-1]:
@@ -91,7 +92,7 @@ class Server:
     def asked(self) -> list[str]:
         """Sites that the next question goes to."""
         if self.kind in {"join", "finish", "close"}:
-            return sorted(self.protocol.sites)
+            return sorted(set(self.protocol.sites) - self.lost)
         return [site for site in self.stages.drawn if site not in self.away]
 
     def question(self) -> bytes:
@@ -164,8 +165,9 @@ class Server:
             entry["alarms"] = alarms
         try:
             self._enough(kind, found, missing)
-            if hidden and kind in SUMMED and set(found) != set(self.asked):
+            if self._summed(kind) and set(found) != set(self.asked):
                 self.away |= {site: missing.get(site, "no answer") for site in self.asked if site not in found}
+                self.lost = set(self.asked) - set(found) if kind == "finish" else set()
                 self.ledger.add({"event": "lost", **entry})
                 return
             if hidden and kind not in {"join", "close"}:
@@ -180,18 +182,23 @@ class Server:
         if hidden and kind not in {"join", "close"}:
             self.relay, self.behind = relay, False
         self.away = {site: why for site, why in missing.items() if site in self.protocol.training_sites}
+        self.lost = set()
         if kind == "close":
             self.ledger.add({"event": "closed", "run": self.run, "heads": heads}, timed=False)
         else:
             self.ledger.add({"event": "answered", "global_sha256": self.stages.digest(), **entry})
         self._save()
 
+    def _summed(self, kind: str) -> bool:
+        shapes = self.stages.shapes
+        return shapes is not None and shapes.summed(kind)
+
     def _pooled_loss(self, found: Mapping[str, Message]) -> list[float]:
         """Mean training loss of every model over the patients of all sites, from the masked sum."""
         totals = [
             sum(int(message.tensors["num_bags"][k]) for message in found.values()) for k in range(len(self.stages.live))
         ]
-        losses = sums.read(summed([message.tensors["train_loss"] for message in found.values()])).tolist()
+        losses = sums.read([message.tensors["train_loss"] for message in found.values()]).tolist()
         return [loss / total for loss, total in zip(losses, totals, strict=True)]
 
     def _alarms(self, kind: str, found: Mapping[str, Message]) -> dict[str, str]:
@@ -241,7 +248,7 @@ class Server:
         width, patients = int(str(message.values["width"])), message.values["num_bags"]
         if not 1 <= width <= WIDEST:
             raise PayloadError(f"site {site}: features of {width} numbers a tile; 1 to {WIDEST} are taken")
-        if patients is not None and int(str(patients)) < 1:
+        if patients is not None and not 1 <= int(str(patients)) <= MOST_PATIENTS:
             raise PayloadError(f"site {site}: says that it has {patients} patients")
         pinned = self.protocol.sites[site].key
         if pinned is not None and message.values["key"] != pinned:
@@ -277,10 +284,12 @@ class Server:
             return {}
         kept: dict[str, object] = {}
         if kind == "finish":
-            self._save_result(found)
-            roles = {site: member.role for site, member in self.protocol.sites.items()}
-            about = {"endpoint_kind": self.protocol.endpoint.kind, "roles": roles}
-            kept = {"published": published(self.folder / "result"), **about}
+            trained = [found[site].tensors for site in self.protocol.training_sites if site in found]
+            pooled = pooled_totals(trained) if self._summed(kind) else None
+            kept = {"pooled": pooled} if pooled else {}
+            kept["roles"] = roles = {site: member.role for site, member in self.protocol.sites.items()}
+            self._save_result(found, roles, pooled)
+            kept |= {"endpoint_kind": self.protocol.endpoint.kind, "published": published(self.folder / "result")}
         self.stages.take({site: found[site] for site in self.protocol.training_sites if site in found})
         return kept
 
@@ -306,8 +315,8 @@ class Server:
         now = self.stages.progress.step
         self.behind = now > 1 and not steps <= {now, now - 1}
 
-    def _save_result(self, found: Mapping[str, Message]) -> None:
-        """The run as `mil train` saves one, and every site's own metrics."""
+    def _save_result(self, found: Mapping[str, Message], roles: Mapping[str, str], pooled: Totals | None) -> None:
+        """The run as `mil train` saves one, and every site's own metrics or what their sums say."""
         progress = self.stages.progress
         about = {key: value for key, value in progress.about.items() if value is not None}
         tensors = self.stages.state | self.stages.buffers
@@ -319,12 +328,11 @@ class Server:
             write_table(rounds_table(self.protocol, self.run, self.ledger), self.folder / "result" / "rounds.csv")
         else:
             run_of(self.protocol, tensors, refit, self.ledger, self.run).save(self.folder / "result")
-        roles = {site: member.role for site, member in self.protocol.sites.items()}
         told = {site: message.values for site, message in found.items()}
-        write_table(sites_table(self.protocol.endpoint.kind, roles, told), self.folder / "result" / "sites.csv")
-        names = self.protocol.experiment.covariates
-        if names and self.protocol.privacy is None:
-            table = covariates_table(names, {site: message.tensors for site, message in found.items()})
+        write_table(sites_table(self.protocol.endpoint.kind, roles, told, pooled), self.folder / "result" / "sites.csv")
+        if (names := self.protocol.experiment.covariates) and self.protocol.privacy is None:
+            told = {site: found[site].tensors for site in found if not pooled or roles[site] == "train"}
+            table = covariates_table(names, told, pooled is not None)
             write_table(table, self.folder / "result" / "covariates.csv")
 
 
@@ -334,7 +342,7 @@ def _told(message: Message, blob: bytes) -> dict[str, object]:
     told["ledger"] = message.values["ledger"]
     if message.kind == "join":
         told["key"] = message.values["key"]
-    if message.kind == "finish":
+    if message.kind == "finish" and "metrics" not in message.tensors:  # those are in the sums alone
         told["metrics"] = {name: message.values[name] for name in FINISHED}
     masked = "masked_sha256" in message.values
     for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_error", "watched_count"):

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil.errors import CorruptFile, MilError
+from mil.errors import MilError
 from mil.files import file_name
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
@@ -27,7 +27,7 @@ from mil.hospital.masking import masked
 from mil.hospital.memory import Memory
 from mil.hospital.models import Refit, run_of
 from mil.hospital.noise import SecretStream
-from mil.hospital.own_data import own_bags
+from mil.hospital.own_data import check_remembered, own_bags
 from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.payload import (
     Form,
@@ -44,8 +44,8 @@ from mil.hospital.payload import (
 from mil.hospital.privacy import open_budget
 from mil.hospital.questions import check_once, check_place, check_run, core_digest, place_digest
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import SUMMED, Replica, asked_sites, signed_content
-from mil.hospital.results import NOTHING, Metrics, near_earlier, own_covariates, own_metrics
+from mil.hospital.relay import Replica, asked_sites, signed_content
+from mil.hospital.results import NOTHING, Metrics, OwnResults, own_results
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
 from mil.training.artefact import Run
@@ -68,7 +68,7 @@ class Site:
         self.party = PartyKey(spec.workspace)
         self._check_pinned(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
-        self._check_remembered()
+        check_remembered(Path(spec.workspace), self.ledger.lines)
         self.work = (
             LocalWork(protocol, self.shapes, spec.site, bags, features, self._device())
             if self.role == "train"
@@ -101,15 +101,6 @@ class Site:
         data = data_sha256(own_secret(spec.workspace), bags, files)
         return cls(spec, protocol, bags, features, data)
 
-    def _check_remembered(self) -> None:
-        """Raise where runs left their files and the ledger says nothing: without it, every question could be put again."""
-        runs = Path(self.spec.workspace) / "runs"
-        left = [path for pattern in ("*/kept/*", "*/weights.safetensors") for path in runs.glob(pattern)]
-        if left and not any('"event": "answered"' in line for line in self.ledger.lines):
-            raise CorruptFile(
-                f"{self.ledger.path}: is empty, but {left[0]} shows that questions were answered; restore it from the backup"
-            )
-
     @staticmethod
     def _check_pinned(stated: str | None, key: object, party: str) -> None:
         if stated is not None and stated != key:
@@ -128,13 +119,22 @@ class Site:
             reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
             sent = pack(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'")
         except MilError as error:
-            self.ledger.add({"event": "refused", "reason": str(error)})
+            self.ledger.add({"event": "refused", "reason": self._without_paths(str(error))})
+            raise
+        except Exception as error:
+            self.ledger.add({"event": "refused", "reason": f"an error of the program: {type(error).__name__}"})
             raise
         if kind == "close":  # its line was written before the answer, which carries the line's hash
             return sent
         seconds = round(time.monotonic() - started, 3)
         self._record(question, reply, {"bytes_received": len(blob), "bytes_sent": len(sent), "seconds": seconds})
         return sent
+
+    def _without_paths(self, text: str) -> str:
+        """Others get to read the ledger: where the site's folders are is not their affair."""
+        for name in ("workspace", "results"):
+            text = text.replace(str(getattr(self.spec, name)), name)
+        return text
 
     def _read(self, blob: bytes, kind: str, where: str) -> Message:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
@@ -186,12 +186,13 @@ class Site:
         replica = self._replica(question)
         replica.follow(question, f"site {self.spec.site}, question")
         asked = asked_sites(self.protocol, question.values["asked"])
-        if self.role == "train" and question.kind != "finish" and self.spec.site not in asked:
+        summed = self.role == "train" and self.shapes.summed(question.kind)
+        if (summed or question.kind == "canary") and self.spec.site not in asked:
             raise PayloadError(f"site {self.spec.site}: is not among the sites asked ({', '.join(asked)}); refused")
         place = place_digest(question)
         values |= {"state_sha256": replica.stages.sha256, "asked": question.values["asked"], "masked_sha256": place}
         reply, form = self._answered(replica.complete(question), values)
-        if reply.kind in SUMMED:
+        if summed:
             keys = {site: str(self.protocol.sites[site].key) for site in asked}
             parts = replica.integers(question, reply, self.spec.site)
             reply = replace(reply, tensors=masked(parts, self.party, self.spec.site, keys, place))
@@ -214,8 +215,9 @@ class Site:
                 "key": self.party.public,
                 "step": self._replica(question).stages.progress.step if self.shapes.masked else 0,
             }
-            count = len(self.features.patients)
-            own["num_bags"] = count if count >= self.limits.small_cells else None
+            count, training = len(self.features.patients), self.role == "train"  # whose training counts are told anyhow
+            least = self.limits.min_patients if training else self.limits.small_cells
+            own["num_bags"] = count if count >= least else None
             return Message("join", values | own), self.forms.answer("join", 0, 0)
         if question.kind == "finish":
             metrics, tensors = self._finish(question)
@@ -303,17 +305,14 @@ class Site:
         """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
         run = self._final(question)
         run.save(self._folder(question))
-        table = predict(run, self.bags, self.features).table
-        metrics = own_metrics(self.protocol.endpoint.kind, table, self.bags, self.limits.small_cells)
-        endpoint = self.protocol.experiment.endpoint
-        if self.budget is not None or near_earlier(metrics, self.ledger.lines, endpoint, self.limits.small_cells):
-            metrics = dict(NOTHING)  # with a budget: they carry no noise
-        name, files = str(question.values["run"]), published(self._folder(question))
-        self.ledger.add({"event": "result", "run": name, "endpoint": endpoint, **metrics, "published": files})
-        if self.budget is not None:
-            return metrics, {}
-        names = self.protocol.experiment.covariates
-        return metrics, own_covariates(self.bags, names, self.limits.small_cells) if names else {}
+        table, secret = predict(run, self.bags, self.features).table, own_secret(self.spec.workspace)
+        found = own_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
+        entry = {"run": question.values["run"], "endpoint": self.protocol.experiment.endpoint, **found.metrics}
+        entry |= {"judged": found.judged} if found.judged else {}
+        self.ledger.add({"event": "result", **entry, "published": published(self._folder(question))})
+        if not self.shapes.pooled:
+            return found.metrics, found.covariates
+        return dict(NOTHING), found.pooled() if self.role == "train" else OwnResults.none(self.protocol).pooled()
 
     def _final(self, question: Message) -> Run:
         """The final models; where the strategy gives every site its own, the site's."""

@@ -18,7 +18,7 @@ from mil.hospital import sums
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import BALANCE, CONTROL, PARTS, Shapes, groups_of, outer_folds, slots, watched_apart
 from mil.hospital.masking import summed
-from mil.hospital.payload import Message, digest
+from mil.hospital.payload import Message, PayloadError, digest
 from mil.hospital.standing import Progress
 from mil.statistics.moments import Moments
 from mil.strategies.aggregation import Answers
@@ -162,6 +162,8 @@ class Stages:
                 self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
         if shapes.balanced:
             counts = summed([message.tensors["classes"] for message in messages])
+            if (counts < 0).any() or counts.sum(1).tolist() != self.totals:
+                raise PayloadError(f"the classes of all sites are not their patients; {sums.ONE_SITE}")
             self.buffers[BALANCE] = class_weights(counts.numpy())
         self.progress.stage = "train"
 
@@ -174,8 +176,9 @@ class Stages:
         shapes = self.shapes
         assert shapes is not None
         if shapes.masked:
-            names = sorted(shapes.exchanged)
-            changes = {name: sums.read(summed([one.tensors[name] for one in found.values()])) for name in names}
+            longest, names = self.protocol.payload.max_update, sorted(shapes.exchanged)
+            told = [message.tensors for message in found.values()]
+            changes = sums.mean_changes(told, names, longest, list(self.state))
             for place, number in enumerate(live):
                 self._step(number, change={name: value[place] for name, value in changes.items()})
         else:
@@ -265,7 +268,8 @@ class Stages:
         parts = []
         for name in ("watched_error", "watched_count"):
             told = [message.tensors[name] for _, message in sorted(found.items())]
-            parts.append((sums.read(summed(told)) if shapes.masked else torch.stack(told).sum(0)).tolist())
+            parts.append((sums.read(told) if shapes.masked else torch.stack(told).sum(0)).tolist())
+        self._check_watched(found, *parts)
         stopped = self._stopped()
         self.progress.curves.append(
             [
@@ -273,6 +277,29 @@ class Stages:
                 for group, (error, count) in enumerate(zip(*parts, strict=True))
             ]
         )
+
+    def watched(self, sites: Sequence[str]) -> list[float]:
+        """Patients of `sites` whose error is watched, by group: each stands once, so their number follows from the training counts."""
+        live, inner = set(self.live), self.protocol.endpoint.inner_folds
+        groups = groups_of(self.protocol, self.progress.phase)
+        known = [self.progress.num_bags[site] for site in sites]
+        return [
+            sum(counts[slot] for counts in known for slot in group) / (inner - 1) if live & set(group) else 0.0
+            for group in groups
+        ]
+
+    def _check_watched(self, found: Found, errors: Sequence[float], counts: Sequence[float]) -> None:
+        """Raise where the sites' sums are not those of their watched patients; of survival, only events are counted."""
+        shapes, events = self.shapes, self.protocol.endpoint.kind == "survival"
+        assert shapes is not None
+        for error, count, expected in zip(errors, counts, self.watched(list(found)), strict=True):
+            possible = (0.0 if events else expected) - 1e-6 <= count <= expected + 1e-6
+            most = shapes.endpoint.largest_error * count if count else 0.0
+            if not possible or not -1e-6 <= error <= most + 1e-6:
+                raise PayloadError(
+                    f"the watched errors of all sites are {error:.4g} over {count:.4g} patients, but {expected:g} are watched; "
+                    f"{sums.ONE_SITE}"
+                )
 
     def _stopped(self) -> set[int]:
         """Outer folds and candidates whose error on the inner folds has not become smaller for `patience` rounds."""

@@ -34,7 +34,7 @@ def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
     if not path.exists():
         return stages
     with safe_open(path, "pt") as file:
-        stated = file.metadata()["spec_sha256"]
+        stated = file.metadata().get("spec_sha256", "")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if stated != protocol.sha256:
         raise MilError(

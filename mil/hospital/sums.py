@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from mil.hospital.forms import PARTS
-from mil.hospital.masking import LIMBS, exact, numbers_of
+from mil.hospital.masking import LIMBS, exact, numbers_of, summed
+from mil.hospital.payload import PayloadError
 from mil.statistics.moments import Moments
-from mil.strategies.fixed_point import from_fixed, to_fixed
+from mil.strategies.fixed_point import LARGEST, from_fixed, to_fixed
 
+MOST = 2**160  # each site's number is below 2^150
+ROUNDING = Fraction(1, 10**6)
+ONE_SITE = "a site's part is wrong, or it has other keys; the sum does not show which"
 SUMS = ".sums"
 """Suffix of a scale's tensor (models, width, 3, LIMBS): number, sum and sum of squares of every column."""
 
@@ -31,11 +35,19 @@ def of_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def moments_of(total: Tensor) -> Moments:
-    """The sum over sites of a model's `of_moments` (width, 3, LIMBS) -> its moments, without any cancellation."""
+    """The sum over sites of a model's `of_moments` (width, 3, LIMBS) -> its moments, without any cancellation.
+
+    Raise `PayloadError` for sums that no rows have: a site lied, or its mask is another than the other sites'.
+    """
     numbers = numbers_of(total.reshape(-1, LIMBS))
     count, first, second = numbers[::3], numbers[1::3], numbers[2::3]
     mean = [one / n if n else Fraction(0) for one, n in zip(first, count, strict=True)]
     squares = [two - one * m for one, two, m in zip(first, second, mean, strict=True)]
+    for n, two, rest in zip(count, second, squares, strict=True):
+        if n < 0 or n.denominator != 1 or two > MOST or rest < -ROUNDING * max(two, 1):
+            raise PayloadError(
+                f"the masked sums are of {float(n):.4g} values with the squares {float(two):.4g}, which cannot be; {ONE_SITE}"
+            )
     columns = (
         np.array([[max(0.0, float(one)) for one in count]]),
         *(np.array([[float(one) for one in part]]) for part in (mean, squares)),
@@ -56,17 +68,44 @@ def of_round(
         if own is None:  # a change already
             own, share = torch.zeros_like(answers[name]), everyone
         change = answers[name].double() - own.double()
-        found[name] = to_fixed(change * share.view(-1, *[1] * (change.dim() - 1)))
+        found[name] = _fixed(name, change * share.view(-1, *[1] * (change.dim() - 1)))
     if "train_loss" in answers:
-        found["train_loss"] = to_fixed(answers["train_loss"] * answers["num_bags"])
+        found["train_loss"] = _fixed("train_loss", answers["train_loss"] * answers["num_bags"])
     return found | of_errors(answers)
 
 
 def of_errors(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Errors and the numbers to divide them by, as integers."""
-    return {name: to_fixed(answers[name]) for name in ("watched_error", "watched_count") if name in answers}
+    return {name: _fixed(name, answers[name]) for name in ("watched_error", "watched_count") if name in answers}
 
 
-def read(total: Tensor) -> Tensor:
-    """A sum of integers -> float64."""
-    return from_fixed(total)
+def _fixed(name: str, values: Tensor) -> Tensor:
+    try:
+        return to_fixed(values)
+    except ValueError as error:
+        raise PayloadError(f"'{name}': {error}; lower the learning rate. Nothing was sent") from error
+
+
+def read(totals: Sequence[Tensor]) -> Tensor:
+    """The sites' masked integers -> their sum, float64."""
+    return from_fixed(summed(totals))
+
+
+def mean_changes(
+    answers: Sequence[Mapping[str, Tensor]], names: Sequence[str], longest: float | None, bounded: Sequence[str]
+) -> dict[str, Tensor]:
+    """The weighted mean change of every model (models, ...), float64, from the sites' masked answers.
+
+    A mean is no larger than the largest of its parts, so what holds for every honest site holds for it: `PayloadError` for numbers
+    that no site may send, and where the tensors `bounded` together are longer than `longest` (L2 norm of a model's change).
+    """
+    found = {name: read([tensors[name] for tensors in answers]) for name in names}
+    largest = max(float(value.abs().max()) for value in found.values())
+    if largest >= LARGEST:
+        raise PayloadError(f"the mean change of all sites is {largest:.3g} in a weight; {ONE_SITE}")
+    norm = float(torch.cat([found[name].flatten(1) for name in bounded], dim=1).norm(dim=1).max())
+    if longest is not None and norm > longest * (1 + 1e-6):
+        raise PayloadError(
+            f"the mean change of all sites is {norm:.3g} long, more than the {longest:g} of max_update; {ONE_SITE}"
+        )
+    return found

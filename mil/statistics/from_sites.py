@@ -66,14 +66,20 @@ class Combined:
 
 
 def combined_auroc(sites: Sequence[SiteAuroc], confidence: float = 0.95) -> Combined:
+    """`auroc_of_sums` of the sites' own."""
+    patients = np.array([site.patients for site in sites], np.float64)
+    weighted, squared = patients @ [site.auroc for site in sites], patients**2 @ [site.variance for site in sites]
+    return auroc_of_sums(patients.sum(), float(weighted), float(squared), confidence)
+
+
+def auroc_of_sums(patients: float, weighted: float, squared: float, confidence: float = 0.95) -> Combined:
     """Mean of the sites' AUROCs by their patients, with the interval that their variances give it.
 
-    It is the chance that a positive scores above a negative of the same site: scores of two sites are never compared.
+    From sums over sites: patients, AUROCs by patients, variances by the patients' squares. It is the chance that a positive scores
+    above a negative of the same site: scores of two sites are never compared.
     """
-    weights = np.array([site.patients for site in sites], np.float64)
-    weights /= weights.sum()
-    mean = float(weights @ [site.auroc for site in sites])
-    half = float(scipy.stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(weights**2 @ [site.variance for site in sites]))
+    mean = weighted / patients
+    half = float(scipy.stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(squared) / patients)
     return Combined(mean, max(0.0, mean - half), min(1.0, mean + half), "mean over sites, by patients")
 
 

@@ -45,11 +45,18 @@ def verify(path: str | Path) -> int:
 
 def read(path: str | Path) -> list[dict[str, Any]]:
     """The entries of a ledger whose chain holds; `CorruptFile` naming the first line that does not."""
+    return parsed(lines_of(path), str(path))
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """The lines of a file, each ended by a newline and by nothing else that an editor may take for the end of a line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{path}: cannot be read as a ledger ({error})") from error
-    return parsed(lines, str(path))
+    if text and not text.endswith("\n"):
+        raise CorruptFile(f"{path}: its last line is unfinished; the ledger was cut, or its party must start once more")
+    return text.split("\n")[:-1]
 
 
 def parsed(lines: Iterable[str], where: str = "ledger") -> list[dict[str, Any]]:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import inprocess
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from hospitals import PROTOCOL, Hospitals, edited, make_hospitals
+from hospitals import PROTOCOL, Bad, Hospitals, edited, make_hospitals
 from safetensors.torch import load
 
 from mil.hospital import state_files
 from mil.hospital.config import FederationSpec
+from mil.hospital.crosscheck import cross_check
+from mil.hospital.forms import FINISHED
 from mil.hospital.keys import PartyKey
 from mil.hospital.masking import exact, masked, numbers_of, summed
 from mil.hospital.payload import PayloadError, header
@@ -23,21 +26,21 @@ pytestmark = pytest.mark.slow
 
 SGD = {"rounds": 2, "batch_size": 8, "lr": 0.01, "optimiser": "sgd", "scaling": "none"}
 CRAFTED = {**PROTOCOL["experiment"], "training": SGD}
+THREE = {**dict.fromkeys("ABD", ("train", 48)), "C": ("external", 30)}
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
     torch.set_num_threads(1)
-    sites = {**dict.fromkeys("ABD", ("train", 48)), "C": ("external", 30)}
-    return make_hospitals(tmp_path_factory.mktemp("three"), sites=sites, experiment=CRAFTED)
+    return make_hospitals(tmp_path_factory.mktemp("three"), sites=THREE, experiment=CRAFTED)
 
 
 def opened(hospitals: Hospitals) -> dict[str, Site]:
     return {name: Site.open(hospitals.site(name)) for name in hospitals.protocol.sites}
 
 
-def until(server: Server, sites: dict[str, Site], kind: str, number: int = 1) -> None:
-    while (server.kind, server.stages.progress.round) != (kind, number):
+def until(server: Server, sites: dict[str, Site], kind: str, number: int | None = None) -> None:
+    while server.kind != kind or number not in (None, server.stages.progress.round):
         question = server.question()
         server.receive({name: sites[name].answer(question) for name in server.asked}, {})
 
@@ -257,3 +260,59 @@ def test_nothing_of_an_update_lies_at_the_server(three: Hospitals, tmp_path: Pat
         if name not in {"num_bags", "num_steps"}:
             assert value.dtype == torch.int64
             assert float((value.double().abs() > 2.0**55).float().mean()) > 0.5, name  # noise of all 64 bits
+
+
+# Metrics
+
+
+def test_under_sums_no_site_s_metric_leaves_and_the_sums_are_those_of_all(tmp_path: Path) -> None:
+    """The same run told by site and in sums: equal pooled figures, and of a single site nothing but masked integers."""
+    rows = {}
+    for metrics in ("sites", "sums"):
+        hospitals = make_hospitals(tmp_path / metrics, sites=THREE, experiment=CRAFTED, metrics=metrics)
+        sites, server = opened(hospitals), Server(hospitals.protocol, "run", tmp_path / metrics / "run")
+        until(server, sites, "finish")
+        question = server.question()
+        for asked in ([0], [1, 2]) if metrics == "sums" else ():
+            with pytest.raises(
+                PayloadError, match=r"not the sites that the protocol wants|is not among the sites asked"
+            ):
+                sites["A"].answer(edited(question, asked=asked))
+        answers = {name: sites[name].answer(question) for name in server.asked}
+        server.receive(answers, {})
+        inprocess.run(server, sites)
+        table = pd.read_csv(tmp_path / metrics / "run" / "result" / "sites.csv").set_index("site")
+        rows[metrics] = table.loc["training sites", ["patients", "positives", "metric", "low", "high", "method"]]
+        ledgers = {name: Path(hospitals.site(name).workspace) / "ledger.jsonl" for name in sites}
+        assert cross_check(tmp_path / metrics / "run" / "ledger.jsonl", ledgers).faults == []
+    assert list(table.index) == ["training sites"]
+    assert rows["sums"].tolist() == rows["sites"].tolist()
+    for name, blob in answers.items():
+        told = {key: header(blob, "")["values"][key] for key in FINISHED}
+        assert set(told.values()) == {None}
+        assert bool(load(blob)["metrics"].any()) == (name != "C")  # noise of the training sites, nothing of C
+        assert name == "C" or float((load(blob)["metrics"].double().abs() > 2.0**55).float().mean()) > 0.5
+        own = [line for line in map(json.loads, sites[name].ledger.lines) if line["event"] == "result"]
+        assert own[-1]["metric"] is not None  # it stays in the hospital's own ledger
+
+
+def test_a_site_that_lies_in_the_sums_of_metrics_stops_the_run(tmp_path: Path) -> None:
+    hospitals = make_hospitals(tmp_path, sites=THREE, experiment=CRAFTED, metrics="sums")
+    sites = opened(hospitals)
+    many = Bad(sites["B"], "finish", lambda blob: edited(blob, lambda found: {"metrics": found["metrics"] + 2**62}))
+    with pytest.raises(PayloadError, match=r"the sums of the sites' metrics are .* which cannot be"):
+        inprocess.run(Server(hospitals.protocol, "lie", tmp_path / "run"), {**sites, "B": many})
+
+
+def test_a_site_that_is_lost_at_the_end_is_left_out_of_the_sums(tmp_path: Path) -> None:
+    rounds = {"allow_subset": True, "required": ["A"], "minimum": 2}
+    training = dict.fromkeys("ABD", ("train", 48))
+    hospitals = make_hospitals(tmp_path, sites=training, experiment=CRAFTED, rounds=rounds, metrics="sums")
+    sites, server = opened(hospitals), Server(hospitals.protocol, "lost", tmp_path / "run")
+    until(server, sites, "finish")
+    question = server.question()
+    server.receive({name: sites[name].answer(question) for name in "AB"}, {"D": "connection lost"})
+    assert server.asked == ["A", "B"]
+    inprocess.run(server, {name: sites[name] for name in "AB"} | {"D": sites["D"]})
+    table = pd.read_csv(tmp_path / "run" / "result" / "sites.csv")
+    assert table["patients"].tolist() == [96]

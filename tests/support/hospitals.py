@@ -38,6 +38,7 @@ PROTOCOL = {
     },
     "endpoint": {"folds": 3, "inner_folds": 3},
     "payload": {"max_mb_a_round": 2.0},
+    "metrics": "sites",
 }
 
 
