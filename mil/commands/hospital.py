@@ -79,10 +79,39 @@ def provision(
 @server.command()
 def start(file: ServerFile) -> None:
     """Run the server until it is stopped; for a service manager. Sites connect to its one port."""
+    from mil.hospital.flare.kits import days_left
     from mil.hospital.flare.processes import become, server_command
     from mil.hospital.parties import ServerSpec, read_own
+    from mil.hospital.preflight import SOON_DAYS
 
-    become(server_command(read_own(ServerSpec, file)))
+    spec = read_own(ServerSpec, file)
+    for kit, days in days_left(spec).items():
+        if days < 0:
+            raise MilError(f"{spec.workspace}/{kit}: the certificate has ended; `mil server renew {file}`")
+        if days < SOON_DAYS:
+            typer.echo(
+                f"{spec.workspace}/{kit}: the certificate ends in {days} days; `mil server renew {file}`", err=True
+            )
+    become(server_command(spec))
+
+
+@server.command()
+def renew(file: ServerFile) -> None:
+    """New certificates of the server and its operator; stop the server before, and start it after. Sites need nothing."""
+    from mil.hospital.flare.kits import renew as renew_kits
+    from mil.hospital.parties import ServerSpec, read_own
+
+    for place in renew_kits(read_own(ServerSpec, file), file.resolve()):
+        typer.echo(f"the old one is in {place}")
+
+
+@server.command()
+def revoke(file: ServerFile, member: Annotated[str, typer.Argument(help="Name of the site.")]) -> None:
+    """Put a site on the list that the authority signs: it is asked no more, and the others answer nothing with it."""
+    from mil.hospital.parties import ServerSpec, read_own
+    from mil.hospital.revocation import revoke as revoke_site
+
+    typer.echo(f"revoked: {member} ({revoke_site(read_own(ServerSpec, file), member)}; the sites are sent it)")
 
 
 @server.command()

@@ -49,3 +49,9 @@ def private(key: Path) -> str | None:
     """Nobody but its owner may read the file of the key."""
     mode = key.stat().st_mode & 0o077
     return f"others than its owner may read it (mode {key.stat().st_mode & 0o777:o}; chmod 600)" if mode else None
+
+
+def days_to_end(certificate: Path) -> int:
+    """Whole days until a certificate ends, by this machine's clock."""
+    own = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return (own.not_valid_after_utc - datetime.now(UTC)).days

@@ -267,7 +267,9 @@ FINISHED: dict[str, Kind] = {
     "logrank_difference": NUMBER,
     "logrank_variance": NUMBER,
 }
-JOIN_QUESTION = Form("join", {}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool, "key": KEY})
+JOIN_QUESTION = Form(
+    "join", {"revoked": ((-1,), torch.uint8)}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool, "key": KEY}
+)
 CLOSE_QUESTION = Form("close", {}, {"run": NAME, "spec_sha256": SHA256, "ledger": SHA256})
 JOIN_ANSWER = Form(
     "join",

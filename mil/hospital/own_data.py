@@ -1,5 +1,6 @@
 """A hospital's own files: the bag table, which holds its own patients only, and what runs left in the workspace."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pandas as pd
 from mil.bags.table import read_bags
 from mil.errors import CorruptFile, MilError
 from mil.hospital.config import FederationSpec
+from mil.hospital.parties import SiteSpec
+from mil.hospital.payload import Refusal
 from mil.schemas import BAGS
 from mil.tables import require_columns
 
@@ -35,3 +38,21 @@ def check_remembered(workspace: Path, ledger: Sequence[str]) -> None:
         raise CorruptFile(
             f"{workspace / 'ledger.jsonl'}: is empty, but {left[0]} shows that questions were answered; restore it from the backup"
         )
+
+
+class DiskShort(Refusal):
+    """Less is free on the disk than the side's own file asks for."""
+
+    code = "disk"
+
+
+def check_room(workspace: str, free_gb: float) -> None:
+    """Raise `DiskShort` where less than `free_gb` (1e9 bytes) is free on the disk of the workspace."""
+    free = shutil.disk_usage(workspace).free / 1e9
+    if free < free_gb:
+        raise DiskShort(f"{workspace}: {free:.2f} GB free, {free_gb:g} are asked for (free_gb); make room")
+
+
+def without_paths(text: str, spec: SiteSpec) -> str:
+    """A sentence for the ledger, which others get to read: where the site's folders are is not their affair."""
+    return text.replace(spec.workspace, "workspace").replace(spec.results, "results")

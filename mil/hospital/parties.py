@@ -22,6 +22,8 @@ class ServerSpec(Spec):
     """Folder for certificates, the engine's kit, checkpoints, ledger and results; relative to this file. Back it up."""
     operator: str = Field(default="operator@coordinator.org", pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$")
     """Name in the certificate of the person who starts runs."""
+    free_gb: float = Field(default=2.0, ge=0)
+    """Disk space that must be free before every question, in GB of 1e9 bytes."""
 
 
 class SiteSpec(Spec):
@@ -49,7 +51,7 @@ class SiteSpec(Spec):
     epsilon: float | None = Field(default=None, gt=0)
     """Budget of every patient of this site over all runs; the protocol's, if not given."""
     free_gb: float = Field(default=2.0, ge=0)
-    """Disk space that must be free before joining, in GB of 1e9 bytes."""
+    """Disk space that must be free before joining and before every answer, in GB of 1e9 bytes."""
     salt: str | None = None
     """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
     threads: int = Field(default=1, ge=1, le=1024)

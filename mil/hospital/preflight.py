@@ -22,7 +22,7 @@ from mil import hdf5
 from mil.bags.table import read_bags
 from mil.errors import MilError
 from mil.files import file_name, write_text
-from mil.hospital.certificates import MINUTE, named, out_of_date, private, signed
+from mil.hospital.certificates import MINUTE, days_to_end, named, out_of_date, private, signed
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
@@ -30,6 +30,7 @@ from mil.hospital.identity import code_sha256
 from mil.hospital.own_data import own_bags
 from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.record import read_record, torn_line
+from mil.hospital.revocation import revoked_of, revoked_sites
 from mil.provenance import require_slide, shared_recipe
 
 SOON_DAYS = 30
@@ -53,7 +54,7 @@ def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[CheckedItem
     except MilError as error:
         return [CheckedItem("protocol", "fault", str(error))]
     digest = f"protocol {protocol.sha256[:16]}, code {code_sha256()[:16]}: both must be equal at all parties"
-    findings = [CheckedItem("protocol", "ok", digest)]
+    findings = [CheckedItem("protocol", "ok", digest), *check_revoked(spec, protocol)]
     if protocol.code_sha256 not in {None, code_sha256()}:
         wrong = (
             f"the protocol asks for code {protocol.code_sha256}, this is {code_sha256()}; install the stated version"
@@ -244,15 +245,25 @@ def _keyed(salt: bytes, kind: str, value: str) -> str:
 
 def check_disk(spec: SiteSpec) -> CheckedItem:
     """Room for models, ledger and logs."""
-    place = Path(spec.workspace)
-    while not place.exists():
-        place = place.parent
+    place = next(folder for folder in (Path(spec.workspace), *Path(spec.workspace).parents) if folder.exists())
     if not place.is_dir():
         return CheckedItem("disk", "fault", f"{place}: is a file; workspace names a folder")
     free = shutil.disk_usage(place).free / 1e9
     if free < spec.free_gb:
         return CheckedItem("disk", "fault", f"{place}: {free:.1f} GB free, {spec.free_gb:g} are asked for; make room")
     return CheckedItem("disk", "ok", f"{free:.0f} GB free")
+
+
+def check_revoked(spec: SiteSpec, protocol: FederationSpec) -> list[CheckedItem]:
+    """Sites of the protocol that are on the authority's list, as the server sent it last."""
+    try:
+        found = revoked_of(revoked_sites(Path(spec.workspace)), protocol)
+    except MilError as error:
+        return [CheckedItem("revoked", "fault", str(error))]
+    told = {
+        site: f"site {site} was revoked on {since}; with new keys it may join again" for site, since in found.items()
+    }
+    return [CheckedItem("revoked", "fault" if site == spec.site else "warning", said) for site, said in told.items()]
 
 
 def check_secrets(spec: SiteSpec) -> list[CheckedItem]:
@@ -286,9 +297,9 @@ def check_kit(spec: SiteSpec) -> list[CheckedItem]:
     faults += [said] if (said := out_of_date(own)) is not None else []
     if faults:
         return [CheckedItem("certificate", "fault", f"{startup}: {said}") for said in faults]
-    days = (own.not_valid_after_utc - datetime.now(UTC)).days
-    state = "warning" if days < SOON_DAYS else "ok"
-    return [CheckedItem("certificate", state, f"of {spec.site}, valid for {days} more days")]
+    days = days_to_end(startup / "client.crt")
+    said = f"of {spec.site}, valid for {days} more days"
+    return [CheckedItem("certificate", "warning" if days < SOON_DAYS else "ok", said)]
 
 
 def check_connection(spec: SiteSpec, protocol: FederationSpec) -> CheckedItem:

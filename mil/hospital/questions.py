@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import groups_of, is_subset, outer_folds, slots
-from mil.hospital.payload import Message, NotAgreed, PayloadError, content_digest
+from mil.hospital.payload import Message, Mismatch, NotAgreed, PayloadError, content_digest
 from mil.training.protocol import candidates
 
 ONCE = ("moments", "train", "watch", "finish")
@@ -37,6 +37,15 @@ def check_run(question: Message, agreed: tuple[str, ...] | None, where: str) -> 
     if agreed is not None and run not in agreed and not rehearsal:
         raise NotAgreed(
             f"{where}: run {run} is not among those that site.yaml agrees to ({', '.join(agreed)}); refused"
+        )
+
+
+def check_key(stated: str | None, key: object, party: str) -> None:
+    """Raise where a party's public key is not the one that the protocol states."""
+    if stated is not None and stated != key:
+        raise Mismatch(
+            f"the key of {party} is {str(key)[:12]}, but the protocol states {stated[:12]}; "
+            "put the key that `mil site key` prints into federation.yaml, or restore the workspace's backup"
         )
 
 

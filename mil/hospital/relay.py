@@ -19,7 +19,7 @@ from mil.errors import MilError
 from mil.hospital import state_files, sums
 from mil.hospital.claims import check_claims
 from mil.hospital.config import FederationSpec
-from mil.hospital.forms import RELAY, SNAPSHOT, Forms, groups_of
+from mil.hospital.forms import FINISHED, RELAY, SNAPSHOT, Forms, groups_of
 from mil.hospital.keys import is_signed
 from mil.hospital.payload import Message, PayloadError, Value, check, content_digest, parsed
 from mil.hospital.questions import place_digest
@@ -36,10 +36,27 @@ def signed_content(message: Message) -> bytes:
 def carried(answers: Mapping[str, bytes], snapshot: bytes) -> dict[str, Tensor]:
     """The last answers by site, and a snapshot of the state they belong to (or nothing), as tensors of a question."""
     parts = {**{RELAY + site: blob for site, blob in answers.items()}, SNAPSHOT: snapshot}
-    return {
-        name: torch.frombuffer(bytearray(blob), dtype=torch.uint8) if blob else torch.zeros(0, dtype=torch.uint8)
-        for name, blob in parts.items()
-    }
+    return {name: as_tensor(blob) for name, blob in parts.items()}
+
+
+def as_tensor(blob: bytes) -> Tensor:
+    """Bytes as a tensor of a message (bytes,), uint8."""
+    return torch.frombuffer(bytearray(blob), dtype=torch.uint8) if blob else torch.zeros(0, dtype=torch.uint8)
+
+
+def told_of(message: Message, blob: bytes) -> dict[str, object]:
+    """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
+    told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": len(blob)}
+    told["ledger"] = message.values["ledger"]
+    if message.kind == "join":
+        told["key"] = message.values["key"]
+    if message.kind == "finish" and "metrics" not in message.tensors:  # those are in the sums alone
+        told["metrics"] = {name: message.values[name] for name in FINISHED}
+    masked = "masked_sha256" in message.values
+    for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_error", "watched_count"):
+        if name in message.tensors:
+            told[name] = message.tensors[name].tolist()
+    return told
 
 
 class Relayed:

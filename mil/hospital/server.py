@@ -19,13 +19,13 @@ from mil.hospital.alarms import lone_voice, stand_apart, stand_out
 from mil.hospital.claims import MOST_PATIENTS, check_claims
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
-from mil.hospital.forms import FINISHED, Forms, groups_of
+from mil.hospital.forms import Forms, groups_of
 from mil.hospital.identity import differences, identity
 from mil.hospital.keys import PartyKey, is_signed
 from mil.hospital.models import Refit, rounds_table, run_of
 from mil.hospital.payload import Message, PayloadError, Value, content_digest, pack, unpack
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import Relayed, carried, signed_content
+from mil.hospital.relay import Relayed, as_tensor, carried, signed_content, told_of
 from mil.hospital.results import Totals, covariates_table, pooled_totals, sites_table
 from mil.provenance import SAME_EVERYWHERE
 from mil.tables import write_table
@@ -55,8 +55,12 @@ class Server:
         canary: bool = False,
         rehearsal: str | None = None,
         party: PartyKey | None = None,
+        revoked: bytes = b"",
     ) -> None:
-        """`rehearsal`: the canary that came back before; `party`: the server's key, in the run's folder where none is given."""
+        """`rehearsal`: the canary that came back before; `party`: the server's key, in the run's folder where none is given;
+        `revoked`: the signed list of revoked sites, which the sites are sent.
+        """
+        self.revoked = revoked
         self.protocol, self.run, self.folder = protocol, run, Path(folder)
         self.party = party or PartyKey(self.folder)
         self.ledger = LedgerFile(self.folder / "ledger.jsonl", "server", self.party)
@@ -102,6 +106,7 @@ class Server:
         tensors, relayed = {}, []
         if self.kind == "join":
             values |= {**identity(self.protocol), "canary": self.stages.canary, "key": self.party.public}
+            tensors = {"revoked": as_tensor(self.revoked)}
         elif self.kind == "close":
             values["spec_sha256"] = self.protocol.sha256
         else:
@@ -160,7 +165,7 @@ class Server:
         hidden, relay = self.protocol.trust == "sites", self.relay
         heads = {site: message.values["ledger"] for site, message in sorted(found.items())}
         if kind != "close":
-            entry["answered"] = {site: _told(message, answers[site]) for site, message in sorted(found.items())}
+            entry["answered"] = {site: told_of(message, answers[site]) for site, message in sorted(found.items())}
         if alarms := self._alarms(kind, found):
             entry["alarms"] = alarms
         try:
@@ -334,18 +339,3 @@ class Server:
             told = {site: found[site].tensors for site in found if not pooled or roles[site] == "train"}
             table = covariates_table(names, told, pooled is not None)
             write_table(table, self.folder / "result" / "covariates.csv")
-
-
-def _told(message: Message, blob: bytes) -> dict[str, object]:
-    """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
-    told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": len(blob)}
-    told["ledger"] = message.values["ledger"]
-    if message.kind == "join":
-        told["key"] = message.values["key"]
-    if message.kind == "finish" and "metrics" not in message.tensors:  # those are in the sums alone
-        told["metrics"] = {name: message.values[name] for name in FINISHED}
-    masked = "masked_sha256" in message.values
-    for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_error", "watched_count"):
-        if name in message.tensors:
-            told[name] = message.tensors[name].tolist()
-    return told

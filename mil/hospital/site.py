@@ -27,7 +27,7 @@ from mil.hospital.masking import masked
 from mil.hospital.memory import Memory
 from mil.hospital.models import Refit, run_of
 from mil.hospital.noise import SecretStream
-from mil.hospital.own_data import check_remembered, own_bags
+from mil.hospital.own_data import check_remembered, check_room, own_bags, without_paths
 from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.payload import (
     Form,
@@ -42,10 +42,11 @@ from mil.hospital.payload import (
     unpack,
 )
 from mil.hospital.privacy import open_budget
-from mil.hospital.questions import check_once, check_place, check_run, core_digest, place_digest
+from mil.hospital.questions import check_key, check_once, check_place, check_run, core_digest, place_digest
 from mil.hospital.record import LedgerFile
 from mil.hospital.relay import Replica, asked_sites, signed_content
 from mil.hospital.results import NOTHING, Metrics, OwnResults, own_results
+from mil.hospital.revocation import check_none_revoked, revoked_of, revoked_sites
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
 from mil.training.artefact import Run
@@ -66,7 +67,7 @@ class Site:
         self.shapes = Shapes(protocol, features.width)
         self.forms = Forms(self.shapes)
         self.party = PartyKey(spec.workspace)
-        self._check_pinned(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
+        check_key(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
         check_remembered(Path(spec.workspace), self.ledger.lines)
         self.work = (
@@ -76,6 +77,7 @@ class Site:
         )
         if self.work is not None:
             check_plan(protocol, self.work)
+        self.revoked = revoked_of(revoked_sites(Path(spec.workspace)), protocol)
         self.budget = open_budget(protocol, spec, self.party, len(features.patients), self.ledger.lines)
         self.epsilon: float | None = None
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
@@ -101,25 +103,18 @@ class Site:
         data = data_sha256(own_secret(spec.workspace), bags, files)
         return cls(spec, protocol, bags, features, data)
 
-    @staticmethod
-    def _check_pinned(stated: str | None, key: object, party: str) -> None:
-        if stated is not None and stated != key:
-            raise Mismatch(
-                f"the key of {party} is {str(key)[:12]}, but the protocol states {stated[:12]}; "
-                "put the key that `mil site key` prints into federation.yaml, or restore the workspace's backup"
-            )
-
     def answer(self, blob: bytes) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
         where, started = f"site {self.spec.site}, question", time.monotonic()
         try:
+            check_room(self.spec.workspace, self.spec.free_gb)
             kind = str(header(blob, where)["kind"])
             question = self._read(blob, kind, where)
             reply, form = self._reply(question, hashlib.sha256(blob).hexdigest())
             reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
             sent = pack(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'")
         except MilError as error:
-            self.ledger.add({"event": "refused", "reason": self._without_paths(str(error))})
+            self.ledger.add({"event": "refused", "reason": without_paths(str(error), self.spec)})
             raise
         except Exception as error:
             self.ledger.add({"event": "refused", "reason": f"an error of the program: {type(error).__name__}"})
@@ -129,12 +124,6 @@ class Site:
         seconds = round(time.monotonic() - started, 3)
         self._record(question, reply, {"bytes_received": len(blob), "bytes_sent": len(sent), "seconds": seconds})
         return sent
-
-    def _without_paths(self, text: str) -> str:
-        """Others get to read the ledger: where the site's folders are is not their affair."""
-        for name in ("workspace", "results"):
-            text = text.replace(str(getattr(self.spec, name)), name)
-        return text
 
     def _read(self, blob: bytes, kind: str, where: str) -> Message:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
@@ -147,7 +136,7 @@ class Site:
         if kind == "join":
             question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
             differing = differences(identity(self.protocol), dict(question.values))
-            self._check_pinned(self.protocol.server.key, question.values["key"], "the server")
+            check_key(self.protocol.server.key, question.values["key"], "the server")
         elif kind == "close":
             question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
             differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
@@ -163,6 +152,10 @@ class Site:
             private = self.budget is not None and not self.shapes.masked
             check_once(question, self.ledger.lines, self.protocol, None if private else self.data, where)
             differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
+        if kind == "join":
+            sent = question.tensors["revoked"].numpy().tobytes()
+            self.revoked = revoked_of(revoked_sites(Path(self.spec.workspace), sent), self.protocol)
+        check_none_revoked(self.revoked, [self.spec.site], where)
         check_run(question, self.spec.runs, where)
         if differing:
             raise Mismatch(
@@ -186,6 +179,7 @@ class Site:
         replica = self._replica(question)
         replica.follow(question, f"site {self.spec.site}, question")
         asked = asked_sites(self.protocol, question.values["asked"])
+        check_none_revoked(self.revoked, asked, f"site {self.spec.site}, question")
         summed = self.role == "train" and self.shapes.summed(question.kind)
         if (summed or question.kind == "canary") and self.spec.site not in asked:
             raise PayloadError(f"site {self.spec.site}: is not among the sites asked ({', '.join(asked)}); refused")

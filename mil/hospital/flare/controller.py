@@ -22,7 +22,9 @@ from mil.errors import MilError
 from mil.hospital.config import read_federation
 from mil.hospital.flare.wire import TASK, envelope, opened, own_file
 from mil.hospital.keys import PartyKey
+from mil.hospital.own_data import check_room
 from mil.hospital.parties import ServerSpec, read_own
+from mil.hospital.revocation import NAME, revoked_of, revoked_sites
 from mil.hospital.server import Server
 
 POLL_S = 0.05
@@ -58,19 +60,27 @@ class RunController(Controller):
             if protocol.sha256 != self.spec_sha256:
                 raise MilError(f"{spec.federation} has changed since the job was submitted; submit it again")
             with only_one(folder):
-                server = Server(protocol, self.run_name, folder, self.canary, self.rehearsal, PartyKey(spec.workspace))
-                self._rounds(server, abort_signal, fl_ctx)
+                workspace = Path(spec.workspace)
+                revoked = revoked_of(revoked_sites(workspace), protocol)
+                sent = (workspace / NAME).read_bytes() if (workspace / NAME).exists() else b""
+                party = PartyKey(workspace)
+                server = Server(protocol, self.run_name, folder, self.canary, self.rehearsal, party, sent)
+                self._rounds(server, spec, revoked, abort_signal, fl_ctx)
         except MilError as error:
             self.log_error(fl_ctx, f"the job ends: {error}", fire_event=False)
 
-    def _rounds(self, server: Server, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        present = {client.name for client in self._engine.get_clients()}
+    def _rounds(
+        self, server: Server, spec: ServerSpec, revoked: dict[str, str], abort_signal: Signal, fl_ctx: FLContext
+    ) -> None:
+        present = {client.name for client in self._engine.get_clients()} - set(revoked)
         timeout = server.protocol.rounds.timeout_s
         for _ in range(server.protocol.rounds.rounds_a_job + 1):  # the first question is who is there
             if server.kind == "done" or abort_signal.triggered:
                 return
             asked = server.asked
+            check_room(spec.workspace, spec.free_gb)
             silent = {site: "not connected when the job began" for site in asked if site not in present}
+            silent |= {site: f"refused: revoked on {since}" for site, since in revoked.items() if site in asked}
             question = envelope(server.question())
             silent |= self._ask(question, [site for site in asked if site in present], timeout, abort_signal, fl_ctx)
             if abort_signal.triggered:

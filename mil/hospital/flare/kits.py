@@ -6,16 +6,19 @@ site:        `request` (key and signing request)  ->  coordinator: `approve`  ->
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
 from mil.errors import MilError
 from mil.files import write_text
+from mil.hospital.certificates import days_to_end
 from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.flare.job import CONTROLLER, EXECUTOR
 from mil.hospital.flare.wire import OWN_FILE
@@ -45,6 +48,42 @@ def make_authority(spec: ServerSpec, own_file: Path) -> str:
     }
     _write_yaml(workspace / "profile.yaml", profile)
     _flare("cert", "init", "--profile", workspace / "profile.yaml", "-o", workspace / "authority")
+    _own_kits(spec, own_file, protocol)
+    return fingerprint(spec)
+
+
+def renew(spec: ServerSpec, own_file: Path) -> list[Path]:
+    """New keys, certificates and kits of the server and its operator, of the same authority; where the old ones were put.
+
+    The sites notice nothing: they hold the server to the authority and to its name.
+    """
+    protocol, workspace = read_federation(spec.federation), Path(spec.workspace)
+    fingerprint(spec)  # the authority must be in place
+    names = (protocol.server.host, spec.operator)
+    places = [workspace / SERVER_KIT, workspace / OPERATOR_KIT, *(workspace / "requests" / name for name in names)]
+    old = workspace / f"old-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    moved = [(place, old / place.relative_to(workspace)) for place in places if place.exists()]
+    for place, kept in moved:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(place, kept)
+    try:
+        _own_kits(spec, own_file, protocol)
+    except (MilError, OSError):
+        for place, kept in moved:
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(kept, place)
+        raise
+    return [kept for _, kept in moved]
+
+
+def days_left(spec: ServerSpec) -> dict[str, int]:
+    """Days until the certificates of the server and of its operator end, by their kit; negative: ended."""
+    files = {SERVER_KIT: "server.crt", OPERATOR_KIT: "client.crt"}
+    found = {kit: Path(spec.workspace) / kit / "startup" / file for kit, file in files.items()}
+    return {kit: days_to_end(path) for kit, path in found.items() if path.is_file()}
+
+
+def _own_kits(spec: ServerSpec, own_file: Path, protocol: FederationSpec) -> None:
     server = {
         "name": protocol.server.host,
         "type": "server",
@@ -55,8 +94,7 @@ def make_authority(spec: ServerSpec, own_file: Path) -> str:
     }
     make_member(spec, protocol, server, SERVER_KIT)
     make_user(spec, spec.operator, "lead", OPERATOR_KIT)
-    harden_server(workspace / SERVER_KIT, spec, own_file, protocol)
-    return fingerprint(spec)
+    harden_server(Path(spec.workspace) / SERVER_KIT, spec, own_file, protocol)
 
 
 def make_user(spec: ServerSpec, name: str, role: str, kit: str) -> Path:

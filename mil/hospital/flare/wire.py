@@ -19,7 +19,8 @@ CODES = {
     "budget": "the privacy budget is spent",
     "run": "the hospital has not agreed to the run",
     "data": "its data or settings do not allow it",
-    "disk": "its ledger cannot be written; is its disk full?",
+    "disk": "its ledger cannot be written, or its disk is short of free_gb",
+    "revoked": "a site of the question was revoked",
     "fault": "an error at the site, which its own log shows",
     "other": "another reason, which its ledger states",
 }
