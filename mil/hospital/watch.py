@@ -76,11 +76,11 @@ def site_view(spec: SiteSpec) -> list[Part]:
         "protocol": protocol.sha256[:16],
         "role": protocol.sites[spec.site].role,
         "trust": protocol.trust,
-        "last question": answered[-1]["time"] if answered else "none yet",
+        "last question": when(answered[-1]) if answered else "none yet",
         "epsilon spent": "no privacy in the protocol" if protocol.privacy is None else f"{epsilon or 0:.3f}",
         **{one.check: f"{one.state}: {one.sentence}" for one in checks},
     }
-    refused = [[entry["time"], entry["reason"]] for entry in entries if entry["event"] == "refused"]
+    refused = [[when(entry), entry["reason"]] for entry in entries if entry["event"] == "refused"]
     results = [entry for entry in entries if entry["event"] == "result"]
     names = ("patients", "positives", "metric", "variance")
     tables = [
@@ -107,7 +107,7 @@ def _given(protocol: FederationSpec, answered: Sequence[Entry]) -> Table:
         megabytes = [
             f"{sum(entry.get(name, 0) for entry in own) / 1e6:.1f}" for name in ("bytes_sent", "bytes_received")
         ]
-        rows.append([run, kind, len(own), what, whom or (MASKED if hidden else OPEN), *megabytes, own[-1]["time"]])
+        rows.append([run, kind, len(own), what, whom or (MASKED if hidden else OPEN), *megabytes, when(own[-1])])
     head = ("run", "question", "answers", "what left", "to whom", "MB out", "MB in", "last")
     return Table("What left this site", head, rows[::-1])
 
@@ -120,7 +120,7 @@ def _run(protocol: FederationSpec, folder: Path) -> Part:
         "stage": progress.stage,
         "phase": progress.phase,
         "round": f"{min(progress.round, rounds)} of {rounds}",
-        "last line": f"{last.get('time', '')} {last.get('event', '')} {last.get('reason', '')}",
+        "last line": f"{when(last)} {last.get('event', '')} {last.get('reason', '')}",
         "rehearsal": next((entry.get("rehearsal") or "none" for entry in entries if entry["event"] == "started"), ""),
     }
     sites = [
@@ -128,7 +128,7 @@ def _run(protocol: FederationSpec, folder: Path) -> Part:
         for site, member in sorted(protocol.sites.items())
     ]
     head = ("site", "role", "last seen", "answers", "patients", "MB received", "missed", "last reason")
-    alarms = [[entry.get("time", ""), site, why] for entry in entries for site, why in entry.get("alarms", {}).items()]
+    alarms = [[when(entry), site, why] for entry in entries for site, why in entry.get("alarms", {}).items()]
     tables = [Table("Sites", head, sites), Table("Alarms", ("time", "site", "what"), alarms[: -MOST_ROWS - 1 : -1])]
     published = folder / "result" / "sites.csv"
     if published.is_file() and published.stat().st_size > 1:
@@ -145,8 +145,8 @@ def _site(site: str, role: str, entries: Sequence[Entry], patients: int | None) 
     seen = [entry for entry in entries if site in entry.get("answered", {})]
     missed = [entry["missing"][site] for entry in entries if site in entry.get("missing", {})]
     received = sum(entry["answered"][site].get("bytes", 0) for entry in seen) / 1e6
-    when = seen[-1].get("time", "") if seen else "never"
-    return [site, role, when, len(seen), _short(patients), f"{received:.1f}", len(missed), missed[-1] if missed else ""]
+    last = when(seen[-1]) if seen else "never"
+    return [site, role, last, len(seen), _short(patients), f"{received:.1f}", len(missed), missed[-1] if missed else ""]
 
 
 def _loss(entry: Entry) -> float | None:
@@ -160,6 +160,11 @@ def _loss(entry: Entry) -> float | None:
     )
     values = [value for losses in told for value in losses]
     return sum(values) / len(values) if values else None
+
+
+def when(entry: Entry) -> str:
+    """Time of a line in UTC, to the second, without a break; blank for a line without time."""
+    return str(entry.get("time", ""))[:19].replace("T", "\N{NO-BREAK SPACE}")
 
 
 def _short(cell: object) -> object:
