@@ -19,6 +19,7 @@ from mil.tables import as_it_was, read_text_table, require_columns
 
 DECIMAL = re.compile(r"[+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # Python would take 1_0 for 10
 OPTIONAL_COLUMNS = ("mpp",)
+MINUS = "\u2212"  # no dash to Unicode
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
         first = table[table["patient_id"].map(_spelt) == _spelt(patient)]
         raise MilError(
             f"patient table {spec.patients} line {alike.index[0]}: patient '{patient}' is spelt '{first['patient_id'].iloc[0]}' in "
-            f"line {first.index[0]}; keep one row, or give two persons ids that differ by more than case or blanks"
+            f"line {first.index[0]}; keep one row, or give two persons ids that differ by more than case, blanks or kind of dash"
         )
     _check_spelling(sheet, table, spec)
     return table, spec.patients
@@ -134,13 +135,14 @@ def _check_spelling(sheet: pd.DataFrame, patients: pd.DataFrame, spec: SlidesSpe
 
 
 def _spelt(name: str) -> str:
-    """An id without case, blanks and the ways to write one letter: what a person takes for the same id."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """An id without case, blanks, kinds of dashes and the ways to write one letter: what a person takes for the same id."""
+    plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return "".join("-" if unicodedata.category(sign) == "Pd" or sign == MINUS else sign for sign in plain)
 
 
 def _plain(patient: str) -> str:
-    """An id without what spreadsheets change: case, zeros in front, '.0' behind."""
-    return re.sub(r"\.0+$", "", patient.casefold()).lstrip("0")
+    """An id as `_spelt`, and without what spreadsheets change: zeros in front, '.0' behind."""
+    return re.sub(r"\.0+$", "", _spelt(patient)).lstrip("0")
 
 
 def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
@@ -166,7 +168,7 @@ def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
         if other != row.patient_id:
             raise MilError(
                 f"{where}: patient '{row.patient_id}' is spelt '{other}' in line {first}; one person's slides must not lie in two "
-                "folds: write both alike, or give two persons ids that differ by more than case or blanks"
+                "folds: write both alike, or give two persons ids that differ by more than case, blanks or kind of dash"
             )
         site, first = patient_sites.setdefault(row.patient_id, (row.site, line))
         if site != row.site:

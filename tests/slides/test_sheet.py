@@ -74,6 +74,11 @@ def test_ids_as_hospitals_write_them_are_taken(tmp_path):
         (GOOD.replace("s3,p2", "../s3,p2"), "cannot be a file name"),
         (GOOD.replace("s3,p2", "s3;s4,p2"), "cannot be a file name"),
         (GOOD.replace("s3,p2", "s3,P1"), "line 4: patient 'P1' is spelt 'p1' in line 2"),
+        (
+            GOOD.replace("p1", "p-1").replace("s3,p2", "s3,p\u20131"),
+            "line 4: patient 'p\u20131' is spelt 'p-1' in line 2",
+        ),
+        (GOOD.replace("s1,", "s-1,").replace("s3,p2", "s\u22121,p2"), "line 4: slide_id 's\u22121' stands in line 2"),
         (GOOD.replace("s3,p2", ",p2"), "line 4: column 'slide_id' is blank"),
         ("slide_id,patient_id,site,path\n", "has no rows"),
         ("", "is empty"),
@@ -101,6 +106,10 @@ def test_bad_sheet_is_one_line(tmp_path, sheet, said):
         ("patient,response\np1,1\n", "column 'patient_id' is missing"),
         ("patient_id,response\np1,1\n,0\n", "line 3: column 'patient_id' is blank"),
         ("patient_id,response\np1,1\np2,0\nP2,0\n", "line 4: patient 'P2' is spelt 'p2' in line 3"),
+        (
+            "patient_id,response\np1,1\nP 2,0\n",
+            "line 4: patient 'p2' has no row in .*, but 'P 2' has; write both alike",
+        ),
         ("patient_id;response\np1;1\n", "parted by semicolons, not commas"),
         (
             "patient_id,response\np1,1\n0P2.0,0\n",
