@@ -57,7 +57,7 @@ def score(
 def compare(
     results: ResultsArgument,
     out: OutOption,
-    spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
+    spec: Annotated[Optional[str], spec_option("MetricsSpec", show_default="the run's")] = None,  # noqa: UP045
     log: LogOption = None,
 ) -> None:
     """Compare pairs of experiments on the same patients.
@@ -76,7 +76,7 @@ def compare(
     opened = Results.open(results)
     predictions = {name: opened.predictions(name) for name in opened.experiments}
     kinds = {name: opened.kind_of(name) for name in opened.experiments}
-    settings = read_spec(MetricsSpec, spec)
+    settings = read_spec(MetricsSpec, spec) if spec else opened.config.metrics
     write_table(strategies_of(opened, settings), out.parent / "strategies.csv")
     for name, table in clinical_tables(opened, settings).items():
         write_table(table, out.parent / "clinical" / f"{name}.csv")
@@ -102,7 +102,7 @@ def localise(
     results: ResultsArgument,
     experiment: Annotated[str, typer.Option(help="Experiment whose attention is scored.")],
     out: OutOption,
-    spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
+    spec: Annotated[Optional[str], spec_option("MetricsSpec", show_default="the run's")] = None,  # noqa: UP045
     log: LogOption = None,
 ) -> None:
     """Score the attention of an experiment against the annotated truth of every tile."""
@@ -115,7 +115,8 @@ def localise(
     reporter_of(log)
     opened = Results.open(results)
     slides = slides_with_truth(opened, experiment)
-    write_table(localise_slides(slides, read_spec(MetricsSpec, spec), experiment, opened.experiments[experiment]), out)
+    settings = read_spec(MetricsSpec, spec) if spec else opened.config.metrics
+    write_table(localise_slides(slides, settings, experiment, opened.experiments[experiment]), out)
 
 
 def plot(
@@ -126,7 +127,7 @@ def plot(
     site: Annotated[
         str | None, typer.Option(help="Site, for figures that are drawn per site.", show_default=False)
     ] = None,
-    spec: Annotated[str, spec_option("FiguresSpec")] = "{}",
+    spec: Annotated[Optional[str], spec_option("FiguresSpec", show_default="the run's")] = None,  # noqa: UP045
     log: LogOption = None,
 ) -> None:
     """Draw figures: each as PDF, SVG and PNG, with its values (CSV) and its caption (JSON)."""
@@ -146,7 +147,8 @@ def plot(
     from mil.results.results import Results
 
     reporter = reporter_of(log)
-    opened, settings = Results.open(results), read_spec(FiguresSpec, spec)
+    opened = Results.open(results)
+    settings = read_spec(FiguresSpec, spec) if spec else opened.config.figures
     with reporter.steps(f"plot {site or 'the cohort'}", len(names), "figures") as steps:
         for name in names:
             for path in draw_figure(name, opened, settings, site):
@@ -166,7 +168,7 @@ def report(
     compare: Annotated[
         bool, typer.Option("--compare", help="Write one page that compares runs: settings, cohorts, measures.")
     ] = False,
-    spec: Annotated[str, spec_option("ReportSpec")] = "{}",
+    spec: Annotated[Optional[str], spec_option("ReportSpec", show_default="the run's")] = None,  # noqa: UP045
     log: LogOption = None,
 ) -> None:
     """Write the cohort's report: one HTML file that opens without a network.
@@ -190,13 +192,14 @@ def report(
     _write_report(results[0], out or results[0] / "report/index.html", spec, reporter_of(log))
 
 
-def _write_report(results: Path, out: Path, spec: str, reporter: Reporter) -> None:
+def _write_report(results: Path, out: Path, spec: str | None, reporter: Reporter) -> None:
     from mil.config import ReportSpec, read_spec
     from mil.files import write_text
     from mil.report import build, write_viewer
     from mil.results.results import Results
 
-    opened, settings = Results.open(results), read_spec(ReportSpec, spec)
+    opened = Results.open(results)
+    settings = read_spec(ReportSpec, spec) if spec else opened.config.report
     in_viewer = write_viewer(opened, out.parent / "viewer", settings, reporter)
     figures_at = Path(os.path.relpath(opened.folder / "figures", out.parent)).as_posix()
     made = build(opened, settings, in_viewer, quote(figures_at))

@@ -65,7 +65,9 @@ def checked_by(check: Callable[[Any], object]) -> Callable[[typer.Context, Any],
     return callback
 
 
-def spec_option(kind: str, name: str = "--spec", what: str = "The stage's settings") -> Any:
+def spec_option(
+    kind: str, name: str = "--spec", what: str = "The stage's settings", show_default: str | bool = True
+) -> Any:
     """An option that holds a spec of `mil.config`, by its class name."""
 
     def check(text: str) -> None:
@@ -76,7 +78,8 @@ def spec_option(kind: str, name: str = "--spec", what: str = "The stage's settin
         except MilError as error:
             raise MilError(str(error).replace("--spec", name, 1)) from error
 
-    return typer.Option(name, help=f"{what}: JSON text, or a YAML or JSON file.", callback=checked_by(check))
+    help = f"{what}: JSON text, or a YAML or JSON file."
+    return typer.Option(name, help=help, callback=checked_by(check), show_default=show_default)
 
 
 def require_results(folder: Path) -> None:

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from browser import CONTRAST, needs_browser, opened
 from cohort_results import shared_results
+from typer.testing import CliRunner
 
+from mil.cli import app
 from mil.config import ReportSpec
 from mil.errors import MilError
 from mil.figures import FIGURES, Results, draw_figure
@@ -137,6 +139,20 @@ def test_a_report_of_nothing_is_still_a_page(results, tmp_path):
     assert "Not here: bags/response.csv is not among the results." in report.pages["model_cards/attention_fedavg.md"]
     assert "not drawn; run `mil plot patient_flow`" in report.pages["checklist.html"]
     assert report.tables == {}
+
+
+def test_commands_by_hand_take_the_settings_of_the_run(results, tmp_path):
+    for part in ("bags", "census"):
+        shutil.copytree(results.folder / part, tmp_path / part)
+    config = json.loads((results.folder / "config.json").read_text())
+    config["figures"]["formats"] = ["svg"]
+    config["report"]["title"] = "The title of this run"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for arguments in (["plot", "patient_flow", "--results", str(tmp_path)], ["report", str(tmp_path)]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".csv", ".json"}
+    assert "<title>The title of this run</title>" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
