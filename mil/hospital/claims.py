@@ -127,7 +127,7 @@ def _check_metrics(protocol: FederationSpec, stages: Stages, site: str, message:
     # DeLong's variance is of numbers from 0 to 1 with the mean `metric`; at a death, one of two groups dies
     spread = max(0.0, metric * (1 - metric)) * (1 / (positives - 1) + 1 / (total - positives - 1))
     highest = {"metric": 1.0, "variance": spread, "logrank_variance": positives / 4}
-    for name in set(highest) & set(told):
+    for name in (one for one in highest if one in told):
         if not 0.0 <= told[name] <= highest[name] + ROUNDING:
             raise PayloadError(f"site {site}: '{name}' is {told[name]:g}; 0 to {highest[name]:.3g} are possible")
     if kind == "binary" and abs(2 * metric * pairs - round(2 * metric * pairs)) > 1e-4:

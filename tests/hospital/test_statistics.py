@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines.statistics import logrank_test
 
+from mil.hospital.results import NOTHING, OwnResults, covariates_table, pooled_totals, sites_table
 from mil.statistics.delong import placements
 from mil.statistics.from_sites import LogRank, SiteAuroc, Summary, combined_auroc, merged, stratified_logrank, suppress
 
@@ -145,3 +147,30 @@ def test_no_withheld_small_cell_can_be_worked_out(rows: int, columns: int, data:
         agree &= tables.sum((1, 2)) == shown.total
     for place in small:
         assert len(np.unique(values[place, agree])) >= 3
+
+
+# Sums over sites that are masked
+
+
+def test_covariates_from_masked_sums_are_those_of_all_rows() -> None:
+    """Two sites' ages and sizes, one of which is withheld at the first site; the number known, mean and deviation are the pooled rows'."""
+    generator = np.random.default_rng(3)
+    rows = {"A": generator.normal(60, 12, size=(40, 2)), "B": generator.normal(55, 9, size=(70, 2))}
+    rows["A"][:, 1] = np.nan
+    told = {}
+    for site, values in rows.items():
+        summaries = [Summary.of(column) for column in values.T]
+        parts = {
+            f"covariates.{part}": [getattr(one, part) for one in summaries] for part in ("count", "mean", "squares")
+        }
+        covariates = {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in parts.items()}
+        told[site] = OwnResults(dict(NOTHING), covariates, {}).pooled()
+    table = covariates_table(["age", "size"], told, pooled=True).set_index("covariate")
+    ages = np.concatenate([rows["A"][:, 0], rows["B"][:, 0]])
+    assert table["site"].tolist() == ["training sites"] * 2
+    assert table["known"].tolist() == [110, 70]
+    assert table.loc["age", "mean"] == pytest.approx(ages.mean(), rel=1e-12)
+    assert table.loc["age", "deviation"] == pytest.approx(ages.std(ddof=1), rel=1e-12)
+    assert table.loc["size", "deviation"] == pytest.approx(rows["B"][:, 1].std(ddof=1), rel=1e-12)
+    assert pooled_totals(list(told.values()))["sites"] == 0
+    assert len(sites_table("binary", {}, {}, pooled_totals(list(told.values())))) == 0
