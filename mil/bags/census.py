@@ -1,13 +1,13 @@
 """One site's slide, tile and feature tables -> its census: every slide's state and counts, the only such table to leave."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mil.errors import MilError
 from mil.schemas import CENSUS
-from mil.tables import read_table
+from mil.tables import read_table, require_columns
 
 
 def take_census(slides: pd.DataFrame, manifests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -15,8 +15,10 @@ def take_census(slides: pd.DataFrame, manifests: Mapping[str, pd.DataFrame]) -> 
 
     A slide keeps the state of the first stage at which it stopped being `ok`. Returns `CENSUS`, a row a slide.
     """
+    _check(slides, "check", [name for name in CENSUS if name not in {"stage", "num_tiles"}])
     census = slides.assign(stage="check", num_tiles=0).set_index("slide_id", drop=False)
     for stage, manifest in manifests.items():
+        _check(manifest, stage, ("slide_id", "state", "reason", "num_tiles"))
         known = manifest.set_index("slide_id")
         waiting = census.index[census["state"] == "ok"]
         missing = waiting.difference(known.index)
@@ -28,6 +30,21 @@ def take_census(slides: pd.DataFrame, manifests: Mapping[str, pd.DataFrame]) -> 
         for column in ("state", "reason", "num_tiles"):
             census.loc[waiting, column] = known.loc[waiting, column]
     return census.reset_index(drop=True)[list(CENSUS)]
+
+
+def _check(table: pd.DataFrame, stage: str, columns: Sequence[str]) -> None:
+    """Refuse a stage's table that lacks a column, or has a slide twice, a blank state or a number of tiles that is none."""
+    require_columns(table, columns, f"stage {stage}")
+    numbers = (
+        pd.to_numeric(table["num_tiles"], errors="coerce") if "num_tiles" in columns else pd.Series(0, table.index)
+    )
+    for why, rows in {
+        "stands twice": table["slide_id"].duplicated(),
+        "has no state": table["state"].isna() | (table["state"].astype(str).str.strip() == ""),
+        "has a number of tiles that is no whole number": ~((numbers >= 0) & (numbers % 1 == 0)),
+    }.items():
+        if rows.any():
+            raise MilError(f"stage {stage}: slide '{table.loc[rows, 'slide_id'].iloc[0]}' {why}; run the stage again")
 
 
 def read_manifests(paths: Iterable[str | Path]) -> pd.DataFrame:

@@ -15,10 +15,10 @@ from mil.bags.census import flow
 from mil.bags.covariates import clinical_inputs
 from mil.config import EndpointSpec
 from mil.endpoints import build_endpoint
-from mil.errors import MilError
+from mil.errors import CorruptFile, MilError
 from mil.rng import rng
 from mil.schemas import BAGS
-from mil.tables import read_table
+from mil.tables import read_table, require_columns
 
 if TYPE_CHECKING:
     from mil.slides.sheet import Cohort
@@ -27,8 +27,27 @@ MOST_CLASSES = 12  # a number with more values is no class
 
 
 def read_bags(path: str | Path) -> pd.DataFrame:
-    """The bag table at `path`; the ids of a patient's slides, parted by `;`, are text."""
-    return read_table(path, text=BAGS)
+    """The bag table at `path`; the ids of a patient's slides, parted by `;`, are text.
+
+    `CorruptFile` for a missing column, a blank cell of `BAGS`, a patient twice, an unknown role, and a training patient
+    without an outer fold.
+    """
+    table = read_table(path, text=BAGS)
+    require_columns(table, BAGS, f"bag table {path}")
+    wrong = {f"{name} is blank": table[name].str.strip() == "" for name in BAGS}
+    wrong["the patient has a row already"] = table["patient_id"].duplicated()
+    wrong["role is neither train nor external"] = ~table["role"].isin(["train", "external"])
+    for name in table.columns[table.columns.str.fullmatch(r"repeat\d+")]:
+        fold = pd.to_numeric(table[name], errors="coerce")
+        whole = (fold >= 0) & (fold % 1 == 0)
+        wrong[f"{name} is no number of a fold"] = (table["role"] == "train") & ~whole
+    for why, rows in wrong.items():
+        if rows.any():
+            row = int(rows.to_numpy().argmax())
+            raise CorruptFile(
+                f"bag table {path} line {row + 2}: patient '{table['patient_id'].iloc[row]}': {why}; run `mil bag` again"
+            )
+    return table
 
 
 def make_bags(

@@ -96,7 +96,7 @@ def refuse(table: pd.DataFrame, valid: Mapping[str, pd.Series], where: str, kind
 
 def check_patients(table: pd.DataFrame, where: str) -> pd.DataFrame:
     """`table` if its splits are known and every patient stands at one site, with one label, once in each repeat."""
-    refuse(table, {"split": table["split"].isin(SPLITS)}, where)
+    refuse(table, {"split": table["split"].isin(SPLITS)} | {name: table[name] % 1 == 0 for name in APART}, where)
     for column in (*label_columns(table), "site", "role"):
         doubled = table.groupby("patient_id")[column].nunique()
         if (doubled > 1).any():

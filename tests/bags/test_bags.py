@@ -8,11 +8,12 @@ import pytest
 
 from mil.bags.census import flow, take_census
 from mil.bags.table import _strata as strata_of
-from mil.bags.table import check_classes, deal_folds, make_bags
+from mil.bags.table import check_classes, deal_folds, make_bags, read_bags
 from mil.config import EndpointSpec
 from mil.errors import MilError
 from mil.rng import rng
 from mil.slides.sheet import Cohort
+from mil.tables import write_table
 
 ROLES = {"A": "train", "B": "train", "C": "external"}
 ENDPOINT = EndpointSpec(folds=3, inner_folds=3, repeats=2)
@@ -285,3 +286,45 @@ def test_numbers_are_dealt_by_thirds_and_classes_as_they_are():
     assert strata_of(pd.Series(np.arange(13))).nunique() == 3
     names = pd.Series([f"c{n}" for n in range(20)])
     assert strata_of(names).equals(names)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("patient_id", "", "line 3: patient '': patient_id is blank"),
+        ("patient_id", "A0", "line 3: patient 'A0': the patient has a row already"),
+        ("role", "trains", "line 3: patient 'A1': role is neither train nor external"),
+        ("repeat0", "", "line 3: patient 'A1': repeat0 is no number of a fold"),
+        ("repeat1", "0.5", "line 3: patient 'A1': repeat1 is no number of a fold"),
+        ("site", None, "column 'site' is missing"),
+    ],
+)
+def test_a_bag_table_that_was_changed_by_hand_is_refused_with_its_line(tmp_path, column, value, said):
+    cohort, census = make_cohort()
+    bags, _ = make_bags(cohort, census, ROLES, ENDPOINT)
+    bags = bags.astype(str).replace("<NA>", "")
+    if value is None:
+        bags = bags.drop(columns=column)
+    else:
+        bags.loc[1, column] = value
+    write_table(bags, tmp_path / "bags.csv")
+    with pytest.raises(MilError) as caught:
+        read_bags(tmp_path / "bags.csv")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("a", "ok", "", 7), ("a", "ok", "", 7)], "slide 'a' stands twice"),
+        ([("a", "", "", 7)], "slide 'a' has no state"),
+        ([("a", "ok", "", 0.5)], "slide 'a' has a number of tiles"),
+    ],
+)
+def test_census_refuses_a_manifest_that_was_changed(rows, said):
+    slides = pd.DataFrame([("a", "ok", "")], columns=["slide_id", "state", "reason"]).assign(
+        patient_id="p", site="A", mpp=0.5, mpp_source="", format=""
+    )
+    manifest = pd.DataFrame(rows, columns=["slide_id", "state", "reason", "num_tiles"])
+    with pytest.raises(MilError, match=said):
+        take_census(slides, {"tile": manifest})
