@@ -450,6 +450,8 @@ def test_every_check_is_covered_here() -> None:
         "check_features",
         "check_duplicates",
         "check_disk",
+        "check_revoked",
+        "check_secrets",
         "check_kit",
         "check_connection",
         "check_ledger",

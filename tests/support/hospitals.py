@@ -71,6 +71,7 @@ class Hospitals:
         spec = self.site(name)
         workspace.mkdir(parents=True, exist_ok=True)
         (workspace / "party.key").write_bytes((Path(spec.workspace) / "party.key").read_bytes())
+        (workspace / "party.key").chmod(0o600)
         return spec.model_copy(update={"workspace": str(workspace)})
 
 
@@ -86,6 +87,7 @@ def make_hospitals(
     for name, (role, _) in sites.items():
         (folder / name / "workspace").mkdir(parents=True, exist_ok=True)
         (folder / name / "workspace" / "party.key").write_bytes(hashlib.sha512(name.encode()).digest())
+        (folder / name / "workspace" / "party.key").chmod(0o600)
         key = PartyKey(folder / name / "workspace").public
         members[name] = {"organisation": f"hospital_{name}", "role": role, "key": key}
     protocol = {**PROTOCOL, "sites": members, "server": {"host": "localhost", "port": port}, **changes}
