@@ -6,7 +6,7 @@ Every model of every outer fold is trained once for all rounds, on the inner fol
 logits are kept in TRACES after each round. What a rule would have chosen is then read off, and the outer fold's patients are
 scored by the model after that many rounds: no rule sees them.
 
-Criterion, stated before any set but MUSK1 was seen: the mean over sets of the difference to `loss` (the rule until then) in
+Criterion (after MUSK1 was seen; the first was AUROC for all sets): the mean over sets of the difference to `loss` (the rule until then) in
 what the set is judged by, accuracy at 0.5 for the MIL sets and AUROC (pairs of one fold and site) for cohorts, with its standard
 error over sets. A rule must be computable between hospitals from sums over patients, so the rows of AUROC only stand beside the
 others. Where differences are within noise: the simplest rule that is not worse.

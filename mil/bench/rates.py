@@ -24,8 +24,8 @@ from mil.encoders.build import build
 from mil.features.device import best_device, describe
 from mil.features.engine import EncoderEngine
 from mil.features.shard import extract, sorted_out
+from mil.machine import cores as cores_given
 from mil.progress import quiet
-from mil.slides.cores import cores as cores_given
 from mil.slides.slide import Reading, open_slide
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec

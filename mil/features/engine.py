@@ -25,8 +25,8 @@ from mil.features.device import best_device, short_of_memory
 from mil.features.plan import batch_tiles
 from mil.features.preparation import Preparation
 from mil.features.stain import StainNormalisation
+from mil.machine import cores
 from mil.progress import Reporter, quiet
-from mil.slides.cores import cores
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Tiles a step on the CPU: 16 images of 128 px keep a network's planes in the cache (16: 806 tiles/s, 64: 523, two cores).

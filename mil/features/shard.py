@@ -24,9 +24,9 @@ from mil.features.stain import estimate
 from mil.features.tiling import Tiling, up_to_date
 from mil.features.writing import FeatureWriter
 from mil.files import check_id, file_name
+from mil.machine import cores
 from mil.progress import Reporter, Steps
 from mil.schemas import MANIFEST
-from mil.slides.cores import cores
 from mil.slides.fingerprint import require_same
 from mil.version import __version__
 

@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, TypeAdapter
 
 from mil.errors import MilError, SlideError
-from mil.slides.cores import memory_given
+from mil.machine import memory_given
 
 MEMORY_SHARE = 0.8  # of the memory that the job may have; a decoder that asks for more gets a MemoryError
 START_S = 300.0

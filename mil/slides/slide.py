@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from mil.errors import MilError, SlideError
-from mil.slides.cores import cores
+from mil.machine import cores
 from mil.slides.passes import Regions, read_in_order
 from mil.slides.readers import MAX_PIXELS, MAX_REGION_PIXELS, Level, Reader
 from mil.slides.readers.choose import reader_of

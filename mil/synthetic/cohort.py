@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from mil.errors import MilError
+from mil.machine import cores
 from mil.progress import Reporter, quiet
-from mil.slides.cores import cores
 from mil.synthetic.flaws import flaws_by_slide, flaws_table, slide_ids
 from mil.synthetic.patients import Patient, clinical_table, draw_patients
 from mil.synthetic.sites import SITES

@@ -14,10 +14,10 @@ from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
 from mil.features.identity import check_made_by, described_features
 from mil.files import file_name
+from mil.machine import memory_given
 from mil.progress import Reporter
 from mil.provenance import SAME_EVERYWHERE, shared_recipe
 from mil.rng import seed_of
-from mil.slides.cores import memory_given
 from mil.training.sources import Centre, Pinned, Resident, Source, Streamed, read_tiles
 
 RESIDENT = 0.6

@@ -15,7 +15,7 @@ from typing import Literal
 from mil.config import Config
 from mil.errors import MilError
 from mil.files import sha256_of
-from mil.slides.cores import cores, memory_given
+from mil.machine import cores, memory_given
 from mil.version import __version__
 
 SAMPLE_MB = 64

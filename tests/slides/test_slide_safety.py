@@ -14,8 +14,8 @@ import pytest
 from test_slide import ramp, write_slide
 
 from mil.errors import MilError, SlideError
+from mil.machine import cores, memory_given
 from mil.slides import isolation
-from mil.slides.cores import cores, memory_given
 from mil.slides.isolation import LENGTH, Isolated, isolated
 from mil.specs.slides import SlidesSpec
 
