@@ -108,7 +108,7 @@ class Budget:
         """Raise where the site's ledger has rounds that stand in no charge, or a larger epsilon: charges were cut off the account."""
         known = [json.loads(line) for line in ledger if '"epsilon"' in line]
         most = max((line["epsilon"] for line in known if line.get("delta") == self.delta), default=0.0)
-        lost = {(line["run"], line["round"]) for line in known} - {
+        lost = {(line["run"], line["round"]) for line in known if "round" in line} - {
             (one["run"], one["round"]) for one in self._charges()
         }
         if lost or (most > 0 and self.so_far().epsilon < most - 1e-9):

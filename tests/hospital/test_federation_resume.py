@@ -89,6 +89,6 @@ def test_altered_ledger_is_found(tmp_path):
     dropped, swapped = lines[:3] + lines[4:], [lines[1], lines[0], *lines[2:]]
     changed = [lines[0].replace('"round": 1', '"round": 2'), *lines[1:]]
     for altered in (dropped, swapped, changed, ["{", *lines]):
-        path.write_text("\n".join(altered))
+        path.write_text("\n".join(altered) + "\n")
         with pytest.raises(CorruptFile, match="the ledger was altered"):
             ledger.verify(path)
