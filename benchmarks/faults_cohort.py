@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tifffile
+from threadpoolctl import threadpool_limits
 
 from mil import cli
 from mil.config import Config
@@ -167,6 +168,9 @@ def start(folder: Path, arguments: tuple[str, ...], prepare: Callable[[], object
         for stream, target in ((0, null), (1, said), (2, said)):
             os.dup2(target, stream)
         sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115  not pytest's
+        threadpool_limits(
+            1
+        )  # a pool of threads that this process had does not cross the fork; waiting for it would never end
         prepare()
         sys.argv = ["mil", *arguments]
         cli.main()
