@@ -43,7 +43,7 @@ def main() -> None:
         )
         sys.exit(128 + signal.SIGTERM)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command has ended: nobody is left to catch `Terminated`
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command has ended: nothing catches `Terminated` any more
 
 
 def _run() -> None:

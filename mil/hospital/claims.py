@@ -17,7 +17,7 @@ LARGEST = float(torch.finfo(torch.float32).max)
 MOST_PATIENTS = 10_000_000
 """That any site may say it has."""
 ROUNDING = 1e-9
-TOLD = {
+STATED = {
     "binary": {"patients", "positives", "metric", "variance"},
     "survival": {"patients", "positives", "metric", "logrank_difference", "logrank_variance"},
     "regression": {"patients", "metric"},
@@ -101,7 +101,7 @@ def _check_watched(protocol: FederationSpec, stages: Stages, site: str, tensors:
 
 
 def _check_covariates(protocol: FederationSpec, stages: Stages, site: str, counts: Tensor) -> None:
-    """Patients whose covariates are known: none, or as many as may be told and no more than the site has."""
+    """Patients whose covariates are known: none, or as many as may be published and no more than the site has."""
     least, most = protocol.payload.small_cells, _most(protocol, stages, site)
     wrong = (counts != counts.round()) | ((counts > 0) & (counts < least)) | (counts > (most or MOST_PATIENTS))
     if wrong.any():
@@ -110,29 +110,29 @@ def _check_covariates(protocol: FederationSpec, stages: Stages, site: str, count
 
 def _check_metrics(protocol: FederationSpec, stages: Stages, site: str, message: Message) -> None:
     kind, least, most = protocol.endpoint.kind, protocol.payload.small_cells, _most(protocol, stages, site)
-    told = {name: float(str(message.values[name])) for name in FINISHED if message.values[name] is not None}
-    if not told:
+    stated = {name: float(str(message.values[name])) for name in FINISHED if message.values[name] is not None}
+    if not stated:
         return
-    if set(told) != TOLD[kind]:
-        raise PayloadError(f"site {site}: tells {', '.join(told)}, which are not the numbers of a {kind} endpoint")
-    total, most = told["patients"], MOST_PATIENTS if most is None else most
+    if set(stated) != STATED[kind]:
+        raise PayloadError(f"site {site}: states {', '.join(stated)}, which are not the numbers of a {kind} endpoint")
+    total, most = stated["patients"], MOST_PATIENTS if most is None else most
     if not 2 * least <= total <= most:
         raise PayloadError(f"site {site}: metrics of {total:.0f} patients; {2 * least} to {most} are allowed")
-    positives = told.get("positives", total / 2)
+    positives = stated.get("positives", total / 2)
     if min(positives, total - positives) < least:
         raise PayloadError(
             f"site {site}: {positives:g} positive patients of {total:g}; {least} of either are the fewest"
         )
-    metric, pairs = told["metric"], positives * (total - positives)
+    metric, pairs = stated["metric"], positives * (total - positives)
     # DeLong's variance is of numbers from 0 to 1 with the mean `metric`; at a death, one of two groups dies
     spread = max(0.0, metric * (1 - metric)) * (1 / (positives - 1) + 1 / (total - positives - 1))
     highest = {"metric": 1.0, "variance": spread, "logrank_variance": positives / 4}
-    for name in (one for one in highest if one in told):
-        if not 0.0 <= told[name] <= highest[name] + ROUNDING:
-            raise PayloadError(f"site {site}: '{name}' is {told[name]:g}; 0 to {highest[name]:.3g} are possible")
+    for name in (one for one in highest if one in stated):
+        if not 0.0 <= stated[name] <= highest[name] + ROUNDING:
+            raise PayloadError(f"site {site}: '{name}' is {stated[name]:g}; 0 to {highest[name]:.3g} are possible")
     if kind == "binary" and abs(2 * metric * pairs - round(2 * metric * pairs)) > 1e-4:
         raise PayloadError(f"site {site}: 'metric' is {metric:.9g}, which is no share of {pairs:g} pairs")
-    if abs(told.get("logrank_difference", 0.0)) > positives:
+    if abs(stated.get("logrank_difference", 0.0)) > positives:
         raise PayloadError(
-            f"site {site}: 'logrank_difference' is {told['logrank_difference']:g} with {positives:g} events"
+            f"site {site}: 'logrank_difference' is {stated['logrank_difference']:g} with {positives:g} events"
         )

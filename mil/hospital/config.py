@@ -137,7 +137,7 @@ class FederationSpec(Spec):
     the coordinator sends the models and reads every update, as strategies need that are no sums; see the threat model."""
 
     metrics: Literal["sums", "sites"] = "sums"
-    """What the coordinator is told of the training sites' metrics and covariates at the end, under `trust: sites`. `sums`: their masked
+    """What the coordinator receives of the training sites' metrics and covariates at the end, under `trust: sites`. `sums`: their masked
     sums alone, and nothing of an external site. `sites`: each site's own, above the smallest cell of each class."""
 
     @model_validator(mode="before")

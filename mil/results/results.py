@@ -38,8 +38,8 @@ class Results:
         try:
             return cls(folder, parse(Config, json.loads(path.read_text(encoding="utf-8")), str(path)))
         except (MilError, ValueError) as error:
-            told = str(error) if isinstance(error, MilError) else f"{path} is not JSON: {error}"
-            raise MilError(f"{told}; results of another version are read once the workflow has run again") from error
+            line = str(error) if isinstance(error, MilError) else f"{path} is not JSON: {error}"
+            raise MilError(f"{line}; results of another version are read once the workflow has run again") from error
 
     @property
     def training_sites(self) -> list[str]:
