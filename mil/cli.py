@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,10 +16,15 @@ from mil.commands import bench, clinical, encoders, evaluation, files, models, p
 from mil.commands import hospital as hospitals
 from mil.commands.examples import add_examples
 from mil.commands.options import ConfigsArgument, LogOption, report_failure, reporter_of
-from mil.errors import MilError
+from mil.errors import MilError, Stopped
 from mil.files import reason_of, way_out
 from mil.version import __version__
 
+STOPPED = {
+    signal.SIGTERM: "error: terminated (SIGTERM): time limit, cancelled, or the node was taken away; finished slides are kept, the same "
+    "command goes on from them",
+    signal.SIGINT: "interrupted; finished slides are kept, run the same command again to go on",
+}
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,41 +37,45 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: a `MilError`, or a file that cannot be read or written, becomes one line on standard error and in the log, exit code 1."""
-    signal.signal(signal.SIGTERM, _stop)
+    """Entry point: a `MilError`, or a file that cannot be read or written, becomes one line on standard error and in the log, exit code 1.
+
+    SIGTERM (Slurm: time limit, `scancel`, preemption) and SIGINT (Ctrl-C) become one line and exit code 143 or 130, whatever
+    exception arrives here after them: C libraries that were calling Python when the signal came (h5py, matplotlib) replace `Stopped`
+    by an error that speaks of something else.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        raise Stopped
+
+    handled = [number for number in STOPPED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGINT
+    for number in handled:
+        signal.signal(number, stop)
     try:
-        _run()
-    except Terminated:
-        report_failure(
-            "error: terminated (SIGTERM): time limit, cancelled, or the node was taken away; finished slides are kept, the same "
-            "command goes on from them"
-        )
-        sys.exit(128 + signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command has ended: nothing catches `Terminated` any more
+        try:
+            app()
+        finally:
+            for number in handled:
+                signal.signal(number, signal.SIG_DFL)  # calls `stop` first if a signal is still pending
+    except BaseException as error:  # noqa: BLE001  raised again unless it has a line
+        if received and not (isinstance(error, SystemExit) and error.code in {0, None}):
+            report_failure(STOPPED[signal.Signals(received[0])])
+            sys.exit(128 + received[0])
+        _end(error)
 
 
-def _run() -> None:
-    try:
-        app()
-    except MilError as error:
-        report_failure(" ".join(f"error: {error}".split()))
-        sys.exit(1)
-    except OSError as error:
+def _end(error: BaseException) -> NoReturn:
+    """Say an error of data, settings or disk in one line; a fault of the program keeps its traceback."""
+    if isinstance(error, MilError):
+        line = " ".join(f"error: {error}".split())
+    elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
-        report_failure(f"error: {where}{reason_of(error)}{way_out(error)}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        report_failure("interrupted; finished slides are kept, run the same command again to go on")
-        sys.exit(130)
-
-
-class Terminated(BaseException):
-    """The process was told to end: Slurm does so at a time limit, at `scancel` and before preemption."""
-
-
-def _stop(number: int, frame: object) -> None:
-    raise Terminated
+        line = f"error: {where}{reason_of(error)}{way_out(error)}"
+    else:
+        raise error
+    report_failure(line)
+    sys.exit(1)
 
 
 def _version(value: bool) -> None:

@@ -28,6 +28,10 @@ class Absent(MilError):
     """A result that this cohort or run does not have. The message is the reason that people read."""
 
 
+class Stopped(BaseException):
+    """The process received SIGTERM or SIGINT. Raised by the command line's handler; no `except Exception` catches it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A closing clause for messages about an unknown name: the nearest known one, or all of them."""
     known = sorted(known)

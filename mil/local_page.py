@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-from mil.errors import MilError
+from mil.errors import MilError, Stopped
 
 ADDRESS = "127.0.0.1"
 HOSTS = {ADDRESS, "localhost"}
@@ -142,7 +142,7 @@ def serve(page: LocalPage) -> None:
     """Answer until the process is interrupted (Ctrl+C ends it without a traceback)."""
     try:
         page.serve_forever()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         pass
     finally:
         page.server_close()

@@ -226,6 +226,24 @@ def test_a_terminated_command_says_so_in_its_log_and_keeps_nothing_half_written(
     assert [path.name for path in tmp_path.iterdir()] == ["work.log"]
 
 
+@pytest.mark.parametrize(
+    ("number", "line"), [(signal.SIGTERM, "error: terminated (SIGTERM)"), (signal.SIGINT, "interrupted;")]
+)
+@pytest.mark.parametrize("error", ["SystemError", "MilError", "OSError", "SystemExit", "Stopped"])
+def test_a_signal_is_named_even_where_a_library_turns_it_into_another_error(error, number, line):
+    """h5py, interrupted while it lists attributes, raises a SystemError in place of the handler's exception."""
+    code = (
+        "import os\nfrom mil import cli\nfrom mil.errors import MilError, Stopped\n"
+        f"def work():\n    try:\n        os.kill(os.getpid(), {number})\n    except BaseException:\n"
+        f"        raise {error}('a result with an exception set')\n"
+        "cli.app = work\ncli.main()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 128 + number
+    assert process.stderr.count("\n") == 1
+    assert process.stderr.startswith(line)
+
+
 def test_a_signal_that_comes_after_the_command_prints_no_traceback():
     """Python ends in some tenths of a second, in which the handler of the command would raise where nothing catches it."""
     code = (
