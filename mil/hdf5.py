@@ -175,6 +175,8 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
                 dataset = _followed(file, name, path)
                 if dataset is not None:
                     check_dataset(dataset, path)
+                    if dataset.shape is None:
+                        raise CorruptFile(f"{path}: dataset '{name}' has no shape and holds nothing")
                     arrays[name] = dataset[()]
                     attributes[name] = {key: _decoded(value) for key, value in dataset.attrs.items()}
     except FileNotFoundError as error:

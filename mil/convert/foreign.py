@@ -3,15 +3,18 @@
 A reader finds the slides of a folder and reads one of them. Layouts after the tools' own code; see each reader.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
 from mil.registry import Registry
+
+SMALLEST, LARGEST = 1e-6, 2.0**31 - 1  # of a side in pixels or microns, or of microns a pixel
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class ForeignFeatures:
 
     folder: Path
     encoder: str | None = None
-    """Name of the encoder; where the files name it, they come first, unless `weights_sha256` is told."""
+    """Name of the encoder; where the files name it, they come first, unless `weights_sha256` is given."""
     mpp: float | None = None
     """Microns a level-0 pixel of the slides; needed where coordinates are in microns or DeepZoom addresses."""
     tile_mpp: float | None = None
@@ -29,6 +32,11 @@ class ForeignFeatures:
     """Hash of the encoder's weights, where the user knows it."""
     expected: tuple[str, EncoderSpec] | None = None
     """The encoder that must have made them: the cohort's name for it and its settings; none: any."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("mpp", self.mpp), ("tile_mpp", self.tile_mpp)):
+            if value is not None and not SMALLEST <= value <= LARGEST:
+                raise MilError(f"{name} {value} is not a positive number of microns a pixel")
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,39 @@ def by_suffix(*patterns: str) -> Callable[[Path], dict[str, Path]]:
     return find
 
 
+def number(about: Mapping[str, Any], key: str, path: Path) -> float | None:
+    """The positive number that a file states under `key`, None where it states nothing; `CorruptFile` for anything else."""
+    value = about.get(key)
+    if value is None:
+        return None
+    try:
+        stated = float(np.asarray(value).item())
+    except (TypeError, ValueError):
+        stated = np.nan
+    if isinstance(value, bool) or not SMALLEST <= stated <= LARGEST:
+        raise CorruptFile(f"{path}: {key} is {str(value)[:40]!r}, not a positive number")
+    return stated
+
+
+def whole(about: Mapping[str, Any], key: str, path: Path) -> int | None:
+    """As `number`, of whole numbers."""
+    stated = number(about, key, path)
+    if stated is not None and not stated.is_integer():
+        raise CorruptFile(f"{path}: {key} is {stated}, not a whole number")
+    return None if stated is None else int(stated)
+
+
+def text(about: Mapping[str, Any], key: str) -> str | None:
+    """The text that a file states under `key`, None where it states none."""
+    value = about.get(key)
+    return value if isinstance(value, str) and value and value.isprintable() else None
+
+
 def checked_features(features: np.ndarray, path: Path) -> np.ndarray:
     """(tiles, width) of numbers, a leading axis of one taken off; `CorruptFile` for anything else."""
     if features.ndim == 3 and features.shape[0] == 1:
         features = features[0]
-    if features.ndim != 2 or features.dtype.kind != "f":
+    if features.ndim != 2 or features.dtype.kind != "f" or not features.shape[1]:
         raise CorruptFile(f"{path}: features are {features.dtype} {features.shape}, not numbers of (tiles, width)")
     if not np.isfinite(features).all():
         raise CorruptFile(f"{path}: features hold values that are not finite")
@@ -92,4 +128,6 @@ def checked_coords(coords: np.ndarray, tiles: int, path: Path) -> np.ndarray:
         coords = coords[0]
     if coords.ndim != 2 or coords.shape[1] < 2 or len(coords) != tiles:
         raise CorruptFile(f"{path}: coordinates are {coords.shape} for {tiles} tiles")
+    if coords.dtype.kind not in "iuf" or not (np.abs(coords[:, :2].astype(np.float64)) <= LARGEST).all():
+        raise CorruptFile(f"{path}: coordinates are {coords.dtype}, up to {coords.max()}, not numbers of pixels")
     return np.rint(coords[:, :2].astype(np.float64)).astype(np.int64)

@@ -17,6 +17,9 @@ from mil.convert.foreign import (
     by_suffix,
     checked_coords,
     checked_features,
+    number,
+    text,
+    whole,
 )
 from mil.encoders.weights import read_state
 from mil.errors import CorruptFile, MilError
@@ -30,15 +33,15 @@ def _trident(path: Path, source: ForeignFeatures) -> Foreign:
     arrays, attributes = hdf5.read_foreign(path, "features", "coords")
     features = _needed(arrays, "features", path)
     about = attributes.get("coords", {})
-    named = attributes["features"].get("encoder") or path.parent.name.partition("features_")[2] or source.encoder
+    named = text(attributes["features"], "encoder") or path.parent.name.partition("features_")[2] or source.encoder
     return Foreign(
         features=features,
         coords=_coords(arrays, features, path),
         encoder=_encoder(named, path),
-        size_px=_whole(about.get("patch_size")),
+        size_px=whole(about, "patch_size", path),
         tile_mpp=source.tile_mpp,
         mpp=source.mpp,
-        side_level0=about.get("patch_size_level0"),
+        side_level0=number(about, "patch_size_level0", path),
     )
 
 
@@ -55,9 +58,9 @@ def _clam(path: Path, source: ForeignFeatures) -> Foreign:
     )
     if patches is not None and patches.is_file():
         tiling = clam_tiling(patches)
-        size, side = tiling["size_px"], tiling["side_level0"]
-        if "coords" not in arrays and len(tiling["coords"]) == len(features):
-            arrays["coords"] = tiling["coords"]
+        if len(tiling[0]) == len(features):  # else the slide was tiled again after its features were made
+            arrays.setdefault("coords", tiling[0])
+            size, side = tiling[1:]
     return Foreign(
         features=features,
         coords=_coords(arrays, features, path),
@@ -69,20 +72,17 @@ def _clam(path: Path, source: ForeignFeatures) -> Foreign:
     )
 
 
-def clam_tiling(path: Path) -> dict[str, Any]:
-    """CLAM's `patches/{slide}.h5`: coords (level-0 pixels), size_px at the level it was cut from, side_level0, and the level."""
+def clam_tiling(path: Path) -> tuple[np.ndarray, int, float]:
+    """CLAM's `patches/{slide}.h5`: coordinates in level-0 pixels, a tile's side in pixels of its level, and in level-0 pixels."""
     arrays, attributes = hdf5.read_foreign(path, "coords")
     about = attributes.get("coords", {})
-    if "coords" not in arrays or "patch_size" not in about:
+    size = whole(about, "patch_size", path)
+    if "coords" not in arrays or size is None:
         raise CorruptFile(f"{path}: is no coordinates file of CLAM (dataset coords with attribute patch_size)")
-    size = int(about["patch_size"])
-    downsample = np.asarray(about.get("downsample", 1.0), float).reshape(-1)[0]
-    return {
-        "coords": checked_coords(arrays["coords"], len(arrays["coords"]), path),
-        "size_px": size,
-        "level": int(about.get("patch_level", 0)),
-        "side_level0": float(about.get("custom_downsample", 1)) * size * downsample,
-    }
+    downsample = np.atleast_1d(about.get("downsample", 1.0))[:1]  # of the level, along x and y
+    factors = (number(about, "custom_downsample", path), number({"downsample": downsample}, "downsample", path))
+    coords = np.atleast_1d(arrays["coords"])
+    return checked_coords(coords, len(coords), path), size, (factors[0] or 1.0) * (factors[1] or 1.0) * size
 
 
 def _stamp(path: Path, source: ForeignFeatures) -> Foreign:
@@ -94,18 +94,20 @@ def _stamp(path: Path, source: ForeignFeatures) -> Foreign:
     features = _needed(arrays, "feats" if "feats" in arrays else "patch_embeddings", path)
     coords, about = arrays.get("coords"), attributes[""]
     if "augmented" in arrays:
+        if arrays["augmented"].shape != (len(features),):
+            raise CorruptFile(f"{path}: augmented is {arrays['augmented'].shape} for {len(features)} tiles")
         kept = ~arrays["augmented"].astype(bool)
         features, coords = features[kept], None if coords is None else coords[kept]
-    side_um = float(about.get("tile_size_um", about.get("tile_size", MARUGOTO_SIDE_UM)))
-    side_px = int(about.get("tile_size_px", MARUGOTO_SIDE_PX))
+    side_um = number(about, "tile_size_um", path) or number(about, "tile_size", path) or MARUGOTO_SIDE_UM
+    side_px = whole(about, "tile_size_px", path) or MARUGOTO_SIDE_PX
     tile_mpp = source.tile_mpp or side_um / side_px
     mpp = source.mpp or tile_mpp
     if coords is not None:
-        microns = coords.astype(np.float64)
-        if about.get("unit") != "um":
-            microns = microns * tile_mpp
-        coords = checked_coords(microns / mpp, len(features), path)
-    named = about.get("extractor") or about.get("encoder") or source.encoder
+        if (unit := about.get("unit")) is not None and text(about, "unit") != "um":
+            raise CorruptFile(f"{path}: its coordinates are in {str(unit)[:40]!r}, not in microns ('um')")
+        to_level0 = (1 if unit else tile_mpp) / mpp
+        coords = checked_coords(_scaled(coords, to_level0), len(features), path)
+    named = text(about, "extractor") or text(about, "encoder") or source.encoder
     return Foreign(features, coords, _encoder(named, path), side_px, tile_mpp, mpp, side_px * tile_mpp / mpp)
 
 
@@ -117,11 +119,12 @@ def _histossl(path: Path, source: ForeignFeatures) -> Foreign:
     tile_mpp = source.tile_mpp or 0.5
     mpp = source.mpp or tile_mpp
     side = DEEPZOOM_TILE_PX * tile_mpp / mpp
-    coords = checked_coords(table[:, 1:3].astype(np.float64) * side, len(table), path)
+    features, addresses = checked_features(table[:, 3:], path), table[:, :3]
+    if (addresses[1:, 0] != addresses[:-1, 0]).any() or (addresses < 0).any() or (addresses % 1 != 0).any():
+        raise CorruptFile(f"{path}: its first three columns are not the DeepZoom addresses of one level: level, x, y")
+    coords = checked_coords(_scaled(addresses[:, 1:], side), len(table), path)
     named = source.encoder or path.parent.parent.parent.name  # {encoder}/{data set}/{slide}/features.npy
-    return Foreign(
-        checked_features(table[:, 3:], path), coords, _encoder(named, path), DEEPZOOM_TILE_PX, tile_mpp, mpp, side
-    )
+    return Foreign(features, coords, _encoder(named, path), DEEPZOOM_TILE_PX, tile_mpp, mpp, side)
 
 
 def _slide2vec(path: Path, source: ForeignFeatures) -> Foreign:
@@ -139,11 +142,11 @@ def _slide2vec(path: Path, source: ForeignFeatures) -> Foreign:
         if pairs is None and {"x", "y"} <= set(given):
             pairs = np.stack([given["x"], given["y"]], axis=1)
         coords = None if pairs is None else checked_coords(pairs, len(features), places)
-    named = meta.get("encoder_name") or source.encoder
-    size, spacing = meta.get("requested_tile_size_px"), meta.get("requested_spacing_um") or source.tile_mpp
-    return Foreign(
-        features, coords, _encoder(named, path), _whole(size), spacing, source.mpp, meta.get("tile_size_lv0")
-    )
+    spacing = number(meta, "requested_spacing_um", meta_path) or source.tile_mpp
+    size = whole(meta, "requested_tile_size_px", meta_path)
+    side = number(meta, "tile_size_lv0", meta_path)
+    named = text(meta, "encoder_name") or source.encoder
+    return Foreign(features, coords, _encoder(named, path), size, spacing, source.mpp, side)
 
 
 def _atlaspatch(path: Path, source: ForeignFeatures) -> Foreign:
@@ -159,10 +162,10 @@ def _atlaspatch(path: Path, source: ForeignFeatures) -> Foreign:
         features=features,
         coords=_coords(arrays, features, path),
         encoder=named,
-        size_px=_whole(about.get("patch_size")),
+        size_px=whole(about, "patch_size", path),
         tile_mpp=source.tile_mpp,
-        mpp=about.get("mpp") or source.mpp,
-        side_level0=about.get("patch_size_level0"),
+        mpp=number(about, "mpp", path) or source.mpp,
+        side_level0=number(about, "patch_size_level0", path),
     )
 
 
@@ -176,14 +179,14 @@ def _coords(arrays: dict[str, np.ndarray], features: np.ndarray, path: Path) -> 
     return checked_coords(arrays["coords"], len(features), path) if "coords" in arrays else None
 
 
-def _encoder(named: Any, path: Path) -> str:
-    if not named or not isinstance(named, str):
+def _scaled(coords: np.ndarray, factor: float) -> np.ndarray:
+    return coords.astype(np.float64) * factor if coords.dtype.kind in "iuf" else coords  # refused by `checked_coords`
+
+
+def _encoder(named: str | None, path: Path) -> str:
+    if not named:
         raise MilError(f"{path}: does not say which encoder made its features; give its name with `encoder`")
     return named
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None else int(value)
 
 
 def _meta(path: Path) -> dict[str, Any]:
@@ -193,10 +196,6 @@ def _meta(path: Path) -> dict[str, Any]:
         raise CorruptFile(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(meta, dict):
         raise CorruptFile(f"{path}: holds {type(meta).__name__}, not a mapping")
-    for key in ("requested_tile_size_px", "requested_spacing_um", "tile_size_lv0"):
-        value = meta.get(key)
-        if value is not None and (type(value) not in {int, float} or not 0 < value < float("inf")):
-            raise CorruptFile(f"{path}: {key} is {str(value)[:40]!r}, not a positive number")
     return meta
 
 

@@ -21,8 +21,8 @@ STAMP_VERSION = "2.0.0"  # STAMP refuses files of a version newer than its own; 
 @WRITERS.register("trident")
 def write_trident(path: Path, folder: Path) -> Path:
     """`features_{encoder}/{slide}.h5` with features, coords and TRIDENT's attributes on both."""
-    features, coords = hdf5.read(path, "features", "coords")
-    about, tiling = hdf5.attributes(path), hdf5.attributes(path, on="coords")
+    features, coords, about = _ours(path)
+    tiling = hdf5.attributes(path, on="coords")
     target = folder / f"features_{about['encoder']}" / path.name
     with hdf5.writing(target) as writer:
         writer.append("features", features)
@@ -36,8 +36,7 @@ def write_trident(path: Path, folder: Path) -> Path:
 @WRITERS.register("stamp")
 def write_stamp(path: Path, folder: Path) -> Path:
     """`{slide}.h5` with feats (float16) and coords in microns (float32), and STAMP's attributes."""
-    features, coords = hdf5.read(path, "features", "coords")
-    about: dict[str, Any] = hdf5.attributes(path)
+    features, coords, about = _ours(path)
     if not about.get("mpp") or not about.get("size_px") or not about.get("tile_mpp"):
         raise MilError(f"{path}: does not say its microns a pixel and the tiles' size, which STAMP's layout needs")
     target = folder / path.name
@@ -56,3 +55,13 @@ def write_stamp(path: Path, folder: Path) -> Path:
             }
         )
     return target
+
+
+def _ours(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    about = hdf5.attributes(path)
+    if not about.get("coords_known", 1):
+        raise MilError(
+            f"{path}: the tiles' coordinates are not known, and the layout needs them; extract the slide again"
+        )
+    features, coords = hdf5.read(path, "features", "coords")
+    return features, coords, about

@@ -209,6 +209,93 @@ def test_files_that_cannot_be_read_are_rows(tmp_path):
         assert reason in manifest.reason[name]
 
 
+STATED = {
+    "trident": ("features_uni_v1/s1.h5", "coords", ("patch_size", "patch_size_level0")),
+    "clam": ("patches/s1.h5", "coords", ("patch_size", "custom_downsample", "downsample")),
+    "stamp": ("s1.h5", "/", ("tile_size_um", "tile_size_px", "unit")),
+    "atlaspatch": ("patches/s1.h5", "/", ("patch_size", "patch_size_level0", "mpp")),
+}
+
+
+@pytest.mark.parametrize("layout", STATED)
+def test_what_a_file_states_and_cannot_be_true_is_a_row(layout, tmp_path):
+    """Sides, scales and units that are no positive numbers, coordinates that are none, and arrays of no shape."""
+    name, on, keys = STATED[layout]
+    odd = [
+        0,
+        -1,
+        np.nan,
+        np.inf,
+        1e300,
+        1e-300,
+        "abc",
+        "",
+        b"\xff",
+        np.zeros(0),
+        [1, 2, 3],
+        True,
+        1 + 2j,
+        h5py.Empty("f4"),
+    ]
+    source = LAYOUTS[layout][0](tmp_path / "theirs")
+
+    def stated(change):
+        path = tmp_path / "theirs" / name
+        kept = path.read_bytes()
+        with h5py.File(path, "a") as file:
+            change(file)
+        row = convert_in(layout, source, tmp_path / "ours", quiet()).iloc[0]
+        path.write_bytes(kept)
+        return row["state"], "theirs" in row["reason"]
+
+    def coords(values):
+        def change(file):
+            attributes = dict(file["coords"].attrs)
+            del file["coords"]
+            file["coords"] = values
+            file["coords"].attrs.update(attributes)
+
+        return change
+
+    for key in keys:
+        for value in odd[:-4] if key == "downsample" else odd:  # a level's, along x and y: the first counts
+            change = lambda file: file[on].attrs.__setitem__(key, value)  # noqa: B023, E731  called at once
+            assert stated(change) == ("unreadable_features", True), (key, value)
+    wide = np.ones((30, 5))
+    for values in (wide * np.nan, wide * np.inf, wide * 2.0**40, wide.astype(bool), h5py.Empty("f4"), np.array(1.0)):
+        assert stated(coords(values)) == ("unreadable_features", True), values
+    assert convert_in(layout, source, tmp_path / "ours", quiet()).state.iloc[0] == "ok"
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("value", [-1, 0.5])
+def test_addresses_that_are_none_are_a_row(column, value, tmp_path):
+    source = histossl(tmp_path / "theirs")
+    path = next(tmp_path.rglob("features.npy"))
+    table = np.load(path)
+    table[3, column] = value
+    np.save(path, table)
+    row = convert_in("histossl", source, tmp_path / "ours", quiet()).iloc[0]
+    assert row["state"] == "unreadable_features"
+    assert "DeepZoom addresses of one level" in row["reason"]
+
+
+@pytest.mark.parametrize("mpp", [0, -0.25, np.nan, np.inf])
+def test_microns_that_are_none_are_refused(mpp, tmp_path):
+    with pytest.raises(MilError, match="positive number of microns"):
+        ForeignFeatures(tmp_path, mpp=mpp)
+
+
+@pytest.mark.parametrize("layout", ["trident", "stamp"])
+def test_unknown_coordinates_are_not_written_as_zeros(layout, tmp_path):
+    source = trident(tmp_path / "theirs")
+    with h5py.File(tmp_path / "theirs/features_uni_v1/s1.h5", "a") as file:
+        del file["coords"]
+    convert_in("trident", source, tmp_path / "ours", quiet())
+    with pytest.raises(MilError, match=r"s1\.h5.*coordinates are not known"):
+        convert_out(layout, tmp_path / "ours", tmp_path / "back", quiet())
+
+
 def test_a_folder_and_a_link_to_nowhere_are_no_features(tmp_path):
     source = trident(tmp_path / "theirs")
     folder = tmp_path / "theirs" / "features_uni_v1"
@@ -311,9 +398,9 @@ def test_real_files_of_stamp(shared, tmp_path):
 
 def test_real_coordinates_of_clam(shared):
     for path in sorted((shared / "data/reference/clam_coords_h5").glob("*.h5")):
-        tiling = clam_tiling(path)
-        assert (tiling["size_px"], tiling["level"], tiling["side_level0"]) == (512, 0, 512)
-        assert len(tiling["coords"]) in {1481, 7856, 8470}
+        coords, size_px, side_level0 = clam_tiling(path)
+        assert (size_px, side_level0) == (512, 512)
+        assert len(coords) in {1481, 7856, 8470}
 
 
 def test_one_file_under_two_names_is_no_slide_s(tmp_path):
