@@ -86,72 +86,77 @@ class Stage:
 
 def stages(config: Config) -> dict[str, Stage]:
     """Every command of the workflow in its order, by name; those of a site are called NAME.SITE."""
-    found, spec = {}, {name: one.to_json() for name, one in vars(config).items() if hasattr(one, "to_json")}
-    endpoint, experiment = config.endpoints["response"].to_json(), config.experiments["attention"].to_json()
-    for site in SITES:
-        at = f"results/sites/{site}"
-        found[f"check.{site}"] = Stage(
+    spec = {name: one.to_json() for name, one in vars(config).items() if hasattr(one, "to_json")}
+    spec |= {"endpoint": config.endpoints["response"].to_json(), "encoder": config.encoders["colour"].to_json()}
+    spec |= {"experiment": config.experiments["attention"].to_json()}
+    of_sites = {name: stage for site in SITES for name, stage in stages_of_site(site, spec).items()}
+    return of_sites | stages_of_cohort(spec)
+
+
+def stages_of_site(site: str, spec: Mapping[str, str]) -> dict[str, Stage]:
+    """The commands of one site; `spec` holds settings as JSON."""
+    at = f"results/sites/{site}"
+    tables = (f"{at}/slides.csv", f"{at}/tiles/shard0.csv", f"{at}/features/colour/shard0.csv")
+    return {
+        f"check.{site}": Stage(
             ("check", "--site", site, "--spec", spec["slides"], "--labels", "response", "--out", f"{at}/slides.csv"),
             (f"sites/{site}/slides*",),
-        )
-        found[f"tile.{site}"] = Stage(
+        ),
+        f"tile.{site}": Stage(
             ("tile", f"{at}/slides.csv", "--spec", spec["tiles"], "--folder", f"{at}/tiles", "--thumbnails", f"{at}/thumbnails",
              "--out", f"{at}/tiles/shard0.csv"),
             (f"sites/{site}/tiles", f"sites/{site}/thumbnails"),
-        )  # fmt: skip
-        found[f"contact.{site}"] = Stage(
-            (
-                "contact",
-                f"{at}/slides.csv",
-                "--tiles",
-                f"{at}/tiles",
-                "--thumbnails",
-                f"{at}/thumbnails",
-                "--out",
-                f"{at}/contact.jpg",
-            ),
+        ),
+        f"contact.{site}": Stage(
+            ("contact", f"{at}/slides.csv", "--tiles", f"{at}/tiles", "--thumbnails", f"{at}/thumbnails",
+             "--out", f"{at}/contact.jpg"),
             (f"sites/{site}/contact.jpg",),
-        )
-        found[f"extract.{site}"] = Stage(
-            ("extract", f"{at}/slides.csv", "--tiles", f"{at}/tiles", "--spec", config.encoders["colour"].to_json(),
+        ),
+        f"extract.{site}": Stage(
+            ("extract", f"{at}/slides.csv", "--tiles", f"{at}/tiles", "--spec", spec["encoder"],
              "--folder", f"{at}/features/colour", "--out", f"{at}/features/colour/shard0.csv"),
             (f"sites/{site}/features",),
-        )  # fmt: skip
-        tables = (f"{at}/slides.csv", f"{at}/tiles/shard0.csv", f"{at}/features/colour/shard0.csv")
-        found[f"census.{site}"] = Stage(
-            ("census", *tables, "--out", f"results/census/{site}.csv"), (f"census/{site}.csv",)
-        )
+        ),
+        f"census.{site}": Stage(("census", *tables, "--out", f"results/census/{site}.csv"), (f"census/{site}.csv",)),
+    }  # fmt: skip
+
+
+def stages_of_cohort(spec: Mapping[str, str]) -> dict[str, Stage]:
+    """The commands that read every site's results; `spec` holds settings as JSON."""
     census = tuple(f"results/census/{site}.csv" for site in sorted(SITES))
     bags, run, table = "results/bags/response.csv", "results/runs/attention", "results/predictions/attention.csv"
     made_by = ("--sites", "results/sites", "--encoder")
-    found["bag"] = Stage(
-        ("bag", *census, "--slides", spec["slides"], "--spec", endpoint, *made_by, "colour=colour", "--out", bags,
-         "--flow", "results/bags/response.flow.csv"),
-        ("bags",),
-    )  # fmt: skip
-    found["train"] = Stage(
-        ("train", bags, *made_by, '{"name": "colour"}', "--spec", experiment, "--endpoint", endpoint, "--folder", run),
-        ("runs",),
-    )
-    found["predict"] = Stage(
-        ("predict", run, "--bags", bags, "--sites", "results/sites", "--out", table),
-        ("predictions", "sites/*/attention"),
-    )
-    found["score"] = Stage(
-        ("score", table, "--inner", f"{run}/inner.csv", "--spec", spec["metrics"], "--experiment", experiment, "--endpoint", endpoint,
-         "--out", "results/metrics/attention.csv"),
-        ("metrics/attention.csv",),
-    )  # fmt: skip
-    found["compare"] = Stage(
-        ("compare", "results", "--spec", spec["metrics"], "--out", "results/metrics/comparisons.csv"),
-        ("metrics/comparisons.csv", "metrics/strategies.csv"),
-    )
-    found["baseline"] = Stage(
-        ("baseline", "results", "--endpoint", "response", "--folder", "results/baselines/response"), ("baselines",)
-    )
-    found["plot"] = Stage(("plot", "learning_curves", "--results", "results", "--spec", spec["figures"]), ("figures",))
-    found["report"] = Stage(("report", "results", "--out", "results/report/index.html"), ("report",))
-    return found
+    stated = ("--experiment", spec["experiment"], "--endpoint", spec["endpoint"])
+    return {
+        "bag": Stage(
+            ("bag", *census, "--slides", spec["slides"], "--spec", spec["endpoint"], *made_by, "colour=colour", "--out", bags,
+             "--flow", "results/bags/response.flow.csv"),
+            ("bags",),
+        ),
+        "train": Stage(
+            ("train", bags, *made_by, '{"name": "colour"}', "--spec", spec["experiment"], "--endpoint", spec["endpoint"],
+             "--folder", run),
+            ("runs",),
+        ),
+        "predict": Stage(
+            ("predict", run, "--bags", bags, "--sites", "results/sites", "--out", table),
+            ("predictions", "sites/*/attention"),
+        ),
+        "score": Stage(
+            ("score", table, "--inner", f"{run}/inner.csv", "--spec", spec["metrics"], *stated,
+             "--out", "results/metrics/attention.csv"),
+            ("metrics/attention.csv",),
+        ),
+        "compare": Stage(
+            ("compare", "results", "--spec", spec["metrics"], "--out", "results/metrics/comparisons.csv"),
+            ("metrics/comparisons.csv", "metrics/strategies.csv"),
+        ),
+        "baseline": Stage(
+            ("baseline", "results", "--endpoint", "response", "--folder", "results/baselines/response"), ("baselines",)
+        ),
+        "plot": Stage(("plot", "learning_curves", "--results", "results", "--spec", spec["figures"]), ("figures",)),
+        "report": Stage(("report", "results", "--out", "results/report/index.html"), ("report",)),
+    }  # fmt: skip
 
 
 def start(folder: Path, arguments: tuple[str, ...], prepare: Callable[[], object] = lambda: None) -> int:

@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import h5py
 import numpy as np
 import pandas as pd
 import timm
 import torch
-from networks import COSINE_BAR, DEVICE, MODELS, RESNET_BAR, SIZE, Model, encoder_alone, half, nvjpeg, plain, wait
+from networks import COSINE_BAR, DEVICE, MODELS, RESNET_BAR, SIZE, encoder_alone, nvjpeg
+from peers import READ_PX, peers
 
 from mil import hdf5
 from mil.bench.slide import grid, texture, write_slide
@@ -43,7 +43,7 @@ from mil.features.readers import ProcessReaders, SharedMemory
 from mil.features.shard import extract, sorted_out
 from mil.progress import Reporter
 
-READ_PX, TILE_PX, MPP = 512, 256, 0.5
+TILE_PX, MPP = 256, 0.5
 
 
 RESULTS: dict[str, Any] = {}
@@ -127,60 +127,6 @@ def ours(engine: EncoderEngine, shard: Shard, slides: int, decoding: str, reader
     for path in written:
         path.unlink()
     return profile.rate
-
-
-class OpenSlideTiles(torch.utils.data.Dataset):
-    """What peers' datasets do: open the slide in the worker, read a region, resize with Pillow, normalise."""
-
-    def __init__(self, paths: list[str], coords: np.ndarray) -> None:
-        from torchvision import transforms
-
-        self.paths, self.coords, self.slides = paths, coords, {}
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize(224),
-                transforms.ToTensor(),
-                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths) * len(self.coords)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        import openslide
-
-        path = self.paths[index // len(self.coords)]
-        if path not in self.slides:
-            self.slides = {path: openslide.OpenSlide(path)}
-        x, y = self.coords[index % len(self.coords)]
-        region = self.slides[path].read_region((int(x), int(y)), 0, (READ_PX, READ_PX)).convert("RGB")
-        return self.transform(region)
-
-
-def peers(model: Model, shard: Shard, workers: int) -> float:
-    """The peers' way for some seconds, start of the workers not counted."""
-    net = plain(model)
-    tiles = OpenSlideTiles([str(shard.folder / f"{name}.tif") for name in shard.names], shard.coords)
-    loader = torch.utils.data.DataLoader(
-        tiles, batch_size=SIZE.batch, num_workers=workers, pin_memory=DEVICE.type == "cuda", prefetch_factor=2
-    )
-    found, count, began = [], 0, 0.0
-    with torch.inference_mode(), half():
-        for number, batch in enumerate(loader):
-            found.append(net(batch.to(DEVICE, non_blocking=True)).float().cpu().numpy())
-            if number == 2:
-                wait()
-                began, count = time.perf_counter(), 0
-            elif number > 2:
-                count += len(batch)
-                if time.perf_counter() - began > SIZE.peers_seconds:
-                    break
-    with h5py.File(shard.folder / "peers.h5", "w") as file:
-        file.create_dataset("features", data=np.concatenate(found))
-    rate = count / (time.perf_counter() - began)
-    del loader
-    return rate
 
 
 def readers_alone(shard: Shard, readers: int, decoding: str) -> float:
@@ -284,7 +230,7 @@ def with_all_cores(name: str, shard: Shard, cores: int, in_time: Callable[[float
             note(key, found, "tiles/s", RESNET_BAR if model.share is None else None)
         if found and alone:
             note(f"{key}: of the encoder alone", found / alone, bar=model.share)
-    usual = part(name, peers, model, shard, cores)
+    usual = part(name, peers, model, shard.folder, shard.names, shard.coords, cores)
     if usual:
         note(f"{name} peers' way, {cores} workers", usual, "tiles/s")
         note(f"{name} ours / peers' way", best / usual, bar=model.ratio)
@@ -302,7 +248,7 @@ def with_four_cores(name: str, engine: EncoderEngine, shard: Shard) -> None:
     found = {way: rate for way, rate in ways.items() if rate}
     for way, rate in found.items():
         note(f"{name} ours, 4 cores, {way}", rate, "tiles/s")
-    usual = part(name, peers, model, shard, 4)
+    usual = part(name, peers, model, shard.folder, shard.names, shard.coords, 4)
     if usual:
         note(f"{name} peers' way, 4 cores", usual, "tiles/s")
     if found and usual:

@@ -183,7 +183,8 @@ def grid_model_bags() -> dict[str, int]:
     return dict.fromkeys(("local", "pooled", "fedavg", "fedprox", "scaffold"), a_strategy)
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=7)
     parser.add_argument("--tiles", type=int, default=4096)
@@ -195,7 +196,11 @@ def main() -> None:
     )
     parser.add_argument("--patients", type=int, default=PATIENTS, help="of --protocol")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of --protocol that are run, scaled to all")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     note("device", torch.cuda.get_device_name() if device.type == "cuda" else "cpu")
     note("torch", torch.__version__)
@@ -211,46 +216,53 @@ def main() -> None:
         note("loop, bags in host memory", loop_rate(host, options.bags, device, short), "bags/s")
         note("loop, bags on the device", loop_rate(resident, options.bags, device, short), "bags/s")
 
-    def ours(models: int, source: Source, compiled: bool, label: str) -> None:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        fleet = Fleet(source, options.bags, options.tiles, models, device, compiled)
-        rate = fleet.rate(2 * short)
-        note(label, rate, "model-bags/s" + (" (bar: 20,000)" if models == 100 else ""))
-        note(f"{label}, arithmetic", rate * OPERATIONS * options.tiles / 1e12, "TFLOP/s")
-        if device.type == "cuda":
-            note(f"{label}, peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
-        del fleet
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
     attempt("loops", loops)
     compiled = not options.uncompiled and device.type == "cuda"
-    for models in map(int, options.models.split(",")):
-        if time.time() - BEGAN > options.minutes * 60 * 0.7:
-            note(f"ours, {models} models", "left out: out of time")
-            continue
-        attempt(
-            f"ours, {models}",
-            lambda models=models: ours(models, Resident(resident, device, CENTRE), compiled, f"ours, {models} models"),
-        )
-    most = max(int(part) for part in options.models.split(","))
-    few = min(most, 100)
-    if time.time() - BEGAN < options.minutes * 60 * 0.75:
-        attempt(
-            "uncompiled",
-            lambda: ours(few, Resident(resident, device, CENTRE), False, f"ours, {few} models, not compiled"),
-        )
-    if time.time() - BEGAN < options.minutes * 60 * 0.8:
-        attempt(
-            "pinned",
-            lambda: ours(
-                few, Pinned(host, device, CENTRE), compiled, f"ours, {few} models, bags in pinned host memory"
-            ),
-        )
+    rates(host, resident, options, device, compiled)
     attempt("grid", lambda: grid(resident, options, device, compiled))
     if options.protocol:
         attempt("protocol", lambda: protocol(options))
+
+
+def rates(
+    host: torch.Tensor, resident: torch.Tensor, options: argparse.Namespace, device: torch.device, compiled: bool
+) -> None:
+    """Model-bags per second of every number of models, and of the most without compilation and with bags in host memory."""
+
+    def rate(models: int, source: Source, compiled: bool, label: str) -> None:
+        attempt(label, lambda: fleet_rate(models, source, options, device, compiled, label))
+
+    def within(share: float) -> bool:
+        return time.time() - BEGAN < options.minutes * 60 * share
+
+    numbers = [int(part) for part in options.models.split(",")]
+    for models in numbers:
+        if within(0.7):
+            rate(models, Resident(resident, device, CENTRE), compiled, f"ours, {models} models")
+        else:
+            note(f"ours, {models} models", "left out: out of time")
+    few = min(max(numbers), 100)
+    if within(0.75):
+        rate(few, Resident(resident, device, CENTRE), False, f"ours, {few} models, not compiled")
+    if within(0.8):
+        rate(few, Pinned(host, device, CENTRE), compiled, f"ours, {few} models, bags in pinned host memory")
+
+
+def fleet_rate(
+    models: int, source: Source, options: argparse.Namespace, device: torch.device, compiled: bool, label: str
+) -> None:
+    """Note the rate, arithmetic and peak memory of `models` models."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    fleet = Fleet(source, options.bags, options.tiles, models, device, compiled)
+    rate = fleet.rate(6.0 if device.type == "cuda" else 1.0)
+    note(label, rate, "model-bags/s" + (" (bar: 20,000)" if models == 100 else ""))
+    note(f"{label}, arithmetic", rate * OPERATIONS * options.tiles / 1e12, "TFLOP/s")
+    if device.type == "cuda":
+        note(f"{label}, peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+    del fleet
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def grid(resident: torch.Tensor, options: argparse.Namespace, device: torch.device, compiled: bool) -> None:

@@ -19,6 +19,9 @@ from mil.errors import MilError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mil.config import SlidesSpec
+    from mil.progress import Reporter
+
 
 def check(
     configs: Annotated[
@@ -58,35 +61,50 @@ def check(
 
     if not configs and rows is None:
         require_file(read_spec(SlidesSpec, spec).sheet, "slide sheet", SHEET_PATH)
-    from mil.readiness import ready_cohort
-    from mil.slides.check import check_slides
-    from mil.slides.sheet import read_cohort, read_shard
-    from mil.tables import write_table
-    from mil.workflow.plan import check_disk
-
     reporter = reporter_of(log)
-    if configs:
-        config, cohort = ready_cohort(configs)
-        check_disk(config, cohort)
-        settings, sheet = config.slides, cohort.at(site) if site else cohort.slides
-    elif rows is not None:
-        settings, sheet = read_spec(SlidesSpec, spec), read_shard(rows)
-    else:
-        settings = read_spec(SlidesSpec, spec)
-        cohort = read_cohort(settings, [column for column in labels.split(",") if column])
-        sheet = cohort.at(site) if site else cohort.slides
+    settings, sheet = _asked(configs, spec, site, rows, labels)
+    from mil.slides.check import check_slides
+    from mil.tables import write_table
+
     kept = out.with_name(f".{out.stem}.checked.jsonl") if out is not None else None
     table = check_slides(sheet, settings, reporter, kept)
     if out is not None:
         write_table(table, out)
+    bad = _report_states(table, f"check {rows or site or 'all sites'}", reporter)
+    none_usable = site is None and rows is None and len(bad) == len(table)
+    if len(bad) and (strict or settings.on_bad_slide == "stop" or none_usable):
+        raise MilError(_first_of(bad, len(table)))
+
+
+def _asked(
+    configs: list[Path] | None, spec: str, site: str | None, rows: Path | None, labels: str
+) -> "tuple[SlidesSpec, pd.DataFrame]":
+    """The slide settings, and the rows of the sheet that are to be checked."""
+    from mil.config import SlidesSpec, read_spec
+    from mil.readiness import ready_cohort
+    from mil.slides.sheet import read_cohort, read_shard
+    from mil.workflow.plan import check_disk
+
+    if rows is not None and not configs:
+        return read_spec(SlidesSpec, spec), read_shard(rows)
+    if configs:
+        config, cohort = ready_cohort(configs)
+        check_disk(config, cohort)
+        settings = config.slides
+    else:
+        settings = read_spec(SlidesSpec, spec)
+        cohort = read_cohort(settings, [column for column in labels.split(",") if column])
+    return settings, cohort.at(site) if site else cohort.slides
+
+
+def _report_states(table: "pd.DataFrame", what: str, reporter: "Reporter") -> "pd.DataFrame":
+    """Print how many slides are in each state; each slide that cannot be used goes to the log. Returns those slides."""
     counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
     bad = table[table["state"] != "ok"]
     for row in bad.itertuples():
         reporter.note(f"slide {row.slide_id} ({row.path}): {row.state}: {row.reason}")
-    reporter.say(f"check {rows or site or 'all sites'}: {len(table)} slides: {counts}")
-    whole = site is None and rows is None
-    if len(bad) and (strict or settings.on_bad_slide == "stop" or (whole and len(bad) == len(table))):
-        raise MilError(_first_of(bad, len(table)))
+    reporter.say(f"{what}: {len(table)} slides: {counts}")
+    return bad
 
 
 def _first_of(bad: "pd.DataFrame", count: int) -> str:

@@ -1,7 +1,9 @@
 """Trained here, tested there: AUROC of every site's own model at every site."""
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
@@ -48,17 +50,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             if (*key, site) in table.index:
                 row = table.loc[(*key, site)]
                 grid[i, j] = row["value"]
-                light = (
-                    luminance(colormaps[CMAP]((row["value"] - lowest) / (1 - lowest))[:3]) > 0.18
-                )  # where black and white read equally well
-                bounds = f"\n[{row['low']:.2f}, {row['high']:.2f}]" if not small and np.isfinite(row["low"]) else ""
-                text = f"{row['value']:.2f}{bounds}"
-                size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
-                axes.text(
-                    j, i, text, ha="center", va="center", fontsize=size, color=INK if light else PAPER, linespacing=1.3
-                )
-                if row["split"] == "held_out":
-                    axes.add_patch(_frame(j, i))
+                _write_cell(axes, (j, i), row, lowest, wide)
             else:
                 axes.text(j, i, "–", ha="center", va="center", fontsize=6.3, color=SOFT)
     image = axes.imshow(grid, cmap=CMAP, vmin=lowest, vmax=1, aspect="auto")
@@ -83,6 +75,19 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"the other cells are sites that the model never saw; – : {absent}, or no score.{' Intervals are in the values.' if small else ''}"
         ),
     )
+
+
+def _write_cell(axes: Axes, at: tuple[int, int], row: pd.Series, lowest: float, wide: float) -> None:
+    """Value and interval of `row` at column and row `at`, framed where its patients are held out; the cell is `wide` mm."""
+    light = (
+        luminance(colormaps[CMAP]((row["value"] - lowest) / (1 - lowest))[:3]) > 0.18
+    )  # black and white read equally well
+    with_bounds = wide >= SMALL_MM and np.isfinite(row["low"])
+    text = f"{row['value']:.2f}" + (f"\n[{row['low']:.2f}, {row['high']:.2f}]" if with_bounds else "")
+    size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
+    axes.text(*at, text, ha="center", va="center", fontsize=size, color=INK if light else PAPER, linespacing=1.3)
+    if row["split"] == "held_out":
+        axes.add_patch(_frame(*at))
 
 
 def _row_name(results: Results, experiment: str, trained_on: str) -> str:

@@ -63,16 +63,7 @@ def build(
     spec = spec or results.config.report
     drawn = {name: picture_of(results, name, in_viewer, figures_at) for chapter in STORY for name in chapter.figures}
     tables = {name: table for chapter in STORY for name in chapter.tables if (table := tables_of(results, name))}
-    sections = [
-        Section(
-            chapter,
-            [drawn[name] for name in chapter.figures if not drawn[name].left_out],
-            [tables[name] for name in chapter.tables if name in tables],
-        )
-        for chapter in STORY
-    ]
-    sections = [section for section in sections if section.pictures or section.tables]
-    _number(sections)
+    sections = _sections(drawn, tables)
     paragraphs = methods(results)
     warning, said, limited = leak_warning(results), claims(results), limits(results)
     environment = page_environment(spec.title)
@@ -109,6 +100,21 @@ def build(
         },
         table_files(as_figures | tables),
     )
+
+
+def _sections(drawn: Mapping[str, Picture], tables: Mapping[str, ReportTable]) -> list[Section]:
+    """The chapters for which this cohort has a figure or a table, with their numbers."""
+    sections = [
+        Section(
+            chapter,
+            [drawn[name] for name in chapter.figures if not drawn[name].left_out],
+            [tables[name] for name in chapter.tables if name in tables],
+        )
+        for chapter in STORY
+    ]
+    sections = [section for section in sections if section.pictures or section.tables]
+    _number(sections)
+    return sections
 
 
 def page_environment(title: str) -> jinja2.Environment:

@@ -15,7 +15,6 @@ import pandas as pd
 
 from mil.errors import MilError
 from mil.schemas import PREDICTIONS
-from mil.tables import require_columns
 
 OWN_SITE = "own site"
 ENSEMBLE = "ensemble"
@@ -70,17 +69,6 @@ class Scope:
     def scores(self) -> np.ndarray:
         """Scores (patients,)."""
         return self.table["score"].to_numpy()
-
-
-def check_predictions(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """`table` if it is a predictions table no patient of which is scored by a model that saw them twice over.
-
-    Raises for a missing column, a label other than 0/1, a score outside 0-1, an unknown split, a patient with two
-    labels or sites, and a patient who is predicted twice by one repeat's held-out models (two folds hold them).
-    """
-    require_columns(table, PREDICTED, where)
-    refuse(table, {"label": table["label"].isin([0, 1]), "score": table["score"].between(0, 1)}, where)
-    return check_patients(table, where)
 
 
 def refuse(table: pd.DataFrame, valid: Mapping[str, pd.Series], where: str, kind: str = "") -> None:

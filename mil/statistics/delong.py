@@ -11,6 +11,7 @@ import scipy
 
 from mil.errors import MilError
 from mil.statistics.differences import Difference, difference_of, permuted
+from mil.statistics.intervals import normal_quantile
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 def interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """AUROC with DeLong's normal interval, cut at 0 and 1 (as pROC does). nan bounds where there is no variance."""
     placed = placements(labels, scores)
-    area, half = float(placed.auroc[0]), _quantile(confidence) * float(np.sqrt(placed.covariance[0, 0]))
+    area, half = float(placed.auroc[0]), normal_quantile(confidence) * float(np.sqrt(placed.covariance[0, 0]))
     return (area, max(area - half, 0.0), min(area + half, 1.0)) if half > 0 else (area, np.nan, np.nan)
 
 
@@ -100,14 +101,14 @@ def logit_bounds(
     area = round(area) if abs(area - round(area)) < 1e-12 else area  # weighted sums of ones end a bit beside 1
     if not 0 < area < 1 or not variance > 0:
         return area, *newcombe_interval(area, positives, negatives, confidence)
-    centre, half = np.log(area / (1 - area)), _quantile(confidence) * np.sqrt(variance) / (area * (1 - area))
+    centre, half = np.log(area / (1 - area)), normal_quantile(confidence) * np.sqrt(variance) / (area * (1 - area))
     low, high = 1 / (1 + np.exp(-(centre - half))), 1 / (1 + np.exp(-(centre + half)))
     return area, float(low), float(high)
 
 
 def newcombe_interval(area: float, positives: int, negatives: int, confidence: float = 0.95) -> tuple[float, float]:
     """Score-like bounds of an AUROC from its value and the class sizes only (Newcombe 2006, Stat Med 25:559, method 5)."""
-    size, z = (positives + negatives) / 2, _quantile(confidence)
+    size, z = (positives + negatives) / 2, normal_quantile(confidence)
 
     def excess(theta: float) -> float:
         spread = 1 + (size - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
@@ -201,10 +202,6 @@ def unpaired(
     return Difference(
         difference, difference - half, difference + half, float(t), float(2 * scipy.stats.t.sf(abs(t), degrees))
     )
-
-
-def _quantile(confidence: float) -> float:
-    return float(scipy.stats.norm.ppf(0.5 + confidence / 2))
 
 
 def _covariance(values: np.ndarray) -> np.ndarray:

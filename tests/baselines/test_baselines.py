@@ -17,12 +17,12 @@ from mil.baselines.inputs import fused, late_fusion, permuted, run_baselines
 from mil.baselines.protocol import run_protocol
 from mil.cli import app
 from mil.config import EndpointSpec, MetricsSpec
+from mil.endpoints import build_endpoint
 from mil.endpoints.binary import PRIMARY
 from mil.figures import Results
 from mil.metrics.score import primary, score
 from mil.rng import rng
 from mil.statistics import delong, ranking
-from mil.statistics.arms import check_predictions
 from mil.statistics.bootstrap import percentile_interval, resamples
 from mil.tables import write_table
 
@@ -34,7 +34,7 @@ def test_baselines_stand_on_the_same_folds_and_give_the_same_table_as_models():
     inputs = pd.DataFrame({patient: tiles.mean(axis=0) for patient, tiles in features.items()}).T
     folded = run_protocol("clinical", inputs, bags, ENDPOINT)
     for _, table in folded.predictions.groupby("experiment"):
-        check_predictions(table, "baselines")
+        build_endpoint().checked(table, "baselines")
     pooled = folded.predictions[folded.predictions["experiment"] == "clinical_pooled"]
     held = pooled[pooled["split"] == "held_out"].merge(bags[["patient_id", "repeat0"]], on="patient_id")
     assert (held["fold"] == held["repeat0"]).all()
@@ -142,7 +142,7 @@ def test_real_clinical_tables_go_the_way_of_the_command(
     found = clinical_tables.run(table, subtype, tmp_path, repeats=1, bootstrap=100)
     assert (len(found.bags), found.bags["label"].sum()) == (patients, positives)
     for _, part in found.predictions.groupby("experiment"):
-        check_predictions(part, "clinical")
+        build_endpoint().checked(part, "clinical")
     assert set(found.metrics["site"]) == {"Cambridge", "Ohio", "Validation", "training sites", "external sites"}
     names = {
         "clinical_local",

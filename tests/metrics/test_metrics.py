@@ -8,13 +8,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mil.config import ExperimentSpec, MetricsSpec
+from mil.endpoints import build_endpoint
 from mil.endpoints.binary import PRIMARY
 from mil.errors import MilError
 from mil.metrics.comparison import compare
 from mil.metrics.score import score
 from mil.rng import rng
 from mil.statistics import delong, ranking
-from mil.statistics.arms import ENSEMBLE, OWN_SITE, check_predictions, patient_scores, scopes
+from mil.statistics.arms import ENSEMBLE, OWN_SITE, patient_scores, scopes
 from mil.statistics.bootstrap import percentile_interval, point, resamples, strata_of
 from mil.statistics.multiplicity import benjamini_hochberg, holm
 
@@ -179,7 +180,7 @@ def test_predictions_that_cannot_be_are_refused(column, value, said):
     table = predictions_of("pooled", ["A+B"]).astype({"score": float})
     table.loc[0, column] = value
     with pytest.raises(MilError, match=said):
-        check_predictions(table, "predictions of pooled")
+        build_endpoint().checked(table, "predictions of pooled")
 
 
 def test_a_patient_in_two_folds_is_found():
@@ -187,7 +188,7 @@ def test_a_patient_in_two_folds_is_found():
     again = table[table["split"] == "held_out"].head(1)
     again = again.assign(fold=1 - again["fold"])
     with pytest.raises(MilError, match="stand in two folds"):
-        check_predictions(pd.concat([table, again]), "predictions of pooled")
+        build_endpoint().checked(pd.concat([table, again]), "predictions of pooled")
 
 
 def stanza(strategy: str, model: str = "mean") -> ExperimentSpec:
