@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Course
-from test_federation import SPECS
+from small_federation import SPECS
 from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 
 from mil.endpoints import build_endpoint

@@ -3,11 +3,11 @@
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from test_models import SMALL
-from training_cohort import ENDPOINT, GRADIENTS, experiment, make_cohort, training_part
+from heads import SMALL
+from training_cohort import ENDPOINT, GRADIENTS, experiment, make_cohort
+from training_runs import ARRAYS, BAGS, EVERYONE, ROWS, STORE, external_auroc, run_of
 
 from mil.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError
@@ -15,7 +15,6 @@ from mil.models import HEADS
 from mil.predictions.predict import predict
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
-from mil.specs.experiments import ExperimentSpec
 from mil.statistics.moments import Moments
 from mil.statistics.ranking import auroc_of
 from mil.statistics.thresholds import read_inner
@@ -23,22 +22,9 @@ from mil.strategies import STRATEGIES
 from mil.training.artefact import FILES
 from mil.training.cohort import TrainingCohort
 from mil.training.engine import Engine
-from mil.training.protocol import candidates, groups, inner_tasks, refit_tasks, select
+from mil.training.protocol import candidates, groups, inner_tasks, refit_tasks
 from mil.training.run import Run, _key, train
 from mil.training.store import FeatureStore
-
-BAGS, ARRAYS = make_cohort()
-ROWS, STORE = training_part(BAGS, ARRAYS)
-EVERYONE = FeatureStore.of(ARRAYS, {"encoder": "e"})
-
-
-def run_of(endpoint=ENDPOINT, rows=ROWS, **changes):
-    return train(experiment(**changes), endpoint, rows, STORE, quiet())
-
-
-def external_auroc(found):
-    external = found.table[found.table["split"] == "external"].groupby("patient_id").mean(numeric_only=True)
-    return auroc_of(external["score"].to_numpy(), external["label"].to_numpy() == 1)
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -163,69 +149,6 @@ def test_a_spy_sees_no_patient_of_the_outer_fold_or_of_another_site_in_any_learn
         for group, own in zip(np.repeat(wanted, len(bags) // len(wanted)), bags, strict=True):
             assert set(patient[own]) <= set(cohort.outer_train(group.trained_on, group.repeat, group.fold))
     assert sum(len(own) for bags in seen for own in bags) > 100
-
-
-def test_selection_sums_over_the_inner_folds():
-    cohort = TrainingCohort.of(ROWS, ENDPOINT, build_endpoint(ENDPOINT))
-    stanza = experiment()
-    stanza = ExperimentSpec.model_validate(stanza.model_dump() | {"search": {"lr": [0.1, 0.01]}})
-    tasks = inner_tasks(cohort, groups(cohort, [("A", "B")])[:1], candidates(stanza), 3)
-    assert [(task.candidate.lr, task.inner) for task in tasks] == [(0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)]
-    losses = np.array([[3.0, 1.0, 9.0], [3.0, 7.0, 9.0], [4.0, 2.0, 5.0], [4.0, 5.0, np.inf]])
-    (best,) = select(tasks, losses, np.ones((4, 3)))
-    assert (best.candidate.lr, best.rounds) == (0.1, 1)  # 6 / 2 against 7 / 2; the first candidate's round 2 has 8 / 2
-    (best,) = select(tasks, losses, np.array([[4.0, 1, 1], [4, 1, 1], [1, 4, 1], [1, 4, 1]]))
-    assert (best.candidate.lr, best.rounds) == (0.1, 1)
-    (best,) = select(tasks, losses, np.array([[1.0, 1, 1], [1, 1, 1], [1, 9, 1], [1, 9, 1]]))
-    assert (best.candidate.lr, best.rounds) == (0.01, 2)
-
-
-def test_number_of_rounds_is_the_minimum_of_the_recorded_curve():
-    run = run_of(strategy="fedavg", training={"rounds": 8, "lr": 0.05})
-    inner = run.rounds[(run.rounds["phase"] == "inner") & (run.rounds["site"] == "A+B")]
-    for model in run.models.itertuples():
-        own = inner[inner["fold"] == model.fold]
-        curve = own.groupby("round")["val_error"].mean()  # both inner folds watch equally many
-        assert curve.idxmin() == model.rounds
-
-
-def test_patience_stops_where_nothing_gets_better():
-    run = run_of(training={"rounds": 40, "patience": 3, "lr": 0.1})
-    inner = run.rounds[run.rounds["phase"] == "inner"]
-    for model in run.models.itertuples():
-        last = inner[inner["fold"] == model.fold]["round"].max()
-        assert last == min(40, model.rounds + 3)
-
-
-def test_a_search_chooses_on_the_inner_folds_and_says_what():
-    search = {
-        "lr": [1e-6, 0.05],
-        "weight_decay": [0.0, 0.01],
-        "model": ["mean", {"name": "gated_attention", "hidden": 4, "attention": 3}],
-    }
-    run = run_of(strategy="fedavg", search=search)
-    assert set(run.models["lr"]) == {0.05}
-    assert len(run.models) == 3
-    assert run.rounds[run.rounds["phase"] == "inner"]["model"].nunique() == 3 * 2 * 8
-    found = predict(run, BAGS, EVERYONE)
-    assert external_auroc(found) > 0.8
-
-
-def test_a_search_over_heads_is_saved_and_read_back(tmp_path):
-    run = run_of(search={"model": ["mean", {"name": "max"}]}, training={"rounds": 3})
-    run.save(tmp_path)
-    first, second = predict(run, BAGS, EVERYONE), predict(Run.load(tmp_path), BAGS, EVERYONE)
-    pd.testing.assert_frame_equal(first.table, second.table)
-
-
-def test_replicas_are_averaged():
-    run = run_of(model="mean", training={"replicas": 3})
-    assert len(run.models) == 9
-    assert run.models["sha256"].nunique() == 9
-    found = predict(run, BAGS, EVERYONE)
-    assert len(found.table) == 24 + 36
-    one = run.models[run.models["model"] == "A+B/repeat0/fold0"].index[0]
-    assert run_of(model="mean").models["sha256"][0] == run.models["sha256"][one]
 
 
 def test_one_training_site_makes_federated_and_pooled_the_same():

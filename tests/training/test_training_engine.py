@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_models import spec_of
+from heads import spec_of
 
 from mil import hdf5
 from mil.endpoints import build_endpoint
