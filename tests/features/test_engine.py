@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,8 @@ from mil.features.device import best_device, claimed
 from mil.features.profile import Profile
 from mil.progress import Reporter
 from mil.tables import write_table
+
+REPEATS = int(os.environ.get("REPEATS", "1"))
 
 pytestmark = pytest.mark.slow
 
@@ -117,10 +120,11 @@ def test_where_not_even_one_tile_fits_it_ends_with_the_way_out():
         hungry(0)(np.zeros((3, 8, 8, 3), np.uint8))
 
 
-def test_bf16_and_fp32_agree_on_every_real_tile(shared):
+@pytest.mark.repeated
+def test_bf16_and_fp32_agree_on_real_tiles(shared):
     with zipfile.ZipFile(shared / "data/idc/patches.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".png"))
-        pictures = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names[::20]]
+        pictures = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names[:: 100 // REPEATS]]
     tiles = np.stack([np.asarray(picture) for picture in pictures if picture.size == (50, 50)])
     spec = EncoderSpec(name="efficientnet_lite0")
     encoder = build(spec)
@@ -128,7 +132,7 @@ def test_bf16_and_fp32_agree_on_every_real_tile(shared):
         torch.from_numpy(EncoderEngine(encoder, spec.model_copy(update={"precision": kind}))(tiles)).float()
         for kind in ("fp32", "bf16")
     )
-    assert len(tiles) > 150
+    assert len(tiles) > 30 * REPEATS
     assert torch.cosine_similarity(exact, short).min() >= 0.999
 
 

@@ -24,7 +24,7 @@ from mil.training.store import FeatureStore
 pytestmark = pytest.mark.slow
 
 COLOUR = EncoderSpec(name="colour", batch_size=48)
-KILLS = 50
+KILLS = 10 * int(os.environ.get("REPEATS", "1"))
 
 # Runs `extract_shard` in children and kills each after a random time; imports once, since torch takes seconds.
 KILLER = """
@@ -90,7 +90,8 @@ print(json.dumps({"killed": killed, "computed again": again, "files": sorted(sta
 """
 
 
-def test_killed_fifty_times_nothing_is_lost_or_computed_again(tmp_path):
+@pytest.mark.repeated
+def test_killed_again_and_again_nothing_is_lost_or_computed_again(tmp_path):
     slides = make_shard(tmp_path, {f"s{number}": 12 + number for number in range(6)})
     slides.to_csv(tmp_path / "slides.csv", index=False)
     undisturbed = extract_shard(slides, tmp_path / "tiles", COLOUR, tmp_path / "undisturbed", quiet())
