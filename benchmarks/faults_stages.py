@@ -76,7 +76,11 @@ def stage_terms(folder: Path) -> Iterator[str]:
     """One signal for each stage, times REPEATS; the outcome of another exit code quotes what the command said."""
     for place, stage, code in interrupted(folder, signal.SIGTERM):
         # a shell, and Snakemake, read a process that SIGTERM ends before or after the command itself as 143, too
-        yield repaired(stage, place) if code in {0, 143, -signal.SIGTERM} else f"exit {code}: {(place / 'said').read_text()}"
+        yield (
+            repaired(stage, place)
+            if code in {0, 143, -signal.SIGTERM}
+            else f"exit {code}: {(place / 'said').read_text()}"
+        )
 
 
 @case("standard input and output closed, in each stage", "the same files", "equal")
