@@ -1,11 +1,9 @@
 """Texts of a drawn figure that are cut by its edge or lie on each other: what an eye would call a defect."""
 
-from itertools import combinations
-
+import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from mil.figures.registry import Drawn
 from mil.figures.style import DOUBLE_MM, MM_AN_INCH, use_style
@@ -19,28 +17,24 @@ def defects(drawn: Drawn) -> list[str]:
     if drawn.figure is None:
         return []
     with use_style():
-        found = crowded(drawn.figure)
-        found += [
-            f"small: {text.get_text()!r}" for text in shown_texts(drawn.figure) if text.get_fontsize() < LEAST_POINTS
-        ]
+        drawn.figure.draw_without_rendering()
+        texts = shown_texts(drawn.figure)
+        found = crowded(drawn.figure, texts)
+        found += [f"small: {text.get_text()!r}" for text in texts if text.get_fontsize() < LEAST_POINTS]
     width = drawn.figure.get_figwidth() * MM_AN_INCH
     return found if width <= DOUBLE_MM + 0.1 else [*found, f"wide: {width} mm"]
 
 
-def crowded(figure: Figure) -> list[str]:
+def crowded(figure: Figure, texts: list[Text]) -> list[str]:
     """Every text that reaches over the figure's edge, and every pair of texts that overlap."""
-    figure.draw_without_rendering()
-    texts = [(text, _box(text)) for text in shown_texts(figure)]
-    width, height = figure.bbox.width, figure.bbox.height
-    found = [
-        f"cut: {text.get_text()!r}"
-        for text, box in texts
-        if box.x0 < -SLACK_PX or box.y0 < -SLACK_PX or box.x1 > width + SLACK_PX or box.y1 > height + SLACK_PX
-    ]
-    for (one, box), (other, its) in combinations(texts, 2):
-        if box.x0 < its.x1 and its.x0 < box.x1 and box.y0 < its.y1 and its.y0 < box.y1:
-            found.append(f"overlap: {one.get_text()!r} and {other.get_text()!r}")
-    return found
+    boxes = np.array([text.get_window_extent().extents for text in texts]).reshape(-1, 4)
+    low, high = boxes[:, :2] + SLACK_PX, boxes[:, 2:] - SLACK_PX
+    size = np.array([figure.bbox.width, figure.bbox.height])
+    outside = ((low < -SLACK_PX) | (high > size + SLACK_PX)).any(axis=1)
+    overlap = np.triu((low[:, None] < high[None]).all(axis=2) & (low[None] < high[:, None]).all(axis=2), k=1)
+    found = [f"cut: {texts[number].get_text()!r}" for number in np.flatnonzero(outside)]
+    pairs = np.argwhere(overlap)
+    return found + [f"overlap: {texts[one].get_text()!r} and {texts[other].get_text()!r}" for one, other in pairs]
 
 
 def shown_texts(figure: Figure) -> list[Text]:
@@ -71,8 +65,3 @@ def _ticks(axis: Axis) -> list:
 
 def _labels(ticks: list) -> list[Text]:
     return [label for tick in ticks for label in (tick.label1, tick.label2)]
-
-
-def _box(text: Text) -> Bbox:
-    box = text.get_window_extent()
-    return Bbox.from_extents(box.x0 + SLACK_PX, box.y0 + SLACK_PX, box.x1 - SLACK_PX, box.y1 - SLACK_PX)
