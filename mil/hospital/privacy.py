@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,14 +26,17 @@ from mil.hospital.record import LedgerFile
 from mil.models.head import Inputs
 from mil.strategies.aggregation import State
 from mil.training.client import Job, SiteData, Update
-from mil.training.dropout import step_key, tile_keys
+from mil.training.dropout import combined, step_key
 from mil.training.layout import RowLayout
 from mil.training.ledger import parsed
 from mil.training.optimisers import OPTIMISERS, OptimiserState, clip, schedule
+from mil.training.packing import Places, pack
 from mil.training.plans import dropout_stream
 
 GRID = 1e-3
 """Of the privacy-loss distribution; it is rounded up, and 1e-4 changes the third decimal place of epsilon."""
+NUMBERS = 2**24
+"""Most numbers of patients' gradients that are held at once."""
 ORDERS = [2 + x / 4 for x in range(40)] + list(range(12, 64)) + [128, 256, 512, 1024]
 
 
@@ -182,12 +186,13 @@ def private_update(state: State, job: Job, site: SiteData, spec: PrivacySpec, st
     count = steps_of(spec, len(site.bags))
     expected = min(spec.expected_batch, len(site.bags))
     dropped = dropout_stream(training.seed, job.task, job.site, job.number)
+    at_once = max(1, NUMBERS // layout.size)
     for number in range(count):
         drawn = site.bags[stream.uniform(len(site.bags)) < expected / len(site.bags)]
-        total = torch.zeros(layout.size, dtype=torch.float64)
-        for bag in drawn:
-            gradient = patient_gradient(layout.views(rows), int(bag), site, step_key(dropped, number))
-            total += clipped(gradient, spec.clip).double()
+        total, key = torch.zeros(layout.size, dtype=torch.float64), step_key(dropped, number)
+        for start in range(0, len(drawn), at_once):
+            gradients = patient_gradients(layout.views(rows), drawn[start : start + at_once], site, key)
+            total += clipped(gradients, spec.clip).double().sum(0)
         noise = torch.from_numpy(stream.normal(layout.size)) * (spec.noise * spec.clip)
         gradient = ((total + noise) / expected).float()[None]
         gradient += job.mu * (rows - start)
@@ -198,27 +203,35 @@ def private_update(state: State, job: Job, site: SiteData, spec: PrivacySpec, st
     return Update(final, len(site.bags), count, 0.0)
 
 
-def patient_gradient(weights: Mapping[str, Tensor], bag: int, site: SiteData, key: int) -> Tensor:
-    """Gradient of one patient's loss, all slides together, as one row (size,)."""
-    start, size = int(site.store.starts[bag]), int(site.store.sizes[bag])
-    own = {name: value[0].detach().requires_grad_() for name, value in weights.items()}
-    tiles = (site.source or site.store.source(torch.device("cpu"))).take(torch.arange(start, start + size)).float()
+def patient_gradients(weights: Mapping[str, Tensor], bags: np.ndarray, site: SiteData, key: int) -> Tensor:
+    """Gradient of each patient's loss, all slides together, as rows (bags, size): a model of its own for each of them.
+
+    `weights` (1, ...): the model that all of them have.
+    """
+    own = {
+        name: value[0].detach().expand(len(bags), *value.shape[1:]).requires_grad_() for name, value in weights.items()
+    }
+    places = Places.of(site.store.starts[bags], site.store.sizes[bags])
+    packed = pack(torch.arange(len(bags))[:, None], places, int(places.sizes.max()))
+    source = site.source or site.store.source(torch.device("cpu"))
+    tiles = source.take(packed.rows.flatten()).float().view(*packed.rows.shape, -1)
     tiles = (tiles - site.buffers["features.mean"]) / site.buffers["features.deviation"]
     keys = None
     if site.head.dropout:
-        keys = tile_keys(torch.tensor(key), site.store.patient_keys()[[bag]], torch.tensor([size]))
-    output = site.head(own, Inputs(tiles, torch.ones(1, size, dtype=torch.bool), None, True, keys))
-    targets = site.targets[[bag]]
-    losses = site.head.losses(output, targets, torch.ones(1, dtype=torch.bool), site.endpoint)
+        keys = combined(torch.tensor(key), site.store.patient_keys()[bags][packed.owner], packed.rank)
+    output = site.head(own, Inputs(tiles, packed.mask, None, True, keys))
+    targets, present = site.targets[bags][:, None], torch.ones(len(bags), 1, dtype=torch.bool)
+    losses = site.head.losses(output, targets, present, site.endpoint)
     parts = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True)
     return torch.cat(
         [
-            torch.zeros_like(value).flatten() if part is None else part.flatten()
+            (torch.zeros_like(value) if part is None else part).flatten(1)
             for part, value in zip(parts, own.values(), strict=True)
-        ]
+        ],
+        dim=1,
     )
 
 
-def clipped(gradient: Tensor, norm: float) -> Tensor:
-    """The gradient, shortened to `norm` where it is longer."""
-    return gradient * min(1.0, norm / max(float(gradient.norm()), 1e-12))
+def clipped(gradients: Tensor, norm: float) -> Tensor:
+    """The gradients (..., size), each shortened to `norm` where it is longer."""
+    return gradients * (norm / gradients.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)

@@ -20,7 +20,16 @@ from mil.hospital.forms import Slot, slots
 from mil.hospital.keys import PartyKey
 from mil.hospital.noise import SecretStream
 from mil.hospital.payload import Message, PayloadError, content_digest, header
-from mil.hospital.privacy import Budget, BudgetSpent, Charge, clipped, patient_gradient, private_update, spent, steps_of
+from mil.hospital.privacy import (
+    Budget,
+    BudgetSpent,
+    Charge,
+    clipped,
+    patient_gradients,
+    private_update,
+    spent,
+    steps_of,
+)
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 from mil.training.client import Job, SiteData, client_update
@@ -122,7 +131,7 @@ def test_a_patient_s_gradient_is_that_of_the_patient_alone(site: Site, data: Sit
     layout = RowLayout({name: value.numpy() for name, value in state.items()})
     row = torch.from_numpy(layout.flat({name: value.numpy() for name, value in state.items()}))[None]
     for bag in data.bags[:6]:
-        gradient = patient_gradient(layout.views(row), int(bag), data, 0)
+        (gradient,) = patient_gradients(layout.views(row), np.array([bag]), data, 0)
         moved, _ = client_update(state, job(), replace(data, bags=np.array([bag])))
         other = layout.flat({name: value.numpy() for name, value in moved.state.items()})
         assert np.abs((row[0].numpy() - other) / 0.05 - gradient.numpy()).max() < 2e-5
@@ -146,9 +155,8 @@ def test_opacus_finds_the_same_gradient_of_each_patient(site: Site, data: SiteDa
         sampled(embeddings.detach().requires_grad_()), data.targets[bags], reduction="sum"
     )
     loss.backward()
-    for place, bag in enumerate(bags):
-        own = layout.views(patient_gradient(layout.views(row), int(bag), data, 0)[None])["score.weight"][0]
-        assert torch.allclose(layer.weight.grad_sample[place], own, atol=1e-6)
+    own = layout.views(patient_gradients(layout.views(row), bags, data, 0))["score.weight"]
+    assert torch.allclose(layer.weight.grad_sample, own, atol=1e-6)
 
 
 def _embedding(state: dict, data: SiteData, bag: int) -> torch.Tensor:
