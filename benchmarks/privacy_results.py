@@ -15,23 +15,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import pandas as pd
 import torch
+from made_hospitals import federated
 from scipy.optimize import brentq
 
 from mil.hospital.config import FederationSpec
-from mil.hospital.forms import BALANCE, Shapes, Slot, slots
+from mil.hospital.forms import Shapes, slots
 from mil.hospital.local import LocalWork
 from mil.hospital.models import Refit, run_of
-from mil.hospital.noise import SecretStream
 from mil.hospital.privacy import Charge, spent, steps_of
 from mil.predictions.predict import predict
 from mil.results.results import Results
 from mil.statistics import delong
 from mil.statistics.arms import patient_scores
-from mil.strategies.aggregation import Answers
-from mil.training.plans import first_weights
 from mil.training.store import FeatureStore
 
 DELTA, BATCH, CLIP = 1e-2, 8.0, 1.0
@@ -65,6 +62,7 @@ class Cohort:
             {
                 "federation": "simulated",
                 "server": {"host": "localhost"},
+                "trust": "coordinator",
                 "sites": {site: {"role": "train", "organisation": site} for site in self.sites},
                 "experiment": stanza | {"training": training},
                 "endpoint": self.results.endpoints[self.results.endpoint].model_dump(mode="json"),
@@ -86,33 +84,11 @@ def run(cohort: Cohort, rounds: int, noise: float | None, seed: int) -> pd.DataF
     """All outer folds' models after `rounds`; a score for every patient that they may judge."""
     protocol = cohort.protocol(rounds, noise)
     work, wanted = cohort.work(protocol), slots(protocol, "refit")
-    shapes = next(iter(work.values())).shapes
-    first = [shapes.head.initial(first_weights(0, slot.repeat, slot.fold, 0)) for slot in wanted]
-    state = {name: torch.from_numpy(np.stack([one[name] for one in first])) for name in shapes.state}
-    buffers = {name: torch.zeros(len(wanted), *shape) for name, shape in shapes.buffers.items()}
-    buffers |= {name: value + 1 for name, value in buffers.items() if name == BALANCE or name.endswith("deviation")}
-    strategy = protocol.strategy
-    counts = torch.tensor([[len(one.train_patients(slot)) for slot in wanted] for one in work.values()])
-    for number in range(1, rounds + 1):
-        updates = [_updates(one, site, state | buffers, wanted, number, noise, seed) for site, one in work.items()]
-        states = {name: torch.stack([torch.stack([u.state[name] for u in own]) for own in updates]) for name in state}
-        state, _ = strategy.server_step(state, {}, Answers(states, strategy.amounts(counts)))
+    models = federated(protocol, work, rounds, seed)
     refit = Refit([], [rounds] * len(wanted), dict(cohort.store.about))
-    trained = run_of(protocol, state | buffers, refit)
+    trained = run_of(protocol, models, refit)
     table = predict(trained, cohort.bags, cohort.store).table
     return patient_scores(table)
-
-
-def _updates(work: LocalWork, site: str, models: dict, wanted: list[Slot], number: int, noise: float | None, seed: int):
-    if noise is None:
-        found = work.train(models, wanted, number, [None] * len(wanted))
-    else:
-
-        def stream(slot: Slot) -> SecretStream:
-            return SecretStream(b"benchmark", seed, site, slot.name, number)
-
-        found = work.train_privately(models, wanted, number, stream)
-    return [update for update, _ in found]
 
 
 def charges(cohort: Cohort, rounds: int, noise: float) -> list[Charge]:
