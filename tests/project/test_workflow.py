@@ -1,17 +1,30 @@
 """The workflow as a user meets it: a real run, nothing to do afterwards, and exactly what depends on a change."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from urllib.parse import unquote
 
 import pandas as pd
 import pytest
 import yaml
-from dry_runs import dry_run
+from dry_runs import without_jobs
 from rocrate.rocrate import ROCrate
+from warm_workflow import run_workflow
+from workflow_changes import (
+    add_slide,
+    change_age,
+    change_label,
+    copied,
+    delete_attention,
+    delete_attention_of_a_site,
+    delete_features,
+    delete_manifest,
+    delete_site_table,
+    delete_slide_table,
+    edit_truth,
+    replace_slide,
+    touch_slide,
+)
 
 from mil.config import merge
 from mil.files import sha256_of
@@ -29,7 +42,7 @@ CONFIG = {
     },
     "truth": {"masks": "data/truth/{slide_id}.png", "mask_mpp": 8.0, "positive_share": 0.3},
     "tiles": {"size_px": 128, "mpp": 0.5},
-    "shard_size": 7,
+    "shard_size": 10,  # two shards at north, one at every other site
     "endpoints": {"response": {"column": "response", "repeats": 1, "folds": 2, "inner_folds": 2}},
     "experiments": {
         name: {"encoder": "colour", "training": {"rounds": 4}}
@@ -45,11 +58,7 @@ def snakemake(folder, repository, *arguments, over=None):
     """Run the workflow in `folder` on the tiny config, `over` laid on it; the finished process."""
     (folder / "config.yaml").write_text(yaml.safe_dump(merge(CONFIG, over or {})))
     words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", *arguments]
-    if "--dry-run" in words:
-        return dry_run(folder, words)
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", *words], cwd=folder, capture_output=True, text=True, check=False
-    )
+    return (without_jobs if {"--dry-run", "--lint", "--unlock"} & set(words) else run_workflow)(folder, words)
 
 
 def jobs(process):
@@ -64,7 +73,7 @@ def jobs(process):
 def finished(tmp_path_factory, repository):
     """A folder in which the whole workflow has run on a tiny cohort with its flaws."""
     folder = tmp_path_factory.mktemp("workflow")
-    make_cohort(folder / "data", seed=0, patients_per_site=10)
+    make_cohort(folder / "data", seed=8, patients_per_site=9)
     process = snakemake(folder, repository)
     assert process.returncode == 0, process.stdout + process.stderr
     return folder
@@ -104,7 +113,7 @@ def test_a_figure_is_drawn_alone_by_its_name(finished, repository):
 
 PUT_TOGETHER = {"compare": 1, "baseline": 1, "deep_check": 1, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}
 TRAINED = {"train": 3, "predict": 3, "score": 3, "localise": 3} | PUT_TOGETHER
-EXTRACTED = {"extract": 8, "census": 4, "bag": 1} | TRAINED
+EXTRACTED = {"extract": 5, "census": 4, "bag": 1} | TRAINED
 OF_ONE_SHARD = {"extract": 1, "census": 1, "bag": 1} | TRAINED
 OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE_SHARD
 
@@ -118,7 +127,7 @@ OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE
             {"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}},
             TRAINED | {"train": 1, "predict": 1, "score": 1, "localise": 1},
         ),
-        ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 8, "contact_sheet": 4}),
+        ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 5, "contact_sheet": 4}),
         ({"encoders": {"colour": {"stain": "macenko"}}}, EXTRACTED),
         ({"figures": {"dpi": 80}}, {"figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
         ({"encoders": {"colour": {"batch_size": 64}}}, {}),
@@ -139,94 +148,6 @@ def test_a_changed_setting_runs_what_depends_on_it(finished, bare, repository, r
 def bare(finished, tmp_path_factory):
     """The finished run as a fresh checkout sees it: without Snakemake's record."""
     return copied(finished, tmp_path_factory.mktemp("bare") / "copy", record=False)
-
-
-def copied(finished, folder, record):
-    shutil.copytree(finished, folder, copy_function=os.link)
-    if not record:
-        shutil.rmtree(folder / ".snakemake")
-    return folder
-
-
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.unlink()  # the file is linked, not copied
-    path.write_text(text.replace(old, new, 1))
-
-
-def first_slide(folder, site="north"):
-    """Row of the site's first slide in a shard, and the path of its file."""
-    header, *rows = (folder / f"results/tiny/sites/{site}/shards/0.csv").read_text().splitlines()
-    row = dict(zip(header.split(","), rows[0].split(","), strict=True))
-    return row, folder / row["path"]
-
-
-def add_slide(folder):
-    row, path = first_slide(folder)
-    shutil.copy(path, folder / "data/copy.svs")
-    sheet = folder / "data/slides.csv"
-    edit(sheet, "\n", f"\nnew-slide,{row['patient_id']},north,copy.svs,\n")
-
-
-def replace_slide(folder):
-    _, path = first_slide(folder)
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content + b"\0")
-
-
-def touch_slide(folder):
-    _, path = first_slide(folder)
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content)
-
-
-def change_label(folder):
-    rows = (folder / "data/patients.csv").read_text().splitlines()
-    place = rows[0].split(",").index("response")
-    cells = next(row for row in rows[1:] if row.startswith("north") and row.split(",")[place] == "0").split(",")
-    edit(folder / "data/patients.csv", ",".join(cells), ",".join([*cells[:place], "1", *cells[place + 1 :]]))
-
-
-def change_age(folder):
-    rows = (folder / "data/patients.csv").read_text().splitlines()
-    place = rows[0].split(",").index("age")
-    cells = rows[1].split(",")
-    edit(folder / "data/patients.csv", rows[1], ",".join([*cells[:place], "33", *cells[place + 1 :]]))
-
-
-def delete_features(folder):
-    row, _ = first_slide(folder)
-    (folder / f"results/tiny/sites/north/features/colour/{row['slide_id']}.h5").unlink()
-
-
-def delete_manifest(folder):
-    (folder / "results/tiny/sites/north/features/colour/shard0.csv").unlink()
-
-
-def delete_slide_table(folder):
-    (folder / "results/tiny/sites/north/slides/0.csv").unlink()
-
-
-def delete_site_table(folder):
-    (folder / "results/tiny/sites/north/slides.csv").unlink()
-
-
-def delete_attention(folder):
-    next((folder / "results/tiny/sites/west/attention/attention_local").glob("*.h5")).unlink()
-
-
-def delete_attention_of_a_site(folder):
-    shutil.rmtree(folder / "results/tiny/sites/west/attention/attention_local")
-
-
-def edit_truth(folder):
-    path = sorted((folder / "data/truth").glob("*.png"))[0]
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("record", [True, False], ids=["with", "without"])
@@ -344,9 +265,8 @@ def test_the_slurm_profile_needs_no_number_of_cores(finished, repository):
     """A dry run assumes cores and hides this; unlocking, like submitting, does not."""
     (finished / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     profile = str(repository / "configs/profiles/slurm")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(repository / "Snakefile"), "--unlock"]
-    arguments = ["--configfile", "config.yaml", "--workflow-profile", profile]
-    process = subprocess.run([*command, *arguments], cwd=finished, capture_output=True, text=True, check=False)
+    words = ["--snakefile", str(repository / "Snakefile"), "--unlock", "--configfile", "config.yaml"]
+    process = without_jobs(finished, [*words, "--workflow-profile", profile])
     assert process.returncode == 0, process.stdout + process.stderr
 
 

@@ -1,4 +1,4 @@
-"""Snakemake's dry runs in a process that has Snakemake imported already: less than half the CPU time of a new interpreter."""
+"""Snakemake without jobs (dry runs, lint) in a process that has it imported already: less than half the CPU time of a new interpreter."""
 
 import multiprocessing
 import os
@@ -8,14 +8,21 @@ import tempfile
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["snakemake.cli", "snakemake_interface_executor_plugins.registry", "mil.config"])
+CONTEXT.set_forkserver_preload(
+    [
+        *("snakemake.cli", "snakemake.report.html_reporter", "snakemake.storage", "docutils.core", "yte", "requests"),
+        *("snakemake_interface_executor_plugins.registry", "mil.config", "mil.readiness", "mil.workflow.inputs"),
+        *("mil.workflow.shards", "mil.workflow.again", "mil.workflow.plan"),
+        *("mil.workflow.figures", "mil.workflow.code"),
+    ]
+)
 
 
-def dry_run(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """`snakemake --dry-run ARGUMENTS` in `folder`: exit code, and stdout and stderr as text."""
+def without_jobs(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """`snakemake ARGUMENTS` in `folder`, which start no job."""
     with tempfile.TemporaryDirectory() as scratch:
         texts = [Path(scratch) / name for name in ("stdout", "stderr")]
-        process = CONTEXT.Process(target=_snakemake, args=(folder, ["--dry-run", *arguments], texts))
+        process = CONTEXT.Process(target=_snakemake, args=(folder, arguments, texts))
         process.start()
         process.join()
         assert process.exitcode is not None
