@@ -223,7 +223,7 @@ def candidates(cohort: Cohort) -> dict[str, tuple[float, tuple[float, float], fl
     found["influence functions within folds (LeDell 2015; Bayle 2020)"] = (one[0], plain(*one), np.nan)
     found["corrected resampled t, k - 1 degrees"] = (mean, (mean - many, mean + many), float(p_many))
     tested = corrected_resampled_t(change, share)
-    few = corrected_resampled_t(first.by_fold, share, is_share=False)
+    few = corrected_resampled_t(first.by_fold, share, widest=np.inf)
     found["corrected resampled t, folds - 1 degrees"] = (mean, (few.low, few.high), tested.p)
     area, variance = first.pairs.auroc, first.pairs.variance()[0]
     deviations = [

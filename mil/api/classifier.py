@@ -1,5 +1,6 @@
 """Multiple-instance learning on arrays, in scikit-learn's manner, trained by the engine and protocol of `mil train`."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,7 +110,10 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
             raise MilError(f"bags have width {bags[0].shape[1]}, the model was trained on {self.n_features_in_}")
         table = _table(len(bags), np.full(len(bags), ONE_SITE), "external").assign(label=np.nan)
         store = FeatureStore.of(dict(zip(table["patient_id"], bags, strict=True)))
-        return list(table["patient_id"]), predict(self.run_, deal_folds(table, self.run_.endpoint), store)
+        found = predict(self.run_, deal_folds(table, self.run_.endpoint), store)
+        for warning in found.warnings:
+            warnings.warn(warning, stacklevel=3)
+        return list(table["patient_id"]), found
 
     def _endpoint(self) -> EndpointSpec:
         kind: dict[str, Any] = {"kind": "binary"}

@@ -122,6 +122,8 @@ def predict(
         if isinstance(model, UserHeadSpec):
             reporter.note(model.notice)
     predictions = predict_run(trained, table, features)
+    for warning in predictions.warnings:
+        reporter.say(f"warning: {warning}")
     name = out.stem
     predictions.table.insert(0, "experiment", name)
     write_attention(predictions.attention, table, sites, trained.experiment.encoder, name)

@@ -14,7 +14,7 @@ from mil.commands.options import (
     require_results,
     spec_option,
 )
-from mil.errors import MilError
+from mil.errors import MilError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,11 +50,27 @@ def check(
             callback=checked_by(require_results),
         ),
     ] = None,
+    inputs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Results folder with bags and features: look for what can be known of leaks before training.",
+            show_default=False,
+            callback=checked_by(require_results),
+        ),
+    ] = None,
+    endpoint: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --inputs: only this endpoint.", show_default="all"),
+    ] = None,
+    known: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="With --deep: tables of --inputs, not to do their checks again.", show_default=False),
+    ] = None,
     log: LogOption = None,
 ) -> None:
     """Open every slide of the sheet; say which can be used, and why the others cannot."""
-    if deep is not None:
-        _deep_check(deep, out, log)
+    if deep is not None or inputs is not None or known:
+        _leak_check(deep, inputs, endpoint, known or [], out, log)
         return
     from mil.config import SlidesSpec, read_spec
     from mil.files import SHEET_PATH, require_file
@@ -116,15 +132,32 @@ def _first_of(bad: "pd.DataFrame", count: int) -> str:
     )
 
 
-def _deep_check(results: Path, out: Path | None, log: Path | None) -> None:
+def _leak_check(
+    deep: Path | None, inputs: Path | None, endpoint: str | None, known: list[Path], out: Path | None, log: Path | None
+) -> None:
     """Print what the leak checks found; a leak is an error, unless the config says `metrics.on_leak: flag`."""
-    from mil.leaks.deep_check import deep_check
-    from mil.results.results import Results
-    from mil.tables import write_table
+    import pandas as pd
 
+    from mil.leaks.checks import findings_table, named
+    from mil.leaks.deep_check import deep_check
+    from mil.leaks.inputs import input_checks
+    from mil.results.results import Results
+    from mil.tables import read_table, write_table
+
+    if (deep is None) == (inputs is None) or (known and deep is None):
+        raise MilError(
+            "give --inputs R before training, or --deep R after it, with --known FILE where inputs were checked"
+        )
     reporter = reporter_of(log)
-    opened = Results.open(results)
-    found = deep_check(opened, reporter)
+    opened = Results.open(str(inputs or deep))
+    if endpoint is not None and endpoint not in opened.endpoints:
+        raise MilError(f"endpoint '{endpoint}' is none of this run's; {nearest(endpoint, opened.endpoints)}")
+    if inputs is not None:
+        names = [endpoint] if endpoint is not None else list(opened.endpoints)
+        found = findings_table(one for name in names for one in input_checks(opened, name))
+    else:
+        tables = [read_table(path, text=("check", "subject", "reason")) for path in known]
+        found = deep_check(opened, reporter, pd.concat(tables) if tables else None)
     if out is not None:
         write_table(found, out)
     for row in found.itertuples():
@@ -133,11 +166,8 @@ def _deep_check(results: Path, out: Path | None, log: Path | None) -> None:
     reporter.say(f"leak checks: {counts}")
     leaks = found[found["state"] == "leak"]
     if len(leaks) and opened.config.metrics.on_leak == "stop":
-        first = leaks.iloc[0]
-        raise MilError(
-            f"{len(leaks)} leaks; the first: {first['check']}: {first['subject']} {first['reason']}; mend it, or go on with "
-            "metrics.on_leak: flag"
-        )
+        number = f"{len(leaks)} leak{'s' if len(leaks) > 1 else ''}"
+        raise MilError(f"{number}: {named(leaks)}; mend the cause, or go on with metrics.on_leak: flag")
 
 
 def tile(

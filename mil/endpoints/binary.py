@@ -103,6 +103,8 @@ class Binary(Endpoint):
 
     def interval(self, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
         """AUROC within sites: of held-out patients over pairs of one fold, else DeLong's."""
+        if not scope.has_pairs:
+            return np.nan, np.nan, np.nan, "not defined: no site has patients of both classes"
         if scope.folds is not None:
             return held_out.interval(held_out.pairs_of(scope.folds), spec.confidence)
         return fixed_interval(scope.labels, scope.scores, scope.sites, spec.confidence)
@@ -111,7 +113,8 @@ class Binary(Endpoint):
         """Every metric of one scope."""
         labels, scores = scope.labels, scope.scores
         if not delong.both_classes(labels):
-            yield _row("auroc", np.nan, np.nan, np.nan, "not defined: patients of one class only")
+            for name in ("auroc", "auroc_within_sites")[: 1 + (scope.site in GROUPS)]:
+                yield _row(name, np.nan, np.nan, np.nan, "not defined: patients of one class only")
             return
         everywhere = np.zeros(len(labels))
         if scope.folds is not None:
@@ -127,7 +130,7 @@ class Binary(Endpoint):
             value = point(partial(decision.net_benefit, threshold=threshold), labels, scores)
             bounds = intervals.net_benefit(labels, scores, threshold, spec.confidence)
             yield _row(f"net_benefit_{threshold:g}", value, bounds.low, bounds.high, bounds.method)
-        if scope.site in GROUPS and scope.has_pairs:
+        if scope.site in GROUPS:
             yield _row("auroc_within_sites", *self.interval(scope, spec))
 
     def beyond(
@@ -171,9 +174,11 @@ def fixed_interval(
     DeLong's variance on the logit scale; below `FEWEST` patients of a class Newcombe's at one site, and none over several.
     """
     numbers = numbers_in_pairs(labels, sites)
+    placed = delong.within(labels, scores, sites)
+    area, variance = float(placed.auroc[0]), float(placed.covariance[0, 0])
     if min(numbers) >= FEWEST:
-        return *delong.within_interval(labels, scores, sites, confidence), PRIMARY
-    area = float(delong.within(labels, scores, sites).auroc[0])
+        found = delong.logit_bounds(area, variance, *numbers, confidence)
+        return *found, PRIMARY if 0 < found[0] < 1 and variance > 0 else held_out.NO_VARIANCE
     if len(np.unique(sites)) > 1:
         return (
             area,

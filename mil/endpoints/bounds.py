@@ -12,6 +12,9 @@ BOOTSTRAP = "patient bootstrap"
 ON_SCALE = {"share": ", logit scale", "correlation": ", Fisher's z", "positive": ", log scale", "real": ""}
 LIMITS = {"share": (0.0, 1.0), "correlation": (-1.0, 1.0), "positive": (0.0, np.inf), "real": (-np.inf, np.inf)}
 
+WIDEST: dict[str, float] = {name: high - low for name, (low, high) in LIMITS.items()}
+"""The largest difference of two values that can be."""
+
 
 def row_of(
     metric: str, scale: Scale, value: float, drawn: np.ndarray, patients: int, confidence: float, reason: str

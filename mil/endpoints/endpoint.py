@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mil.endpoints.bounds import LIMITS, bootstrap_bounds, row_of
+from mil.endpoints.bounds import LIMITS, WIDEST, bootstrap_bounds, row_of
 from mil.endpoints.measures import PAIRED_BOOTSTRAP, Measure, Pair, paired_bootstrap
 from mil.endpoints.target import Target
 from mil.registry import Registry
@@ -140,7 +140,7 @@ def bootstrap_compared(kind: Endpoint, first: Scope, second: Scope, spec: "Metri
     one, other = (kind.within(labels, kind.scores_of(scope.table), weights, sites) for scope in (first, second))
     if not np.isfinite([one[0], other[0]]).all():
         return None
-    tested = paired_bootstrap(one, other, spec.confidence, kind.primary.scale == "share")
+    tested = paired_bootstrap(one, other, spec.confidence, WIDEST[kind.primary.scale])
     return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
 
 
@@ -151,7 +151,7 @@ def _over_folds(kind: Endpoint, first: pd.DataFrame, second: pd.DataFrame, spec:
     if number < 2 or both.empty:
         return None
     change = (both["first"] - both["second"]).to_numpy()
-    tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, kind.primary.scale == "share")
+    tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, WIDEST[kind.primary.scale])
     values = float(both["first"].mean()), float(both["second"].mean())
     return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
 
@@ -228,7 +228,7 @@ def mean_of_folds(predictions: pd.DataFrame, kind: Endpoint, spec: "MetricsSpec"
     low, high = LIMITS[kind.primary.scale]
     for key, folds in fold_values(inside, kind).groupby(list(KEYS), sort=False):
         found = corrected_resampled_t(
-            folds["value"].to_numpy(dtype=float), 1 / (number - 1), spec.confidence, is_share=False
+            folds["value"].to_numpy(dtype=float), 1 / (number - 1), spec.confidence, widest=np.inf
         )
         method = f"corrected resampled t, {len(folds)} folds"
         if not found.low < found.high:

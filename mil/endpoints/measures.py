@@ -37,7 +37,7 @@ class Pair:
 
 
 def paired_bootstrap(
-    first: np.ndarray, second: np.ndarray, confidence: float, is_share: bool, inflation: float = 1.0
+    first: np.ndarray, second: np.ndarray, confidence: float, widest: float, inflation: float = 1.0
 ) -> Difference:
     """Difference of two measures, the patients as they are first and then their resamples; normal, by its deviation there.
 
@@ -49,4 +49,4 @@ def paired_bootstrap(
     if len(drawn) < 0.95 * (len(first) - 1):
         return Difference(difference, np.nan, np.nan, np.nan, np.nan)
     variance = float(drawn.var()) * inflation
-    return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence, is_share=is_share)
+    return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence, widest=widest)

@@ -107,7 +107,11 @@ class Survival(Endpoint):
     def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
         """0 or 1, a positive time, a finite score."""
         time = pd.to_numeric(table["time"], errors="coerce")
-        return {"label": table["label"].isin([0, 1]), "time": time > 0, "score": np.isfinite(table["score"])}
+        return {
+            "label": table["label"].isin([0, 1]),
+            "time": (time > 0) & np.isfinite(time),
+            "score": np.isfinite(table["score"]),
+        }
 
     def labels_of(self, table: pd.DataFrame) -> np.ndarray:
         """Time and event (n, 2)."""

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,8 @@ from mil.statistics.multiplicity import holm
 
 ENCODES = 0.97  # an input that ranks patients this well knows the label
 MADE_FROM_LABEL = "it was likely made from the label, leave it out"
-FEW = 5  # patients of a class below which an input is not judged
+FEW = 5  # patients of a class below which innocent inputs are not judged, and a word is left out
+NOT_JUDGED = "not judged"
 KNOWS_TOO_MUCH = 0.01  # adjusted p below which what is found is not chance
 DOUBTFUL = 0.2  # adjusted p below which an input that ranks patients almost perfectly is worth a look
 WORDS = re.compile(r"[A-Za-z]+|\d+")
@@ -28,7 +30,7 @@ NEAR = 0.05  # of the usual distance to a nearest neighbour
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one subject: `state` is ok, suspect (look at it) or leak (a fault), with the reason and the way out."""
+    """One check of one subject: `state` is ok, not judged, suspect (look at it) or leak (a fault), with the reason and the way out."""
 
     check: str
     subject: str
@@ -39,12 +41,25 @@ class Finding:
 
 
 def findings_table(findings: Iterable[Finding]) -> pd.DataFrame:
-    """check, subject, state, reason, value, p; leaks first, then what is suspect."""
+    """check, subject, state, reason, value, p; leaks first, then what is suspect, then what could not be judged."""
     table = pd.DataFrame(
         [asdict(one) for one in findings], columns=["check", "subject", "state", "reason", "value", "p"]
     )
-    order = table["state"].map({"leak": 0, "suspect": 1, "ok": 2})
-    return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+    order = table["state"].map({"leak": 0, "suspect": 1, NOT_JUDGED: 2, "ok": 3})
+    return table.iloc[order.argsort(kind="stable")].drop_duplicates().reset_index(drop=True)
+
+
+def findings_of(table: pd.DataFrame) -> list[Finding]:
+    """The findings of such a table, as it was read again."""
+    return [Finding(*row) for row in table.fillna({"reason": ""}).itertuples(index=False)]
+
+
+def named(leaks: pd.DataFrame) -> str:
+    """All leaks of a table in one line: each check with its subjects and the reason of its first."""
+    return "; ".join(
+        f"{check}: {', '.join(part['subject'].astype(str))} {part['reason'].iloc[0]}"
+        for check, part in leaks.groupby("check", sort=False)
+    )
 
 
 def check_bags(bags: pd.DataFrame, census: pd.DataFrame | None = None) -> list[Finding]:
@@ -93,22 +108,25 @@ def check_inputs(
 
     Judged over everybody and, with `sites` (by patient_id), at each site alone, since a leak may be one hospital's only.
     p values are the rank-sum test's with Holm's correction over columns and sites, so that many columns and few patients
-    raise no alarm. `innocent` inputs (file sizes, names, number of tiles) should know nothing at all: what they know beyond
+    raise no alarm. Where even a perfect ranking would be chance (Tarone 1990, Biometrics 46:515) nothing is tested, and
+    said so. `innocent` inputs (file sizes, names, number of tiles) should know nothing at all: what they know beyond
     chance within the sites (sites may differ in size and in response) is suspect.
     """
     place = pd.Series("", index=labels.index) if sites is None else sites.reindex(labels.index)
-    judged = [(str(column), *found) for column in inputs for found in _judged(inputs[column], labels, place)]
-    adjusted = holm(np.array([p for _, _, _, p in judged]))
-    known = {}
+    inputs = inputs.reindex(labels.index)
+    inputs = inputs.loc[:, inputs.nunique() > 1]
+    judged, few = _judged(check, inputs, labels, place)
+    adjusted = holm(np.array([p for *_, p in judged]))
+    known: dict[str, Finding] = {}
     for (column, where, area, _), p in zip(judged, adjusted, strict=True):
         if max(area, 1 - area) >= ENCODES and p < DOUBTFUL and (column not in known or p < known[column].p):
             known[column] = _encoding(check, column, where, area, p)
-    found = list(known.values())
+    accused = list(known.values())
     if innocent:
-        found += _too_much(check, inputs.drop(columns=[name for name in inputs if str(name) in known]), labels, place)
-    if found:
-        return found
-    return [Finding(check, f"{len({column for column, *_ in judged})} inputs", "ok")] if judged else []
+        accused += _too_much(check, inputs.drop(columns=[name for name in inputs if str(name) in known]), labels, place)
+    if not accused and judged:
+        accused = [Finding(check, f"{len(inputs.columns)} inputs", "ok")]
+    return accused + few
 
 
 def _encoding(check: str, column: str, where: str, area: float, p: float) -> Finding:
@@ -119,17 +137,45 @@ def _encoding(check: str, column: str, where: str, area: float, p: float) -> Fin
     return Finding(check, column, "suspect", f"{reason}with so few patients that may be chance", area, float(p))
 
 
-def _judged(values: pd.Series, labels: pd.Series, place: pd.Series) -> Iterator[tuple[str, float, float]]:
-    """Where ('' is everywhere), AUROC and p of one column, for everybody and each of several sites with enough of each class."""
-    values = values.reindex(labels.index)
+def _judged(
+    check: str, inputs: pd.DataFrame, labels: pd.Series, place: pd.Series
+) -> tuple[list[tuple[str, str, float, float]], list[Finding]]:
+    """Column, where ('' is everywhere), AUROC and p; and the sites whose patients are too few for that many columns."""
+    wheres = {"": np.ones(len(labels), bool)}
+    wheres |= {where: (place == where).to_numpy() for where in sorted(place.unique()) if place.nunique() > 1}
+    least = {where: _least_p(*_classes(labels[rows])) for where, rows in wheres.items()}
+    judged, few = [], []
+    for where in sorted(wheres, key=lambda one: least[one]):
+        rows = wheres[where]
+        known, truth = inputs[rows].loc[:, lambda table: table.nunique() > 1], labels[rows]
+        if least[where] * (len(judged) + len(known.columns)) < DOUBTFUL:
+            judged += [(str(column), where, *_ranked(known[column], truth)) for column in known]
+        elif len(known.columns):
+            positives, negatives = _classes(truth)
+            reason = f"has {positives} positive and {negatives} negative patients: among {len(known.columns)} inputs"
+            few.append(
+                Finding(check, where or "all sites", NOT_JUDGED, f"{reason} a leak could not be told from chance")
+            )
+    return judged, few
+
+
+def _ranked(values: pd.Series, labels: pd.Series) -> tuple[float, float]:
+    """AUROC and p of one column, of those patients who have a value."""
     known = values.notna()
-    wheres = ["", *(sorted(place.unique()) if place.nunique() > 1 else [])]
-    for where in wheres:
-        rows = (known & (place == where)) if where else known
-        truth, numbers = labels[rows].to_numpy(int), values[rows].to_numpy(float)
-        if min(truth.sum(), (1 - truth).sum()) >= FEW and len(np.unique(numbers)) > 1:
-            excess, variance, pairs = _rank_sum(truth, numbers)
-            yield where, 0.5 + excess / pairs, _two_sided(excess, variance)
+    truth, numbers = labels[known].to_numpy(int), values[known].to_numpy(float)
+    if not both_classes(truth):
+        return 0.5, 1.0
+    excess, variance, pairs = _rank_sum(truth, numbers)
+    return 0.5 + excess / pairs, max(_two_sided(excess, variance), _least_p(*_classes(labels[known])))
+
+
+def _classes(labels: pd.Series) -> tuple[int, int]:
+    return int((labels == 1).sum()), int((labels == 0).sum())
+
+
+def _least_p(positives: int, negatives: int) -> float:
+    """Of the exact two-sided rank-sum test, for a perfect ranking; the normal approximation is smaller with few patients."""
+    return 2 / comb(positives + negatives, positives)
 
 
 def _too_much(check: str, inputs: pd.DataFrame, labels: pd.Series, place: pd.Series) -> list[Finding]:
@@ -208,7 +254,7 @@ def check_copies(check: str, bags: Iterable[tuple[str, np.ndarray]]) -> list[Fin
         values = bag.astype(np.float64)
         summaries.append(np.concatenate([values.mean(axis=0), values.std(axis=0)]))
     if len(patients) < 3:
-        return []
+        return [Finding(check, f"{len(patients)} bags", NOT_JUDGED, "fewer than 3 patients cannot be compared")]
     found = {}
     for a, b, number in _common(rows):
         share = number / min(len(rows[a]), len(rows[b]))

@@ -8,8 +8,10 @@ import pandas as pd
 from mil.config import ExperimentSpec, MetricsSpec
 from mil.endpoints import ENDPOINTS, Endpoint, build_endpoint
 from mil.endpoints.endpoint import scope_columns
+from mil.errors import MilError
 from mil.schemas import METRICS
 from mil.statistics.arms import GROUPS, scopes
+from mil.tables import require_columns
 
 MEASURES = tuple(ENDPOINTS[name].primary.name for name in ENDPOINTS)
 
@@ -31,7 +33,10 @@ def score(
     `kind` is the endpoint's, two classes without; `positives` are the events of survival, blank for other kinds.
     """
     rows, kind = [], kind or build_endpoint()
-    for name, table in predictions.groupby("experiment", sort=False):
+    require_columns(predictions, kind.predicted, "predictions")
+    if predictions.empty:
+        raise MilError("predictions: no row stands in the table; run `mil predict` again")
+    for name, table in predictions.groupby("experiment", sort=False, dropna=False):
         table = kind.checked(table, f"predictions of {name}")
         stated = {"experiment": name, **described(experiment)}
         for scope in scopes(table):

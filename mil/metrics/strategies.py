@@ -15,6 +15,7 @@ import pandas as pd
 
 from mil.config import MetricsSpec
 from mil.endpoints import Endpoint, build_endpoint
+from mil.endpoints.bounds import WIDEST
 from mil.endpoints.measures import PAIRED_BOOTSTRAP, paired_bootstrap
 from mil.errors import Absent
 from mil.metrics.comparison import ADJUSTED
@@ -159,7 +160,7 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind:
     here = kind.within(kind.labels_of(table), kind.scores_of(table), weights, table["site"].to_numpy())
     chance = float(here[0]) if kind.primary.chance is None else kind.primary.chance
     factor = 1.0 if scope.folds is None else inflation(float(here[0]), float(np.nanvar(here[1:])), None, chance)
-    tested = paired_bootstrap(here, there, spec.confidence, kind.primary.scale == "share", factor)
+    tested = paired_bootstrap(here, there, spec.confidence, WIDEST[kind.primary.scale], factor)
     return {"value": float(here[0]), "against_value": float(there[0]), **_tested(tested), "method": PAIRED_BOOTSTRAP}
 
 

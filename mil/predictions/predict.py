@@ -1,5 +1,6 @@
 """run + bags + features -> a probability a patient and model that may judge it, and attention a tile."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from mil.errors import CorruptFile, MilError
 from mil.models import build
 from mil.models.head import Output
 from mil.schemas import PREDICTIONS
-from mil.statistics.moments import Moments
+from mil.statistics.moments import FEW_AT_SITE, Moments
 from mil.tables import require_columns
 from mil.training.artefact import Family, Run
 from mil.training.cohort import covariate_table
@@ -29,6 +30,8 @@ class Predictions:
     table: pd.DataFrame
     attention: dict[str, np.ndarray]
     """Mean over the models that may see the patient; sums to 1 over the bag, in the order of its slides."""
+    warnings: tuple[str, ...] = ()
+    """What scores depend on besides the patient and the model."""
 
 
 def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions:
@@ -61,7 +64,23 @@ def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions
         tables.append(pd.concat([judged.assign(**origin), mean], axis=1))
     table = pd.concat(tables, ignore_index=True)
     attention = {patient: (total / total.sum()).astype(np.float32) for patient, total in sums.items()}
-    return Predictions(table[[*PREDICTIONS, *(name for name in table if name not in PREDICTIONS)]], attention)
+    columns = [*PREDICTIONS, *(name for name in table if name not in PREDICTIONS)]
+    return Predictions(table[columns], attention, tuple(_warnings(run, bags)))
+
+
+def _warnings(run: Run, bags: pd.DataFrame) -> Iterator[str]:
+    """Sites of few patients whose moments scale the features that are judged; a site that was trained on keeps those of training."""
+    if run.experiment.training.scaling != "site":
+        return
+    kept = all(family.weights["features.mean"].dim() == 3 for family in run.families)
+    trained = [set(str(names).split("+")) if kept else set() for names in run.models["trained_on"]]
+    for site, count in bags.groupby("site")["patient_id"].nunique().items():
+        if count < FEW_AT_SITE and any(site not in names for names in trained):
+            yield (
+                f"site {site}: features are scaled by the moments of the {count} patient{'s' if count > 1 else ''} in the "
+                "bag table (`scaling: site`), so each score depends on who else is in it; take at least "
+                f"{FEW_AT_SITE} patients, or train with `scaling: standard`"
+            )
 
 
 def splits(bags: pd.DataFrame, trained_on: list[str], repeat: int, fold: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from mil.report.cells import Cell, ReportTable
 from mil.report.tables import TABLES
 from mil.results.results import Results
 
-STAGES = ("check", "tile", "extract", "convert", "bag", "train", "predict", "score", "localise", "compare", "baseline", "deep_check", "figure")  # fmt: skip
+STAGES = ("check", "tile", "extract", "convert", "bag", "input_check", "train", "predict", "score", "localise", "compare", "baseline", "deep_check", "figure")  # fmt: skip
 
 
 @TABLES.register("costs")

@@ -4,6 +4,7 @@ import pandas as pd
 
 from mil.report.claims import leak_warning
 from mil.results.results import Absent, Results
+from mil.statistics.moments import FEW_AT_SITE
 
 FEW_PATIENTS = 100
 
@@ -27,10 +28,21 @@ def limits(results: Results) -> list[str]:
         said.append(
             "Features are scaled by the moments of each site's own patients (`scaling: site`): a patient's score depends on which "
             "other patients of the site are scored with them, and one patient alone is scaled by their own tiles."
+            + _scaled_by_few(results)
         )
     if results.config.truth is None:
         said.append("No tile-level truth was given, so attention is shown but not scored.")
     return said
+
+
+def _scaled_by_few(results: Results) -> str:
+    """The external sites whose moments rest on few patients."""
+    try:
+        counts = results.bags(results.endpoint)["site"].value_counts()
+    except Absent:
+        return ""
+    few = [f"{site} ({counts[site]})" for site in results.external_sites if 0 < counts.get(site, 0) < FEW_AT_SITE]
+    return f" At {', '.join(few)} these are fewer than {FEW_AT_SITE} patients." if few else ""
 
 
 def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:

@@ -25,6 +25,9 @@ EXTERNAL_SITES = "external sites"
 GROUPS = (TRAINING_SITES, EXTERNAL_SITES)
 PREDICTED = ("experiment", *PREDICTIONS)
 SPLITS = ("held_out", "transfer", "external")
+ROLES = ("train", "external")
+NAMES = ("experiment", "trained_on", "patient_id", "site")
+"""Columns of which no cell is blank."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,11 @@ def refuse(table: pd.DataFrame, valid: Mapping[str, pd.Series], where: str, kind
 
 def check_patients(table: pd.DataFrame, where: str) -> pd.DataFrame:
     """`table` if its splits are known and every patient stands at one site, with one label, once in each repeat."""
-    refuse(table, {"split": table["split"].isin(SPLITS)} | {name: table[name] % 1 == 0 for name in APART}, where)
+    if table.empty:
+        raise MilError(f"{where}: no prediction stands in it; run `mil predict` again")
+    known = {name: table[name].notna() & (table[name].astype(str) != "") for name in NAMES if name in table.columns}
+    known |= {"role": table["role"].isin(ROLES), "split": table["split"].isin(SPLITS)}
+    refuse(table, known | {name: table[name] % 1 == 0 for name in APART}, where)
     for column in (*label_columns(table), "site", "role"):
         doubled = table.groupby("patient_id")[column].nunique()
         if (doubled > 1).any():

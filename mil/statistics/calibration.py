@@ -20,7 +20,10 @@ def slope(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
 
 @METRICS.register("calibration_intercept")
 def intercept(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Calibration in the large: the shift of logits (slope held at 1) that makes the mean score the share of positives."""
+    """Calibration in the large: the shift of logits (slope held at 1) that makes the mean score the share of positives.
+
+    nan where a patient whose score is exactly 0 or 1 is of the other class: no shift of an infinite logit allows for that.
+    """
     x = logit(scores)
     shift = np.zeros(len(weights))
     for _ in range(STEPS):
@@ -31,7 +34,12 @@ def intercept(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np
         shift += np.clip(step, -2, 2)
         if np.abs(step).max() < TOLERANCE:
             break
-    return np.where(np.abs(shift) < STEEPEST, shift, np.nan)
+    return np.where((np.abs(shift) < STEEPEST) & ~_impossible(labels, scores, weights), shift, np.nan)
+
+
+def _impossible(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Whether a resample holds a patient whose score is exactly 0 or 1 and whose label is the other."""
+    return weights @ (((scores <= 0) & (labels == 1)) | ((scores >= 1) & (labels == 0))) > 0
 
 
 @METRICS.register("ece")
@@ -55,7 +63,7 @@ def logit(scores: np.ndarray) -> np.ndarray:
 
 
 def recalibrated(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Intercept and slope (resamples, 2) by Newton's method; nan where labels are separated by the score."""
+    """Intercept and slope (resamples, 2) by Newton's method; nan where labels are separated by the score or scores are equal."""
     design = np.stack([np.ones(len(scores)), logit(scores)], axis=1)
     outer = np.einsum("ni,nj->nij", design, design).reshape(len(scores), 4)
     beta = np.zeros((len(weights), 2))
@@ -73,5 +81,11 @@ def recalibrated(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
         moving[places[settled | lost]] = False
         if not moving.any():
             break
-    beta[moving] = np.nan
+    beta[moving | _impossible(labels, scores, weights) | _alike(design[:, 1], weights)] = np.nan
     return beta
+
+
+def _alike(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Whether all patients of a resample have the same value."""
+    drawn = np.where(weights > 0, values, np.nan)
+    return ~(np.nanmax(drawn, axis=1) - np.nanmin(drawn, axis=1) > 1e-9)

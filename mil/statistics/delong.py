@@ -163,6 +163,8 @@ def exchanged(
         swapped = generator.random((resamples, len(labels))) < 0.5
     both = [np.where(swapped, ranks[one], ranks[1 - one]) for one in (1, 0)]
     drawn = np.subtract(*(within_areas(labels, scores, strata) for scores in both))
+    if areas[0] in (0.0, 1.0) and not (drawn.any() or areas[0] != areas[1]):
+        return _without_variance(areas, int(np.sum(labels == 1)), int(np.sum(labels == 0)), confidence)
     return permuted(float(areas[0] - areas[1]), drawn, confidence)
 
 

@@ -22,47 +22,50 @@ class Difference:
     z: float
     p: float
     critical: Critical = field(default=lambda _: np.nan, compare=False)
+    widest: float = 1.0
+    """The largest difference that can be: 1 of shares, 2 of correlations, infinite of others."""
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """The interval at another confidence; it leaves 0 out exactly where p < 1 - confidence."""
-        return bounded(self.difference, self.critical(confidence))
+        return bounded(self.difference, self.critical(confidence), self.widest)
 
 
-def bounded(difference: float, critical: float) -> tuple[float, float]:
-    """Interval within (-1, 1) of a difference of two shares: symmetric on the scale of the inverse hyperbolic tangent.
+def bounded(difference: float, critical: float, widest: float = 1.0) -> tuple[float, float]:
+    """Interval within (-widest, widest) of a difference: symmetric on the scale of the inverse hyperbolic tangent.
 
     It leaves 0 out exactly where the difference is larger than `critical`. nan where `critical` is not known.
     """
     if not np.isfinite(critical):
         return np.nan, np.nan
-    if critical == 0 or abs(difference) >= 1:
+    if np.isinf(widest):
+        return difference - critical, difference + critical
+    if critical == 0 or abs(difference) >= widest:
         return (difference, difference) if critical == 0 else (np.nan, np.nan)
-    centre = np.arctanh(difference)
-    half = critical * (centre / difference if difference else 1.0)
-    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+    part = difference / widest
+    centre = np.arctanh(part)
+    half = critical / widest * (centre / part if part else 1.0)
+    return float(widest * np.tanh(centre - half)), float(widest * np.tanh(centre + half))
 
 
 def difference_of(
-    difference: float, variance: float, confidence: float = 0.95, degrees: float = np.inf, is_share: bool = True
+    difference: float, variance: float, confidence: float = 0.95, degrees: float = np.inf, widest: float = 1.0
 ) -> Difference:
     """A difference and its variance -> interval and test with a t quantile of `degrees` (normal by default).
 
-    `is_share`: both measures lie in 0-1, so that the interval keeps within (-1, 1). Without variance p is 1 where there is no
-    difference, else not known.
+    The interval keeps within (-widest, widest). Without variance p is 1 where there is no difference, else not known.
     """
     if not variance > 0:
         p = 1.0 if difference == 0 else np.nan
         edge = 0.0 if p == 1 else np.nan
-        return Difference(difference, edge, edge, 0.0, p, lambda _: edge)
+        return Difference(difference, edge, edge, 0.0, p, lambda _: edge, widest)
     error = float(np.sqrt(variance))
     z = difference / error
 
     def critical(level: float) -> float:
         return float(scipy.stats.t.ppf(0.5 + level / 2, degrees)) * error
 
-    reach = critical(confidence)
-    low, high = bounded(difference, reach) if is_share else (difference - reach, difference + reach)
-    return Difference(difference, low, high, z, float(2 * scipy.stats.t.sf(abs(z), degrees)), critical)
+    low, high = bounded(difference, critical(confidence), widest)
+    return Difference(difference, low, high, z, float(2 * scipy.stats.t.sf(abs(z), degrees)), critical, widest)
 
 
 def permuted(difference: float, drawn: np.ndarray, confidence: float) -> Difference:

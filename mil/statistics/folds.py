@@ -64,14 +64,14 @@ def _placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def corrected_resampled_t(
-    differences: np.ndarray, test_share: float, confidence: float = 0.95, is_share: bool = True
+    differences: np.ndarray, test_share: float, confidence: float = 0.95, widest: float = 1.0
 ) -> Difference:
     """Nadeau and Bengio's corrected resampled t-test (2003, Mach Learn 52:239) on differences of k folds (all repeats).
 
     `test_share` is the number of test patients over that of training patients, 1 / (folds - 1) for cross-validation.
     Training sets overlap, so the variance of the mean is (1 / k + test_share) times that of the folds, not 1 / k. Repeats use
     the same patients and bring no degrees of freedom: these are one less than the folds of one repeat, not k - 1 (which
-    finds 8 % differences where 5 % is said). `is_share`: measures lie in 0-1.
+    finds 8 % differences where 5 % is said). `widest`: the largest difference that can be.
     """
     differences = np.asarray(differences, dtype=np.float64)
     differences = differences[np.isfinite(differences)]
@@ -83,4 +83,4 @@ def corrected_resampled_t(
     if k < 2 or spread == 0:  # one fold, or the same in every fold: nothing is known of the error
         return Difference(mean, np.nan, np.nan, np.nan, np.nan)
     degrees = min(k - 1, max(round(1 / test_share), 1))
-    return difference_of(mean, (1 / k + test_share) * spread, confidence, degrees, is_share)
+    return difference_of(mean, (1 / k + test_share) * spread, confidence, degrees, widest)

@@ -31,6 +31,7 @@ DIMENSIONS = 20
 """Independent directions of a score's noise, assumed where a single repeat cannot show how much of the score is noise."""
 MOST_NOISE = 1.3
 """Upper limit of `u` below 0.5: there the estimate is far too low more often than it is far too high."""
+NO_VARIANCE = "Newcombe, no variance"
 METHOD = "pairs within folds, overlap of training sets counted"
 
 
@@ -162,7 +163,7 @@ def interval(pairs: Pairs, confidence: float = 0.95) -> tuple[float, float, floa
         return area, np.nan, np.nan, pairs.refusal
     variance, degrees = pairs.variance()
     if not 0 < area < 1 or not variance > 0:
-        return area, *newcombe_interval(area, *pairs.numbers, confidence), "Newcombe, no variance"
+        return area, *newcombe_interval(area, *pairs.numbers, confidence), NO_VARIANCE
     reach = float(scipy.stats.t.ppf(0.5 + confidence / 2, degrees)) * np.sqrt(variance * pairs.inflation())
     centre, half = np.log(area / (1 - area)), reach / (area * (1 - area))
     return area, float(1 / (1 + np.exp(half - centre))), float(1 / (1 + np.exp(-half - centre))), METHOD

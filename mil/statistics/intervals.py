@@ -20,6 +20,7 @@ from mil.statistics.bootstrap import Metric, point
 GROUPS = 500  # deletions of the jackknife; more patients are deleted by blocks
 ECE_GRID, ECE_DRAWS = 41, 500
 EVENED = 0.75
+LEAST = 1e-9  # a standard error below is rounding
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def on_logit_scale(value: float, error: float, degrees: float, confidence: float
     """Bounds of a value in 0-1 with a standard error: t quantile, logit scale. Wilson's for `total` where there is no error."""
     if not np.isfinite(value):
         return Bounds(np.nan, np.nan, "not defined here")
-    if not (0 < value < 1 and error > 0):
+    if not (0 < value < 1 and error > LEAST):
         return Bounds(*wilson(value, total, confidence), "Wilson, for want of variance")
     half = float(scipy.stats.t.ppf(0.5 + confidence / 2, degrees)) * error / (value * (1 - value))
     centre = np.log(value / (1 - value))
@@ -102,7 +103,8 @@ def slope(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Bounds:
     ones = np.ones((1, len(labels)))
     beta = calibration.recalibrated(labels, scores, ones)[0]
     if not np.isfinite(beta).all():
-        return Bounds(np.nan, np.nan, "not defined: the score separates the classes, or all scores are equal")
+        reason = "the score separates the classes, all scores are equal, or one is exactly 0 or 1 and wrong"
+        return Bounds(np.nan, np.nan, f"not defined: {reason}")
     design = np.stack([np.ones(len(scores)), calibration.logit(scores)], axis=1)
     return _sandwich(design, labels, design @ beta, float(beta[1]), 1, confidence)
 
@@ -112,7 +114,9 @@ def intercept(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Boun
     """Sandwich error of the shift, t quantile."""
     shift = point(calibration.intercept, labels, scores)
     if not np.isfinite(shift):
-        return Bounds(np.nan, np.nan, "not defined: patients of one class only")
+        return Bounds(
+            np.nan, np.nan, "not defined: patients of one class only, or a score of exactly 0 or 1 that is wrong"
+        )
     design = np.ones((len(scores), 1))
     return _sandwich(design, labels, shift + calibration.logit(scores), shift, 0, confidence)
 

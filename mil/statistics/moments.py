@@ -10,6 +10,8 @@ SINGLE, DOUBLE = 1e-6, 1e-12
 """Deviations, as shares of the mean, below which values of single (double) precision do not vary."""
 LEAST = 1e-30
 """A deviation that single precision can still divide by."""
+FEW_AT_SITE = 20
+"""Patients below which the moments of a site's features say much of single patients."""
 
 
 class Bags(Protocol):

@@ -57,6 +57,8 @@ LIGHT = {  # arguments -> what is printed
     "convert clam none y": "none is not a folder",
     "check --spec {}": "slide sheet slides.csv does not exist",
     "check --deep none": "none/config.json does not exist",
+    "check --inputs none": "none/config.json does not exist",
+    "check --known none.csv": "give --inputs R before training",
     'check --spec {"shet":1}': "did you mean 'sheet'?",
     "tile none.csv --folder t --thumbnails t --out o": "table none.csv does not exist",
     "contact none.csv --tiles t --thumbnails t --out o": "table none.csv does not exist",

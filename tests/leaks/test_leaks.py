@@ -416,27 +416,69 @@ def slide_under_two_patients(results):
         (slide_under_two_patients, "copies, features effnet", "leak"),
     ],
 )
-def test_the_command_finds_what_was_planted(results, monkeypatch, plant, check, state):
-    monkeypatch.setattr("mil.leaks.deep_check._probe", lambda *_: [])  # its own tests are above
-    out = results / "deep.csv"
-    clean = CliRunner().invoke(app, ["check", "--deep", str(results), "--out", str(out)])
+def test_the_command_finds_what_was_planted(results, plant, check, state):
+    out = results / "inputs.csv"
+    clean = CliRunner().invoke(app, ["check", "--inputs", str(results), "--out", str(out)])
     assert clean.exit_code == 0, clean.output
-    assert set(read_table(out, text=("check", "subject"))["state"]) == {"ok"}
+    assert set(read_table(out, text=("check", "subject"))["state"]) <= {"ok", "not judged"}
     plant(results)
-    found = CliRunner().invoke(app, ["check", "--deep", str(results), "--out", str(out)])
+    found = CliRunner().invoke(app, ["check", "--inputs", str(results), "--out", str(out)])
     assert isinstance(found.exception, MilError) == (state == "leak")
     table = read_table(out, text=("check", "subject"))
     assert check in set(table.loc[table["state"] == state, "check"]), table
 
 
-def test_a_leak_ends_the_run_unless_the_config_says_otherwise(results, monkeypatch):
-    monkeypatch.setattr("mil.leaks.deep_check._probe", lambda *_: [])
+def test_all_leaks_are_named_at_once_before_training_and_are_not_looked_for_twice(results, monkeypatch):
+    """Without any run: of the patient table and of the features; then `--deep` takes them from the table."""
+    for folder in ("runs", "predictions"):
+        shutil.rmtree(results / folder)
+    clinical_column_from_the_label(results)
     a_feature_that_shows_the_label(results)
-    stopped = CliRunner().invoke(app, ["check", "--deep", str(results)])
-    assert "metrics.on_leak: flag" in str(stopped.exception)
+    out = results / "inputs.csv"
+    stopped = str(CliRunner().invoke(app, ["check", "--inputs", str(results), "--out", str(out)]).exception)
+    assert stopped.startswith("2 leaks: ")
+    assert "patient table: ki67" in stopped
+    assert "features effnet: 0 ranks" in stopped
+    assert "metrics.on_leak: flag" in stopped
+    monkeypatch.setattr("mil.leaks.deep_check._probe", lambda *_: [])  # its own tests are above
+    monkeypatch.delattr("mil.leaks.deep_check.input_checks")
+    found = CliRunner().invoke(app, ["check", "--deep", str(results), "--known", str(out), "--out", str(out)])
+    assert "2 leaks: " in str(found.exception)
+    assert "patient table: ki67" in str(found.exception)
+    assert "features effnet: 0 ranks" in str(found.exception)
+
+
+def test_a_leak_ends_the_run_unless_the_config_says_otherwise(results):
+    a_feature_that_shows_the_label(results)
     config = Config.model_validate_json((results / "config.json").read_text())
     metrics = config.metrics.model_copy(update={"on_leak": "flag"})
     write_text(results / "config.json", config.model_copy(update={"metrics": metrics}).to_json())
-    gone_on = CliRunner().invoke(app, ["check", "--deep", str(results)])
+    gone_on = CliRunner().invoke(app, ["check", "--inputs", str(results)])
     assert gone_on.exit_code == 0
     assert "leak: features effnet" in gone_on.output
+
+
+def test_a_small_site_is_judged_as_its_size_allows_or_said_not_to_be():
+    """Of one column: 3 against 4 patients can be suspect, 2 against 2 or one class cannot."""
+    sizes = {"A": (15, 15), "B": (3, 4), "C": (2, 2), "D": (6, 0)}
+    rows = [(site, label) for site, numbers in sizes.items() for label in (0, 1) for _ in range(numbers[label])]
+    bags = pd.DataFrame(rows, columns=["site", "label"])
+    column = pd.Series(rng(0, "small").normal(size=len(bags)))
+    inputs = pd.DataFrame({"ki67": column.where(bags["site"] != "B", 9.0 * bags["label"])})
+    found = {one.subject: one for one in check_inputs("patient table", inputs, bags["label"], bags["site"])}
+    assert {name: one.state for name, one in found.items()} == {
+        **{"ki67": "suspect", "C": "not judged", "D": "not judged"},
+    }
+    assert found["ki67"].p >= 2 / 35  # exact: one order of 35 is this one, one is its opposite
+    assert "has 2 positive and 2 negative patients" in found["C"].reason
+    many = pd.DataFrame({n: rng(0, "many", n).normal(size=len(bags)) for n in range(50)})
+    states_of = {one.subject: one.state for one in check_inputs("features", many, bags["label"], bags["site"])}
+    assert states_of == {"50 inputs": "ok", "B": "not judged", "C": "not judged", "D": "not judged"}
+
+
+def test_a_column_that_is_filled_for_one_class_only_is_found(results):
+    path, patients = patients_of(results)
+    patients["ki67"] = patients["response"].map({"1": "20", "0": "", "": ""})
+    write_table(patients, path)
+    found = CliRunner().invoke(app, ["check", "--inputs", str(results)])
+    assert "whether ki67 is filled" in str(found.exception)

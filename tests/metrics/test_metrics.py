@@ -164,6 +164,13 @@ def test_a_site_with_one_class_is_a_row_that_says_so():
     row = found[(found["site"] == "C") & (found["metric"] == "auroc")]
     assert row["value"].isna().all()
     assert row["method"].str.contains("one class").all()
+    outside = found[(found["site"] == "external sites") & (found["metric"] == "auroc_within_sites")]
+    assert outside["method"].tolist() == ["not defined: patients of one class only"]
+    table.loc[table["role"] == "train", "label"] = (table["site"] == "A").astype(int)
+    found = score(table, SPEC)
+    inside = found[(found["site"] == "training sites") & (found["metric"] == "auroc_within_sites")]
+    assert inside["method"].tolist() == ["not defined: no site has patients of both classes"]
+    assert inside["value"].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -173,6 +180,8 @@ def test_a_site_with_one_class_is_a_row_that_says_so():
         ("score", np.nan, "is refused"),
         ("label", 2, "label"),
         ("split", "test", "split 'test'"),
+        ("trained_on", None, "trained_on 'None' is refused"),
+        ("role", "", "role '' is refused"),
         ("site", "B", "two values of site"),
     ],
 )
@@ -181,6 +190,15 @@ def test_predictions_that_cannot_be_are_refused(column, value, said):
     table.loc[0, column] = value
     with pytest.raises(MilError, match=said):
         build_endpoint().checked(table, "predictions of pooled")
+
+
+def test_a_table_without_a_row_or_with_a_blank_name_is_refused():
+    """A group of patients whose experiment or site is blank would be left out of every number in silence."""
+    table = predictions_of("pooled", ["A+B"])
+    with pytest.raises(MilError, match="no row"):
+        score(table.head(0), SPEC)
+    with pytest.raises(MilError, match="experiment 'nan' is refused"):
+        score(table.assign(experiment=table["experiment"].where(table["site"] != "B")), SPEC)
 
 
 def test_a_patient_in_two_folds_is_found():

@@ -15,6 +15,7 @@ from mil.rng import rng
 from mil.statistics import calibration, decision, delong, held_out, intervals
 from mil.statistics.arms import OTHER_SITES
 from mil.statistics.bootstrap import point
+from mil.statistics.differences import corrected
 from mil.statistics.folds import corrected_resampled_t
 from mil.statistics.measures import METRICS
 from mil.statistics.survival import c_index_interval
@@ -76,6 +77,9 @@ EDGES = {
     "perfect": (np.repeat([0, 1], 15), np.linspace(0.05, 0.95, 30)),
     "perfectly wrong": (np.repeat([1, 0], 15), np.linspace(0.05, 0.95, 30)),
     "all tied": (np.repeat([0, 1], 15), np.full(30, 0.4)),
+    "all tied at one half": (np.repeat([0, 1], 15), np.full(30, 0.5)),
+    "all tied at nought": (np.repeat([0, 1], 15), np.zeros(30)),
+    "all equally far off": (np.repeat([0, 1], 15), np.repeat([0.2, 0.8], 15)),
     "certain and right": (np.repeat([0, 1], 15), np.repeat([0.0, 1.0], 15)),
     "certain and wrong": (np.repeat([1, 0], 15), np.repeat([0.0, 1.0], 15)),
     "one positive": (np.repeat([0, 1], [29, 1]), np.linspace(0.05, 0.95, 30)),
@@ -110,6 +114,13 @@ def test_at_the_edge_every_row_has_a_width_or_a_reason(edge):
     assert inside.all(), found[~inside]
     bounded = found["metric"].isin(["auroc", "auprc", "brier", "ece", "prevalence"]) & ~blank
     assert found.loc[bounded, ["low", "high"]].stack().between(0, 1).all()
+    methods = found.drop_duplicates("metric").set_index("metric")["method"]
+    if len(np.unique(scores)) == 1:  # nothing to fit a slope to
+        assert "all scores are equal" in methods["calibration_slope"]
+    if ((scores == 0) & (labels == 1)).any():  # an infinite logit that no shift can mend
+        assert methods["calibration_intercept"].startswith("not defined")
+    if "perfect" in edge:
+        assert methods["auroc"] == "Newcombe, no variance"
 
 
 def test_c_index_at_the_edge():
@@ -125,6 +136,8 @@ def test_two_perfect_scores_may_differ_and_one_score_does_not_from_itself():
     perfect = delong.paired(labels, np.arange(25.0), np.arange(25.0) ** 2)
     assert (perfect.difference, perfect.p) == (0, 1)
     assert perfect.low < -0.05 < 0.05 < perfect.high
+    sites = np.repeat("C", 25)
+    assert delong.exchanged(labels, np.arange(25.0), np.arange(25.0) ** 2, sites, rng(0, "x"), 300) == perfect
     scores = rng(0, "same").random(25)
     same = delong.paired(labels, scores, scores**3)  # the same ranks
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
@@ -134,6 +147,17 @@ def test_two_perfect_scores_may_differ_and_one_score_does_not_from_itself():
     alone = delong.paired(np.repeat([0, 1], [9, 1]), rng(0, "a").random(10), rng(0, "b").random(10))
     assert alone.low < alone.difference < alone.high  # one positive has no variance
     assert np.isnan(corrected_resampled_t(np.full(5, 0.1), 0.25).p)  # the same in every fold has no error
+
+
+def test_a_difference_of_correlations_keeps_to_possible_values():
+    """Spearman's lies in -1 to 1, so differences lie in -2 to 2, corrected or not; the interval agrees with the test."""
+    for values in ([-1.9, -0.2, -1.1], [-1.0, -1.2, -1.1], [0.1, 1.9, 1.2]):
+        tested = corrected_resampled_t(np.array(values), 0.5, widest=2.0)
+        for low, high in ((tested.low, tested.high), tested.bounds(0.999)):
+            assert -2 <= low < tested.difference < high <= 2
+        assert (tested.p < 0.05) == (not tested.low <= 0 <= tested.high)
+        again = corrected([tested], 0.95)[0]
+        assert again[:2] == pytest.approx((tested.low, tested.high))
 
 
 def test_comparisons_name_their_family_and_one_primary_row_each():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from training_cohort import ENDPOINT, experiment, make_cohort
+from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 from typer.testing import CliRunner
 
 from mil import hdf5
@@ -28,6 +28,7 @@ from mil.training.run import train as train_run
 from mil.training.store import FeatureStore
 
 BAGS, ARRAYS = make_cohort()
+TRAINING = training_part(BAGS, ARRAYS)
 SITES3 = {"A": "train", "B": "train", "C": "train"}
 
 
@@ -204,6 +205,25 @@ def test_inner_folds_give_every_model_a_threshold(folder):
     assert {"sensitivity", "specificity", "balanced_accuracy"} <= set(metrics["metric"])
     row = metrics[(metrics["metric"] == "balanced_accuracy") & (metrics["site"] == "C")].iloc[0]
     assert row["low"] < row["value"] < row["high"]
+
+
+def test_a_score_that_depends_on_who_else_is_in_the_sheet_comes_with_a_warning(folder):
+    """C has one patient less: with `scaling: site` the others' scores change, and it is said; else they do not."""
+    fewer = BAGS[BAGS["patient_id"] != "C00"]
+    for scaling in ("standard", "site"):
+        run = train_run(experiment(training={"rounds": 2, "scaling": scaling}), ENDPOINT, *TRAINING, quiet())
+        both = [
+            predict_run(run, bags, FeatureStore.of({one: ARRAYS[one] for one in bags["patient_id"]}, {"encoder": "e"}))
+            for bags in (BAGS, fewer)
+        ]
+        of_one = [found.table.set_index(["patient_id", "repeat", "fold"])["score"]["C01"].to_numpy() for found in both]
+        assert np.allclose(*of_one, atol=1e-6) == (scaling == "standard")
+        warnings = [found.warnings for found in both]
+        if scaling == "standard":
+            assert warnings == [(), ()]
+        else:
+            assert [len(one) for one in warnings] == [1, 1]
+            assert "site C: features are scaled by the moments of the 11 patients" in warnings[1][0]
 
 
 def test_leaving_one_site_out_judges_each_site_by_the_others(tmp_path):

@@ -106,12 +106,12 @@ def test_the_variance_counts_that_training_sets_overlap(share):
     assert found.difference == pytest.approx(DIFFERENCES.mean())
     assert found.z == pytest.approx(DIFFERENCES.mean() / np.sqrt(variance))
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.z), degrees))
-    plain = corrected_resampled_t(DIFFERENCES, share, is_share=False)
+    plain = corrected_resampled_t(DIFFERENCES, share, widest=np.inf)
     reach = stats.t.ppf(0.975, degrees) * np.sqrt(variance)
     assert (plain.low, plain.high) == pytest.approx((plain.difference - reach, plain.difference + reach))
     assert -1 < found.low < found.high < 1
     assert found.low != pytest.approx(plain.low, abs=1e-6)
-    narrower = corrected_resampled_t(DIFFERENCES, share, 0.5, is_share=False)
+    narrower = corrected_resampled_t(DIFFERENCES, share, 0.5, widest=np.inf)
     assert narrower.high - narrower.low < plain.high - plain.low
 
 

@@ -98,6 +98,8 @@ def run_steps(folder: Path, endpoint: str, patients_a_site: int = 30) -> Path:
     mil("bag", *census, "--slides", slides, "--spec", spec, "--out", bags, "--flow", bags.with_suffix(".flow.csv"))
     (results / "config.json").write_text(config.to_json())
     measured = config.metrics.to_json()
+    checked = results / "checks/inputs.csv"
+    mil("check", "--inputs", results, "--out", checked)
     for name, experiment in config.experiments.items():
         run, predictions = results / "runs" / name, results / "predictions" / f"{name}.csv"
         stated = experiment.to_json()
@@ -107,7 +109,7 @@ def run_steps(folder: Path, endpoint: str, patients_a_site: int = 30) -> Path:
         mil("score", predictions, *asked, "--out", results / "metrics" / f"{name}.csv")
     mil("compare", results, "--spec", measured, "--out", results / "metrics/comparisons.csv")
     mil("baseline", results, "--endpoint", endpoint, "--folder", results / "baselines" / endpoint)
-    mil("check", "--deep", results, "--out", results / "checks/deep.csv")
+    mil("check", "--deep", results, "--known", checked, "--out", results / "checks/deep.csv")
     for where in ([], *(["--site", site] for site in ROLES)):
         mil("plot", "all", "--results", results, *where, "--spec", config.figures.to_json())
     mil("report", results, "--out", results / "report/index.html")

@@ -107,9 +107,9 @@ rule baseline:
 rule deep_check:
     input:
         settings=["<results>/inputs/study.json", "<results>/inputs/metrics.json"],
+        known=expand("<results>/checks/{endpoint}.inputs.csv", endpoint=ENDPOINTS),
         bags=expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
         patients="<results>/inputs/patients.json",
-        census=expand("<results>/census/{site}.csv", site=SITES),
         features=[manifest for site in SITES for encoder in ENCODERS for manifest in feature_manifests(site, encoder)],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         code=code_of("leaks/deep_check.py"),
@@ -124,5 +124,6 @@ rule deep_check:
         runtime=growing(240),  # minutes
     params:
         results=lambda wildcards: RESULTS,
+        known=lambda wildcards, input: [f"--known={path}" for path in input.known],
     shell:
-        "mil check --deep {params.results:q} --out {output.findings:q} --log {log:q}"
+        "mil check --deep {params.results:q} {params.known:q} --out {output.findings:q} --log {log:q}"
