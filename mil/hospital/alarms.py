@@ -20,6 +20,12 @@ AGAINST = -0.5
 """Cosine with the mean of the others', in the first round, where all sites leave from the same untrained model."""
 
 
+def all_alarms(kind: str, found: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
+    """Of answers that are not masked; `before`: the models that were sent, `first`: in the first round."""
+    apart = stand_apart(kind, {site: message.tensors for site, message in found.items()})
+    return apart | (stand_out(found, before, first) if kind == "train" else lone_voice(kind, found))
+
+
 def stand_out(found: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
     """Sentences about the sites whose updates are far longer than the others' or, in the `first` round, point against them."""
     if len(found) < 2:

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
@@ -23,6 +23,8 @@ LIMBS = 8
 LIMB = 32
 SHIFT = 96
 """An exact number is a multiple of 2^-96, below 2^150 in size."""
+AT_ONCE = 2**20
+"""Numbers that are masked at once."""
 CLEAR = ("num_bags", "num_steps")
 """Tensors of an answer that are not masked: training patients of each model, and steps."""
 
@@ -34,26 +36,53 @@ def masked(
 
     `place` names the question: the same masks for the same question, others for any other.
     """
-    hidden = {name: value for name, value in sorted(tensors.items()) if name not in CLEAR}
-    sizes = {name: value.numel() for name, value in hidden.items()}
-    total = np.concatenate([value.numpy().ravel() for value in hidden.values()] or [np.zeros(0, np.int64)])
-    total = total.astype(np.int64).view(np.uint64)
-    for other in sorted(set(keys) - {site}):
-        shared = _stream(key.shared(keys[other]), "|".join((*sorted((site, other)), place)), len(total))
-        total = total + shared if site < other else total - shared
-    found, start = dict(tensors), 0
-    for name, size in sizes.items():
-        part = total[start : start + size].view(np.int64).copy()
-        found[name] = torch.from_numpy(part).view(hidden[name].shape)
-        start += size
+    found, others = dict(tensors), sorted(set(keys) - {site})
+    streams = {other: _stream(key.shared(keys[other]), "|".join((*sorted((site, other)), place))) for other in others}
+    for name in sorted(set(tensors) - set(CLEAR)):
+        found[name] = tensors[name].long().contiguous().clone()
+        numbers = found[name].numpy().view(np.uint64).reshape(-1)
+        for start in range(0, len(numbers), AT_ONCE):
+            part = numbers[start : start + AT_ONCE]
+            for other in others:
+                shared = np.frombuffer(streams[other].update(bytes(8 * len(part))), np.uint64)
+                if site < other:
+                    part += shared
+                else:
+                    part -= shared
     return found
 
 
 def summed(tensors: Sequence[Tensor]) -> Tensor:
     """Sum of int64 tensors modulo 2^64."""
-    return torch.from_numpy(
-        np.sum([value.numpy().view(np.uint64) for value in tensors], axis=0, dtype=np.uint64).view(np.int64)
-    )
+    total = tensors[0].contiguous().numpy().view(np.uint64).copy()
+    for value in tensors[1:]:
+        total += value.numpy().view(np.uint64)
+    return torch.from_numpy(total.view(np.int64))
+
+
+class RunningSum:
+    """Adds up the masked tensors of sites' answers one answer at a time, so that memory does not grow with the sites.
+
+    The first answer's tensors become the sum, those of later answers zeros that take no memory: whatever adds up all of them gets the
+    same bits as from the answers themselves.
+    """
+
+    def __init__(self) -> None:
+        self.total: dict[str, Tensor] = {}
+
+    def add(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is left of an answer's tensors (int64, and those of `CLEAR` as they are)."""
+        left = {}
+        for name in tensors:
+            value = tensors[name]
+            if name in CLEAR:
+                left[name] = value
+            elif name not in self.total:
+                self.total[name] = left[name] = value.clone()
+            else:
+                self.total[name].numpy().view(np.uint64)[...] += value.numpy().view(np.uint64)
+                left[name] = value.new_zeros(()).expand(value.shape)
+        return left
 
 
 def exact(numbers: Sequence[Fraction]) -> Tensor:
@@ -76,8 +105,7 @@ def numbers_of(total: Tensor) -> list[Fraction]:
     ]
 
 
-def _stream(secret: bytes, name: str, count: int) -> np.ndarray:
-    """`count` numbers (uint64) of the ChaCha20 stream under a key derived from the pair's secret and the question's name."""
+def _stream(secret: bytes, name: str) -> CipherContext:
+    """The ChaCha20 stream under a key derived from the pair's secret and the question's name: of zeros it makes the masks."""
     derived = HKDF(SHA256(), 32, None, name.encode()).derive(secret)
-    cipher = Cipher(algorithms.ChaCha20(derived, bytes(16)), mode=None).encryptor()
-    return np.frombuffer(cipher.update(bytes(8 * count)), np.uint64)
+    return Cipher(algorithms.ChaCha20(derived, bytes(16)), mode=None).encryptor()

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import torch
@@ -20,6 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mil.errors import MilError
+from mil.hospital import blobs
+from mil.hospital.blobs import Blob
 
 Value = str | int | float | bool | None | list[str] | list[int] | list[float]
 Kind = Any
@@ -87,47 +90,66 @@ class Form:
 def pack(message: Message, form: Form, max_bytes: float, where: str) -> bytes:
     """The message as bytes, once it fills `form` and `max_bytes`; `PayloadError` naming what does not, otherwise."""
     check(message, form, where)
-    about = json.dumps({"kind": message.kind, "values": dict(message.values)}, sort_keys=True)
-    blob = save({name: value.contiguous() for name, value in message.tensors.items()}, metadata={ABOUT: about})
+    blob = save({name: value.contiguous() for name, value in message.tensors.items()}, metadata=_about(message))
     _check_size(len(blob), max_bytes, where)
     return blob
 
 
-def unpack(blob: bytes, form: Form, max_bytes: float, where: str) -> Message:
-    """Bytes of `pack` -> the message, once it fills `form`; `PayloadError` naming what does not, otherwise."""
-    _check_size(len(blob), max_bytes, where)
+def pack_file(message: Message, form: Form, max_bytes: float, where: str, path: Path) -> None:
+    """The same as a file, with one tensor at a time in memory."""
+    check(message, form, where)
+    blobs.write(path, message.tensors, _about(message))
+    _check_size(blobs.size_of(path), max_bytes, where)
+
+
+def _about(message: Message) -> dict[str, str]:
+    return {ABOUT: json.dumps({"kind": message.kind, "values": dict(message.values)}, sort_keys=True)}
+
+
+def unpack(blob: Blob, form: Form, max_bytes: float, where: str) -> Message:
+    """What `pack` made -> the message, once it fills `form`; `PayloadError` naming what does not, otherwise."""
+    _check_size(blobs.size_of(blob), max_bytes, where)
     message = parsed(blob, where)
     check(message, form, where)
     return message
 
 
-def parsed(blob: bytes, where: str) -> Message:
-    """Bytes -> a message whose form is still to be checked; tensors of types that no message has are refused."""
+def parsed(blob: Blob, where: str) -> Message:
+    """A message whose form is still to be checked; tensors of types that no message has are refused.
+
+    The tensors of a file stay there, and are read whenever they are asked for.
+    """
     about = header(blob, where)
     try:
-        tensors = load(blob)
+        tensors = blobs.read(blob) if isinstance(blob, Path) else load(blob)
     except (
         SafetensorError,
         KeyError,
         AssertionError,
     ) as error:  # the last two: types and sizes that torch does not have
         raise PayloadError(f"{where}: not a message of ours ({error}); refused") from error
-    for name, value in tensors.items():
+    for name, value in tensors.items() if not isinstance(blob, Path) else ():  # `read` knows no other types
         if value.dtype not in TYPES:
             raise PayloadError(f"{where}: tensor {_said(name)} is {value.dtype}, which no message holds; refused")
     return Message(str(about["kind"]), about["values"], tensors)
 
 
-def header(blob: bytes, where: str) -> dict:
+def header(blob: Blob, where: str) -> dict:
     """Kind and values of a message, its tensors unread."""
     try:
-        length = int.from_bytes(blob[:8], "little")
-        about = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"][ABOUT])
+        about = json.loads(json.loads(_head(blob))["__metadata__"][ABOUT])
         if not isinstance(about["kind"], str) or not isinstance(about["values"], dict):
             raise TypeError("kind or values")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PayloadError(f"{where}: not a message of ours (no header); refused") from error
     return about
+
+
+def _head(blob: Blob) -> bytes:
+    if not isinstance(blob, Path):
+        return blob[8 : 8 + int.from_bytes(blob[:8], "little")]
+    with open(blob, "rb") as file:
+        return file.read(min(int.from_bytes(file.read(8), "little"), blobs.size_of(blob)))
 
 
 def check(message: Message, form: Form, where: str) -> None:

@@ -7,25 +7,30 @@ with the signatures of training sites that computed it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from mil.errors import MilError
 from mil.hospital import state_files, sums
+from mil.hospital.blobs import Blob, Kept, Lazy, as_tensor, read, size_of
 from mil.hospital.claims import check_claims
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import FINISHED, RELAY, SNAPSHOT, Forms, groups_of
 from mil.hospital.keys import is_signed
+from mil.hospital.masking import RunningSum
 from mil.hospital.payload import Message, PayloadError, Value, check, content_digest, parsed
 from mil.hospital.questions import place_digest
 from mil.hospital.stages import Stages
 
 About = Mapping[str, Any]
+KEPT = "relay:"
+"""Prefix of the relay's tensors in the server's checkpoint."""
 
 
 def signed_content(message: Message) -> bytes:
@@ -33,20 +38,15 @@ def signed_content(message: Message) -> bytes:
     return f"{content_digest(message)}|{message.values.get('ledger')}".encode()
 
 
-def carried(answers: Mapping[str, bytes], snapshot: bytes) -> dict[str, Tensor]:
+def carried(answers: Mapping[str, Blob | Kept], snapshot: bytes, prefix: str = "") -> Lazy:
     """The last answers by site, and a snapshot of the state they belong to (or nothing), as tensors of a question."""
     parts = {**{RELAY + site: blob for site, blob in answers.items()}, SNAPSHOT: snapshot}
-    return {name: as_tensor(blob) for name, blob in parts.items()}
+    return Lazy({prefix + name: partial(as_tensor, blob) for name, blob in parts.items()})
 
 
-def as_tensor(blob: bytes) -> Tensor:
-    """Bytes as a tensor of a message (bytes,), uint8."""
-    return torch.frombuffer(bytearray(blob), dtype=torch.uint8) if blob else torch.zeros(0, dtype=torch.uint8)
-
-
-def told_of(message: Message, blob: bytes) -> dict[str, object]:
+def told_of(message: Message, blob: Blob) -> dict[str, object]:
     """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
-    told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": len(blob)}
+    told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": size_of(blob)}
     told["ledger"] = message.values["ledger"]
     if message.kind == "join":
         told["key"] = message.values["key"]
@@ -62,23 +62,20 @@ def told_of(message: Message, blob: bytes) -> dict[str, object]:
 class Relayed:
     """What the server keeps of the last step: the training sites' answers, and the state that they belong to."""
 
-    def __init__(self, answers: Mapping[str, bytes], before: bytes) -> None:
+    def __init__(self, answers: Mapping[str, Blob | Kept], before: bytes) -> None:
         self.answers, self.before = dict(answers), before
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Lazy:
         """For the checkpoint, which holds the next state too."""
-        return {f"relay:{name}": value for name, value in carried(self.answers, self.before).items()}
+        return carried(self.answers, self.before, KEPT)
 
     @classmethod
     def load(cls, path: Path) -> "Relayed":
-        """As a checkpoint holds it; nothing where there is none."""
-        if not path.exists():
-            return cls({}, b"")
-        with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith("relay:")]  # noqa: SIM118
-            parts = {name.removeprefix("relay:"): file.get_tensor(name).numpy().tobytes() for name in names}
-        before = parts.pop(SNAPSHOT, b"")
-        return cls({name.removeprefix(RELAY): blob for name, blob in parts.items()}, before)
+        """As a checkpoint holds it, the answers unread; nothing where there is none."""
+        tensors = read(path) if path.exists() else {}
+        names = [name for name in tensors if name.startswith(KEPT + RELAY)]
+        before = tensors[KEPT + SNAPSHOT].numpy().tobytes() if KEPT + SNAPSHOT in tensors else b""
+        return cls({name.removeprefix(KEPT + RELAY): Kept(path, name) for name in names}, before)
 
 
 def asked_sites(protocol: FederationSpec, numbers: object) -> list[str]:
@@ -107,10 +104,9 @@ class Replica:
         if self.stages.progress.step != step:
             attest = self.stages.progress.step != step - 1
             before = self._snapshot(question, step - 1, where) if attest else self.stages
-            found = self._signed(question, before, where, attest)
+            self._check_signed(question, before, where, attest)
             self.stages = before
-            self._check_answers(question, found, where)
-            self.stages.take(found)
+            self.stages.take(self._checked(question, where))
         if self.stages.sha256 != question.values["state_sha256"]:
             raise PayloadError(
                 f"{where}: its models are not those that follow from the protocol and the hospitals' answers; refused"
@@ -187,31 +183,38 @@ class Replica:
         found.progress.patients, found.progress.data = {}, {}  # in no digest: the coordinator's word alone
         return found
 
-    def _signed(self, question: Message, before: Stages, where: str, attest: bool) -> dict[str, Message]:
-        """The answers that the question carries, once each is signed by its site and enough of them are of the state `before`.
+    def _check_signed(self, question: Message, before: Stages, where: str, attest: bool) -> None:
+        """Raise unless each answer that the question carries is signed by its site and enough of them are of the state `before`.
 
         Nothing else of the answers, nor of a snapshot, is looked at before that.
         """
-        found: dict[str, Message] = {}
-        for site in asked_sites(self.protocol, question.values["relayed"]):
-            message = parsed(question.tensors[RELAY + site].numpy().tobytes(), f"{where}, answer of {site}")
+        sites, agreeing = asked_sites(self.protocol, question.values["relayed"]), 0
+        for site in sites:
+            message = _relayed(question, site, where)
             key, signature = str(self.protocol.sites[site].key), message.values.get("signature")
             if message.values.get("site") != site or not is_signed(signed_content(message), signature, key):
                 raise PayloadError(f"{where}: the answer of {site} is not signed by {site}; refused")
-            found[site] = message
-        agreeing = sum(message.values.get("state_sha256") == before.sha256 for message in found.values())
-        needed = min(self.protocol.rounds.signatures or len(found), len(found)) if attest else len(found)
+            agreeing += message.values.get("state_sha256") == before.sha256
+        needed = min(self.protocol.rounds.signatures or len(sites), len(sites)) if attest else len(sites)
         if agreeing < needed:
             raise PayloadError(
                 f"{where}: {agreeing} of {needed} sites signed the state that the answers belong to; refused"
             )
-        return found
 
-    def _check_answers(self, question: Message, found: Mapping[str, Message], where: str) -> None:
-        """Raise unless the answers are all those to the last question of this run, in numbers that can be true."""
-        sites, kind, now = list(found), self.stages.progress.stage, self.stages
-        form = Forms(now.shapes).answer(kind, len(now.live), len(groups_of(self.protocol, now.progress.phase, kind)))
-        for site, message in found.items():
+    def _checked(self, question: Message, where: str) -> dict[str, Message]:
+        """The answers that the question carries, what is masked added up; `PayloadError` unless they are all those to the last
+        question of this run, in numbers that can be true.
+        """
+        sites, kind, now = (
+            asked_sites(self.protocol, question.values["relayed"]),
+            self.stages.progress.stage,
+            self.stages,
+        )
+        forms = Forms(now.shapes)
+        form = forms.answer(kind, len(now.live), len(groups_of(self.protocol, now.progress.phase, kind)))
+        total, found = RunningSum(), {}
+        for site in sites:
+            message = _relayed(question, site, where)
             check(message, form, f"{where}, answer of {site}")
             if asked_sites(self.protocol, message.values["asked"]) != sites:
                 raise PayloadError(
@@ -220,7 +223,10 @@ class Replica:
             if message.values["masked_sha256"] != self._last_place(question, message.values["asked"]):
                 raise PayloadError(f"{where}: the answer of {site} is to another question, or of another run; refused")
             check_claims(self.protocol, now, site, message)
+            summed = forms.shapes.summed(kind)
+            found[site] = replace(message, tensors=total.add(message.tensors)) if summed else message
         self._check_enough(sites, where)
+        return found
 
     def _last_place(self, question: Message, asked: Value) -> str:
         """`place_digest` of the question to which the answers belong: of this run, about the state as it stands here."""
@@ -229,3 +235,8 @@ class Replica:
         values |= {"slots": now.live, "choices": progress.choices, "step": progress.step, "state_sha256": now.sha256}
         numbered = {"round": progress.round} if progress.stage in {"train", "watch"} else {}
         return place_digest(Message(progress.stage, {**values, **numbered, "asked": asked}))
+
+
+def _relayed(question: Message, site: str, where: str) -> Message:
+    """A site's answer that the question carries."""
+    return parsed(question.tensors[RELAY + site].numpy().tobytes(), f"{where}, answer of {site}")

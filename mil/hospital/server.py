@@ -5,8 +5,8 @@ every round the state is one file on disk, written before the next question, so 
 there and ends with the same weights bit for bit. Everything that happened stands in the ledger.
 """
 
-import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save as packed
@@ -15,17 +15,19 @@ from torch import Tensor
 from mil.errors import MilError
 from mil.files import write_bytes
 from mil.hospital import state_files, sums
-from mil.hospital.alarms import lone_voice, stand_apart, stand_out
+from mil.hospital.alarms import all_alarms, lone_voice
+from mil.hospital.blobs import Blob, Lazy, as_tensor, digest_of
 from mil.hospital.claims import MOST_PATIENTS, check_claims
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.forms import Forms, groups_of
 from mil.hospital.identity import differences, identity
 from mil.hospital.keys import PartyKey, is_signed
+from mil.hospital.masking import RunningSum
 from mil.hospital.models import Refit, rounds_table, run_of
-from mil.hospital.payload import Message, PayloadError, Value, content_digest, pack, unpack
+from mil.hospital.payload import Form, Message, PayloadError, Value, content_digest, pack, pack_file, unpack
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import Relayed, as_tensor, carried, signed_content, told_of
+from mil.hospital.relay import Relayed, carried, signed_content, told_of
 from mil.hospital.results import Totals, covariates_table, pooled_totals, sites_table
 from mil.provenance import SAME_EVERYWHERE
 from mil.tables import write_table
@@ -101,9 +103,25 @@ class Server:
 
     def question(self) -> bytes:
         """The next question."""
+        message, form, most = self._next()
+        blob = pack(message, form, most, "server")
+        self.question_sha256 = digest_of(blob)
+        return blob
+
+    def question_file(self) -> Path:
+        """The same as a file in the run's folder, made with one site's answer at a time in memory."""
+        path = self.folder / "question.safetensors"
+        message, form, most = self._next()
+        pack_file(message, form, most, "server", path)
+        self.question_sha256 = digest_of(path)
+        return path
+
+    def _next(self) -> tuple[Message, Form, float]:
+        """The next question, its form and the most bytes that it may have."""
         progress, live = self.stages.progress, self.stages.live
-        values = {"run": self.run, "ledger": self.ledger.last}
-        tensors, relayed = {}, []
+        values: dict[str, Value] = {"run": self.run, "ledger": self.ledger.last}
+        tensors: Mapping[str, Tensor] = {}
+        relayed: list[str] = []
         if self.kind == "join":
             values |= {**identity(self.protocol), "canary": self.stages.canary, "key": self.party.public}
             tensors = {"revoked": as_tensor(self.revoked)}
@@ -127,11 +145,9 @@ class Server:
         message = Message(self.kind, values, tensors)
         self.asked_sha256 = content_digest(message)
         form = self._forms().question(self.kind, len(live), relayed)
-        blob = pack(message, form, self.max_bytes * (1 + 2 * len(relayed)), "server")
-        self.question_sha256 = hashlib.sha256(blob).hexdigest()
-        return blob
+        return message, form, self.max_bytes * (1 + 2 * len(relayed))
 
-    def _carried(self) -> dict[str, Tensor]:
+    def _carried(self) -> Lazy:
         """The sites' last answers, and a snapshot of the state they belong to where somebody has not computed it."""
         needed = self.behind or (self.kind == "finish" and self.protocol.external_sites)
         return carried(self.relay.answers, self.relay.before if needed else b"")
@@ -144,14 +160,15 @@ class Server:
 
     def _save(self) -> None:
         state_files.save(self.stages, self.checkpoint, self.relay.tensors())
+        self.relay = Relayed.load(self.checkpoint)  # the answers are there now, and no longer in memory
 
-    def receive(self, answers: Mapping[str, bytes], silent: Mapping[str, str]) -> None:
-        """Take the answers to the last question, by site, and why the other sites gave none.
+    def receive(self, answers: Mapping[str, Blob], silent: Mapping[str, str]) -> None:
+        """Take the answers to the last question, by site, and why the other sites gave none. Files are read one at a time.
 
         Raises `SitesMissing` when too few answered as they should: nothing has changed then but the ledger.
         """
         kind, place = self.kind, self.stages.progress.place
-        found, missing = self._judged(kind, answers)
+        found, told, missing = self._judged(kind, answers)
         missing = {**self.away, **silent, **missing}
         entry = {
             "run": self.run,
@@ -165,7 +182,7 @@ class Server:
         hidden, relay = self.protocol.trust == "sites", self.relay
         heads = {site: message.values["ledger"] for site, message in sorted(found.items())}
         if kind != "close":
-            entry["answered"] = {site: told_of(message, answers[site]) for site, message in sorted(found.items())}
+            entry["answered"] = dict(sorted(told.items()))
         if alarms := self._alarms(kind, found):
             entry["alarms"] = alarms
         try:
@@ -179,7 +196,7 @@ class Server:
                 trained = {site: answers[site] for site in found if site in self.protocol.training_sites}
                 relay = Relayed(trained, state_files.snapshot(self.stages))
             if hidden and "train_loss" in found[min(found)].tensors:
-                entry["train_loss"] = self._pooled_loss(found)
+                entry["train_loss"] = sums.pooled_losses([message.tensors for message in found.values()])
             entry |= self._advance(kind, found)
         except MilError as error:
             self.ledger.add({"event": "waiting", "reason": str(error), **entry})
@@ -198,24 +215,11 @@ class Server:
         shapes = self.stages.shapes
         return shapes is not None and shapes.summed(kind)
 
-    def _pooled_loss(self, found: Mapping[str, Message]) -> list[float]:
-        """Mean training loss of every model over the patients of all sites, from the masked sum."""
-        totals = [
-            sum(int(message.tensors["num_bags"][k]) for message in found.values()) for k in range(len(self.stages.live))
-        ]
-        losses = sums.read([message.tensors["train_loss"] for message in found.values()]).tolist()
-        return [loss / total for loss, total in zip(losses, totals, strict=True)]
-
     def _alarms(self, kind: str, found: Mapping[str, Message]) -> dict[str, str]:
         if self.protocol.trust == "sites":
             return lone_voice(kind, found)
-        if kind != "train":
-            return stand_apart(kind, {site: message.tensors for site, message in found.items()}) | lone_voice(
-                kind, found
-            )
         before = {name: value[self.stages.live] for name, value in self.stages.state.items()}
-        far = stand_apart(kind, {site: message.tensors for site, message in found.items()})
-        return far | stand_out(found, before, self.stages.progress.round == 1)
+        return all_alarms(kind, found, before, self.stages.progress.round == 1)
 
     def pause(self) -> None:
         """The job ends here and the next one goes on."""
@@ -224,20 +228,25 @@ class Server:
     def _forms(self) -> Forms:
         return Forms(self.stages.shapes)
 
-    def _judged(self, kind: str, answers: Mapping[str, bytes]) -> tuple[dict[str, Message], dict[str, str]]:
-        """Answers that may be used, and why the others may not."""
+    def _judged(
+        self, kind: str, answers: Mapping[str, Blob]
+    ) -> tuple[dict[str, Message], dict[str, dict[str, object]], dict[str, str]]:
+        """Answers that may be used, what is masked added up; what the ledger keeps of them; why the others may not be used."""
         form = self._forms().answer(
             kind, len(self.stages.live), len(groups_of(self.protocol, self.stages.progress.phase, kind))
         )
-        found, refused = {}, {}
+        found, told, refused, total = {}, {}, {}, RunningSum()
         for site, blob in answers.items():
             try:
-                found[site] = unpack(blob, form, self.max_bytes, f"site {site}, answer to '{kind}'")
-                self._check(site, kind, found[site])
+                message = unpack(blob, form, self.max_bytes, f"site {site}, answer to '{kind}'")
+                self._check(site, kind, message)
             except PayloadError as error:
-                found.pop(site, None)
                 refused[site] = f"refused: {error}"
-        return found, refused
+                continue
+            told[site] = told_of(message, blob) if kind != "close" else {}
+            masked = self._summed(kind) and site in self.protocol.training_sites
+            found[site] = replace(message, tensors=total.add(message.tensors)) if masked else message
+        return found, told, refused
 
     def _check(self, site: str, kind: str, message: Message) -> None:
         if message.values["site"] != site:

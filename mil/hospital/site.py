@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mil.errors import MilError
 from mil.files import file_name
+from mil.hospital.blobs import Blob, digest_of, size_of
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.differencing import check_plan
@@ -103,14 +104,14 @@ class Site:
         data = data_sha256(own_secret(spec.workspace), bags, files)
         return cls(spec, protocol, bags, features, data)
 
-    def answer(self, blob: bytes) -> bytes:
+    def answer(self, blob: Blob) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
         where, started = f"site {self.spec.site}, question", time.monotonic()
         try:
             check_room(self.spec.workspace, self.spec.free_gb)
             kind = str(header(blob, where)["kind"])
             question = self._read(blob, kind, where)
-            reply, form = self._reply(question, hashlib.sha256(blob).hexdigest())
+            reply, form = self._reply(question, digest_of(blob))
             reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
             sent = pack(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'")
         except MilError as error:
@@ -122,10 +123,10 @@ class Site:
         if kind == "close":  # its line was written before the answer, which carries the line's hash
             return sent
         seconds = round(time.monotonic() - started, 3)
-        self._record(question, reply, {"bytes_received": len(blob), "bytes_sent": len(sent), "seconds": seconds})
+        self._record(question, reply, {"bytes_received": size_of(blob), "bytes_sent": len(sent), "seconds": seconds})
         return sent
 
-    def _read(self, blob: bytes, kind: str, where: str) -> Message:
+    def _read(self, blob: Blob, kind: str, where: str) -> Message:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
         allowed = {"join", "finish", "close"}
         if self.role == "train":

@@ -91,6 +91,12 @@ def read(totals: Sequence[Tensor]) -> Tensor:
     return from_fixed(summed(totals))
 
 
+def pooled_losses(answers: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """Mean training loss of every model over the patients of all sites, from the sites' masked answers."""
+    losses = read([tensors["train_loss"] for tensors in answers])
+    return (losses / sum(tensors["num_bags"] for tensors in answers)).tolist()
+
+
 def mean_changes(
     answers: Sequence[Mapping[str, Tensor]], names: Sequence[str], longest: float | None, bounded: Sequence[str]
 ) -> dict[str, Tensor]:
@@ -103,7 +109,8 @@ def mean_changes(
     largest = max(float(value.abs().max()) for value in found.values())
     if largest >= LARGEST:
         raise PayloadError(f"the mean change of all sites is {largest:.3g} in a weight; {ONE_SITE}")
-    norm = float(torch.cat([found[name].flatten(1) for name in bounded], dim=1).norm(dim=1).max())
+    squares = torch.stack([found[name].flatten(1).square().sum(1) for name in bounded])
+    norm = float(squares.sum(0).sqrt().max())
     if longest is not None and norm > longest * (1 + 1e-6):
         raise PayloadError(
             f"the mean change of all sites is {norm:.3g} long, more than the {longest:g} of max_update; {ONE_SITE}"

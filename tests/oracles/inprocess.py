@@ -4,20 +4,29 @@ The reference for every engine that carries the messages: after each round the g
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from mil.errors import MilError
 from mil.hospital.server import Server
 from mil.hospital.site import Site
 
 
-def run(server: Server, sites: Mapping[str, Site], after: Callable[[Server], None] | None = None) -> None:
-    """Ask until the run is done; a site that refuses is silent with its reason. `after` is called after every question."""
+def run(
+    server: Server, sites: Mapping[str, Site], after: Callable[[Server], None] | None = None, files: Path | None = None
+) -> None:
+    """Ask until the run is done; a site that refuses is silent with its reason. `after` is called after every question.
+
+    `files`: a folder for answers, where messages are files, as large ones are.
+    """
     while server.kind != "done":
-        question = server.question()
+        question = server.question_file() if files else server.question()
         answers, silent = {}, {}
         for name in server.asked:
             try:
                 answers[name] = sites[name].answer(question)
+                if files:
+                    (files / name).write_bytes(answers[name])
+                    answers[name] = files / name
             except MilError as error:
                 silent[name] = f"refused: {getattr(error, 'code', 'other')}"
         server.receive(answers, silent)

@@ -19,8 +19,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from mil.errors import MilError
+from mil.hospital.blobs import Blob
 from mil.hospital.config import read_federation
-from mil.hospital.flare.wire import TASK, envelope, opened, own_file
+from mil.hospital.flare.pieces import READ, WHOLE, WRITE, Pieces
+from mil.hospital.flare.wire import TASK, announcement, envelope, opened, own_file
 from mil.hospital.keys import PartyKey
 from mil.hospital.own_data import check_room
 from mil.hospital.parties import ServerSpec, read_own
@@ -36,7 +38,8 @@ class RunController(Controller):
     def __init__(self, run: str, spec_sha256: str, canary: bool = False, rehearsal: str | None = None) -> None:
         super().__init__()
         self.run_name, self.spec_sha256, self.canary, self.rehearsal = run, spec_sha256, canary, rehearsal
-        self.answers: dict[str, bytes | str] = {}
+        self.answers: dict[str, Blob | str] = {}
+        self.pieces = Pieces(Path(), 0)
         self.lock = Lock()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -65,6 +68,9 @@ class RunController(Controller):
                 sent = (workspace / NAME).read_bytes() if (workspace / NAME).exists() else b""
                 party = PartyKey(workspace)
                 server = Server(protocol, self.run_name, folder, self.canary, self.rehearsal, party, sent)
+                self.pieces = Pieces(folder / "pieces", server.max_bytes)
+                self._engine.register_aux_message_handler(READ, self.pieces.read)
+                self._engine.register_aux_message_handler(WRITE, self.pieces.write)
                 self._rounds(server, spec, revoked, abort_signal, fl_ctx)
         except MilError as error:
             self.log_error(fl_ctx, f"the job ends: {error}", fire_event=False)
@@ -81,11 +87,14 @@ class RunController(Controller):
             check_room(spec.workspace, spec.free_gb)
             silent = {site: "not connected when the job began" for site in asked if site not in present}
             silent |= {site: f"refused: revoked on {since}" for site, since in revoked.items() if site in asked}
-            question = envelope(server.question())
-            silent |= self._ask(question, [site for site in asked if site in present], timeout, abort_signal, fl_ctx)
+            question, there = server.question_file(), [site for site in asked if site in present]
+            self.pieces.ask(question, there)
+            size = question.stat().st_size
+            message = envelope(question.read_bytes()) if size <= WHOLE else announcement(size)
+            silent |= self._ask(message, there, timeout, abort_signal, fl_ctx)
             if abort_signal.triggered:
                 return
-            server.receive({site: blob for site, blob in self.answers.items() if isinstance(blob, bytes)}, silent)
+            server.receive({site: blob for site, blob in self.answers.items() if not isinstance(blob, str)}, silent)
         if server.kind != "done":
             server.pause()
 
@@ -115,7 +124,8 @@ class RunController(Controller):
     def _received(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         if client_task.result is not None:
             with self.lock:
-                self.answers[client_task.client.name] = opened(client_task.result)
+                site = client_task.client.name
+                self.answers[site] = opened(client_task.result, self.pieces.answer(site))
         client_task.result = None
 
 

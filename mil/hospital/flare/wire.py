@@ -1,4 +1,4 @@
-"""What FLARE's envelope holds: our bytes under one key, or one word that says why there are none."""
+"""What FLARE's envelope holds: our bytes under one key, their number where they come in pieces, or one word that says why there are none."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,11 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.workspace import Workspace
 
+from mil.hospital.blobs import Blob
+
 TASK = "question"
 MESSAGE = "message"
+SIZE = "size"
 CODE = "code"
 OWN_FILE = "mil.json"
 CODES = {
@@ -34,6 +37,13 @@ def envelope(message: bytes) -> Shareable:
     return shareable
 
 
+def announcement(size: int) -> Shareable:
+    """FLARE's message for a message of `size` bytes that travels in pieces."""
+    shareable = Shareable()
+    shareable[SIZE] = size
+    return shareable
+
+
 def refusal(code: str) -> Shareable:
     """A site's answer when it gives none."""
     reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
@@ -41,11 +51,13 @@ def refusal(code: str) -> Shareable:
     return reply
 
 
-def opened(shareable: Shareable) -> bytes | str:
-    """FLARE's message -> bytes, or why there are none: a word of `CODES` or FLARE's return code."""
-    message = shareable.get(MESSAGE)
+def opened(shareable: Shareable, pieces: Path) -> Blob | str:
+    """FLARE's message -> bytes, or the file `pieces` where it came in pieces; or why there is none: a word of `CODES` or FLARE's return code."""
+    message, size = shareable.get(MESSAGE), shareable.get(SIZE)
     if shareable.get_return_code() == ReturnCode.OK and isinstance(message, bytes):
         return message
+    if shareable.get_return_code() == ReturnCode.OK and pieces.is_file() and size == pieces.stat().st_size:
+        return pieces
     code = shareable.get(CODE)
     return f"refused: {code} ({CODES[code]})" if code in CODES else f"refused: {shareable.get_return_code()}"
 

@@ -1,0 +1,120 @@
+"""Large messages in pieces: a site reads the question from the server's file, and writes its answer into another.
+
+Whatever the number and size of the models, and the number of sites, either side holds `PIECE` bytes of a message for each site at a time.
+A piece that was lost is asked for again, so a line that is cut costs no more than that.
+"""
+
+import time
+from pathlib import Path
+from threading import Lock
+
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from mil.errors import MilError
+from mil.hospital.flare.wire import MESSAGE
+from mil.hospital.payload import PayloadError
+
+WHOLE, PIECE = 2**17, 2**20
+"""Bytes: messages that travel whole in FLARE's envelope; a piece of a larger one."""
+READ, WRITE = "mil.read", "mil.write"
+START = "start"
+WAIT_S, LONGEST_S, PAUSE_S = 5.0, 80.0, 1.0
+"""For the answer to a piece, twice as long each time, and at the longest; before a piece is asked for again."""
+
+
+class Pieces:
+    """The server's files of one question and of the answers to it."""
+
+    def __init__(self, folder: Path, most: float) -> None:
+        """`most`: bytes of an answer."""
+        self.folder, self.most, self.lock = folder, most, Lock()
+        self.question, self.readers = Path(), set[str]()
+        self.writers = set[str]()
+
+    def ask(self, question: Path, sites: list[str]) -> None:
+        """From now on `sites` may read `question` and answer it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.iterdir():
+            old.unlink()
+        self.question, self.readers, self.writers = question, set(sites), set(sites)
+
+    def answer(self, site: str) -> Path:
+        """File of a site's answer, which the site can no longer change."""
+        with self.lock:
+            self.writers.discard(site)
+        return self.folder / site
+
+    def read(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        """A piece of the question."""
+        start = request.get(START)
+        if _peer(fl_ctx) not in self.readers or type(start) is not int or start < 0:
+            return make_reply(ReturnCode.BAD_REQUEST_DATA)
+        with open(self.question, "rb") as file:
+            file.seek(start)
+            reply = make_reply(ReturnCode.OK)
+            reply[MESSAGE] = file.read(PIECE)
+        return reply
+
+    def write(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        """A piece of an answer; the first one begins the file anew."""
+        site, start, content = _peer(fl_ctx), request.get(START), request.get(MESSAGE)
+        if type(start) is not int or not isinstance(content, bytes) or not 0 <= start <= self.most - len(content):
+            return make_reply(ReturnCode.BAD_REQUEST_DATA)
+        with self.lock:
+            if site not in self.writers:
+                return make_reply(ReturnCode.BAD_REQUEST_DATA)
+            with open(self.folder / site, "r+b" if start else "wb") as file:
+                file.seek(start)
+                file.write(content)
+        return make_reply(ReturnCode.OK)
+
+
+def _peer(fl_ctx: FLContext) -> str:
+    peer = fl_ctx.get_peer_context()
+    return peer.get_identity_name() if peer else ""
+
+
+class ServerFiles:
+    """A site's way to the server's files."""
+
+    def __init__(self, fl_ctx: FLContext, abort: Signal, patience_s: float) -> None:
+        """`patience_s`: how long a lost piece is asked for again."""
+        self.fl_ctx, self.abort, self.patience_s = fl_ctx, abort, patience_s
+
+    def fetch(self, size: int, path: Path) -> None:
+        """The server's question of `size` bytes -> the file `path`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            while file.tell() < size:
+                content = self._asked(READ, {START: file.tell()}).get(MESSAGE)
+                if not isinstance(content, bytes) or not 0 < len(content) <= size - file.tell():
+                    raise PayloadError(f"the question of {size:,} bytes came in pieces that are none; refused")
+                file.write(content)
+
+    def send(self, content: bytes) -> None:
+        """The site's answer -> the server's file."""
+        for start in range(0, len(content), PIECE):
+            self._asked(WRITE, {START: start, MESSAGE: content[start : start + PIECE]})
+
+    def _asked(self, topic: str, values: dict) -> Shareable:
+        deadline, wait_s = time.monotonic() + self.patience_s, WAIT_S
+        while not self.abort.triggered:
+            request = Shareable()
+            request.update(values)
+            engine = self.fl_ctx.get_engine()
+            replies = engine.send_aux_request([], topic, request, wait_s, self.fl_ctx)  # type: ignore[union-attr]
+            reply = next(iter(replies.values()), make_reply(ReturnCode.COMMUNICATION_ERROR))
+            if reply.get_return_code() == ReturnCode.OK:
+                return reply
+            if reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA:
+                raise PayloadError("the server refused a piece of a message; see its log")
+            if time.monotonic() > deadline:
+                raise MilError(
+                    f"a piece of a message did not pass in {self.patience_s:g} s ({reply.get_return_code()})"
+                )
+            time.sleep(PAUSE_S)
+            wait_s = min(2 * wait_s, LONGEST_S)  # a slow line needs longer; a line that was cut has lost the piece
+        raise MilError("the job was aborted")

@@ -1,0 +1,117 @@
+"""Messages as files and in pieces: the same run as in memory, and nothing that is no message is taken."""
+
+import json
+from pathlib import Path
+
+import inprocess
+import pytest
+import torch
+from hospitals import PROTOCOL, make_hospitals
+from nvflare.apis.fl_constant import ReservedKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from safetensors.torch import load_file, save
+
+from mil.hospital import blobs
+from mil.hospital.flare.pieces import PIECE, START, Pieces
+from mil.hospital.flare.wire import MESSAGE
+from mil.hospital.masking import RunningSum, summed
+from mil.hospital.payload import PayloadError, parsed
+from mil.hospital.server import Server
+from mil.hospital.site import Site
+
+SITES = {**dict.fromkeys("ABD", ("train", 48)), "C": ("external", 30)}
+
+
+@pytest.mark.slow
+def test_messages_as_files_make_the_same_run(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    training = {"rounds": 2, "batch_size": 8, "lr": 0.01}
+    hospitals = make_hospitals(tmp_path, sites=SITES, experiment={**PROTOCOL["experiment"], "training": training})
+    digests = []
+    for name in ("memory", "files"):
+        sites = {site: Site.open(hospitals.site(site)) for site in SITES}
+        files = tmp_path / "answers" if name == "files" else None
+        (tmp_path / "answers").mkdir(exist_ok=True)
+        inprocess.run(Server(hospitals.protocol, name, tmp_path / name), sites, files=files)
+        lines = [json.loads(line) for line in (tmp_path / name / "ledger.jsonl").read_text().splitlines()]
+        digests.append([line["global_sha256"] for line in lines if line["event"] == "answered"])
+    assert digests[0] == digests[1]
+    assert len(digests[0]) > 6
+
+
+def test_a_running_sum_is_the_sum_and_holds_one_answer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    answers = [
+        {"w": torch.randint(-(2**62), 2**62, (3, 50), generator=generator), "num_bags": torch.tensor([20, 30, 40])}
+        for _ in range(5)
+    ]
+    total = RunningSum()
+    left = [total.add(answer) for answer in answers]
+    assert torch.equal(summed([one["w"] for one in left]), summed([one["w"] for one in answers]))
+    assert [one["w"].untyped_storage().nbytes() for one in left] == [8 * 150, 8, 8, 8, 8]
+    assert all(torch.equal(one["num_bags"], answers[0]["num_bags"]) for one in left)
+
+
+def test_a_file_holds_what_safetensors_reads_and_is_read_again(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.randn(2, 3), "c": torch.zeros(0, 4).double()}
+    tensors["d"] = torch.arange(5)
+    blobs.write(tmp_path / "file", tensors, {"mil": "{}"})
+    found, other = blobs.read(tmp_path / "file"), load_file(tmp_path / "file")
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+        assert torch.equal(other[name], value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        bytes(50),
+        b"\xff" * 200,
+        save({"w": torch.zeros(3)}),
+        save({"w": torch.zeros(3)}, {"mil": '{"kind": "train", "values": {}}'})[:-1],
+        save({"w": torch.zeros(3).half()}, {"mil": '{"kind": "train", "values": {}}'}),
+    ],
+)
+def test_a_file_that_is_no_message_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(PayloadError, match="not a message of ours"):
+        parsed(tmp_path / "file", "here")
+
+
+def from_site(site: str) -> FLContext:
+    """The context of a request of `site`."""
+    context, peer = FLContext(), FLContext()
+    peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=False)
+    context.set_peer_context(peer)
+    return context
+
+
+def request(**values) -> Shareable:
+    found = Shareable()
+    found.update({START if name == "start" else MESSAGE: value for name, value in values.items()})
+    return found
+
+
+def test_only_who_was_asked_reads_and_writes_and_no_more_than_the_cap(tmp_path: Path) -> None:
+    question = bytes(range(256)) * (PIECE // 200)
+    (tmp_path / "question").write_bytes(question)
+    pieces = Pieces(tmp_path / "pieces", 100)
+    pieces.ask(tmp_path / "question", ["A"])
+    first, second = (pieces.read("", request(start=start), from_site("A")) for start in (0, PIECE))
+    assert first[MESSAGE] + second[MESSAGE] == question
+    for site, start in (("B", 0), ("A", -1), ("A", "0"), ("A", None)):
+        assert pieces.read("", request(start=start), from_site(site)).get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    for start, content in ((0, b"old" * 9), (0, b"ab"), (2, b"cd")):
+        assert (
+            pieces.write("", request(start=start, content=content), from_site("A")).get_return_code() == ReturnCode.OK
+        )
+    for site, start, content in (("B", 0, b"x"), ("A", -1, b"x"), ("A", 99, b"xy"), ("A", 0, "x"), ("A", True, b"x")):
+        reply = pieces.write("", request(start=start, content=content), from_site(site))
+        assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    assert pieces.answer("A").read_bytes() == b"abcd"
+    late = pieces.write("", request(start=0, content=b"xy"), from_site("A"))
+    assert late.get_return_code() == ReturnCode.BAD_REQUEST_DATA  # an answer that was taken stays as it was judged
+    assert pieces.answer("A").read_bytes() == b"abcd"
