@@ -151,4 +151,4 @@ def noise_for(epsilon: float, privacy: Mapping[str, float], patients: int, round
     def excess(noise: float) -> float:
         return spent([Charge(rate, noise, steps)], spec.delta).epsilon - epsilon
 
-    return float(brentq(excess, 0.2, 300.0, xtol=0.01))
+    return float(brentq(excess, 0.2, 300.0, xtol=0.001))

@@ -13,6 +13,7 @@ gives a run half of the budget that it needs: the round before which the sites s
 """
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -83,7 +84,7 @@ class Setting:
         return {
             **known,
             "noise": noise_for(epsilon, known, self.inside, ROUNDS, self.models),
-            "epsilon": 1.001 * epsilon,
+            "epsilon": 1.02 * epsilon,
         }
 
 
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, nargs="+", default=[50, 200, 1000], help="patients per site")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[30.0, 8.0, 2.0])
     parser.add_argument("--picture", type=Path, help="draw the tables here too")
+    parser.add_argument("--rows", type=Path, help="JSON file of earlier calls' rows: drawn too, and these are added")
     parser.add_argument("--tissue", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -237,7 +239,10 @@ def main() -> None:
     after = " | ".join(f"after round {number}" for number in SHOWN)
     print(f"| patients per site | epsilon | noise | AUROC, new patients | membership attack | {after} |")
     print("|---" * (5 + len(SHOWN)) + "|")
-    rows = [row for patients in options.patients for row in price(patients, options.epsilons)]
+    rows = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else []
+    rows += [row for patients in options.patients for row in price(patients, options.epsilons)]
+    if options.rows:
+        options.rows.write_text(json.dumps(rows))
     if options.picture:
         draw(rows, options.picture)
 

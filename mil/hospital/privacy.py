@@ -9,6 +9,7 @@ dp-accounting), which is an upper bound and tight; Renyi's, looser, stands besid
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +66,15 @@ class Spent:
 
 def spent(charges: Sequence[Charge], delta: float) -> Spent:
     """What all charges together cost a patient (neighbours: one patient more or less)."""
+    return _spent(tuple(charge for charge in charges if charge.steps), delta)
+
+
+@lru_cache(maxsize=64)
+def _spent(charges: tuple[Charge, ...], delta: float) -> Spent:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent  # seconds to import, and few runs need them
     from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
 
-    charges = [charge for charge in charges if charge.steps]
     if not charges:
         return Spent(0.0, 0.0)
     accountant = PLDAccountant(value_discretization_interval=GRID)
