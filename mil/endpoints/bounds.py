@@ -17,12 +17,21 @@ WIDEST: dict[str, float] = {name: high - low for name, (low, high) in LIMITS.ite
 
 
 def row_of(
-    metric: str, scale: Scale, value: float, drawn: np.ndarray, patients: int, confidence: float, reason: str
+    metric: str,
+    scale: Scale,
+    value: float,
+    drawn: np.ndarray,
+    patients: int,
+    confidence: float,
+    reason: str,
+    few: str = "",
 ) -> dict[str, Any]:
-    """One row; `reason` says why the value is blank, where it is."""
+    """One row; `reason` says why the value is blank, where it is, and `few` why it has no interval."""
     if not np.isfinite(value):
         bounds = Bounds(np.nan, np.nan, f"not defined: {reason or 'patients do not vary'}")
         value = np.nan
+    elif few:
+        bounds = Bounds(np.nan, np.nan, few)
     else:
         bounds = bootstrap_bounds(scale, value, drawn, patients, confidence)
     return {"metric": metric, "value": value, "low": bounds.low, "high": bounds.high, "method": bounds.method}

@@ -15,6 +15,7 @@ from mil.endpoints.target import Target
 from mil.registry import Registry
 from mil.statistics.arms import APART, GROUPS, PREDICTED, Scope, check_patients, refuse, scopes
 from mil.statistics.bootstrap import bootstrap_weights
+from mil.statistics.differences import Difference
 from mil.statistics.folds import KEYS, corrected_resampled_t
 from mil.statistics.held_out import inflation
 from mil.tables import require_columns
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from mil.config import MetricsSpec
 
 OVER_FOLDS = "corrected resampled t-test"
+FEWEST = 5
+"""Events, or patients of a class, below which a bootstrap within them is too narrow: of 30 patients with 1, 2, 3, 5 and 10 events the
+interval of the C-index holds the truth in 34-43, 79, 85-87, 93-95 and 94 %, with as many patients of a class that of the macro AUROC in
+73-82, 89, 90-92, 93-96 and 95-98 %."""
 
 
 class Endpoint(Target):
@@ -81,6 +86,10 @@ class Endpoint(Target):
         """Why the primary measure does not exist for these patients; '' where it does."""
         raise NotImplementedError
 
+    def too_few(self, table: pd.DataFrame) -> str:
+        """Why these patients' measures have no interval and no test though they have values; '' where they have."""
+        return ""
+
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """The primary measure, patients set against those of their own group (site) only."""
         raise NotImplementedError
@@ -133,13 +142,17 @@ def scope_columns(kind: Endpoint, scope: Scope) -> dict[str, Any]:
 
 def bootstrap_compared(kind: Endpoint, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
     """`Endpoint.compared`: held-out patients fold by fold, others by a paired bootstrap."""
-    if first.folds is not None and second.folds is not None:
+    few = kind.too_few(first.table)
+    if not few and first.folds is not None and second.folds is not None:
         return _over_folds(kind, first.folds, second.folds, spec)
     labels, sites = kind.labels_of(first.table), first.sites
     weights = np.concatenate([np.ones((1, len(first.table))), kind.weights(first.table, spec)])
     one, other = (kind.within(labels, kind.scores_of(scope.table), weights, sites) for scope in (first, second))
     if not np.isfinite([one[0], other[0]]).all():
         return None
+    if few:
+        nothing = Difference(float(one[0] - other[0]), np.nan, np.nan, np.nan, np.nan)
+        return Pair((float(one[0]), float(other[0])), nothing, few.replace("interval", "test", 1))
     tested = paired_bootstrap(one, other, spec.confidence, WIDEST[kind.primary.scale])
     return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
 
@@ -160,18 +173,18 @@ def measured_rows(kind: Endpoint, scope: Scope, spec: "MetricsSpec") -> Iterator
     """Every measure of `kind`, and on a group of sites the primary one within sites; undefined ones with their reason."""
     labels, scores, weights = kind.labels_of(scope.table), kind.scores_of(scope.table), kind.weights(scope.table, spec)
     everyone = np.ones((1, len(scope.table)))
-    reason = kind.undefined(scope.table)
+    reason, few = kind.undefined(scope.table), kind.too_few(scope.table)
     for measure in (kind.primary, *kind.further):
         function = measure.function
         value, drawn = float(function(labels, scores, everyone)[0]), function(labels, scores, weights)
         if measure is kind.primary:
             drawn = widened(kind, scope, value, drawn)
-        yield row_of(measure.name, measure.scale, value, drawn, len(labels), spec.confidence, reason)
+        yield row_of(measure.name, measure.scale, value, drawn, len(labels), spec.confidence, reason, few)
     if scope.site in GROUPS:
         value = float(kind.within(labels, scores, everyone, scope.sites)[0])
         drawn = widened(kind, scope, value, kind.within(labels, scores, weights, scope.sites))
         name, reason = f"{kind.primary.name}_within_sites", reason or "at no site can it be formed"
-        yield row_of(name, kind.primary.scale, value, drawn, len(labels), spec.confidence, reason)
+        yield row_of(name, kind.primary.scale, value, drawn, len(labels), spec.confidence, reason, few)
 
 
 def interval_within(kind: Endpoint, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
@@ -179,6 +192,8 @@ def interval_within(kind: Endpoint, scope: Scope, spec: "MetricsSpec") -> tuple[
     weights = np.concatenate([np.ones((1, len(scope.table))), kind.weights(scope.table, spec)])
     found = kind.within(kind.labels_of(scope.table), kind.scores_of(scope.table), weights, scope.sites)
     value = float(found[0])
+    if few := kind.too_few(scope.table):
+        return value, np.nan, np.nan, few
     drawn = widened(kind, scope, value, found[1:])
     bounds = bootstrap_bounds(kind.primary.scale, value, drawn, len(scope.table), spec.confidence)
     return value, bounds.low, bounds.high, bounds.method

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from mil.endpoints.binary import fixed_interval
 from mil.endpoints.bounds import row_of
 from mil.endpoints.cells import filled, refuse_cells, spelt_as
-from mil.endpoints.endpoint import ENDPOINTS, Endpoint
+from mil.endpoints.endpoint import ENDPOINTS, FEWEST, Endpoint
 from mil.endpoints.measures import Measure
 from mil.errors import MilError
 from mil.specs.endpoints import EndpointSpec
@@ -133,6 +134,12 @@ class Multiclass(Endpoint):
         missing = [name for number, name in enumerate(self.spec.classes) if number not in there]
         return f"no patient of class {', '.join(missing)}" if missing else ""
 
+    def too_few(self, table: pd.DataFrame) -> str:
+        """The rarest class decides how well the mean over the classes is known."""
+        counts = np.bincount(table["label"].to_numpy(int), minlength=len(self.spec.classes))
+        name, count = self.spec.classes[counts.argmin()], int(counts.min())
+        return f"no interval: {count} patients of class {name}; {FEWEST} needed" if count < FEWEST else ""
+
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Mean over the classes of the AUROC over pairs of the same group; nan where a class has no such pair."""
         each = [
@@ -148,8 +155,8 @@ class Multiclass(Endpoint):
         for number, name in enumerate(self.spec.classes):
             own = (labels == number).astype(int)
             if delong.both_classes(own):
-                value, low, high = delong.logit_interval(own, scores[:, number], spec.confidence)
-                method = "DeLong, logit scale"
+                everywhere = np.zeros(len(own))
+                value, low, high, method = fixed_interval(own, scores[:, number], everywhere, spec.confidence)
                 yield {"metric": OF_CLASS + name, "value": value, "low": low, "high": high, "method": method}
             else:
                 reason = f"{'no' if not own.any() else 'no other'} patient {'' if own.any() else 'of class ' + name}"

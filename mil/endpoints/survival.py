@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mil.endpoints.cells import numbers, yes_or_no
-from mil.endpoints.endpoint import ENDPOINTS, Endpoint, scope_columns
+from mil.endpoints.endpoint import ENDPOINTS, FEWEST, Endpoint, scope_columns
 from mil.endpoints.measures import Measure
 from mil.endpoints.target import number_of
 from mil.errors import MilError
@@ -127,6 +127,11 @@ class Survival(Endpoint):
         if not event.any():
             return "no patient had the event"
         return "" if known_order(time, event > 0).any() else "nobody was followed up after an event"
+
+    def too_few(self, table: pd.DataFrame) -> str:
+        """Pairs of few events share their patients."""
+        events = int(table["label"].sum())
+        return f"no interval: {events} event{'s' if events > 1 else ''}; {FEWEST} needed" if events < FEWEST else ""
 
     def beyond(
         self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"

@@ -153,6 +153,8 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind:
     table = scope.table[scope.table["site"].isin(list(others))].reset_index(drop=True)
     if not len(table) or not kind.has_within(table):
         return None
+    if few := kind.too_few(table):
+        return {"method": few.replace("interval", "test", 1)}
     if kind.name == "binary" and scope.folds is not None:
         return _pairs_less_elsewhere(scope.of_patients(table["patient_id"]), others, spec)
     weights = np.concatenate([np.ones((1, len(table))), kind.weights(table, spec)])

@@ -6,12 +6,14 @@ import pytest
 import torch
 from lifelines import CoxPHFitter
 from lifelines.utils import concordance_index
-from scipy.special import expit
+from scipy.special import expit, softmax
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from mil.config import EndpointSpec, parse
+from mil.config import EndpointSpec, MetricsSpec, parse
 from mil.endpoints import ENDPOINTS, build_endpoint
 from mil.errors import MilError
+from mil.metrics.comparison import compare
+from mil.metrics.score import score
 
 SPECS = {
     "binary": EndpointSpec(),
@@ -160,3 +162,28 @@ def test_bad_labels_name_the_patient(kind, row, said):
 def test_incomplete_specs_are_refused(spec):
     with pytest.raises(MilError, match="needs"):
         parse(EndpointSpec, spec, "cohort.yaml")
+
+
+@pytest.mark.parametrize("kind", ["survival", "multiclass"])
+@pytest.mark.parametrize("number", [1, 4, 5])
+def test_few_events_or_patients_of_a_class_have_a_value_and_no_interval(kind, number):
+    """Bootstraps within so few are too narrow (`FEWEST`); from five on there is an interval and a test."""
+    endpoint, patients = build_endpoint(SPECS[kind]), np.arange(30)
+    table = pd.DataFrame({"patient_id": patients, "trained_on": "A", "repeat": 0, "fold": 0, "site": "B"})
+    table = table.assign(experiment="x", role="external", split="external", score=SCORES[:30])
+    if kind == "survival":
+        table = table.assign(time=patients + 1.0, label=(patients < number).astype(int))
+    else:
+        shares = softmax(np.random.default_rng(0).normal(size=(30, 3)), axis=1)
+        table[[f"score_{name}" for name in SPECS[kind].classes]] = shares
+        table["label"] = np.where(patients < number, "basal", np.where(patients % 2, "her2", "luminal"))
+    other = table.assign(experiment="y", score=-table["score"])
+    rows = score(table, MetricsSpec(bootstrap=100), kind=endpoint).set_index(["site", "metric"]).loc["external sites"]
+    for name in (endpoint.primary.name, f"{endpoint.primary.name}_within_sites"):
+        row = rows.loc[name]
+        assert np.isfinite(row["value"])
+        assert np.isfinite(row["low"]) == (number == 5)
+        assert row["method"].startswith("no interval: ") == (number < 5)
+    tested = compare({"x": table, "y": other}, MetricsSpec(bootstrap=100), kinds={"x": endpoint, "y": endpoint})
+    assert tested["p"].notna().all() == (number == 5)
+    assert tested["method"].str.startswith("no test: ").all() == (number < 5)
