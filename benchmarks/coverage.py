@@ -24,7 +24,7 @@ from mil.metrics.localisation import SlideAttention, by_slide, localise
 from mil.rng import rng
 from mil.statistics import calibration, classification, decision, delong, intervals, ranking
 from mil.statistics.arms import Scope
-from mil.statistics.bootstrap import percentile_interval, point, resamples
+from mil.statistics.bootstrap import point, resamples
 from mil.statistics.differences import difference_of
 from mil.statistics.survival import c_index, c_index_interval
 
@@ -52,6 +52,16 @@ def draw(stream: np.random.Generator, cohort: tuple[float, ...], patients: int) 
     value = stream.normal(size=patients) + apart * labels
     logits = apart * value - apart**2 / 2 + np.log(prevalence / (1 - prevalence))
     return labels, 1 / (1 + np.exp(-(shift + slope * logits)))
+
+
+def percentile_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Percentile bounds of the resamples' values; resamples where the metric is not defined (nan) are left out."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def measured(labels: np.ndarray, scores: np.ndarray, stream: np.random.Generator) -> Metrics:

@@ -10,6 +10,7 @@ from scipy.special import expit
 
 from mil.bags.covariates import clinical_inputs
 from mil.errors import MilError
+from mil.statistics.intervals import normal_quantile
 
 STEPS = 60
 SEPARATED = 15.0  # a standardised coefficient beyond is separation
@@ -45,7 +46,7 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
     labels = table["label"].to_numpy(dtype=int)
     full, errors, likelihood = _fit(x, labels)
     _, _, without = _fit(x[:, :-1], labels)
-    half = scipy.stats.norm.ppf(0.5 + confidence / 2) * errors
+    half = normal_quantile(confidence) * errors
     ratios = pd.DataFrame(
         {
             "covariate": covariates,

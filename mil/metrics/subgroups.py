@@ -9,6 +9,7 @@ import scipy
 from mil.errors import MilError, nearest
 from mil.schemas import SUBGROUPS
 from mil.statistics import delong
+from mil.statistics.intervals import normal_quantile
 from mil.statistics.multiplicity import holm
 
 MAX_LEVELS = 6
@@ -77,8 +78,6 @@ def _equal(found: list[tuple[int, int, float, float, float]], confidence: float)
         return np.nan
     area, low, high = np.array(usable).T
     logits = np.log(area / (1 - area))
-    variance = (
-        (np.log(high / (1 - high)) - np.log(low / (1 - low))) / (2 * scipy.stats.norm.ppf(0.5 + confidence / 2))
-    ) ** 2
+    variance = ((np.log(high / (1 - high)) - np.log(low / (1 - low))) / (2 * normal_quantile(confidence))) ** 2
     mean = np.average(logits, weights=1 / variance)
     return float(scipy.stats.chi2.sf((((logits - mean) ** 2) / variance).sum(), len(usable) - 1))

@@ -37,16 +37,6 @@ def bootstrap_weights(table: pd.DataFrame, spec: MetricsSpec, within: Sequence[s
     return resamples(strata, spec.bootstrap, rng(spec.seed, "bootstrap", *table["patient_id"]))
 
 
-def percentile_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Percentile bounds of the resamples' values; resamples where the metric is not defined (nan) are left out."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return np.nan, np.nan
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def point(metric: Metric, labels: np.ndarray, scores: np.ndarray) -> float:
     """The metric on the patients as they are."""
     return float(metric(labels, scores, np.ones((1, len(labels))))[0])

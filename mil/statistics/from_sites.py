@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
+from mil.statistics.intervals import normal_quantile
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -47,15 +49,6 @@ def merged(summaries: Sequence[Summary]) -> Summary:
 
 
 @dataclass(frozen=True)
-class SiteAuroc:
-    """A site's own AUROC with its variance."""
-
-    patients: int
-    auroc: float
-    variance: float
-
-
-@dataclass(frozen=True)
 class Combined:
     """An AUROC over sites with its interval; `how` says what was averaged."""
 
@@ -65,13 +58,6 @@ class Combined:
     how: str
 
 
-def combined_auroc(sites: Sequence[SiteAuroc], confidence: float = 0.95) -> Combined:
-    """`auroc_of_sums` of the sites' own."""
-    patients = np.array([site.patients for site in sites], np.float64)
-    weighted, squared = patients @ [site.auroc for site in sites], patients**2 @ [site.variance for site in sites]
-    return auroc_of_sums(patients.sum(), float(weighted), float(squared), confidence)
-
-
 def auroc_of_sums(patients: float, weighted: float, squared: float, confidence: float = 0.95) -> Combined:
     """Mean of the sites' AUROCs by their patients, with the interval that their variances give it.
 
@@ -79,7 +65,7 @@ def auroc_of_sums(patients: float, weighted: float, squared: float, confidence: 
     above a negative of the same site: scores of two sites are never compared.
     """
     mean = weighted / patients
-    half = float(scipy.stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(squared) / patients)
+    half = float(normal_quantile(confidence) * np.sqrt(squared) / patients)
     return Combined(mean, max(0.0, mean - half), min(1.0, mean + half), "mean over sites, by patients")
 
 

@@ -9,7 +9,7 @@ from lifelines.statistics import logrank_test
 
 from mil.hospital.results import NOTHING, OwnResults, covariates_table, pooled_totals, sites_table
 from mil.statistics.delong import placements
-from mil.statistics.from_sites import LogRank, SiteAuroc, Summary, combined_auroc, merged, stratified_logrank, suppress
+from mil.statistics.from_sites import LogRank, Summary, auroc_of_sums, merged, stratified_logrank, suppress
 
 
 def test_merged_moments_are_those_of_the_pooled_rows_where_sums_of_squares_fail() -> None:
@@ -48,14 +48,15 @@ def test_sites_aurocs_combine_near_the_pooled_one_where_scores_mean_the_same() -
     sites = []
     for label, score in zip(labels, scores, strict=True):
         found = placements(label, score)
-        sites.append(SiteAuroc(len(label), float(found.auroc[0]), float(found.covariance[0, 0])))
-    combined = combined_auroc(sites)
+        size, auroc, variance = len(label), float(found.auroc[0]), float(found.covariance[0, 0])
+        sites.append((size, size * auroc, size**2 * variance))
+    combined = auroc_of_sums(*np.sum(sites, axis=0))
     pooled = placements(np.concatenate(labels), np.concatenate(scores))
     assert combined.auroc == pytest.approx(float(pooled.auroc[0]), abs=0.005)
     assert combined.low < float(pooled.auroc[0]) < combined.high
     width = 2 * 1.959964 * np.sqrt(pooled.covariance[0, 0])
     assert combined.high - combined.low == pytest.approx(width, rel=0.15)
-    assert combined_auroc(sites[:1]).auroc == sites[0].auroc
+    assert auroc_of_sums(*sites[0]).auroc == pytest.approx(sites[0][1] / 120)
 
 
 def _cohort(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
