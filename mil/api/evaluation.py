@@ -20,12 +20,13 @@ class Interval(NamedTuple):
 def auroc(
     labels: Sequence[int] | np.ndarray, scores: Sequence[float] | np.ndarray, confidence: float = 0.95
 ) -> Interval:
-    """Area under the ROC curve with DeLong's interval on the logit scale; labels 0 or 1, a patient each.
+    """Area under the ROC curve; labels 0 or 1, a patient each. DeLong's interval on the logit scale, of fewer than ten of a class Newcombe's.
 
     >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]).value
     0.75
     """
-    from mil.statistics.delong import both_classes, logit_interval
+    from mil.endpoints.binary import fixed_interval
+    from mil.statistics.delong import both_classes
 
     truth, given = np.asarray(labels), np.asarray(scores, float)
     if truth.shape != given.shape or truth.ndim != 1:
@@ -36,7 +37,7 @@ def auroc(
         raise MilError("scores hold NaN or infinity")
     if not both_classes(truth):
         raise MilError("an AUROC needs patients of both classes")
-    return Interval(*(float(number) for number in logit_interval(truth, given, confidence)))
+    return Interval(*(float(number) for number in fixed_interval(truth, given, np.zeros(len(truth)), confidence)[:3]))
 
 
 def draw_figure(name: str, results: str | Path, site: str | None = None) -> list[Path]:

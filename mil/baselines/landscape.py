@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mil.statistics import delong
+from mil.endpoints.binary import fixed_interval
 from mil.statistics.multiplicity import benjamini_hochberg
 
 FOLDS = 5
@@ -47,7 +47,7 @@ def site_classifier(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) 
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, solver="newton-cholesky"))
         split = StratifiedKFold(folds, shuffle=True, random_state=0)
         scores = cross_val_predict(model, values, labels, cv=split, method="predict_proba")[:, 1]
-        rows.append((site, int(labels.sum()), *delong.logit_interval(labels, scores, confidence)))
+        rows.append((site, int(labels.sum()), *fixed_interval(labels, scores, np.zeros(len(labels)), confidence)[:3]))
     return pd.DataFrame(rows, columns=["site", "patients", "value", "low", "high"])
 
 

@@ -37,7 +37,9 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
     inputs = inputs.loc[:, inputs.nunique() > 1]
     clipped = scores["score"].clip(1e-4, 1 - 1e-4)
     table = inputs.assign(score=np.log(clipped / (1 - clipped)), label=scores["label"]).dropna()
-    covariates = [*inputs.columns, "score"]
+    if table["score"].nunique() < 2:
+        raise MilError("all patients have the same score, which can add nothing to the columns")
+    covariates = [name for name in [*inputs.columns, "score"] if table[name].nunique() > 1]
     rarer = int(min(table["label"].sum(), (1 - table["label"]).sum()))
     if rarer < PATIENTS_A_COVARIATE * len(covariates):
         raise MilError(f"{rarer} patients of the rarer class are too few for a model with {len(covariates)} covariates")

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import scipy
 
+from mil.endpoints.binary import fixed_interval, numbers_in_pairs
 from mil.errors import MilError, nearest
 from mil.schemas import SUBGROUPS
-from mil.statistics import delong
 from mil.statistics.intervals import normal_quantile
 from mil.statistics.multiplicity import holm
 
@@ -19,10 +19,11 @@ MIN_OF_A_CLASS = 3  # patients of either class below which a subgroup's AUROC is
 def subgroup_aurocs(
     scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[str], confidence: float = 0.95
 ) -> pd.DataFrame:
-    """AUROC for everybody and each level of `columns` (numbers are cut at their median); `SUBGROUPS`.
+    """AUROC over pairs of one site for everybody and each level of `columns` (numbers are cut at their median); `SUBGROUPS`.
 
     `scores` has patient_id, site, label, score. `p_differs`: chi-squared test that a variable's AUROCs (logit scale) are
-    equal; `p_adjusted`: with Holm's correction over the variables. Levels with too few patients of a class have blanks.
+    equal; `p_adjusted`: with Holm's correction over the variables. Levels with too few patients of a class have blanks, those of
+    fewer than ten at several sites no interval.
     """
     by_patient = patients.set_index("patient_id").reindex(scores["patient_id"])
     rows = [("All", "", *_auroc(scores, confidence), np.nan)]
@@ -66,9 +67,10 @@ def _levels(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 def _auroc(scores: pd.DataFrame, confidence: float) -> tuple[int, int, float, float, float]:
     labels = scores["label"].to_numpy()
     numbers = len(labels), int(labels.sum())
-    if min(numbers[1], numbers[0] - numbers[1]) < MIN_OF_A_CLASS:
+    sites = scores["site"].to_numpy()
+    if min(numbers_in_pairs(labels, sites)) < MIN_OF_A_CLASS:
         return *numbers, np.nan, np.nan, np.nan
-    return *numbers, *delong.logit_interval(labels, scores["score"].to_numpy(), confidence)
+    return *numbers, *fixed_interval(labels, scores["score"].to_numpy(), sites, confidence)[:3]
 
 
 def _equal(found: list[tuple[int, int, float, float, float]], confidence: float) -> float:

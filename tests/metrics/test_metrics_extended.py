@@ -248,6 +248,13 @@ def test_subgroups_split_numbers_at_their_median_and_classes_by_level():
     assert table.loc[table["variable"] == "grade", "auroc"].isna().all()  # each grade holds one class only
     young = scores.head(30)
     assert table.loc[1, "auroc"] == pytest.approx(delong.auroc(young["label"].to_numpy(), young["score"].to_numpy()))
+    shifted = scores.assign(
+        site=np.repeat(["A", "B"], 30)
+    )  # B responds more often and scores higher: no credit for that
+    shifted["label"] = np.where(shifted["site"] == "A", np.arange(60) % 5 == 0, np.arange(60) % 5 > 0).astype(int)
+    shifted["score"] += shifted["site"] == "B"
+    first = subgroup_aurocs(shifted, patients, ["age"]).loc[0, "auroc"]
+    assert first == pytest.approx(delong.within(shifted["label"], shifted["score"], shifted["site"]).auroc[0])
 
 
 def test_kappas_by_hand_and_by_scikit_learn():
