@@ -173,7 +173,7 @@ def price(patients: int, epsilons: list[float]) -> list[dict]:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Left: AUROC and the attack's AUROC against epsilon; right: epsilon after every round, and where runs stop."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
     colours = dict(zip(sorted({row["patients"] for row in rows}), ("#0072b2", "#d55e00", "#009e73"), strict=False))
     for patients, colour in colours.items():
         own = [row for row in rows if row["patients"] == patients and "use" in row]
@@ -197,10 +197,13 @@ def draw(rows: list[dict], path: Path) -> None:
                 label=f"{patients}, stops at {row['budget']:g}",
             )
     left.axhline(0.5, color="0.7", lw=0.8)
-    left.set(xlabel="epsilon of a patient (none: no noise)", ylabel="AUROC", ylim=(0.4, 1.0))
+    left.set(xlabel="epsilon of a patient (none: no noise)", ylabel="AUROC", ylim=(0.3, 1.0))
     right.set(xlabel="round", ylabel="epsilon spent", yscale="log")
-    left.legend(fontsize=7, title="patients per site", title_fontsize=7)
-    right.legend(fontsize=7, title="patients per site", title_fontsize=7)
+    right.yaxis.set_major_formatter("{x:g}")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    for axes, columns in ((left, 3), (right, 1)):
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.2)} if columns > 1 else {"loc": "lower right"}
+        axes.legend(fontsize=7, title="patients per site", title_fontsize=7, ncols=columns, **place)
     figure.savefig(path, dpi=150)
 
 
