@@ -68,15 +68,17 @@ def import_closure(folder: Path) -> list[Path]:
 def _imported(tree: ast.AST) -> set[str]:
     """Full names of modules (or of things in modules) that a file imports, wherever in it but for types alone."""
     names: set[str] = set()
-    types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    skipped = {id(below) for node in types for line in node.body for below in ast.walk(line)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif not isinstance(node, ast.expr):  # in an expression nothing can be imported
+            waiting += ast.iter_child_nodes(node)
     return names
 
 
