@@ -93,10 +93,11 @@ def deployment(
 
 
 @pytest.fixture(scope="module")
-def tissue() -> Path | None:
-    """The folder with real tissue, where it is here; without it the hospitals' features are drawn."""
+def tissue(request: pytest.FixtureRequest) -> Path | None:
+    """The folder with real tissue, where it is here and a test trains on it; otherwise the hospitals' features are drawn."""
     folder = Path(os.environ.get("MIL_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-    return folder if (folder / "data" / "idc").is_dir() else None
+    trains = any(item.get_closest_marker("extended") for item in request.session.items)
+    return folder if trains and (folder / "data" / "idc").is_dir() else None
 
 
 class Background:
