@@ -159,6 +159,20 @@ TEXT = frozenset(
 )
 """Columns that are text in every table, so that a patient '007' and a site '2' keep their names."""
 NUMBERS = frozenset(
-    {"auroc", "p_differs", "value", "low", "high", "low_adjusted", "high_adjusted", "difference", "p", "p_adjusted"}
+    {
+        *(
+            "auroc",
+            "p_differs",
+            "value",
+            "low",
+            "high",
+            "low_adjusted",
+            "high_adjusted",
+            "difference",
+            "p",
+            "p_adjusted",
+        ),
+        *("mpp", "width", "height", "levels", "objective_power", "bytes", "num_tiles"),
+    }
 )
 """Columns that hold numbers in every table, also where all of their cells are blank."""

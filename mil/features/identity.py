@@ -13,19 +13,34 @@ from mil.config import EncoderSpec
 from mil.encoders.table import ENCODERS
 from mil.errors import CorruptFile, MilError
 from mil.files import file_name
-from mil.provenance import require_slide
+from mil.provenance import SAME_EVERYWHERE, require_slide, shared_recipe
 
 
 def check_bags(bags: pd.DataFrame, sites_folder: str | Path, key: str, spec: EncoderSpec) -> None:
-    """Raise a `MilError` for the first features file of `bags` that is another slide's or not of the cohort's encoder `key`.
+    """Raise a `MilError` for the first features file of `bags` that is another slide's, not of the encoder `key` or not as the others.
 
     Headers alone are read; the checksum is checked by those who read the numbers.
     """
+    first: tuple[Path, Mapping[str, object]] | None = None
     for row in bags.itertuples():
         for slide in str(row.slides).split(";"):
             path = Path(sites_folder) / str(row.site) / "features" / key / f"{file_name(slide)}.h5"
-            shape, _, attributes = described_features(path, slide)
+            shape, kind, attributes = described_features(path, slide)
             check_made_by(spec, key, attributes, shape[1], str(path))
+            made = shared_recipe(attributes) | {"width": shape[1], "type": kind}
+            first = first or (path, made)
+            check_same(first[1], made, first[0], path)
+
+
+def check_same(about: Mapping[str, object], other: Mapping[str, object], first: Path, path: Path) -> None:
+    """Raise `CorruptFile` where the features in `path` were made in another way (`other`) than those in `first` (`about`)."""
+    for key in (*SAME_EVERYWHERE, "width", "type"):
+        stated, expected = other.get(key) or "not stated", about.get(key) or "not stated"
+        if stated != expected:
+            raise CorruptFile(
+                f"{path}: {key} is {stated}, but {expected} in {first}; extract both with the same settings, or give what another tool's "
+                f"files do not state under `slides.features`"
+            )
 
 
 def described_features(path: Path, slide_id: str) -> tuple[tuple[int, int], str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.endpoints.binary import wilson_interval
 from mil.figures.arms import input_name
-from mil.figures.layout import outer_panels, site_panels, title_of_site, under
+from mil.figures.layout import outer_panels, site_panels, title_of_site, under, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
 from mil.results.results import Absent, Results
@@ -40,8 +40,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         for name, metric in (("Slope", "calibration_slope"), ("Intercept", "calibration_intercept"), ("ECE", "ece")):
             value, low, high = results.measured(results.main, scope, metric)
             found.append({"site": site, "kind": "statistic", "name": name, "value": value, "low": low, "high": high})
-            numbers = f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
-            lines.append(f"{name} {numbers if np.isfinite([value, low, high]).all() else 'not defined'}")
+            lines.append(
+                f"{name} {with_interval(value, low, high) if np.isfinite([value, low, high]).all() else 'not defined'}"
+            )
         axes.text(
             *under(axes), "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6, linespacing=1.5
         )

@@ -5,7 +5,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, baseline_arm, input_name
-from mil.figures.layout import capital
+from mil.figures.layout import capital, with_interval
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import ENSEMBLE_NAME, strategy_name
 from mil.figures.table import table_picture
@@ -99,6 +99,5 @@ def _cells(part: pd.DataFrame, columns: list[str]) -> list[str]:
     found = []
     for site in columns:
         value, low, high = by_site.loc[site, ["value", "low", "high"]] if site in by_site.index else (np.nan,) * 3
-        interval = f" [{low:.2f}, {high:.2f}]" if pd.notna(low) else ""
-        found.append(f"{value:.2f}{interval}" if pd.notna(value) else "–")
+        found.append(with_interval(value, low, high))
     return found

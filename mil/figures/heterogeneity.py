@@ -97,9 +97,7 @@ def _stains(axes: Axes, results: Results, sites: Sequence[str]) -> pd.DataFrame:
     try:
         table = results.about_features(results.endpoint, "stain")
     except Absent:
-        words = "slides were not\non this machine"
-        axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=6.5, color=SOFT, transform=axes.transAxes)
-        axes.axis("off")
+        _without(axes, "slides were not\non this machine")
         return pd.DataFrame()
     for place, site in enumerate(sites):
         for row, stain in enumerate(STAINS):
@@ -116,6 +114,12 @@ def _stains(axes: Axes, results: Results, sites: Sequence[str]) -> pd.DataFrame:
     return table.assign(panel="stain")
 
 
+def _without(axes: Axes, reason: str) -> None:
+    """A panel that has nothing to show."""
+    axes.text(0.5, 0.5, reason, ha="center", va="center", fontsize=6.5, color=SOFT, transform=axes.transAxes)
+    axes.axis("off")
+
+
 def _by_patient(
     panels: Sequence[Axes], results: Results, bags: pd.DataFrame, sites: Sequence[str]
 ) -> list[pd.DataFrame]:
@@ -129,6 +133,10 @@ def _by_patient(
         (panels[0], "Microns a pixel", by_patient["mpp"].mean()),
         (panels[1], "Tiles a patient", by_patient["num_tiles"].sum()),
     ):
+        axes.set_title(name)
+        if values.isna().all():
+            _without(axes, "not stated in\nthe features")
+            continue
         light_grid(axes)
         for place, site in enumerate(sites):
             mine = values.get(site, pd.Series(dtype=float)).dropna().to_numpy(dtype=float)
@@ -137,7 +145,6 @@ def _by_patient(
             axes.plot(place + jitter, mine, "o", **look)
         _sites_below(axes, sites)
         axes.set_ylim(0, float(values.max()) * 1.08)
-        axes.set_title(name)
         found.append(values.rename("value").reset_index().assign(panel=name))
     return found
 

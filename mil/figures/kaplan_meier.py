@@ -1,11 +1,13 @@
 """Survival of patients who are predicted positive and negative, and whether the score adds to clinical columns."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
+from mil.figures.layout import with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import DOUBLE_MM, SOFT, column_name, letters, new_figure, strategy_colour, strategy_name
 from mil.figures.survival_curves import draw_curves
@@ -54,7 +56,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{len(table)} patients, {int(table['event'].sum())} events",
         caption=(
             f"Kaplan-Meier curves of patients whom {strategy_name(main.strategy.name)} ({input_name(main)}) gives a score of at least 0.5 or less, with "
-            f"{metrics.confidence:.0%} intervals and a log-rank test. c-index of the score {index['value']:.2f} [{index['low']:.2f}, {index['high']:.2f}] (jackknife, logit scale; above 0.5: a higher "
+            f"{metrics.confidence:.0%} intervals and a log-rank test. c-index of the score {with_interval(index['value'], index['low'], index['high'])} (jackknife, logit scale; above 0.5: a higher "
             f"score, longer without event).{said}"
         ),
     )
@@ -66,12 +68,12 @@ def _ratios(axes: Axes, part: pd.DataFrame, colour: str) -> None:
         mine = colour if row.variable == "score" else SOFT
         axes.plot([row.low, row.high], [place, place], color=mine, linewidth=1.4)
         axes.plot(row.value, place, "o", color=mine, markersize=4.5)
-        text = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        text = with_interval(row.value, row.low, row.high)
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.3)
     names = ["Slide score" if name == "score" else column_name(name) for name in part["variable"]]
     axes.set_yticks(range(len(part)), names)
     axes.set_xscale("log")
-    reach = float(max(part["high"].max(), 1 / part["low"].min(), 2))
+    reach = float(min(np.nanmax([2, *part["high"], *1 / part["low"]]), 100))
     axes.set(ylim=(len(part) - 0.4, -0.6), xlim=(1 / reach / 1.1, reach * 1.1), xlabel="Hazard ratio")
     ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 10) if 1 / reach <= tick <= reach]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

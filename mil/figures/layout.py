@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -142,6 +143,15 @@ def signed(value: float, digits: int = 2) -> str:
     """`+0.08`, `−0.02` with a true minus sign; what rounds to nothing has no sign."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`0.81 [0.70, 0.89]` with true minus signs; without the interval where there is none, a dash where there is no value."""
+    if not np.isfinite(value):
+        return "–"
+    return (f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else f"{value:.2f}").replace(
+        "-", "−"
+    )
 
 
 def capital(text: str) -> str:

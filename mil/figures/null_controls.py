@@ -28,8 +28,12 @@ CONTROLS = ("site", "bag_size", "colour")
 @figure("Null controls", needs=("metrics", "baselines"), chapter="doubts", number="ED10")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Rows of controls with intervals, and the spread of models that were taught permuted labels."""
-    groups = [TRAINING_SITES, *([EXTERNAL_SITES] if results.external_sites else [])]
-    null = results.about_features(results.endpoint, "permutations")
+    null = results.about_features(results.endpoint, "permutations").dropna(
+        subset="value"
+    )  # a site of one class has none
+    groups = [group for group in (TRAINING_SITES, EXTERNAL_SITES) if (null["site"] == group).any()]
+    if not groups:
+        raise Absent("no group of sites has both classes and models that were taught permuted labels")
     table = _rows(results)
     picture = new_figure(DOUBLE_MM, 24 + 7 * (len(table["model"].unique()) + 1))
     panels = picture.subplots(1, len(groups), squeeze=False, sharey=True)[0]
@@ -110,7 +114,7 @@ def _panel(axes: Axes, results: Results, table: pd.DataFrame, null: pd.DataFrame
         colour = strategy_colour(main.strategy.name) if place == len(table) else BASELINE_COLOUR
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
         axes.plot(row.value, place, "o", color=colour, markersize=4.5)
-    lowest = min(0.1, *(float(part.min()) for part in (table["low"], null["value"]) if part.notna().any()))
+    lowest = float(np.nanmin([0.1, *table["low"], *null["value"]]))
     axes.set(xlim=(lowest - 0.03, 1.02), ylim=(len(table) + 0.6, -0.6), xlabel="AUROC", xticks=[0.25, 0.5, 0.75, 1])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -5,7 +5,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arms_at, input_name
-from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
+from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT
 from mil.results.results import Absent, Results
@@ -26,7 +26,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         for one, scope in arms:
             recall, precision = precision_recall_curve(scope.labels, scope.scores)
             area, low, high = results.measured(one.experiment, scope, "auprc")
-            label = f"{one.name}  {area:.2f} [{low:.2f}, {high:.2f}]"
+            label = f"{one.name}  {with_interval(area, low, high)}"
             recall, precision = np.append(0.0, recall), np.append(precision[0], precision)
             axes.plot(recall, precision, drawstyle="steps-pre", color=one.colour, linestyle=one.line, label=label)
             stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}

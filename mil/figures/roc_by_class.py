@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.endpoints.multiclass import OF_CLASS
 from mil.figures.arms import input_name
-from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
+from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
 from mil.results.results import Absent, Results
@@ -58,7 +58,7 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> list[pd.Dat
             continue
         false_rate, true_rate = roc_curve(own, shares[:, place])
         value, low, high = results.measured(results.main, scope, OF_CLASS + name)
-        label = f"{name} ({own.sum()})  {value:.2f} [{low:.2f}, {high:.2f}]"
+        label = f"{name} ({own.sum()})  {with_interval(value, low, high)}"
         axes.plot(false_rate, true_rate, color=colour, label=label)
         curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})
         values.append(curve.assign(site=site, of_class=name, auroc=value, auroc_low=low, auroc_high=high))

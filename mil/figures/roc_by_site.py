@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arms_at, input_name
-from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
+from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import chance_line
 from mil.results.results import Absent, Results
@@ -52,7 +52,7 @@ def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope
     for one, scope in found:
         false_rate, true_rate = roc_curve(scope.labels, scope.scores)
         value, low, high = results.measured(one.experiment, scope, results.kind.primary.name)
-        label = f"{one.name}  {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
+        label = f"{one.name}  {with_interval(value, low, high)}"
         axes.plot(false_rate, true_rate, color=one.colour, linestyle=one.line, label=label, drawstyle="default")
         stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
         curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})

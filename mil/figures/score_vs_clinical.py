@@ -108,7 +108,7 @@ def _odds(axes: Axes, ratios: pd.DataFrame, colour: str) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")
     axes.minorticks_off()
-    reach = float(np.clip(max(ratios["high"].max(), 1 / ratios["low"].min()), 2, 100))
+    reach = float(min(np.nanmax([2, *ratios["high"], *1 / ratios["low"]]), 100))
     ticks = [tick for tick in (0.01, 0.1, 0.5, 1, 2, 10, 100) if 1 / reach <= tick <= reach]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set(xlim=(1 / reach / 1.1, reach * 1.1), ylim=(len(names) - 0.4, -0.6), xlabel="Odds ratio")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_text
-from mil.figures.layout import fitted
+from mil.figures.layout import fitted, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import HAIR, INK, SOFT, chance_line, column_name, new_figure, strategy_colour, strategy_name
 from mil.results.results import Absent, Results
@@ -74,7 +74,7 @@ def _write(axes: Axes, lines: Sequence[Line]) -> None:
             continue
         axes.text(COUNTS, number, f"{row.patients} ({row.positives})", **cell)
         defined = np.isfinite(row.auroc)
-        said = f"{row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}]" if defined else "too few"
+        said = with_interval(row.auroc, row.low, row.high) if defined else "too few"
         axes.text(VALUES, number, said, color=INK if defined else SOFT, **cell)
 
 

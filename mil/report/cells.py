@@ -34,13 +34,6 @@ class ReportTable:
         self.numeric = [any(cell.number is not None for cell in column) for column in columns]
 
 
-def with_interval(value: float, low: float, high: float) -> str:
-    """`0.81 [0.70, 0.89]`; a dash where it is not defined."""
-    if not np.isfinite(value):
-        return "–"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{value:.2f}"
-
-
 def signed_interval(value: float, low: float, high: float) -> str:
     """`+0.08 [−0.02, +0.18]` with true minus signs."""
     if not np.isfinite(low):

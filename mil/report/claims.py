@@ -7,9 +7,10 @@ import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_words
+from mil.figures.layout import with_interval
 from mil.figures.style import strategy_name
 from mil.metrics.score import primary
-from mil.report.cells import signed_interval, with_interval
+from mil.report.cells import signed_interval
 from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
@@ -54,12 +55,8 @@ def headline(results: Results) -> list[Fact]:
     row = _main_row(results)
     if row is not None:
         name = strategy_name(results.experiments[results.main].strategy.name)
-        facts.append(
-            Fact(
-                f"{row['value']:.2f}",
-                f"{results.kind.primary.title} of {name} on {row['site']} [{row['low']:.2f}, {row['high']:.2f}]",
-            )
-        )
+        value, space, interval = with_interval(row["value"], row["low"], row["high"]).partition(" ")
+        facts.append(Fact(value, f"{results.kind.primary.title} of {name} on {row['site']}{space}{interval}"))
     return facts
 
 

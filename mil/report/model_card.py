@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from mil.encoders.table import ENCODERS
+from mil.figures.layout import with_interval
 from mil.figures.style import encoder_name, model_name, strategy_name
 from mil.metrics.score import primary
 from mil.metrics.subgroups import subgroup_aurocs
-from mil.report.cells import with_interval
 from mil.report.claims import leak_warning
 from mil.report.limits import limits
 from mil.results.results import Absent, Results

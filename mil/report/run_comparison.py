@@ -15,10 +15,11 @@ from urllib.parse import quote
 import pandas as pd
 
 from mil.errors import MilError
+from mil.figures.layout import with_interval
 from mil.files import require_file
 from mil.metrics.score import primary
 from mil.report.build import SCRIPT, page_environment
-from mil.report.cells import Cell, ReportTable, with_interval
+from mil.report.cells import Cell, ReportTable
 from mil.tables import read_table, require_columns
 
 MOST = 6  # runs; more columns do not fit a page
@@ -178,7 +179,7 @@ def _measures(runs: list[ComparedRun]) -> ReportTable:
             if row is None:
                 cells.append(Cell("–"))
                 continue
-            text = with_interval(row.value, row.low, row.high).replace("-", "−")
+            text = with_interval(row.value, row.low, row.high)
             cells.append(Cell(f"{text}, n = {int(row.patients):,}", float(row.value), strong=True))
         rows.append(cells)
     return ReportTable(

@@ -10,12 +10,13 @@ from mil.endpoints.binary import PRIMARY
 from mil.endpoints.multiclass import OF_CLASS
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_text
+from mil.figures.layout import with_interval
 from mil.figures.patient_flow import reason_name
 from mil.figures.style import strategy_name
 from mil.figures.table import folded
 from mil.metrics.score import primary
 from mil.registry import Registry
-from mil.report.cells import Cell, ReportTable, count, number, signed_interval, with_interval
+from mil.report.cells import Cell, ReportTable, count, number, signed_interval
 from mil.results.results import Absent, Results
 from mil.statistics.arms import EXTERNAL_SITES
 
@@ -77,7 +78,7 @@ def performance(results: Results) -> ReportTable:
             Cell(row.site),
             Cell(row.split.replace("_", "-")),
             count(row.patients),
-            Cell(with_interval(row.value, row.low, row.high).replace("-", "−"), row.value, strong=True),
+            Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
         ]
         rows.append([*cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
     return ReportTable(
@@ -173,7 +174,7 @@ def metrics_of_main(results: Results) -> ReportTable:
         for name in present:
             if name in by_metric.index:
                 value, low, high = (float(by_metric.loc[name, column]) for column in ("value", "low", "high"))
-                cells.append(Cell(with_interval(value, low, high).replace("-", "−"), number(value)))
+                cells.append(Cell(with_interval(value, low, high), number(value)))
             else:
                 cells.append(Cell("–"))
         rows.append(cells)

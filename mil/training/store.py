@@ -12,11 +12,11 @@ import torch
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
-from mil.features.identity import check_made_by, described_features
+from mil.features.identity import check_made_by, check_same, described_features
 from mil.files import file_name
 from mil.machine import memory_given
 from mil.progress import Reporter
-from mil.provenance import SAME_EVERYWHERE, shared_recipe
+from mil.provenance import shared_recipe
 from mil.rng import seed_of
 from mil.training.sources import Centre, Pinned, Resident, Source, Streamed, read_tiles
 
@@ -76,7 +76,9 @@ class FeatureStore:
                 if about is None:
                     about, width, dtype = found, shape[1], kind
                 first = files[0][0] if files else path
-                _same(about | {"width": width, "type": dtype}, found | {"width": shape[1], "type": kind}, first, path)
+                check_same(
+                    about | {"width": width, "type": dtype}, found | {"width": shape[1], "type": kind}, first, path
+                )
                 files.append((path, shape[0]))
                 held += shape[0]
             if not held:
@@ -196,11 +198,3 @@ def _filled(files: Sequence[tuple[Path, int]], width: int, dtype: str) -> np.nda
         tiles[start : start + count] = read_tiles(path)
         start += count
     return tiles
-
-
-def _same(about: Mapping[str, object], found: Mapping[str, object], first: Path, path: Path) -> None:
-    for key in (*SAME_EVERYWHERE, "width", "type"):
-        if about.get(key) != found.get(key):
-            raise CorruptFile(
-                f"{path}: {key} is {found.get(key)!r}, but {about.get(key)!r} in {first}; extract both with the same spec"
-            )

@@ -47,12 +47,8 @@ def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
     assert not [path for name in ("tiles", "thumbnails") for path in sites.glob(f"*/{name}")]
     for site in LAYOUTS:
         about = hdf5.attributes(sites / site / "features/uni" / f"{site}-p1-s1.h5")
-        assert (about["encoder"], about["weights_sha256"], about["size_px"], about["tile_mpp"]) == (
-            "uni",
-            WEIGHTS,
-            256,
-            0.5,
-        )
+        stated = (about["encoder"], about["weights_sha256"], about["size_px"], about["tile_mpp"])
+        assert stated == ("uni", WEIGHTS, 256, 0.5)
         assert (sites / site / "attention/attention_pooled" / f"{site}-p1-s1.h5").is_file()
     flow = pd.read_csv(tmp_path / "my results/alone/bags/response.flow.csv")
     assert dict(flow[flow.reason == "no_features"].set_index("site").slides) == dict.fromkeys(LAYOUTS, 1)
@@ -135,7 +131,7 @@ def test_features_of_two_tools_mix_only_where_their_weights_are_told(tmp_path):
             convert_in(LAYOUTS[site], source, tmp_path / name / site / "features" / "uni", quiet())
         return FeatureStore.open(bags, tmp_path / name, "uni")
 
-    with pytest.raises(MilError, match=r"encoder is 'uni_v1', but 'uni' in"):
+    with pytest.raises(MilError, match=r"encoder is uni_v1, but uni in"):
         converted("unknown")
     assert converted("told", weights_sha256=WEIGHTS).sizes.tolist() == [24, 24]
 

@@ -57,6 +57,7 @@ def folder(tmp_path):
         ({"width": 64}, "has 64 numbers a tile, but uni2_h"),
         ({"weights_sha256": "7" * 64}, "was made with weights 777777777777"),
         ({"spec": {"stain": "macenko"}}, "was made with stain macenko"),
+        ({"tile_mpp": 1.0}, "tile_mpp is 1.0, but not stated in"),
         ({"slide_id": "s4"}, "is the file of slide 's4'"),
     ],
 )

@@ -2,19 +2,22 @@
 
 import json
 import re
+import shutil
 import warnings
 
 import pandas as pd
 import pytest
 from cohort_results import build_results, score_all, shared_results
 from crowding import defects
+from matplotlib.text import Text
 
 from mil.config import Config
 from mil.figures import FIGURES, Results, draw_figure
 from mil.figures.save import save
 from mil.metrics.score import score
 from mil.report import build, write_viewer
-from mil.tables import write_table
+from mil.report.claims import headline
+from mil.tables import read_table, write_table
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +103,29 @@ def test_the_report_of_an_odd_cohort_is_whole(cohort, request):
     if cohort == "alone":
         assert "There is no external site" in text
         assert "it takes two training sites" in text
+
+
+def test_groups_without_values_and_slides_without_mpp_are_left_out_of_their_figures(usual, tmp_path):
+    """One class at every external site: no permutation has a value, and no interval is known; features alone: no mpp."""
+    folder = tmp_path / "results"
+    shutil.copytree(usual.folder, folder, symlinks=True)
+    results = Results.open(folder)
+    places = [*folder.glob("metrics/*.csv"), folder / "baselines/response/metrics.csv"]
+    for path in [path for path in places if {"low", "high"} <= set(read_table(path).columns)]:
+        write_table(read_table(path).assign(low=None, high=None), path)
+    path = folder / "baselines/response/permutations.csv"
+    permutations = read_table(path)
+    write_table(permutations[permutations["site"] == "training sites"], path)
+    for path in folder.glob("census/*.csv"):
+        write_table(read_table(path).assign(mpp=None), path)
+    controls = FIGURES["null_controls"].draw(results, results.config.figures, None)
+    assert "external sites: " not in controls.caption.partition("Intervals")[0]
+    assert "nan" not in controls.caption
+    assert "not stated in" in {text.get_text()[:13] for text in FIGURES["heterogeneity"].draw(
+        results, results.config.figures, None).figure.findobj(Text)}  # fmt: skip
+    fact = headline(results)[-1]
+    assert " " not in fact.number
+    assert "[" not in fact.what
 
 
 LABELS = {"multiclass": ["A", "B", "C"], "regression": [0.25, 1.5, 3.0], "survival": [0, 1, 1]}

@@ -74,6 +74,7 @@ def make_features(folder: Path, patients_a_site: int = 8) -> dict:
     }
     for source in sources.values():
         source["tile_mpp"] = 0.5
+    del sources["east"]["mpp"]  # TRIDENT's coordinates do not need it
     return {
         "cohort": "alone",
         "slides": {
