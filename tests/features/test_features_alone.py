@@ -1,14 +1,14 @@
 """A cohort that starts from features alone: no slide is opened, no tile made, and predictions come out all the same."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from dry_runs import without_jobs
 from features_alone import LAYOUTS, WEIGHTS, make_features, write_stamp
+from warm_workflow import run_workflow
 
 from mil import hdf5
 from mil.config import Config, EncoderSpec, SlidesSpec, merge, parse, read_yaml
@@ -30,9 +30,12 @@ def settings(tmp_path, repository):
 
 
 def snakemake(folder, repository, *arguments):
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(repository / "Snakefile")]
-    command += ["--configfile", "config.yaml", "--cores", "2", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", *arguments]
+    return (without_jobs if "--dry-run" in words else run_workflow)(folder, words)
+
+
+def text_of(done):
+    """What a run that succeeded printed."""
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -41,7 +44,7 @@ def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
     config = make_features(tmp_path / "data") | {"run": ["attention_pooled"], "results": "my results"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     predictions = tmp_path / "my results/alone/predictions/attention_pooled.csv"
-    snakemake(tmp_path, repository, "my results/alone/predictions/attention_pooled.csv")
+    text_of(snakemake(tmp_path, repository, "my results/alone/predictions/attention_pooled.csv"))
     assert set(pd.read_csv(predictions).site) == set(LAYOUTS)
     sites = tmp_path / "my results/alone/sites"
     assert not [path for name in ("tiles", "thumbnails") for path in sites.glob(f"*/{name}")]
@@ -54,9 +57,9 @@ def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
     assert dict(flow[flow.reason == "no_features"].set_index("site").slides) == dict.fromkeys(LAYOUTS, 1)
 
     target = "my results/alone/predictions/attention_pooled.csv"
-    assert "Nothing to be done" in snakemake(tmp_path, repository, target, "--dry-run")
+    assert "Nothing to be done" in text_of(snakemake(tmp_path, repository, target, "--dry-run"))
     write_stamp(tmp_path / "data/north", "north-p1-s1", np.ones((9, 16), np.float16))
-    everything = snakemake(tmp_path, repository, "--dry-run")
+    everything = text_of(snakemake(tmp_path, repository, "--dry-run"))
     assert everything.count("rule convert:") == 1
     assert not any(f"rule {name}:" in everything for name in ("tile", "extract", "contact_sheet"))
     assert "rule report:" in everything
@@ -67,9 +70,7 @@ def test_the_line_of_a_job_that_failed_stands_at_the_end(tmp_path, repository):
     for path in (tmp_path / "data/north").rglob("north-p[1357]-s1*"):  # all who respond
         path.unlink()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(repository / "Snakefile"), "--configfile"]
-    command += ["config.yaml", "--cores", "2", "results/alone/bags/response.csv"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = snakemake(tmp_path, repository, "results/alone/bags/response.csv")
     assert done.returncode != 0
     after = (done.stdout + done.stderr).partition("Exiting because a job execution failed")[2]
     assert "results/alone/logs/bag/response.log: error: site north: all 4 patients have response = 0" in after
