@@ -71,7 +71,21 @@ def check(
     """Open every slide of the sheet; say which can be used, and why the others cannot."""
     if deep is not None or inputs is not None or known:
         _leak_check(deep, inputs, endpoint, known or [], out, log)
-        return
+    else:
+        _slide_check(configs, spec, site, rows, labels, out, strict, log)
+
+
+def _slide_check(
+    configs: list[Path] | None,
+    spec: str,
+    site: str | None,
+    rows: Path | None,
+    labels: str,
+    out: Path | None,
+    strict: bool,
+    log: Path | None,
+) -> None:
+    """Open the slides, write the slide table to `out`; an error where `strict`, or where none can be used."""
     from mil.config import SlidesSpec, read_spec
     from mil.files import SHEET_PATH, require_file
 
