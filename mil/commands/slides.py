@@ -150,6 +150,10 @@ def _leak_check(
     deep: Path | None, inputs: Path | None, endpoint: str | None, known: list[Path], out: Path | None, log: Path | None
 ) -> None:
     """Print what the leak checks found; a leak is an error, unless the config says `metrics.on_leak: flag`."""
+    if (deep is None) == (inputs is None) or (known and deep is None):
+        raise MilError(
+            "give --inputs R before training, or --deep R after it, with --known FILE where inputs were checked"
+        )
     import pandas as pd
 
     from mil.leaks.checks import findings_table, named
@@ -158,10 +162,6 @@ def _leak_check(
     from mil.results.results import Results
     from mil.tables import read_table, write_table
 
-    if (deep is None) == (inputs is None) or (known and deep is None):
-        raise MilError(
-            "give --inputs R before training, or --deep R after it, with --known FILE where inputs were checked"
-        )
     reporter = reporter_of(log)
     opened = Results.open(str(inputs or deep))
     if endpoint is not None and endpoint not in opened.endpoints:
