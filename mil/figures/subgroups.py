@@ -50,7 +50,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{table['patients'].iloc[0]} patients of all sites",
         caption=(
             f"AUROC of {strategy_name(main.strategy.name)}, {input_name(main)}, for {main.endpoint} in subgroups of all patients "
-            f"(training sites: held out), with {results.config.metrics.confidence:.0%} intervals (DeLong, logit scale). Numbers are cut at their median. p: "
+            f"(training sites: held out), over pairs of patients of one site, with {results.config.metrics.confidence:.0%} intervals (DeLong, "
+            "logit scale; fewer than ten of a class: Newcombe at one site, none at several). Numbers are cut at their median. p: "
             "chi-squared test that the AUROCs of a variable are equal, not corrected; subgroups overlap and were not powered for."
         ),
     )
