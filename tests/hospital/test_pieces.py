@@ -104,14 +104,14 @@ def test_only_who_was_asked_reads_and_writes_and_no_more_than_the_cap(tmp_path: 
     assert first[MESSAGE] + second[MESSAGE] == question
     for site, start in (("B", 0), ("A", -1), ("A", "0"), ("A", None)):
         assert pieces.read("", request(start=start), from_site(site)).get_return_code() == ReturnCode.BAD_REQUEST_DATA
-    for start, content in ((0, b"old" * 9), (0, b"ab"), (2, b"cd")):
+    for start, content in ((0, b"old" * 9), (0, b"ab"), (2, b"cd"), (0, b"ab")):
         assert (
             pieces.write("", request(start=start, content=content), from_site("A")).get_return_code() == ReturnCode.OK
         )
     for site, start, content in (("B", 0, b"x"), ("A", -1, b"x"), ("A", 99, b"xy"), ("A", 0, "x"), ("A", True, b"x")):
         reply = pieces.write("", request(start=start, content=content), from_site(site))
         assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
-    assert pieces.answer("A").read_bytes() == b"abcd"
+    assert pieces.answer("A", 4).read_bytes() == b"abcd"
     late = pieces.write("", request(start=0, content=b"xy"), from_site("A"))
     assert late.get_return_code() == ReturnCode.BAD_REQUEST_DATA  # an answer that was taken stays as it was judged
-    assert pieces.answer("A").read_bytes() == b"abcd"
+    assert pieces.answer("A", 4).read_bytes() == b"abcd"

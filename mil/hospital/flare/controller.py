@@ -22,7 +22,7 @@ from mil.errors import MilError
 from mil.hospital.blobs import Blob
 from mil.hospital.config import read_federation
 from mil.hospital.flare.pieces import READ, WHOLE, WRITE, Pieces
-from mil.hospital.flare.wire import TASK, announcement, envelope, opened, own_file
+from mil.hospital.flare.wire import SIZE, TASK, announcement, envelope, opened, own_file
 from mil.hospital.keys import PartyKey
 from mil.hospital.own_data import check_room
 from mil.hospital.parties import ServerSpec, read_own
@@ -125,7 +125,8 @@ class RunController(Controller):
         if client_task.result is not None:
             with self.lock:
                 site = client_task.client.name
-                self.answers[site] = opened(client_task.result, self.pieces.answer(site))
+                path = self.pieces.answer(site, client_task.result.get(SIZE))
+                self.answers[site] = opened(client_task.result, path)
         client_task.result = None
 
 

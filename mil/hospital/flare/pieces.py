@@ -4,6 +4,7 @@ Whatever the number and size of the models, and the number of sites, either side
 A piece that was lost is asked for again, so a line that is cut costs no more than that.
 """
 
+import os
 import time
 from pathlib import Path
 from threading import Lock
@@ -41,11 +42,14 @@ class Pieces:
             old.unlink()
         self.question, self.readers, self.writers = question, set(sites), set(sites)
 
-    def answer(self, site: str) -> Path:
-        """File of a site's answer, which the site can no longer change."""
+    def answer(self, site: str, size: object) -> Path:
+        """File of a site's answer of `size` bytes, which the site can no longer change."""
+        path = self.folder / site
         with self.lock:
             self.writers.discard(site)
-        return self.folder / site
+            if type(size) is int and path.is_file() and path.stat().st_size > size >= 0:
+                os.truncate(path, size)  # an earlier attempt at the same answer was longer
+        return path
 
     def read(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         """A piece of the question."""
@@ -59,14 +63,16 @@ class Pieces:
         return reply
 
     def write(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        """A piece of an answer; the first one begins the file anew."""
+        """A piece of an answer. A piece that comes twice, and late, changes nothing."""
         site, start, content = _peer(fl_ctx), request.get(START), request.get(MESSAGE)
         if type(start) is not int or not isinstance(content, bytes) or not 0 <= start <= self.most - len(content):
             return make_reply(ReturnCode.BAD_REQUEST_DATA)
         with self.lock:
             if site not in self.writers:
                 return make_reply(ReturnCode.BAD_REQUEST_DATA)
-            with open(self.folder / site, "r+b" if start else "wb") as file:
+            path = self.folder / site
+            path.touch()
+            with open(path, "r+b") as file:
                 file.seek(start)
                 file.write(content)
         return make_reply(ReturnCode.OK)
