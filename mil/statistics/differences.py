@@ -33,14 +33,13 @@ class Difference:
 def bounded(difference: float, critical: float, widest: float = 1.0) -> tuple[float, float]:
     """Interval within (-widest, widest) of a difference: symmetric on the scale of the inverse hyperbolic tangent.
 
-    It leaves 0 out exactly where the difference is larger than `critical`. nan where `critical` is not known.
+    It leaves 0 out exactly where the difference is larger than `critical`. nan where `critical` is not known, or 0: no sample shows how far
+    chance moves a difference that it never moved.
     """
-    if not np.isfinite(critical):
+    if not 0 < critical < np.inf or abs(difference) >= widest:
         return np.nan, np.nan
     if np.isinf(widest):
         return difference - critical, difference + critical
-    if critical == 0 or abs(difference) >= widest:
-        return (difference, difference) if critical == 0 else (np.nan, np.nan)
     part = difference / widest
     centre = np.arctanh(part)
     half = critical / widest * (centre / part if part else 1.0)
@@ -52,12 +51,10 @@ def difference_of(
 ) -> Difference:
     """A difference and its variance -> interval and test with a t quantile of `degrees` (normal by default).
 
-    The interval keeps within (-widest, widest). Without variance p is 1 where there is no difference, else not known.
+    The interval keeps within (-widest, widest). Without variance it is not known, and p is 1 where there is no difference, else not known.
     """
     if not variance > 0:
-        p = 1.0 if difference == 0 else np.nan
-        edge = 0.0 if p == 1 else np.nan
-        return Difference(difference, edge, edge, 0.0, p, lambda _: edge, widest)
+        return Difference(difference, np.nan, np.nan, 0.0, 1.0 if difference == 0 else np.nan, widest=widest)
     error = float(np.sqrt(variance))
     z = difference / error
 
