@@ -125,10 +125,14 @@ def _performance(results: Results) -> Claim | None:
     else:
         text = f"On {row['site']} {name} cannot be told from chance"
     counted = f", {int(row['positives'])} {kind.outcome}" if kind.outcome else ""
+    method = (
+        f"{results.config.metrics.confidence:.0%} interval ({row['method']})"
+        if np.isfinite(row["low"])
+        else row["method"]
+    )
     return Claim(
         f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
-        f"{int(row['patients'])} patients{counted}; {results.config.metrics.confidence:.0%} interval "
-        f"({row['method']}), {kind.pairs}.",
+        f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}.",
     )
 
 
