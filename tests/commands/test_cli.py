@@ -235,7 +235,8 @@ def test_a_terminated_command_says_so_in_its_log_and_keeps_nothing_half_written(
 def test_a_signal_is_named_even_where_a_library_turns_it_into_another_error(error, number, line):
     """h5py, interrupted while it lists attributes, raises a SystemError in place of the handler's exception."""
     code = (
-        "import os\nfrom mil import cli\nfrom mil.errors import MilError, Stopped\n"
+        "import os, signal\nfrom mil import cli\nfrom mil.errors import MilError, Stopped\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         f"def work():\n    try:\n        os.kill(os.getpid(), {number})\n    except BaseException:\n"
         f"        raise {error}('a result with an exception set')\n"
         "cli.app = work\ncli.main()"

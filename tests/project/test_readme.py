@@ -1,4 +1,7 @@
-"""The README's commands are executed: make's targets as far as make plans them, all others for real."""
+"""The commands of the README and of docs/cluster.md are executed: make's targets as far as make plans them, all others for real.
+
+What docs/cluster.md submits to Slurm runs on one in `test_slurm.py`.
+"""
 
 import ast
 import importlib
@@ -17,9 +20,9 @@ from mil.synthetic import make_cohort
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def commands(repository):
-    blocks = re.findall(r"```sh\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+def commands_of(page):
+    """Lines of the page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -66,7 +69,8 @@ def run(command, folder):
     )
 
 
-def test_every_command_of_the_readme_runs(commands, folder):
+def test_every_command_of_the_readme_runs(repository, folder):
+    commands = commands_of(repository / "README.md")
     assert len(commands) >= 5
     for command in commands:
         if command.startswith(("git clone", "cd ", "pip ", "conda ")):
@@ -78,6 +82,29 @@ def test_every_command_of_the_readme_runs(commands, folder):
             command += " --dry-run"
         process = run(command, folder)
         assert process.returncode == 0, f"{command}\n{process.stdout}{process.stderr}"
+
+
+ELSEWHERE = ("git clone", "python3 -m venv", "mil encoders fetch")
+"""What the tests themselves stand on, and what needs a network (`encoders/test_encoder_downloads.py`)."""
+
+
+def test_every_command_of_the_cluster_page_runs(repository, folder):
+    page = repository / "docs/cluster.md"
+    if not (folder / "configs/cohorts/mine.yaml").exists():
+        assert run("mil init mine", folder).returncode == 0
+    _fill_in(folder)
+    commands = [command for command in commands_of(page) if not command.startswith(ELSEWHERE)]
+    commands += [
+        text
+        for text in re.findall(r"`(mil [^`]* [^`]*)`", " ".join(page.read_text().split()))
+        if "mine" in text or "--out" in text
+    ]
+    assert len(commands) >= 7
+    for command in commands:
+        submits = command.startswith("snakemake") and "--dry-run" not in command
+        process = run(f"{command} --dry-run" if submits else command, folder)
+        assert process.returncode == 0, f"{command}\n{process.stdout}{process.stderr}"
+        assert "Traceback" not in process.stderr, command
 
 
 def _fill_in(folder):
