@@ -88,6 +88,7 @@ ELSEWHERE = ("git clone", "python3 -m venv", "mil encoders fetch")
 """What the tests themselves stand on, and what needs a network (`encoders/test_encoder_downloads.py`)."""
 
 
+@pytest.mark.extended
 def test_every_command_of_the_cluster_page_runs(repository, folder):
     page = repository / "docs/cluster.md"
     if not (folder / "configs/cohorts/mine.yaml").exists():
@@ -103,7 +104,10 @@ def test_every_command_of_the_cluster_page_runs(repository, folder):
     for command in commands:
         submits = command.startswith("snakemake") and "--dry-run" not in command
         process = run(f"{command} --dry-run" if submits else command, folder)
-        assert process.returncode == 0, f"{command}\n{process.stdout}{process.stderr}"
+        no_slurm = (
+            process.stderr == "error: missing: Slurm; see the lines above\n"
+        )  # mil doctor, where Slurm is installed and does not run
+        assert process.returncode == 0 or no_slurm, f"{command}\n{process.stdout}{process.stderr}"
         assert "Traceback" not in process.stderr, command
 
 
