@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from itertools import pairwise
 
 import cv2
@@ -166,7 +167,8 @@ def test_results_without_slides_are_refused(results, tmp_path):
 
 def test_the_command_prints_an_address_and_ends_at_ctrl_c(results):
     command = [sys.executable, "-m", "mil.cli", "view", str(results.folder), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:  # noqa: PLW1509
         line = process.stdout.readline()
         port, token = re.search(rf"http://{ADDRESS}:(\d+)/([^/]+)/index.html", line).groups()
         connection = http.client.HTTPConnection(ADDRESS, int(port), timeout=10)
@@ -174,7 +176,10 @@ def test_the_command_prints_an_address_and_ends_at_ctrl_c(results):
         assert b"window.VIEWER" in connection.getresponse().read()
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def test_a_folder_without_results_is_refused_in_one_line(tmp_path):
