@@ -168,7 +168,7 @@ def test_results_without_slides_are_refused(results, tmp_path):
 def test_the_command_prints_an_address_and_ends_at_ctrl_c(results):
     command = [sys.executable, "-m", "mil.cli", "view", str(results.folder), "--port", "0"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:  # noqa: PLW1509
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         line = process.stdout.readline()
         port, token = re.search(rf"http://{ADDRESS}:(\d+)/([^/]+)/index.html", line).groups()
         connection = http.client.HTTPConnection(ADDRESS, int(port), timeout=10)
