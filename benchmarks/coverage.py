@@ -251,6 +251,30 @@ def paired(cohorts: int) -> None:
         _show(p, held)
 
 
+def unequal(cohorts: int) -> None:
+    """Differences of two models of few external patients, equal and unequal, alike and not: share of 95 % intervals that hold the truth."""
+    for positives, patients in ((3, 10), (5, 12), (4, 40), (8, 20), (16, 40)):
+        labels, shares, given = np.repeat([1, 0], [positives, patients - positives]), [], []
+        for alike in (0.3, 0.9, 0.98):
+            for apart in ((1.0, 1.0), (1.5, 0.7), (2.0, 0.5)):
+                stream = rng(0, "unequal", positives, patients, alike, *apart)
+                truth = float(np.subtract(*stats.norm.cdf(np.array(apart) / np.sqrt(2))))
+                held = []
+                for _ in range(cohorts):
+                    noise = np.sqrt(alike) * stream.normal(size=patients)
+                    pair = [
+                        height * labels + noise + np.sqrt(1 - alike) * stream.normal(size=patients) for height in apart
+                    ]
+                    found = delong.exchanged(labels, *pair, np.zeros(patients), stream, RESAMPLES)
+                    held.append(np.nan if np.isnan(found.low) else found.low <= truth <= found.high)
+                shares.append(np.nanmean(held))
+                given.append(np.mean(np.isfinite(held)))
+        print(
+            f"{positives} of {patients} positive, 9 settings: interval of the difference holds the truth in {min(shares):.1%} to "
+            f"{max(shares):.1%}; given in {min(given):.0%} to {max(given):.0%}"
+        )
+
+
 def _useless(stream: np.random.Generator, labels: np.ndarray, column: np.ndarray) -> float:
     ids = [str(number) for number in range(len(labels))]
     patients = pd.DataFrame({"patient_id": ids, "column": column.astype(str)})
@@ -275,6 +299,7 @@ PARTS: dict[str, Callable[[int], None]] = {
     "kinds": kinds,
     "tiles": tiles,
     "paired": paired,
+    "unequal": unequal,
 }
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # DeLong's plain normal interval (the one pROC gives) covers 91-94 % with 40-60 patients, on the logit scale 95-96 %; below ten
 # patients of a class neither holds, and Newcombe's does, which asks for the class sizes only (benchmarks/coverage.py).
-PRIMARY, FEW, FEWEST = "DeLong, logit scale", "Newcombe", 10
+PRIMARY, FEW, FEWEST = "DeLong, logit scale", "Newcombe", delong.FEWEST
 EXCHANGED, EXCHANGE_BELOW = "permutation of the two models, paired", 20
 DECISIONS = ("sensitivity", "specificity", "balanced_accuracy")
 REGISTERED = (ranking, classification, calibration)  # importing them fills METRICS
@@ -152,18 +152,12 @@ class Binary(Endpoint):
             return Pair((pairs[0].auroc, pairs[1].auroc), tested, method)
         labels, sites, scores = first.labels, first.sites, (first.scores, second.scores)
         one, other = delong.within(labels, np.stack(scores), sites).auroc
-        if min(numbers_in_pairs(labels, sites)) >= EXCHANGE_BELOW:
+        if min(delong.numbers_in_pairs(labels, sites)) >= EXCHANGE_BELOW:
             tested = delong.paired(labels, *scores, confidence=spec.confidence, strata=sites)
             return Pair((one, other), tested, "DeLong, paired")
         drawn = rng(spec.seed, "exchange", *first.table["patient_id"])
         tested = delong.exchanged(labels, *scores, sites, drawn, spec.bootstrap, spec.confidence)
         return Pair((one, other), tested, EXCHANGED)
-
-
-def numbers_in_pairs(labels: np.ndarray, sites: np.ndarray) -> tuple[int, int]:
-    """Positives and negatives at sites that have both."""
-    both = np.isin(sites, [site for site in np.unique(sites) if delong.both_classes(labels[sites == site])])
-    return int(np.sum(labels[both] == 1)), int(np.sum(labels[both] == 0))
 
 
 def fixed_interval(
@@ -173,7 +167,7 @@ def fixed_interval(
 
     DeLong's variance on the logit scale; below `FEWEST` patients of a class Newcombe's at one site, and none over several.
     """
-    numbers = numbers_in_pairs(labels, sites)
+    numbers = delong.numbers_in_pairs(labels, sites)
     placed = delong.within(labels, scores, sites)
     area, variance = float(placed.auroc[0]), float(placed.covariance[0, 0])
     if min(numbers) >= FEWEST:

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from mil.endpoints.binary import fixed_interval, numbers_in_pairs
+from mil.endpoints.binary import fixed_interval
 from mil.errors import MilError, nearest
 from mil.schemas import SUBGROUPS
+from mil.statistics import delong
 from mil.statistics.intervals import normal_quantile
 from mil.statistics.multiplicity import holm
 
@@ -68,7 +69,7 @@ def _auroc(scores: pd.DataFrame, confidence: float) -> tuple[int, int, float, fl
     labels = scores["label"].to_numpy()
     numbers = len(labels), int(labels.sum())
     sites = scores["site"].to_numpy()
-    if min(numbers_in_pairs(labels, sites)) < MIN_OF_A_CLASS:
+    if min(delong.numbers_in_pairs(labels, sites)) < MIN_OF_A_CLASS:
         return *numbers, np.nan, np.nan, np.nan
     return *numbers, *fixed_interval(labels, scores["score"].to_numpy(), sites, confidence)[:3]
 

@@ -244,7 +244,7 @@ def _evaluation_of_classes(config: Config) -> str:
         "clustered by patient and enlarged for the overlap of training sets (up to twofold, by how much of a score is noise of training, which the repeats "
         f"show{_one_repeat(config)}). Held-out differences are tested on the same pairs with the same variance. Neither is given below {held_out.FEWEST} patients of a class or "
         f"{held_out.FEWEST_PAIRS} pairs per repeat. At external sites AUROC has DeLong's variance on the logit scale, below {FEWEST} patients of a class Newcombe's "
-        f"interval; differences are tested by DeLong's test, below {EXCHANGE_BELOW} patients of a class by a permutation test. All intervals are at {spec.confidence:.0%}; other metrics have intervals "
+        f"interval; differences are tested by DeLong's test, below {EXCHANGE_BELOW} patients of a class by a permutation test, with the intervals of both AUROCs joined (Zou 2007) and made to agree with the test. All intervals are at {spec.confidence:.0%}; other metrics have intervals "
         "of their own, named in the table, which take the models as given. Each difference has one test; p values and the intervals shown beside them are corrected by "
         "Holm's method within each factor, groups of sites and single sites apart. “Own site” scores each "
         "training patient by their own hospital's model; the ensemble is the mean of the local models' scores."

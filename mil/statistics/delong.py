@@ -10,8 +10,11 @@ import numpy as np
 import scipy
 
 from mil.errors import MilError
-from mil.statistics.differences import Difference, difference_of, permuted
+from mil.statistics.differences import Bounds, Difference, agreeing, difference_of
 from mil.statistics.intervals import normal_quantile
+
+FEWEST = 10
+"""Patients of a class below which DeLong's variance is no use for an interval, and Newcombe's is."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,9 @@ def paired(
     contrast = np.array([1.0, -1.0])
     difference, variance = float(contrast @ placed.auroc), float(contrast @ placed.covariance @ contrast)
     if not variance > 1e-12 and (np.isnan(variance) or difference or placed.auroc[0] in (0.0, 1.0)):
-        numbers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
-        return _without_variance(placed.auroc, *numbers, confidence)
+        bounds = _joined(placed, labels, strata)
+        p = 1.0 if difference == 0 else np.nan
+        return Difference(difference, *bounds(confidence), 0.0 if p == 1 else np.nan, p, bounds)
     return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence=confidence)
 
 
@@ -152,9 +156,11 @@ def exchanged(
 ) -> Difference:
     """`paired` for few patients: the test permutes which of the two scores' ranks within the stratum is whose, patient by patient.
 
-    Bandos, Rockette and Gur 2005 (Stat Med 24:2873). All exchanges are formed where they are no more than `resamples`.
+    Bandos, Rockette and Gur 2005 (Stat Med 24:2873). All exchanges are formed where they are no more than `resamples`. The interval
+    joins those of both AUROCs with the correlation of their placements (Zou 2007, Psychol Methods 12:399), and agrees with the test.
     """
-    ranks, areas = np.empty((2, len(labels))), within(labels, np.stack([first, second]), strata).auroc
+    placed = within(labels, np.stack([first, second]), strata)
+    ranks, areas = np.empty((2, len(labels))), placed.auroc
     for stratum in np.unique(strata):
         rows = strata == stratum
         ranks[:, rows] = scipy.stats.rankdata(np.stack([first[rows], second[rows]]), axis=1)
@@ -164,9 +170,12 @@ def exchanged(
         swapped = generator.random((resamples, len(labels))) < 0.5
     both = [np.where(swapped, ranks[one], ranks[1 - one]) for one in (1, 0)]
     drawn = np.subtract(*(within_areas(labels, scores, strata) for scores in both))
-    if areas[0] in (0.0, 1.0) and not (drawn.any() or areas[0] != areas[1]):
-        return _without_variance(areas, int(np.sum(labels == 1)), int(np.sum(labels == 0)), confidence)
-    return permuted(float(areas[0] - areas[1]), drawn, confidence)
+    difference = float(areas[0] - areas[1])
+    p = (1 + int(np.sum(np.abs(drawn) >= abs(difference) - 1e-12))) / (1 + len(drawn))
+    if not drawn.any() and areas[0] not in (0.0, 1.0):
+        return Difference(difference, np.nan, np.nan, np.nan, p)  # they rank alike
+    bounds = agreeing(_joined(placed, labels, strata), difference, p)
+    return Difference(difference, *bounds(confidence), np.nan, p, bounds)
 
 
 def within_areas(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> np.ndarray:
@@ -181,14 +190,36 @@ def within_areas(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> 
     return wins / pairs
 
 
-def _without_variance(areas: np.ndarray, positives: int, negatives: int, confidence: float) -> Difference:
-    """Of AUROCs that are 0 or 1, or rest on one patient of a class: Newcombe's intervals joined as if unpaired, so too wide."""
-    bounds = [newcombe_interval(float(area), positives, negatives, confidence) for area in areas]
-    difference = float(areas[0] - areas[1])
-    down = np.hypot(areas[0] - bounds[0][0], bounds[1][1] - areas[1])
-    up = np.hypot(bounds[0][1] - areas[0], areas[1] - bounds[1][0])
-    p = 1.0 if difference == 0 else np.nan
-    return Difference(difference, difference - float(down), difference + float(up), 0.0 if p == 1 else np.nan, p)
+def numbers_in_pairs(labels: np.ndarray, strata: np.ndarray | None) -> tuple[int, int]:
+    """Positives and negatives of strata that have both; none: of all."""
+    if strata is not None:
+        both = [stratum for stratum in np.unique(strata) if both_classes(labels[strata == stratum])]
+        labels = labels[np.isin(strata, both)]
+    return int(np.sum(labels == 1)), int(np.sum(labels == 0))
+
+
+def _joined(placed: Placements, labels: np.ndarray, strata: np.ndarray | None) -> Bounds:
+    """Intervals of two AUROCs joined to that of their difference; without variance as if they were of different patients, so too wide.
+
+    None below `FEWEST` patients of a class in several strata, where no interval of one AUROC holds either.
+    """
+    positives, negatives = numbers_in_pairs(labels, strata)
+    few = min(positives, negatives) < FEWEST
+    if few and strata is not None and len(np.unique(strata)) > 1:
+        return lambda _: (np.nan, np.nan)
+    spread = float(np.sqrt(placed.covariance[0, 0] * placed.covariance[1, 1]))
+    alike = float(placed.covariance[0, 1]) / spread if spread > 0 else 0.0
+
+    def bounds(level: float) -> tuple[float, float]:
+        found = []
+        for area, variance in zip(placed.auroc, np.diag(placed.covariance), strict=True):
+            found.append(logit_bounds(float(area), 0.0 if few else float(variance), positives, negatives, level))
+        (one, low1, high1), (two, low2, high2) = found
+        down, up = (one - low1, high2 - two), (high1 - one, two - low2)
+        below, above = (np.sqrt(max(a**2 + b**2 - 2 * alike * a * b, 0.0)) for a, b in (down, up))
+        return one - two - float(below), one - two + float(above)
+
+    return bounds
 
 
 def unpaired(

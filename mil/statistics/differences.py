@@ -8,8 +8,8 @@ import scipy
 
 from mil.statistics.multiplicity import holm
 
-# confidence -> how far a difference may be from 0 by chance
-Critical = Callable[[float], float]
+# confidence -> low, high
+Bounds = Callable[[float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,8 @@ class Difference:
     high: float
     z: float
     p: float
-    critical: Critical = field(default=lambda _: np.nan, compare=False)
-    widest: float = 1.0
-    """The largest difference that can be: 1 of shares, 2 of correlations, infinite of others."""
-
-    def bounds(self, confidence: float) -> tuple[float, float]:
-        """The interval at another confidence; it leaves 0 out exactly where p < 1 - confidence."""
-        return bounded(self.difference, self.critical(confidence), self.widest)
+    bounds: Bounds = field(default=lambda _: (np.nan, np.nan), compare=False)
+    """The interval at another confidence; it leaves 0 out exactly where p < 1 - confidence."""
 
 
 def bounded(difference: float, critical: float, widest: float = 1.0) -> tuple[float, float]:
@@ -51,31 +46,33 @@ def difference_of(
 ) -> Difference:
     """A difference and its variance -> interval and test with a t quantile of `degrees` (normal by default).
 
-    The interval keeps within (-widest, widest). Without variance it is not known, and p is 1 where there is no difference, else not known.
+    The interval keeps within (-widest, widest), the largest difference that can be: 1 of shares, 2 of correlations. Without variance it is not known, and p is 1 where there is no difference, else not known.
     """
     if not variance > 0:
-        return Difference(difference, np.nan, np.nan, 0.0, 1.0 if difference == 0 else np.nan, widest=widest)
+        return Difference(difference, np.nan, np.nan, 0.0, 1.0 if difference == 0 else np.nan)
     error = float(np.sqrt(variance))
     z = difference / error
 
-    def critical(level: float) -> float:
-        return float(scipy.stats.t.ppf(0.5 + level / 2, degrees)) * error
+    def bounds(level: float) -> tuple[float, float]:
+        return bounded(difference, float(scipy.stats.t.ppf(0.5 + level / 2, degrees)) * error, widest)
 
-    low, high = bounded(difference, critical(confidence), widest)
-    return Difference(difference, low, high, z, float(2 * scipy.stats.t.sf(abs(z), degrees)), critical, widest)
+    return Difference(difference, *bounds(confidence), z, float(2 * scipy.stats.t.sf(abs(z), degrees)), bounds)
 
 
-def permuted(difference: float, drawn: np.ndarray, confidence: float) -> Difference:
-    """A difference and those under exchange of the two models (resamples,) -> a permutation test and its interval."""
-    size = np.sort(np.abs(drawn))
-    count = int(np.sum(size >= abs(difference) - 1e-12))
-    p = (1 + count) / (1 + len(drawn))
+def agreeing(bounds: Bounds, difference: float, p: float) -> Bounds:
+    """An interval made to agree with a test: cut at 0 where the test rejects no difference, else widened to hold 0.
 
-    def critical(level: float) -> float:
-        return float(size[min(int(np.floor(level * (1 + len(size)))), len(size) - 1)])
+    Where the test keeps its level, so does the interval, for 0 and for what lies beyond.
+    """
+    least = float(np.nextafter(0, 1))
 
-    low, high = bounded(difference, critical(confidence))
-    return Difference(difference, low, high, np.nan, p, critical)
+    def agreed(level: float) -> tuple[float, float]:
+        low, high = bounds(level)
+        if p >= 1 - level:
+            return min(low, 0.0), max(high, 0.0)
+        return (max(low, least), high) if difference > 0 else (low, min(high, -least))
+
+    return agreed
 
 
 def corrected(tests: list[Difference], confidence: float) -> list[tuple[float, float, float]]:

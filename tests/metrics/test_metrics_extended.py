@@ -21,6 +21,7 @@ from mil.rng import rng
 from mil.statistics import calibration, classification, delong, ranking
 from mil.statistics.bootstrap import point
 from mil.statistics.decision import net_benefit, treat_all
+from mil.statistics.differences import bounded
 from mil.statistics.folds import corrected_resampled_t, fold_aurocs
 from mil.statistics.survival import c_index, cox_models, kaplan_meier, log_rank
 from mil.statistics.thresholds import choose_thresholds, vote, youden
@@ -156,11 +157,11 @@ def test_the_corrected_resampled_t_test_by_hand():
     tested = corrected_resampled_t(differences, 1 / 4)
     error = np.sqrt((1 / 5 + 1 / 4) * differences.var(ddof=1))
     assert tested.difference == pytest.approx(0.05)
-    assert tested.critical(0.95) == pytest.approx(2.7764451051977987 * error)  # t, 4 degrees of freedom
+    t = 2.7764451051977987  # 4 degrees of freedom
+    assert (tested.low, tested.high) == pytest.approx(bounded(0.05, t * error))
     twice = corrected_resampled_t(np.tile(differences, 2), 1 / 4)  # repeats bring no degrees of freedom
-    assert twice.critical(0.95) == pytest.approx(
-        2.7764451051977987 * np.sqrt((1 / 10 + 1 / 4) * np.tile(differences, 2).var(ddof=1))
-    )
+    error = np.sqrt((1 / 10 + 1 / 4) * np.tile(differences, 2).var(ddof=1))
+    assert (twice.low, twice.high) == pytest.approx(bounded(0.05, t * error))
     assert corrected_resampled_t(np.zeros(5), 0.25).p == 1
 
 
