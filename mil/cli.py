@@ -40,8 +40,8 @@ def main() -> None:
     """Entry point: a `MilError`, or a file that cannot be read or written, becomes one line on standard error and in the log, exit code 1.
 
     SIGTERM (Slurm: time limit, `scancel`, preemption) and SIGINT (Ctrl-C) become one line and exit code 143 or 130, whatever
-    exception arrives here after them: C libraries that were calling Python when the signal came (h5py, matplotlib) replace `Stopped`
-    by an error that speaks of something else.
+    exception arrives here after them: C libraries that were calling Python when the signal came (h5py, matplotlib) raise another
+    error in place of `Stopped`.
     """
     received: list[int] = []
 

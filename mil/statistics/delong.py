@@ -131,8 +131,8 @@ def paired(
 ) -> Difference:
     """AUROC of `first` less that of `second` on the same patients, with DeLong's paired test; within `strata` if given.
 
-    Two scores that rank these patients alike have p = 1 and no interval: nothing shows how they rank others. Of two that both separate the
-    classes the intervals are joined.
+    Two scores that rank these patients alike have p = 1 and no interval, because they may rank other patients differently. Where both
+    separate the classes, their intervals are joined.
     """
     both = np.stack([first, second])
     placed = placements(labels, both) if strata is None else within(labels, both, strata)

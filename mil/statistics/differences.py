@@ -28,8 +28,8 @@ class Difference:
 def bounded(difference: float, critical: float, widest: float = 1.0) -> tuple[float, float]:
     """Interval within (-widest, widest) of a difference: symmetric on the scale of the inverse hyperbolic tangent.
 
-    It leaves 0 out exactly where the difference is larger than `critical`. nan where `critical` is not known, or 0: no sample shows how far
-    chance moves a difference that it never moved.
+    It leaves 0 out exactly where the difference is larger than `critical`. nan where `critical` is not known, or 0: the resamples do not
+    show how much the difference varies.
     """
     if not 0 < critical < np.inf or abs(difference) >= widest:
         return np.nan, np.nan
@@ -46,7 +46,8 @@ def difference_of(
 ) -> Difference:
     """A difference and its variance -> interval and test with a t quantile of `degrees` (normal by default).
 
-    The interval keeps within (-widest, widest), the largest difference that can be: 1 of shares, 2 of correlations. Without variance it is not known, and p is 1 where there is no difference, else not known.
+    The interval keeps within (-widest, widest), the largest possible difference: 1 of shares, 2 of correlations.
+    Without variance the interval is nan, and p is 1 where the difference is 0, else nan.
     """
     if not variance > 0:
         return Difference(difference, np.nan, np.nan, 0.0, 1.0 if difference == 0 else np.nan)

@@ -113,7 +113,7 @@ def test_corrected_intervals_agree_with_holms_p():
 
 
 def test_intervals_of_few_external_patients_hold_an_unequal_truth():
-    """Five of twelve positive: the interval turned around from the permutation test held it in 88 %."""
+    """Five of twelve positive: the interval computed from the permutation test held it in 88 %."""
     labels, stream, held = np.repeat([1, 0], [5, 7]), rng(0, "few"), []
     truth = float(np.subtract(*stats.norm.cdf(np.array([1.5, 0.7]) / np.sqrt(2))))
     for _ in range(250):
