@@ -72,6 +72,17 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
     return tuple(Level(w, h, _downsample(width, height, w, h)) for w, h in sizes)
 
 
+def levels_alike(levels: tuple[Level, ...]) -> int:
+    """How many of the first levels have level 0's ratio of width to height, but for rounding to whole pixels and 2 %: a picture of
+    another part of the slide is no level of it."""
+    width, height = levels[0].width, levels[0].height
+    for index, level in enumerate(levels):
+        x, y = width / level.width, height / level.height
+        if abs(x - y) > (0.02 + 1 / level.width + 1 / level.height) * max(x, y):
+            return index
+    return len(levels)
+
+
 def _downsample(width: int, height: int, w: int, h: int) -> float:
     # The mean of both axes, as in OpenSlide, is off by up to a percent on small levels whose sizes were cut to integers.
     ratio = (width / w + height / h) / 2

@@ -1,5 +1,6 @@
 """A path -> the reader that opens it, by what the file holds, never by its name's ending."""
 
+import re
 from pathlib import Path
 
 from mil.errors import SlideError
@@ -11,8 +12,27 @@ from mil.slides.readers.tiff import PLAIN, TiffReader, check_directories, is_ome
 
 TIFF = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
-MIRAX_INI = ".mrxs"
+MIRAX, MIRAX_INI = ".mrxs", "Slidedat.ini"
 OLYMPUS = ".vsi"
+VIPS = "convert it: vips copy IN OUT.tif[tile,pyramid]"
+NO_SLIDES = {  # (where in the file, bytes) -> what that is and what to do
+    (0, b"PK\3\4"): "is a ZIP archive; unpack it",
+    (0, b"\x1f\x8b"): "is a gzip archive; unpack it",
+    (0, b"BZh"): "is a bzip2 archive; unpack it",
+    (0, b"7z\xbc\xaf"): "is a 7-Zip archive; unpack it",
+    (0, b"Rar!"): "is a RAR archive; unpack it",
+    (257, b"ustar"): "is a tar archive; unpack it",
+    (0, b"version https://git-lfs"): "is a pointer of Git LFS, not the slide; fetch it: git lfs pull",
+    (0, b"%PDF"): "is a PDF; export the slide's pixels from the scanner's software",
+    (0, b"<!DOCTYPE html"): "is a web page, not the slide; download it again, logged in",
+    (0, b"<html"): "is a web page, not the slide; download it again, logged in",
+    (0, b"<DataObject"): "is a Philips iSyntax file; convert it: isyntax2raw and raw2ometiff, or export it as TIFF",
+    (4, b"jP  "): f"is a JPEG 2000 image; {VIPS}",
+    (0, b"\xff\x4f\xff\x51"): f"is a JPEG 2000 image; {VIPS}",
+    (0, b"BM"): f"is a BMP image; {VIPS}",
+    (0, b"GIF8"): f"is a GIF image; {VIPS}",
+    (8, b"WEBP"): f"is a WebP image; {VIPS}",
+}
 
 
 def reader_of(path: Path) -> Reader:
@@ -24,7 +44,7 @@ def reader_of(path: Path) -> Reader:
         raise SlideError("unreadable", f"{path}: {kind}; check the sheet's path column")
     try:
         with open(path, "rb") as file:
-            start = file.read(132)
+            start = file.read(512)
     except OSError as error:
         raise SlideError("unreadable", f"{path.name}: {error.strerror or error}") from error
     refuse_parts(path)
@@ -32,11 +52,37 @@ def reader_of(path: Path) -> Reader:
         raise SlideError("unreadable", f"{path.name}: is empty (0 bytes); copy it again")
     if start[:4] in TIFF:
         return _tiff(path)
-    if start[:4] == PNG or (start[:3] == JPEG and path.suffix.lower() != MIRAX_INI):
+    if start[:3] == JPEG and path.suffix.lower() == MIRAX:
+        check_mirax(path)
+    elif start[:4] == PNG or start[:3] == JPEG:
         return ImageReader(path)
-    if start[128:] == b"DICM":
+    if start[128:132] == b"DICM":
         check_dicom(path)
+    for (at, magic), said in NO_SLIDES.items():
+        if start[at : at + len(magic)] == magic:
+            raise SlideError("not_a_slide", f"{path.name}: {said}")
     return OpenSlideReader(path)
+
+
+def check_mirax(path: Path) -> None:
+    """`SlideError('unreadable')` where files are missing of the folder that holds a MIRAX slide's pixels."""
+    folder = path.with_suffix("")
+    try:
+        settings = (folder / MIRAX_INI).read_text("utf-8-sig", "replace")
+    except OSError as error:
+        raise SlideError(
+            "unreadable",
+            f"{path.name}: its pixels lie in the folder {folder.name} beside it, whose {MIRAX_INI} cannot be read "
+            f"({error.strerror or error}); copy the folder too",
+        ) from error
+    listed = re.findall(r"^(?:FILE_\d+|INDEXFILE)\s*=\s*(.+?)\s*$", settings, re.MULTILINE)
+    missing = [name for name in listed if not (folder / name).is_file()]
+    if missing:
+        raise SlideError(
+            "unreadable",
+            f"{path.name}: {len(missing)} of the {len(listed)} files that {folder.name}/{MIRAX_INI} lists are missing "
+            f"({', '.join(missing[:3])}); copy the folder again",
+        )
 
 
 def refuse_parts(path: Path) -> None:
@@ -51,8 +97,8 @@ def refuse_parts(path: Path) -> None:
             f"bfconvert -series N {path.name} {path.stem}.ome.tif (showinf -nopix says which N), or QuPath: File, Export "
             "images, OME TIFF",
         )
-    if path.name.lower() == "slidedat.ini" or (
-        path.suffix.lower() == ".dat" and (path.parent / "Slidedat.ini").is_file()
+    if path.name.lower() == MIRAX_INI.lower() or (
+        path.suffix.lower() == ".dat" and (path.parent / MIRAX_INI).is_file()
     ):
         raise SlideError(
             "not_a_slide",

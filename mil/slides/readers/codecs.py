@@ -18,12 +18,15 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
+from mil.slides.readers import CONVERT
+
 Decode = Callable[[bytes, int, int], np.ndarray]
 """A segment's bytes, its number and a divisor -> its pixels, the sides divided by it (only 1 where `Codec.divisors` is empty)."""
 
 JPEG, DEFLATE, ADOBE_DEFLATE = 7, 32946, 8
 JPEG2000_YCBCR, JPEG2000_RGB, JPEG2000 = 33003, 33005, 34712
 RGB, YCBCR = 2, 6
+UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2
 # APP14 'Adobe' of version 100; its last byte says how the colours are coded: 0 as they are, 1 as YCbCr.
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 START, TABLES_END = b"\xff\xd8", b"\xff\xd9"
@@ -38,6 +41,8 @@ class Codec:
 
     decode: Decode
     divisors: tuple[int, ...] = ()
+    fourth: int = UNASSOCIATED
+    """What a fourth sample is, by TIFF's tag ExtraSamples: 0 none of the image, 1 alpha with premultiplied colours, 2 alpha."""
 
 
 def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
@@ -49,17 +54,18 @@ def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
     if page.dtype != np.uint8 or page.samplesperpixel not in {3, 4}:
         return None
     samples = 1 if int(page.planarconfig) == 2 else page.samplesperpixel
+    fourth = int(page.extrasamples[0]) if page.extrasamples else UNSPECIFIED
     if compression == JPEG and photometric in {RGB, YCBCR} and samples == 3:
         # libjpeg's scaled inverse DCT gives, but for rounding, the mean over squares of 2, 4 or 8 pixels.
         return Codec(_jpeg(page.jpegtables or b"", photometric == YCBCR, height, width), (2, 4, 8))
     if photometric != RGB:
         return None
     if compression == JPEG and samples == 1:
-        return Codec(_grey_jpeg(page.jpegtables or b"", height, width))
+        return Codec(_grey_jpeg(page.jpegtables or b"", height, width), fourth=fourth)
     if compression in {JPEG2000_RGB, JPEG2000} and samples in {1, 3}:
-        return Codec(_jpeg2000(height, width, samples), (2, 4, 8))
+        return Codec(_jpeg2000(height, width, samples), (2, 4, 8), fourth)
     if compression in tifffile.TIFF.DECOMPRESSORS and compression not in {JPEG, JPEG2000_YCBCR}:
-        return Codec(_other(page, height, width, samples))
+        return Codec(_other(page, height, width, samples), fourth=fourth)
     return None
 
 
@@ -83,7 +89,7 @@ def complete_jpeg(stream: bytes, tables: bytes, is_ycbcr: bool) -> tuple[bytes, 
             parts.append(stream[kept:start])
             kept = end
     if size is None:
-        raise ValueError("no JPEG frame header that can be decoded")
+        raise ValueError(f"no header of a baseline or progressive JPEG; a lossless one must be converted: {CONVERT}")
     parts.append(stream[kept:])
     return b"".join(parts), (size[0], size[1], size[2])
 
@@ -171,7 +177,7 @@ def _reduced(stream: bytes, halvings: int) -> np.ndarray:
 
 
 def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> Decode:
-    """Uncompressed, LZW, Deflate, ZSTD, WebP, ... through tifffile; alpha is laid over white."""
+    """Uncompressed, LZW, Deflate, ZSTD, WebP, ... through tifffile, (rows, width, samples)."""
     row_bytes = width * samples
     deflated = int(page.compression) in {DEFLATE, ADOBE_DEFLATE}
 
@@ -192,7 +198,7 @@ def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> De
             pixels = found.reshape(-1, width, samples)
         if not len(pixels) or len(pixels) > height:
             raise ValueError(f"{len(pixels)} rows where {height} are due")
-        return over_white(pixels) if samples == 4 else pixels
+        return pixels
 
     return decode
 
@@ -208,10 +214,12 @@ def _inflate(stream: bytes, most: int) -> bytes:
     return data
 
 
-def over_white(rgba: np.ndarray) -> np.ndarray:
-    """RGBA (not premultiplied) over white. Opaque pixels come out as they are."""
+def over_white(rgba: np.ndarray, fourth: int = UNASSOCIATED) -> np.ndarray:
+    """Four samples -> RGB: alpha over white, a sample that is not alpha left out. Opaque pixels come out as they are."""
     alpha = rgba[..., 3:]
-    if alpha.min() == 255:
+    if fourth == UNSPECIFIED or alpha.min() == 255:
         return np.ascontiguousarray(rgba[..., :3])
+    if fourth == ASSOCIATED:
+        return np.minimum(rgba[..., :3].astype(np.uint16) + (255 - alpha), 255).astype(np.uint8)
     weight = alpha.astype(np.float32) / 255
     return np.rint(rgba[..., :3] * weight + 255 * (1 - weight)).astype(np.uint8)

@@ -17,6 +17,7 @@ from mil.errors import SlideError
 from mil.slides.scale import UNKNOWN, Scale, number, ome_scale, page_scale
 
 NOT_BRIGHTFIELD = "a brightfield slide has red, green and blue of 8 bits"
+CONVERT_COLOURS = "if it is one, convert a copy: vips colourspace IN OUT.tif[tile,pyramid] srgb"
 EXPORT = "export each as a file of its own (QuPath: File, Export images; or bfconvert -series)"
 COMPANIONS = {"label", "macro", "overview", "thumbnail", "preview", "barcode"}
 FILLERS = {"image", "slide", "series", "the", "of", "a", "tif", "tiff", "ome"}
@@ -85,10 +86,11 @@ def fault_of(image: Image) -> str:
     if image.planes:
         return f"is an image of axes {image.planes}, several planes; {NOT_BRIGHTFIELD}"
     if page.bitspersample != 8 or page.dtype != np.uint8:
-        return f"has {page.dtype or page.bitspersample} samples; {NOT_BRIGHTFIELD}"
+        way_out = CONVERT_COLOURS if page.dtype == np.uint16 else "export it again so"
+        return f"has {page.dtype or page.bitspersample} samples; {NOT_BRIGHTFIELD}; {way_out}"
     if int(page.photometric) not in {2, 6} or page.samplesperpixel < 3:
         kind = getattr(page.photometric, "name", str(page.photometric))
-        return f"has {page.samplesperpixel} sample(s) of {kind} a pixel; {NOT_BRIGHTFIELD}"
+        return f"has {page.samplesperpixel} sample(s) of {kind} a pixel; {NOT_BRIGHTFIELD}; {CONVERT_COLOURS}"
     if page.samplesperpixel > 4 or (page.samplesperpixel == 4 and not page.extrasamples):
         return f"has {page.samplesperpixel} channels; {NOT_BRIGHTFIELD}"
     return ""

@@ -95,7 +95,7 @@ class SegmentGrid:
                 self.codec.decode(self._stream(plane), plane, self.divisor if self.by_codec else 1) for plane in numbers
             ]
             pixels = planes[0] if self.planes == 1 else np.concatenate(planes, axis=2)
-            pixels = over_white(pixels) if self.planes == 4 else pixels
+            pixels = over_white(pixels, self.codec.fourth) if pixels.shape[2] == 4 else pixels
         except (*DECODE_ERRORS, OSError, OverflowError) as error:
             x = number % self.across * self.segment_width * self.divisor
             y = number // self.across * self.segment_height * self.divisor

@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 
 from mil.errors import SlideError
-from mil.slides.readers import CONVERT, MAX_PIXELS, Gaps, Header, Reader, levels_of
+from mil.slides.readers import CONVERT, MAX_PIXELS, Gaps, Header, Reader, levels_alike, levels_of
 from mil.slides.readers.codecs import DECODE_ERRORS, codec_of
 from mil.slides.readers.scenes import check_upright, images_of, slide_image
 from mil.slides.readers.segments import SegmentGrid
@@ -43,7 +43,9 @@ class TiffReader:
         self._size = path.stat().st_size
         try:
             with tifffile.TiffFile(path) as tiff:
-                self.header, self.grids = self._open(tiff)
+                header, grids = self._open(tiff)
+            alike = levels_alike(header.levels)
+            self.header, self.grids = replace(header, levels=header.levels[:alike]), grids[:alike]
         except SlideError:
             self.close()
             raise

@@ -1,0 +1,111 @@
+"""Files as scanners, converters and copying leave them: right pixels, or one line that says what to do."""
+
+import gzip
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from test_slide_formats import HALF_MICRON, state_of
+from test_slide_readers import texture
+
+from mil.slides.slide import open_slide
+
+ALPHA = np.repeat(np.array([0, 128, 255], np.uint8), [50, 50, 100])[:, None] * np.ones((1, 300), np.uint8)
+LAYOUTS = {
+    "tiles": {"tile": (128, 128)},
+    "strips": {"compression": "lzw"},
+    "apart": {"tile": (128, 128), "planarconfig": "separate"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["unspecified", "assocalpha", "unassalpha"])
+def test_a_fourth_sample_is_what_its_tag_says(tmp_path, kind, layout):
+    colours, share = texture(300, 200), ALPHA[..., None] / 255
+    stored = np.rint(colours * share).astype(np.uint8) if kind == "assocalpha" else colours
+    over_glass = np.rint(stored * (share if kind == "unassalpha" else 1) + 255 * (1 - share))
+    samples = np.dstack([stored, ALPHA])
+    samples = np.moveaxis(samples, 2, 0) if layout == "apart" else samples
+    options = {"photometric": "rgb", "extrasamples": [kind], **LAYOUTS[layout], **HALF_MICRON}
+    tifffile.imwrite(tmp_path / "a.tif", samples, **options)
+    with open_slide(tmp_path / "a.tif") as slide:
+        found = slide.read_region(0, 0, 0, 300, 200)
+    np.testing.assert_array_equal(found, colours if kind == "unspecified" else over_glass)
+    assert state_of(tmp_path / "a.tif") == ("ok", "")
+
+
+@pytest.mark.parametrize("tile", [(128, 128), None])
+def test_a_picture_of_another_shape_is_no_level(tmp_path, tile):
+    pixels = texture(640, 480)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for level in (pixels, pixels[::2, ::2], pixels[:200:2, :300:2]):
+            reduced = {} if level is pixels else {"subfiletype": 1}
+            file.write(level, photometric="rgb", tile=tile, metadata=None, **reduced, **HALF_MICRON)
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert [level.downsample for level in slide.levels] in ([1.0, 2.0], [1.0])
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 640, 480), pixels)
+
+
+def test_a_mirax_slide_without_its_folder_or_with_a_file_missing(tmp_path):
+    path = tmp_path / "a.mrxs"
+    Image.fromarray(texture(300, 200)).save(path, format="JPEG")
+    state, reason = state_of(path)
+    assert state == "unreadable"
+    assert "its pixels lie in the folder a beside it" in reason
+    (tmp_path / "a").mkdir()
+    listed = (
+        "[HIERARCHICAL]\nINDEXFILE = Index.dat\n[DATAFILE]\nFILE_COUNT = 2\nFILE_0 = Data0.dat\nFILE_1 = Data1.dat\n"
+    )
+    (tmp_path / "a" / "Slidedat.ini").write_text("\ufeff" + listed, encoding="utf-8")
+    for name in ("Index.dat", "Data0.dat"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    state, reason = state_of(path)
+    assert state == "unreadable"
+    assert "1 of the 3 files" in reason
+    assert "(Data1.dat); copy the folder again" in reason
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.svs", b"x")
+
+
+def tar(path: Path) -> None:
+    with tarfile.open(path, "w") as file:
+        file.add(__file__, "a.svs")
+
+
+OTHER_FILES = {
+    "ZIP": (archive, "is a ZIP archive; unpack it"),
+    "tar": (tar, "is a tar archive; unpack it"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x" * 99)), "is a gzip archive; unpack it"),
+    "Git LFS": (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "login page": (lambda path: path.write_bytes(b"<!DOCTYPE html><html>"), "download it again"),
+    "iSyntax": (lambda path: path.write_bytes(b'<DataObject ObjectType="DPUfsImport">'), "isyntax2raw"),
+    "BMP": (lambda path: Image.fromarray(texture(300, 200)).save(path, format="BMP"), "vips copy"),
+    "JPEG 2000": (lambda path: Image.fromarray(texture(300, 200)).save(path, format="JPEG2000"), "vips copy"),
+    "16 bits": (lambda path: tifffile.imwrite(path, texture(300, 200).astype(np.uint16)), "vips colourspace"),
+    "palette": (lambda path: Image.fromarray(texture(300, 200)).quantize(8).save(path, format="TIFF"), "vips colour"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_what_is_no_slide_file_is_said_with_the_way_out(tmp_path, kind):
+    write, said = OTHER_FILES[kind]
+    write(tmp_path / "a.svs")
+    state, reason = state_of(tmp_path / "a.svs", "0.5")
+    assert state == "not_a_slide"
+    assert reason.startswith("a.svs: ")
+    assert said in reason
+
+
+def test_lossless_jpeg_in_a_tiff_says_what_to_do(tmp_path):
+    options = {"photometric": "rgb", "tile": (128, 128), "compression": "jpeg", "compressionargs": {"lossless": True}}
+    tifffile.imwrite(tmp_path / "a.tif", texture(300, 200), **options)
+    state, reason = state_of(tmp_path / "a.tif", "0.5")
+    assert state == "unreadable_region"
+    assert "a lossless one must be converted: bfconvert" in reason
