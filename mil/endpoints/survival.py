@@ -35,6 +35,7 @@ class Survival(Endpoint):
 
     name = "survival"
     separable = False
+    relative = True
     thresholds = True
     columns = ("time", "label")
     primary = Measure("c_index", "C-index", harrell, chance=0.5)

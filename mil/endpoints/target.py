@@ -22,6 +22,8 @@ class Target:
     name: str
     separable = True
     """A bag's loss depends on that bag alone, so that a batch may be cut up."""
+    relative = False
+    """A constant added to all scores changes no loss, so that the height of a model's scores is of rounding alone."""
     scaled = False
     """Targets are centred and scaled by the training patients' mean and deviation."""
     thresholds = False

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import EndpointSpec, ExperimentSpec
+from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.leaks.checks import Finding, findings_of, findings_table
 from mil.leaks.inputs import PATIENT_TABLE, bag_tiles, column_checks, input_checks
@@ -66,6 +67,7 @@ def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
     from mil.training.run import train  # torch, where it is needed
     from mil.training.store import FeatureStore
 
+    relative = build_endpoint(endpoint).relative
     few = experiment.model_copy(update={"training": experiment.training.model_copy(update={"rounds": PROBE_ROUNDS})})
 
     def scores(bags: pd.DataFrame, features: Features, further: Features) -> dict[tuple[str, int, int], np.ndarray]:
@@ -77,9 +79,8 @@ def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
         outside[[name for name in bags.columns if name.startswith("repeat") or name == "time"]] = np.nan
         outside[list(experiment.covariates)] = np.nan
         table = predict(replace(run, experiment=free), outside, FeatureStore.of(further)).table
-        return {
-            (str(on), int(repeat), int(fold)): part.sort_values("patient_id")["score"].to_numpy()
-            for (on, repeat, fold), part in table.groupby(["trained_on", "repeat", "fold"])
-        }
+        models = table.sort_values("patient_id").groupby(["trained_on", "repeat", "fold"])["score"]
+        found = {(str(on), int(repeat), int(fold)): part.to_numpy() for (on, repeat, fold), part in models}
+        return {key: part - part.mean() for key, part in found.items()} if relative else found
 
     return scores

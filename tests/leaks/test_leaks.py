@@ -152,6 +152,24 @@ def test_our_training_reads_no_patient_that_it_is_judged_on(strategy, model):
     assert states(found) == (["ok", "ok"] if strategy == "local" else ["ok"])  # a site's own model reads no other site
 
 
+def test_a_constant_in_all_log_hazards_accuses_nobody():
+    """Cox's loss does not see a constant added to all scores: the optimiser moves it by rounding alone, here by a step of 0.01."""
+    bags, _ = cohort(21)
+    endpoint = EndpointSpec(kind="survival", column="time", event="event", folds=2, inner_folds=2)
+    numbers = np.arange(len(bags))
+    timed = bags[["patient_id", "slides", "site", "role"]].assign(label=(numbers % 3 != 0).astype(int))
+    timed = deal_folds(timed.assign(time=5 + 3.5 * rng(1, "q").permutation(len(bags))), endpoint)
+    features = {one: rng(1, "t", one).normal(size=(24, 32)).astype(np.float32) for one in bags["patient_id"]}
+    experiment = ExperimentSpec.model_validate(
+        {
+            **{"encoder": "e", "endpoint": "r", "model": "gated_attention", "strategy": "pooled"},
+            "training": {"rounds": 2, "lr": 1e-2},
+        }
+    )
+    (found,) = probe_training(trainer_of(experiment, endpoint), timed, features)
+    assert (found.state, found.value < 1e-5) == ("ok", True)
+
+
 def test_training_with_covariates_is_probed_too():
     bags, features = cohort()
     experiment = ExperimentSpec.model_validate(
