@@ -195,8 +195,8 @@ def private_update(state: State, job: Job, site: SiteData, spec: PrivacySpec, st
     for number in range(count):
         drawn = site.bags[stream.uniform(len(site.bags)) < expected / len(site.bags)]
         total, key = torch.zeros(layout.size, dtype=torch.float64), step_key(dropped, number)
-        for start in range(0, len(drawn), at_once):
-            gradients = patient_gradients(layout.views(rows), drawn[start : start + at_once], site, key)
+        for at in range(0, len(drawn), at_once):
+            gradients = patient_gradients(layout.views(rows), drawn[at : at + at_once], site, key)
             total += clipped(gradients, spec.clip).double().sum(0)
         noise = torch.from_numpy(stream.normal(layout.size)) * (spec.noise * spec.clip)
         gradient = ((total + noise) / expected).float()[None]

@@ -24,7 +24,6 @@ from mil.hospital.privacy import (
     Budget,
     BudgetSpent,
     Charge,
-    clipped,
     patient_gradients,
     private_update,
     spent,
@@ -167,12 +166,6 @@ def _embedding(state: dict, data: SiteData, bag: int) -> torch.Tensor:
     tanh, gate = (hidden @ state["branches.weight"].T + state["branches.bias"]).chunk(2, dim=-1)
     scores = (torch.tanh(tanh) * torch.sigmoid(gate)) @ state["weigh.weight"].T + state["weigh.bias"]
     return torch.softmax(scores, 0).T @ hidden
-
-
-def test_clipping_shortens_and_never_lengthens() -> None:
-    long, short = torch.full((4,), 3.0), torch.full((4,), 0.01)
-    assert float(clipped(long, 0.5).norm()) == pytest.approx(0.5)
-    assert torch.equal(clipped(short, 0.5), short)
 
 
 def test_the_noise_of_an_update_has_the_stated_size(site: Site, data: SiteData) -> None:
