@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import scipy
 
 from mil.bags.table import outer_folds
 from mil.baselines.protocol import permuted_labels
@@ -60,19 +61,22 @@ def _ridge(values: np.ndarray, labels: np.ndarray, train: np.ndarray, judged: np
 
     scaling = StandardScaler().fit(values[train])
     x, y = ((values[chosen] - scaling.mean_) / scaling.scale_ for chosen in (train, judged))  # `judged` may be nobody
-    kernel = x @ x.T + values.shape[1] * np.eye(len(x))
     centred = labels[:, train] - labels[:, train].mean(axis=1, keepdims=True)
-    return centred @ np.linalg.solve(kernel, x @ y.T)
+    patients, width = x.shape
+    if patients > width:
+        return (centred @ x) @ np.linalg.solve(x.T @ x + width * np.eye(width), y.T)
+    return centred @ np.linalg.solve(x @ x.T + width * np.eye(patients), x @ y.T)
 
 
 def _wins(scores: np.ndarray, labels: np.ndarray, sites: np.ndarray) -> np.ndarray:
     """(2, permutations): pairs of a positive and a negative of one site in the right order (ties one half), and all such pairs."""
-    same = sites[:, None] == sites[None]
     found = np.zeros((2, len(scores)))
-    for number, (score, label) in enumerate(zip(scores, labels, strict=True)):
-        pairs = same & (label[:, None] > label[None])
-        right = (score[:, None] > score[None]) + 0.5 * (score[:, None] == score[None])
-        found[:, number] = (right * pairs).sum(), pairs.sum()
+    for site in np.unique(sites):
+        chosen = sites == site
+        positives = labels[:, chosen].sum(axis=1)
+        ranks = scipy.stats.rankdata(scores[:, chosen], axis=1)
+        found[0] += (ranks * labels[:, chosen]).sum(axis=1) - positives * (positives + 1) / 2
+        found[1] += positives * (chosen.sum() - positives)
     return found
 
 

@@ -1,10 +1,8 @@
 """Tables -> findings: ways in which the label, or a patient who is to be judged, could have got into training."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from math import comb
 
 import numpy as np
@@ -26,6 +24,7 @@ WORDS = re.compile(r"[A-Za-z]+|\d+")
 MOST_WORDS = 500
 SHARED = 0.2  # of the smaller bag
 NEAR = 0.05  # of the usual distance to a nearest neighbour
+AT_ONCE = 500  # bags that are compared with all others in one step
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ def check_copies(check: str, bags: Iterable[tuple[str, np.ndarray]]) -> list[Fin
     patients, rows, summaries = [], [], []
     for patient, bag in bags:
         patients.append(patient)
-        rows.append({hash(row.tobytes()) for row in np.ascontiguousarray(bag)})
+        rows.append(np.unique([hash(row.tobytes()) for row in np.ascontiguousarray(bag)]))
         values = bag.astype(np.float64)
         summaries.append(np.concatenate([values.mean(axis=0), values.std(axis=0)]))
     if len(patients) < 3:
@@ -258,32 +257,39 @@ def check_copies(check: str, bags: Iterable[tuple[str, np.ndarray]]) -> list[Fin
     found = {}
     for a, b, number in _common(rows):
         share = number / min(len(rows[a]), len(rows[b]))
-        if share >= SHARED:
-            reason = f"share {number} tiles bit for bit; one slide stands under two patients, keep the right one"
-            found[a, b] = Finding(check, f"{patients[a]} and {patients[b]}", "leak", reason, share)
+        reason = f"share {number} tiles bit for bit; one slide stands under two patients, keep the right one"
+        found[a, b] = Finding(check, f"{patients[a]} and {patients[b]}", "leak", reason, share)
     for a, b, ratio in _near(np.stack(summaries)):
         reason = "have almost the same features; if that is one slide scanned or saved twice, keep one"
         found.setdefault((a, b), Finding(check, f"{patients[a]} and {patients[b]}", "suspect", reason, ratio))
     return list(found.values()) or [Finding(check, f"{len(patients)} bags", "ok")]
 
 
-def _common(rows: Sequence[set[int]]) -> Iterator[tuple[int, int, int]]:
-    """Pairs of bags with rows in common, and how many."""
-    owners: dict[int, list[int]] = {}
-    for number, own in enumerate(rows):
-        for row in own:
-            owners.setdefault(row, []).append(number)
-    common = Counter(pair for own in owners.values() if len(own) > 1 for pair in combinations(own, 2))
-    for (a, b), number in sorted(common.items()):
-        yield a, b, number
+def _common(rows: Sequence[np.ndarray]) -> Iterator[tuple[int, int, int]]:
+    """Pairs of bags of which `SHARED` or more of the smaller one's rows (each bag's distinct hashes) are common, and how many."""
+    sizes = np.array([len(own) for own in rows])
+    kinds, kind, owners = np.unique(np.concatenate(rows), return_inverse=True, return_counts=True)
+    several = (owners > 1)[kind]
+    bag = np.repeat(np.arange(len(rows)), sizes)[several]
+    held = scipy.sparse.csr_array((np.ones(len(bag), np.int32), (bag, kind[several])), (len(rows), len(kinds)))
+    for start in range(0, len(rows), AT_ONCE):
+        common = (held[start : start + AT_ONCE] @ held.T).tocoo()
+        a, b = common.row + start, common.col
+        leaks = (a < b) & (common.data / np.minimum(sizes[a], sizes[b]) >= SHARED)
+        yield from sorted(zip(a[leaks].tolist(), b[leaks].tolist(), common.data[leaks].tolist(), strict=True))
 
 
 def _near(summaries: np.ndarray) -> Iterator[tuple[int, int, float]]:
     """Pairs whose distance is below `NEAR` of the median distance to a nearest neighbour, with that share."""
+    from sklearn.neighbors import NearestNeighbors
+
     scaled = summaries - summaries.mean(axis=0)
     scaled = scaled / np.where(scaled.std(axis=0) > 0, scaled.std(axis=0), 1)
-    distance = squareform(pdist(scaled))
-    np.fill_diagonal(distance, np.inf)
-    usual = float(np.median(distance.min(axis=1)))
-    for a, b in zip(*np.nonzero(np.triu(distance < NEAR * usual)), strict=True):
-        yield int(a), int(b), float(distance[a, b] / usual)
+    neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(scaled)  # in blocks, by rounded matrix products
+    nearest = neighbours.kneighbors(return_distance=False)[:, 0]
+    distances = np.array([pdist(scaled[[a, b]])[0] for a, b in enumerate(nearest)])
+    usual = float(np.median(distances))
+    close = np.flatnonzero(distances < NEAR * usual)
+    between = squareform(pdist(scaled[close])) if len(close) else np.zeros((0, 0))
+    for a, b in zip(*np.nonzero(np.triu(between < NEAR * usual, 1)), strict=True):
+        yield int(close[a]), int(close[b]), float(between[a, b] / usual)

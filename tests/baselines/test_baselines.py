@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from cohort_results import shared_results
 from scipy import stats
+from sklearn.linear_model import Ridge
 from test_leaks import ENDPOINT, cohort
 from typer.testing import CliRunner
 
 from mil.bags.table import deal_folds
+from mil.baselines.curves import _ridge, _wins
 from mil.baselines.inputs import fused, late_fusion, permuted
 from mil.baselines.protocol import run_protocol
 from mil.cli import app
@@ -231,6 +233,29 @@ def test_permuted_labels_teach_nothing():
         values.append(external["value"].item())
     low, high = np.mean(values) + np.array([-1, 1]) * 2.8 * np.std(values, ddof=1) / np.sqrt(runs)
     assert low < 0.5 < high
+
+
+def test_permuted_labels_are_judged_by_pairs_of_one_site():
+    stream = rng(0, "wins")
+    scores, labels = stream.integers(0, 4, (3, 30)).astype(float), stream.integers(0, 2, (3, 30)).astype(float)
+    sites = np.array(["A", "B", "C"])[stream.integers(0, 3, 30)]
+    wins, pairs = _wins(scores, labels, sites)
+    for number in range(3):
+        score, label = scores[number], labels[number]
+        both = (sites[:, None] == sites) & (label[:, None] > label)
+        right = np.where(score[:, None] == score, 0.5, score[:, None] > score)
+        assert (wins[number], pairs[number]) == ((right * both).sum(), both.sum())
+
+
+def test_ridge_scores_are_those_of_scikit_learn_below_and_above_as_many_patients_as_features():
+    stream = rng(0, "ridge")
+    values, labels = stream.normal(size=(60, 20)), stream.integers(0, 2, (4, 60)).astype(float)
+    for patients in (10, 40):
+        train, judged = np.arange(60) < patients, np.arange(60) >= 40
+        scaled = (values - values[train].mean(axis=0)) / values[train].std(axis=0)
+        model = Ridge(alpha=20).fit(scaled[train], labels[:, train].T)
+        expected = (model.predict(scaled[judged]) - model.intercept_).T
+        assert _ridge(values, labels, train, judged) == pytest.approx(expected)
 
 
 def test_leave_one_site_out_predicts_each_site_by_the_others():
