@@ -78,7 +78,7 @@ def measured(labels: np.ndarray, scores: np.ndarray, stream: np.random.Generator
     sites = np.arange(len(labels)) % 3
     if any(delong.both_classes(labels[sites == site]) for site in range(3)):
         apart = stats.norm.cdf(stats.norm.ppf(scores) + sites)
-        found["AUROC within 3 sites"] = delong.within_interval(labels, apart, sites)
+        found["AUROC within 3 sites"] = delong.logit_interval(labels, apart, strata=sites)
     for name in intervals.INTERVALS:
         found[name] = _of(intervals.INTERVALS[name](labels, scores, 0.95))
     found[f"net benefit at {THRESHOLD}"] = _of(intervals.net_benefit(labels, scores, THRESHOLD, 0.95))

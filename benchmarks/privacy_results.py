@@ -116,7 +116,7 @@ def noise_for(cohort: Cohort, rounds: int, epsilon: float) -> float:
 def auroc(scores: pd.DataFrame, split: str) -> tuple[float, float, float]:
     """Within sites, with DeLong's interval on the logit scale."""
     own = scores[scores["split"] == split]
-    return delong.within_interval(own["label"].to_numpy(), own["score"].to_numpy(), own["site"].to_numpy())
+    return delong.logit_interval(own["label"].to_numpy(), own["score"].to_numpy(), strata=own["site"].to_numpy())
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from mil.files import Sink, replacing
 
 CHECKSUM = "checksum"
 ROWS_A_CHUNK = 512
+ROWS_AT_ONCE = 8 * ROWS_A_CHUNK  # read for a checksum
 MAX_BYTES = 64 * 2**30  # no slide's features come near; a foreign file that declares more is refused unread
 HDF5_FAILS = (OSError, RuntimeError, LookupError, ValueError, TypeError, NotImplementedError)  # h5py, on damaged files
 MAX_INFLATION = 200  # declared bytes for each stored byte; gzip reaches 1029 on zeros
@@ -248,26 +249,26 @@ def _digest(dataset: h5py.Dataset, array: np.ndarray | None = None) -> Any:
     if array is not None:
         digest.update(_bytes(array))
         return digest
-    for start in range(0, dataset.shape[0], 8 * ROWS_A_CHUNK):
-        digest.update(_bytes(dataset[start : start + 8 * ROWS_A_CHUNK]))
+    for start in range(0, dataset.shape[0], ROWS_AT_ONCE):
+        digest.update(_bytes(dataset[start : start + ROWS_AT_ONCE]))
     return digest
 
 
 def _bytes(array: np.ndarray) -> Any:
     """The array's memory, row by row, without a copy where it lies so."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(array).ravel().view(np.uint8).data
 
 
 def _combine(file: h5py.File, digests: Mapping[str, str]) -> str:
     """One digest of the arrays' digests and all attributes but the checksum itself."""
-    described = {"": _plain(file.attrs), **{name: _plain(file[name].attrs) for name in sorted(digests)}}
-    return hashlib.sha256(json.dumps([dict(sorted(digests.items())), described], sort_keys=True).encode()).hexdigest()
+    described = {"": _plain(file.attrs), **{name: _plain(file[name].attrs) for name in digests}}
+    return hashlib.sha256(json.dumps([digests, described], sort_keys=True).encode()).hexdigest()
 
 
 def _plain(attrs: h5py.AttributeManager) -> dict[str, Any]:
     return {
         key: value.item() if isinstance(value, np.generic) else str(value)
-        for key, value in sorted(attrs.items())
+        for key, value in attrs.items()
         if key != CHECKSUM
     }
 

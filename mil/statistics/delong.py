@@ -41,9 +41,9 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> Placements:
     positive, negative = scores[:, labels == 1], scores[:, labels == 0]
     m, n = positive.shape[1], negative.shape[1]
     everyone = scipy.stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
-    # share of negatives below each positive, and of positives above each negative; ties count one half
+    # share of negatives below each positive, and of positives below each negative; ties count one half
     of_positive = (everyone[:, :m] - scipy.stats.rankdata(positive, axis=1)) / n
-    of_negative = 1.0 - (everyone[:, m:] - scipy.stats.rankdata(negative, axis=1)) / m
+    of_negative = (everyone[:, m:] - scipy.stats.rankdata(negative, axis=1)) / m
     return Placements(of_positive.mean(axis=1), _covariance(of_positive) / m + _covariance(of_negative) / n)
 
 
@@ -59,10 +59,10 @@ def within(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> Placem
         raise MilError("AUROC within sites needs a site with patients of both classes")
     placed = [placements(labels[rows], scores[:, rows]) for rows in members]
     pairs = np.array([np.sum(labels[rows] == 1) * np.sum(labels[rows] == 0) for rows in members], dtype=float)
-    weights = pairs / pairs.sum()
+    # Divided in the end, so that AUROCs of 1 in every stratum are 1 together, to the last bit.
     return Placements(
-        sum((w * one.auroc for w, one in zip(weights, placed, strict=True)), np.zeros(len(scores))),
-        sum((w**2 * one.covariance for w, one in zip(weights, placed, strict=True)), np.zeros((len(scores),) * 2)),
+        np.tensordot(pairs, [one.auroc for one in placed], 1) / pairs.sum(),
+        np.tensordot(pairs**2, [one.covariance for one in placed], 1) / pairs.sum() ** 2,
     )
 
 
@@ -78,22 +78,15 @@ def interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -
     return (area, max(area - half, 0.0), min(area + half, 1.0)) if half > 0 else (area, np.nan, np.nan)
 
 
-def logit_interval(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """AUROC with DeLong's variance on the logit scale: stays within 0-1 and keeps its level with few patients.
+def logit_interval(
+    labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95, strata: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """AUROC with DeLong's variance on the logit scale: stays within 0-1 and keeps its level with few patients; within `strata` if given.
 
     Where DeLong has no variance (perfect separation, one patient of a class) the bounds are Newcombe's.
     """
-    placed = placements(labels, scores)
-    numbers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
-    return logit_bounds(float(placed.auroc[0]), float(placed.covariance[0, 0]), *numbers, confidence)
-
-
-def within_interval(
-    labels: np.ndarray, scores: np.ndarray, strata: np.ndarray, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """`logit_interval` of the AUROC within strata."""
-    placed = within(labels, scores, strata)
-    numbers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
+    placed = placements(labels, scores) if strata is None else within(labels, scores, strata)
+    numbers = numbers_in_pairs(labels, strata)
     return logit_bounds(float(placed.auroc[0]), float(placed.covariance[0, 0]), *numbers, confidence)
 
 
@@ -101,7 +94,6 @@ def logit_bounds(
     area: float, variance: float, positives: int, negatives: int, confidence: float
 ) -> tuple[float, float, float]:
     """An AUROC of known variance with its interval on the logit scale; Newcombe's where the variance is no use."""
-    area = round(area) if abs(area - round(area)) < 1e-12 else area  # weighted sums of ones end a bit beside 1
     if not 0 < area < 1 or not variance > 0:
         return area, *newcombe_interval(area, positives, negatives, confidence)
     centre, half = np.log(area / (1 - area)), normal_quantile(confidence) * np.sqrt(variance) / (area * (1 - area))
@@ -138,11 +130,12 @@ def paired(
     placed = placements(labels, both) if strata is None else within(labels, both, strata)
     contrast = np.array([1.0, -1.0])
     difference, variance = float(contrast @ placed.auroc), float(contrast @ placed.covariance @ contrast)
-    if not variance > 1e-12 and (np.isnan(variance) or difference or placed.auroc[0] in (0.0, 1.0)):
+    is_known = variance > 1e-13 * np.trace(placed.covariance)  # below it is rounding
+    if not is_known and (np.isnan(variance) or difference or placed.auroc[0] in (0.0, 1.0)):
         bounds = _joined(placed, labels, strata)
         p = 1.0 if difference == 0 else np.nan
         return Difference(difference, *bounds(confidence), 0.0 if p == 1 else np.nan, p, bounds)
-    return difference_of(difference, variance if variance > 1e-12 else 0.0, confidence=confidence)
+    return difference_of(difference, variance if is_known else 0.0, confidence=confidence)
 
 
 def exchanged(
@@ -185,7 +178,7 @@ def within_areas(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> 
         part, is_positive = scores[:, strata == stratum], labels[strata == stratum] == 1
         positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
         ranks = scipy.stats.rankdata(part, axis=1)[:, is_positive].sum(axis=1)
-        wins += ranks - positives * (positives + 1) / 2 if negatives else 0
+        wins += ranks - positives * (positives + 1) / 2
         pairs += positives * negatives
     return wins / pairs
 
@@ -220,22 +213,6 @@ def _joined(placed: Placements, labels: np.ndarray, strata: np.ndarray | None) -
         return one - two - float(below), one - two + float(above)
 
     return bounds
-
-
-def unpaired(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], confidence: float = 0.95
-) -> Difference:
-    """AUROC difference of two (labels, scores) on different patients; p from Welch's t, as pROC's unpaired test."""
-    placed = [placements(*first), placements(*second)]
-    variances = [float(one.covariance[0, 0]) for one in placed]
-    sizes = [len(first[0]), len(second[0])]
-    difference, variance = float(placed[0].auroc[0] - placed[1].auroc[0]), sum(variances)
-    degrees = variance**2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
-    t = difference / np.sqrt(variance)
-    half = scipy.stats.t.ppf(0.5 + confidence / 2, degrees) * np.sqrt(variance)
-    return Difference(
-        difference, difference - half, difference + half, float(t), float(2 * scipy.stats.t.sf(abs(t), degrees))
-    )
 
 
 def _covariance(values: np.ndarray) -> np.ndarray:

@@ -100,9 +100,8 @@ def check_magnification(slide: Slide, spec: TileSpec) -> None:
 def _edges(length: int, stride: float, side: float, step: int, overhang: bool) -> np.ndarray:
     """Starts of the squares that fit into `length` (to half a pixel), or with `overhang` that begin in it."""
     reach = length - 0.5 if overhang else length + 0.5 - side
-    count = max(math.floor(reach / stride) + 1, 0)
-    starts = np.rint(np.arange(count) * stride / step).astype(np.int64) * step
-    return starts if overhang else starts[starts + side <= length + max(step, 1) / 2]
+    starts = np.rint(np.arange(math.floor(reach / stride) + 1) * stride / step).astype(np.int64) * step
+    return starts if overhang else starts[starts + side <= length + step / 2]
 
 
 def _between(total: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -47,6 +49,60 @@ def test_the_checksum_does_not_depend_on_how_rows_came(tmp_path):
                 writer.append("features", features[start : start + step])
         sums.append(hdf5.verify(tmp_path / f"{step}.h5"))
     assert sums[0] == sums[1]
+
+
+def summed(path):
+    """The checksum as it is described, from the file's arrays and attributes: files of yesterday must hold tomorrow."""
+    with h5py.File(path) as file:
+        digests, about = {}, {"": dict(file.attrs)}
+        about[""].pop("checksum")
+        for name, dataset in file.items():
+            kind = f"{name}|{dataset.dtype.str}|{dataset.shape[1:]}"
+            digests[name] = hashlib.sha256(kind.encode() + dataset[()].tobytes()).hexdigest()
+            about[name] = dict(dataset.attrs)
+    plain = {
+        one: {key: getattr(value, "item", value.__str__)() for key, value in of.items()} for one, of in about.items()
+    }
+    return hashlib.sha256(json.dumps([digests, plain], sort_keys=True).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("rows", [1, 5000])
+def test_the_checksum_is_of_names_types_shapes_bytes_and_attributes(rows, tmp_path):
+    write(tmp_path / "a.h5", rows)
+    assert hdf5.verify(tmp_path / "a.h5") == summed(tmp_path / "a.h5")
+
+
+def test_the_checksum_does_not_depend_on_the_order_of_settings(tmp_path):
+    sums = set()
+    for keys in ("ab", "ba"):
+        with hdf5.writing(tmp_path / "a.h5") as writer:
+            writer.append("features", np.zeros((3, 2)))
+            writer.annotate({"spec": dict.fromkeys(keys, 1)})
+        sums.add(hdf5.verify(tmp_path / "a.h5"))
+    assert len(sums) == 1
+
+
+def test_attributes_come_back_as_they_went(tmp_path):
+    about = {
+        "number": 0.25,
+        "whole": 7,
+        "text": "7",
+        "blank": "",
+        "list": [1, "b"],
+        "none": None,
+        "odd": "[b",
+        "yes": True,
+    }
+    with hdf5.writing(tmp_path / "a.h5") as writer:
+        writer.append("coords", np.zeros((3, 2)))
+        writer.annotate(about)
+        writer.annotate({"level": np.int64(2)}, on="coords")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file.attrs["none"] == "null"
+    found = hdf5.attributes(tmp_path / "a.h5")
+    found.pop("checksum")
+    assert found == about | {"none": "null"}
+    assert hdf5.attributes(tmp_path / "a.h5", on="coords") == {"level": 2}
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
@@ -173,7 +229,8 @@ def attacks(folder):
     with h5py.File(folder / "bomb.h5", "w") as file:
         file.create_dataset("features", (1 << 20, 1 << 20), "f4", chunks=(1024, 1024))
     with h5py.File(folder / "inflates.h5", "w") as file:
-        file.create_dataset("features", data=np.zeros((1 << 16, 1024), "f4"), compression="gzip", chunks=(1 << 16, 64))
+        zeros = file.create_dataset("features", (1 << 16, 1024), "f4", compression="gzip", chunks=(1 << 16, 64))
+        zeros[:, :64] = 0
     with h5py.File(folder / "text.h5", "w") as file:
         file["features"] = ["a", "b"]
     return ["external storage", "external link", "soft link", "virtual", "bomb", "inflates", "text"]
@@ -196,3 +253,52 @@ def test_missing_datasets_are_named(tmp_path):
     with pytest.raises(CorruptFile, match="'attention' is missing; it has coords, features"):
         hdf5.read(tmp_path / "a.h5", "attention")
     assert hdf5.read_foreign(tmp_path / "a.h5", "attention")[0] == {}
+    with pytest.raises(CorruptFile, match="'attention' is missing; it has coords, features"):
+        hdf5.described(tmp_path / "a.h5", "attention")
+    shape, kind, about = hdf5.described(tmp_path / "a.h5", "features")
+    assert (shape, kind, about["mpp"]) == ((1500, 8), "float16", 0.25)
+
+
+def test_a_foreign_file_is_looked_into_where_asked_and_no_further(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", track_order=True) as file:
+        group = file.create_group("features", track_order=True)
+        group["virchow"] = np.arange(6).reshape(3, 2)
+        group["conch"] = np.arange(3)
+        group["conch"].attrs["mpp"] = b"half"
+        file["coords"] = np.arange(4)
+        file["nothing"] = h5py.Empty("f4")
+        file["list"] = np.zeros(3)
+        file["list"].attrs["sides"] = np.array([1, 2])
+        file.attrs["name"] = "{x"
+    assert hdf5.names_under(path, "features") == ["conch", "virchow"]
+    assert hdf5.names_under(path, "coords") == []
+    assert hdf5.names_under(path, "absent") == []
+    wanted = (
+        "features/virchow",
+        "features/conch",
+        "features",
+        "features/absent",
+        "absent/conch",
+        "coords/conch",
+        "list",
+    )
+    arrays, about = hdf5.read_foreign(path, *wanted)
+    assert list(arrays) == ["features/virchow", "features/conch", "list"]
+    assert arrays["features/virchow"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert (about[""], about["features/conch"]) == ({"name": "{x"}, {"mpp": "half"})
+    assert about["list"]["sides"].tolist() == [1, 2]
+    with pytest.raises(CorruptFile, match="'nothing' has no shape"):
+        hdf5.read_foreign(path, "nothing")
+
+
+@pytest.mark.parametrize(("megabytes", "is_refused"), [((100,), False), ((150, 150), True)])
+def test_what_unpacks_to_too_much_is_a_bomb_in_pieces_too(megabytes, is_refused, tmp_path):
+    """Zeros shrink a thousand times; 200 MB are allowed of any file, however small."""
+    with hdf5.writing(tmp_path / "a.h5") as writer:
+        writer.append("coords", np.zeros((3, 2)))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        for number, size in enumerate(megabytes):
+            file.create_dataset(f"{number}", (size, 2**20), "u1", chunks=(1, 2**20), compression="gzip")
+    with pytest.raises(CorruptFile, match="decompression bomb" if is_refused else "checksum"):
+        hdf5.read(tmp_path / "a.h5", "coords")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from heads import spec_of
 from small_federation import WIDTH, first_state, site_data
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -13,9 +14,11 @@ from mil.hospital import privacy
 from mil.hospital.config import PrivacySpec
 from mil.hospital.noise import SecretStream
 from mil.hospital.privacy import clipped, patient_gradients, private_update, steps_of
+from mil.models import HEADS, build
 from mil.specs.experiments import TrainingSpec
-from mil.training.client import Job
+from mil.training.client import Job, client_update
 from mil.training.layout import RowLayout
+from mil.training.store import FeatureStore
 
 JOB = Job("task", "A", 2, 0.3, 0.0)
 PATIENTS = 9
@@ -28,10 +31,12 @@ def private(**changes):
 
 
 def site_of(**changes):
-    training = TrainingSpec(optimiser="sgd", batch_size=4, rounds=5, **changes)
+    training = TrainingSpec.model_validate({"optimiser": "sgd", "batch_size": 7, "rounds": 5} | changes)
     site = site_data({"A": PATIENTS}, training)["A"]
+    generator = np.random.default_rng(5)
+    tiles = {f"p{bag}": generator.normal(size=(1 + bag, WIDTH)).astype(np.float32) for bag in range(PATIENTS)}
     buffers = {"features.mean": torch.linspace(-1, 1, WIDTH), "features.deviation": torch.linspace(0.5, 2, WIDTH)}
-    return replace(site, buffers=buffers, bags=np.array([0, 2, 3, 4, 5, 7, 8]))
+    return replace(site, store=FeatureStore.of(tiles), buffers=buffers, bags=np.array([0, 2, 3, 4, 5, 7, 8]))
 
 
 def named(state):
@@ -71,7 +76,12 @@ def test_clipping_shortens_each_gradient_and_lengthens_none(length):
 @pytest.mark.parametrize("at_once", [10**6, 2 * (WIDTH + 1), 1])
 @pytest.mark.parametrize(
     ("mu", "training"),
-    [(0.0, {}), (0.6, {}), (0.6, {"momentum": 0.7, "clip_norm": 0.3, "schedule": "cosine", "warmup": 3})],
+    [
+        (0.0, {}),
+        (0.6, {}),
+        (0.6, {"momentum": 0.7, "clip_norm": 0.1, "schedule": "cosine", "warmup": 3}),
+        (0.6, {"optimiser": "adamw"}),
+    ],
 )
 def test_a_private_update_is_these_steps(mu, training, at_once, monkeypatch):
     """Each step: patients drawn with chance batch / patients, their clipped gradients and noise over the batch, FedProx's pull."""
@@ -80,24 +90,54 @@ def test_a_private_update_is_these_steps(mu, training, at_once, monkeypatch):
     state = {name: value.float() for name, value in first_state({"": site}).items()}
     layout = RowLayout(named(state))
     first = torch.from_numpy(layout.flat(named(state))).double()
-    now, velocity, stream = first.clone(), torch.zeros_like(first), SecretStream(b"s" * 32, "noise")
-    rate = job.lr * (2 / 4 * (1 + math.cos(math.pi / 5)) / 2 if training else 1)
+    now, stream = first.clone().requires_grad_(), SecretStream(b"s" * 32, "noise")
+    rate = job.lr * (2 / 4 * (1 + math.cos(math.pi / 5)) / 2 if "schedule" in training else 1)
+    if "optimiser" in training:
+        optimiser = torch.optim.AdamW([now], lr=rate, weight_decay=0.1)
+    else:
+        optimiser = torch.optim.SGD([now], lr=rate, weight_decay=0.1, momentum=training.get("momentum", 0))
     for _ in range(2):  # 7 patients in batches of 3
         chances = stream.uniform(len(site.bags))
-        weights = {name: view[0] for name, view in layout.views(now[None]).items()}
-        total = torch.zeros_like(now)
+        weights = {name: view[0].detach() for name, view in layout.views(now[None]).items()}
+        total = torch.zeros_like(first)
         for bag in site.bags[chances < 3 / 7]:
             gradient = gradient_of(weights, site, bag)
             total += gradient * min(1, 0.4 / gradient.norm())
         total += 0.3 * 0.4 * torch.from_numpy(stream.normal(layout.size))
-        gradient = total / 3 + mu * (now - first)
-        if training:
-            gradient *= min(1, 0.3 / gradient.norm())
-        velocity = training.get("momentum", 0) * velocity + gradient + 0.1 * now
-        now = now - rate * velocity
+        now.grad = total / 3 + mu * (now.detach() - first)
+        if "clip_norm" in training:
+            torch.nn.utils.clip_grad_norm_([now], 0.1)
+        optimiser.step()
     found = private_update(state, job, site, spec, SecretStream(b"s" * 32, "noise"))
-    np.testing.assert_allclose(layout.flat(named(found.state)), now, atol=2e-6)
+    np.testing.assert_allclose(layout.flat(named(found.state)), now.detach(), atol=3e-6)
     assert (found.patients, found.steps, found.loss) == (7, 2, 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(set(HEADS) - {"clinical"}))
+def test_without_noise_or_clipping_a_step_is_the_plain_one(name):
+    """Every head, dropout included: one step over all of the site's patients, in the client that knows no privacy and in ours."""
+    spec = spec_of(name)
+    spec = spec.model_copy(update={"dropout": 0.4} if "dropout" in type(spec).model_fields else {})
+    head = build(spec, WIDTH, 1)
+    site = replace(site_of(local_epochs=1), head=head)
+    state = {key: torch.from_numpy(value) for key, value in head.initial(np.random.default_rng(3)).items()}
+    found = private_update(state, JOB, site, private(expected_batch=7, clip=1e9, noise=1e-20), SecretStream(b"s" * 32))
+    plain, _ = client_update(state, JOB, site)
+    assert (found.steps, plain.steps) == (1, 1)
+    for key, value in plain.state.items():
+        torch.testing.assert_close(found.state[key], value, rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(value, state[key]) for key, value in plain.state.items())
+
+
+def test_pieces_of_a_batch_change_no_bit(monkeypatch):
+    """Gradients are added in float64, in which sums of few float32 numbers are exact."""
+    site, spec = site_of(), private(expected_batch=7, noise=1e-12)
+    state = {name: value.float() for name, value in first_state({"": site}).items()}
+    found = []
+    for at_once in (10**6, 1):
+        monkeypatch.setattr(privacy, "NUMBERS", at_once)
+        found.append(private_update(state, JOB, site, spec, SecretStream(b"s" * 32)).state)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in state)
 
 
 @pytest.mark.parametrize(("patients", "batch", "steps"), [(7, 3, 2), (8, 3, 3), (7, 7, 1), (7, 100, 1), (40, 0.5, 80)])

@@ -8,7 +8,7 @@ from heads import WIDTH, alone, bag_of, head_of, spec_of
 from mil.endpoints import build_endpoint
 from mil.models import HEADS, build
 from mil.models.head import Inputs
-from mil.models.layers import dropout, masked_softmax
+from mil.models.layers import dropout, masked_softmax, tanh
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.models import PRESETS, ClamSBSpec
 
@@ -134,6 +134,22 @@ def test_masked_softmax_ignores_even_infinite_padding():
     assert (found[1] == 0).all()
 
 
+@pytest.mark.parametrize("shift", [-1e4, 0.0, 90.0, 1e4])
+def test_masked_softmax_is_softmax_however_large_scores_are(shift):
+    scores = torch.linspace(-3, 9, 12)[None] + shift
+    mask = torch.ones(1, 12, dtype=torch.bool)
+    torch.testing.assert_close(masked_softmax(scores, mask), scores.softmax(-1))
+    half = masked_softmax(scores.bfloat16(), mask)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, scores.bfloat16().float().softmax(-1))
+    assert masked_softmax(scores.double(), mask).dtype == torch.float64
+
+
+def test_tanh_is_torch_s():
+    x = torch.linspace(-30, 30, 601)
+    torch.testing.assert_close(tanh(x), torch.tanh(x), rtol=0, atol=2e-7)
+
+
 def test_dropout_follows_its_key_and_its_share():
     keys = torch.arange(4000)
     ones = torch.ones(4000, 50)
@@ -145,16 +161,20 @@ def test_dropout_follows_its_key_and_its_share():
     assert not torch.equal(dropout(ones, 0.25, keys + 1, layer=0), dropped)
 
 
-def test_attention_drops_every_layer_by_a_stream_of_its_own():
-    head, weights = head_of("attention", before=[7, 6], dropout=0.4)
+@pytest.mark.parametrize("name", ["attention", "gated_attention"])
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_attention_drops_every_layer_by_a_stream_of_its_own(name, activation):
+    head, weights = head_of(name, before=[7, 6], dropout=0.4, activation=activation)
     tiles, keys = bag_of(9), torch.arange(9)
     inputs = Inputs(tiles, alone(tiles), None, True, keys)
     hidden = tiles
     for number, layer in enumerate(head.before):
         hidden = dropout(torch.relu(layer(weights, hidden)), 0.4, keys, layer=2 + number)
     hidden = head.embed(weights, hidden)
-    hidden = dropout(torch.relu(hidden) if head.spec.activation == "relu" else hidden, 0.4, keys, layer=0)
-    gate = dropout(torch.tanh(head.branches(weights, hidden)), 0.4, keys, layer=1)
+    hidden = dropout(torch.relu(hidden) if activation == "relu" else hidden, 0.4, keys, layer=0)
+    left, right = head.branches(weights, hidden).tensor_split([head.spec.attention], dim=-1)
+    gate = torch.tanh(left) * (torch.sigmoid(right) if name == "gated_attention" else 1)
+    gate = dropout(gate, 0.4, keys, layer=1)
     attention = torch.softmax(head.weigh(weights, gate)[:, 0], 0)
     output = head(weights, inputs)
     torch.testing.assert_close(output.attention, attention[None], rtol=1e-5, atol=1e-6)

@@ -48,14 +48,15 @@ def test_one_patient_of_a_class_has_no_variance_and_two_have():
     assert not delong.both_classes(np.zeros(3))
 
 
-def test_strata_count_by_their_pairs_and_those_of_one_class_not_at_all():
-    found = delong.within(LABELS, SCORES, SITES)
-    parts = [by_hand(LABELS[site == SITES], SCORES[:, site == SITES]) for site in "ab"]
-    sizes = np.array([pairs(LABELS[site == SITES], SCORES[0, site == SITES]).size for site in "ab"])
+@pytest.mark.parametrize("sites", [SITES, np.tile(["a", "b"], 6)])
+def test_strata_count_by_their_pairs_and_those_of_one_class_not_at_all(sites):
+    found = delong.within(LABELS, SCORES, sites)
+    parts = [by_hand(LABELS[site == sites], SCORES[:, site == sites]) for site in "ab"]
+    sizes = np.array([pairs(LABELS[site == sites], SCORES[0, site == sites]).size for site in "ab"])
     weights = sizes / sizes.sum()
     np.testing.assert_allclose(found.auroc, sum(w * area for w, (area, _) in zip(weights, parts, strict=True)))
     np.testing.assert_allclose(found.covariance, sum(w**2 * cov for w, (_, cov) in zip(weights, parts, strict=True)))
-    np.testing.assert_allclose(delong.within_areas(LABELS, SCORES, SITES), found.auroc)
+    np.testing.assert_allclose(delong.within_areas(LABELS, SCORES, sites), found.auroc)
     with pytest.raises(MilError, match="a site with patients of both classes"):
         delong.within(LABELS, SCORES, np.where(LABELS == 1, "a", "b"))
 
@@ -77,19 +78,34 @@ def test_the_logit_interval_is_the_delta_method_on_the_log_odds():
     expected = [1 / (1 + np.exp(-(odds + sign * Z * error))) for sign in (-1, 1)]
     assert delong.logit_interval(LABELS, SCORES[0]) == pytest.approx((area, *expected))
     within = delong.within(LABELS, SCORES[:1], SITES)
-    numbers = (5, 7)
-    assert delong.within_interval(LABELS, SCORES[0], SITES) == delong.logit_bounds(
-        float(within.auroc[0]), float(within.covariance[0, 0]), *numbers, 0.95
+    assert delong.logit_interval(LABELS, SCORES[0], 0.9, SITES) == delong.logit_bounds(
+        float(within.auroc[0]), float(within.covariance[0, 0]), 5, 6, 0.9
     )
 
 
-@pytest.mark.parametrize("area", [1.0, 1 - 1e-14, 0.0, 1e-14])
-def test_a_perfect_area_has_newcombe_s_interval(area):
-    found = delong.logit_bounds(area, 0.0, 10, 30, 0.95)
-    assert found[0] == round(area)
-    assert found[1:] == delong.newcombe_interval(round(area), 10, 30)
-    assert delong.logit_bounds(0.7, np.nan, 10, 30, 0.95)[1:] == delong.newcombe_interval(0.7, 10, 30)
-    assert delong.logit_bounds(1 - 1e-11, 1e-30, 10, 30, 0.95)[0] == 1 - 1e-11
+@pytest.mark.parametrize(("area", "variance"), [(1.0, 0.01), (0.0, 0.01), (1.0, 0.0), (0.5, 0.0), (0.7, np.nan)])
+def test_without_use_of_a_variance_the_interval_is_newcombe_s(area, variance):
+    assert delong.logit_bounds(area, variance, 10, 30, 0.95) == (area, *delong.newcombe_interval(area, 10, 30))
+
+
+@pytest.mark.parametrize("strata", [None, SITES])
+def test_newcombe_s_interval_counts_patients_of_pairs(strata):
+    """A site of one class has no pair, and adds no knowledge."""
+    numbers = (5, 7) if strata is None else (5, 6)
+    for area in (0, 1):
+        scores = (area == LABELS) + 0.01 * np.arange(12)
+        expected = (area, *delong.newcombe_interval(area, *numbers))
+        assert delong.logit_interval(LABELS, scores, strata=strata) == expected
+        assert delong.numbers_in_pairs(LABELS, strata) == numbers
+
+
+def test_areas_of_one_in_every_stratum_are_one_together():
+    """To the last bit, however many pairs each has: what is perfect is treated apart."""
+    for seed in range(12):
+        strata = np.random.default_rng(seed).integers(0, 7, 60)
+        labels = np.random.default_rng(seed + 100).integers(0, 2, 60)
+        assert delong.within(labels, labels, strata).auroc == 1
+        assert (delong.within_areas(labels, np.stack([labels, 1 - labels]), strata) == [1, 0]).all()
 
 
 @pytest.mark.parametrize("area", [0.0, 0.3, 0.5, 0.9, 1.0])
@@ -119,6 +135,28 @@ def test_the_paired_test_is_of_the_contrast():
     assert np.isnan([same.low, same.high]).all()  # a difference that never varied says nothing of how it may
 
 
+def test_a_small_variance_is_a_variance():
+    """Of 2 x 2,000 patients one of each class change ranks: the difference is one pair of 4 million, its error twice that."""
+    labels, first = np.repeat([0, 1], 2000), np.arange(4000.0) % 2000
+    second = first.copy()
+    second[[7, 2006]] = first[[2006, 7]] + [0.5, 0.5]
+    contrast = np.stack([first, second])
+    areas, covariance = by_hand(labels, contrast)
+    found = delong.paired(labels, first, second)
+    error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    assert 0 < error < 1e-6
+    assert found.z == pytest.approx((areas[0] - areas[1]) / error, rel=1e-3)
+
+
+def test_scores_whose_placements_differ_by_a_constant_have_no_error():
+    """Each positive ties with one negative, and is above it in the second score: no error is known, whatever rounding leaves of 0."""
+    labels, first = np.repeat([1, 0], 11), np.tile(np.arange(11.0), 2)
+    found = delong.paired(labels, first, first + 0.5 * labels)
+    assert found.difference == pytest.approx(-0.5 / 11)
+    assert np.isnan([found.z, found.p]).all()
+    assert found.low < found.difference < found.high
+
+
 def test_two_perfect_areas_have_newcombe_s_intervals_joined():
     labels, first = np.array([1, 1, 0, 0, 0]), np.array([5.0, 4, 3, 2, 1])
     low = delong.newcombe_interval(1.0, 2, 3)[0]
@@ -132,35 +170,94 @@ def test_two_perfect_areas_have_newcombe_s_intervals_joined():
     assert np.isnan([found.z, found.p]).all()
 
 
-def test_the_unpaired_test_is_welch_s():
-    labels = [LABELS, np.array([1, 0, 1, 0, 0, 1, 1])]
-    scores = [SCORES[0], np.array([0.3, 0.4, 0.9, 0.1, 0.5, 0.6, 0.2])]
-    (first, second) = (by_hand(own, np.stack([one, one])) for own, one in zip(labels, scores, strict=True))
-    variances = first[1][0, 0], second[1][0, 0]
-    degrees = sum(variances) ** 2 / (variances[0] ** 2 / 11 + variances[1] ** 2 / 6)
-    found = delong.unpaired((labels[0], scores[0]), (labels[1], scores[1]))
-    assert found.difference == pytest.approx(first[0][0] - second[0][0])
-    assert found.z == pytest.approx(found.difference / np.sqrt(sum(variances)))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.z), degrees))
-    half = stats.t.ppf(0.975, degrees) * np.sqrt(sum(variances))
-    assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half))
+def exchanges(labels, ranks, strata, swapped):
+    """Difference of the areas within strata of each exchange, from all pairs."""
+    won, number = 0.0, 0
+    for one, sign in ((np.where(swapped, ranks[1], ranks[0]), 1), (np.where(swapped, ranks[0], ranks[1]), -1)):
+        for site in np.unique(strata):
+            positive, negative = (one[:, (labels == label) & (strata == site)] for label in (1, 0))
+            above = positive[:, :, None] - negative[:, None]
+            won = won + sign * ((above > 0) + 0.5 * (above == 0)).sum(axis=(1, 2))
+            number += above[0].size
+    return won / (number / 2)
 
 
-def test_exchange_permutes_ranks_within_strata():
-    labels, strata = np.array([1, 0, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 1, 1])
-    first, second = np.array([9.0, 1, 8, 2, 0.3, 0.4]), np.array([1.0, 9, 5, 2, 0.9, 0.1])
-    ranks = np.array([[4.0, 1, 3, 2, 1, 2], [1, 4, 3, 2, 2, 1]])
-    drawn = []
-    for number in range(1, 64):
-        swap = np.array([number >> place & 1 for place in range(6)], bool)
-        both = np.where(swap, ranks[::-1], ranks)
-        drawn.append(np.subtract(*delong.within_areas(labels, both, strata)))
-    found = delong.exchanged(labels, first, second, strata, rng(0, "x"), 64)
-    assert found.difference == pytest.approx(np.subtract(*delong.within_areas(labels, ranks, strata)))
-    assert found.p == pytest.approx((1 + np.sum(np.abs(drawn) >= abs(found.difference) - 1e-12)) / 64)
-    fewer = delong.exchanged(labels, first, second, strata, rng(0, "x"), 63)  # drawn at random from here on
-    assert fewer.p * 64 == pytest.approx(round(fewer.p * 64))
-    sampled = delong.exchanged(labels, first, second, strata, rng(0, "x"), 50)
-    swapped = rng(0, "x").random((50, 6)) < 0.5
-    drawn = [np.subtract(*delong.within_areas(labels, np.where(swap, ranks[::-1], ranks), strata)) for swap in swapped]
-    assert sampled.p == pytest.approx((1 + np.sum(np.abs(drawn) >= abs(found.difference) - 1e-12)) / 51)
+def as_rare(drawn, difference):
+    return (1 + np.sum(np.abs(drawn) >= abs(difference) - 1e-9)) / (1 + len(drawn))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exchange_permutes_ranks_within_strata(seed):
+    stream = np.random.default_rng(seed)
+    labels, strata = np.array([1, 0, 1, 0, 0, 1, 0, 1]), np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    scores = np.round(3 * labels * np.array([[1.0], [0.2]]) + stream.normal(size=(2, 8)), 1)[:: 1 if seed % 2 else -1]
+    ranks = np.concatenate([stats.rankdata(scores[:, strata == site], axis=1) for site in range(3)], axis=1)
+    every = np.array([[number >> place & 1 for place in range(8)] for number in range(1, 256)], bool)
+    difference = np.subtract(*delong.within(labels, scores, strata).auroc)
+    found = delong.exchanged(labels, *scores, strata, rng(0, "x"), 256)
+    assert found.difference == pytest.approx(difference)
+    assert found.p == pytest.approx(as_rare(exchanges(labels, ranks, strata, every), difference))
+    for resamples in (255, 50):  # drawn at random from here on
+        swapped = rng(0, "x").random((resamples, 8)) < 0.5
+        found = delong.exchanged(labels, *scores, strata, rng(0, "x"), resamples)
+        assert found.p == pytest.approx(as_rare(exchanges(labels, ranks, strata, swapped), difference))
+    assert np.isnan([found.low, found.high, found.z]).all()  # below ten patients of a class in several strata
+
+
+def joined(first, second, alike):
+    """Zou's interval of a difference, from (value, low, high) of both and their correlation."""
+    (one, low1, high1), (two, low2, high2) = first, second
+    below = (one - low1) ** 2 + (high2 - two) ** 2 - 2 * alike * (one - low1) * (high2 - two)
+    above = (high1 - one) ** 2 + (two - low2) ** 2 - 2 * alike * (high1 - one) * (two - low2)
+    return one - two - np.sqrt(below), one - two + np.sqrt(above)
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "sites"),
+    [(10, 14, 1), (9, 14, 1), (14, 9, 1), (10, 10, 2), (9, 14, 2), (14, 9, 2), (1, 20, 1)],
+)
+@pytest.mark.parametrize("effect", [0.3, 4.0])
+def test_the_interval_of_few_patients_joins_both_and_agrees_with_the_test(positives, negatives, sites, effect):
+    """Newcombe's of each below ten patients of a class; none then where sites are several."""
+    stream = rng(0, "joined", positives, negatives)
+    labels = np.repeat([1, 0], [positives, negatives])
+    strata = np.arange(len(labels)) % sites
+    noise = stream.normal(size=(3, len(labels)))
+    scores = labels * np.array([[effect], [0.3]]) + noise[:2] + noise[2]
+    placed = delong.within(labels, scores, strata)
+    found = delong.exchanged(labels, *scores, strata, rng(0, "x"), 300)
+    if min(positives, negatives) < 10 and sites > 1:
+        assert np.isnan([found.low, found.high]).all()
+        return
+    both = [delong.logit_interval(labels, one, strata=strata) for one in scores]
+    if min(positives, negatives) < 10:
+        both = [(area, *delong.newcombe_interval(area, positives, negatives)) for area, *_ in both]
+    spread = np.sqrt(placed.covariance[0, 0] * placed.covariance[1, 1])
+    low, high = joined(*both, placed.covariance[0, 1] / spread if spread > 0 else 0.0)
+    if found.p >= 0.05:
+        low, high = min(low, 0), max(high, 0)
+    else:
+        low, high = (max(low, 0), high) if found.difference > 0 else (low, min(high, 0))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+
+
+@pytest.mark.parametrize("sites", [1, 3])
+def test_scores_that_rank_alike_have_an_interval_where_they_are_perfect_only(sites):
+    """Exchanged or not. Without a variance the correlation of two perfect areas is not known, and taken as 0."""
+    labels = np.repeat([1, 0], [11, 19])
+    strata = np.arange(30) % sites
+    for scores, is_perfect in ((labels, True), (-labels, True), (np.arange(30.0) % 7, False)):
+        found = delong.exchanged(labels, scores, 2 * scores, strata, rng(0, "x"), 50)
+        assert (found.difference, found.p) == (0, 1)
+        plain = delong.paired(labels, scores, 2 * scores, strata=strata)
+        assert (plain.difference, plain.z, plain.p) == (0, 0, 1)
+        if is_perfect:
+            interval = delong.logit_interval(labels, scores, strata=strata)
+            expected = joined(interval, interval, 0.0)
+            assert (found.low, found.high) == pytest.approx(expected)
+            assert (plain.low, plain.high) == pytest.approx(expected)
+        else:
+            assert np.isnan([found.low, found.high, plain.low, plain.high]).all()
+    one = np.where(np.arange(30) == 3, 99.0, np.arange(30.0) % 7)  # a negative or positive that differs in rank alone
+    found = delong.exchanged(labels, one, np.arange(30.0) % 7, strata, rng(0, "x"), 50)
+    assert np.isfinite([found.low, found.high]).all()

@@ -10,10 +10,20 @@ import tifffile
 from mil.config import TileSpec, TissueSpec
 from mil.errors import SlideError
 from mil.slides.slide import open_slide
-from mil.tiles.grid import check_magnification, grid, shares, tile_slide
+from mil.tiles.grid import _edges, check_magnification, grid, shares, tile_slide
+from mil.tissue.unscanned import unscanned
 
 WIDTH, HEIGHT, MPP_X, MPP_Y = 331, 207, 2.5, 2.525
 TISSUE = TissueSpec(mpp=20.0, min_area_um2=0, margin_um=0, ink_is_glass=False)
+
+
+def write(target, pixels, tiles=None, **how):
+    """A tiled TIFF whose pixels are higher than wide; `tiles` in place of the pixels, None for one that the file does not hold."""
+    tifffile.imwrite(
+        target, pixels if tiles is None else iter(tiles), shape=pixels.shape, dtype=np.uint8, photometric="rgb", tile=(64, 64),
+        resolution=(10_000 / MPP_X, 10_000 / MPP_Y), resolutionunit="CENTIMETER", **how,
+    )  # fmt: skip
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +31,7 @@ def path(tmp_path_factory):
     """A slide that is wider than high, whose pixels are higher than wide, with one black, never scanned stripe at its right."""
     pixels = np.full((HEIGHT, WIDTH, 3), 180, np.uint8)
     pixels[:, 280:] = 0
-    target = tmp_path_factory.mktemp("grid") / "a.tif"
-    resolution = (10_000 / MPP_X, 10_000 / MPP_Y)
-    tifffile.imwrite(
-        target, pixels, photometric="rgb", tile=(64, 64), resolution=resolution, resolutionunit="CENTIMETER"
-    )
-    return target
+    return write(tmp_path_factory.mktemp("grid") / "a.tif", pixels)
 
 
 def spec(**changes: object) -> TileSpec:
@@ -38,7 +43,7 @@ def spec(**changes: object) -> TileSpec:
 def starts(length: int, stride: Fraction, side: Fraction, step: int, pad: bool) -> list[int]:
     """Corner i is i strides, rounded to `step`; it counts where its square ends inside (to half a pixel) or, padded, begins inside."""
     found = []
-    for number in range(1000):
+    for number in range(int(length / stride) + 3):
         at = number * stride
         corner = step * round(float(at / step))
         if pad and at <= length - Fraction(1, 2):
@@ -50,7 +55,7 @@ def starts(length: int, stride: Fraction, side: Fraction, step: int, pad: bool) 
 
 @pytest.mark.parametrize("edge", ["drop", "pad"])
 @pytest.mark.parametrize(("decoding", "step"), [("full", 1), ("scaled", 8)])
-@pytest.mark.parametrize("stride", [None, 32, 20, 45])
+@pytest.mark.parametrize("stride", [None, 1, 20, 45])
 @pytest.mark.parametrize("size", [16, 32, 103])
 def test_corners_are_whole_strides_of_the_slides_own_scale(path, edge, decoding, step, stride, size):
     with open_slide(path) as slide:
@@ -62,14 +67,24 @@ def test_corners_are_whole_strides_of_the_slides_own_scale(path, edge, decoding,
         assert corners.tolist() == starts(length, (stride or size) * per, size * per, step, edge == "pad")
 
 
+@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize("step", [1, 8])
+def test_edges_at_every_eighth_of_a_pixel(step, pad):
+    """Where squares end or begin within half a pixel of the slide's edge."""
+    for length in range(28, 34):
+        for eighths in range(40, 320, 13):
+            for stride in (Fraction(eighths, 16), Fraction(eighths, 8)):
+                side = Fraction(eighths, 8)
+                found = _edges(length, float(stride), float(side), step, pad)
+                assert found.tolist() == starts(length, stride, side, step, pad), (length, stride, side)
+
+
 def counted(mask: np.ndarray, left: float, top: float, side_x: float, side_y: float) -> float:
-    """Share of the square that lies in pixels of the mask, pixel by pixel."""
-    total = 0.0
-    for row, column in zip(*np.nonzero(mask), strict=True):
-        across = max(min(column + 1, left + side_x) - max(column, left), 0)
-        down = max(min(row + 1, top + side_y) - max(row, top), 0)
-        total += across * down
-    return total / (side_x * side_y)
+    """Share of the square that lies in pixels of the mask, from each pixel's overlap with it."""
+    rows, columns = (np.arange(length) for length in mask.shape)
+    across = np.clip(np.minimum(columns + 1, left + side_x) - np.maximum(columns, left), 0, None)
+    down = np.clip(np.minimum(rows + 1, top + side_y) - np.maximum(rows, top), 0, None)
+    return down @ mask @ across / (side_x * side_y)
 
 
 @pytest.mark.parametrize(("side_x", "side_y"), [(3.0, 2.0), (2.5, 3.3), (0.4, 0.7), (9.0, 6.0)])
@@ -84,13 +99,23 @@ def test_a_share_is_the_area_of_the_mask_in_the_square(side_x, side_y):
     assert shares(np.ones((6, 9), bool), left[:1], top[:1], 9.0, 6.0) == 1
 
 
-def test_a_tile_is_kept_by_its_share_of_the_mask_and_stands_with_it(path):
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[40:130, 30:200] = True
+def test_no_share_is_above_one():
+    """Not even where the last digits of large sums are lost."""
+    found = shares(np.ones((3, 100_000), bool), np.linspace(0.1, 99_000, 301), np.array([0.3, 1.7]), 0.01, 0.01)
+    assert (found <= 1).all()
+    np.testing.assert_allclose(found, 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("across", [1, 3])
+@pytest.mark.parametrize("down", [1, 2])
+def test_a_tile_is_kept_by_its_share_of_the_mask_and_stands_with_it(path, across, down):
+    """A mask of any size stands for the whole slide."""
+    mask = np.zeros((HEIGHT // down, WIDTH // across), bool)
+    mask[40 // down : 130 // down, 30 // across : 200 // across] = True
     with open_slide(path) as slide:
         columns, rows = grid(slide, spec())
         side = (32 * 5.0 / slide.mpp_x, 32 * 5.0 / slide.mpp_y)
-        expected = [(x, y, counted(mask, x, y, *side)) for y in rows for x in columns]
+        expected = [(x, y, share_of(mask, (x, y), side, (WIDTH, HEIGHT))) for y in rows for x in columns]
         for least in (0.0, 0.25, 0.5, 1.0):
             tiles = tile_slide(slide, spec(min_tissue=least), mask)
             kept = [one for one in expected if np.float32(round(one[2], 9)) >= least and one[2] > 0]
@@ -102,19 +127,59 @@ def test_a_tile_is_kept_by_its_share_of_the_mask_and_stands_with_it(path):
     assert tiles.mask is mask
 
 
+def share_of(mask: np.ndarray, corner: tuple[int, int], side: tuple[float, float], size: tuple[int, int]) -> float:
+    """Share of a square in level-0 pixels that lies in a mask of the whole slide."""
+    x, y = size[0] / mask.shape[1], size[1] / mask.shape[0]
+    return counted(mask, corner[0] / x, corner[1] / y, side[0] / x, side[1] / y)
+
+
+@pytest.mark.parametrize("width", [128, 192])
+def test_what_the_file_does_not_hold_and_black_are_missing_and_not_twice(tmp_path, width):
+    """Left black, then a column of tiles without pixels, then (wider slide) tissue."""
+    pixels = np.full((128, width, 3), 180, np.uint8)
+    pixels[:, :64] = 0
+    tiles = [pixels[y : y + 64, x : x + 64] for y in (0, 64) for x in range(0, width, 64)]
+    tiles[1 :: width // 64] = [None, None]
+    gaps = np.arange(width)[None] // 64 == np.ones((128, 1))
+    with open_slide(write(tmp_path / "a.tif", pixels, tiles)) as slide:
+        wanted = spec(size_px=16, mpp=2.5, quality={"drop": []}, tissue=TISSUE.model_copy(update={"mpp": 10.0}))
+        found = tile_slide(slide, wanted, np.ones((1, 1), bool))
+    black = unscanned(found.thumbnail, 10.0)
+    for number, corner in enumerate(found.coords.tolist()):
+        parts = [share_of(mask, corner, found.size_level0, (width, 128)) for mask in (black, gaps)]
+        assert found.scores["missing"][number] == pytest.approx(min(sum(parts), 1), abs=1e-6)
+    assert found.missing_share == pytest.approx(min(black.mean() + gaps.mean(), 1))
+    assert (found.missing_share == 1) == (width == 128)
+
+
+def test_a_tile_that_cannot_be_decoded_refuses_the_slide_or_is_left_out(tmp_path):
+    pixels = np.random.default_rng(0).integers(100, 200, (128, 128, 3)).astype(np.uint8)
+    target = write(tmp_path / "a.tif", pixels, compression="zlib")
+    with tifffile.TiffFile(target) as file:
+        offset = file.pages[0].dataoffsets[3]
+    data = bytearray(target.read_bytes())
+    data[offset + 9 : offset + 99] = bytes(90)
+    target.write_bytes(data)
+    with open_slide(target) as slide:
+        with pytest.raises(SlideError) as raised:
+            tile_slide(slide, spec(), np.ones((1, 1), bool))
+        assert raised.value.state == "unreadable_region"
+        assert len(tile_slide(slide, spec(unreadable="drop"), np.ones((1, 1), bool)).coords) == 4
+
+
 def test_what_was_never_scanned_is_counted_where_it_is(path):
     with open_slide(path) as slide:
         every = np.ones((10, 10), bool)
         tiles = tile_slide(
             slide, spec(edge="pad", quality={"drop": []}, tissue=TISSUE.model_copy(update={"mpp": 10.0})), every
         )
-    black = 280 - 2 * 4  # with two thumbnail pixels of 10 microns beside it
-    left, side = tiles.coords[:, 0], tiles.size_level0[0]
-    expected = np.clip((np.minimum(left + side, WIDTH) - np.maximum(left, black)) / side, 0, 1)
-    down, side_y = tiles.coords[:, 1], tiles.size_level0[1]
-    expected *= (np.minimum(down + side_y, HEIGHT) - down) / side_y  # nothing is missing below the slide
-    np.testing.assert_allclose(tiles.scores["missing"], expected, atol=0.02)
-    assert tiles.missing_share == pytest.approx((WIDTH - black) / WIDTH, abs=0.005)
+    black = unscanned(tiles.thumbnail, 10.0)
+    expected = [share_of(black, corner, tiles.size_level0, (WIDTH, HEIGHT)) for corner in tiles.coords.tolist()]
+    np.testing.assert_allclose(tiles.scores["missing"], expected, atol=1e-6)
+    assert tiles.missing_share == pytest.approx(black.mean())
+    assert tiles.missing_share == pytest.approx(
+        (WIDTH - 280 + 2 * 4) / WIDTH, abs=0.005
+    )  # two thumbnail pixels beside it
 
 
 def test_magnification_is_that_of_the_coarser_axis(path):
