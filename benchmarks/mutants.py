@@ -44,9 +44,9 @@ LIMIT_S = 60
 # module: its functions (none: all), test files, pytest's -k
 MODULES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "mil.tiles.grid": ((), ("tests/tiles/test_grid.py",), ""),
-    "mil.tissue": ((), ("tests/tissue/test_tissue.py",), "not published"),
-    "mil.tissue.masks": ((), ("tests/tissue/test_tissue.py",), "not published"),
-    "mil.tissue.unscanned": ((), ("tests/tissue/test_tissue.py",), "not published"),
+    "mil.tissue": ((), ("tests/tissue/test_masks.py",), ""),
+    "mil.tissue.masks": ((), ("tests/tissue/test_masks.py",), ""),
+    "mil.tissue.unscanned": ((), ("tests/tissue/test_masks.py",), ""),
     "mil.bags.table": (
         ("deal_folds", "_deal", "_strata", "patients_needed"),
         ("tests/bags/test_bags.py",),

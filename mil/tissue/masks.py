@@ -13,6 +13,7 @@ from mil.errors import SlideError
 from mil.slides.readers.image import MAX_IMAGE_PIXELS
 
 MAX_GEOJSON_BYTES = 2**28
+MAX_CROSSINGS = 2**24  # of an outline and the rows of pixels
 POLYGONS = {"Polygon": 1, "MultiPolygon": 2}
 
 
@@ -74,7 +75,7 @@ def _polygons(path: Path) -> list[list[np.ndarray]]:
                 geometry = feature.get("geometry", feature)
                 rings = geometry["coordinates"]
                 polygons += [rings] if POLYGONS[geometry["type"]] == 1 else rings
-        return [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in polygons]
+        return [[np.asarray(ring, float)[:, [0, 1]] for ring in polygon] for polygon in polygons if polygon]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise SlideError(
             "no_mask", f"mask {path} is not a GeoJSON of polygons in level-0 pixels ({type(error).__name__}: {error})"
@@ -88,16 +89,34 @@ def _name(feature: dict[str, Any]) -> str:
 
 def _drawn(polygons: list[list[np.ndarray]], size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
     """Pixels whose middle lies in a polygon and not in its holes."""
-    mask = np.zeros((size[1], size[0]), np.uint8)
-    fraction = 4  # bits: OpenCV takes fixed-point corners
+    mask = np.zeros((size[1], size[0]), bool)
     for rings in polygons:
-        piece = np.zeros_like(mask)
-        corners = [(ring * scale - 0.5) * 2**fraction for ring in rings]
+        corners = [ring * scale for ring in rings]
         if any(not np.isfinite(ring).all() or np.abs(ring).max(initial=0) > 2**30 for ring in corners):
             raise SlideError("no_mask", "a mask's outline has corners that are no numbers or far outside the slide")
-        cv2.fillPoly(piece, [np.rint(ring).astype(np.int32) for ring in corners], 1, shift=fraction)
-        mask |= piece
-    return mask.astype(bool)
+        left, top = np.clip(np.floor(corners[0].min(axis=0)), 0, size).astype(int)
+        right, bottom = np.clip(np.ceil(corners[0].max(axis=0)), 0, size).astype(int)
+        piece = mask[top:bottom, left:right]
+        piece |= _inside([ring - (left, top) for ring in corners], piece.shape)
+    return mask
+
+
+def _inside(rings: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels bool (height, width) = `shape` with an odd number of crossings of the rings (n, 2) to the left of their middle."""
+    (x, y), (next_x, next_y) = (
+        np.concatenate(ends).T for ends in (rings, [np.roll(ring, -1, axis=0) for ring in rings])
+    )
+    # An edge crosses the middles of rows `first` to `last` - 1.
+    first, last = (np.clip(np.ceil(end(y, next_y) - 0.5), 0, shape[0]).astype(int) for end in (np.minimum, np.maximum))
+    counts = last - first
+    if counts.sum() > MAX_CROSSINGS:
+        raise SlideError("no_mask", f"a mask's outline crosses {counts.sum():,} pixels; simplify it")
+    edge = np.repeat(np.arange(len(counts)), counts)
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
+    at = x[edge] + (row + 0.5 - y[edge]) * (next_x - x)[edge] / (next_y - y)[edge]
+    crossed = np.zeros((shape[0], shape[1] + 1), np.uint8)
+    np.bitwise_xor.at(crossed, (row, np.clip(np.ceil(at - 0.5), 0, shape[1]).astype(int)), 1)
+    return np.bitwise_xor.accumulate(crossed, axis=1)[:, :-1].astype(bool)
 
 
 def _pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
