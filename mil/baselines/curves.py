@@ -150,7 +150,8 @@ def _fitted(values: np.ndarray, labels: np.ndarray) -> "Pipeline":
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = LogisticRegression(C=STRENGTH, tol=1e-8, solver="newton-cholesky")
+    # conjugate gradients: no matrix of features x features
+    model = LogisticRegression(C=STRENGTH, tol=1e-8, solver="newton-cg")
     return make_pipeline(StandardScaler(), model).fit(values, labels)
 
 

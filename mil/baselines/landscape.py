@@ -44,7 +44,7 @@ def site_classifier(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) 
         folds = min(FOLDS, int(labels.sum()), int((1 - labels).sum()))
         if folds < 2:
             continue
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, solver="newton-cholesky"))
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, solver="newton-cg"))
         split = StratifiedKFold(folds, shuffle=True, random_state=0)
         scores = cross_val_predict(model, values, labels, cv=split, method="predict_proba")[:, 1]
         rows.append((site, int(labels.sum()), *fixed_interval(labels, scores, np.zeros(len(labels)), confidence)[:3]))

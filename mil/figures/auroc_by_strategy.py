@@ -13,6 +13,8 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
 ROW_MM, HEAD_MM, NAMES_MM = 4.6, 22.0, 40.0
+COLUMNS = 8
+"""Most columns in a line; narrower ones hold no scale that can be read."""
 
 
 @figure("AUROC by strategy and site", needs=("metrics",), endpoints=ANY, chapter="performance", number="F3a")
@@ -27,21 +29,26 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     blocks = _blocks(results, metrics)
     columns = _columns(results, metrics)
     rows = [(title, one) for title, arms in blocks.items() for one in [None, *arms]]
-    step = (DOUBLE_MM - NAMES_MM) / len(columns) - 2
+    lines = _lines(columns)
+    wide = max(map(len, lines))
+    step = (DOUBLE_MM - NAMES_MM) / wide - 2
     upright = any(text_mm(line, 7, bold=True) > step for scope in columns for line in _title(scope).split("\n"))
-    picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(rows) + (UPRIGHT_MM - 6) * upright)
-    panels = picture.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    for axes, scope in zip(panels, columns, strict=True):
-        _panel(axes, results, metrics, rows, scope)
-        if upright:
-            axes.set_title(fitted(scope, UPRIGHT_MM, 7, bold=True)[0], fontsize=7, loc="center", rotation=90)
-        else:
-            axes.set_title(_title(scope), fontsize=7, loc="center")
-    name_rows(panels[0], [one.name if one else title for title, one in rows], NAMES_MM)
-    for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
-        label.set_fontweight(400 if one else 700)
-        label.set_color(readable(one.colour) if one else INK)
-    panels[0].set_ylim(len(rows) - 0.4, -0.8)
+    picture = new_figure(DOUBLE_MM, (HEAD_MM + ROW_MM * len(rows) + (UPRIGHT_MM - 6) * upright) * len(lines))
+    grid = picture.subplots(len(lines), wide, sharey=True, squeeze=False)
+    for line, panels in zip(lines, grid, strict=True):
+        for axes in panels[len(line) :]:
+            axes.axis("off")
+        for axes, scope in zip(panels, line, strict=False):
+            _panel(axes, results, metrics, rows, scope)
+            if upright:
+                axes.set_title(fitted(scope, UPRIGHT_MM, 7, bold=True)[0], fontsize=7, loc="center", rotation=90)
+            else:
+                axes.set_title(_title(scope), fontsize=7, loc="center")
+        name_rows(panels[0], [one.name if one else title for title, one in rows], NAMES_MM)
+        for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
+            label.set_fontweight(400 if one else 700)
+            label.set_color(readable(one.colour) if one else INK)
+    grid[0, 0].set_ylim(len(rows) - 0.4, -0.8)
     picture.supxlabel(f"{kind.primary.title}, {confidence:.0%} interval", fontsize=7)
     shown = metrics[metrics["site"].isin(columns)]
     further = "; the patient bootstrap is in the table" if kind.name == "binary" else ""
@@ -78,6 +85,18 @@ def _columns(results: Results, metrics: pd.DataFrame) -> list[str]:
     if len(results.external_sites) > 1:
         wanted.append(EXTERNAL_SITES)
     return [scope for scope in wanted if scope in there]
+
+
+def _lines(columns: list[str]) -> list[list[str]]:
+    """Columns in lines of at most `COLUMNS`, of nearly the same length; training sites and external sites apart where both are long."""
+    cut = columns.index(TRAINING_SITES) + 1 if TRAINING_SITES in columns else 0
+    parts = [columns[:cut], columns[cut:]] if len(columns) > COLUMNS else [columns]
+    lines = []
+    for part in filter(None, parts):
+        number = -(-len(part) // COLUMNS)
+        size = -(-len(part) // number)
+        lines += [part[start : start + size] for start in range(0, len(part), size)]
+    return lines
 
 
 def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str) -> None:

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
 from mil.endpoints.binary import wilson_interval
-from mil.figures.layout import capital, legend_of_figure, text_mm
+from mil.figures.layout import UPRIGHT_MM, capital, fitted, legend_of_figure, text_mm
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import (
     DOUBLE_MM,
@@ -28,6 +28,8 @@ from mil.rng import rng
 
 PANEL_MM = 46.0  # width of a panel
 STAINS = ("haematoxylin", "eosin")
+UPRIGHT_LINE_MM = 2.2
+"""Width of a name that stands upright."""
 
 
 @figure("How the sites differ", needs=("bags", "census", "baselines"), endpoints=ANY, chapter="cohort", number="ED4")
@@ -86,7 +88,7 @@ def _classifier(axes: Axes, results: Results, sites: Sequence[str]) -> pd.DataFr
         axes.vlines(place, row.low, row.high, color=colour, linewidth=1.4)
         axes.plot(place, row.value, site_marker(str(row.site), results.sites), color=colour, markersize=4.5)
     _sites_below(axes, sites)
-    axes.set(ylim=(0.3, 1.03), ylabel="AUROC, site against the rest")
+    axes.set(ylim=(min(0.3, float(table["low"].min()) - 0.02), 1.03), ylabel="AUROC, site against the rest")
     axes.set_title("Site from features")
     return table.assign(panel="site classifier")
 
@@ -200,7 +202,14 @@ def _numbers(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[s
 
 
 def _sites_below(axes: Axes, sites: Sequence[str]) -> None:
-    """The sites' names where they fit; else no more than ticks in the order of the legend."""
-    fit = all(text_mm(site, 6.5) <= PANEL_MM / len(sites) - 1 for site in sites)
-    axes.set_xticks(range(len(sites)), sites if fit else [""] * len(sites))
+    """The sites' names side by side, else upright where that fits; else no more than ticks in the order of the legend."""
+    step = PANEL_MM / len(sites)
     axes.set_xlim(-0.5, len(sites) - 0.5)
+    if all(text_mm(site, 6.5) <= step - 1 for site in sites):
+        axes.set_xticks(range(len(sites)), sites)
+    elif step >= UPRIGHT_LINE_MM:
+        axes.set_xticks(
+            range(len(sites)), [fitted(site, UPRIGHT_MM / 2, 5.2)[0] for site in sites], rotation=90, fontsize=5.2
+        )
+    else:
+        axes.set_xticks(range(len(sites)), [""] * len(sites))

@@ -26,6 +26,8 @@ from mil.results.results import Absent, Results
 TRAIN_LINE = (0, (1.5, 1.2))
 LONG, NEW_LINE = 10, "\n"  # a label of so many letters takes two lines
 METRICS = ("val_loss", "val_auroc")
+MOST_BANDS = 4
+"""Sites in a panel up to which each has its band; more would cover each other."""
 
 
 @figure("Learning curves by round", needs=("rounds",), endpoints=ANY, chapter="training", number="ED1")
@@ -72,7 +74,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"Loss and {results.kind.watched} of {input_name(main)} on the inner folds, which the models of the selection phase did not "
             "train on, by round and site. Lines: mean over repeats, folds and inner folds; bands: the middle 80 % of "
-            f"models. Ticks at the bottom: the number of rounds chosen for each outer fold, where the {results.kind.error} on the inner folds is smallest."
+            f"models{f', of all sites together where there are more than {MOST_BANDS}' if len(sites) > MOST_BANDS else ''}. Ticks at the bottom: the number of rounds chosen for each outer fold, where the {results.kind.error} on the inner folds is smallest."
         ),
     )
 
@@ -99,7 +101,8 @@ def _panel(axes: Axes, results: Results, table: pd.DataFrame, metric: str) -> No
         colour = INK if together else site_colour(str(site), results.sites)
         curve = part[part["metric"] == metric]
         axes.plot(curve["round"], curve["mean"], color=colour, linewidth=1.6 if together else 1.1)
-        axes.fill_between(curve["round"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
+        if together or table["site"].nunique() - several <= MOST_BANDS:
+            axes.fill_between(curve["round"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
         if metric == "val_loss" and (together or not several):
             train = part[part["metric"] == "train_loss"]
             axes.plot(train["round"], train["mean"], color=colour, linewidth=0.9, linestyle=TRAIN_LINE)

@@ -1,7 +1,43 @@
 "use strict";
-// Tables: a press on a head sorts by that column, a second press turns the order round; blanks stay last.
+// Tables of more than 50 rows are shown 50 rows a time.
+const ROWS = 50;
+const paged = (table) => {
+  const body = table.tBodies[0];
+  const count = body.rows.length;
+  if (count <= ROWS) return () => {};
+  const bar = document.createElement("p");
+  bar.className = "pages";
+  const words = document.createElement("span");
+  words.setAttribute("role", "status");
+  const button = (text, move) => {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.textContent = text;
+    made.addEventListener("click", () => show(first + move));
+    return made;
+  };
+  const earlier = button("Previous", -ROWS);
+  const later = button("Next", ROWS);
+  let first = 0;
+  const show = (row) => {
+    first = row;
+    const end = Math.min(first + ROWS, count);
+    [...body.rows].forEach((one, place) => { one.hidden = place < first || place >= end; });
+    words.textContent = `Rows ${first + 1} to ${end} of ${count}`;
+    earlier.disabled = first === 0;
+    later.disabled = end === count;
+    table.parentElement.scrollTop = 0;
+  };
+  bar.append(words, earlier, later);
+  table.parentElement.after(bar);
+  show(0);
+  return () => show(0);
+};
+
+// A press on a head sorts by that column, a second press turns the order round; blanks stay last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
+  const restart = paged(table);
   heads.forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
       const up = head.getAttribute("aria-sort") !== "ascending";
@@ -22,6 +58,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
         return (up ? 1 : -1) * x.localeCompare(y, "en", { numeric: true });
       };
       table.tBodies[0].append(...[...table.tBodies[0].rows].sort(order));
+      restart();
     });
   });
 }

@@ -20,6 +20,8 @@ from mil.tables import read_table, read_text_table
 MAX_SVG_BYTES = 700_000
 WEBP_QUALITY = 88
 ONE_SITE_IS_ENOUGH = ("pipeline_overview",)
+MOST_SITES = 6
+"""Sites whose pictures stand in the page; of further ones it has links to the files."""
 PX_A_MM = 4.72  # a double-column figure (183 mm) fills the page's 54 rem
 
 
@@ -82,18 +84,21 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = (), fig
             picture.table = table_of_figure(read_text_table(folder / f"{file}.csv", "figure table"))
         elif not set(words["formats"]) & {"svg", "png"}:
             reasons.append("drawn as PDF only; add svg or png to figures.formats to see it here")
-        else:
+        elif len(picture.parts) < MOST_SITES:
             links = tuple(_links(folder / f"{file}.csv", in_viewer)) if entry.per_site else ()
             picture.parts.append(ReportPart(site, _address(folder, file), round(words["width_mm"] * PX_A_MM), links))
         if not words["left_out"]:
             picture.title = words["title"]
             picture.caption = picture.caption or words["caption"]
-            counts.append(words["n"])
+            counts.append((site, words["n"]))
             found = [suffix for suffix in (*words["formats"], "csv") if (folder / f"{file}.{suffix}").is_file()]
             picture.files.append(
                 (site, [(suffix.upper(), f"{figures_at}/{quote(f'{file}.{suffix}')}") for suffix in found])
             )
-    picture.n = "; ".join(counts)
+    shown = {part.label for part in picture.parts}
+    picture.n = "; ".join(count for site, count in counts if site in shown or not shown)
+    if shown and len(counts) > len(shown):
+        picture.caption += f" Shown are {len(shown)} of {len(counts)} sites; the files of all sites are linked below."
     if not picture.parts and picture.table is None:
         picture.left_out = "; ".join(dict.fromkeys(reasons)) or "no site to draw it for"
     return picture

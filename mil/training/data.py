@@ -50,7 +50,7 @@ class Data:
         if self.covariates is None:
             return None
         mean, deviation = (buffers[f"covariates.{name}"].unsqueeze(1) for name in PARTS)
-        return ((self.covariates[bags] - mean) / deviation).nan_to_num(0.0)
+        return self.covariates[bags].sub_(mean).div_(deviation).nan_to_num_(0.0)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from cohort_results import shared_results
 from crowding import defects
+from matplotlib.collections import FillBetweenPolyCollection
 
 from mil.errors import MilError
 from mil.figures import FIGURES, Absent, Results, draw_figure
+from mil.figures.auroc_by_strategy import _lines
 from mil.figures.heatmaps import choose
 from mil.figures.save import save
 from mil.figures.style import (
@@ -25,6 +27,7 @@ from mil.figures.style import (
 )
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
 from mil.paper import PROTOCOL
+from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
 from mil.strategies import STRATEGIES
 
 PER_SITE = [name for name in FIGURES if FIGURES[name].per_site]
@@ -153,6 +156,26 @@ def test_sites_and_strategies_share_no_colour(results):
     assert len({site_colour(site, results.sites) for site in results.sites}) == len(results.sites)
     many = [f"site{number:03d}" for number in range(len(SITE_COLOURS) * len(SITE_MARKERS))]
     assert len({(site_colour(site, many), site_marker(site, many)) for site in many}) == len(many)
+
+
+def test_columns_of_many_sites_stand_in_lines_of_eight():
+    training, external = ([f"{role}{n}" for n in range(10)] for role in ("t", "e"))
+    few, many = [*training[:3], TRAINING_SITES, *external[:4]], [*training, TRAINING_SITES, *external, EXTERNAL_SITES]
+    assert _lines(few) == [few]
+    lines = _lines(many)
+    assert [len(line) for line in lines] == [6, 5, 6, 5]
+    assert [scope for line in lines for scope in line] == many
+    assert lines[1][-1] == TRAINING_SITES
+
+
+def test_only_all_sites_together_have_a_band_where_sites_are_many(results, monkeypatch):
+    def bands() -> int:
+        figure = FIGURES["learning_curves"].draw(results, results.config.figures, None).figure
+        return sum(isinstance(one, FillBetweenPolyCollection) for axes in figure.axes for one in axes.collections)
+
+    each = bands()
+    monkeypatch.setattr("mil.figures.learning_curves.MOST_BANDS", 0)
+    assert 0 < bands() < each
 
 
 def test_every_strategy_has_a_name_and_a_colour_of_its_own():
