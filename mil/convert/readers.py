@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mil import hdf5
 from mil.convert.foreign import (
@@ -21,7 +20,6 @@ from mil.convert.foreign import (
     text,
     whole,
 )
-from mil.encoders.weights import read_state
 from mil.errors import CorruptFile, MilError
 
 MARUGOTO_SIDE_UM, MARUGOTO_SIDE_PX = 256.0, 224  # tiles of marugoto and of early STAMP
@@ -200,6 +198,10 @@ def _meta(path: Path) -> dict[str, Any]:
 
 
 def _tensor(path: Path) -> np.ndarray:
+    import torch  # takes longer than reading a site in the other layouts
+
+    from mil.encoders.weights import read_state
+
     _check_zip(path)
     tensor: Any = read_state(path)
     if not isinstance(tensor, torch.Tensor):
