@@ -133,14 +133,14 @@ def costs(results: Path) -> pd.DataFrame:
     return rules.agg(jobs=("s", "size"), cpu_s=("cpu_time", "sum"), clock_s=("s", "sum"), peak_mb=("max_rss", "max"))
 
 
-def stages(sizes: list[int], folder: Path, until: list[str]) -> None:
+def stages(sizes: list[int], folder: Path, until: str) -> None:
     found = {}
     for patients in sizes:
         there = folder / str(patients)
         if not (there / "config.yaml").is_file():
             there.mkdir(parents=True)
             write_features(there, patients)
-        snakemake(there, "--cores", "2", "--rerun-incomplete", *(["--until", *until] if until else []))
+        snakemake(there, "--cores", "2", "--rerun-incomplete", *(["--until", until] if until else []))
         found[patients] = costs(there / "results/scale")
         if not until:
             page = (there / "results/scale/report/index.html").stat().st_size / 1e6

@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 
@@ -414,3 +416,17 @@ def test_one_file_under_two_names_is_no_slide_s(tmp_path):
     assert list(table["state"]) == ["unreadable_features", "unreadable_features", "ok"]
     assert "the files of 's1' and 's2' are equal to the byte" in table.loc["s2", "reason"]
     assert table.loc["s1", "checksum"] == ""
+
+
+def test_features_in_hdf5_are_converted_without_torch(tmp_path):
+    """A site is a job of its own, so 20 sites would import it 20 times."""
+    stamp(tmp_path / "theirs")
+    code = (
+        "import sys; from pathlib import Path; from mil.convert.convert import convert_in; from mil.convert.foreign import ForeignFeatures; "
+        "from mil.progress import quiet; found = convert_in('stamp', ForeignFeatures(Path(sys.argv[1])), sys.argv[2], quiet()); "
+        "print(list(found['state']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "theirs", tmp_path / "ours"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["['ok']", "False"]
