@@ -12,7 +12,7 @@ from mil.endpoints.measures import Measure
 from mil.endpoints.target import number_of
 from mil.errors import MilError
 from mil.statistics.arms import GROUPS, PREDICTED, Scope, scopes
-from mil.statistics.concordance import harrell, known_order
+from mil.statistics.concordance import blocks, harrell, known_order
 from mil.statistics.from_sites import LogRank, stratified_logrank
 from mil.statistics.thresholds import MODEL, vote
 
@@ -186,4 +186,7 @@ def stratified_log_rank(table: pd.DataFrame) -> float:
 
 def known_pairs(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Number of the pairs whose order is known, in each resample."""
-    return ((weights @ known_order(labels[:, 0], labels[:, 1] > 0)) * weights).sum(axis=1)
+    times, events, found = labels[:, 0], labels[:, 1] > 0, np.zeros(len(weights))
+    for later in blocks(len(times)):
+        found += ((weights @ known_order(times, events, later)) * weights[:, later]).sum(axis=1)
+    return found

@@ -1,6 +1,10 @@
 """Scores and times (or numbers) -> the share of pairs in the right order, on weighted patients."""
 
+from collections.abc import Iterator
+
 import numpy as np
+
+AT_ONCE = 500  # patients that are compared with all others in one step, so that memory does not grow with pairs
 
 
 def c_index(times: np.ndarray, events: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -8,16 +12,25 @@ def c_index(times: np.ndarray, events: np.ndarray, scores: np.ndarray, weights: 
 
     Ties in the score count one half; of two equal times, one with an event, the censored patient lived longer.
     """
-    first = known_order(times, events)
-    right = (scores[:, None] < scores[None]) + 0.5 * (scores[:, None] == scores[None])
-    known = ((weights @ first) * weights).sum(axis=1)
+    right, known = np.zeros((2, len(weights)))
+    for later in blocks(len(times)):
+        first = known_order(times, events, later)
+        higher = (scores[:, None] < scores[later]) + 0.5 * (scores[:, None] == scores[later])
+        right += ((weights @ (first * higher)) * weights[:, later]).sum(axis=1)
+        known += ((weights @ first) * weights[:, later]).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ((weights @ (first * right)) * weights).sum(axis=1) / known
+        return right / known
 
 
-def known_order(times: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """(n, n) bool: the patient of the row is known to have had the event before that of the column."""
-    return events[:, None] & ((times[:, None] < times) | ((times[:, None] == times) & ~events))
+def blocks(patients: int) -> Iterator[slice]:
+    """`patients` in parts of `AT_ONCE`."""
+    for start in range(0, patients, AT_ONCE):
+        yield slice(start, start + AT_ONCE)
+
+
+def known_order(times: np.ndarray, events: np.ndarray, later: slice = slice(None)) -> np.ndarray:
+    """(n, patients of `later`) bool: the patient of the row is known to have had the event before that of the column."""
+    return events[:, None] & ((times[:, None] < times[later]) | ((times[:, None] == times[later]) & ~events[later]))
 
 
 def harrell(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

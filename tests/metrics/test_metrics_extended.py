@@ -1,5 +1,7 @@
 """Metrics beyond AUROC, against scikit-learn, lifelines and arithmetic by hand; folds; thresholds; agreement."""
 
+from itertools import permutations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from test_metrics import predictions_of
 
 from mil.bags.covariates import clinical_inputs, follow_up
 from mil.config import MetricsSpec
+from mil.endpoints.survival import known_pairs
 from mil.errors import MilError
 from mil.metrics.agreement import cohen_kappa, fleiss_kappa, pattern_table
 from mil.metrics.score import primary, score
@@ -177,6 +180,27 @@ def test_c_index_and_survival_are_lifelines():
     assert log_rank(mice) == pytest.approx(expected)
     curve = kaplan_meier(mice, 0.95)
     assert curve.groupby("group")["survival"].min().between(0, 0.2).all()
+
+
+def test_a_c_index_in_blocks_of_patients_counts_every_pair_once(monkeypatch):
+    stream = rng(0, "blocks")
+    times, scores = stream.integers(1, 9, (2, 40)).astype(float)
+    events, weights = stream.random(40) < 0.5, stream.integers(0, 3, (5, 40)).astype(float)
+    labels = np.stack([times, events], axis=1)
+    whole, pairs = c_index(times, events, scores, weights), known_pairs(labels, weights)
+    by_hand = [
+        sum(
+            w[i] * w[j] * (events[i] and (times[i] < times[j] or (times[i] == times[j] and not events[j])))
+            for i, j in permutations(range(40), 2)
+        )
+        for w in weights
+    ]
+    assert pairs.tolist() == by_hand
+    monkeypatch.setattr("mil.statistics.concordance.AT_ONCE", 7)
+    assert (c_index(times, events, scores, weights).tolist(), known_pairs(labels, weights).tolist()) == (
+        whole.tolist(),
+        by_hand,
+    )
 
 
 def test_cox_models_and_what_the_score_adds_are_lifelines():
