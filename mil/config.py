@@ -117,7 +117,7 @@ class FiguresSpec(Spec):
     resamplings: int = Field(default=20, ge=2, le=1000)
     """Draws of patients or tiles a point of the sample-size curves."""
     main: str | None = None
-    """Experiment whose attention is drawn; none: the first under `run` with attention."""
+    """Experiment whose attention is drawn; none: the first under `run` with attention, cross-validated if any is."""
 
 
 class ReportSpec(Spec):

@@ -119,6 +119,19 @@ class Multiclass(Endpoint):
         text = table["label"].astype(str)
         return table.assign(label=codes.astype(object).where(~unknown, text) if unknown.any() else codes.astype(int))
 
+    def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
+        """Also refuses classes' probabilities that do not add up to 1, by more than rounding to two decimals could do."""
+        table = super().checked(table, where)
+        total = self.scores_of(table).sum(axis=1)
+        wrong = np.abs(total - 1) > 0.01
+        if wrong.any():
+            patient, value = table["patient_id"].to_numpy()[wrong][0], total[wrong][0]
+            raise MilError(
+                f"{where}: patient {patient}: the probabilities of the classes add up to {value:.3g}, not to 1; name the right "
+                "file, or run `mil predict` again"
+            )
+        return table
+
     def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
         """Known classes, probabilities in 0-1."""
         fine = {"label": table["label"].isin(list(range(len(self.spec.classes))))}

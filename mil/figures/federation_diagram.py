@@ -48,8 +48,9 @@ class _Group:
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Training sites below the server, external sites beside them; arrows carry weights, counts and metrics."""
     bags = results.bags(results.endpoint)
-    federated = [name for name, one in results.family().items() if one.strategy.of_rounds.federated]
-    name = federated[-1] if federated else results.main
+    name = results.federated
+    if not results.experiments[name].strategy.of_rounds.federated:
+        raise Absent("no experiment on the main one's encoder and model is federated")
     sites = _place(results, bags)
     groups = _groups(results, sites) if len(sites) > FEW_SITES else []
     height = HEIGHT_MM - BOX_MM + max(group.height for group in groups) if groups else HEIGHT_MM
@@ -176,15 +177,8 @@ def _server(axes: Axes, height: float, strategy: str, size: int) -> None:
     middle, top = DOUBLE_MM / 2, height - 4
     _box(axes, middle - SERVER_MM / 2, top - 20, SERVER_MM, 20, INK, "white", 1.1)
     axes.text(middle, top - 6, "Server", ha="center", va="center", fontsize=8.5, fontweight=700)
-    axes.text(
-        middle,
-        top - 12.5,
-        f"{strategy}: averages weights, holds no data",
-        ha="center",
-        va="center",
-        fontsize=7,
-        color=SOFT,
-    )
+    words, small = fitted(f"{strategy}: combines updates, holds no data", SERVER_MM - 4, 7)
+    axes.text(middle, top - 12.5, words, ha="center", va="center", fontsize=small, color=SOFT)
     if size:
         axes.text(middle, top - 16.8, "ledger of every round", ha="center", va="center", fontsize=6.3, color=SOFT)
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_words
-from mil.figures.layout import with_interval
+from mil.figures.layout import signed, with_interval
 from mil.figures.style import strategy_name
 from mil.metrics.score import primary
 from mil.report.cells import signed_interval
@@ -15,6 +15,7 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
 
 MOST_NAMED = 5
+MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -205,14 +206,16 @@ def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: 
     level = 1 - results.config.metrics.confidence
     name, site = strategy_name(results.experiments[experiment].strategy.name), rows["site"].iloc[0]
     said, above, below, open_ = [], [], [], []
+    tested = rows["p_adjusted"].notna().any()
     title, by = results.kind.primary.title, "; ".join(sorted(set(rows["method"])))
+    if len(rows) > MOST_LISTED:
+        rows = rows.iloc[(~(rows["p_adjusted"] < level)).argsort(kind="stable")]
     for row in rows.itertuples():
         other = _other(results, str(row.factor), str(row.second), str(row.second_trained_on))
         stands = row.p_adjusted < level
         (open_ if not stands else above if row.difference > 0 else below).append(other)
-        said.append(
-            f"{other} {signed_interval(row.difference, row.low_adjusted, row.high_adjusted)}, {p_words(row.p_adjusted)}"
-        )
+        value = signed_interval(row.difference, row.low_adjusted, row.high_adjusted)
+        said.append(f"{other} {value}, {p_words(row.p_adjusted)}" if tested else f"{other} {value}")
     parts = []
     if above:
         parts.append(f"a higher {title} than {_enumerated(above)}")
@@ -221,14 +224,19 @@ def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: 
     if parts:
         text = f"On {site} {name} has {' and '.join(parts)}"
         text += f"; from {_enumerated(open_)} it cannot be told." if open_ else "."
-    else:
+    elif tested:
         text = f"On {site} no difference in {title} between {name} and {others} can be told from chance."
+    else:
+        text = f"On {site} there are too few patients to test {name} against {others}."
     correction = str(rows["correction"].iloc[0]).split(",")[0]
-    numbers = (
-        f"{title} of {name} less that of: {'; '.join(said)}. {results.config.metrics.confidence:.0%} intervals and p after {correction}'s correction ({by}), paired on "
-        f"{int(rows['patients'].max())} patients."
+    listed, more = "; ".join(said[:MOST_LISTED]), rows["difference"].iloc[MOST_LISTED:]
+    if len(more):
+        listed += f"; {len(more)} others {signed(more.min())} to {signed(more.max())}"
+    how = (
+        f"{1 - level:.0%} intervals and p after {correction}'s correction ({by})" if tested else by[:1].upper() + by[1:]
     )
-    caution = " A difference that cannot be told from chance is not shown to be none." if open_ else ""
+    numbers = f"{title} of {name} less that of: {listed}. {how}, paired on {int(rows['patients'].max())} patients."
+    caution = " A difference that cannot be told from chance is not shown to be none." if open_ and tested else ""
     return Claim(text, numbers + caution)
 
 

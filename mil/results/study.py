@@ -7,13 +7,19 @@ from mil.errors import Absent
 
 
 def main_experiment(config: Config) -> str:
-    """`figures.main`, or the first experiment under `run` whose model has attention; without such a model the first."""
+    """`figures.main`, or the first experiment under `run` whose model has attention; without such a model the first.
+
+    Cross-validation goes before leaving out a site, of which external sites have no prediction and most figures nothing to show.
+    """
     if config.figures.main is not None:
         return config.figures.main
     if not config.run:
         raise Absent("no experiment was run")
-    attending = [name for name in config.run if config.experiments[name].model.attends]
-    return (attending or list(config.run))[0]
+    return min(config.run, key=lambda name: _rank(config.experiments[name]))
+
+
+def _rank(experiment: ExperimentSpec) -> tuple[bool, bool]:
+    return not experiment.model.attends, experiment.protocol != "cross_validation"
 
 
 def family_of(main: str, experiments: Mapping[str, ExperimentSpec]) -> dict[str, ExperimentSpec]:

@@ -149,6 +149,8 @@ def test_scores_and_comparisons_have_intervals_around_their_values(kind):
     for column in columns:
         moved = tables["second"][column] + noise.normal(0, 0.05, len(tables["second"]))
         tables["second"][column] = moved.clip(0, 1) if kind in {"binary", "multiclass"} else moved
+    shares = [name for name in columns if name != "score"]
+    tables["second"][shares] = tables["second"][shares].div(tables["second"][shares].sum(axis=1), axis=0)
     found = primary(score(tables["first"], SPEC, kind=built))
     assert set(found["site"]) == {"north", "south", "east", "training sites", "external sites"}
     reason = found["method"].str.startswith("no interval")  # few patients, named
@@ -189,6 +191,7 @@ def test_too_many_undefined_resamples_leave_no_interval():
     [
         ("multiclass", "label", "huge", "label 'huge' is refused"),
         ("multiclass", "score_low", 1.5, "score_low '1.5' is refused"),
+        ("multiclass", "score_low", 0.999, "the probabilities of the classes add up to 1."),
         ("survival", "time", -3.0, "time '-3.0' is refused"),
         ("survival", "score", np.inf, "score 'inf' is refused"),
         ("survival", "label", 2, "label '2' is refused"),

@@ -145,7 +145,8 @@ def test_an_endpoint_without_two_classes_is_told_of_not_crashed_on(kind, usual, 
     predictions = usual.predictions("attention_fedavg")
     predictions = predictions.assign(label=predictions["patient_id"].map(labels), **time)
     if kind == "multiclass":
-        predictions = predictions.assign(score_A=predictions["score"] / 2, score_B=0.5, score_C=0.1)
+        half = predictions["score"] / 2
+        predictions = predictions.assign(score_A=half, score_B=0.5, score_C=0.5 - half)
     write_table(predictions, tmp_path / "predictions/attention_fedavg.csv")
     for part in ("census", "runs", "sites"):
         (tmp_path / part).symlink_to(usual.folder.resolve() / part)

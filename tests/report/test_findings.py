@@ -102,6 +102,10 @@ def test_the_main_experiment_is_the_first_with_attention():
     assert main_experiment(config_of()) == "attention_local"
     assert main_experiment(config_of(("mean_fedavg", "attention_fedavg", "attention_fedadam"))) == "attention_fedavg"
     assert main_experiment(config_of(("mean_fedavg",))) == "mean_fedavg"
+    config = config_of(("attention_pooled", "attention_fedavg"))
+    left_out = config.experiments["attention_pooled"].model_copy(update={"protocol": "leave_one_site_out"})
+    config = config.model_copy(update={"experiments": {**config.experiments, "attention_pooled": left_out}})
+    assert main_experiment(config) == "attention_fedavg"
     assert main_experiment(config_of(figures={"main": "attention_fedsgd"})) == "attention_fedsgd"
 
 
