@@ -1,0 +1,86 @@
+"""Ink that lies flat on glass somewhere -> the same ink over tissue, from 60 % opacity: what tissue under it would look like.
+
+Ink of colour C and opacity a shows as m = (1 - a) glass + a C on glass, and as p = m - (1 - a) (glass - tissue) on tissue. So m - p is
+at most 40 % of the glass, and its colours stand to each other as in the tissue's own absorption: green most, as haematoxylin and eosin absorb it.
+"""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from mil.tissue.unscanned import large_pieces
+
+MOST_SHOWN = 0.4  # largest share of what lies under ink that shows through it
+EVEN = 5.0  # largest standard deviation of one ink's colours on glass, of 255; out-of-focus tissue varies by 7 and more
+SAME = 22  # largest difference of one ink's colours on glass, of 255
+NOISE = 8  # of 255
+BIN = 24
+MOST_INKS = 8
+LEAST_PIECE_PX = 16
+CLOSED_PX = 5  # gaps of ink up to this many pixels are closed
+NEAR_PX = 21  # side of the square around a pixel in which bare glass must lie
+RING_PX = 15  # side of the square around a pixel that counts as beside it
+GLASS_BESIDE = 0.06  # least share of what is beside ink on glass that is bare
+
+
+def traced(
+    pixels: np.ndarray, glass: np.ndarray, flat: np.ndarray, dense: np.ndarray, least_px: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(colour on glass (3,), where that ink is, bool (h, w)) of each ink of which `least_px` pixels lie flat beside bare glass.
+
+    `pixels` uint8 (h, w, 3), `flat` where they hardly vary, `dense` where they are darker than glass.
+    """
+    shades = pixels.astype(np.int16)
+    done = np.zeros(flat.shape, bool)
+    for colour, seeds in sorted(_on_glass(shades, flat, dense, least_px), key=lambda one: -one[0].sum()):
+        if done[seeds].mean() > 0.5:  # the same ink, over tissue
+            continue
+        under = _as_under(shades, colour, glass) | seeds
+        closed = cv2.morphologyEx(under.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSED_PX,) * 2, np.uint8))
+        number, labels = cv2.connectedComponents(closed, connectivity=8)
+        joined = np.zeros(number, bool)
+        joined[np.unique(labels[seeds])] = True
+        joined[0] = False
+        found = joined[labels]
+        done |= found
+        yield colour, found
+
+
+def _on_glass(
+    shades: np.ndarray, flat: np.ndarray, dense: np.ndarray, least_px: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(colour, pixels) of the commonest colours of the flat pixels: even ones, of at least `least_px` pixels, with bare glass beside them."""
+    found = []
+    near_bare = cv2.dilate((~dense).astype(np.uint8), np.ones((NEAR_PX,) * 2, np.uint8)) > 0
+    left = np.flatnonzero(large_pieces(flat, LEAST_PIECE_PX) & near_bare)
+    for _ in range(MOST_INKS):
+        if len(left) < least_px:
+            break
+        colours = shades.reshape(-1, 3)[left]
+        bins = colours // BIN @ np.array([1, 16, 256])
+        values, counts = np.unique(bins, return_counts=True)
+        colour = np.median(colours[bins == values[counts.argmax()]], axis=0)
+        for _ in range(2):
+            near = (np.abs(colours - colour) <= SAME).all(axis=1)
+            colour = np.median(colours[near], axis=0)
+        seeds = np.zeros(flat.shape, bool)
+        seeds.flat[left[near]] = True
+        if near.sum() >= least_px and colours[near].std(axis=0).max() <= EVEN and _is_on_glass(seeds, dense):
+            found.append((colour.astype(np.int16), seeds))
+        left = left[~near]
+    return found
+
+
+def _is_on_glass(seeds: np.ndarray, dense: np.ndarray) -> bool:
+    beside = (cv2.dilate(seeds.astype(np.uint8), np.ones((RING_PX,) * 2, np.uint8)) > 0) & ~seeds
+    return (beside & ~dense).sum() >= GLASS_BESIDE * beside.sum()
+
+
+def _as_under(shades: np.ndarray, colour: np.ndarray, glass: np.ndarray) -> np.ndarray:
+    """Where a pixel may be tissue under this ink, or the ink alone."""
+    absorbed = colour - shades
+    red, green, blue = cv2.split(absorbed)
+    within = ((absorbed >= -NOISE) & (absorbed <= (MOST_SHOWN * glass + NOISE).astype(np.int16))).all(axis=2)
+    as_stained = (green >= 1.1 * np.maximum(red, blue) - NOISE / 2) & (blue >= 0.2 * green - NOISE / 2)
+    return within & (as_stained | (np.abs(absorbed).max(axis=2) <= 1.5 * NOISE))
