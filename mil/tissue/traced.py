@@ -39,10 +39,9 @@ def traced(
         under = _as_under(shades, colour, glass) | seeds
         closed = cv2.morphologyEx(under.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSED_PX,) * 2, np.uint8))
         number, labels = cv2.connectedComponents(closed, connectivity=8)
-        joined = np.zeros(number, bool)
-        joined[np.unique(labels[seeds])] = True
+        joined = np.bincount(labels[seeds].ravel(), minlength=number) > 0
         joined[0] = False
-        found = joined[labels]
+        found = joined[labels.astype(np.intp, copy=False)]
         done |= found
         yield colour, found
 
@@ -61,15 +60,19 @@ def _on_glass(
         bins = colours // BIN @ np.array([1, 16, 256])
         values, counts = np.unique(bins, return_counts=True)
         colour = np.median(colours[bins == values[counts.argmax()]], axis=0)
-        for _ in range(2):
-            near = (np.abs(colours - colour) <= SAME).all(axis=1)
-            colour = np.median(colours[near], axis=0)
+        colour = np.median(colours[_alike(colours, colour)], axis=0)
+        near = _alike(colours, colour)
+        colour = np.median(colours[near], axis=0)
         seeds = np.zeros(flat.shape, bool)
         seeds.flat[left[near]] = True
         if near.sum() >= least_px and colours[near].std(axis=0).max() <= EVEN and _is_on_glass(seeds, dense):
             found.append((colour.astype(np.int16), seeds))
         left = left[~near]
     return found
+
+
+def _alike(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    return (np.abs(colours - colour) <= SAME).all(axis=1)
 
 
 def _is_on_glass(seeds: np.ndarray, dense: np.ndarray) -> bool:
