@@ -72,7 +72,7 @@ def _on_glass(
 
 
 def _alike(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    return (np.abs(colours - colour) <= SAME).all(axis=1)
+    return np.asarray(np.abs(colours - colour).max(axis=1) <= SAME)
 
 
 def _is_on_glass(seeds: np.ndarray, dense: np.ndarray) -> bool:
