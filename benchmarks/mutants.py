@@ -5,18 +5,20 @@
 Each mutant lives in a process of its own, forked from a pytest that has collected the module's own fast tests: functions get the code of
 the mutant, then the tests run until one fails. mutmut and cosmic-ray make more mutants, but start pytest anew for each: on the same busy
 machine mutmut ran 10 of the 351 mutants of `mil/tiles/grid.py` a minute. A mutant that no test kills must stand in
-`benchmarks/mutants.json`, with the reason why it changes no number written beside it; else the exit code is 1. `--page` alone writes
-the page again from that file.
+`benchmarks/mutants.json`, with the reason why it changes no number written beside it; else the exit code is 1. After a new
+test, `--again` tries only those that survived before; `--page` alone writes the page again from that file.
 """
 
 import ast
 import copy
+import gc
 import importlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +32,8 @@ TARGET = ROOT / "docs" / "mutants.md"
 FAST = [
     "-x",
     "-q",
+    "--tb=native",
+    "--assert=plain",
     "-p",
     "no:cacheprovider",
     "-p",
@@ -39,7 +43,7 @@ FAST = [
     "-m",
     "not slow and not extended",
 ]
-LIMIT_S = 60
+LIMIT_S = 30  # of computing; a mutant that waits, or does not come to its turn, has twenty times as long
 
 # module: its functions (none: all), test files, pytest's -k
 MODULES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
@@ -151,6 +155,7 @@ def mutants(tree: ast.Module, wanted: tuple[str, ...]) -> Iterator[tuple[int, st
                     is_new = isinstance(child, ast.FunctionDef) and (function or not wanted or child.name in wanted)
                     yield from walk(child, (*path, (name, index)), child.name if is_new else function)
 
+    seen: Counter[str] = Counter()
     for path, function, node, other in walk(tree, (), ""):
         module = copy.deepcopy(tree)
         parent: ast.AST = module
@@ -163,6 +168,8 @@ def mutants(tree: ast.Module, wanted: tuple[str, ...]) -> Iterator[tuple[int, st
             getattr(parent, name)[index] = other
         before, after = (ast.unparse(one.test if isinstance(one, ast.If | ast.While) else one) for one in (node, other))
         words = f"{function}: {before} -> {after}".replace("\n", " ")
+        seen[words] += 1
+        words += f" (no. {seen[words]})" if seen[words] > 1 else ""
         yield node.lineno, words, ast.fix_missing_locations(module)  # type: ignore[attr-defined]
 
 
@@ -192,8 +199,8 @@ def put(module: ModuleType, code: CodeType) -> None:
 class Campaign:
     """A plugin of pytest: in place of running the tests it forks a process for each mutant, in which they run until one fails."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.is_child = name, False
+    def __init__(self, name: str, again: Collection[str] | None = None) -> None:
+        self.name, self.is_child, self.again = name, False, again
         self.found: list[tuple[str, bool]] = []
 
     @pytest.hookimpl(tryfirst=True)
@@ -204,7 +211,12 @@ class Campaign:
         module = importlib.import_module(self.name)
         tree = ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8"))
         wanted = MODULES[self.name][0]
+        gc.collect()
+        gc.freeze()  # children leave the collected tests' memory shared
         for line, words, mutant in ((0, "", tree), *mutants(tree, wanted)):
+            if words and self.again is not None and words.split(" (no. ")[0] not in self.again:
+                self.found.append((words, True))
+                continue
             child = os.fork()
             if child == 0:
                 self.is_child = True
@@ -212,7 +224,8 @@ class Campaign:
                 null = os.open(os.devnull, os.O_RDWR)
                 for stream in (0, 1, 2):
                     os.dup2(null, stream)
-                signal.alarm(LIMIT_S)
+                signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+                signal.alarm(20 * LIMIT_S)
                 put(module, compile(mutant, module.__file__ or "", "exec"))
                 return None
             is_dead = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 1
@@ -230,11 +243,11 @@ class Campaign:
             os._exit(1 if exitstatus == 0 else 0)
 
 
-def run(name: str) -> list[tuple[str, bool]]:
-    """Every mutant of a module in words, and whether it was killed."""
+def run(name: str, again: Collection[str] | None = None) -> list[tuple[str, bool]]:
+    """Every mutant of a module in words, and whether it was killed; those that do not stand in `again` were killed before."""
     os.chdir(ROOT)
     _, files, chosen = MODULES[name]
-    campaign = Campaign(name)
+    campaign = Campaign(name, again)
     code = pytest.main(
         [*FAST, *(("-k", chosen) if chosen else ()), *(str(ROOT / file) for file in files)], plugins=[campaign]
     )
@@ -267,10 +280,13 @@ def main() -> None:
         return json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
 
     measured = written()
-    names = [name for name in sys.argv[1:] if name != "--page"] or ([] if sys.argv[1:] else list(MODULES))
+    options = {one for one in sys.argv[1:] if one.startswith("--")}
+    names = [name for name in sys.argv[1:] if name not in options] or ([] if "--page" in options else list(MODULES))
     for name in names:
+        before = {words.split(" (no. ")[0] for words in measured.get(name, {}).get("survivors", {})}
+        again = before if "--again" in options else None
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a module's tests see no other's
-            found = pool.submit(run, name).result()
+            found = pool.submit(run, name, again).result()
         measured = written()  # another process may have measured another module meanwhile
         known = measured.get(name, {}).get("survivors", {})
         survivors = {words: known.get(words, "") for words, is_dead in found if not is_dead}

@@ -201,7 +201,7 @@ def _followed(file: h5py.File, name: str, path: str | Path) -> h5py.Dataset | No
     """The dataset at `name`, reached by hard links only; None where there is none."""
     place: Any = file
     for part in name.split("/"):
-        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) and part in place else None
+        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):

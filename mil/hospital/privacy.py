@@ -239,4 +239,4 @@ def patient_gradients(weights: Mapping[str, Tensor], bags: np.ndarray, site: Sit
 
 def clipped(gradients: Tensor, norm: float) -> Tensor:
     """The gradients (..., size), each shortened to `norm` where it is longer."""
-    return gradients * (norm / gradients.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    return gradients * (norm / gradients.norm(dim=-1, keepdim=True)).clamp(max=1.0)

@@ -37,14 +37,14 @@ def tidied(mask: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:
     pixels = mask.astype(np.uint8)
     for outline, area, is_hole in _pieces(pixels):
         if not is_hole and area < spec.min_area_um2 / mpp**2:
-            cv2.drawContours(pixels, [outline], -1, 0, cv2.FILLED)
+            cv2.drawContours(pixels, [outline], 0, 0, cv2.FILLED)
     radius = round(spec.margin_um / mpp)
     if radius:
         round_piece = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
         pixels = cv2.dilate(pixels, round_piece)
     for outline, area, is_hole in _pieces(pixels):
         if is_hole and area <= spec.fill_holes_um2 / mpp**2:
-            cv2.drawContours(pixels, [outline], -1, 1, cv2.FILLED)
+            cv2.drawContours(pixels, [outline], 0, 1, cv2.FILLED)
     return pixels.astype(bool)
 
 

@@ -13,6 +13,7 @@ from mil.errors import SlideError
 from mil.slides.readers.image import MAX_IMAGE_PIXELS
 
 MAX_GEOJSON_BYTES = 2**28
+FARTHEST = 2**30  # pixels of a corner from the slide's
 MAX_CROSSINGS = 2**24  # of an outline and the rows of pixels
 POLYGONS = {"Polygon": 1, "MultiPolygon": 2}
 
@@ -52,8 +53,7 @@ def _outlines(mask: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     thrice = cv2.resize(mask.astype(np.uint8), None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
     found, tree = cv2.findContours(thrice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     # 3k + 0..2 are the columns of pixel k: the first one's middle stands for the edge k, the last one's for k + 1.
-    snapped = [np.floor((outline[:, 0, :] + 2) / 3).astype(int) for outline in found]
-    return snapped, tree[0] if tree is not None else np.empty((0, 4), int)
+    return [(outline[:, 0, :] + 2) // 3 for outline in found], tree[0] if found else np.array(())
 
 
 def _ring(points: np.ndarray, scale: np.ndarray) -> list[list[float]]:
@@ -92,9 +92,9 @@ def _drawn(polygons: list[list[np.ndarray]], size: tuple[int, int], scale: tuple
     mask = np.zeros((size[1], size[0]), bool)
     for rings in polygons:
         corners = [ring * scale for ring in rings]
-        if any(not np.isfinite(ring).all() or np.abs(ring).max(initial=0) > 2**30 for ring in corners):
+        if any(not np.isfinite(ring).all() or np.abs(ring).max() > FARTHEST for ring in corners):
             raise SlideError("no_mask", "a mask's outline has corners that are no numbers or far outside the slide")
-        left, top = np.clip(np.floor(corners[0].min(axis=0)), 0, size).astype(int)
+        left, top = np.clip(corners[0].min(axis=0), 0, size).astype(int)
         right, bottom = np.clip(np.ceil(corners[0].max(axis=0)), 0, size).astype(int)
         piece = mask[top:bottom, left:right]
         piece |= _inside([ring - (left, top) for ring in corners], piece.shape)

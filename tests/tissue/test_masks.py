@@ -69,8 +69,8 @@ def test_areas_are_compared_to_the_pixel():
     mask[10:20, 10:20] = True
     mask[13:16, 12:16] = False
     for least, fill in ((20, 12), (20, 11), (21, 12), (21, 11)):
-        spec = TissueSpec(min_area_um2=least * 4.0, margin_um=0, fill_holes_um2=fill * 4.0)
-        found = tidied(mask, 2.0, spec)
+        spec = TissueSpec(min_area_um2=least * 9.0, margin_um=0, fill_holes_um2=fill * 9.0)
+        found = tidied(mask, 3.0, spec)
         assert found[3, 3] == (least == 20)
         assert found[14, 14] == (fill == 12)
 
@@ -98,8 +98,8 @@ def test_what_was_never_scanned_is_large_black_and_its_border(mpp):
         white = without_unscanned(pixels, found)
         assert (white[found] == 255).all()
         np.testing.assert_array_equal(white[~found], pixels[~found])
-        for area in (1, 50):
-            sizes = [(labels == one).sum() for one in range(1, count + 1)]
+        sizes = [(labels == one).sum() for one in range(1, count + 1)]
+        for area in (1, 50, max(sizes)):
             keep = np.isin(labels, [one for one, size in enumerate(sizes, 1) if size >= area])
             np.testing.assert_array_equal(large_pieces(black, area), keep)
     assert not unscanned(np.full((9, 9, 3), 240, np.uint8), mpp).any()
@@ -115,6 +115,7 @@ def test_neither_black_nor_ink_is_tissue_and_no_margin_reaches_into_them(margin)
     for is_glass in (True, False):
         found = find_tissue(pixels, MPP, TissueSpec(margin_um=margin, ink_is_glass=is_glass))
         assert not found[:, 198:242].any()
+        assert not found[170:, 250:].any()
         assert found[14:26, 24:176].all() != is_glass
         assert found[14:26, 24:176].any() != is_glass
         assert found[60:150, 60:190].all()
@@ -123,17 +124,24 @@ def test_neither_black_nor_ink_is_tissue_and_no_margin_reaches_into_them(margin)
 @pytest.mark.parametrize("finer", [1, 2, 3])
 def test_outlines_are_read_back_to_the_pixel(tmp_path, finer):
     """At the mask's size and at finer ones, for slides whose pixels are not square either."""
-    for seed in range(6):
-        mask = blobs(seed)
-        size = (80 * 16, 60 * 12)
+    ring = np.zeros((60, 80), bool)
+    ring[20:40, 30:50] = True
+    ring[25:30, 35:38] = ring[25:30, 40:45] = ring[35:37, 33:47] = False
+    for mask in (ring, *(blobs(seed) for seed in range(6))):
+        size = (80 * 16 + 7, 60 * 12 + 5)
         (tmp_path / "a.geojson").write_text(to_geojson(mask, size))
         expected = np.kron(mask, np.ones((finer, finer))) > 0
         np.testing.assert_array_equal(read_mask(tmp_path / "a.geojson", (80 * finer, 60 * finer), size), expected)
         Image.fromarray((mask * 255).astype(np.uint8)).save(tmp_path / "a.png")
         np.testing.assert_array_equal(read_mask(tmp_path / "a.png", (80 * finer, 60 * finer), size), expected)
-        polygons = [feature["geometry"]["coordinates"] for feature in json.loads(to_geojson(mask, size))["features"]]
+        features = json.loads(to_geojson(mask, size))["features"]
+        polygons = [feature["geometry"]["coordinates"] for feature in features]
         assert len(polygons) == ndimage.label(mask, EIGHT)[1]
-        assert all(ring[0] == ring[-1] for polygon in polygons for ring in polygon)
+        for ring in (ring for polygon in polygons for ring in polygon):
+            assert ring[0] == ring[-1]
+            assert ring == np.round(ring, 1).tolist()  # tenths of a level-0 pixel
+    tissue = {"name": "Tissue", "color": [0, 160, 60]}
+    assert features[0]["properties"] == {"objectType": "annotation", "classification": tissue}
     assert json.loads(to_geojson(np.zeros((5, 5), bool), (5, 5)))["features"] == []
 
 
@@ -182,6 +190,13 @@ def test_a_pixel_is_drawn_where_its_middle_lies_in_a_polygon_and_not_in_its_hole
         np.testing.assert_array_equal(read_mask(tmp_path / "b.json", (40, 30), (80, 90)), b)
 
 
+def test_any_outline_is_drawn_as_its_edges_are_crossed(tmp_path):
+    stream = np.random.default_rng(0)
+    for number in range(40):
+        ring = stream.uniform(-10, 70, (3 + number % 4, 2)).tolist()
+        np.testing.assert_array_equal(drawn(tmp_path, polygon(ring)), inside(ring), err_msg=str(ring))
+
+
 def test_outlines_without_end_are_refused(tmp_path, monkeypatch):
     corners = [[[0, 0], [40, 90], [80, 0]]]
     monkeypatch.setattr(masks, "MAX_CROSSINGS", 60)  # two edges over thirty rows
@@ -189,10 +204,19 @@ def test_outlines_without_end_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(masks, "MAX_CROSSINGS", 59)
     with pytest.raises(SlideError, match="simplify"):
         drawn(tmp_path, polygon(*corners))
+    monkeypatch.setattr(masks, "MAX_CROSSINGS", 60)
+    monkeypatch.setattr(masks, "MAX_GEOJSON_BYTES", (tmp_path / "a.json").stat().st_size)
+    assert drawn(tmp_path, polygon(*corners)).any()
     monkeypatch.setattr(masks, "MAX_GEOJSON_BYTES", (tmp_path / "a.json").stat().st_size - 1)
     with pytest.raises(SlideError, match="bytes; simplify its outlines"):
         drawn(tmp_path, polygon(*corners))
-    for wrong in ([[[1], [2], [3]]], [[[0, 0], [2**40, 1], [3, 3]]]):
+    for wrong in (
+        [[[1], [2], [3]]],
+        [*corners, [[0, 0], [2**40, 1], [3, 3]]],
+        [[[0, 0], [1, -(2**40)], [3, 3]]],
+        [[[0, 0], [float("nan"), 1], [3, 3]]],
+        [[]],
+    ):
         monkeypatch.setattr(masks, "MAX_GEOJSON_BYTES", 10**6)
         with pytest.raises(SlideError) as raised:
             drawn(tmp_path, polygon(*wrong))
