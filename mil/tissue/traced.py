@@ -12,10 +12,13 @@ import numpy as np
 from mil.tissue.unscanned import large_pieces
 
 MOST_SHOWN = 0.4  # largest share of what lies under ink that shows through it
-EVEN = 5.0  # largest standard deviation of one ink's colours on glass, of 255; out-of-focus tissue varies by 7 and more
+CORE, CLOSE = 6, 10  # differences of colours, of 255
+EVEN = (
+    0.65  # least share of an ink's pixels on glass within CORE of its colour; of tissue out of focus it is up to 0.52
+)
 SAME = 22  # largest difference of one ink's colours on glass, of 255
 NOISE = 8  # of 255
-BIN = 24
+BIN = 12
 MOST_INKS = 8
 LEAST_PIECE_PX = 16
 CLOSED_PX = 5  # gaps of ink up to this many pixels are closed
@@ -57,22 +60,22 @@ def _on_glass(
         if len(left) < least_px:
             break
         colours = shades.reshape(-1, 3)[left]
-        bins = colours // BIN @ np.array([1, 16, 256])
+        bins = colours // BIN @ np.array([1, 32, 1024])
         values, counts = np.unique(bins, return_counts=True)
         colour = np.median(colours[bins == values[counts.argmax()]], axis=0)
-        colour = np.median(colours[_alike(colours, colour)], axis=0)
-        near = _alike(colours, colour)
-        colour = np.median(colours[near], axis=0)
+        colour = np.median(colours[_alike(colours, colour, CLOSE)], axis=0)
+        near = _alike(colours, colour, SAME)
+        is_even = _alike(colours, colour, CORE).sum() >= EVEN * near.sum()
         seeds = np.zeros(flat.shape, bool)
         seeds.flat[left[near]] = True
-        if near.sum() >= least_px and colours[near].std(axis=0).max() <= EVEN and _is_on_glass(seeds, dense):
+        if near.sum() >= least_px and is_even and _is_on_glass(seeds, dense):
             found.append((colour.astype(np.int16), seeds))
         left = left[~near]
     return found
 
 
-def _alike(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    return np.asarray(np.abs(colours - colour).max(axis=1) <= SAME)
+def _alike(colours: np.ndarray, colour: np.ndarray, most: int) -> np.ndarray:
+    return np.asarray(np.abs(colours - colour).max(axis=1) <= most)
 
 
 def _is_on_glass(seeds: np.ndarray, dense: np.ndarray) -> bool:
