@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
+from pydicom.uid import ExplicitVRLittleEndian
 from test_slide import ramp, sheet, write_slide
 from test_slide_readers import texture
 
@@ -253,16 +253,6 @@ def test_dicom_folders(shared, tmp_path):
     (folder / "2").write_bytes((source / "jpeg.dicom").read_bytes())
     state, reason = state_of(folder)
     assert (state, "2 DICOM series" in reason) == ("not_a_slide", True)
-
-
-def test_dicom_of_jpeg_ls_is_refused_with_the_tool_that_converts_it(shared, tmp_path):
-    header = pydicom.dcmread(shared / "data/slides/multi_frame_jpeg_camelyon_challenge_image.dcm")
-    header.file_meta.TransferSyntaxUID = JPEGLSLossless
-    header.save_as(tmp_path / "a.dcm")
-    state, reason = state_of(tmp_path / "a.dcm", "0.5")
-    assert state == "unreadable"
-    assert "Unsupported transfer syntax 1.2.840.10008.1.2.4.80" in reason
-    assert "convert it: bfconvert" in reason
 
 
 def test_special_files_are_reasons_too(tmp_path):

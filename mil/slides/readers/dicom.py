@@ -7,6 +7,10 @@ from mil.errors import SlideError
 from mil.slides.readers.codecs import DECODE_ERRORS
 
 SERIES = 0x0020_000E  # SeriesInstanceUID, the last of the elements that are looked at; they are in ascending order
+CONVERT_DICOM = (
+    "with wsidicom, WsiDicom.open(FOLDER).save(OUT, transcoding=JpegSettings()), or where colours are stored apart or "
+    "run-length coded with pydicom, d.set_pixel_data(pydicom.pixels.pixel_array(d), 'RGB', 8) (docs/slides.md)"
+)
 LONGEST_BYTES = 2**16
 NOT_VOLUME = ("LABEL", "OVERVIEW", "LOCALIZER")
 
