@@ -217,6 +217,7 @@ def test_outlines_without_end_are_refused(tmp_path, monkeypatch):
         [[[0, 0], [float("nan"), 1], [3, 3]]],
         [[]],
     ):
+        monkeypatch.setattr(masks, "MAX_CROSSINGS", 10**6)
         monkeypatch.setattr(masks, "MAX_GEOJSON_BYTES", 10**6)
         with pytest.raises(SlideError) as raised:
             drawn(tmp_path, polygon(*wrong))
