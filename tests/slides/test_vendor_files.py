@@ -109,3 +109,38 @@ def test_lossless_jpeg_in_a_tiff_says_what_to_do(tmp_path):
     state, reason = state_of(tmp_path / "a.tif", "0.5")
     assert state == "unreadable_region"
     assert "a lossless one must be converted: bfconvert" in reason
+
+
+SCN_IMAGE = (
+    '<image name="{0}"><creationDate>2010-01-01T00:00:00Z</creationDate><device model="Leica SCN400" version="1"/>'
+    '<pixels sizeX="{1}" sizeY="{2}"><dimension sizeX="{1}" sizeY="{2}" r="0" ifd="{0}"/></pixels>'
+    '<view sizeX="{3}" sizeY="{4}" offsetX="{5}" offsetY="{6}"/><scanSettings><objectiveSettings><objective>{7}</objective>'
+    "</objectiveSettings><illuminationSettings><numericalAperture>0.4</numericalAperture>"
+    "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+)
+
+
+def test_both_scanned_regions_of_a_leica_slide_are_read_where_they_lie(tmp_path):
+    """Sizes and offsets in nanometres; 0.5 microns per pixel."""
+    path, regions = tmp_path / "a.scn", [texture(320, 240, 1), texture(320, 240, 2)]
+    images = SCN_IMAGE.format(0, 160, 240, 800_000, 1_200_000, 0, 0, 0.6)
+    images += SCN_IMAGE.format(1, 320, 240, 160_000, 120_000, 50_000, 100_000, 20)
+    images += SCN_IMAGE.format(2, 320, 240, 160_000, 120_000, 500_000, 800_000, 20)
+    text = '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+    text += f'<collection name="c" sizeX="800000" sizeY="1200000"><barcode>x</barcode>{images}</collection></scn>'
+    options = {"photometric": "ycbcr", "compression": "jpeg", "tile": (128, 128)}
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(texture(160, 240), description=text, metadata=None, **options)
+        for region in regions:
+            file.write(region, metadata=None, compressionargs={"level": 98}, **options, **HALF_MICRON)
+    assert state_of(path) == ("ok", "")
+    with open_slide(path) as slide:
+        assert (slide.width, slide.height, slide.format) == (1600, 2400, "leica")
+        assert slide.mpp == pytest.approx(0.5)
+        for page, (x, y) in ((1, (100, 200)), (2, (1000, 1600))):
+            found = slide.read_region(x, y, 0, 320, 240).astype(int)
+            assert np.abs(found - tifffile.imread(path, key=page)).max() <= 2
+        assert (slide.read_region(0, 0, 0, 50, 50) == 255).all()
+        gaps = slide.reader.gaps()
+        assert gaps is not None
+        assert gaps.cells.mean() > 0.9
