@@ -4,7 +4,8 @@ What docs/cluster.md submits to Slurm runs on one in `test_slurm.py`.
 """
 
 import ast
-import importlib
+import importlib.util
+import json
 import os
 import re
 import shlex
@@ -145,3 +146,14 @@ def test_benchmarks_import_what_there_is(repository):
                 missing = [name.name for name in node.names if not hasattr(module, name.name)]
                 for name in missing:
                     importlib.import_module(f"{node.module}.{name}")
+
+
+def test_every_mutant_that_survives_has_a_reason_on_the_page(repository):
+    measured = json.loads((repository / "benchmarks/mutants.json").read_text(encoding="utf-8"))
+    page = (repository / "docs/mutants.md").read_text(encoding="utf-8")
+    for module, found in measured.items():
+        assert importlib.util.find_spec(module), module
+        for words, reason in found["survivors"].items():
+            assert reason, f"{module}: {words}"
+            assert f"`{words.replace('|', '&#124;')}` | {reason} |" in page
+        assert f"| `{module}` | {found['mutants']:,} |" in page
