@@ -1,6 +1,10 @@
 """A cohort that starts from features alone: no slide is opened, no tile made, and predictions come out all the same."""
 
 import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -63,6 +67,35 @@ def test_from_the_features_of_three_tools_to_predictions(tmp_path, repository):
     assert everything.count("rule convert:") == 1
     assert not any(f"rule {name}:" in everything for name in ("tile", "extract", "contact_sheet"))
     assert "rule report:" in everything
+
+
+@pytest.mark.extended
+def test_a_second_workflow_of_a_cohort_is_refused_and_one_of_another_cohort_runs_beside_it(tmp_path, repository):
+    config = make_features(tmp_path / "data")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config | {"cohort": "other"}))
+    target = "results/alone/predictions/attention_pooled.csv"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(snakemake, tmp_path, repository, target)
+        while not list(tmp_path.glob(".snakemake/locks/*")):
+            assert not first.done()
+            time.sleep(0.1)
+        words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", target]
+        second = subprocess.run(
+            [sys.executable, "-m", "snakemake", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        beside = pool.submit(
+            snakemake, tmp_path, repository, "results/other/bags/response.csv", "--configfile", "other.yaml"
+        )
+        assert second.returncode != 0
+        assert "cannot be locked" in second.stderr
+        text_of(beside.result())
+        text_of(first.result())
+    assert "Nothing to be done" in text_of(snakemake(tmp_path, repository, target, "--dry-run"))
 
 
 def test_the_line_of_a_job_that_failed_stands_at_the_end(tmp_path, repository):
