@@ -133,7 +133,7 @@ def costs(results: Path) -> pd.DataFrame:
     return rules.agg(jobs=("s", "size"), cpu_s=("cpu_time", "sum"), clock_s=("s", "sum"), peak_mb=("max_rss", "max"))
 
 
-def stages(sizes: list[int], folder: Path, until: str) -> None:
+def stages(sizes: list[int], folder: Path, until: list[str]) -> None:
     found = {}
     for patients in sizes:
         there = folder / str(patients)

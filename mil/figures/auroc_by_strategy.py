@@ -40,10 +40,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             axes.axis("off")
         for axes, scope in zip(panels, line, strict=False):
             _panel(axes, results, metrics, rows, scope)
-            if upright:
-                axes.set_title(fitted(scope, UPRIGHT_MM, 7, bold=True)[0], fontsize=7, loc="center", rotation=90)
-            else:
-                axes.set_title(_title(scope), fontsize=7, loc="center")
+            title, size = fitted(scope, UPRIGHT_MM, 7, bold=True) if upright else (_title(scope), 7)
+            axes.set_title(title, fontsize=size, loc="center", rotation=90 if upright else 0)
         name_rows(panels[0], [one.name if one else title for title, one in rows], NAMES_MM)
         for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
             label.set_fontweight(400 if one else 700)

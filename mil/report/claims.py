@@ -172,7 +172,8 @@ def _baselines(results: Results) -> Claim | None:
 def _inputs(results: Results) -> Claim | None:
     """The main experiment against the same strategy on another encoder or model."""
     name = results.main
-    return _differences(results, name, _comparisons(results, name, ("model", "encoder")), "other encoders and models")
+    rows = _comparisons(results, name, ("model", "encoder"))
+    return _differences(results, name, rows, "other encoders and models", input_name(results.experiments[name]))
 
 
 def _comparisons(results: Results, name: str, factors: tuple[str, ...]) -> pd.DataFrame:
@@ -198,13 +199,13 @@ def _comparisons(results: Results, name: str, factors: tuple[str, ...]) -> pd.Da
     return table.iloc[:0]
 
 
-def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: str) -> Claim | None:
-    """Which differences of `experiment` to `others` stand after correction, then all of them with intervals."""
+def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: str, called: str = "") -> Claim | None:
+    """Which differences of `experiment` (`called` so, else by its strategy) to `others` stand after correction, then their intervals."""
     rows = rows.dropna(subset=["difference"]) if len(rows) else rows
     if rows.empty:
         return None
     level = 1 - results.config.metrics.confidence
-    name, site = strategy_name(results.experiments[experiment].strategy.name), rows["site"].iloc[0]
+    name, site = called or strategy_name(results.experiments[experiment].strategy.name), rows["site"].iloc[0]
     said, above, below, open_ = [], [], [], []
     tested = rows["p_adjusted"].notna().any()
     title, by = results.kind.primary.title, "; ".join(sorted(set(rows["method"])))
