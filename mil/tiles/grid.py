@@ -101,7 +101,7 @@ def _edges(length: int, stride: float, side: float, step: int, overhang: bool) -
     """Starts of the squares that fit into `length` (to half a pixel), or with `overhang` that begin in it."""
     reach = length - 0.5 if overhang else length + 0.5 - side
     starts = np.rint(np.arange(math.floor(reach / stride) + 1) * stride / step).astype(np.int64) * step
-    return starts if overhang else starts[starts + side <= length + step / 2]
+    return starts[starts < length if overhang else starts + side <= length + step / 2]
 
 
 def _between(total: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:

@@ -46,7 +46,7 @@ def starts(length: int, stride: Fraction, side: Fraction, step: int, pad: bool) 
     for number in range(int(length / stride) + 3):
         at = number * stride
         corner = step * round(float(at / step))
-        if pad and at <= length - Fraction(1, 2):
+        if pad and at <= length - Fraction(1, 2) and corner < length:
             found.append(corner)
         if not pad and at + side <= length + Fraction(1, 2) and corner + side <= length + Fraction(step, 2):
             found.append(corner)
