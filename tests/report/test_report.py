@@ -190,8 +190,9 @@ def test_a_long_table_is_shown_by_fifty_rows_and_sorted_as_a_whole(tmp_path):
     )
     tables = {"long": ReportTable("", "", ["Site", "Value"], rows), "short": ReportTable("", "", ["A", "B"], rows[:50])}
     text = page_environment("t").from_string(template).render(**tables, script=SCRIPT.read_text(encoding="utf-8"))
-    write_text(tmp_path / "page.html", f"<!doctype html><title>t</title>{text}")
-    shown = "[...document.querySelector('table').tBodies[0].rows].filter((row) => !row.hidden).map((row) => Number(row.cells[1].textContent))"
+    style = SCRIPT.with_suffix(".css").read_text(encoding="utf-8")
+    write_text(tmp_path / "page.html", f"<!doctype html><title>t</title><style>{style}</style>{text}")
+    shown = "[...document.querySelector('table').tBodies[0].rows].filter((row) => row.getClientRects().length).map((row) => Number(row.cells[1].textContent))"
     with opened((tmp_path / "page.html").as_uri(), 1280, 900) as tab:
         assert tab.locator(".pages").count() == 1
         assert tab.evaluate(shown) == list(range(50))
@@ -204,6 +205,8 @@ def test_a_long_table_is_shown_by_fifty_rows_and_sorted_as_a_whole(tmp_path):
         column.click()
         column.click()
         assert tab.evaluate(shown) == list(range(119, 69, -1))
+        tab.emulate_media(media="print")
+        assert tab.evaluate(shown) == list(range(119, -1, -1))
 
 
 def test_pictures_of_many_sites_are_links_beyond_the_first(results, monkeypatch):
