@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from mil.slides.readers.segments import SegmentGrid
 
 MAX_PIXELS = 1e11  # the largest scans in use are about 250,000 x 250,000; a header that says more is a bomb or a fault
-CONVERT = "bfconvert IN OUT.ome.tif, or QuPath: File, Export images, OME TIFF"
 MAX_REGION_PIXELS = 2**28  # one read, 0.8 GB as RGB; nothing here asks for a tenth of it
 
 

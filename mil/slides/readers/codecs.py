@@ -18,11 +18,10 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
-from mil.slides.readers import CONVERT
-
 Decode = Callable[[bytes, int, int], np.ndarray]
 """A segment's bytes, its number and a divisor -> its pixels, the sides divided by it (only 1 where `Codec.divisors` is empty)."""
 
+CONVERT = "bfconvert IN OUT.ome.tif, or QuPath: File, Export images, OME TIFF"
 JPEG, DEFLATE, ADOBE_DEFLATE = 7, 32946, 8
 JPEG2000_YCBCR, JPEG2000_RGB, JPEG2000 = 33003, 33005, 34712
 RGB, YCBCR = 2, 6

@@ -8,8 +8,8 @@ import numpy as np
 import openslide
 
 from mil.errors import SlideError
-from mil.slides.readers import CONVERT, Gaps, Header, levels_of
-from mil.slides.readers.codecs import over_white
+from mil.slides.readers import Gaps, Header, levels_of
+from mil.slides.readers.codecs import CONVERT, over_white
 from mil.slides.readers.dicom import CONVERT_DICOM, is_dicom
 from mil.slides.scale import number, property_scale
 

@@ -15,8 +15,8 @@ import numpy as np
 import tifffile
 
 from mil.errors import SlideError
-from mil.slides.readers import CONVERT, MAX_PIXELS, Gaps, Header, Reader, levels_alike, levels_of
-from mil.slides.readers.codecs import DECODE_ERRORS, codec_of
+from mil.slides.readers import MAX_PIXELS, Gaps, Header, Reader, levels_alike, levels_of
+from mil.slides.readers.codecs import CONVERT, DECODE_ERRORS, codec_of
 from mil.slides.readers.scenes import check_upright, images_of, slide_image
 from mil.slides.readers.segments import SegmentGrid
 
