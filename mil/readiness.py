@@ -73,8 +73,13 @@ def _check_labels(config: Config, cohort: Cohort) -> None:
     patients = patients.assign(role=patients["site"].map(dict(roles)))
     for name in sorted({experiment.endpoint for experiment in config.selected().values()}):
         endpoint = config.endpoints[name]
+        built = build_endpoint(endpoint)
         try:
-            check_classes(patients.join(build_endpoint(endpoint).read(cohort), how="inner"), roles, endpoint)
+            labelled = patients.join(built.read(cohort), how="inner")
+            check_classes(labelled, roles, endpoint)
+            training = labelled[labelled["role"] == "train"].rename_axis("patient_id").reset_index()
+            if len(training):
+                built.check(built.targets(training), "training sites")
         except MilError as error:
             raise MilError(f"endpoints.{name}: {error}") from error
 

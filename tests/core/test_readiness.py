@@ -62,6 +62,22 @@ def test_what_is_not_there_is_said_with_the_key_that_names_it(tmp_path, reposito
 
 
 @pytest.mark.parametrize(
+    ("kind", "column", "said"),
+    [
+        ({"kind": "survival", "event": "response"}, "age", "endpoints.response: .* nobody was followed up after one"),
+        ({"kind": "regression"}, "age", "endpoints.response: .* all 16 training patients have the same label"),
+    ],
+)
+def test_labels_of_which_nothing_can_be_learned_are_said(tmp_path, repository, kind, column, said):
+    def spoil(text):
+        head, *rows = text.splitlines()
+        return "\n".join([head, *(f"{row.rpartition(',')[0]},50" for row in rows)])
+
+    with pytest.raises(MilError, match=said):
+        check(tmp_path, repository, {"endpoints": {"response": {**kind, "column": column}}}, spoil)
+
+
+@pytest.mark.parametrize(
     ("metrics", "cell", "said"),
     [
         ({"clinical": ["age"]}, "NA", "metrics.clinical: column 'age' holds numbers, but 'NA' for patient 'south-p1'"),
