@@ -20,6 +20,7 @@ DULL = 0.11  # largest mean of the relative contrast of ink on tissue
 DULL_PX = 15
 EDGE_PX = 7  # side of the square that must be dark around a pixel for it to count as inner
 BESIDE_PX = 31  # side of the square (of every second pixel) in which it is judged whether ink lies on glass
+STROKE_PX = 22  # side of the square in which a thin stroke has bare glass
 MOST_TISSUE = 0.2  # share of what is beside ink on glass that may be dark
 STEP = 2  # every second pixel is judged: a pen's stroke is some hundred microns wide
 LEAST_DENSITY = 0.12  # paler areas are glass, mucin, fat
@@ -82,8 +83,10 @@ def _on_every_second(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> tu
     contrast, dense, usual = _contrast(thumbnail, glass)
     around = cv2.blur(np.minimum(contrast, 1), (DULL_PX // STEP, DULL_PX // STEP))
     smooth = dense & ((contrast <= SMOOTH) | (around <= DULL))
-    opaque[0] &= smooth  # textured red is blood, textured black is pigment
-    opaque[4] &= smooth
+    # Textured red is blood and textured black pigment, but beside bare glass: a thin stroke has no smooth middle.
+    beside_bare = cv2.dilate((~dense).astype(np.uint8), np.ones((STROKE_PX // STEP,) * 2, np.uint8)) > 0
+    opaque[0] &= smooth | beside_bare
+    opaque[4] &= smooth | beside_bare
     smoother = dense & ((contrast < min(SMOOTH, 0.3 * usual)) | (around < min(DULL, 0.5 * usual)))
     found = [
         one | (other & smooth) | (third & smoother)

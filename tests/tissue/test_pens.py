@@ -65,6 +65,16 @@ def test_pens_are_followed_from_glass_onto_tissue(thumbnail, pen, opacity):
             assert kept[clean].mean() > 0.95, (colour, width)
 
 
+@pytest.mark.parametrize("pen", ["black", "red"])
+def test_a_thin_opaque_stroke_on_glass_is_ink(thumbnail, pen):
+    """80 to 130 microns wide, so that no part of it is smooth."""
+    tissue = find_tissue(thumbnail, 8.0, TissueSpec()).astype(np.uint8)
+    for width in (10, 16):
+        pixels, share = with_stroke(thumbnail, PENS[pen][0], 1.0, width)
+        bare = (share > 0.98) & ~cv2.dilate(tissue, np.ones((21, 21), np.uint8)).astype(bool)
+        assert inked(pixels)[bare].mean() > 0.95, width
+
+
 @pytest.mark.parametrize("sigma", [1, 2, 3, 5])
 def test_tissue_that_is_out_of_focus_is_no_ink(thumbnail, sigma):
     half = thumbnail.shape[0] // 2
