@@ -23,7 +23,7 @@ class Target:
     separable = True
     """A bag's loss depends on that bag alone, so that a batch may be cut up."""
     relative = False
-    """A constant added to all scores changes no loss, so that the height of a model's scores is of rounding alone."""
+    """A constant added to all scores changes no loss: the mean of a model's scores has no meaning, only differences have."""
     scaled = False
     """Targets are centred and scaled by the training patients' mean and deviation."""
     thresholds = False
