@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_results import shared_results
+from cohort_results import copied, shared_results
 from scipy import stats
 from sklearn.linear_model import Ridge
 from test_leaks import ENDPOINT, cohort
@@ -85,7 +85,7 @@ def test_a_cohort_gets_every_baseline_it_has_columns_for(tmp_path_factory):
 
 def test_of_several_experiments_with_one_strategy_the_main_one_is_fused(tmp_path_factory, tmp_path):
     shared = shared_results(tmp_path_factory.getbasetemp())
-    folder = shutil.copytree(shared.folder, tmp_path / "results")
+    folder = copied(shared.folder, tmp_path / "results")
     config = json.loads((folder / "config.json").read_text())
     again = json.loads(json.dumps(config["experiments"][shared.main]))
     again["training"]["lr"] *= 2

@@ -6,7 +6,7 @@ import shutil
 import matplotlib as mpl
 import pandas as pd
 import pytest
-from cohort_results import shared_results
+from cohort_results import copied, shared_results
 from crowding import defects
 from matplotlib.collections import FillBetweenPolyCollection
 
@@ -85,7 +85,7 @@ def test_a_figure_without_input_is_left_out_with_a_reason(results, name, tmp_pat
 
 def test_pictures_of_a_figure_that_is_now_left_out_are_removed(results, tmp_path):
     for part in ("predictions", "bags", "metrics"):
-        shutil.copytree(results.folder / part, tmp_path / part)
+        copied(results.folder / part, tmp_path / part)
     moved = Results(tmp_path, results.config)
     draw_figure("roc_by_site", moved, results.config.figures)
     assert (tmp_path / "figures/roc_by_site.svg").is_file()

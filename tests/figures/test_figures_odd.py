@@ -2,12 +2,11 @@
 
 import json
 import re
-import shutil
 import warnings
 
 import pandas as pd
 import pytest
-from cohort_results import build_results, score_all, shared_results
+from cohort_results import build_results, copied, score_all, shared_results
 from crowding import defects
 from matplotlib.text import Text
 
@@ -108,7 +107,7 @@ def test_the_report_of_an_odd_cohort_is_whole(cohort, request):
 def test_groups_without_values_and_slides_without_mpp_are_left_out_of_their_figures(usual, tmp_path):
     """One class at every external site: no permutation has a value, and no interval is known; features alone: no mpp."""
     folder = tmp_path / "results"
-    shutil.copytree(usual.folder, folder, symlinks=True)
+    copied(usual.folder, folder)
     results = Results.open(folder)
     places = [*folder.glob("metrics/*.csv"), folder / "baselines/response/metrics.csv"]
     for path in [path for path in places if {"low", "high"} <= set(read_table(path).columns)]:

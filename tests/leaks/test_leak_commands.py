@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_results import shared_results
+from cohort_results import copied, shared_results
 from typer.testing import CliRunner
 
 from mil import hdf5
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def results(tmp_path_factory, tmp_path):
     """A copy of a clean results folder, to spoil; its patient table stands beside it."""
     shared = shared_results(tmp_path_factory.getbasetemp())
-    copy = shutil.copytree(shared.folder, tmp_path / "results")
+    copy = copied(shared.folder, tmp_path / "results")
     shutil.copyfile(shared.folder.parent / "patients.csv", tmp_path / "patients.csv")
     slides = shared.config.slides.model_copy(update={"patients": str(tmp_path / "patients.csv")})
     write_text(copy / "config.json", shared.config.model_copy(update={"slides": slides}).to_json())

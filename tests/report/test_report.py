@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from browser import CONTRAST, needs_browser, opened
-from cohort_results import shared_results
+from cohort_results import copied, shared_results
 from typer.testing import CliRunner
 
 from mil.cli import app
@@ -119,7 +118,7 @@ def test_every_excluded_slide_stands_in_the_page_with_its_reason(page, results):
 
 def test_a_figure_that_is_left_out_is_listed_with_its_reason(results, tmp_path):
     for part in ("bags", "census", "predictions", "metrics", "figures"):
-        shutil.copytree(results.folder / part, tmp_path / part)
+        copied(results.folder / part, tmp_path / part)
     poor = Results(tmp_path, results.config)
     draw_figure("learning_curves", poor, results.config.figures)
     text = build(poor).pages["index.html"]
@@ -144,7 +143,7 @@ def test_a_report_of_nothing_is_still_a_page(results, tmp_path):
 
 def test_commands_by_hand_take_the_settings_of_the_run(results, tmp_path):
     for part in ("bags", "census"):
-        shutil.copytree(results.folder / part, tmp_path / part)
+        copied(results.folder / part, tmp_path / part)
     config = json.loads((results.folder / "config.json").read_text())
     config["figures"]["formats"] = ["svg"]
     config["report"]["title"] = "The title of this run"
