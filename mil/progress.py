@@ -94,8 +94,8 @@ class Steps:
     def line(self) -> str:
         """Where things stand, in one line."""
         seconds = time.monotonic() - self.started
-        left = seconds / self.count * (self.total - self.count) if self.count else float("nan")
-        tail = f"{left:,.0f} s left" if self.count < self.total else f"{seconds:,.1f} s"
+        left = seconds / max(self.count, 1) * (self.total - self.count)
+        tail = f"{left:,.0f} s left" if 0 < self.count < self.total else f"{seconds:,.1f} s"
         return f"{self.what}: {self.count}/{self.total} {self.unit}, {self.rate()}, {tail}"
 
 

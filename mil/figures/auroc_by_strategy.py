@@ -28,25 +28,28 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         raise Absent(f"no {kind.primary.title} is defined at any site")
     blocks = _blocks(results, metrics)
     columns = _columns(results, metrics)
-    rows = [(title, one) for title, arms in blocks.items() for one in [None, *arms]]
     lines = _lines(columns)
+    rows = [_rows(blocks, metrics, line) for line in lines]
     wide = max(map(len, lines))
     step = (DOUBLE_MM - NAMES_MM) / wide - 2
     upright = any(text_mm(line, 7, bold=True) > step for scope in columns for line in _title(scope).split("\n"))
-    picture = new_figure(DOUBLE_MM, (HEAD_MM + ROW_MM * len(rows) + (UPRIGHT_MM - 6) * upright) * len(lines))
-    grid = picture.subplots(len(lines), wide, sharey=True, squeeze=False)
-    for line, panels in zip(lines, grid, strict=True):
+    heights = [HEAD_MM + ROW_MM * len(named) + (UPRIGHT_MM - 6) * upright for named in rows]
+    picture = new_figure(DOUBLE_MM, sum(heights))
+    grid = picture.subplots(
+        len(lines), wide, sharey="row", squeeze=False, height_ratios=[len(named) + 0.4 for named in rows]
+    )
+    for line, named, panels in zip(lines, rows, grid, strict=True):
         for axes in panels[len(line) :]:
             axes.axis("off")
         for axes, scope in zip(panels, line, strict=False):
-            _panel(axes, results, metrics, rows, scope)
+            _panel(axes, results, metrics, named, scope)
             title, size = fitted(scope, UPRIGHT_MM, 7, bold=True) if upright else (_title(scope), 7)
             axes.set_title(title, fontsize=size, loc="center", rotation=90 if upright else 0)
-        name_rows(panels[0], [one.name if one else title for title, one in rows], NAMES_MM)
-        for label, (_, one) in zip(panels[0].get_yticklabels(), rows, strict=True):
+        name_rows(panels[0], [one.name if one else title for title, one in named], NAMES_MM)
+        for label, (_, one) in zip(panels[0].get_yticklabels(), named, strict=True):
             label.set_fontweight(400 if one else 700)
             label.set_color(readable(one.colour) if one else INK)
-    grid[0, 0].set_ylim(len(rows) - 0.4, -0.8)
+        panels[0].set_ylim(len(named) - 0.4, -0.8)
     picture.supxlabel(f"{kind.primary.title}, {confidence:.0%} interval", fontsize=7)
     shown = metrics[metrics["site"].isin(columns)]
     further = "; the patient bootstrap is in the table" if kind.name == "binary" else ""
@@ -70,6 +73,16 @@ def _blocks(results: Results, metrics: pd.DataFrame) -> dict[str, list[Arm]]:
         arms = [arm(results, name, on) for on in part["trained_on"].unique()]
         blocks.setdefault(capital(input_name(experiment)), []).extend(arms)
     return {title: sorted(arms, key=lambda one: one.order) for title, arms in blocks.items() if arms}
+
+
+def _rows(blocks: dict[str, list[Arm]], metrics: pd.DataFrame, scopes: list[str]) -> list[tuple[str, Arm | None]]:
+    """Title and arm of each row: a row without an arm heads each block; arms with a value in none of `scopes` have no row."""
+    shown = metrics[metrics["site"].isin(scopes)]
+    valued = set(zip(shown["experiment"], shown["trained_on"], strict=True))
+    kept = {
+        title: [one for one in arms if (one.experiment, one.trained_on) in valued] for title, arms in blocks.items()
+    }
+    return [(title, one) for title, arms in kept.items() if arms for one in [None, *arms]]
 
 
 def _title(scope: str) -> str:

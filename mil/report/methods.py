@@ -1,5 +1,6 @@
 """The settings of the run -> the methods in sentences."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,6 +14,7 @@ from mil.results.results import Results
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import TrainingSpec
 from mil.statistics import held_out
+from mil.strategies import STRATEGIES
 from mil.version import __version__
 
 TITLES = (
@@ -163,18 +165,27 @@ def _what_leaves(experiments: dict[str, ExperimentSpec]) -> str:
 
 
 def _settings(spec: Spec) -> str:
-    values = {key: value for key, value in spec.model_dump().items() if key not in {"name", "version"}}
-    listed = ", ".join(_setting(key, value) for key, value in values.items() if value not in (None, (), [], 0.0))
+    return _in_brackets(spec.model_dump())
+
+
+def _in_brackets(values: dict[str, Any]) -> str:
+    """The settings that are not empty, without the name and version of what they belong to."""
+    stated = {key: value for key, value in values.items() if key not in {"name", "version"}}
+    listed = ", ".join(_setting(key, value) for key, value in stated.items() if value not in (None, (), [], 0.0))
     return f" ({listed})" if listed else ""
+
+
+def _words(key: str) -> str:
+    return re.sub(r"\blr\b", "learning rate", key.replace("_", " "))
 
 
 def _setting(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        name = strategy_name(str(value["name"])) if "name" in value else ""
-        further = ", ".join(_setting(other, one) for other, one in value.items() if other != "name")
-        return f"{key.replace('_', ' ')} {name}{f' ({further})' if further else ''}"
+        name = str(value.get("name", ""))
+        title = strategy_name(name) if name in STRATEGIES else model_name(name)
+        return f"{_words(key)} {title}{_in_brackets(value)}"
     words = "-".join(map(str, value)) if isinstance(value, (tuple, list)) else value
-    return f"{key.replace('_', ' ')} {words}"
+    return f"{_words(key)} {words}"
 
 
 def _training(experiments: dict[str, ExperimentSpec], endpoints: Iterable[EndpointSpec]) -> str:
@@ -212,8 +223,7 @@ def _searched(experiment: ExperimentSpec) -> str:
         return ""
     values = {key: value for key, value in experiment.search.model_dump().items() if value}
     listed = "; ".join(
-        f"{key.replace('_', ' ')} among {', '.join(_setting('', one).strip() for one in value)}"
-        for key, value in values.items()
+        f"{_words(key)} among {', '.join(_setting('', one).strip() for one in value)}" for key, value in values.items()
     )
     return f", chosen on the inner folds: {listed}"
 

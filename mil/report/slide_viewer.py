@@ -6,6 +6,7 @@ slides) and a folder a slide under `slides/`: `slide.js` (its tiles), `thumb.jpg
 """
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -55,16 +56,17 @@ def write_viewer(
     shutil.rmtree(folder, ignore_errors=True)
     chosen = [(site, *one) for site in results.sites for one in _choice(results, site, spec.viewer_slides)]
     models = models_of(results, chosen)
-    written = []
+    written, left_out = [], Counter[str]()
     with reporter.steps("slide viewer", len(chosen), "slides") as steps:
         for listed in chosen:
             try:
                 _write_slide(results, listed, models, folder / "slides" / file_name(listed[1]), spec.viewer_px)
+                written.append(listed)
             except (Absent, SlideError) as error:
-                reporter.note(f"slide viewer: slide {listed[1]} is left out: {error}")
-                continue
-            written.append(listed)
+                left_out[str(error)] += 1
             steps.done()
+    for reason, count in left_out.items():
+        reporter.note(f"slide viewer: {count} slide{'s are' if count > 1 else ' is'} left out: {reason}")
     if not written:
         return []
     write_text(folder / "slides.js", index_script(results, written, models, spec.title, served=False))
