@@ -136,7 +136,14 @@ def test_encoders_and_models_are_drawn_where_any_strategy_has_several(results):
 
 def test_methods_state_each_setting_and_what_leaves_a_site(results):
     text = " ".join(paragraph.text for paragraph in methods(results))
-    for stated in ("server learning rate 0.004", "beta1 0.8", "server learning rate 0.02", "beta2 0.97", "schedule cosine", "local steps 1"):
+    for stated in (
+        "server learning rate 0.004",
+        "beta1 0.8",
+        "server learning rate 0.02",
+        "beta2 0.97",
+        "schedule cosine",
+        "local steps 1",
+    ):
         assert stated in text
     assert "gradients" in text
     assert "Only model weights" not in text
