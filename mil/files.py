@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from mil.errors import MilError
@@ -198,3 +200,8 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest_of(stated: Any) -> str:
+    """SHA-256, in hex, of what is stated: as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from mil.errors import CorruptFile
-from mil.files import Sink, replacing
+from mil.files import Sink, digest_of, replacing
 
 CHECKSUM = "checksum"
 ROWS_A_CHUNK = 512
@@ -262,7 +262,7 @@ def _bytes(array: np.ndarray) -> Any:
 def _combine(file: h5py.File, digests: Mapping[str, str]) -> str:
     """One digest of the arrays' digests and all attributes but the checksum itself."""
     described = {"": _plain(file.attrs), **{name: _plain(file[name].attrs) for name in digests}}
-    return hashlib.sha256(json.dumps([digests, described], sort_keys=True).encode()).hexdigest()
+    return digest_of([digests, described])
 
 
 def _plain(attrs: h5py.AttributeManager) -> dict[str, Any]:

@@ -90,6 +90,16 @@ def as_it_was(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and FORMULA.match(cell) else cell
 
 
+def slides_of(bag: Any) -> list[str]:
+    """Slides of a bag, from the cell `slides` of its row in the bag table."""
+    return str(bag).split(";")
+
+
+def by_slide(bags: pd.DataFrame) -> pd.DataFrame:
+    """The bag table with a row per slide, whose id is in the column `slide_id`."""
+    return bags.assign(slide_id=bags["slides"].map(slides_of)).explode("slide_id")
+
+
 def table_of(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
     """A table whose whole numbers stay whole where other rows of their column are blank (type `Int64`)."""
     table = pd.DataFrame(list(rows), columns=list(columns), dtype=object)

@@ -8,6 +8,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+os.fsync = lambda _: None  # 7 ms per file; what it is for, a cut of the power, no test can make
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -14,6 +14,7 @@ from mil.registry import Registry
 from mil.schemas import PREDICTIONS
 from mil.statistics.arms import ENSEMBLE, OWN_SITE
 from mil.statistics.calibration import logit
+from mil.tables import slides_of
 
 if TYPE_CHECKING:
     from mil.results.results import Results
@@ -61,7 +62,7 @@ def colour(results: "Results", endpoint: str) -> pd.DataFrame | None:
 def bag_size(results: "Results", endpoint: str) -> pd.DataFrame:
     """Logarithm of the number of tiles, and the number of slides."""
     bags, census = results.bags(endpoint), results.census().set_index("slide_id")["num_tiles"]
-    slides = bags["slides"].astype(str).str.split(";")
+    slides = bags["slides"].map(slides_of)
     tiles = slides.map(lambda names: float(census.reindex(names).fillna(0).sum()))
     table = pd.DataFrame({"log tiles": np.log1p(tiles), "slides": slides.map(len).astype(float)})
     return table.set_index(bags["patient_id"].to_numpy())
@@ -83,13 +84,8 @@ def mean_features(results: "Results", endpoint: str) -> pd.DataFrame | None:
 
 def bag_means(results: "Results", endpoint: str, encoder: str) -> pd.DataFrame:
     """Mean feature vector of every patient's tiles."""
-    bags = results.bags(endpoint)
-    means = {
-        row.patient_id: np.concatenate(
-            [results.files.features(row.site, encoder, slide)[1] for slide in str(row.slides).split(";")]
-        ).mean(axis=0, dtype=np.float64)
-        for row in bags.itertuples()
-    }
+    read = results.features_by_patient(results.bags(endpoint), encoder)
+    means = {patient: features.mean(axis=0, dtype=np.float64) for patient, features in read}
     return pd.DataFrame.from_dict(means, orient="index")
 
 

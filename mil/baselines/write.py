@@ -20,7 +20,7 @@ from mil.metrics.comparison import compare_with
 from mil.metrics.score import score
 from mil.rng import rng
 from mil.schemas import METRICS
-from mil.tables import write_table
+from mil.tables import by_slide, write_table
 
 if TYPE_CHECKING:
     from mil.results.results import Results
@@ -124,7 +124,7 @@ def sample_tiles(results: "Results", bags: pd.DataFrame, encoder: str) -> tuple[
     """Up to `SAMPLED_TILES` tiles a patient in random order: slide_id, patient_id, site, label, x, y; and features (tiles, width)."""
     parts, features = [], []
     for bag in bags.itertuples():
-        read = [(slide, *results.files.features(bag.site, encoder, slide)) for slide in str(bag.slides).split(";")]
+        read = results.files.bag_features(str(bag.site), encoder, bag.slides)
         order = rng(0, "sample", bag.patient_id).permutation(sum(len(coords) for _, coords, _ in read))[:SAMPLED_TILES]
         slides = np.repeat([slide for slide, _, _ in read], [len(coords) for _, coords, _ in read])
         coords, values = (np.concatenate([part[place] for part in read]) for place in (1, 2))
@@ -138,7 +138,7 @@ def stain_table(results: "Results", bags: pd.DataFrame, encoder: str) -> pd.Data
     """site, slide_id, stain, red, green, blue: optical densities of haematoxylin and eosin in some tiles of some slides."""
     rows = []
     for site in results.sites:
-        slides = bags.loc[bags["site"] == site, "slides"].astype(str).str.split(";").explode().sort_values().tolist()
+        slides = sorted(by_slide(bags[bags["site"] == site])["slide_id"])
         order = rng(0, "stain", site).permutation(len(slides))[:STAIN_SLIDES]
         for slide_id in [slides[number] for number in order]:
             try:

@@ -14,6 +14,7 @@ from mil.encoders.table import ENCODERS
 from mil.errors import CorruptFile, MilError
 from mil.files import file_name
 from mil.provenance import SAME_EVERYWHERE, require_slide, shared_recipe
+from mil.tables import slides_of
 
 
 def check_bags(bags: pd.DataFrame, sites_folder: str | Path, key: str, spec: EncoderSpec) -> None:
@@ -23,7 +24,7 @@ def check_bags(bags: pd.DataFrame, sites_folder: str | Path, key: str, spec: Enc
     """
     first: tuple[Path, Mapping[str, object]] | None = None
     for row in bags.itertuples():
-        for slide in str(row.slides).split(";"):
+        for slide in slides_of(row.slides):
             path = Path(sites_folder) / str(row.site) / "features" / key / f"{file_name(slide)}.h5"
             shape, kind, attributes = described_features(path, slide)
             check_made_by(spec, key, attributes, shape[1], str(path))

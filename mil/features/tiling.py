@@ -1,7 +1,6 @@
 """What a tiles file says of a slide's tiles, and the recipe that decides whether features are up to date."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile
+from mil.files import digest_of
 from mil.provenance import require_slide
 
 STAGE_VERSION = 1  # raised when the same tiles and encoder would now give other features
@@ -73,7 +73,7 @@ class Tiling:
             ingredients["stain_version"] = STAIN_VERSION
         if encoder_version > 1:
             ingredients["encoder_version"] = encoder_version
-        return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+        return digest_of(ingredients)
 
 
 def up_to_date(path: Path, recipe: str) -> str | None:

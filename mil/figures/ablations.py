@@ -6,7 +6,16 @@ from mil.config import ExperimentSpec, FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import capital, name_rows
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import MIDDLE_MM, SPARE_COLOURS, chance_line, light_grid, new_figure, strategy_name
+from mil.figures.style import (
+    MIDDLE_MM,
+    SPARE_COLOURS,
+    chance_line,
+    interval_in_row,
+    light_grid,
+    new_figure,
+    row_axis,
+    strategy_name,
+)
 from mil.metrics.score import primary
 from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
@@ -33,14 +42,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             if name not in table.index:
                 continue
             row, colour = table.loc[name], SPARE_COLOURS[encoders.index(one.encoder) % len(SPARE_COLOURS)]
-            axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.4)
-            axes.plot(row["value"], place, "o", color=colour, markersize=4.5)
+            interval_in_row(axes, place, row, colour)
             axes.text(row["value"], place - 0.2, f"{row['value']:.2f}", ha="center", va="bottom", fontsize=6)
         low = min((measure.chance or 0.0) - 0.1, float(metrics["low"].min()) - 0.02)
         axes.set(xlim=(low, 1.02), xlabel=f"{measure.title} within sites")
         axes.set_title(capital(group))
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        row_axis(axes)
     names = [capital(input_name(one)) for one in chosen.values()]
     name_rows(panels[0], names)
     panels[0].set_ylim(len(chosen) - 0.4, -0.6)

@@ -87,6 +87,18 @@ def arms_at(results: Results, site: str, derived: bool = False) -> list[tuple[Ar
     return sorted(found, key=lambda pair: pair[0].order)
 
 
+def main_scopes(results: Results, both: bool = False) -> dict[str, Scope]:
+    """The main experiment's scores at every site that has any, by site; with `both` only where patients are of both classes."""
+    there = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
+    if not there:
+        raise Absent(f"{results.main} has no predictions at any site")
+    if both:
+        there = {site: scope for site, scope in there.items() if both_classes(scope.labels)}
+    if not there:
+        raise Absent("no site has patients of both classes with predictions")
+    return there
+
+
 def values_by_fold(results: Results, experiment: str) -> pd.DataFrame:
     """The kind's primary measure, in a column of its name, of each fold's models alone."""
     kind, predictions = results.kind_of(experiment), results.predictions(experiment)

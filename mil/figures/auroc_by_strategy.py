@@ -7,7 +7,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.layout import UPRIGHT_MM, capital, fitted, name_rows, text_mm
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, HAIR, INK, SOFT, chance_line, new_figure, readable
+from mil.figures.style import DOUBLE_MM, HAIR, INK, SOFT, chance_line, interval_in_row, new_figure, readable, row_axis
 from mil.metrics.score import primary
 from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
@@ -124,19 +124,15 @@ def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple
         if found.empty:
             continue
         row = found.iloc[0]
-        axes.plot([row["low"], row["high"]], [place, place], color=one.colour, linewidth=1.3, solid_capstyle="round")
-        hollow = one.trained_on in {OWN_SITE, ENSEMBLE}
-        axes.plot(
-            row["value"], place, "o", color=one.colour, markersize=4, markerfacecolor="white" if hollow else one.colour
-        )
+        face = "white" if one.trained_on in {OWN_SITE, ENSEMBLE} else one.colour
+        interval_in_row(axes, place, row, one.colour, markerfacecolor=face)
     group = scope in {TRAINING_SITES, EXTERNAL_SITES}
     patients = metrics.loc[metrics["site"] == scope, "patients"].max()
     axes.set_xlabel(f"n = {int(patients)}", fontsize=6.3, color=SOFT)
     chance = results.kind.primary.chance or 0.0
     axes.set_xlim(min(chance - 0.08, float(metrics["low"].min()) - 0.05), 1.06)
     axes.set_xticks([chance, (1 + chance) / 2, 1.0], [f"{chance:g}", "", "1"])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    row_axis(axes)
     axes.grid(True, axis="x", color=HAIR, linewidth=0.5)
     if group:
         axes.set_facecolor("#f6f7f8")

@@ -5,13 +5,12 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.endpoints.binary import wilson_interval
-from mil.figures.arms import input_name
+from mil.figures.arms import input_name, main_scopes
 from mil.figures.layout import outer_panels, site_panels, title_of_site, under, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
-from mil.results.results import Absent, Results
+from mil.results.results import Results
 from mil.statistics.calibration import BINS, bin_of, logit, recalibrated
-from mil.statistics.delong import both_classes
 
 PATIENTS_A_BIN, FEWEST_BINS = 10, 3
 """With too few patients for these, no bin is drawn, only the logistic recalibration."""
@@ -20,10 +19,7 @@ PATIENTS_A_BIN, FEWEST_BINS = 10, 3
 @figure("Calibration by site", needs=("predictions", "bags", "metrics"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of positives against the mean score in bins of equally many patients, with slope, intercept and error."""
-    scopes = {site: results.main_scope(site) for site in results.sites}
-    scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
-    if not scopes:
-        raise Absent("no site has patients of both classes with predictions")
+    scopes = main_scopes(results, both=True)
     picture, panels = site_panels(list(scopes), below_mm=12)
     metrics, values = results.config.metrics, []
     for axes, (site, scope) in zip(panels, scopes.items(), strict=True):

@@ -6,7 +6,7 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import CLASS_COLOURS, MIDDLE_MM, SOFT, light_grid, new_figure
+from mil.figures.style import CLASS_COLOURS, MIDDLE_MM, SOFT, dots, light_grid, new_figure
 from mil.results.results import Results
 from mil.rng import rng
 
@@ -24,23 +24,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         for label, offset in ((1, -0.17), (0, 0.17)):
             values = shares.loc[shares["label"] == label, f"cluster{row.cluster}"].to_numpy()
             jitter = rng(0, "jitter", place, label).uniform(-0.1, 0.1, len(values))
-            axes.plot(
-                values,
-                place + offset + jitter,
-                "o",
-                color=CLASS_COLOURS[label],
-                markersize=2.3,
-                alpha=0.5,
-                markeredgewidth=0,
-            )
+            height, colour = place + offset, CLASS_COLOURS[label]
+            dots(axes, values, height + jitter, colour)
             if len(values):
-                axes.vlines(
-                    np.median(values),
-                    place + offset - 0.14,
-                    place + offset + 0.14,
-                    color=CLASS_COLOURS[label],
-                    linewidth=2,
-                )
+                axes.vlines(np.median(values), height - 0.14, height + 0.14, color=colour, linewidth=2)
         said = p_words(float(row.p_adjusted))  # type: ignore[arg-type]
         axes.text(
             1.0, place, said, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.3, color=SOFT

@@ -12,6 +12,7 @@ from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import column_name
 from mil.figures.table import table_picture
 from mil.results.results import Absent, Results
+from mil.tables import by_slide
 
 MAX_LEVELS = 8
 MIN_NUMBERS = 7  # fewer distinct numbers are levels (grade), not a measure
@@ -49,8 +50,7 @@ def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Itera
     yield _counts("Patients", bags["site"], sites)
     labels = bags.set_index("patient_id")["label"]
     yield from _endpoint_rows(results, labels, bags, sites)
-    used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")
-    slides = used[["slide_id", "patient_id", "site"]].merge(
+    slides = by_slide(bags)[["slide_id", "patient_id", "site"]].merge(
         census[["slide_id", "mpp", "format", "num_tiles"]], on="slide_id"
     )
     yield _counts("Slides", slides["site"], sites)

@@ -7,6 +7,7 @@ from mil.figures.arms import arm, input_name
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import MIDDLE_MM, SOFT, light_grid, new_figure
 from mil.results.results import Absent, Results
+from mil.tables import by_slide
 
 ROW_MM, HEAD_MM = 6.0, 26.0
 MB = 1e6
@@ -100,14 +101,13 @@ def features_mb(results: Results) -> float:
     """
     encoder = results.experiments[results.main].encoder
     bags = results.bags(results.endpoint)
-    used = {
-        slide: row.site for row in bags[bags["role"] == "train"].itertuples() for slide in str(row.slides).split(";")
-    }
+    used = by_slide(bags[bags["role"] == "train"])
+    if used.empty:
+        return float("nan")
     try:
         census = results.census()
-        slide, site = next(iter(used.items()))
-        _, features = results.files.features(site, encoder, slide)
-    except (Absent, StopIteration):
+        _, features = results.files.features(used["site"].iloc[0], encoder, used["slide_id"].iloc[0])
+    except Absent:
         return float("nan")
-    tiles = census.loc[census["slide_id"].isin(list(used)), "num_tiles"].sum()
+    tiles = census.loc[census["slide_id"].isin(used["slide_id"]), "num_tiles"].sum()
     return float(tiles) * features.shape[1] * features.dtype.itemsize / MB

@@ -2,16 +2,15 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.endpoints.multiclass import confusion
-from mil.figures.arms import input_name
+from mil.figures.arms import input_name, main_scopes
 from mil.figures.layout import UPRIGHT_MM, fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import INK, PAPER, luminance, strategy_name
-from mil.results.results import Absent, Results
+from mil.figures.style import centred, ink_on, strategy_name, unframed
+from mil.results.results import Results
 from mil.statistics.arms import Scope
 
 CMAP, NAMES_MM = "Blues", 10.0
@@ -26,9 +25,7 @@ CMAP, NAMES_MM = "Blues", 10.0
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Rows are true classes, columns the likeliest ones; the colour is the share of the row."""
-    drawn = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
-    if not drawn:
-        raise Absent(f"{results.main} has no predictions at any site")
+    drawn = main_scopes(results)
     classes = results.kind.spec.classes
     longest = min(max(text_mm(name, 6.5) for name in classes), UPRIGHT_MM)
     picture, panels = site_panels(list(drawn), below_mm=longest)
@@ -57,8 +54,7 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> pd.DataFram
     rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(rows, cmap=CMAP, vmin=0, vmax=1, aspect="auto")
     for (i, j), count in np.ndenumerate(counts):
-        light = luminance(colormaps[CMAP](rows[i, j])[:3]) > 0.18
-        axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=INK if light else PAPER)
+        centred(axes, j, i, str(count), fontsize=7, color=ink_on(CMAP, rows[i, j]))
     value = results.measured(results.main, scope, "balanced_accuracy")[0]
     said = f"balanced accuracy {value:.2f}" if np.isfinite(value) else "balanced accuracy not defined"
     title_of_site(axes, site, f"n = {len(scope.labels)}, {said}")
@@ -67,9 +63,7 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> pd.DataFram
     axes.set_xticks(range(len(classes)), names, rotation=90 if upright else 0)
     axes.set_yticks(range(len(classes)))
     axes.set_xlabel("Likeliest class")
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    unframed(axes)
     true, likeliest = (np.array(classes)[place] for place in np.indices(counts.shape).reshape(2, -1))
     table = {"site": site, "true": true, "likeliest": likeliest, "patients": counts.ravel(), "share": rows.ravel()}
     return pd.DataFrame(table).assign(balanced_accuracy=value)

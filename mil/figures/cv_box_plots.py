@@ -8,7 +8,17 @@ from mil.config import FiguresSpec
 from mil.figures.arms import baseline_arm, input_name, values_by_fold
 from mil.figures.layout import capital, name_rows, title_of_site
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, INK, chance_line, letters, light_grid, new_figure, strategy_colour
+from mil.figures.style import (
+    DOUBLE_MM,
+    INK,
+    chance_line,
+    dots,
+    letters,
+    light_grid,
+    new_figure,
+    row_axis,
+    strategy_colour,
+)
 from mil.results.results import Absent, Results
 from mil.rng import rng
 from mil.statistics.folds import fold_aurocs
@@ -50,8 +60,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set(xlim=(low - 0.02, 1.03), xlabel=f"{measure.title} of a held-out fold")
         axes.set_xticks([low, (low + 1) / 2, 1])
         axes.set_xticks([(3 * low + 1) / 4, (low + 3) / 4], minor=True)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        row_axis(axes)
     name_rows(panels[0], list(tables))
     panels[0].set_ylim(len(tables) - 0.4, -0.6)
     if len(panels) > 1:
@@ -107,7 +116,7 @@ def _box(axes: Axes, place: int, values: np.ndarray, colour: str, name: str) -> 
         axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.22, edgecolor=colour, linewidth=0.8)
         axes.vlines(middle, place - 0.25, place + 0.25, color=colour, linewidth=1.6)
     jitter = rng(0, "jitter", name).uniform(-0.16, 0.16, len(values))
-    axes.plot(values, place + jitter, "o", color=colour, markersize=2.2, alpha=0.6, markeredgewidth=0)
+    dots(axes, values, place + jitter, colour, markersize=2.2)
     axes.plot(values.mean(), place, "D", color=INK, markersize=2.8)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
-from mil.figures.arms import baseline_arm, input_name
+from mil.figures.arms import baseline_arm, input_name, main_scopes
 from mil.figures.layout import outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT, SOFT, strategy_colour, strategy_name
@@ -12,7 +12,6 @@ from mil.results.results import Absent, Results
 from mil.statistics import intervals
 from mil.statistics.arms import Scope
 from mil.statistics.decision import net_benefit, treat_all
-from mil.statistics.delong import both_classes
 
 THRESHOLDS = np.round(np.arange(0.05, 0.701, 0.025), 3)
 
@@ -20,10 +19,7 @@ THRESHOLDS = np.round(np.arange(0.05, 0.701, 0.025), 3)
 @figure("Decision curves by site", needs=("predictions", "bags", "baselines"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Net benefit over the range of thresholds, with a pointwise band for the main model."""
-    scopes = {site: results.main_scope(site) for site in results.sites}
-    scopes = {site: scope for site, scope in scopes.items() if both_classes(scope.labels)}
-    if not scopes:
-        raise Absent("no site has patients of both classes with predictions")
+    scopes = main_scopes(results, both=True)
     picture, panels = site_panels(list(scopes), foot_mm=6)
     main = results.experiments[results.main]
     colour, name = strategy_colour(main.strategy.name), strategy_name(main.strategy.name)

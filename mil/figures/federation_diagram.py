@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
 
 from mil.config import FiguresSpec
-from mil.figures.layout import fitted
+from mil.figures.layout import arrow, fitted, rounded_box
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, new_figure, readable, site_colour, strategy_name
+from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, centred, new_figure, readable, site_colour, strategy_name
 from mil.results.results import Absent, Results
+from mil.tables import by_slide
 
 HEIGHT_MM, BOX_MM, WALL_MM, SERVER_MM = 90.0, 36.0, 25.0, 66.0
 LINE_MM = 2.9  # a line of text at 6 points
@@ -67,31 +67,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         trains = results.config.slides.roles[site.name] == "train"
         _hospital(axes, site, trains)
         _arrows(axes, height, site.left, site.width, 10 + BOX_MM, site.colour, trains)
-    axes.text(
-        DOUBLE_MM / 2,
-        3,
-        "Slides, features and clinical data never leave a hospital.",
-        ha="center",
-        va="center",
-        fontsize=7,
-        color=SOFT,
-    )
-    data = pd.DataFrame(
-        [
-            {
-                "site": site.name,
-                "role": results.config.slides.roles[site.name],
-                "patients": site.patients,
-                "slides": site.slides,
-            }
-            for site in sites
-        ]
-    ).assign(bytes_a_model=size)
+    said = "Slides, features and clinical data never leave a hospital."
+    centred(axes, DOUBLE_MM / 2, 3, said, fontsize=7, color=SOFT)
+    rows = [(site.name, results.config.slides.roles[site.name], site.patients, site.slides, size) for site in sites]
     rounds = results.models(name)["rounds"]
     strategy = strategy_name(results.experiments[name].strategy.name)
     return Drawn(
         figure=picture,
-        data=data,
+        data=pd.DataFrame(rows, columns=["site", "role", "patients", "slides", "bytes_a_model"]),
         n=f"{sum(site.patients for site in sites)} patients, {sum(site.slides for site in sites)} slides at {len(sites)} sites",
         caption=(
             "In every round the server sends the model's weights to the training sites, each "
@@ -112,7 +95,7 @@ def _place(results: Results, bags: pd.DataFrame) -> list[_Site]:
     sites = []
     for number, site in enumerate(names):
         part = bags[bags["site"] == site]
-        slides = int(part["slides"].astype(str).str.split(";").map(len).sum())
+        slides = len(by_slide(part))
         sites.append(
             _Site(site, len(part), slides, left + number * (width + gap), width, site_colour(site, results.sites))
         )
@@ -137,21 +120,19 @@ def _groups(results: Results, sites: list[_Site]) -> list[_Group]:
 
 def _group(axes: Axes, group: _Group) -> None:
     """A frame with a small box a hospital: its name, slides and patients."""
-    _box(axes, group.left, 10, group.width, group.height, SOFT, "#f6f7f8", 0.8)
+    rounded_box(axes, (group.left, 10), group.width, group.height, SOFT, "#f6f7f8", 0.8)
     head = "Training sites" if group.trains else "External sites: only score"
     axes.text(group.left + 3, 10 + group.height - 4.5, head, va="center", fontsize=7.5, fontweight=700)
     cell = group.width / group.columns
     for number, site in enumerate(group.sites):
         row, column = divmod(number, group.columns)
         left, top = group.left + column * cell, 10 + group.height - 8 - row * CELL_MM
-        _box(axes, left + 1.5, top - CELL_MM + 1.5, cell - 3, CELL_MM - 2, site.colour, "white", 1.1)
+        rounded_box(axes, (left + 1.5, top - CELL_MM + 1.5), cell - 3, CELL_MM - 2, site.colour, "white", 1.1)
         name, size = fitted(site.name, cell - 5, 7, bold=True)
         middle = left + cell / 2
-        axes.text(
-            middle, top - 4, name, ha="center", va="center", fontsize=size, fontweight=700, color=readable(site.colour)
-        )
+        centred(axes, middle, top - 4, name, fontsize=size, fontweight=700, color=readable(site.colour))
         words, small = fitted(f"{site.slides} slides, {site.patients} patients", cell - 5, 6.3)
-        axes.text(middle, top - 8.3, words, ha="center", va="center", fontsize=small, color=SOFT)
+        centred(axes, middle, top - 8.3, words, fontsize=small, color=SOFT)
 
 
 def _where(results: Results, name: str) -> str:
@@ -175,42 +156,25 @@ def _bytes(results: Results, name: str) -> int:
 
 def _server(axes: Axes, height: float, strategy: str, size: int) -> None:
     middle, top = DOUBLE_MM / 2, height - 4
-    _box(axes, middle - SERVER_MM / 2, top - 20, SERVER_MM, 20, INK, "white", 1.1)
-    axes.text(middle, top - 6, "Server", ha="center", va="center", fontsize=8.5, fontweight=700)
+    rounded_box(axes, (middle - SERVER_MM / 2, top - 20), SERVER_MM, 20, INK, "white", 1.1)
+    centred(axes, middle, top - 6, "Server", fontsize=8.5, fontweight=700)
     words, small = fitted(f"{strategy}: combines updates, holds no data", SERVER_MM - 4, 7)
-    axes.text(middle, top - 12.5, words, ha="center", va="center", fontsize=small, color=SOFT)
+    centred(axes, middle, top - 12.5, words, fontsize=small, color=SOFT)
     if size:
-        axes.text(middle, top - 16.8, "ledger of every round", ha="center", va="center", fontsize=6.3, color=SOFT)
+        centred(axes, middle, top - 16.8, "ledger of every round", fontsize=6.3, color=SOFT)
 
 
 def _hospital(axes: Axes, site: _Site, trains: bool) -> None:
-    _box(axes, site.left, 10, site.width, BOX_MM, site.colour, "white", 1.4)
+    rounded_box(axes, (site.left, 10), site.width, BOX_MM, site.colour, "white", 1.4)
     middle = site.left + site.width / 2
     name, size = fitted(site.name, site.width - 2, 8.5, bold=True)
-    axes.text(
-        middle,
-        10 + BOX_MM - 5,
-        name,
-        ha="center",
-        va="center",
-        fontsize=size,
-        fontweight=700,
-        color=readable(site.colour),
-    )
-    axes.text(
-        middle,
-        10 + BOX_MM - 9.3,
-        "trains" if trains else "external: only scores",
-        ha="center",
-        va="center",
-        fontsize=6.3,
-        color=SOFT,
-    )
-    _box(axes, site.left + 2, 12, site.width - 4, WALL_MM - 2, "none", "#f1f3f5", 0)
-    for line, text in enumerate(
-        (f"{site.slides} slides", f"{site.patients} patients' labels", "features", "clinical data")
-    ):
-        axes.text(middle, 12 + WALL_MM - 6 - 4.6 * line, text, ha="center", va="center", fontsize=6.6)
+    centred(axes, middle, 10 + BOX_MM - 5, name, fontsize=size, fontweight=700, color=readable(site.colour))
+    role = "trains" if trains else "external: only scores"
+    centred(axes, middle, 10 + BOX_MM - 9.3, role, fontsize=6.3, color=SOFT)
+    rounded_box(axes, (site.left + 2, 12), site.width - 4, WALL_MM - 2, "none", "#f1f3f5", 0)
+    kept = (f"{site.slides} slides", f"{site.patients} patients' labels", "features", "clinical data")
+    for line, text in enumerate(kept):
+        centred(axes, middle, 12 + WALL_MM - 6 - 4.6 * line, text, fontsize=6.6)
 
 
 def _arrows(axes: Axes, height: float, left: float, width: float, box_top: float, colour: str, trains: bool) -> None:
@@ -218,9 +182,9 @@ def _arrows(axes: Axes, height: float, left: float, width: float, box_top: float
     middle, top = left + width / 2, height - 24
     end = DOUBLE_MM / 2 + (middle - DOUBLE_MM / 2) * (SERVER_MM - 8) / DOUBLE_MM
     shift = 2.4 if trains else 0
-    _arrow(axes, (end - shift, top), (middle - shift, box_top), FAINT if trains else SOFT, dashed=not trains)
+    arrow(axes, (end - shift, top), (middle - shift, box_top), FAINT if trains else SOFT, dashed=not trains)
     if trains:
-        _arrow(axes, (middle + shift, box_top), (end + shift, top), colour)
+        arrow(axes, (middle + shift, box_top), (end + shift, top), colour)
     words = "weights ↓\nweights, counts,\nmetrics ↑" if trains else "final models ↓"
     y = box_top + 6
     lowest = y - LINE_MM * (words.count("\n") + 1) / 2  # there the arrow is farthest from the middle
@@ -230,13 +194,3 @@ def _arrows(axes: Axes, height: float, left: float, width: float, box_top: float
         x + outwards * (shift + 2), y, words,
         ha="right" if outwards < 0 else "left", va="center", fontsize=6, linespacing=1.35, color=SOFT,
     )  # fmt: skip
-
-
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, dashed: bool = False) -> None:
-    style = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.1, "mutation_scale": 7, "shrinkA": 1, "shrinkB": 1}
-    axes.annotate("", xy=end, xytext=start, arrowprops={**style, "linestyle": (0, (3, 2)) if dashed else "-"})
-
-
-def _box(axes: Axes, x: float, y: float, wide: float, high: float, edge: str, face: str, line: float) -> None:
-    style = "round,pad=0,rounding_size=1.6"
-    axes.add_patch(FancyBboxPatch((x, y), wide, high, boxstyle=style, facecolor=face, edgecolor=edge, linewidth=line))

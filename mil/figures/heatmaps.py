@@ -142,10 +142,9 @@ def mean_scores(results: Results, experiment: str) -> pd.Series:
 
 def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) -> str | None:
     """The patient's slide with attention and most of it."""
-    slides = [
-        s for s in str(bags.loc[patient, "slides"]).split(";") if results.files.has_attention(site, results.main, s)
-    ]
-    return max(slides, key=lambda s: float(results.files.attention(site, results.main, s)[1].sum()), default=None)
+    read = results.files.bag_attention(site, results.main, bags.loc[patient, "slides"])
+    total = {slide: float(attention.sum()) for slide, _, attention in read}
+    return max(total, key=lambda slide: total[slide], default=None)
 
 
 def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> ShownSlide:

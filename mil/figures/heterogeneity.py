@@ -17,14 +17,17 @@ from mil.figures.style import (
     SOFT,
     chance_line,
     column_name,
+    dots,
     letters,
     light_grid,
     new_figure,
     site_colour,
     site_marker,
+    unframed,
 )
 from mil.results.results import Absent, Results
 from mil.rng import rng
+from mil.tables import by_slide
 
 PANEL_MM = 46.0  # width of a panel
 STAINS = ("haematoxylin", "eosin")
@@ -67,8 +70,8 @@ def _components(axes: Axes, results: Results) -> pd.DataFrame:
     table = results.about_features(results.endpoint, "components")
     for site in results.sites:
         mine = table[table["site"] == site]
-        look = {"color": site_colour(site, results.sites), "markersize": 3, "alpha": 0.75, "markeredgewidth": 0}
-        axes.plot(mine["pc1"], mine["pc2"], site_marker(site, results.sites), label=site, **look)
+        look = {"marker": site_marker(site, results.sites), "label": site}
+        dots(axes, mine["pc1"], mine["pc2"], site_colour(site, results.sites), 0.75, **look)
     axes.set(
         xlabel=f"PC 1 ({table['share1'].iloc[0]:.0%})",
         ylabel=f"PC 2 ({table['share2'].iloc[0]:.0%})",
@@ -110,9 +113,7 @@ def _stains(axes: Axes, results: Results, sites: Sequence[str]) -> pd.DataFrame:
     _sites_below(axes, sites)
     axes.set_ylim(1.5, -0.5)
     axes.set_yticks([0, 1], ["H", "E"])
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    unframed(axes)
     return table.assign(panel="stain")
 
 
@@ -125,8 +126,7 @@ def _without(axes: Axes, reason: str) -> None:
 def _by_patient(
     panels: Sequence[Axes], results: Results, bags: pd.DataFrame, sites: Sequence[str]
 ) -> list[pd.DataFrame]:
-    used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")
-    table = used[["slide_id", "patient_id", "site"]].merge(
+    table = by_slide(bags)[["slide_id", "patient_id", "site"]].merge(
         results.census()[["slide_id", "mpp", "num_tiles"]], on="slide_id"
     )
     by_patient = table.groupby(["site", "patient_id"])
@@ -143,8 +143,7 @@ def _by_patient(
         for place, site in enumerate(sites):
             mine = values.get(site, pd.Series(dtype=float)).dropna().to_numpy(dtype=float)
             jitter = rng(0, "jitter", site, name).uniform(-0.2, 0.2, len(mine))
-            look = {"color": site_colour(site, results.sites), "markersize": 2.3, "alpha": 0.6, "markeredgewidth": 0}
-            axes.plot(place + jitter, mine, "o", **look)
+            dots(axes, place + jitter, mine, site_colour(site, results.sites))
         _sites_below(axes, sites)
         axes.set_ylim(0, float(values.max()) * 1.08)
         found.append(values.rename("value").reset_index().assign(panel=name))
@@ -194,7 +193,7 @@ def _numbers(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[s
         mine = bags.loc[bags["site"] == site, "label"].to_numpy(dtype=float)
         jitter = rng(0, "jitter", site, "label").uniform(-0.2, 0.2, len(mine))
         colour = site_colour(site, results.sites)
-        axes.plot(place + jitter, mine, "o", color=colour, markersize=2.3, alpha=0.6, markeredgewidth=0)
+        dots(axes, place + jitter, mine, colour)
         axes.hlines(np.median(mine), place - 0.3, place + 0.3, color=colour, linewidth=1.6)
     _sites_below(axes, sites)
     axes.set_title(column_name(results.endpoint))

@@ -1,18 +1,19 @@
 """Survival of patients who are predicted positive and negative, and whether the score adds to clinical columns."""
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import with_interval
+from mil.figures.ratios import draw_ratios
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import DOUBLE_MM, SOFT, column_name, letters, new_figure, strategy_colour, strategy_name
+from mil.figures.style import DOUBLE_MM, column_name, letters, new_figure, strategy_colour, strategy_name
 from mil.figures.survival_curves import draw_curves
 from mil.metrics.clinical import ADDED, CONCORDANCE, GROUPS, HAZARD, LOG_RANK, by_prediction, main_scores
 from mil.results.results import Absent, Results
+
+TICKS = (0.1, 0.25, 0.5, 1, 2, 4, 10)
 
 
 @figure("Survival by prediction", needs=("predictions", "patients", "comparisons"), chapter="use", number="ED9")
@@ -36,7 +37,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     panels[0].text(0.98, 0.97, words, transform=panels[0].transAxes, ha="right", va="top", fontsize=6.5)
     if len(added):
         letters(panels)
-        _ratios(panels[1], cox, strategy_colour(results.experiments[results.main].strategy.name))
+        colour = strategy_colour(results.experiments[results.main].strategy.name)
+        draw_ratios(panels[1], cox, colour, "Hazard ratio", TICKS)
+        for place, row in enumerate(cox.itertuples()):
+            text = with_interval(row.value, row.low, row.high)
+            panels[1].text(1.02, place, text, transform=panels[1].get_yaxis_transform(), va="center", fontsize=6.3)
+        panels[1].set_title(f"Cox model, {int(cox['patients'].iloc[0])} patients")
     main = results.experiments[results.main]
     said = (
         f" Hazard ratios for a standard deviation with {metrics.confidence:.0%} intervals, Cox model with the score. Whether the score adds to the clinical columns: likelihood ratio {added['value'].iloc[0]:.2f}, {p_words(added['p'].iloc[0])}."
@@ -60,22 +66,3 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"score, longer without event).{said}"
         ),
     )
-
-
-def _ratios(axes: Axes, part: pd.DataFrame, colour: str) -> None:
-    axes.axvline(1, color=SOFT, linewidth=0.7, linestyle=(0, (3, 2)))
-    for place, row in enumerate(part.itertuples()):
-        mine = colour if row.variable == "score" else SOFT
-        axes.plot([row.low, row.high], [place, place], color=mine, linewidth=1.4)
-        axes.plot(row.value, place, "o", color=mine, markersize=4.5)
-        text = with_interval(row.value, row.low, row.high)
-        axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.3)
-    names = ["Slide score" if name == "score" else column_name(name) for name in part["variable"]]
-    axes.set_yticks(range(len(part)), names)
-    axes.set_xscale("log")
-    reach = float(min(np.nanmax([2, *part["high"], *1 / part["low"]]), 100))
-    axes.set(ylim=(len(part) - 0.4, -0.6), xlim=(1 / reach / 1.1, reach * 1.1), xlabel="Hazard ratio")
-    ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 10) if 1 / reach <= tick <= reach]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_title(f"Cox model, {int(part['patients'].iloc[0])} patients")

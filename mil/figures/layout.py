@@ -8,6 +8,7 @@ from matplotlib import font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import text_to_path
 
 from mil.figures.style import DOUBLE_MM, MM_AN_INCH, RC, SOFT, letters, new_figure
@@ -137,6 +138,20 @@ def legend_of_figure(
     columns = max(1, min(len(labels), int(room // wide)))
     picture.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4, borderaxespad=0.2)
     return -(-len(labels) // columns)
+
+
+def rounded_box(
+    axes: Axes, corner: tuple[float, float], wide: float, high: float, edge: str, face: str, line: float
+) -> None:
+    """A box with rounded corners whose lower left one is `corner`; its line is `line` points wide."""
+    style = "round,pad=0,rounding_size=1.6"
+    axes.add_patch(FancyBboxPatch(corner, wide, high, boxstyle=style, facecolor=face, edgecolor=edge, linewidth=line))
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, dashed: bool = False) -> None:
+    """An arrow between two boxes."""
+    style = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.1, "mutation_scale": 7, "shrinkA": 1, "shrinkB": 1}
+    axes.annotate("", xy=end, xytext=start, arrowprops={**style, "linestyle": (0, (3, 2)) if dashed else "-"})
 
 
 def signed(value: float, digits: int = 2) -> str:

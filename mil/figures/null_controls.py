@@ -13,8 +13,11 @@ from mil.figures.style import (
     DOUBLE_MM,
     FAINT,
     chance_line,
+    dots,
+    interval_in_row,
     letters,
     new_figure,
+    row_axis,
     strategy_colour,
     strategy_name,
 )
@@ -105,16 +108,14 @@ def _panel(axes: Axes, results: Results, table: pd.DataFrame, null: pd.DataFrame
     if len(null):
         values = np.sort(null["value"].to_numpy())
         spread = 0.3 * np.sin(np.arange(len(values)) * 2.4)  # the golden angle keeps neighbours apart
-        axes.plot(values, spread, "o", color=FAINT, markersize=2, markeredgewidth=0, alpha=0.8)
+        dots(axes, values, spread, FAINT, 0.8, markersize=2)
         tail = (1 - results.config.metrics.confidence) / 2
         low, middle, high = np.quantile(values, [tail, 0.5, 1 - tail])
         axes.plot([low, high], [0, 0], color=BASELINE_COLOUR, linewidth=1.6)
         axes.plot(middle, 0, "o", color=BASELINE_COLOUR, markersize=4)
     for place, row in enumerate(table.itertuples(), 1):
         colour = strategy_colour(main.strategy.name) if place == len(table) else BASELINE_COLOUR
-        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
-        axes.plot(row.value, place, "o", color=colour, markersize=4.5)
+        interval_in_row(axes, place, row, colour)
     lowest = float(np.nanmin([0.1, *table["low"], *null["value"]]))
     axes.set(xlim=(lowest - 0.03, 1.02), ylim=(len(table) + 0.6, -0.6), xlabel="AUROC", xticks=[0.25, 0.5, 0.75, 1])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    row_axis(axes)

@@ -3,12 +3,11 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
 
 from mil.config import FiguresSpec
-from mil.figures.layout import fitted
+from mil.figures.layout import arrow, fitted, rounded_box
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, FAINT, HAIR, INK, SOFT, new_figure, readable, site_colour
+from mil.figures.style import DOUBLE_MM, FAINT, HAIR, INK, SOFT, centred, new_figure, readable, site_colour
 from mil.results.results import Results
 
 REASONS = {
@@ -115,25 +114,8 @@ class _Column:
         lost = int(before["patients"] - used["patients"])
         middle = self.left + self.width / 2
         name, size = fitted(site, self.width, 8.5, bold=True)
-        self.axes.text(
-            middle,
-            top - 2.6,
-            name,
-            ha="center",
-            va="center",
-            fontsize=size,
-            fontweight=700,
-            color=readable(self.colour),
-        )
-        self.axes.text(
-            middle,
-            top - 6.3,
-            "trains" if role == "train" else "external",
-            ha="center",
-            va="center",
-            fontsize=6.5,
-            color=SOFT,
-        )
+        centred(self.axes, middle, top - 2.6, name, fontsize=size, fontweight=700, color=readable(self.colour))
+        centred(self.axes, middle, top - 6.3, "trains" if role == "train" else "external", fontsize=6.5, color=SOFT)
         y = top - 9
         y = self._box(
             y, heights[0], [f"{before['patients']} patients", f"{before['slides']} slides in the sheet"], bold=1
@@ -154,25 +136,18 @@ class _Column:
     def _box(
         self, top: float, height: float, lines: list[str], bold: int = 0, quiet: bool = False, strong: bool = False
     ) -> float:
-        self.axes.add_patch(
-            FancyBboxPatch(
-                (self.left, top - height),
-                self.width,
-                height,
-                boxstyle="round,pad=0,rounding_size=1.2",
-                facecolor="#f6f7f8" if quiet else "white",
-                edgecolor=HAIR if quiet else self.colour if strong else FAINT,
-                linewidth=1.0 if strong else 0.7,
-            )
-        )
+        edge = HAIR if quiet else self.colour if strong else FAINT
+        face, line_points = "#f6f7f8" if quiet else "white", 1.0 if strong else 0.7
+        rounded_box(self.axes, (self.left, top - height), self.width, height, edge, face, line_points)
         for number, line in enumerate(lines):
+            text, size = fitted(line, self.width - 2 * PAD_MM, 6.3 if quiet else 7, bold=number == 0)
             self.axes.text(
                 self.left + (PAD_MM if quiet else self.width / 2),
                 top - PAD_MM - (number + 0.5) * LINE_MM,
-                fitted(line, self.width - 2 * PAD_MM, 6.3 if quiet else 7, bold=number == 0)[0],
+                text,
                 ha="left" if quiet else "center",
                 va="center",
-                fontsize=fitted(line, self.width - 2 * PAD_MM, 6.3 if quiet else 7, bold=number == 0)[1],
+                fontsize=size,
                 fontweight=700 if number < bold or (quiet and number == 0) else 400,
                 color=SOFT if quiet else INK,
             )
@@ -180,16 +155,4 @@ class _Column:
 
     def _arrow(self, y: float) -> None:
         middle = self.left + self.width / 2
-        self.axes.annotate(
-            "",
-            xy=(middle, y - GAP_MM + 0.4),
-            xytext=(middle, y - 0.4),
-            arrowprops={
-                "arrowstyle": "-|>",
-                "color": FAINT,
-                "linewidth": 0.8,
-                "mutation_scale": 6,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
-        )
+        arrow(self.axes, (middle, y), (middle, y - GAP_MM), FAINT)

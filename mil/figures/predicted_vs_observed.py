@@ -5,11 +5,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import input_name
+from mil.figures.arms import input_name, main_scopes
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import FAINT, column_name, light_grid, site_colour, strategy_name
-from mil.results.results import Absent, Results
+from mil.figures.style import FAINT, column_name, dots, light_grid, site_colour, strategy_name
+from mil.results.results import Results
 from mil.statistics.arms import Scope
 
 
@@ -22,9 +22,7 @@ from mil.statistics.arms import Scope
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot a patient; the grey line is agreement, the coloured one the least-squares line of observed on predicted."""
-    drawn = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
-    if not drawn:
-        raise Absent(f"{results.main} has no predictions at any site")
+    drawn = main_scopes(results)
     everyone = pd.concat([scope.table for scope in drawn.values()])[["label", "score"]]
     reach = float(everyone.min().min()), float(everyone.max().max())
     room = 0.04 * (reach[1] - reach[0] or 1.0)
@@ -57,7 +55,7 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope, reach: tuple[f
     colour = site_colour(site, results.sites)
     light_grid(axes, "both")
     axes.plot(reach, reach, color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
-    axes.plot(predicted, observed, "o", color=colour, markersize=3, alpha=0.75, markeredgewidth=0)
+    dots(axes, predicted, observed, colour, 0.75)
     slope = found["calibration_slope"][0]
     if np.isfinite(slope):
         ends = np.array([predicted.min(), predicted.max()])

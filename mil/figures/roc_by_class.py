@@ -5,11 +5,11 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.endpoints.multiclass import OF_CLASS
-from mil.figures.arms import input_name
+from mil.figures.arms import input_name, main_scopes
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
-from mil.results.results import Absent, Results
+from mil.results.results import Results
 from mil.statistics import delong
 from mil.statistics.arms import Scope
 from mil.statistics.ranking import roc_curve
@@ -25,9 +25,7 @@ from mil.statistics.ranking import roc_curve
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The main experiment at every site: a curve a class, by that class's probability."""
     classes = results.kind.spec.classes
-    drawn = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
-    if not drawn:
-        raise Absent(f"{results.main} has no predictions at any site")
+    drawn = main_scopes(results)
     picture, panels = site_panels(list(drawn), below_mm=1 + 3.4 * len(classes))
     values = []
     for axes, (site, scope) in zip(panels, drawn.items(), strict=True):

@@ -4,20 +4,18 @@ import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
-from mil.figures.arms import input_name
+from mil.figures.arms import input_name, main_scopes
 from mil.figures.layout import name_sites
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, light_grid, new_figure, strategy_name
-from mil.results.results import Absent, Results
+from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, dots, light_grid, new_figure, strategy_name
+from mil.results.results import Results
 from mil.rng import rng
 
 
 @figure("Scores of positive and negative patients", needs=("predictions", "bags"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A dot a patient, a box a class and site."""
-    scopes = {site: results.main_scope(site) for site in results.sites}
-    if not scopes:
-        raise Absent("no site has predictions")
+    scopes = main_scopes(results)
     width = min(DOUBLE_MM, 30 + 38 * len(scopes))
     picture = new_figure(width, 66 if len(scopes) < 6 else 78)
     axes = picture.subplots()
@@ -29,15 +27,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             if not len(scores):
                 continue
             jitter = rng(0, "jitter", site, label).uniform(-0.11, 0.11, len(scores))
-            axes.plot(
-                place + offset + jitter,
-                scores,
-                "o",
-                color=CLASS_COLOURS[label],
-                markersize=2.6,
-                alpha=0.55,
-                markeredgewidth=0,
-            )
+            dots(axes, place + offset + jitter, scores, CLASS_COLOURS[label])
             low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
             axes.vlines(place + offset, low, high, color=INK, linewidth=1)
             axes.hlines(middle, place + offset - 0.13, place + offset + 0.13, color=INK, linewidth=1.6)

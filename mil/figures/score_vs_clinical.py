@@ -9,11 +9,12 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import legend_of_figure
+from mil.figures.ratios import draw_ratios
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import (
     DOUBLE_MM,
-    SOFT,
     column_name,
+    dots,
     letters,
     new_figure,
     site_colour,
@@ -26,6 +27,7 @@ from mil.results.results import Absent, Results
 from mil.rng import rng
 
 MAX_PANELS, MOST_TICKS = 7, 7
+TICKS = (0.01, 0.1, 0.5, 1, 2, 10, 100)
 
 
 @figure("Score and clinical variables", needs=("predictions", "patients", "comparisons"), chapter="use", number="F4d")
@@ -57,7 +59,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for axes in panels[: len(shown) : across]:
         axes.set_ylabel("Score")
     if len(added):
-        _odds(panels[count - 1], odds, strategy_colour(results.experiments[results.main].strategy.name))
+        axes, colour = panels[count - 1], strategy_colour(results.experiments[results.main].strategy.name)
+        draw_ratios(axes, odds, colour, "Odds ratio", TICKS)
+        axes.set_title(f"Together, {int(odds['patients'].iloc[0])} patients", fontsize=6.8, fontweight=400)
     letters(panels[:count])
     handles, labels = panels[0].get_legend_handles_labels()
     legend_of_figure(picture, handles, labels)
@@ -87,29 +91,11 @@ def _scatter(axes: Axes, results: Results, scores: pd.DataFrame, values: pd.Seri
     jitter = rng(0, "jitter", name).uniform(-0.16, 0.16, len(values)) if few else np.zeros(len(values))
     for site in results.sites:
         mine = (scores["site"] == site).to_numpy()
-        axes.plot(
-            values.to_numpy()[mine] + jitter[mine], scores["score"][mine], site_marker(site, results.sites),
-            color=site_colour(site, results.sites), markersize=2.8, alpha=0.75, markeredgewidth=0, label=site,
-        )  # fmt: skip
+        look = {"marker": site_marker(site, results.sites), "label": site}
+        x, y = values.to_numpy()[mine] + jitter[mine], scores["score"][mine]
+        dots(axes, x, y, site_colour(site, results.sites), 0.75, **look)
     levels = np.sort(values.dropna().unique())
     if few and np.diff(levels).min(initial=np.inf) >= np.ptp(levels) / MOST_TICKS:
         axes.set_xticks(levels)
     axes.set(xlabel=column_name(name), ylim=(-0.03, 1.03))
     axes.set_title(f"ρ = {row.value:.2f}, {p_words(row.p_adjusted)}".replace("-", "−"), fontsize=6.8, fontweight=400)
-
-
-def _odds(axes: Axes, ratios: pd.DataFrame, colour: str) -> None:
-    axes.axvline(1, color=SOFT, linewidth=0.7, linestyle=(0, (3, 2)))
-    for place, row in enumerate(ratios.itertuples()):
-        mine = colour if row.variable == "score" else SOFT
-        axes.plot([row.low, row.high], [place, place], color=mine, linewidth=1.3)
-        axes.plot(row.value, place, "o", color=mine, markersize=4)
-    names = ["Slide score" if name == "score" else column_name(name) for name in ratios["variable"]]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    reach = float(min(np.nanmax([2, *ratios["high"], *1 / ratios["low"]]), 100))
-    ticks = [tick for tick in (0.01, 0.1, 0.5, 1, 2, 10, 100) if 1 / reach <= tick <= reach]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set(xlim=(1 / reach / 1.1, reach * 1.1), ylim=(len(names) - 0.4, -0.6), xlabel="Odds ratio")
-    axes.set_title(f"Together, {int(ratios['patients'].iloc[0])} patients", fontsize=6.8, fontweight=400)

@@ -8,7 +8,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import arm, input_name
 from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
-from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, chance_line, light_grid, new_figure
+from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, chance_line, dots, light_grid, new_figure
 from mil.metrics.score import primary
 from mil.results.results import Absent, Results
 from mil.rng import rng
@@ -81,10 +81,8 @@ def _by_number(axes: Axes, table: pd.DataFrame) -> None:
         mine = table[table["model"] == kind]
         colour = mine["colour"].iloc[0]
         jitter = rng(0, "jitter", kind).uniform(-0.12, 0.12, len(mine))
-        axes.plot(
-            mine["sites"] + jitter, mine["value"], "o" if place else "s", color=colour, markersize=3.4, alpha=0.6,
-            markeredgewidth=0, label=kind, zorder=2 + place,
-        )  # fmt: skip
+        look = {"marker": "o" if place else "s", "markersize": 3.4, "label": kind, "zorder": 2 + place}
+        dots(axes, mine["sites"] + jitter, mine["value"], colour, **look)
         mean = mine.groupby("sites")["value"].mean()
         if place == 0:
             axes.plot(mean.index, mean, color=colour, linewidth=1.2)

@@ -7,7 +7,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.layout import signed
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, FAINT, HAIR, PAPER, letters, light_grid, new_figure
+from mil.figures.style import DOUBLE_MM, FAINT, HAIR, PAPER, letters, light_grid, new_figure, row_axis
 from mil.metrics.strategies import ELSEWHERE, POOLED
 from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS, OWN_SITE
@@ -116,8 +116,7 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
     reach = max(0.1, float(table[["low_adjusted", "high_adjusted", "difference"]].abs().max().max())) * 1.15
     axes.set(xlim=(-reach, reach), xlabel=f"Difference of {title}")
     axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    row_axis(axes)
 
 
 def _draw_rounds(axes: Axes, rounds: pd.DataFrame, arms: list[Arm]) -> None:
@@ -130,6 +129,5 @@ def _draw_rounds(axes: Axes, rounds: pd.DataFrame, arms: list[Arm]) -> None:
         )
     axes.set(xlabel="Rounds chosen")
     axes.set_xlim(0, float(rounds["rounds"].max() if len(rounds) else 1) * 1.08 + 0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    row_axis(axes)
     axes.set_title("Rounds")

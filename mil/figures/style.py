@@ -126,6 +126,11 @@ def luminance(rgb: Sequence[float]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def ink_on(cmap: str, share: float) -> str:
+    """Dark or light text on the colour at `share` (0 to 1) of a colour map, whichever reads better."""
+    return INK if luminance(mpl.colormaps[cmap](share)[:3]) > 0.18 else PAPER  # both contrasts are equal there
+
+
 def site_marker(site: str, sites: Sequence[str]) -> str:
     """The marker of a site, by its place among the sites in alphabetic order."""
     return SITE_MARKERS[sorted(sites).index(site) % len(SITE_MARKERS)]
@@ -186,6 +191,36 @@ def chance_line(axes: Axes, diagonal: bool = False, vertical: bool = False, at: 
 def light_grid(axes: Axes, axis: str = "y") -> None:
     """Hair lines behind the data along one axis."""
     axes.grid(True, axis=axis, color=HAIR, linewidth=0.5)  # type: ignore[arg-type]
+
+
+def row_axis(axes: Axes) -> None:
+    """The y axis of named rows: neither ticks nor a line beside the names."""
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def unframed(axes: Axes) -> None:
+    """Neither ticks nor a frame around a matrix of colours."""
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def dots(axes: Axes, x: Any, y: Any, colour: str, alpha: float = 0.6, **look: Any) -> None:
+    """Small translucent dots, one per patient, fold or tile."""
+    look = {"marker": "o", "markersize": 2.6} | look
+    axes.plot(x, y, linestyle="none", color=colour, alpha=alpha, markeredgewidth=0, **look)
+
+
+def interval_in_row(axes: Axes, place: float, row: Any, colour: str, marker: str = "o", **look: Any) -> None:
+    """The mark of `row.value` and the line from `row.low` to `row.high`, in the row at height `place`."""
+    axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.4)
+    axes.plot(row.value, place, marker, color=colour, markersize=4.5, **look)
+
+
+def centred(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
+    """Text with its middle at (x, y)."""
+    axes.text(x, y, text, ha="center", va="center", **look)
 
 
 def bare_image(axes: Axes, pixels: np.ndarray, frame: str = HAIR) -> None:

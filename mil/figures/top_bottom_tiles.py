@@ -71,22 +71,12 @@ def all_tiles(results: Results, site: str) -> pd.DataFrame:
     bags = results.bags(results.endpoint)
     rows = []
     for bag in bags[bags["site"] == site].itertuples():
-        slides = [s for s in str(bag.slides).split(";") if results.files.has_attention(site, results.main, s)]
-        read = [(slide, *results.files.attention(site, results.main, slide)) for slide in slides]
+        read = results.files.bag_attention(site, results.main, bag.slides)
         count = sum(len(attention) for _, _, attention in read)
         for slide, coords, attention in read:
-            rows.append(
-                pd.DataFrame(
-                    {
-                        "slide_id": slide,
-                        "patient_id": bag.patient_id,
-                        "label": bag.label,
-                        "x": coords[:, 0],
-                        "y": coords[:, 1],
-                        "relative": attention.astype(float) * count,
-                    }
-                )
-            )
+            stated = {"slide_id": slide, "patient_id": bag.patient_id, "label": bag.label}
+            x, y = coords.T
+            rows.append(pd.DataFrame({**stated, "x": x, "y": y, "relative": attention.astype(float) * count}))
     if not rows:
         raise Absent(f"{results.main} has no attention at site {site}")
     tiles = pd.concat(rows, ignore_index=True)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
@@ -10,7 +9,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, name_sites
 from mil.figures.registry import ANY, Drawn, figure
-from mil.figures.style import DOUBLE_MM, ENSEMBLE_NAME, INK, PAPER, SOFT, luminance, new_figure, strategy_name
+from mil.figures.style import DOUBLE_MM, ENSEMBLE_NAME, INK, SOFT, centred, ink_on, new_figure, strategy_name, unframed
 from mil.results.results import Absent, Results
 from mil.statistics.arms import OWN_SITE
 
@@ -52,15 +51,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                 grid[i, j] = row["value"]
                 _write_cell(axes, (j, i), row, lowest, wide)
             else:
-                axes.text(j, i, "–", ha="center", va="center", fontsize=6.3, color=SOFT)
+                centred(axes, j, i, "–", fontsize=6.3, color=SOFT)
     image = axes.imshow(grid, cmap=CMAP, vmin=lowest, vmax=1, aspect="auto")
     roles = ["trains" if site in results.training_sites else "external" for site in results.sites]
     name_sites(axes, results.sites, roles, room_mm=wide * columns)
     name_rows(axes, names, 34)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    unframed(axes)
+    axes.tick_params(labeltop=True, labelbottom=False)
     axes.set_ylabel("Trained on")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     bar = picture.colorbar(image, ax=axes, fraction=0.035, pad=0.02)
     bar.set_label(kind.primary.title)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -79,15 +77,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _write_cell(axes: Axes, at: tuple[int, int], row: pd.Series, lowest: float, wide: float) -> None:
     """Value and interval of `row` at column and row `at`, framed where its patients are held out; the cell is `wide` mm."""
-    light = (
-        luminance(colormaps[CMAP]((row["value"] - lowest) / (1 - lowest))[:3]) > 0.18
-    )  # black and white read equally well
+    ink = ink_on(CMAP, (row["value"] - lowest) / (1 - lowest))
     with_bounds = wide >= SMALL_MM and np.isfinite(row["low"])
     text = f"{row['value']:.2f}" + (f"\n[{row['low']:.2f}, {row['high']:.2f}]" if with_bounds else "")
     size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
-    axes.text(*at, text, ha="center", va="center", fontsize=size, color=INK if light else PAPER, linespacing=1.3)
+    centred(axes, *at, text, fontsize=size, color=ink, linespacing=1.3)
     if row["split"] == "held_out":
-        axes.add_patch(_frame(*at))
+        column, number = at
+        frame = Rectangle((column - 0.48, number - 0.46), 0.96, 0.92, fill=False, edgecolor=INK, linewidth=0.9)
+        axes.add_patch(frame)
 
 
 def _row_name(results: Results, experiment: str, trained_on: str) -> str:
@@ -96,7 +94,3 @@ def _row_name(results: Results, experiment: str, trained_on: str) -> str:
         return f"{trained_on}" if trained_on in results.sites else ENSEMBLE_NAME
     everywhere = "all training sites" if trained_on.count("+") > 1 else trained_on.replace("+", " + ")
     return f"{everywhere}\n{strategy_name(strategy.name)}"
-
-
-def _frame(column: int, row: int) -> Rectangle:
-    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor=INK, linewidth=0.9)

@@ -13,6 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 from mil.bags.table import outer_folds
 from mil.statistics.delong import both_classes
 from mil.statistics.multiplicity import holm
+from mil.tables import by_slide
 
 ENCODES = 0.97  # an input that ranks patients this well knows the label
 MADE_FROM_LABEL = "it was likely made from the label, leave it out"
@@ -70,8 +71,8 @@ def check_bags(bags: pd.DataFrame, census: pd.DataFrame | None = None) -> list[F
     for patient in bags[bags["patient_id"].duplicated()]["patient_id"].unique():
         reason = "stands in two rows of the bag table, so it can be in two folds; merge them"
         found.append(Finding("patients", str(patient), "leak", reason))
-    slides = bags.assign(slides=bags["slides"].astype(str).str.split(";")).explode("slides")
-    for slide in slides.loc[slides["slides"].duplicated(), "slides"].unique():
+    slides = by_slide(bags)["slide_id"]
+    for slide in slides[slides.duplicated()].unique():
         found.append(Finding("slides", str(slide), "leak", "belongs to two patients; correct the slide sheet"))
     for repeat, fold in outer_folds(bags):
         outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce")
@@ -81,7 +82,7 @@ def check_bags(bags: pd.DataFrame, census: pd.DataFrame | None = None) -> list[F
         found += [Finding("folds", str(patient), "leak", reason) for patient in wrong["patient_id"]]
     if census is not None:
         usable = census[(census["state"] == "ok") & census["patient_id"].isin(set(bags["patient_id"]))]
-        for row in usable[~usable["slide_id"].isin(set(slides["slides"]))].itertuples():
+        for row in usable[~usable["slide_id"].isin(slides)].itertuples():
             reason = f"is usable and not in the bag of patient {row.patient_id}; run `mil bag` again"
             found.append(Finding("slides", str(row.slide_id), "suspect", reason))
     return found or [Finding("bags", f"{len(bags)} patients", "ok")]

@@ -10,7 +10,7 @@ from mil.config import EndpointSpec, ExperimentSpec
 from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.leaks.checks import Finding, findings_of, findings_table
-from mil.leaks.inputs import PATIENT_TABLE, bag_tiles, column_checks, input_checks
+from mil.leaks.inputs import PATIENT_TABLE, column_checks, input_checks
 from mil.leaks.probe import Features, Trainer, probe_training
 from mil.progress import Reporter, quiet
 from mil.results.results import Absent
@@ -54,8 +54,8 @@ def _predictions(results: "Results", name: str) -> list[Finding]:
 def _probe(results: "Results", name: str, experiment: ExperimentSpec, reporter: Reporter) -> list[Finding]:
     bags = results.bags(experiment.endpoint)
     training = bags[bags["role"] == "train"]
-    tiles = bag_tiles(results, training, experiment.encoder)
-    features = {patient: bag[:PROBE_TILES].astype(np.float32) for patient, bag in tiles}
+    read = results.features_by_patient(training, experiment.encoder)
+    features = {patient: bag[:PROBE_TILES].astype(np.float32) for patient, bag in read}
     reporter.note(f"probe of {name}: training two or three times for {PROBE_ROUNDS} rounds")
     found = probe_training(trainer_of(experiment, results.config.endpoints[experiment.endpoint]), training, features)
     return [Finding(one.check, f"{name}: {one.subject}", one.state, one.reason, one.value) for one in found]

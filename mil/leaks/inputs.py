@@ -1,11 +1,10 @@
 """A results folder -> what can be known of leaks before training, from bags, labels, columns and features: `mil check --inputs`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from mil.bags.covariates import clinical_inputs
@@ -24,6 +23,7 @@ from mil.leaks.checks import (
     text_inputs,
 )
 from mil.results.results import Absent
+from mil.tables import by_slide
 
 if TYPE_CHECKING:
     from mil.results.results import Results
@@ -81,7 +81,7 @@ def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Findi
     known = by_patient["label"], by_patient["site"]
     with suppress(Absent):
         slides = results.slides().merge(results.census()[["slide_id", "num_tiles"]], on="slide_id", how="left")
-        used = slides[slides["slide_id"].isin(set(bags["slides"].astype(str).str.split(";").explode()))]
+        used = slides[slides["slide_id"].isin(by_slide(bags)["slide_id"])]
         files = check_inputs("bag size and files", administrative_inputs(used, bags), *known, innocent=True)
         names = (used["slide_id"] + " " + used["path"].astype(str)).groupby(used["patient_id"]).agg(" ".join)
         words = text_inputs({patient: f"{patient} {text}" for patient, text in names.items()})
@@ -126,7 +126,7 @@ def _copies(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Findi
     return [
         one
         for encoder in _encoders(results, endpoint)
-        for one in check_copies(f"copies, features {encoder}", bag_tiles(results, bags, encoder))
+        for one in check_copies(f"copies, features {encoder}", results.features_by_patient(bags, encoder))
     ]
 
 
@@ -134,16 +134,6 @@ def _encoders(results: "Results", endpoint: str) -> list[str]:
     """Encoders of the endpoint's experiments whose features are here."""
     names = dict.fromkeys(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
     return [name for name in names if results.files.has_features(name)]
-
-
-def bag_tiles(results: "Results", bags: pd.DataFrame, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Each patient with their features (tiles, width)."""
-    for row in bags.itertuples():
-        slides = str(row.slides).split(";")
-        yield (
-            str(row.patient_id),
-            np.concatenate([results.files.features(str(row.site), encoder, slide)[1] for slide in slides]),
-        )
 
 
 def _numbers(patients: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -71,10 +71,9 @@ def slides_with_truth(results: Results, experiment: str) -> list[SlideAttention]
         return []
     files, found = results.files, []
     for row in results.bags(results.experiments[experiment].endpoint).itertuples():
-        slides = [slide for slide in str(row.slides).split(";") if files.has_attention(row.site, experiment, slide)]
-        read = {slide: files.attention(row.site, experiment, slide) for slide in slides}
-        bag_tiles = sum(len(attention) for _, attention in read.values())
-        for slide, (coords, attention) in read.items():
+        read = files.bag_attention(str(row.site), experiment, row.slides)
+        bag_tiles = sum(len(attention) for _, _, attention in read)
+        for slide, coords, attention in read:
             share = files.tile_truth(row.site, slide, coords)
             if share is None:
                 continue

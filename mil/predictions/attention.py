@@ -9,7 +9,7 @@ import pandas as pd
 from mil import hdf5
 from mil.errors import CorruptFile
 from mil.files import file_name
-from mil.tables import write_table
+from mil.tables import slides_of, write_table
 
 
 def write_attention(
@@ -27,7 +27,7 @@ def write_attention(
         if row.patient_id not in attention:
             continue
         weights, at = attention[str(row.patient_id)], 0
-        for slide in str(row.slides).split(";"):
+        for slide in slides_of(row.slides):
             name = f"{file_name(slide)}.h5"
             (coords,) = hdf5.read(sites_folder / str(row.site) / "features" / encoder / name, "coords")
             target = sites_folder / str(row.site) / "attention" / experiment / name

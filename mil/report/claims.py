@@ -13,6 +13,7 @@ from mil.metrics.score import primary
 from mil.report.cells import signed_interval
 from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
+from mil.tables import by_slide
 
 MOST_NAMED = 5
 MOST_LISTED = 8
@@ -41,7 +42,7 @@ def headline(results: Results) -> list[Fact]:
         bags, census = results.bags(results.endpoint), results.census()
     except Absent:
         return facts
-    used = bags.assign(slide_id=bags["slides"].astype(str).str.split(";")).explode("slide_id")["slide_id"]
+    used = by_slide(bags)["slide_id"]
     tiles = census.loc[census["slide_id"].isin(used), "num_tiles"].sum()
     training, external = len(results.training_sites), len(results.external_sites)
     trains = f"{training} that {'trains' if training == 1 else 'train'}"

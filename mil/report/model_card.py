@@ -16,6 +16,7 @@ from mil.metrics.subgroups import subgroup_aurocs
 from mil.report.claims import leak_warning
 from mil.report.limits import limits
 from mil.results.results import Absent, Results
+from mil.tables import by_slide
 from mil.version import __version__
 
 CALIBRATION = {"brier": "Brier score", "calibration_slope": "Slope", "calibration_intercept": "Intercept", "ece": "ECE"}
@@ -87,8 +88,8 @@ def _data(results: Results, endpoint: str) -> pd.DataFrame:
     rows = []
     for site in results.sites:
         part = bags[bags["site"] == site]
-        slides = part["slides"].astype(str).str.split(";").map(len).sum()
-        row = {"Site": site, "Role": results.config.slides.roles[site], "Patients": len(part), "Slides": int(slides)}
+        role, slides = results.config.slides.roles[site], len(by_slide(part))
+        row = {"Site": site, "Role": role, "Patients": len(part), "Slides": slides}
         if results.config.endpoints[endpoint].kind == "binary":
             row["Positive"] = int(part["label"].sum())
         rows.append(row)

@@ -20,7 +20,7 @@ from mil.files import require_file
 from mil.metrics.score import primary
 from mil.report.build import SCRIPT, page_environment
 from mil.report.cells import Cell, ReportTable
-from mil.tables import read_table, require_columns
+from mil.tables import by_slide, read_table, require_columns
 
 MOST = 6  # runs; more columns do not fit a page
 MOST_LETTERS = 160  # of a setting's value
@@ -204,7 +204,7 @@ def _cohorts(runs: list[ComparedRun]) -> ReportTable:
         cells = [Cell(endpoint), Cell(site)]
         for run in runs:
             bags = run.bags[(run.bags["endpoint"] == endpoint) & (run.bags["site"] == site)]
-            slides = sum(len(str(names).split(";")) for names in bags["slides"])
+            slides = len(by_slide(bags))
             binary = run.kinds.get(endpoint) == "binary"
             positives = f", {int((bags['label'] == 1).sum()):,} positive" if binary else ""
             cells.append(

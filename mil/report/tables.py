@@ -19,6 +19,7 @@ from mil.registry import Registry
 from mil.report.cells import Cell, ReportTable, count, number, signed_interval
 from mil.results.results import Absent, Results
 from mil.statistics.arms import EXTERNAL_SITES
+from mil.tables import by_slide
 
 TABLES: Registry[Callable[[Results], ReportTable]] = Registry("table")
 
@@ -46,8 +47,7 @@ def table_of_figure(table: pd.DataFrame) -> ReportTable:
 def excluded(results: Results) -> ReportTable:
     """Every slide that was left out, with the stage and the reason."""
     census = results.census()
-    bags = results.bags(results.endpoint)
-    used = {slide for slides in bags["slides"].astype(str) for slide in slides.split(";")}
+    used = by_slide(results.bags(results.endpoint))["slide_id"]
     rows = []
     for row in census[~census["slide_id"].isin(used)].sort_values(["site", "slide_id"]).itertuples():
         state = row.state if row.state != "ok" else "no_label"

@@ -1,11 +1,12 @@
 """A results folder -> its tables, read when asked for; what is not there is `Absent`, with the reason."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mil.config import Config, EndpointSpec, ExperimentSpec, parse
@@ -113,11 +114,11 @@ class Results:
 
     def slides(self) -> pd.DataFrame:
         """Every slide of every site as `mil check` saw it."""
-        return self._by_site("slide tables", lambda site: self.table("sites", site, "slides.csv"))
+        return self._stack("slide tables", self.sites, lambda site: self.table("sites", site, "slides.csv"))
 
     def census(self) -> pd.DataFrame:
         """Every slide's last state and the reason, what may leave the sites."""
-        return self._by_site("census tables", lambda site: self.table("census", f"{site}.csv"))
+        return self._stack("census tables", self.sites, lambda site: self.table("census", f"{site}.csv"))
 
     def bags(self, endpoint: str) -> pd.DataFrame:
         """Patients, slides, labels and folds of one endpoint."""
@@ -164,7 +165,7 @@ class Results:
 
     def metrics(self, *experiments: str) -> pd.DataFrame:
         """Metrics of the named experiments (all of the run without names), stacked."""
-        return self._stacked("metrics", experiments, lambda name: self.table("metrics", f"{name}.csv"))
+        return self._stack("metrics", experiments or self.config.run, lambda name: self.table("metrics", f"{name}.csv"))
 
     def measured(self, experiment: str, scope: Scope, metric: str) -> tuple[float, float, float]:
         """Value and interval of a metric of one arm at one site, as `mil score` wrote them; nan where it is not defined."""
@@ -179,9 +180,9 @@ class Results:
 
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names)."""
-        return self._stacked(
+        return self._stack(
             "attention scored against truth",
-            experiments,
+            experiments or self.config.run,
             lambda name: self.table("metrics", f"{name}.localisation.csv"),
         )
 
@@ -264,9 +265,14 @@ class Results:
     def bag_tiles(self, site: str, experiment: str, patient_id: str) -> int:
         """Number of tiles in a patient's bag: those of all their slides with attention."""
         bags = self.bags(self.experiments[experiment].endpoint)
-        slides = str(bags.loc[bags["patient_id"] == patient_id, "slides"].iloc[0]).split(";")
-        there = [slide for slide in slides if self.files.has_attention(site, experiment, slide)]
-        return sum(len(self.files.attention(site, experiment, slide)[1]) for slide in there)
+        slides = bags.loc[bags["patient_id"] == patient_id, "slides"].iloc[0]
+        return sum(len(attention) for _, _, attention in self.files.bag_attention(site, experiment, slides))
+
+    def features_by_patient(self, bags: pd.DataFrame, encoder: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Each patient of `bags` with the features (tiles, width) of all their slides."""
+        for row in bags.itertuples():
+            read = self.files.bag_features(str(row.site), encoder, row.slides)
+            yield str(row.patient_id), np.concatenate([features for _, _, features in read])
 
     def clusters(self, site: str, endpoint: str) -> pd.DataFrame:
         """A sample of one site's tiles with the cluster of each."""
@@ -279,13 +285,7 @@ class Results:
             raise Absent(f"baselines/{endpoint}/{name}.csv has no row: this cohort has nothing to fill it with")
         return table
 
-    def _by_site(self, what: str, read) -> pd.DataFrame:
-        return self._stack(what, self.sites, read)
-
-    def _stacked(self, what: str, experiments: tuple[str, ...], read) -> pd.DataFrame:
-        return self._stack(what, experiments or list(self.experiments), read)
-
-    def _stack(self, what: str, names: Iterable[str], read) -> pd.DataFrame:
+    def _stack(self, what: str, names: Iterable[str], read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """The tables of `names` that are there, one under the other; `Absent` when none is."""
         found = []
         for name in names:

@@ -15,6 +15,7 @@ from mil.errors import Absent, MilError, SlideError
 from mil.files import file_name
 from mil.provenance import require_slide
 from mil.slides.slide import open_slide
+from mil.tables import slides_of
 from mil.tiles.truth import Truth, find, load_truth
 
 
@@ -78,6 +79,15 @@ class SlideFiles:
         coords, features = hdf5.read(path, "coords", "features")
         require_slide(path, slide_id, hdf5.attributes(path))
         return coords, features
+
+    def bag_attention(self, site: str, experiment: str, slides: object) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Slide, corners (tiles, 2) and attention (tiles,) of each of a bag's `slides` that has attention."""
+        there = [slide for slide in slides_of(slides) if self.has_attention(site, experiment, slide)]
+        return [(slide, *self.attention(site, experiment, slide)) for slide in there]
+
+    def bag_features(self, site: str, encoder: str, slides: object) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Slide, corners (tiles, 2) and features (tiles, width) of each of a bag's `slides`."""
+        return [(slide, *self.features(site, encoder, slide)) for slide in slides_of(slides)]
 
     def encoder_facts(self, encoder: str) -> dict[str, Any]:
         """What the features' files record of their encoder, and `width`; empty where no features are on this machine."""

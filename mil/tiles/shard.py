@@ -1,7 +1,5 @@
 """A shard's slides -> a tiles file and a thumbnail each, and the shard's manifest. A slide that fails is a row with a reason."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pandas as pd
 from mil import hdf5
 from mil.config import TileSpec
 from mil.errors import CorruptFile, SlideError
-from mil.files import check_id, file_name, sha256_of, write_text
+from mil.files import check_id, digest_of, file_name, sha256_of, write_text
 from mil.progress import Reporter
 from mil.schemas import MANIFEST
 from mil.slides.fingerprint import fingerprint, require_same, size_of
@@ -63,7 +61,7 @@ def recipe(spec: TileSpec, fingerprint: str, mpp: float | None, mask: str = "") 
         "mpp": mpp,
         "mask": mask,
     }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return digest_of(made_from)
 
 
 def override_of(row: Mapping[str, Any]) -> float | None:

@@ -17,7 +17,7 @@ from safetensors.torch import save as packed
 from mil.config import parse
 from mil.endpoints import Endpoint
 from mil.errors import CorruptFile, MilError
-from mil.files import sha256_of, write_bytes, write_text
+from mil.files import digest_of, sha256_of, write_bytes, write_text
 from mil.schemas import INNER
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
@@ -174,7 +174,7 @@ def check_run(folder: Path) -> dict[str, Any]:
 
 def _self_digest(spec: Mapping[str, Any]) -> str:
     stated = {key: value for key, value in spec.items() if key != "self_sha256"}
-    return digest([json.dumps(stated, sort_keys=True).encode()])
+    return digest_of(stated)
 
 
 def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path, again: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mil.errors import CorruptFile
-from mil.files import write_text
+from mil.files import digest_of, write_text
 
 FIRST = "0" * 64
 
@@ -26,7 +26,7 @@ class Ledger:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Append an entry; it gets `prev_hash` and its own `hash` over everything else."""
         body = {**entry, "prev_hash": self.last}
-        self.last = _hash(body)
+        self.last = digest_of(body)
         self.lines.append(json.dumps(self.signed({**body, "hash": self.last}), sort_keys=True))
 
     def signed(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def parsed(lines: Iterable[str], where: str = "ledger") -> list[dict[str, Any]]:
             raise CorruptFile(f"{where}: line {number} is not as it was written; the ledger was altered")
         stated = entry.pop("hash", None)
         seal = {"signature": entry.pop("signature")} if "signature" in entry else {}
-        if entry.get("prev_hash") != last or _hash(entry) != stated:
+        if entry.get("prev_hash") != last or digest_of(entry) != stated:
             raise CorruptFile(f"{where}: line {number} does not follow from the one before; the ledger was altered")
         last = stated
         entries.append({**entry, "hash": stated, **seal})
@@ -86,7 +86,3 @@ def digest(rows: Iterable[bytes]) -> str:
     for row in rows:
         found.update(row)
     return found.hexdigest()
-
-
-def _hash(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -78,19 +78,16 @@ def train(
         trainer.checkpoint = Checkpoint(checkpoint, _key(experiment, endpoint, cohort, features))
     with one_thread_each():  # the engine's own threads share out the models
         families, models = trainer.refitted(trainer.selected())
-    about = dict(features.about)
-    table = pd.DataFrame(trainer.records.table)
     stated = ["patient_id", "site", *target.columns, *(f"repeat{repeat}" for repeat in range(endpoint.repeats))]
     folds = bags[stated].sort_values(["site", "patient_id"], ignore_index=True)
-    stated = trainer.computing.stated()
     return Run(
         experiment,
         endpoint,
         families,
         models,
-        table,
+        pd.DataFrame(trainer.records.table),
         trainer.records.ledger,
-        about,
+        dict(features.about),
         trainer.inner,
         folds,
         trainer.computing.stated(),

@@ -18,6 +18,7 @@ from mil.machine import memory_given
 from mil.progress import Reporter
 from mil.provenance import shared_recipe
 from mil.rng import seed_of
+from mil.tables import slides_of
 from mil.training.sources import Centre, Pinned, Resident, Source, Streamed, read_tiles
 
 RESIDENT = 0.6
@@ -66,7 +67,7 @@ class FeatureStore:
         for row in bags.itertuples():
             folder = Path(sites_folder) / str(row.site) / "features" / encoder
             held = 0
-            for slide in str(row.slides).split(";"):
+            for slide in slides_of(row.slides):
                 path = folder / f"{file_name(slide)}.h5"
                 shape, kind, attributes = described_features(path, slide)
                 if spec is not None:

@@ -57,7 +57,7 @@ def made(folder, **plan) -> Results:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Results:
     return made(
-        tmp_path_factory.mktemp("many"), sites=MANY, patients_a_site=6, edit=spoil,
+        tmp_path_factory.mktemp("many"), sites=MANY, patients_a_site=6, edit=spoil, folds=2, repeats=1,
         experiments=("attention_local", "attention_pooled", "attention_fedavg"),
     )  # fmt: skip
 

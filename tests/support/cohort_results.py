@@ -55,7 +55,7 @@ def _main(experiments: tuple[str, ...]) -> str:
     return ([name for name in attending if not name.endswith("local")] or attending)[-1]
 
 
-def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str]) -> Config:
+def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str], folds: int, repeats: int) -> Config:
     stanzas = {
         name: {
             "encoder": "effnet",
@@ -71,7 +71,7 @@ def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str])
             "slides": {"sheet": str(folder / "slides.csv"), "patients": str(folder / "patients.csv"), "roles": sites},
             "truth": {"masks": str(folder / "truth/{slide_id}.png"), "mask_mpp": 4.0, "positive_share": 0.3},
             "tiles": {"size_px": TILE_PX, "mpp": TILE_MPP},
-            "endpoints": {"response": {"folds": 3, "inner_folds": 2, "repeats": 2}},
+            "endpoints": {"response": {"folds": folds, "inner_folds": 2, "repeats": repeats}},
             "experiments": stanzas,
             "run": list(experiments),
             "metrics": {
@@ -95,12 +95,14 @@ def build_results(
     experiments: tuple[str, ...] = ("attention_local", "attention_pooled", "attention_fedavg", "mean_fedavg"),
     sites: dict[str, str] = SITES,
     edit: Callable[[pd.DataFrame], pd.DataFrame] = lambda patients: patients,
+    folds: int = 3,
+    repeats: int = 2,
 ) -> Config:
     """Write the whole folder `folder/results` and the sheets beside it; returns the config that would have made it.
 
     `sites` are their roles by name; `edit` may change the patients (drop some, blank some cells) before slides are drawn.
     """
-    config = config_of(folder, experiments, sites)
+    config = config_of(folder, experiments, sites, folds, repeats)
     results = folder / "results"
     patients = edit(draw_patients(patients_a_site, list(sites)))
     slides = [slide for row in patients.itertuples() for slide in draw_slides(row)]
@@ -124,7 +126,7 @@ def build_results(
     write_table(flow(census, sites, bags["patient_id"], lost), results / "bags/response.flow.csv")
     write_tiles(results, [slide for slide in slides if slide.slide_id in set(ok["slide_id"])])
     for name in experiments:
-        write_run(results, name, bags, patients, sites)
+        write_run(results, name, bags, patients, config)
         if name.endswith("fedavg"):
             write_attention(results, name, bags, slides, informed=name.startswith("attention"))
     write_text(results / "config.json", config.to_json())
@@ -237,56 +239,48 @@ def write_tiles(results: Path, slides: list[Slide]) -> None:
             file.annotate({**root, "stage": "features", "encoder": "effnet"})
 
 
-def write_run(results: Path, name: str, bags: pd.DataFrame, patients: pd.DataFrame, sites: dict[str, str]) -> None:
-    strategy = name.split("_")[1]
+def write_run(results: Path, name: str, bags: pd.DataFrame, patients: pd.DataFrame, config: Config) -> None:
+    strategy, spec = name.split("_")[1], config.endpoints["response"]
     density = patients.set_index("patient_id")["density"]
-    training = sorted(site for site, role in sites.items() if role == "train")
+    training = sorted(site for site, role in config.slides.roles.items() if role == "train")
+    folds = [(repeat, fold) for repeat in range(spec.repeats) for fold in range(spec.folds)]
     trained_on = training if strategy == "local" else ["+".join(training)]
     rows = []
     for on in trained_on:
         noise = NOISE[strategy] * (1 if name.startswith("attention") else 1.7)
-        for repeat in range(2):
-            for fold in range(3):
-                model = rng(0, name, on, repeat, fold)
-                bias = model.normal(0, 0.2)
-                for row in bags.itertuples():
-                    in_fold = row.role == "train" and getattr(row, f"repeat{repeat}") == fold
-                    if row.role == "train" and not in_fold:
-                        continue
-                    own = rng(0, name, on, row.patient_id).normal(0, noise)
-                    seen = 8 * (density[row.patient_id] - 0.4) + own + model.normal(0, 0.3) + bias
-                    split = (
-                        "external"
-                        if row.role == "external"
-                        else ("held_out" if row.site in on.split("+") else "transfer")
-                    )
-                    chance = float(1 / (1 + np.exp(-seen)))
-                    rows.append((name, on, repeat, fold, row.patient_id, row.site, row.role, split, row.label, chance))
+        for repeat, fold in folds:
+            model = rng(0, name, on, repeat, fold)
+            bias = model.normal(0, 0.2)
+            for row in bags.itertuples():
+                in_fold = row.role == "train" and getattr(row, f"repeat{repeat}") == fold
+                if row.role == "train" and not in_fold:
+                    continue
+                own = rng(0, name, on, row.patient_id).normal(0, noise)
+                seen = 8 * (density[row.patient_id] - 0.4) + own + model.normal(0, 0.3) + bias
+                inside = "held_out" if row.site in on.split("+") else "transfer"
+                split = "external" if row.role == "external" else inside
+                chance = float(1 / (1 + np.exp(-seen)))
+                rows.append((name, on, repeat, fold, row.patient_id, row.site, row.role, split, row.label, chance))
     columns = ["experiment", "trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score"]
     write_table(pd.DataFrame(rows, columns=columns), results / f"predictions/{name}.csv")
-    write_rounds(results, name, trained_on, strategy)
+    write_rounds(results, name, trained_on, strategy, folds)
 
 
-def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str) -> None:
+def write_rounds(results: Path, name: str, trained_on: list[str], strategy: str, folds: list[tuple[int, int]]) -> None:
     rows, models = [], []
     for on in trained_on:
-        for repeat in range(2):
-            for fold in range(3):
-                models.append((f"{on}/repeat{repeat}/fold{fold}", on, repeat, fold, 9 + fold, 20))
-                for inner in range(2):
-                    for site in dict.fromkeys([*on.split("+"), on]):
-                        stream = rng(0, "rounds", name, on, repeat, fold, inner, site)
-                        for number in range(1, 21):
-                            train = 0.2 + 0.5 * np.exp(-number / 6) + stream.normal(0, 0.01)
-                            loss = (
-                                0.48
-                                + 0.22 * np.exp(-number / 4)
-                                + 0.008 * max(0, number - 11)
-                                + stream.normal(0, 0.015)
-                            )
-                            auroc = 0.8 - 0.28 * np.exp(-number / 4) + stream.normal(0, 0.03)
-                            model = f"{on}/repeat{repeat}/fold{fold}/inner{inner}"
-                            rows.append((model, "inner", number, repeat, fold, site, train, loss, loss / 2.5, auroc))
+        for repeat, fold in folds:
+            models.append((f"{on}/repeat{repeat}/fold{fold}", on, repeat, fold, 9 + fold, 20))
+            for inner in range(2):
+                model = f"{on}/repeat{repeat}/fold{fold}/inner{inner}"
+                for site in dict.fromkeys([*on.split("+"), on]):
+                    stream = rng(0, "rounds", name, on, repeat, fold, inner, site)
+                    for number in range(1, 21):
+                        train = 0.2 + 0.5 * np.exp(-number / 6) + stream.normal(0, 0.01)
+                        rise = 0.008 * max(0, number - 11) + stream.normal(0, 0.015)
+                        loss = 0.48 + 0.22 * np.exp(-number / 4) + rise
+                        auroc = 0.8 - 0.28 * np.exp(-number / 4) + stream.normal(0, 0.03)
+                        rows.append((model, "inner", number, repeat, fold, site, train, loss, loss / 2.5, auroc))
     columns = ["model", "phase", "round", "repeat", "fold", "site", "train_loss", "val_loss", "val_error", "val_auroc"]
     write_table(pd.DataFrame(rows, columns=columns), results / f"runs/{name}/rounds.csv")
     columns = ["model", "trained_on", "repeat", "fold", "rounds", "patients"]

@@ -43,6 +43,7 @@ def run_workflow(folder: Path, words: list[str]) -> subprocess.CompletedProcess[
 
 def main() -> None:
     """`snakemake` with the arguments of this process."""
+    os.fsync = lambda _: None  # as in tests/conftest.py
     for module in IMPORTED:
         importlib.import_module(module)
     scratch = tempfile.mkdtemp()  # no TemporaryDirectory: the end of a forked process would remove it

@@ -1,0 +1,24 @@
+"""Hazard ratios or odds ratios of a model with several variables, as a forest plot; the score stands out in its strategy's colour."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mil.figures.style import SOFT, column_name, interval_in_row
+
+REACH = 100  # ratios beyond are cut off
+
+
+def draw_ratios(axes: Axes, table: pd.DataFrame, colour: str, name: str, ticks: tuple[float, ...]) -> None:
+    """A row per variable of `table` (variable, value, low, high) on a logarithmic axis called `name`, with those of `ticks` that it reaches."""
+    axes.axvline(1, color=SOFT, linewidth=0.7, linestyle=(0, (3, 2)))
+    for place, row in enumerate(table.itertuples()):
+        interval_in_row(axes, place, row, colour if row.variable == "score" else SOFT)
+    names = ["Slide score" if name == "score" else column_name(name) for name in table["variable"]]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    reach = float(min(np.nanmax([2, *table["high"], *1 / table["low"]]), REACH))
+    shown = [tick for tick in ticks if 1 / reach <= tick <= reach]
+    axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    axes.set(xlim=(1 / reach / 1.1, reach * 1.1), ylim=(len(names) - 0.4, -0.6), xlabel=name)
