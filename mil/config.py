@@ -168,6 +168,16 @@ class Config(Spec):
         """The experiments to run, by name, in their order."""
         return {name: self.experiments[name] for name in self.run}
 
+    @property
+    def used_encoders(self) -> list[str]:
+        """Encoders of the experiments to run, by name."""
+        return sorted({one.encoder for one in self.selected().values()})
+
+    @property
+    def used_endpoints(self) -> list[str]:
+        """Endpoints of the experiments to run, by name."""
+        return sorted({one.endpoint for one in self.selected().values()})
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         if not self.results.strip() or set(self.results) & set("{}<>*?\n"):

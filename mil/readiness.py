@@ -22,10 +22,15 @@ def read_config(configs: Sequence[Path]) -> Config:
 def ready_cohort(configs: Sequence[Path]) -> tuple[Config, Cohort]:
     """The settings of config files, over those of `configs/experiments.yaml` where there is one, and their cohort, both checked."""
     config = read_config(configs)
-    experiments = config.selected().values()
-    cohort = read_cohort(config.slides, sorted({config.endpoints[one.endpoint].column for one in experiments}))
+    return config, checked_cohort(config)
+
+
+def checked_cohort(config: Config) -> Cohort:
+    """The cohort that the settings name, checked with them."""
+    columns = {config.endpoints[name].column for name in config.used_endpoints}
+    cohort = read_cohort(config.slides, sorted(columns))
     check_readiness(config, cohort)
-    return config, cohort
+    return cohort
 
 
 def check_readiness(config: Config, cohort: Cohort) -> None:
@@ -71,7 +76,7 @@ def _check_labels(config: Config, cohort: Cohort) -> None:
     roles = config.slides.roles
     patients = cohort.slides.drop_duplicates("patient_id").set_index("patient_id")[["site"]]
     patients = patients.assign(role=patients["site"].map(dict(roles)))
-    for name in sorted({experiment.endpoint for experiment in config.selected().values()}):
+    for name in config.used_endpoints:
         endpoint = config.endpoints[name]
         built = build_endpoint(endpoint)
         try:
@@ -91,7 +96,7 @@ def _check_weights(config: Config, cohort: Cohort) -> None:
 
     if set(cohort.sites) <= set(config.slides.features):
         return
-    for name in sorted({experiment.encoder for experiment in config.selected().values()}):
+    for name in config.used_encoders:
         spec = config.encoders[name]
         if spec.weights == "random" or (spec.weights is not None and Path(spec.weights).is_file()):
             continue
@@ -112,9 +117,8 @@ def _check_features(config: Config) -> None:
     from mil.convert.convert import read_expected
     from mil.convert.foreign import READERS, ForeignFeatures
 
-    encoders = sorted({experiment.encoder for experiment in config.selected().values()})
     for site, source in config.slides.features.items():
-        for name in encoders:
+        for name in config.used_encoders:
             folder, spec = Path(source.folder.replace("{encoder}", name)), config.encoders[name]
             found = READERS[source.layout].find(folder)
             if not found:
@@ -154,9 +158,8 @@ def _columns(config: Config) -> Iterator[tuple[str, list[str]]]:
 
 def _paths(config: Config) -> Iterator[tuple[str, Path]]:
     """Files and folders by the key that names them."""
-    encoders = dict.fromkeys(experiment.encoder for experiment in config.selected().values())
     for site, source in config.slides.features.items():
-        for encoder in encoders:
+        for encoder in config.used_encoders:
             yield f"slides.features.{site}.folder", Path(source.folder.replace("{encoder}", encoder))
     if config.truth is not None and config.truth.table is not None:
         table = Path(config.truth.table)

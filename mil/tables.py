@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,12 @@ def slides_of(bag: Any) -> list[str]:
 def by_slide(bags: pd.DataFrame) -> pd.DataFrame:
     """The bag table with a row per slide, whose id is in the column `slide_id`."""
     return bags.assign(slide_id=bags["slides"].map(slides_of)).explode("slide_id")
+
+
+def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all tables; the first table where none has a row. (An empty table would change the types of columns.)"""
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else tables[0]
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> pd.DataFrame:

@@ -11,14 +11,14 @@ import pandas as pd
 
 from mil.bags.covariates import clinical_inputs
 from mil.bags.table import make_bags
-from mil.baselines.protocol import run_protocol, stacked, train_without_tiles
+from mil.baselines.protocol import join_folded, run_protocol, train_without_tiles
 from mil.config import Config
 from mil.errors import MilError, nearest
 from mil.metrics.comparison import compare, compare_with
 from mil.metrics.score import score
 from mil.progress import Reporter
 from mil.slides.sheet import Cohort
-from mil.tables import read_text_table, require_columns, write_table
+from mil.tables import read_text_table, require_columns, stacked, write_table
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def clinical_cohort(
         column = clinical_inputs(cohort.patients, [config.metrics.annotation], "metrics.annotation")
         folded.append(run_protocol("annotation", column, bags, spec))
     folded += [train_without_tiles(name, one, spec, bags, reporter) for name, one in trained.items()]
-    together = stacked(folded)
+    together = join_folded(folded)
     return ClinicalResults(
         bags,
         together.predictions,
@@ -118,5 +118,4 @@ def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[
         compare(strategies, config.metrics).assign(endpoint=endpoint, factor="strategy"),
         compare_with("clinical_pooled", parts["clinical_pooled"], others, config.metrics, endpoint),
     ]
-    filled = [one for one in found if len(one)]
-    return pd.concat(filled, ignore_index=True) if filled else found[0]
+    return stacked(found)

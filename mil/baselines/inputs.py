@@ -8,13 +8,13 @@ import pandas as pd
 from scipy.special import expit
 
 from mil.bags.covariates import clinical_inputs
-from mil.baselines.protocol import PREDICTED, Folded, permuted_labels, run_protocol, stack, stacked
+from mil.baselines.protocol import PREDICTED, Folded, join_folded, permuted_labels, run_protocol
 from mil.config import EndpointSpec, ExperimentSpec
 from mil.registry import Registry
 from mil.schemas import PREDICTIONS
 from mil.statistics.arms import ENSEMBLE, OWN_SITE
 from mil.statistics.calibration import logit
-from mil.tables import slides_of
+from mil.tables import slides_of, stacked
 
 if TYPE_CHECKING:
     from mil.results.results import Results
@@ -99,10 +99,10 @@ def run_baselines(results: "Results", endpoint: str) -> Folded:
             found.append(run_protocol(name, inputs, bags, spec, () if name in MODELS else ("pooled",)))
             if name == "mean_features":
                 found.append(permuted(inputs, bags, spec, results.config.metrics.seed))
-    folded = stacked(found)
+    folded = join_folded(found)
     if results.config.metrics.clinical and endpoint == results.endpoint:
         fused = late_fusion(results, folded.predictions)
-        return Folded(stack([folded.predictions, fused], PREDICTED), folded.inner)
+        return Folded(stacked([folded.predictions, fused]), folded.inner)
     return folded
 
 
@@ -125,8 +125,8 @@ def late_fusion(results: "Results", baselines: pd.DataFrame) -> pd.DataFrame:
         both = slide.merge(clinical_part, on=keys, suffixes=("_slide", "_clinical"))
         scores = both[["score_slide", "score_clinical"]].to_numpy(dtype=float)
         logits = logit(scores).mean(axis=1)
-        parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=expit(logits)))
-    return stack(parts, PREDICTED)
+        parts.append(both.assign(experiment=f"fusion_{experiment.strategy.name}", score=expit(logits))[PREDICTED])
+    return stacked([pd.DataFrame(columns=PREDICTED), *parts])
 
 
 def fused(results: "Results") -> dict[str, ExperimentSpec]:

@@ -15,6 +15,7 @@ from mil.progress import Reporter, quiet
 from mil.rng import rng
 from mil.schemas import INNER, PREDICTIONS
 from mil.specs.endpoints import EndpointSpec
+from mil.tables import stacked
 
 LEAVE_ONE_SITE_OUT = "loso"
 STRATEGIES = {"local": "local", "pooled": "pooled", "federated": "fedavg", LEAVE_ONE_SITE_OUT: "pooled"}
@@ -65,7 +66,7 @@ def run_protocol(
             except NoInnerFold:
                 if strategy != "local":
                     raise
-    return stacked(found)
+    return join_folded(found)
 
 
 def train_without_tiles(
@@ -93,15 +94,11 @@ def train_without_tiles(
     return Folded(table[PREDICTED], inner[WATCHED])
 
 
-def stacked(parts: Sequence[Folded]) -> Folded:
-    """All parts' rows."""
-    return Folded(stack([one.predictions for one in parts], PREDICTED), stack([one.inner for one in parts], WATCHED))
-
-
-def stack(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """Rows of all tables that have any."""
-    filled = [table[columns] for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
+def join_folded(parts: Sequence[Folded]) -> Folded:
+    """The predictions of all parts."""
+    none = Folded(pd.DataFrame(columns=PREDICTED), pd.DataFrame(columns=WATCHED))
+    both = [none, *parts]
+    return Folded(stacked([one.predictions for one in both]), stacked([one.inner for one in both]))
 
 
 def permuted_labels(bags: pd.DataFrame, seed: int, number: int) -> pd.DataFrame:

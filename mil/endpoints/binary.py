@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from mil.endpoints.bounds import metric_row
 from mil.endpoints.cells import yes_or_no
 from mil.endpoints.endpoint import ENDPOINTS, Endpoint, scope_columns
 from mil.endpoints.measures import Measure, Pair
@@ -114,24 +115,24 @@ class Binary(Endpoint):
         labels, scores = scope.labels, scope.scores
         if not delong.both_classes(labels):
             for name in ("auroc", "auroc_within_sites")[: 1 + (scope.site in GROUPS)]:
-                yield _row(name, np.nan, np.nan, np.nan, "not defined: patients of one class only")
+                yield metric_row(name, np.nan, np.nan, np.nan, "not defined: patients of one class only")
             return
         everywhere = np.zeros(len(labels))
         if scope.folds is not None:
             pairs = held_out.pairs_of(scope.folds, within_sites=False)
-            yield _row("auroc", *held_out.interval(pairs, spec.confidence))
+            yield metric_row("auroc", *held_out.interval(pairs, spec.confidence))
         else:
-            yield _row("auroc", *fixed_interval(labels, scores, everywhere, spec.confidence))
-        yield _row("prevalence", *wilson_interval(int(labels.sum()), len(labels), spec.confidence), "Wilson")
+            yield metric_row("auroc", *fixed_interval(labels, scores, everywhere, spec.confidence))
+        yield metric_row("prevalence", *wilson_interval(int(labels.sum()), len(labels), spec.confidence), "Wilson")
         for name in INTERVALS:
             bounds = INTERVALS[name](labels, scores, spec.confidence)
-            yield _row(name, point(METRICS[name], labels, scores), bounds.low, bounds.high, bounds.method)
+            yield metric_row(name, point(METRICS[name], labels, scores), bounds.low, bounds.high, bounds.method)
         for threshold in spec.decision_thresholds:
             value = point(partial(decision.net_benefit, threshold=threshold), labels, scores)
             bounds = intervals.net_benefit(labels, scores, threshold, spec.confidence)
-            yield _row(f"net_benefit_{threshold:g}", value, bounds.low, bounds.high, bounds.method)
+            yield metric_row(f"net_benefit_{threshold:g}", value, bounds.low, bounds.high, bounds.method)
         if scope.site in GROUPS:
-            yield _row("auroc_within_sites", *self.interval(scope, spec))
+            yield metric_row("auroc_within_sites", *self.interval(scope, spec))
 
     def beyond(
         self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
@@ -198,14 +199,10 @@ def _decisions(
         values = float(votes[0].mean()), 1 - float(votes[1].mean())
         both = intervals.mean_of_two(*zip(values, bounds, strict=True))
         for name, value, found in zip(DECISIONS, (*values, sum(values) / 2), (*bounds, both), strict=True):
-            row = _row(name, value, found.low, found.high, f"{found.method}; threshold on inner folds")
+            row = metric_row(name, value, found.low, found.high, f"{found.method}; threshold on inner folds")
             yield {**scope_columns(kind, scope), **row}
 
 
 def wilson_interval(count: int, total: int, confidence: float) -> tuple[float, float, float]:
     """A share with Wilson's score interval (1927)."""
     return count / total, *intervals.wilson(count / total, total, confidence)
-
-
-def _row(metric: str, value: float, low: float, high: float, method: str) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "low": low, "high": high, "method": method}

@@ -34,7 +34,12 @@ def row_of(
         bounds = Bounds(np.nan, np.nan, few)
     else:
         bounds = bootstrap_bounds(scale, value, drawn, patients, confidence)
-    return {"metric": metric, "value": value, "low": bounds.low, "high": bounds.high, "method": bounds.method}
+    return metric_row(metric, value, bounds.low, bounds.high, bounds.method)
+
+
+def metric_row(metric: str, value: float, low: float, high: float, method: str) -> dict[str, Any]:
+    """A row of a table of metrics, without what it is a metric of."""
+    return {"metric": metric, "value": value, "low": low, "high": high, "method": method}
 
 
 def bootstrap_bounds(scale: Scale, value: float, drawn: np.ndarray, patients: int, confidence: float) -> Bounds:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from mil.endpoints.binary import fixed_interval
-from mil.endpoints.bounds import row_of
+from mil.endpoints.bounds import metric_row, row_of
 from mil.endpoints.cells import filled, refuse_cells, spelt_as
 from mil.endpoints.endpoint import ENDPOINTS, FEWEST, Endpoint
 from mil.endpoints.measures import Measure
@@ -169,8 +169,8 @@ class Multiclass(Endpoint):
             own = (labels == number).astype(int)
             if delong.both_classes(own):
                 everywhere = np.zeros(len(own))
-                value, low, high, method = fixed_interval(own, scores[:, number], everywhere, spec.confidence)
-                yield {"metric": OF_CLASS + name, "value": value, "low": low, "high": high, "method": method}
+                found = fixed_interval(own, scores[:, number], everywhere, spec.confidence)
+                yield metric_row(OF_CLASS + name, *found)
             else:
                 reason = f"{'no' if not own.any() else 'no other'} patient {'' if own.any() else 'of class ' + name}"
                 yield row_of(OF_CLASS + name, "share", np.nan, own, len(own), spec.confidence, reason.strip())

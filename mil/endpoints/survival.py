@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mil.endpoints.bounds import metric_row
 from mil.endpoints.cells import numbers, yes_or_no
 from mil.endpoints.endpoint import ENDPOINTS, FEWEST, Endpoint, scope_columns
 from mil.endpoints.measures import Measure
@@ -144,8 +145,7 @@ class Survival(Endpoint):
                 continue
             p = stratified_log_rank(risk_groups(scope, predictions, inner))
             method = "p, stratified by site" if np.isfinite(p) else "not defined: one group of risk only"
-            tested = {"metric": LOG_RANK, "value": p, "low": np.nan, "high": np.nan, "method": method}
-            yield {**scope_columns(self, scope), **tested}
+            yield {**scope_columns(self, scope), **metric_row(LOG_RANK, p, np.nan, np.nan, method)}
 
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """c over the pairs of the same group whose order is known."""

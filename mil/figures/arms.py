@@ -69,11 +69,8 @@ def input_name(spec: ExperimentSpec) -> str:
     return f"{encoder_name(spec.encoder)}, {model_name(spec.model.name)}"
 
 
-def arms_at(results: Results, site: str, derived: bool = False) -> list[tuple[Arm, Scope]]:
-    """Every arm of the main experiment's family at one site that has patients of both classes, least collaborative first.
-
-    `derived`: also each training site's own models as one arm, and the ensemble.
-    """
+def arms_at(results: Results, site: str) -> list[tuple[Arm, Scope]]:
+    """Every model of the main experiment's family at one site that has patients of both classes, least collaborative first."""
     found = []
     for name in results.family():
         try:
@@ -81,8 +78,8 @@ def arms_at(results: Results, site: str, derived: bool = False) -> list[tuple[Ar
         except Absent:
             continue
         for scope in there:
-            wanted = scope.site == site and scope.split != "transfer"
-            if wanted and (derived or scope.trained_on not in {OWN_SITE, ENSEMBLE}) and both_classes(scope.labels):
+            wanted = scope.site == site and scope.split != "transfer" and scope.trained_on not in {OWN_SITE, ENSEMBLE}
+            if wanted and both_classes(scope.labels):
                 found.append((arm(results, name, scope.trained_on), scope))
     return sorted(found, key=lambda pair: pair[0].order)
 

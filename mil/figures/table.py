@@ -13,7 +13,7 @@ MOST_MM, HEAD_MOST_MM = 44.0, 22.0  # no column is wider than the first, none fo
 SIZE, HEAD_SIZE = 6.5, 7.0
 
 
-def table_picture(table: pd.DataFrame, width_mm: float = DOUBLE_MM, left: int = 1) -> Figure:
+def table_picture(table: pd.DataFrame, left: int = 1) -> Figure:
     """Rules above, under the head and below; the first `left` columns flush left, the others centred.
 
     Columns are as wide as their texts. Those that do not fit beside each other go on in a block below, with those
@@ -22,15 +22,15 @@ def table_picture(table: pd.DataFrame, width_mm: float = DOUBLE_MM, left: int = 
     table, indented = folded(table)
     table = table.fillna("").astype(str)
     table.columns = [str(column) for column in table.columns]
-    blocks = _blocks(table, width_mm, left)
+    blocks = _blocks(table, left)
     block_mm = HEAD_MM + ROW_MM * len(table) + FOOT_MM
     height = block_mm * len(blocks) - FOOT_MM + 3
-    picture = new_figure(width_mm, height, by_hand=True)
+    picture = new_figure(DOUBLE_MM, height, by_hand=True)
     axes = picture.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width_mm), ylim=(0, height))
+    axes.set(xlim=(0, DOUBLE_MM), ylim=(0, height))
     axes.axis("off")
     for number, columns in enumerate(blocks):
-        _draw(axes, table[columns], indented, height - number * block_mm, width_mm, left)
+        _draw(axes, table[columns], indented, height - number * block_mm, left)
     return picture
 
 
@@ -44,12 +44,12 @@ def _widths(table: pd.DataFrame) -> list[float]:
     return found
 
 
-def _blocks(table: pd.DataFrame, width_mm: float, left: int) -> list[list[str]]:
+def _blocks(table: pd.DataFrame, left: int) -> list[list[str]]:
     """Columns that fit beside each other, the first `left` in every block; blocks hold about equally many."""
     names = list(table.columns)
     widths = dict(zip(names, _widths(table), strict=True))
     first, others = names[:left], names[left:]
-    room = width_mm - 2 - sum(widths[column] for column in first)
+    room = DOUBLE_MM - 2 - sum(widths[column] for column in first)
     for count in range(1, len(others) + 1):
         most = -(-len(others) // count)
         parts = [others[start : start + most] for start in range(0, len(others), most)]
@@ -58,9 +58,9 @@ def _blocks(table: pd.DataFrame, width_mm: float, left: int) -> list[list[str]]:
     return [[*first, column] for column in others]
 
 
-def _draw(axes: Axes, table: pd.DataFrame, indented: list[bool], top: float, width_mm: float, left: int) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, indented: list[bool], top: float, left: int) -> None:
     widths = _widths(table)
-    spare = max(width_mm - 2 - sum(widths), 0) / len(widths)
+    spare = max(DOUBLE_MM - 2 - sum(widths), 0) / len(widths)
     places, x = [], 2.0
     for number, wide in enumerate(widths):
         places.append(x if number < left else x + (wide + spare) / 2 - GAP_MM / 2)
@@ -69,11 +69,11 @@ def _draw(axes: Axes, table: pd.DataFrame, indented: list[bool], top: float, wid
         _text(axes, x, top - 4.2, column, widths[number], number >= left, HEAD_SIZE, bold=True)
     bottom = top - HEAD_MM - ROW_MM * len(table) - 0.8
     for y, wide in ((top - 0.8, 0.9), (top - HEAD_MM, 0.6), (bottom, 0.9)):
-        axes.plot([1, width_mm - 1], [y, y], color=INK, linewidth=wide)
+        axes.plot([1, DOUBLE_MM - 1], [y, y], color=INK, linewidth=wide)
     for place, row in enumerate(table.itertuples(index=False)):
         y = top - HEAD_MM - (place + 0.5) * ROW_MM - 0.4
         if place and not indented[place]:
-            axes.plot([1, width_mm - 1], [y + ROW_MM / 2, y + ROW_MM / 2], color=HAIR, linewidth=0.4)
+            axes.plot([1, DOUBLE_MM - 1], [y + ROW_MM / 2, y + ROW_MM / 2], color=HAIR, linewidth=0.4)
         for number, (cell, x) in enumerate(zip(row, places, strict=True)):
             sub = indented[place] and not number
             at = x + INDENT_MM * sub

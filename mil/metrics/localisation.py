@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec, MetricsSpec
+from mil.endpoints.bounds import metric_row
 from mil.metrics.score import described
 from mil.results.results import Results
 from mil.schemas import LOCALISATION
@@ -113,7 +114,7 @@ def _pooled(slides: list[SlideAttention], spec: MetricsSpec) -> Mapping[str, Any
     """AUROC over all tiles; the jackknife leaves out patients with all their tiles."""
     truth = np.concatenate([slide.truth for slide in slides])
     if not delong.both_classes(truth):
-        return _row("tile_auroc_pooled", np.nan, np.nan, np.nan, "not defined: tiles of one kind only")
+        return metric_row("tile_auroc_pooled", np.nan, np.nan, np.nan, "not defined: tiles of one kind only")
     pairs = _pair_counts(slides)
     with np.errstate(invalid="ignore"):
         without = np.array([_auroc_of_pairs(pairs, row) for row in _left_out(slides)])
@@ -124,7 +125,7 @@ def _mean(slides: list[SlideAttention], spec: MetricsSpec) -> Mapping[str, Any]:
     """Mean over slides, each with both kinds of tile, of the AUROC within the slide."""
     values = by_slide(slides)
     if values.empty:
-        return _row("tile_auroc_mean", np.nan, np.nan, np.nan, "not defined: no slide has both kinds of tile")
+        return metric_row("tile_auroc_mean", np.nan, np.nan, np.nan, "not defined: no slide has both kinds of tile")
     areas, weights = values["auroc"].to_numpy(), _left_out(slides)
     with np.errstate(invalid="ignore"):
         without = (weights @ areas) / weights.sum(axis=1)
@@ -139,7 +140,7 @@ def _jackknifed(
     bounds = on_logit_scale(
         value, jackknife_error(without), degrees, spec.confidence, float(patients), "jackknife over patients"
     )
-    return _row(metric, value, bounds.low, bounds.high, bounds.method)
+    return metric_row(metric, value, bounds.low, bounds.high, bounds.method)
 
 
 def _pair_counts(slides: list[SlideAttention]) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +171,3 @@ def _left_out(slides: list[SlideAttention]) -> np.ndarray:
     """Weights (deletions, slides) that leave out each patient, with all their slides."""
     place = _patients(slides)
     return deletions(int(place.max()) + 1)[:, place]
-
-
-def _row(metric: str, value: float, low: float, high: float, method: str) -> Mapping[str, Any]:
-    return {"metric": metric, "value": value, "low": low, "high": high, "method": method}

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_words
-from mil.figures.layout import signed, with_interval
+from mil.figures.layout import capital, signed, with_interval
 from mil.figures.style import strategy_name
 from mil.metrics.score import primary
 from mil.report.cells import signed_interval
@@ -100,15 +100,16 @@ def _main_row(results: Results) -> pd.Series | None:
         table = results.metrics(results.main)
     except Absent:
         return None
-    table = primary(table).dropna(subset=["value"])
-    for site in (EXTERNAL_SITES, TRAINING_SITES):
-        rows = table[table["site"] == site]
-        if len(rows):
-            best = (
-                rows[rows["trained_on"].isin([ENSEMBLE, OWN_SITE])] if (rows["trained_on"] == ENSEMBLE).any() else rows
-            )
-            return best.iloc[0]
-    return None
+    rows = _on_group(primary(table).dropna(subset=["value"]))
+    if (rows["trained_on"] == ENSEMBLE).any():
+        rows = rows[rows["trained_on"].isin([ENSEMBLE, OWN_SITE])]
+    return rows.iloc[0] if len(rows) else None
+
+
+def _on_group(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows on all external sites together; where there are none, those on all training sites."""
+    external = table[table["site"] == EXTERNAL_SITES]
+    return external if len(external) else table[table["site"] == TRAINING_SITES]
 
 
 def _performance(results: Results) -> Claim | None:
@@ -163,11 +164,7 @@ def _baselines(results: Results) -> Claim | None:
     except Absent:
         return None
     told = [f"{kind}_pooled" for kind in ("clinical", "annotation", "colour")]  # the others stand in the table
-    table = table[table["second"].isin(told)]
-    for site in (EXTERNAL_SITES, TRAINING_SITES):
-        if (table["site"] == site).any():
-            return _differences(results, results.federated, table[table["site"] == site], "the baselines")
-    return None
+    return _differences(results, results.federated, _on_group(table[table["second"].isin(told)]), "the baselines")
 
 
 def _inputs(results: Results) -> Claim | None:
@@ -193,11 +190,7 @@ def _comparisons(results: Results, name: str, factors: tuple[str, ...]) -> pd.Da
         high_adjusted=-turned["low_adjusted"],
     )
     parts = [part for part in (table[table["first"] == name], turned) if len(part)]
-    table = pd.concat(parts) if parts else table.iloc[:0]
-    for site in (EXTERNAL_SITES, TRAINING_SITES):
-        if (table["site"] == site).any():
-            return table[table["site"] == site]
-    return table.iloc[:0]
+    return _on_group(pd.concat(parts) if parts else table.iloc[:0])
 
 
 def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: str, called: str = "") -> Claim | None:
@@ -266,18 +259,16 @@ def _localised(results: Results) -> Claim | None:
         return None
     # Attention is shared out within a slide, so that it says where in the slide to look, not which slide's tiles weigh more.
     means = table[table["metric"] == "tile_auroc_mean"].dropna(subset=["value"])
-    for site in (EXTERNAL_SITES, TRAINING_SITES):
-        rows = means[means["site"] == site]
-        if len(rows):
-            row = rows.iloc[0]
-            name = strategy_name(results.experiments[results.main].strategy.name)
-            text = (
-                f"The attention of {name} finds tiles that are positive in the truth, though no tile's truth was used in training"
-                if row["low"] > 0.5
-                else f"It cannot be shown that the attention of {name} finds tiles that are positive in the truth"
-            )
-            return Claim(
-                f"{text}: tile AUROC {with_interval(row['value'], row['low'], row['high'])}.",
-                f"{site[:1].upper()}{site[1:]}, mean of {int(row['slides'])} slides of {int(row['patients'])} patients; interval: {row['method']}.",
-            )
-    return None
+    rows = _on_group(means)
+    if rows.empty:
+        return None
+    row, name = rows.iloc[0], strategy_name(results.experiments[results.main].strategy.name)
+    text = (
+        f"The attention of {name} finds tiles that are positive in the truth, though no tile's truth was used in training"
+        if row["low"] > 0.5
+        else f"It cannot be shown that the attention of {name} finds tiles that are positive in the truth"
+    )
+    return Claim(
+        f"{text}: tile AUROC {with_interval(row['value'], row['low'], row['high'])}.",
+        f"{capital(row['site'])}, mean of {int(row['slides'])} slides of {int(row['patients'])} patients; interval: {row['method']}.",
+    )

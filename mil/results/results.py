@@ -16,7 +16,7 @@ from mil.provenance import require_of_run
 from mil.results.slide_files import SlideFiles
 from mil.results.study import family_of, federated_experiment, main_experiment
 from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope, scopes
-from mil.tables import read_table, read_text_table
+from mil.tables import read_table, read_text_table, stacked
 
 __all__ = ["Absent", "Results"]
 
@@ -295,5 +295,4 @@ class Results:
                 continue
         if not found:
             raise Absent(f"{what} are not among the results")
-        filled = [table for table in found if len(table)]
-        return pd.concat(filled, ignore_index=True) if filled else found[0]
+        return stacked(found)

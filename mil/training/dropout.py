@@ -9,8 +9,7 @@ from mil.models.layers import mixed32
 
 def step_key(stream: int, number: int) -> int:
     """A 32-bit key for step `number` of a learner's stream of this round."""
-    bits = (stream ^ (number * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
-    return (bits ^ (bits >> 29)) & 0xFFFFFFFF
+    return int(step_keys(np.array([stream], np.uint64), np.array([number]))[0])
 
 
 def step_keys(streams: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from mil.models.head import Head, Inputs, Output
 from mil.progress import Reporter, quiet
 from mil.training.card import COMPILE_FROM, Card
 from mil.training.data import PARTS, Data, LearnerTable, Method
-from mil.training.dropout import combined, step_key
+from mil.training.dropout import combined, step_keys
 from mil.training.layout import RowLayout
 from mil.training.learners import Learners, Plan
 from mil.training.optimisers import OPTIMISERS, OptimiserState
@@ -144,7 +144,8 @@ class Engine:
                 key = (part.start, part.stop)
                 if key not in taken:
                     taken[key] = Taken.of(learners[part], state[part], self.layout)
-                keys = torch.tensor([step_key(plan.stream, number) for plan in plans[part]])
+                streams = np.array([plan.stream for plan in plans[part]], np.uint64)
+                keys = torch.from_numpy(step_keys(streams, np.full(len(streams), number)))
                 batches = [plan.batches[number] for plan in plans[part]]
                 losses, counts = self._step(taken[key], batches, shape, keys, table)
                 total[part] += losses

@@ -162,13 +162,18 @@ def best_rounds(
     tasks: Sequence[Task], errors: np.ndarray, counts: np.ndarray
 ) -> Iterator[tuple[list[int], int, float]]:
     """For each group and candidate the numbers of its tasks, the number of rounds after which their error is least, and this."""
-    members: dict[tuple[Group, int], list[int]] = {}
-    for number, task in enumerate(tasks):
-        members.setdefault((task.group, task.choice), []).append(number)
-    for own in members.values():
+    for own in by_choice(tasks):
         curve = mean_curve(errors[own], counts[own])
         rounds = int(np.argmin(curve))
         yield own, rounds + 1, float(curve[rounds])
+
+
+def by_choice(tasks: Sequence[Task]) -> list[list[int]]:
+    """Numbers of the tasks of each group and candidate: its inner folds."""
+    members: dict[tuple[Group, int], list[int]] = {}
+    for number, task in enumerate(tasks):
+        members.setdefault((task.group, task.choice), []).append(number)
+    return list(members.values())
 
 
 def stalled(curve: Sequence[float] | np.ndarray, patience: int) -> bool:

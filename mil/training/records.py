@@ -14,7 +14,7 @@ from mil.training.engine import Engine, Learners
 from mil.training.ledger import Ledger, digest
 from mil.training.packing import Places
 from mil.training.phase import Phase
-from mil.training.protocol import Task, best_rounds, mean_curve, stalled
+from mil.training.protocol import Task, best_rounds, by_choice, mean_curve, stalled
 
 
 @dataclass
@@ -93,11 +93,8 @@ class Records:
         """Tasks whose selection has not become better for `patience` rounds (tasks,) bool."""
         if patience is None:
             return np.zeros(len(tasks), bool)
-        members: dict[object, list[int]] = {}
-        for k, task in enumerate(tasks):
-            members.setdefault((task.group, task.choice), []).append(k)
         stop = np.zeros(len(tasks), bool)
-        for own in members.values():
+        for own in by_choice(tasks):
             curve = mean_curve(self.errors[own, :number], self.counts[own, :number])
             stop[own] = stalled(curve, patience)
         return stop

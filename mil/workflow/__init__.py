@@ -8,21 +8,18 @@ from mil.config import Config
 
 def prepare(config: Config) -> dict[str, list[int]]:
     """Check the cohort, write what the rules depend on, and return the numbers of each site's shards."""
-    from mil.readiness import check_readiness
-    from mil.slides.sheet import read_cohort
+    from mil.readiness import checked_cohort
     from mil.workflow.again import order_again
     from mil.workflow.inputs import write_inputs
     from mil.workflow.plan import check_disk
     from mil.workflow.shards import write_shards
 
-    experiments = config.selected()
-    cohort = read_cohort(config.slides, sorted({config.endpoints[one.endpoint].column for one in experiments.values()}))
-    check_readiness(config, cohort)
+    cohort = checked_cohort(config)
     check_disk(config, cohort)
     results = config.results_folder
     write_inputs(config, cohort, results)
     shards = write_shards(config, cohort, results)
-    order_again(results, shards, sorted({one.encoder for one in experiments.values()}), experiments)
+    order_again(results, shards, config.used_encoders, config.run)
     return shards
 
 

@@ -169,7 +169,7 @@ def _weights(config: Config) -> Iterator[Examined]:
     from mil.encoders.sources import NoWeights, locate
     from mil.encoders.table import resolve
 
-    for name in sorted({experiment.encoder for experiment in config.selected().values()}):
+    for name in config.used_encoders:
         spec = config.encoders[name]
         source = resolve(spec).source
         if isinstance(source, NoWeights) or spec.weights == "random":

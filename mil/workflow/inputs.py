@@ -46,7 +46,7 @@ def settle(results: Path) -> None:
 
 def write_inputs(config: Config, cohort: Cohort, results: Path) -> None:
     """Write `config.json` and the files below `inputs/`."""
-    inputs, experiments = results / "inputs", config.selected()
+    inputs = results / "inputs"
     put(results / "config.json", config.to_json())
     put(inputs / "slides.json", slides_of(config.slides).to_json())
     put(inputs / "tiles.json", config.tiles.to_json())
@@ -55,15 +55,15 @@ def write_inputs(config: Config, cohort: Cohort, results: Path) -> None:
     put(inputs / "report.json", _json({"spec": config.report.to_json(), "version": mil.__version__}))
     put(inputs / "study.json", _study(config))
     put(inputs / "truth.json", _json(_truth(config, cohort)))
-    put(inputs / "patients.json", _json({"sha256": _digest(cohort.patients.to_csv())}))
-    for name in sorted({experiment.encoder for experiment in experiments.values()}):
+    put(inputs / "patients.json", _json({"sha256": hashlib.sha256(cohort.patients.to_csv().encode()).hexdigest()}))
+    for name in config.used_encoders:
         spec = config.encoders[name]
         weights = [] if spec.weights is None else [Path(spec.weights)]
         put(inputs / f"encoders/{name}.json", _json({"spec": encoder_json(config, name), "weights": states(weights)}))
-    for name in sorted({experiment.endpoint for experiment in experiments.values()}):
+    for name in config.used_endpoints:
         put(inputs / f"endpoints/{name}.json", config.endpoints[name].to_json())
         put(inputs / f"labels/{name}.csv", _labels(config, cohort, name))
-    for name, experiment in experiments.items():
+    for name, experiment in config.selected().items():
         put(inputs / f"experiments/{name}.json", experiment.to_json())
 
 
@@ -123,7 +123,3 @@ def _labels(config: Config, cohort: Cohort, name: str) -> str:
 
 def _json(content: object) -> str:
     return json.dumps(content, sort_keys=True, indent=1) + "\n"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

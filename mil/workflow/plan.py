@@ -77,7 +77,7 @@ def plan(
         ),
     ]
     measured = _measured(rates)
-    for name in sorted({experiment.encoder for experiment in config.selected().values()}):
+    for name in config.used_encoders:
         entry = resolve(config.encoders[name])
         modelled = min(READING_TILES_PER_S, VIT_L_TILES_PER_S * VIT_L_PARAMETERS / max(entry.parameters, 1))
         speed, device = measured.get(entry.name, (modelled, REFERENCE))

@@ -1,8 +1,9 @@
 """A site's rows of the sheet -> shards: files that list the slides of one job, each rewritten only when a slide of it changes."""
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mil.config import Config, TileSpec
@@ -32,7 +33,7 @@ def write_shards(config: Config, cohort: Cohort, results: Path) -> dict[str, lis
             source = config.slides.features[site]
             dealt = {0: rows}
             put(folder / "shards/slides.json", slides_of(config.slides, site).to_json())
-            for encoder in sorted({one.encoder for one in config.selected().values()}):
+            for encoder in config.used_encoders:
                 found = states([source.folder.replace("{encoder}", encoder)])
                 put(folder / f"shards/features.{encoder}.json", json.dumps(found, indent=1))
         else:
@@ -130,14 +131,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _text(rows: Sequence[Row]) -> str:
-    return "".join(_lines(rows))
-
-
-def _lines(rows: Sequence[Row]) -> Iterator[str]:
-    yield ",".join(COLUMNS) + "\n"
-    for row in rows:
-        yield ",".join(_cell(harmless(row[name])) for name in COLUMNS) + "\n"
-
-
-def _cell(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n') else text
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([harmless(row[name]) for name in COLUMNS] for row in rows)
+    return text.getvalue()
