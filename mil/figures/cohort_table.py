@@ -12,6 +12,7 @@ from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import column_name
 from mil.figures.table import table_picture
 from mil.results.results import Absent, Results
+from mil.statistics.independence import chi_squared
 from mil.tables import by_slide
 
 MAX_LEVELS = 8
@@ -140,7 +141,7 @@ def _levels(
     counts = pd.crosstab(values, site_of).reindex(columns=sites, fill_value=0)
     if only is not None and only not in counts.index:
         counts.loc[only] = 0
-    p = p_text(_chi_squared(counts.to_numpy()))
+    p = p_text(chi_squared(counts.to_numpy()))
     totals = counts.sum()
     if only is None:
         yield [name, "", *("" for _ in sites), "", p]
@@ -160,18 +161,6 @@ def _levels(
 
 def _share(count: int, total: int) -> str:
     return f"{count} ({count / total:.0%})" if total else "–"
-
-
-def _chi_squared(counts: np.ndarray) -> float:
-    """p of independence of rows and columns; by permutation where an expected count is below 5."""
-    counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
-    if min(counts.shape, default=0) < 2:
-        return np.nan
-    tested = scipy.stats.chi2_contingency(counts, correction=False)
-    if tested.expected_freq.min() >= 5:
-        return float(tested.pvalue)
-    method = scipy.stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
-    return float(scipy.stats.chi2_contingency(counts, correction=False, method=method).pvalue)
 
 
 def p_words(p: float) -> str:
