@@ -83,7 +83,13 @@ def config_of(folder: Path, experiments: tuple[str, ...], sites: dict[str, str],
                 "time": "time_months",
                 "event": "event",
             },
-            "figures": {"dpi": 110, "slides_a_site": 2, "tiles_a_site": 5, "main": _main(experiments)},
+            "figures": {
+                "dpi": 110,
+                "slides_a_site": 2,
+                "tiles_a_site": 5,
+                "resamplings": 4,
+                "main": _main(experiments),
+            },
             "report": {"title": "Response to chemotherapy, four drawn hospitals", "remarks": "Made by a program."},
         }
     )
