@@ -1,25 +1,33 @@
-"""DICOM whole-slide images by how their pixels are stored: right pixels, or one line with the tool that converts them."""
+"""DICOM whole-slide images by how their pixels are stored: right pixels, or one line that says what to do."""
 
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
-import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, encapsulate_extended
+from pydicom.pixels import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from test_slide_formats import state_of
 from test_slide_readers import texture
 
+from mil.slides.readers.dicom import check_dicom
 from mil.slides.slide import open_slide
 
 TILE = 128
 PIXELS = texture(300, 200)
 EXPLICIT, JPEG, JPEG2000 = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
-JPEG_LS, HTJ2K, RLE = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.5"
+JPEG_LS, NEAR_LS, RLE = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.5"
+HTJ2K, HTJ2K_LOSSY, JPEG_XL = "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.203", "1.2.840.10008.1.2.4.110"
+LOSSLESS_JPEG, DEFLATED_FRAMES = "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.8.1"
+IMPLICIT, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99"
+NATIVE = {EXPLICIT, IMPLICIT, DEFLATED}
+UNKNOWN = {JPEG_XL: HTJ2K, DEFLATED_FRAMES: JPEG_LS}  # to pydicom, and one of as many bytes that it knows
 
 
 def raw(tile: np.ndarray) -> bytes:
@@ -45,16 +53,49 @@ def rle(tile: np.ndarray) -> bytes:
     return struct.pack("<16I", 3, *starts, *[0] * 12) + b"".join(planes)
 
 
-def write(path: Path, syntax: str, encode, photometric: str, planar: int = 0, missing: tuple[int, ...] = ()) -> None:
-    """A level of 300 x 200 pixels of 0.5 microns in frames of 128; with `missing` frames it is TILED_SPARSE."""
-    height, width = PIXELS.shape[:2]
+def near(tile: np.ndarray) -> bytes:
+    return imagecodecs.jpegls_encode(tile, level=2)
+
+
+def lossy_htj2k(tile: np.ndarray) -> bytes:
+    return imagecodecs.htj2k_encode(tile, reversible=False)
+
+
+def lossless_jpeg(tile: np.ndarray) -> bytes:
+    return imagecodecs.jpeg8_encode(tile, lossless=True, colorspace="RGB", outcolorspace="RGB")
+
+
+def jpeg_xl(tile: np.ndarray) -> bytes:
+    return imagecodecs.jpegxl_encode(tile, lossless=True)
+
+
+def deflated(tile: np.ndarray) -> bytes:
+    data = zlib.compressobj(wbits=-15)
+    return data.compress(tile.tobytes()) + data.flush()
+
+
+def write(
+    path: Path,
+    syntax: str,
+    encode,
+    photometric: str = "RGB",
+    planar: int = 0,
+    missing: tuple[int, ...] = (),
+    fragments: int = 1,
+    table: str = "basic",
+    pixels: np.ndarray = PIXELS,
+    **elements,
+) -> None:
+    """A level of 0.5 microns in frames of 128 pixels; with `missing` frames it is TILED_SPARSE."""
+    height, width = pixels.shape[:2]
     whole = np.full((-(-height // TILE) * TILE, -(-width // TILE) * TILE, 3), 255, np.uint8)
-    whole[:height, :width] = PIXELS
+    whole[:height, :width] = pixels
     corners = [(y, x) for y in range(0, height, TILE) for x in range(0, width, TILE)]
     corners = [corner for number, corner in enumerate(corners) if number not in missing]
     header = Dataset()
     header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = UID(syntax)
+    known = UNKNOWN.get(syntax, syntax)
+    header.file_meta.TransferSyntaxUID = UID(known)
     header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
     header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = "1.3"
     header.ImageType, header.Modality = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], "SM"
@@ -67,17 +108,25 @@ def write(path: Path, syntax: str, encode, photometric: str, planar: int = 0, mi
     header.TotalPixelMatrixFocalPlanes = header.NumberOfOpticalPaths = 1
     header.NumberOfFrames = len(corners)
     spacing, shared = Dataset(), Dataset()
-    spacing.PixelSpacing, spacing.SliceThickness = [0.0005, 0.0005], 0.001
+    spacing.PixelSpacing, spacing.SliceThickness = [0.0005 * 300 / width] * 2, 0.001
     shared.PixelMeasuresSequence = Sequence([spacing])
     header.SharedFunctionalGroupsSequence = Sequence([shared])
     header.DimensionOrganizationType = "TILED_SPARSE" if missing else "TILED_FULL"
     if missing:
         header.PerFrameFunctionalGroupsSequence = Sequence([positioned(y, x) for y, x in corners])
     frames = [encode(np.ascontiguousarray(whole[y : y + TILE, x : x + TILE])) for y, x in corners]
-    header.PixelData = b"".join(frames) if syntax == EXPLICIT else encapsulate(frames)
+    if syntax in NATIVE:
+        header.PixelData = b"".join(frames)
+    elif table == "extended":
+        header.PixelData, header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+    else:
+        header.PixelData = encapsulate(frames, fragments, has_bot=table == "basic")
     header["PixelData"].VR = "OB"
-    header["PixelData"].is_undefined_length = syntax != EXPLICIT
+    header["PixelData"].is_undefined_length = syntax not in NATIVE
+    for name, value in elements.items():
+        setattr(header, name, value)
     header.save_as(path, enforce_file_format=True)
+    path.write_bytes(path.read_bytes().replace(known.encode(), syntax.encode().ljust(len(known), b"\0"), 1))
 
 
 def positioned(y: int, x: int) -> Dataset:
@@ -107,30 +156,153 @@ def test_pixels_that_openslide_reads_are_right_and_frames_that_are_missing_are_c
     assert np.abs(found - expected).max() <= most
 
 
+def read(path: Path) -> np.ndarray:
+    assert state_of(path)[0] == "ok"
+    with open_slide(path) as slide:
+        assert (slide.format, slide.mpp_source) == ("dicom", "dicom.PixelSpacing")
+        assert slide.mpp == pytest.approx(0.5)
+        return slide.read_region(0, 0, 0, 300, 200)
+
+
 @pytest.mark.parametrize(
-    ("syntax", "encode", "photometric", "planar"),
+    ("syntax", "encode", "most"),
     [
-        (JPEG_LS, imagecodecs.jpegls_encode, "RGB", 0),
-        (HTJ2K, imagecodecs.htj2k_encode, "YBR_RCT", 0),
-        (RLE, rle, "RGB", 1),
-        (EXPLICIT, apart, "RGB", 1),
+        (JPEG_LS, imagecodecs.jpegls_encode, 0),
+        (NEAR_LS, near, 2),
+        (HTJ2K, imagecodecs.htj2k_encode, 0),
+        (HTJ2K_LOSSY, lossy_htj2k, 4),
+        (RLE, rle, 0),
+        (LOSSLESS_JPEG, lossless_jpeg, 0),
+        (JPEG_XL, jpeg_xl, 0),
+        (DEFLATED_FRAMES, deflated, 0),
     ],
 )
-def test_pixels_that_it_does_not_read_end_in_a_line_with_the_tool(tmp_path, syntax, encode, photometric, planar):
-    write(tmp_path / "a.dcm", syntax, encode, photometric, planar)
-    state, reason = state_of(tmp_path / "a.dcm", "0.5")
+def test_frames_that_openslide_does_not_read_have_the_pixels_that_were_written(tmp_path, syntax, encode, most):
+    write(tmp_path / "a.dcm", syntax, encode)
+    assert np.abs(read(tmp_path / "a.dcm").astype(int) - PIXELS).max() <= most
+    with open_slide(tmp_path / "a.dcm") as slide:
+        for mpp in (0.5, 1.0, 1.37):
+            whole = [tile for _, tiles in slide.read_tiles(np.array([[0, 0], [77, 33]]), 60, mpp) for tile in tiles]
+            np.testing.assert_array_equal(whole[1], slide.read_tile(77, 33, 60, mpp))
+
+
+@pytest.mark.parametrize("table", ["basic", "extended", "none"])
+@pytest.mark.parametrize("missing", [(), (0, 4)])
+def test_frames_that_are_missing_are_white_and_counted_whatever_lists_the_frames(tmp_path, table, missing):
+    write(tmp_path / "a.dcm", JPEG_LS, imagecodecs.jpegls_encode, missing=missing, table=table)
+    expected = PIXELS.copy()
+    if missing:
+        expected[:128, :128] = expected[128:200, 128:256] = 255
+    np.testing.assert_array_equal(read(tmp_path / "a.dcm"), expected)
+    with open_slide(tmp_path / "a.dcm") as slide:
+        gaps = slide.reader.gaps()
+        assert (gaps.cells.ravel().nonzero()[0].tolist() if gaps else []) == list(missing)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, DEFLATED])
+@pytest.mark.parametrize(("encode", "planar"), [(raw, 0), (apart, 1)])
+def test_native_pixels_together_and_apart(tmp_path, syntax, encode, planar):
+    write(tmp_path / "a.dcm", syntax, encode, planar=planar)
+    np.testing.assert_array_equal(read(tmp_path / "a.dcm"), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode", "planar"),
+    [(EXPLICIT, apart, 1), (IMPLICIT, raw, 0), (JPEG_LS, imagecodecs.jpegls_encode, 0), (RLE, rle, 1)],
+)
+def test_luma_and_chroma_become_red_green_and_blue(tmp_path, syntax, encode, planar):
+    """By ITU-T T.871; `expected` is what these bytes of luma and chroma stand for."""
+    ybr = convert_color_space(PIXELS, "RGB", "YBR_FULL").astype(float)
+    luma, blue, red = ybr[..., 0], ybr[..., 1] - 128, ybr[..., 2] - 128
+    expected = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], axis=-1)
+    write(tmp_path / "a.dcm", syntax, encode, "YBR_FULL", planar, pixels=ybr.astype(np.uint8))
+    assert np.abs(read(tmp_path / "a.dcm") - np.clip(expected, 0, 255)).max() <= 1.01
+
+
+def test_a_frame_in_several_fragments(tmp_path):
+    write(tmp_path / "a.dcm", JPEG_LS, imagecodecs.jpegls_encode, fragments=3)
+    np.testing.assert_array_equal(read(tmp_path / "a.dcm"), PIXELS)
+    write(tmp_path / "a.dcm", JPEG_LS, imagecodecs.jpegls_encode, fragments=3, table="none")
+    state, reason = state_of(tmp_path / "a.dcm")
     assert state == "unreadable"
-    assert reason.startswith("a.dcm: OpenSlide refuses it (")
-    assert "convert it: with wsidicom" in reason
+    assert "its DICOM structure is broken (it lists the offsets of 18 frames of 6)" in reason
+
+
+@pytest.mark.parametrize("entry", ["a.dcm", "b.dcm", ""])
+def test_a_series_of_two_levels_of_which_openslide_reads_one(tmp_path, entry):
+    write(tmp_path / "a.dcm", JPEG_LS, imagecodecs.jpegls_encode)
+    write(tmp_path / "b.dcm", JPEG, jpeg, "YBR_FULL_422", pixels=PIXELS[::2, ::2], SOPInstanceUID="1.9")
+    write(tmp_path / "c.dcm", JPEG, jpeg, "YBR_FULL_422", pixels=PIXELS[::8, ::8], SOPInstanceUID="1.10", ImageType=["DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED"])  # fmt: skip
+    with open_slide(tmp_path / entry) as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [(300, 200), (150, 100)]
+    np.testing.assert_array_equal(read(tmp_path / entry), PIXELS)
+
+
+REFUSED = {
+    "one colour": ("not_a_slide", {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}, "red, green and blue of 8 bits"),
+    "16 bits": ("not_a_slide", {"BitsAllocated": 16, "BitsStored": 12}, "red, green and blue of 8 bits"),
+    "palette": ("unsupported", {"PhotometricInterpretation": "PALETTE COLOR"}, "colours PALETTE COLOR) cannot be read; convert it: with wsidicom"),
+    "planes": ("unsupported", {"TotalPixelMatrixFocalPlanes": 3}, "TotalPixelMatrixFocalPlanes 3"),
+    "parts": ("unsupported", {"InConcatenationTotalNumber": 2}, "InConcatenationTotalNumber 2"),
+    "frames": ("unreadable", {"NumberOfFrames": 7}, "lists 7 frames for 6 tiles"),
+    "bomb": ("implausible_size", {"TotalPixelMatrixColumns": 2**31 - 1, "TotalPixelMatrixRows": 2**31 - 1}, "declares"),
+    "sizes": ("not_a_slide", {"Rows": 0}, "no size"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_plain_brightfield_level_is_refused_in_a_line(tmp_path, kind):
+    state, elements, said = REFUSED[kind]
+    write(tmp_path / "a.dcm", JPEG_LS, imagecodecs.jpegls_encode, **elements)
+    found, reason = state_of(tmp_path / "a.dcm", "0.5")
+    assert (found, reason.startswith("a.dcm: "), "\n" in reason) == (state, True, False)
+    assert said in reason
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [(JPEG_LS, imagecodecs.jpegls_encode), (HTJ2K, imagecodecs.htj2k_encode), (RLE, rle), (LOSSLESS_JPEG, lossless_jpeg), (JPEG_XL, jpeg_xl), (DEFLATED_FRAMES, deflated)],
+)  # fmt: skip
+@pytest.mark.parametrize("share", [0.99, 0.1])
+def test_a_frame_that_is_cut_short_refuses_the_slide(tmp_path, syntax, encode, share):
+    frames = iter(range(6))
+
+    def cut(tile: np.ndarray) -> bytes:
+        stream = encode(tile)
+        return stream[: int(len(stream) * share)] if next(frames) == 4 else stream
+
+    write(tmp_path / "a.dcm", syntax, cut)
+    state, reason = state_of(tmp_path / "a.dcm")
+    assert state == "unreadable_region"
+    assert reason.startswith("a.dcm: the tile at x 128, y 128 cannot be decoded (")
     assert "\n" not in reason
 
 
-@pytest.mark.parametrize(("syntax", "encode"), [(RLE, rle), (EXPLICIT, apart)])
-def test_the_conversion_by_pydicom_that_the_page_gives(tmp_path, syntax, encode):
-    write(tmp_path / "a.dcm", syntax, encode, "RGB", planar=1)
-    header = pydicom.dcmread(tmp_path / "a.dcm")
-    header.set_pixel_data(pydicom.pixels.pixel_array(header), "RGB", 8, generate_instance_uid=False)
-    (tmp_path / "out").mkdir()
-    header.save_as(tmp_path / "out" / "b.dcm")
-    with open_slide(tmp_path / "out") as slide:
-        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 300, 200), PIXELS)
+@pytest.mark.parametrize(("syntax", "encode"), [(JPEG_LS, imagecodecs.jpegls_encode), (EXPLICIT, apart), (DEFLATED, raw)])  # fmt: skip
+def test_a_file_that_is_cut_off_or_damaged_ends_in_a_line(tmp_path, syntax, encode):
+    path, stream = tmp_path / "a.dcm", np.random.default_rng(0)
+    write(path, syntax, encode, planar=1 if encode is apart else 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2000])
+    assert state_of(path)[0] == "unreadable"
+    for _ in range(25):
+        damaged = bytearray(whole)
+        for at in stream.integers(132, 2500, 3):
+            damaged[at] = stream.integers(256)
+        path.write_bytes(damaged)
+        state, reason = state_of(path)
+        assert state == "ok" or reason.startswith("a.dcm: ")
+        assert "\n" not in reason
+
+
+def test_a_bomb_in_a_deflated_header_is_not_inflated(tmp_path):
+    write(tmp_path / "a.dcm", DEFLATED, raw)
+    start = (tmp_path / "a.dcm").read_bytes()[:500]
+    length = 144 + struct.unpack_from("<I", start, 140)[0]
+    data = zlib.compressobj(wbits=-15)
+    text = data.compress(struct.pack("<HH2sHI", 8, 5, b"OB", 0, 2**30) + bytes(2**28)) + data.flush()
+    (tmp_path / "a.dcm").write_bytes(start[:length] + text)
+    tracemalloc.start()
+    check_dicom(tmp_path / "a.dcm")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()

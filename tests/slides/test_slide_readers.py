@@ -10,7 +10,7 @@ from test_slide import write_slide
 
 from mil.errors import SlideError
 from mil.slides.passes import TILES_A_RUN, plan
-from mil.slides.readers.codecs import DECODE_ERRORS, _jpeg2000
+from mil.slides.readers.codecs import DECODE_ERRORS, jpeg2000
 from mil.slides.readers.openslide import OpenSlideReader
 from mil.slides.readers.segments import SegmentGrid
 from mil.slides.readers.tiff import TiffReader
@@ -228,7 +228,7 @@ def test_jpeg_2000_is_brought_down_by_its_wavelets_where_it_has_them(tmp_path, l
     for samples in (3, 1):
         tile = np.ascontiguousarray(pixels[:256, :256] if samples == 3 else pixels[:256, :256, 0])
         stream = imagecodecs.jpeg2k_encode(tile, reversible=True, resolutions=levels + 1, codecformat="j2k")
-        decode = _jpeg2000(256, 256, samples)
+        decode = jpeg2000(256, 256, samples)
         np.testing.assert_array_equal(decode(stream, 0, 1)[..., 0], tile[..., 0] if samples == 3 else tile)
         for divisor in (2, 4, 8):
             found, size = decode(stream, 0, divisor), 256 // divisor

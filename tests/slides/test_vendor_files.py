@@ -12,7 +12,7 @@ from PIL import Image
 from test_slide_formats import HALF_MICRON, state_of
 from test_slide_readers import texture
 
-from mil.slides.slide import open_slide
+from mil.slides.slide import Reading, open_slide
 
 ALPHA = np.repeat(np.array([0, 128, 255], np.uint8), [50, 50, 100])[:, None] * np.ones((1, 300), np.uint8)
 LAYOUTS = {
@@ -103,12 +103,18 @@ def test_what_is_no_slide_file_is_said_with_the_way_out(tmp_path, kind):
     assert said in reason
 
 
-def test_lossless_jpeg_in_a_tiff_says_what_to_do(tmp_path):
-    options = {"photometric": "rgb", "tile": (128, 128), "compression": "jpeg", "compressionargs": {"lossless": True}}
-    tifffile.imwrite(tmp_path / "a.tif", texture(300, 200), **options)
+def test_lossless_jpeg_in_a_tiff(tmp_path):
+    pixels = texture(300, 200)
+    how = {"lossless": True, "outcolorspace": "rgb"}
+    options = {"photometric": "rgb", "tile": (128, 128), "compression": "jpeg"}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compressionargs=how, **options)
+    with open_slide(tmp_path / "a.tif", mpp=0.5) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 300, 200), pixels)
+        exact, scaled = (slide.read_tile(0, 0, 64, 1.0, how) for how in (Reading(), Reading(decoding="scaled")))
+    assert np.abs(exact.astype(int) - scaled).max() <= 1
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compressionargs={"lossless": True}, **options)  # its tag says YCbCr
     state, reason = state_of(tmp_path / "a.tif", "0.5")
-    assert state == "unreadable_region"
-    assert "a lossless one must be converted: bfconvert" in reason
+    assert (state, "YCbCr must be converted: bfconvert" in reason) == ("unreadable_region", True)
 
 
 SCN_IMAGE = (

@@ -6,6 +6,7 @@ from pathlib import Path
 from mil.errors import SlideError
 from mil.slides.readers import Reader
 from mil.slides.readers.dicom import check_dicom, entry_of
+from mil.slides.readers.dicom_levels import DicomReader
 from mil.slides.readers.image import ImageReader
 from mil.slides.readers.openslide import OpenSlideReader, vendor_of
 from mil.slides.readers.tiff import PLAIN, TiffReader, check_directories, is_ome
@@ -38,7 +39,7 @@ NO_SLIDES = {  # (where in the file, bytes) -> what that is and what to do
 def reader_of(path: Path) -> Reader:
     """An open reader; `SlideError` with the state and the reason where there is none for this path."""
     if path.is_dir():
-        return OpenSlideReader(entry_of(path))
+        return _dicom(entry_of(path))
     if not path.is_file():
         kind = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise SlideError("unreadable", f"{path}: {kind}; check the sheet's path column")
@@ -58,6 +59,7 @@ def reader_of(path: Path) -> Reader:
         return ImageReader(path)
     if start[128:132] == b"DICM":
         check_dicom(path)
+        return _dicom(path)
     for (at, magic), said in NO_SLIDES.items():
         if start[at : at + len(magic)] == magic:
             raise SlideError("not_a_slide", f"{path.name}: {said}")
@@ -104,6 +106,13 @@ def refuse_parts(path: Path) -> None:
             "not_a_slide",
             f"{path.name}: is a part of a MIRAX slide; give {path.parent.name}.mrxs, which lies beside its folder",
         )
+
+
+def _dicom(path: Path) -> Reader:
+    try:
+        return OpenSlideReader(path)
+    except SlideError:  # that it is damaged, or stored in a way that only the other reader knows
+        return DicomReader(path)
 
 
 def _tiff(path: Path) -> Reader:

@@ -29,7 +29,8 @@ UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2
 # APP14 'Adobe' of version 100; its last byte says how the colours are coded: 0 as they are, 1 as YCbCr.
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 START, TABLES_END = b"\xff\xd8", b"\xff\xd9"
-FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; the others libjpeg-turbo does not read
+LOSSLESS = 0xC3
+FRAMES = {0xC0, 0xC1, 0xC2, LOSSLESS}  # baseline, extended, progressive; the others libjpeg-turbo does not read
 # What decoders raise on bytes that are not what they should be.
 DECODE_ERRORS = (ValueError, RuntimeError, zlib.error, struct.error, IndexError, KeyError, TypeError, MemoryError)
 
@@ -56,13 +57,13 @@ def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
     fourth = int(page.extrasamples[0]) if page.extrasamples else UNSPECIFIED
     if compression == JPEG and photometric in {RGB, YCBCR} and samples == 3:
         # libjpeg's scaled inverse DCT gives, but for rounding, the mean over squares of 2, 4 or 8 pixels.
-        return Codec(_jpeg(page.jpegtables or b"", photometric == YCBCR, height, width), (2, 4, 8))
+        return Codec(jpeg(page.jpegtables or b"", photometric == YCBCR, height, width), (2, 4, 8))
     if photometric != RGB:
         return None
     if compression == JPEG and samples == 1:
         return Codec(_grey_jpeg(page.jpegtables or b"", height, width), fourth=fourth)
     if compression in {JPEG2000_RGB, JPEG2000} and samples in {1, 3}:
-        return Codec(_jpeg2000(height, width, samples), (2, 4, 8), fourth)
+        return Codec(jpeg2000(height, width, samples), (2, 4, 8), fourth)
     if compression in tifffile.TIFF.DECOMPRESSORS and compression not in {JPEG, JPEG2000_YCBCR}:
         return Codec(_other(page, height, width, samples), fourth=fourth)
     return None
@@ -83,14 +84,21 @@ def complete_jpeg(stream: bytes, tables: bytes, is_ycbcr: bool) -> tuple[bytes, 
     kept = 2
     for marker, start, end in _segments(stream):
         if marker in FRAMES:
-            size = struct.unpack_from(">HHB", stream, start + 5)
+            bits, *size = struct.unpack_from(">BHHB", stream, start + 4)
+            if bits != 8:
+                raise ValueError(f"a JPEG of {bits} bits")
         if marker in {0xE0, 0xEE}:
             parts.append(stream[kept:start])
             kept = end
     if size is None:
-        raise ValueError(f"no header of a baseline or progressive JPEG; a lossless one must be converted: {CONVERT}")
+        raise ValueError(f"no header of a baseline, progressive or lossless JPEG; convert it: {CONVERT}")
     parts.append(stream[kept:])
     return b"".join(parts), (size[0], size[1], size[2])
+
+
+def _is_lossless(stream: bytes) -> bool:
+    """Whether a complete JPEG is a lossless one (process 14)."""
+    return any(marker == LOSSLESS for marker, _, _ in _segments(stream))
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
@@ -112,11 +120,19 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
-def _jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
+def jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
+    """JPEG streams with these shared tables -> pixels (rows up to `height`, `width`, 3)."""
+
     def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         whole, (rows, columns, components) = complete_jpeg(stream, tables, is_ycbcr)
         if rows > height or columns != width or components != 3:
             raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x 3 is due")
+        lossless = _is_lossless(whole)
+        if lossless and is_ycbcr:
+            raise ValueError(f"a lossless JPEG whose tag says YCbCr must be converted: {CONVERT}")
+        if lossless and divisor > 1:  # libjpeg-turbo would write beyond its array
+            size = -(-columns // divisor), -(-rows // divisor)
+            return cv2.resize(decode(stream, number, 1), size, interpolation=cv2.INTER_AREA)
         least = {"min_height": -(-rows // divisor), "min_width": -(-columns // divisor), "min_factor": divisor}
         return simplejpeg.decode_jpeg(
             whole, "RGB", fastdct=False, fastupsample=False, strict=True, **(least if divisor > 1 else {})
@@ -137,7 +153,9 @@ def _grey_jpeg(tables: bytes, height: int, width: int) -> Decode:
     return decode
 
 
-def _jpeg2000(height: int, width: int, samples: int) -> Decode:
+def jpeg2000(height: int, width: int, samples: int) -> Decode:
+    """JPEG 2000 streams, high-throughput ones (HTJ2K) too -> pixels (rows up to `height`, `width`, `samples`)."""
+
     def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         at = stream.find(b"\xff\x51", 0, 4096)  # SIZ: Lsiz, Rsiz, Xsiz, Ysiz, XOsiz, YOsiz
         if at < 0:
@@ -182,7 +200,7 @@ def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> De
 
     def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         if deflated or int(page.compression) == 1:
-            stream = _inflate(stream, height * row_bytes) if deflated else stream
+            stream = inflate(stream, height * row_bytes) if deflated else stream
             pixels = np.frombuffer(stream, np.uint8)[: len(stream) // row_bytes * row_bytes].reshape(-1, width, samples)
             if int(page.predictor) == 2:
                 pixels = np.cumsum(pixels, axis=1, dtype=np.uint8)
@@ -202,9 +220,9 @@ def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> De
     return decode
 
 
-def _inflate(stream: bytes, most: int) -> bytes:
-    """Deflated bytes, at most `most` of them: a bomb is cut short and refused."""
-    inflater = zlib.decompressobj()
+def inflate(stream: bytes, most: int, wbits: int = zlib.MAX_WBITS) -> bytes:
+    """Deflated bytes, at most `most` of them: a bomb is cut short and refused. `wbits`: zlib's, negative without its header."""
+    inflater = zlib.decompressobj(wbits)
     data = inflater.decompress(stream, most)
     if not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
         raise ValueError(f"inflates to more than the {most} bytes of its pixels")

@@ -1,17 +1,20 @@
 """DICOM files and folders -> the file that OpenSlide opens the whole slide from; labels and overviews are refused."""
 
+import io
 import warnings
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from mil.errors import SlideError
 from mil.slides.readers.codecs import DECODE_ERRORS
 
 SERIES = 0x0020_000E  # SeriesInstanceUID, the last of the elements that are looked at; they are in ascending order
-CONVERT_DICOM = (
-    "with wsidicom, WsiDicom.open(FOLDER).save(OUT, transcoding=JpegSettings()), or where colours are stored apart or "
-    "run-length coded with pydicom, d.set_pixel_data(pydicom.pixels.pixel_array(d), 'RGB', 8) (docs/slides.md)"
-)
+CONVERT_DICOM = "with wsidicom, WsiDicom.open(FOLDER).save(OUT, transcoding=JpegSettings()) (docs/slides.md)"
 LONGEST_BYTES = 2**16
+DEFLATED = "1.2.840.10008.1.2.1.99"
+BLOCK = 2**20  # bytes of one step of inflating
 NOT_VOLUME = ("LABEL", "OVERVIEW", "LOCALIZER")
 
 
@@ -19,7 +22,7 @@ def check_dicom(path: Path) -> None:
     """`SlideError('not_a_slide')` where the file is of another modality or is a slide's label, overview or segmentation."""
     header = _header(path)
     kind, modality = header["ImageType"], header["Modality"]
-    flavours = kind.upper().split("\\")
+    flavours = _flavours(kind)
     for flavour in NOT_VOLUME:
         if flavour in flavours:
             raise SlideError(
@@ -54,6 +57,11 @@ def entry_of(folder: Path) -> Path:
     return next(iter(levels.values()))
 
 
+def flavours_of(path: Path) -> set[str]:
+    """The values of a file's ImageType: VOLUME, LABEL, THUMBNAIL, ..."""
+    return _flavours(_header(path)["ImageType"])
+
+
 def siblings(path: Path) -> list[Path]:
     """The files beside a DICOM file that belong to the same series, itself among them; OpenSlide reads them together."""
     series = _header(path)["SeriesInstanceUID"]
@@ -67,24 +75,57 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
+def opened(path: Path, file: BinaryIO, inflated: BinaryIO, most: int) -> tuple[BinaryIO, str]:
+    """(`file`, its transfer syntax); of a data set that is deflated as a whole, at least its first `most` bytes in `inflated`."""
+    from pydicom import filereader  # here, because only DICOM files need it and it takes a fifth of a second
+
+    meta = filereader.read_file_meta_info(path)
+    syntax = str(meta.get("TransferSyntaxUID", ""))
+    if syntax != DEFLATED:
+        return file, syntax
+    file.seek(144 + int(meta.FileMetaInformationGroupLength))  # behind the preamble and that element itself
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    while inflated.tell() < most and not inflater.eof:
+        block = inflater.unconsumed_tail or file.read(BLOCK)
+        if not block:
+            raise ValueError("its deflated data end early")
+        inflated.write(inflater.decompress(block, BLOCK))
+    inflated.seek(0)
+    return inflated, syntax
+
+
+def elements(
+    file: BinaryIO, syntax: str, names: Iterable[str], stop_when: Callable[[Any, str | None, int], bool]
+) -> Any:
+    """The elements of these names of what `opened` gives; the file then stands at the tag at which `stop_when` says so."""
+    from pydicom import filereader
+    from pydicom.tag import Tag
+
+    tags: list[Any] = [Tag(name) for name in names]
+    if syntax == DEFLATED:
+        return filereader.read_dataset(file, False, True, stop_when=stop_when, specific_tags=tags)
+    return filereader.read_partial(file, stop_when=stop_when, specific_tags=tags)
+
+
+def _flavours(kind: str) -> set[str]:
+    return set(kind.upper().split("\\"))
+
+
 def _header(path: Path) -> dict[str, str]:
     """ImageType (values parted by a backslash), Modality and SeriesInstanceUID of a file, blank where it has none that can be read.
 
     Reading stops behind them, long before the pixels and the tables of frames.
     """
-    from pydicom import filereader  # here, because only DICOM files need it and it takes a fifth of a second
     from pydicom.errors import BytesLengthException, InvalidDicomError
-    from pydicom.tag import Tag
+
+    def is_behind(tag: int, _: str | None, length: int) -> bool:
+        return tag > SERIES or (length > LONGEST_BYTES and length != 0xFFFFFFFF)
 
     names = ("ImageType", "Modality", "SeriesInstanceUID")
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd values in elements that are not looked at
-            found = filereader.read_partial(
-                file,
-                stop_when=lambda tag, _, length: tag > SERIES or (length > LONGEST_BYTES and length != 0xFFFFFFFF),
-                specific_tags=[Tag(name) for name in names],
-            )
+            found = elements(*opened(path, file, io.BytesIO(), LONGEST_BYTES), names, is_behind)
             values = {name: found.get(name) or "" for name in names}
     except (
         InvalidDicomError,

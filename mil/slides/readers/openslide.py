@@ -10,7 +10,6 @@ import openslide
 from mil.errors import SlideError
 from mil.slides.readers import Gaps, Header, levels_of
 from mil.slides.readers.codecs import CONVERT, over_white
-from mil.slides.readers.dicom import CONVERT_DICOM, is_dicom
 from mil.slides.scale import number, property_scale
 
 # The header field that OpenSlide takes the mpp from, by its vendor name (OpenSlide 4 format notes).
@@ -116,8 +115,7 @@ def _open(path: Path) -> openslide.OpenSlide:
     except openslide.OpenSlideError as error:
         raise SlideError(
             "unreadable",
-            f"{path.name}: OpenSlide refuses it ({_one_line(error)}); copy it again, or convert it: "
-            + (CONVERT_DICOM if path.is_file() and is_dicom(path) else CONVERT),
+            f"{path.name}: OpenSlide refuses it ({_one_line(error)}); copy it again, or convert it: {CONVERT}",
         ) from error
 
 

@@ -11,6 +11,7 @@ from mil.errors import SlideError
 from mil.slides.readers.codecs import DECODE_ERRORS, Codec, over_white
 
 MAX_SEGMENT_BYTES = 2**31
+MAX_SEGMENTS = 2**26
 Segment = np.ndarray | None | SlideError
 
 
@@ -47,6 +48,21 @@ class SegmentGrid:
     def segment_bytes(self) -> int:
         """Bytes of a decoded segment."""
         return self.segment_width * self.segment_height * 3
+
+    def check(self, file_bytes: int) -> None:
+        """`SlideError` where the segments are not as many as the level has, or lie beyond the `file_bytes` of their file."""
+        number = self.across * self.down * self.planes
+        if not len(self.offsets) == len(self.counts) == number or (self.counts < 0).any() or (self.offsets < 0).any():
+            raise SlideError(
+                "unreadable",
+                f"{self.name}: lists {len(self.offsets)} offsets and {len(self.counts)} sizes for {number} tiles",
+            )
+        beyond = int((self.offsets + self.counts > file_bytes).sum())
+        if beyond:
+            raise SlideError(
+                "unreadable",
+                f"{self.name}: is cut off: {beyond} of {number} tiles lie beyond its {file_bytes:,} bytes; copy it again",
+            )
 
     def divided(self, most: float, corners: np.ndarray) -> "SegmentGrid":
         """The grid whose pixels the codec brings down, by the largest number up to `most` that it can and that divides `corners`.

@@ -6,40 +6,35 @@ knows, or with tiles missing that it fills from another level). Where it does no
 
 import logging
 import struct
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import tifffile
 
 from mil.errors import SlideError
-from mil.slides.readers import MAX_PIXELS, Gaps, Header, Reader, levels_alike, levels_of
+from mil.slides.readers import MAX_PIXELS, Header, Reader, levels_alike, levels_of
 from mil.slides.readers.codecs import CONVERT, DECODE_ERRORS, codec_of
+from mil.slides.readers.grids import GridReader
 from mil.slides.readers.scenes import check_upright, images_of, slide_image
-from mil.slides.readers.segments import SegmentGrid
+from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
 
 # Its complaints about damaged tags; what follows from them for the slide is ours to say, once.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 PLAIN = {"aperio", "generic-tiff"}  # OpenSlide's vendors whose levels are plain pages of tiles
-MAX_SEGMENTS = 2**26
 MAX_FLAT_BYTES = 2**31  # a segment is decoded whole; a flat TIFF of more in one piece is refused
-KEPT_BYTES = 2**26  # decoded segments kept between single reads
 TIFF_ERRORS = (tifffile.TiffFileError, *DECODE_ERRORS, OSError, AttributeError, OverflowError, ZeroDivisionError)
 MAX_DIRECTORIES = 10_000  # a slide has some ten images and levels
 
 
-class TiffReader:
+class TiffReader(GridReader):
     """A TIFF whose tiles are read by their offsets. `behind` is OpenSlide's reader of the same file, where it has one."""
 
     def __init__(self, path: Path, behind: Reader | None = None) -> None:
-        self.path = path
-        self.behind = behind
-        self._kept: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
-        self._lock = Lock()
+        super().__init__(path, behind)
         self._file = open(path, "rb")  # noqa: SIM115  open as long as the slide
+        self.files.append(self._file)
         self._size = path.stat().st_size
         try:
             with tifffile.TiffFile(path) as tiff:
@@ -52,47 +47,6 @@ class TiffReader:
         except TIFF_ERRORS as error:
             self.close()
             raise SlideError("unreadable", f"{path.name}: its TIFF structure is broken ({error})") from error
-
-    def grid(self, level: int) -> SegmentGrid | None:
-        """The level as segments; None where it is read through OpenSlide."""
-        return self.grids[level]
-
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Pixels of `level` from its own pixel (x, y), uint8 (height, width, 3); white outside, `SlideError` on faults."""
-        grid = self.grids[level]
-        if grid is None:
-            if self.behind is None:
-                raise SlideError("unreadable", f"{self.path.name}: level {level} has no reader")
-            return self.behind.read(level, x, y, width, height)
-        segments = {number: self._segment(level, grid, number) for number in grid.touched(x, y, width, height)}
-        return grid.assemble(x, y, width, height, segments)
-
-    def gaps(self) -> Gaps | None:
-        """The segments of level 0 that have no bytes."""
-        grid = self.grids[0]
-        if grid is None:
-            return None if self.behind is None else self.behind.gaps()
-        cells = grid.counts.reshape(grid.planes, grid.down, grid.across).max(axis=0) == 0
-        return Gaps(cells, (grid.segment_width, grid.segment_height)) if cells.any() else None
-
-    def close(self) -> None:
-        """Release the file."""
-        self._file.close()
-        if self.behind is not None:
-            self.behind.close()
-
-    def _segment(self, level: int, grid: SegmentGrid, number: int) -> np.ndarray | None:
-        with self._lock:
-            if (level, number) in self._kept:
-                self._kept.move_to_end((level, number))
-                return self._kept[level, number]
-        pixels = grid.load(number)
-        with self._lock:
-            self._kept[level, number] = pixels
-            most = max(KEPT_BYTES // grid.segment_bytes, 1)
-            while len(self._kept) > most:
-                self._kept.popitem(last=False)
-        return pixels
 
     def _open(self, tiff: tifffile.TiffFile) -> tuple[Header, list[SegmentGrid | None]]:
         """Header and levels. `behind` is dropped where its levels are not those of the image that is the slide."""
@@ -151,18 +105,7 @@ class TiffReader:
             handle=self._file.fileno(),
             planes=page.samplesperpixel if int(page.planarconfig) == 2 else 1,
         )
-        number = grid.across * grid.down * grid.planes
-        if not len(grid.offsets) == len(grid.counts) == number or (grid.counts < 0).any() or (grid.offsets < 0).any():
-            raise SlideError(
-                "unreadable",
-                f"{self.path.name}: lists {len(grid.offsets)} offsets and {len(grid.counts)} sizes for {number} tiles",
-            )
-        beyond = int((grid.offsets + grid.counts > self._size).sum())
-        if beyond:
-            raise SlideError(
-                "unreadable",
-                f"{self.path.name}: is cut off: {beyond} of {number} tiles lie beyond its {self._size:,} bytes; copy it again",
-            )
+        grid.check(self._size)
         return grid
 
 
