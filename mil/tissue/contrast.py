@@ -40,8 +40,9 @@ def glass_of(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
     Pure white is what scanners and readers fill unscanned areas with. Glass may be tinted or dim; tissue is not flat.
     """
     small = _reduced(thumbnail)
-    lowest, highest = small.min(axis=2), small.max(axis=2)
-    grey = small.mean(axis=2)
+    red, green, blue = cv2.split(small)
+    lowest, highest = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+    grey = (red.astype(np.uint16) + green + blue) / 3
     nearby = np.ones((3, 3), np.uint8)
     flat = (cv2.dilate(lowest, nearby) - cv2.erode(lowest, nearby)) <= FLAT
     glassy = flat & (lowest < 254) & (highest - lowest < TINTED) & (grey > DARKEST_GLASS)
@@ -59,7 +60,8 @@ def glass_of(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
 def density(pixels: np.ndarray, glass: np.ndarray) -> np.ndarray:
     """Optical density over the glass in the most absorbed colour, float32 (h, w), at least 0."""
     table = np.stack([-np.log10((np.arange(256) + 1) / (colour + 1)) for colour in glass], axis=-1)
-    return cv2.LUT(pixels, np.maximum(table, 0).astype(np.float32)[None]).max(axis=2)
+    red, green, blue = cv2.split(cv2.LUT(pixels, np.maximum(table, 0).astype(np.float32)[None]))
+    return cv2.max(cv2.max(red, green), blue)
 
 
 def _otsu_density(smooth: np.ndarray, glass: np.ndarray) -> float:

@@ -4,7 +4,7 @@ Ink of colour C and opacity a shows as m = (1 - a) glass + a C on glass, and as 
 at most 40 % of the glass, and its colours stand to each other as in the tissue's own absorption: green most, as haematoxylin and eosin absorb it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -28,13 +28,16 @@ GLASS_BESIDE = 0.06  # least share of what is beside ink on glass that is bare
 
 
 def traced(
-    pixels: np.ndarray, glass: np.ndarray, flat: np.ndarray, dense: np.ndarray, least_px: float
+    pixels: Callable[[], np.ndarray], glass: np.ndarray, flat: np.ndarray, dense: np.ndarray, least_px: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(colour on glass (3,), where that ink is, bool (h, w)) of each ink of which `least_px` pixels lie flat beside bare glass.
 
-    `pixels` uint8 (h, w, 3), `flat` where they hardly vary, `dense` where they are darker than glass.
+    `pixels` gives uint8 (h, w, 3), and is only called where there may be ink; `flat` where they hardly vary, `dense` where they are
+    darker than glass.
     """
-    shades = pixels.astype(np.int16)
+    if np.count_nonzero(flat) < least_px:
+        return
+    shades = pixels().astype(np.int16)
     done = np.zeros(flat.shape, bool)
     for colour, seeds in sorted(_on_glass(shades, flat, dense, least_px), key=lambda one: -one[0].sum()):
         if done[seeds].mean() > 0.5:  # the same ink, over tissue

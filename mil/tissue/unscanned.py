@@ -24,7 +24,10 @@ def without_unscanned(thumbnail: np.ndarray, black: np.ndarray) -> np.ndarray:
 
 def large_pieces(mask: np.ndarray, area_px: float) -> np.ndarray:
     """The connected pieces of a mask that have at least this area, bool (h, w)."""
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = statistics[:, cv2.CC_STAT_AREA] >= area_px
-    keep[0] = False
-    return keep[labels.astype(np.intp, copy=False)] if keep.any() else np.zeros(mask.shape, bool)
+    if np.count_nonzero(mask) < area_px:
+        return np.zeros(mask.shape, bool)
+    number, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    of_mask = labels[mask.astype(bool)].astype(np.intp, copy=False)
+    large = np.zeros(mask.shape, bool)
+    large[mask.astype(bool)] = (np.bincount(of_mask, minlength=number) >= area_px)[of_mask]
+    return large
