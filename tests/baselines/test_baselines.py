@@ -171,7 +171,9 @@ def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monke
     table = clinical_tables.read_tables(shared / "data/clinical")
     table = table[table["subtype"] == "TNBC"]
     write_table(clinical_tables.patient_table(table), tmp_path / "tnbc.csv")
-    config = clinical_tables.config_of("TNBC", tmp_path, repeats=1, bootstrap=100).model_copy(update={"run": ()})
+    config = clinical_tables.config_of("TNBC", tmp_path, repeats=1, bootstrap=100)
+    few = config.endpoints["response"].model_copy(update={"folds": 2, "inner_folds": 2})
+    config = config.model_copy(update={"run": (), "endpoints": {"response": few}})
     (tmp_path / "tnbc.yaml").write_text(config.to_json())
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["clinical", "tnbc.yaml"])
