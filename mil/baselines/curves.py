@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scipy
 
 from mil.bags.table import outer_folds
 from mil.baselines.protocol import permuted_labels
@@ -18,6 +17,7 @@ from mil.endpoints.binary import fixed_interval
 from mil.rng import rng
 from mil.statistics import delong
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
+from mil.statistics.ranking import pairs_within
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -44,9 +44,9 @@ def permutations(means: pd.DataFrame, bags: pd.DataFrame, count: int, seed: int)
     inside, external = np.zeros((2, count)), np.zeros((count, int(outside.sum())))
     for fold in folds:
         train, judged = ~outside & (outer != fold), ~outside & (outer == fold)
-        inside += _wins(_ridge(values, labels, train, judged), labels[:, judged], sites[judged])
+        inside += pairs_within(_ridge(values, labels, train, judged), labels[:, judged], sites[judged])
         external += _ridge(values, labels, train, outside)
-    found = {TRAINING_SITES: inside, EXTERNAL_SITES: _wins(external, labels[:, outside], sites[outside])}
+    found = {TRAINING_SITES: inside, EXTERNAL_SITES: pairs_within(external, labels[:, outside], sites[outside])}
     parts = [
         pd.DataFrame({"site": group, "permutation": np.arange(count), "value": wins / np.maximum(pairs, 1)})[pairs > 0]
         for group, (wins, pairs) in found.items()
@@ -66,18 +66,6 @@ def _ridge(values: np.ndarray, labels: np.ndarray, train: np.ndarray, judged: np
     if patients > width:
         return (centred @ x) @ np.linalg.solve(x.T @ x + width * np.eye(width), y.T)
     return centred @ np.linalg.solve(x @ x.T + width * np.eye(patients), x @ y.T)
-
-
-def _wins(scores: np.ndarray, labels: np.ndarray, sites: np.ndarray) -> np.ndarray:
-    """(2, permutations): pairs of a positive and a negative of one site in the right order (ties one half), and all such pairs."""
-    found = np.zeros((2, len(scores)))
-    for site in np.unique(sites):
-        chosen = sites == site
-        positives = labels[:, chosen].sum(axis=1)
-        ranks = scipy.stats.rankdata(scores[:, chosen], axis=1)
-        found[0] += (ranks * labels[:, chosen]).sum(axis=1) - positives * (positives + 1) / 2
-        found[1] += positives * (chosen.sum() - positives)
-    return found
 
 
 def patients_curve(means: pd.DataFrame, bags: pd.DataFrame, draws: int) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import scipy
 from mil.errors import MilError
 from mil.statistics.differences import Bounds, Difference, agreeing, difference_of
 from mil.statistics.intervals import normal_quantile
+from mil.statistics.ranking import pairs_within
 
 FEWEST = 10
 """Patients of a class below which DeLong's variance is no use for an interval, and Newcombe's is."""
@@ -173,13 +174,7 @@ def exchanged(
 
 def within_areas(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> np.ndarray:
     """AUROC over pairs of the same stratum of each of many `scores` (k, patients), as (k,); see `within`."""
-    wins, pairs = np.zeros(len(scores)), 0
-    for stratum in np.unique(strata):
-        part, is_positive = scores[:, strata == stratum], labels[strata == stratum] == 1
-        positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
-        ranks = scipy.stats.rankdata(part, axis=1)[:, is_positive].sum(axis=1)
-        wins += ranks - positives * (positives + 1) / 2
-        pairs += positives * negatives
+    wins, pairs = pairs_within(scores, np.broadcast_to(labels, scores.shape), strata)
     return wins / pairs
 
 

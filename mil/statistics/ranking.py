@@ -1,6 +1,7 @@
 """Scores and labels -> how well they rank: AUROC, AUPRC and the curves behind them, on weighted patients."""
 
 import numpy as np
+import scipy
 
 from mil.statistics.measures import METRICS
 
@@ -41,6 +42,21 @@ def auroc_within(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, gr
         pairs += number
     with np.errstate(invalid="ignore"):
         return wins / pairs
+
+
+def pairs_within(scores: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """(2, k): pairs of a positive and a negative of one stratum in the right order (ties one half), and all such pairs.
+
+    `scores` and `labels` (k, n) are k rankings of the same patients, `strata` (n,) their sites.
+    """
+    found = np.zeros((2, len(scores)))
+    for stratum in np.unique(strata):
+        chosen = strata == stratum
+        positives = labels[:, chosen].sum(axis=1)
+        ranks = scipy.stats.rankdata(scores[:, chosen], axis=1)
+        found[0] += (ranks * labels[:, chosen]).sum(axis=1) - positives * (positives + 1) / 2
+        found[1] += positives * (chosen.sum() - positives)
+    return found
 
 
 def precision_recall_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
