@@ -43,7 +43,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
                 continue
             row, colour = table.loc[name], SPARE_COLOURS[encoders.index(one.encoder) % len(SPARE_COLOURS)]
             interval_in_row(axes, place, row, colour)
-            axes.text(row["value"], place - 0.2, f"{row['value']:.2f}", ha="center", va="bottom", fontsize=6)
+            axes.text(
+                row["value"],
+                place - 0.2,
+                f"{row['value']:z.2f}".replace("-", "−"),
+                ha="center",
+                va="bottom",
+                fontsize=6,
+            )
         low = min((measure.chance or 0.0) - 0.1, float(metrics["low"].min()) - 0.02)
         axes.set(xlim=(low, 1.02), xlabel=f"{measure.title} within sites")
         axes.set_title(capital(group))

@@ -18,6 +18,7 @@ from mil.figures.style import (
     strategy_name,
 )
 from mil.results.results import Absent, Results
+from mil.specs.models import ClinicalSpec
 from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope
 from mil.statistics.delong import both_classes
 from mil.statistics.folds import fold_aurocs
@@ -65,8 +66,12 @@ def _optimiser(results: Results, spec: ExperimentSpec) -> str:
 
 
 def input_name(spec: ExperimentSpec) -> str:
-    """Encoder and model of an experiment in words: what stays the same when strategies are compared."""
-    return f"{encoder_name(spec.encoder)}, {model_name(spec.model.name)}"
+    """Encoder, model and covariates of an experiment in words: what stays the same when strategies are compared."""
+    if isinstance(spec.model, ClinicalSpec):  # reads no slide
+        return model_name(spec.model.name)
+    names = spec.covariates if len(spec.covariates) <= 2 else (f"{len(spec.covariates)} covariates",)
+    joined = f" with {' and '.join(names)}" if names else ""
+    return f"{encoder_name(spec.encoder)}, {model_name(spec.model.name)}{joined}"
 
 
 def arms_at(results: Results, site: str) -> list[tuple[Arm, Scope]]:

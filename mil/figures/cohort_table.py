@@ -131,7 +131,8 @@ def _median(values: np.ndarray) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.2g}"
+    text = f"{value:,.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.2g}"
+    return text.replace("-", "−")
 
 
 def _levels(

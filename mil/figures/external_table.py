@@ -43,7 +43,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         figure=table_picture(_unrepeated(table), left=2),
         data=table,
         is_table=True,
-        n=f"{int(numbers.loc[sites, 'size'].sum())} patients at {len(sites)} external sites",
+        n=f"{int(numbers.loc[sites, 'size'].sum())} patients at {len(sites)} external site{'s' if len(sites) > 1 else ''}",
         caption=(
             f"{kind.primary.title} for {results.endpoint} at external sites, which no training or selection read, with {results.config.metrics.confidence:.0%} "
             f"intervals ({kind.how}). In the heads {heads_of}patients. Local models are named by the site that they were trained on."

@@ -71,6 +71,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     centred(axes, DOUBLE_MM / 2, 3, said, fontsize=7, color=SOFT)
     rows = [(site.name, results.config.slides.roles[site.name], site.patients, site.slides, size) for site in sites]
     rounds = results.models(name)["rounds"]
+    fewest, most = int(rounds.min()), int(rounds.max())
+    external = "External sites receive the final models and only score them. " if results.external_sites else ""
     strategy = strategy_name(results.experiments[name].strategy.name)
     return Drawn(
         figure=picture,
@@ -78,8 +80,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{sum(site.patients for site in sites)} patients, {sum(site.slides for site in sites)} slides at {len(sites)} sites",
         caption=(
             "In every round the server sends the model's weights to the training sites, each "
-            "trains on its own patients and sends weights, its number of patients and metrics back. External sites receive the final models and only "
-            f"score them. {strategy} used {int(rounds.min())} to {int(rounds.max())} rounds a model"
+            "trains on its own patients and sends weights, its number of patients and metrics back. "
+            f"{external}{strategy} used {fewest if fewest == most else f'{fewest} to {most}'} rounds a model"
             f"{f', {size / 1e3:,.0f} kB a message' if size else ''}. {_where(results, name)}"
         ),
     )

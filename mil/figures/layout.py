@@ -164,9 +164,8 @@ def with_interval(value: float, low: float, high: float) -> str:
     """`0.81 [0.70, 0.89]` with true minus signs; without the interval where there is none, a dash where there is no value."""
     if not np.isfinite(value):
         return "–"
-    return (f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else f"{value:.2f}").replace(
-        "-", "−"
-    )
+    interval = f" [{low:z.2f}, {high:z.2f}]" if np.isfinite([low, high]).all() else ""
+    return f"{value:z.2f}{interval}".replace("-", "−")
 
 
 def capital(text: str) -> str:

@@ -53,7 +53,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             fontsize=6.5,
             transform=right.get_yaxis_transform(),
         )
-        agreed = "–" if not np.isfinite(row.kappa) else f"{row.kappa:.2f}".replace("-", "−")
+        agreed = "–" if not np.isfinite(row.kappa) else f"{row.kappa:z.2f}".replace("-", "−")
         right.text(0.75, place, agreed, va="center", ha="center", fontsize=6.5, transform=right.get_yaxis_transform())
     axes.set_yticks(range(len(table)), [column_name(pattern) for pattern in table["pattern"]])
     axes.set(ylim=(len(table) - 0.4, -0.9), xlim=(0, 1.12), xlabel="Share of tiles", xticks=[0, 0.25, 0.5, 0.75, 1])

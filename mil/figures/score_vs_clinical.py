@@ -98,4 +98,4 @@ def _scatter(axes: Axes, results: Results, scores: pd.DataFrame, values: pd.Seri
     if few and np.diff(levels).min(initial=np.inf) >= np.ptp(levels) / MOST_TICKS:
         axes.set_xticks(levels)
     axes.set(xlabel=column_name(name), ylim=(-0.03, 1.03))
-    axes.set_title(f"ρ = {row.value:.2f}, {p_words(row.p_adjusted)}".replace("-", "−"), fontsize=6.8, fontweight=400)
+    axes.set_title(f"ρ = {row.value:z.2f}, {p_words(row.p_adjusted)}".replace("-", "−"), fontsize=6.8, fontweight=400)

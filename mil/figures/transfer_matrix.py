@@ -79,7 +79,7 @@ def _write_cell(axes: Axes, at: tuple[int, int], row: pd.Series, lowest: float, 
     """Value and interval of `row` at column and row `at`, framed where its patients are held out; the cell is `wide` mm."""
     ink = ink_on(CMAP, (row["value"] - lowest) / (1 - lowest))
     with_bounds = wide >= SMALL_MM and np.isfinite(row["low"])
-    text = f"{row['value']:.2f}" + (f"\n[{row['low']:.2f}, {row['high']:.2f}]" if with_bounds else "")
+    text = f"{row['value']:z.2f}" + (f"\n[{row['low']:z.2f}, {row['high']:z.2f}]" if with_bounds else "")
     size = fitted(text.split("\n")[-1], wide - 1, 6.3)[1]
     centred(axes, *at, text, fontsize=size, color=ink, linespacing=1.3)
     if row["split"] == "held_out":

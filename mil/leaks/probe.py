@@ -90,4 +90,6 @@ def _compared(spoiled: Spoiled, before: Scores, after: Scores) -> Finding:
             f"the model of {key[0]} changes with the patients that it is to judge: training or selection reads them"
         )
         return Finding("training", spoiled.subject, "leak", reason, moved[key])
-    return Finding("training", f"{spoiled.subject}, {len(moved)} models", "ok", value=moved[key])
+    return Finding(
+        "training", f"{spoiled.subject}, {len(moved)} model{'s' if len(moved) > 1 else ''}", "ok", value=moved[key]
+    )

@@ -17,17 +17,6 @@ from mil.statistics import held_out
 from mil.strategies import STRATEGIES
 from mil.version import __version__
 
-TITLES = (
-    "Protocol",
-    "Slides",
-    "Tiles",
-    "Features",
-    "Endpoints and folds",
-    "Models and strategies",
-    "Training",
-    "Evaluation",
-    "Software",
-)
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "scikit-learn", "lifelines", "numpy", "scipy")
 PROTOCOL = (
     "The protocol is modelled on Ogier du Terrail et al., Federated learning for predicting histological response to neoadjuvant "
@@ -58,12 +47,12 @@ class Paragraph:
 
 
 def methods(results: Results) -> list[Paragraph]:
-    """Slides to metrics, a paragraph a stage, every number from the specs that made the results."""
+    """Slides to metrics, a paragraph a stage that the run had, every number from the specs that made the results."""
     config = results.config
+    read = {"Slides": _slides(config), "Tiles": _tiles(config)} if _reads_slides(results) else {}
     texts = {
         "Protocol": PROTOCOL,
-        "Slides": _slides(config),
-        "Tiles": _tiles(config),
+        **read,
         "Features": _features(results),
         "Endpoints and folds": _folds(results),
         "Models and strategies": _models(results.experiments),
@@ -71,7 +60,12 @@ def methods(results: Results) -> list[Paragraph]:
         "Evaluation": _evaluation(results),
         "Software": _software(),
     }
-    return [Paragraph(title, texts[title]) for title in TITLES]
+    return [Paragraph(title, text) for title, text in texts.items()]
+
+
+def _reads_slides(results: Results) -> bool:
+    """Whether any site joined with slides; all others joined with features of another tool."""
+    return not results.config.slides.features.keys() >= set(results.sites)
 
 
 def _slides(config: Config) -> str:
@@ -103,9 +97,10 @@ def _features(results: Results) -> str:
     ]
     elsewhere = [f"{site} ({source.layout})" for site, source in sorted(results.config.slides.features.items())]
     if elsewhere:
+        excepted = ": what is said here of slides and tiles does not hold for them" if _reads_slides(results) else ""
         return (
-            f"Features of {', '.join(elsewhere)} were made elsewhere, by the tool in brackets: what is said here of slides and "
-            f"tiles does not hold for them. Encoders: {'; '.join(said)}. Encoders were not trained or tuned here."
+            f"Features of {', '.join(elsewhere)} were made elsewhere, by the tool in brackets{excepted}. "
+            f"Encoders: {'; '.join(said)}. Encoders were not trained or tuned here."
         )
     return f"Each tile became a vector by a frozen encoder: {'; '.join(said)}. Encoders were not trained or tuned here."
 

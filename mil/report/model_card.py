@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from mil.encoders.table import ENCODERS
+from mil.figures.arms import input_name
 from mil.figures.layout import with_interval
-from mil.figures.style import encoder_name, model_name, strategy_name
+from mil.figures.style import model_name, strategy_name
 from mil.metrics.score import primary
 from mil.metrics.subgroups import subgroup_aurocs
 from mil.report.claims import leak_warning
@@ -29,7 +30,7 @@ NOT_FOR = (
 def model_card(results: Results, experiment: str) -> str:
     """The card of an experiment's models, each number from the run's tables."""
     spec = results.experiments[experiment]
-    title = f"{strategy_name(spec.strategy.name)} ({encoder_name(spec.encoder)}, {model_name(spec.model.name)})"
+    title = f"{strategy_name(spec.strategy.name)} ({input_name(spec)})"
     parts = [
         _front_matter(experiment, spec.endpoint),
         f"# {title}",

@@ -15,7 +15,7 @@ from mil.figures import FIGURES
 from mil.report.cells import ReportTable
 from mil.report.tables import table_of_figure
 from mil.results.results import Results
-from mil.tables import read_table, read_text_table
+from mil.tables import as_it_was, read_table, read_text_table
 
 MAX_SVG_BYTES = 700_000
 WEBP_QUALITY = 88
@@ -81,7 +81,7 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = (), fig
         if words["left_out"]:
             reasons.append(words["left_out"])
         elif words["is_table"]:
-            picture.table = table_of_figure(read_text_table(folder / f"{file}.csv", "figure table"))
+            picture.table = table_of_figure(read_text_table(folder / f"{file}.csv", "figure table").map(as_it_was))
         elif not set(words["formats"]) & {"svg", "png"}:
             reasons.append("drawn as PDF only; add svg or png to figures.formats to see it here")
         elif len(picture.parts) < MOST_SITES:
