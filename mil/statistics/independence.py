@@ -6,6 +6,8 @@ import scipy
 FEWEST_EXPECTED = 5
 """Expected count of a cell below which the distribution is taken from permutations."""
 PERMUTATIONS = 9999
+BATCH = 2**21
+"""Most patients of the permutations that are in memory at once."""
 
 
 def chi_squared(counts: np.ndarray) -> float:
@@ -28,7 +30,7 @@ def chi_squared(counts: np.ndarray) -> float:
         return ((tables - tested.expected_freq) ** 2 / tested.expected_freq).sum(axis=(-2, -1))
 
     permuted = scipy.stats.permutation_test(
-        (row,), statistic, permutation_type="pairings", alternative="greater", vectorized=True,
+        (row,), statistic, permutation_type="pairings", alternative="greater", vectorized=True, batch=max(BATCH // len(row), 1),
         n_resamples=PERMUTATIONS, rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(permuted.pvalue)
