@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.endpoints.multiclass import OF_CLASS
-from mil.figures.arms import input_name, main_scopes
+from mil.figures.arms import LINES, input_name, main_scopes
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
@@ -50,14 +50,16 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> list[pd.Dat
     chance_line(axes, diagonal=True)
     values, shares = [], results.kind.scores_of(scope.table)
     for place, name in enumerate(results.kind.spec.classes):
-        own, colour = (scope.labels == place).astype(int), SEVERAL_CLASSES[place % len(SEVERAL_CLASSES)]
+        own = (scope.labels == place).astype(int)
+        again, colour = divmod(place, len(SEVERAL_CLASSES))
+        drawn = {"color": SEVERAL_CLASSES[colour], "linestyle": LINES[again % len(LINES)]}
         if not delong.both_classes(own):
-            axes.plot([], [], color=colour, label=f"{name}  not defined")
+            axes.plot([], [], **drawn, label=f"{name}  not defined")
             continue
         false_rate, true_rate = roc_curve(own, shares[:, place])
         value, low, high = results.measured(results.main, scope, OF_CLASS + name)
         label = f"{name} ({own.sum()})  {with_interval(value, low, high)}"
-        axes.plot(false_rate, true_rate, color=colour, label=label)
+        axes.plot(false_rate, true_rate, **drawn, label=label)
         curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})
         values.append(curve.assign(site=site, of_class=name, auroc=value, auroc_low=low, auroc_high=high))
     role = results.config.slides.roles[site]
