@@ -1,7 +1,7 @@
 """`mil bench`: how fast this machine is at each stage."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -10,17 +10,17 @@ from mil.errors import MilError
 
 def bench(
     encoder: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="Encoder to measure, with untrained weights; may be repeated.", show_default="efficientnet_lite0"
         ),
     ] = None,
     cores: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Cores to use.", show_default="all that this job was given"),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5.0,
-    out: Annotated[Optional[Path], typer.Option(help="Write the rates as JSON.", show_default=False)] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Write the rates as JSON.", show_default=False)] = None,
 ) -> None:
     """Measure tiles/s of reading, decoding, encoder and extraction, and model-bags/s of training, on made data.
 

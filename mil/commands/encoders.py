@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -54,7 +54,7 @@ def fetch(
     names: Annotated[list[str], typer.Argument(help="Encoders whose weights are downloaded.")],
     weights: Folder = Path("weights"),
     endpoint: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Address of a mirror of the Hugging Face hub.", show_default=False),
     ] = None,
 ) -> None:
@@ -68,7 +68,7 @@ def fetch(
 @app.command()
 def check(
     names: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(help="Encoders; default: all in the folder."),
     ] = None,
     weights: Folder = Path("weights"),

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
@@ -25,7 +25,7 @@ def score(
     out: OutOption,
     experiment: Annotated[str, spec_option("ExperimentSpec", "--experiment", "The experiment's settings")],
     inner: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="inner.csv of the run: with it, thresholds are chosen and decisions are scored.", show_default=False
         ),
@@ -57,7 +57,7 @@ def score(
 def compare(
     results: ResultsArgument,
     out: OutOption,
-    spec: Annotated[Optional[str], spec_option("MetricsSpec", show_default="the run's")] = None,  # noqa: UP045
+    spec: Annotated[str | None, spec_option("MetricsSpec", show_default="the run's")] = None,
     log: LogOption = None,
 ) -> None:
     """Compare pairs of experiments on the same patients.
@@ -102,7 +102,7 @@ def localise(
     results: ResultsArgument,
     experiment: Annotated[str, typer.Option(help="Experiment whose attention is scored.")],
     out: OutOption,
-    spec: Annotated[Optional[str], spec_option("MetricsSpec", show_default="the run's")] = None,  # noqa: UP045
+    spec: Annotated[str | None, spec_option("MetricsSpec", show_default="the run's")] = None,
     log: LogOption = None,
 ) -> None:
     """Score the attention of an experiment against the annotated truth of every tile."""
@@ -127,7 +127,7 @@ def plot(
     site: Annotated[
         str | None, typer.Option(help="Site, for figures that are drawn per site.", show_default=False)
     ] = None,
-    spec: Annotated[Optional[str], spec_option("FiguresSpec", show_default="the run's")] = None,  # noqa: UP045
+    spec: Annotated[str | None, spec_option("FiguresSpec", show_default="the run's")] = None,
     log: LogOption = None,
 ) -> None:
     """Draw figures: each as PDF, SVG and PNG, with its values (CSV) and its caption (JSON)."""
@@ -162,13 +162,13 @@ def report(
         typer.Argument(help="Results folder of the cohort, e.g. results/demo; with --compare two or more."),
     ],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", help="File to write.", show_default="RESULTS/report/index.html or comparison.html"),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Write one page that compares runs: settings, cohorts, measures.")
     ] = False,
-    spec: Annotated[Optional[str], spec_option("ReportSpec", show_default="the run's")] = None,  # noqa: UP045
+    spec: Annotated[str | None, spec_option("ReportSpec", show_default="the run's")] = None,
     log: LogOption = None,
 ) -> None:
     """Write the cohort's report: one HTML file that opens without a network.

@@ -1,7 +1,7 @@
 """`mil validate` and `mil convert`: feature files that can be trusted, in our layout and in others'."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ def validate(
     repair: Annotated[
         bool, typer.Option(help="Move damaged files aside, so that the next run writes them again.")
     ] = False,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Table to write.", show_default=False)] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", help="Table to write.", show_default=False)] = None,
     log: LogOption = None,
 ) -> None:
     """Read every byte of every HDF5 file; exit with 1 if a file was changed or damaged since it was written."""

@@ -3,7 +3,7 @@
 import importlib.util
 import shlex
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -59,7 +59,7 @@ WaitOption = Annotated[
 def provision(
     file: ServerFile,
     request: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Argument(help="Sites' requests to sign; none: make the authority and the server's own kit."),
     ] = None,
 ) -> None:
@@ -151,7 +151,7 @@ def status(file: ServerFile, name: Annotated[str, typer.Argument(help="Name of t
 
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0: any free one.")]
 NotifyOption = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--notify", help="Command for end, refusal, alarm, silence: JSON on its input, a line in MIL_EVENT."),
 ]
 
@@ -180,7 +180,7 @@ def watch_site(file: SiteFile, port: PortOption = 0, notify: NotifyOption = None
 def check(
     file: SiteFile,
     against: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option("--against", help="Another site's hashes; may be given more than once.", show_default=False),
     ] = None,
 ) -> None:
@@ -227,7 +227,7 @@ def server_key(file: ServerFile) -> None:
 def join(
     file: SiteFile,
     signed: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Argument(help="What the coordinator signed; none: make the request, or, with a kit, run the site."),
     ] = None,
     fingerprint: Annotated[
@@ -263,11 +263,11 @@ def verify_ledgers(
         Path, typer.Argument(help="A ledger; the server's where sites are given.", callback=checked_by(_check_ledger))
     ],
     site_records: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--site", help="NAME=FILE of a site's ledger, to hold against the server's.", show_default=False),
     ] = None,
     protocol: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--protocol", help="federation.yaml: its public keys must have signed.", show_default=False),
     ] = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """From features to predictions: `mil bag`, `train`, `predict`."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -30,7 +30,7 @@ def bag(
         str, typer.Option(help="Comma-separated columns of the patient table that experiments read besides the slides.")
     ] = "",
     sites: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Folder of the sites, whose features are compared with --encoder.", show_default=False),
     ] = None,
     encoder: Annotated[

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mil.config import EncoderSpec
 
 EncoderOption = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--encoder",
         help="Settings of the encoder, as under `encoders:`; features of another encoder are refused.",
@@ -105,7 +105,7 @@ def _check_table(path: Path) -> None:
 _table = checked_by(_check_table)
 
 LogOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
         "--log",
         help="File that gets every message with its time.",

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from mil.errors import MilError
 
 def doctor(
     configs: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Argument(help="Config files of a cohort: their weights are looked for, too.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for support.")] = False,
@@ -34,7 +34,7 @@ def doctor(
 def plan(
     configs: Annotated[list[Path], typer.Argument(help="Config files of a cohort.", show_default=False)],
     rates: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="What `mil bench --out` wrote on the machine that will run.", show_default="reference rates"),
     ] = None,
 ) -> None:
@@ -56,11 +56,11 @@ def plan(
 
 def cohort(
     name: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(help="Name of a published cohort; none: list them.", show_default=False),
     ] = None,
     folder: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Argument(help="Folder with the downloaded slides (or DICOM folders) and tables.", show_default=False),
     ] = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """From the sheet to features: `mil check`, `tile`, `contact`, `extract`, `census`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 def check(
     configs: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Argument(
             help="Config files of a cohort: settings, labels and weights are checked too.",
             show_default=False,
         ),
     ] = None,
     spec: Annotated[str, spec_option("SlidesSpec", what="The slide settings")] = "{}",
-    site: Annotated[Optional[str], typer.Option(help="Only this site.", show_default="all")] = None,  # noqa: UP045
+    site: Annotated[str | None, typer.Option(help="Only this site.", show_default="all")] = None,
     rows: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Check only the slides of this shard, instead of the sheet's.", show_default=False),
     ] = None,
     labels: Annotated[
         str, typer.Option(help="Comma-separated label columns; a patient without any is `no_label`.")
     ] = "",
-    out: Annotated[Optional[Path], typer.Option("--out", help="Slide table to write.", show_default=False)] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", help="Slide table to write.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if any slide cannot be used.")] = False,
     deep: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="Results folder of a run: look for leaks in its folds, inputs and training instead.",
             show_default=False,
@@ -51,7 +51,7 @@ def check(
         ),
     ] = None,
     inputs: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="Results folder with bags and features: look for what can be known of leaks before training.",
             show_default=False,
@@ -59,11 +59,11 @@ def check(
         ),
     ] = None,
     endpoint: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="With --inputs: only this endpoint.", show_default="all"),
     ] = None,
     known: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option(help="With --deep: tables of --inputs, not to do their checks again.", show_default=False),
     ] = None,
     log: LogOption = None,
@@ -225,15 +225,15 @@ def extract(
     out: OutOption,
     spec: Annotated[str, spec_option("EncoderSpec", what="The encoder's settings")] = "{}",
     weights: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="File or bundle with the encoder's weights, before the spec's.", show_default=False),
     ] = None,
     batch_size: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Tiles per step on a GPU, before the spec's.", min=1, show_default=False),
     ] = None,
     threads: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="CPU cores to use; default: all that this job may use.", show_default=False),
     ] = None,
     profile: Annotated[bool, typer.Option(help="Print how long each step took, and not only to the log.")] = False,
