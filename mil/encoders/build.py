@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mil.config import EncoderSpec
-from mil.encoders.entry import Encoder, Entry
+from mil.encoders.entry import Encoder, Entry, Preparation
 from mil.encoders.sources import BUNDLE, NoWeights, locate, read_bundle
 from mil.encoders.table import resolve
 from mil.encoders.weights import checked, hash_of_tensors, read_state
@@ -24,19 +25,8 @@ def build(spec: EncoderSpec) -> Encoder:
     module, sha256 = _weighted(entry, spec.weights)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    return Encoder(
-        name=entry.name,
-        width=entry.width,
-        input_px=entry.input_px,
-        resize_px=entry.resize_px,
-        mean=entry.mean,
-        std=entry.std,
-        interpolation=entry.interpolation,
-        weights_sha256=sha256,
-        module=module.float().eval(),
-        exact=entry.exact,
-        version=entry.version,
-    )
+    prepared = {field.name: getattr(entry, field.name) for field in fields(Preparation)}
+    return Encoder(**prepared, weights_sha256=sha256, module=module.float().eval())
 
 
 def make_random(entry: Entry) -> torch.nn.Module:

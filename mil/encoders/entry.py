@@ -15,17 +15,10 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """An encoder: what it takes, what it returns, where its weights come from and on what terms."""
+class Preparation:
+    """What an encoder takes and returns, and how tiles become its input."""
 
     name: str
-    summary: str
-    make: "Callable[[], torch.nn.Module]"
-    """The module with random weights: normalised (tiles, 3, input_px, input_px) -> (tiles, width)."""
-    load: "Callable[[torch.nn.Module, Mapping[str, torch.Tensor]], None]"
-    """Puts a state dictionary of the source into the module."""
-    source: Source
-    """Where its weights come from."""
     width: int
     """Length of a tile's vector."""
     input_px: int | None
@@ -35,20 +28,33 @@ class Entry:
     mean: RGB
     std: RGB
     """Normalisation of RGB in 0-1."""
-    mpp: float | None
-    """Microns per pixel that the encoder was trained at; None: not on slides, or at several."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How tiles are resized (always antialiased)."""
+    exact: tuple[str, ...] = ()
+    """Parts of the module, by the beginning of their names, that compute in fp32 whatever the precision."""
+    version: int = 1
+    """Raised when the same weights would now give other features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Preparation):
+    """An encoder of the table: besides, where its weights come from and on what terms."""
+
+    summary: str
+    make: "Callable[[], torch.nn.Module]"
+    """The module with random weights: normalised (tiles, 3, input_px, input_px) -> (tiles, width)."""
+    load: "Callable[[torch.nn.Module, Mapping[str, torch.Tensor]], None]"
+    """Puts a state dictionary of the source into the module."""
+    source: Source
+    """Where its weights come from."""
+    mpp: float | None
+    """Microns per pixel that the encoder was trained at; None: not on slides, or at several."""
     pooling: str
     """What of the network's output becomes the vector."""
     parameters: int
     """Parameters of the module as built here."""
     published: float | None = None
     """Parameters as published, to the digits given there; None where no number was."""
-    exact: tuple[str, ...] = ()
-    """Parts of the module, by the beginning of their names, that compute in fp32 whatever the precision."""
-    version: int = 1
-    """Raised when the same weights would now give other features."""
     licence: str
     """Licence of the architecture's code as used here."""
     weights_licence: str
@@ -62,20 +68,11 @@ class Entry:
         return getattr(self.source, "gated", False)
 
 
-@dataclass(frozen=True)
-class Encoder:
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Preparation):
     """A built encoder, ready to be put on a device."""
 
-    name: str
-    width: int
-    input_px: int | None
-    resize_px: int | None
-    mean: RGB
-    std: RGB
-    interpolation: Literal["bilinear", "bicubic"]
     weights_sha256: str
     """Hash of the weights as loaded; `none` where there are none."""
     module: "torch.nn.Module"
     """Normalised float (tiles, 3, input_px, input_px) -> (tiles, width)."""
-    exact: tuple[str, ...] = ()
-    version: int = 1

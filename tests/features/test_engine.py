@@ -46,7 +46,8 @@ class Hungry(torch.nn.Module):
 
 
 def hungry(most, said=None):
-    encoder = Encoder("hungry", 3, None, None, (0, 0, 0), (1, 1, 1), "bilinear", "none", Hungry(most))
+    grey = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    encoder = Encoder(name="hungry", width=3, input_px=None, **grey, weights_sha256="none", module=Hungry(most))
     spec = EncoderSpec(name="colour", precision="fp32")
     return EncoderEngine(encoder, spec, torch.device("cpu"), reporter=Reporter(stream=said or io.StringIO()))
 
