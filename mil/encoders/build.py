@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mil.config import EncoderSpec
-from mil.encoders.entry import Encoder, Entry, Preparation
+from mil.encoders.entry import Encoder, Entry, Signature
 from mil.encoders.sources import BUNDLE, NoWeights, locate, read_bundle
 from mil.encoders.table import resolve
 from mil.encoders.weights import checked, hash_of_tensors, read_state
@@ -25,7 +25,7 @@ def build(spec: EncoderSpec) -> Encoder:
     module, sha256 = _weighted(entry, spec.weights)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    prepared = {field.name: getattr(entry, field.name) for field in fields(Preparation)}
+    prepared = {field.name: getattr(entry, field.name) for field in fields(Signature)}
     return Encoder(**prepared, weights_sha256=sha256, module=module.float().eval())
 
 

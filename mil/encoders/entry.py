@@ -15,7 +15,7 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
+class Signature:
     """What an encoder takes and returns, and how tiles become its input."""
 
     name: str
@@ -37,7 +37,7 @@ class Preparation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry(Preparation):
+class Entry(Signature):
     """An encoder of the table: besides, where its weights come from and on what terms."""
 
     summary: str
@@ -69,7 +69,7 @@ class Entry(Preparation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder(Preparation):
+class Encoder(Signature):
     """A built encoder, ready to be put on a device."""
 
     weights_sha256: str
