@@ -67,7 +67,7 @@ def make(folder: Path, port: int, width: int, tiles: int, rounds: int) -> Hospit
         experiment={**experiment, "training": training},
         endpoint={"folds": 5, "inner_folds": 4},
         payload={"max_mb_a_round": 1000.0},
-        rounds={"timeout_s": 600, "silent_s": 60},
+        rounds={"timeout_s": 600},
     )
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/hospital_growth.py --sites 2 5 20              # a light head of 3,000 numbers
     python benchmarks/hospital_growth.py --sites 2 3 --hidden 2048   # a head of 10 million numbers
+    python benchmarks/hospital_growth.py --sites 3 --hidden 512 --folds 4    # 16 models in a message
 
 The real server and the real sites with masked sums, one process for the coordinator and one for each site, on one machine. Messages
 are files, as FLARE's side handles them (`mil/hospital/flare/pieces.py`); the network, TLS and FLARE's own memory are left out, so
-that 20 sites fit. Two outer and two inner folds: a message carries four models. Peak memory of a process is its largest resident set
+that 20 sites fit. Two outer and two inner folds: a message carries four models (`--folds`: as many of either; their product). Peak memory of a process is its largest resident set
 less the one that it began with; a site's is the largest of all sites. A round is from one question to the next, all sites at once.
 """
 
@@ -50,7 +51,7 @@ def write_site(results: Path, site: str, role: str, patients: int, endpoint: End
     write_table(deal_folds(pd.DataFrame(rows), endpoint), results / "bags" / "response.csv")
 
 
-def make(folder: Path, sites: int, hidden: int, width: int, rounds: int) -> Hospitals:
+def make(folder: Path, sites: int, hidden: int, width: int, rounds: int, folds: int) -> Hospitals:
     """So many training hospitals."""
     model = {"name": "gated_attention", "hidden": hidden, "attention": hidden}
     experiment = {"encoder": "made", "endpoint": "response", "model": model, "strategy": "fedavg"}
@@ -60,7 +61,7 @@ def make(folder: Path, sites: int, hidden: int, width: int, rounds: int) -> Hosp
         {f"S{number:02d}": ("train", PATIENTS) for number in range(sites)},
         lambda *given: write_site(*given, width),
         experiment={**experiment, "training": {"rounds": rounds, "batch_size": 16}},
-        endpoint={"folds": 2, "inner_folds": 2},
+        endpoint={"folds": folds, "inner_folds": folds},
         payload={"max_mb_a_round": 4000.0},
         metrics="sums",
     )
@@ -77,15 +78,15 @@ def serve(hospitals: Hospitals, name: str, line: Connection) -> None:
     before, site = peak(), Site.open(hospitals.site(name))
     for question in iter(line.recv, None):
         answer = Path(site.spec.workspace) / "answer"
-        answer.write_bytes(site.answer(question))
+        site.answer_file(question, answer)
         line.send((answer, peak() - before))
 
 
-def measure(sites: int, hidden: int, width: int, rounds: int) -> None:
+def measure(sites: int, hidden: int, width: int, rounds: int, folds: int) -> None:
     """Print the row of so many sites."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        hospitals = make(folder, sites, hidden, width, rounds)
+        hospitals = make(folder, sites, hidden, width, rounds, folds)
         lines, processes = {}, []
         for name in hospitals.protocol.sites:
             here, there = multiprocessing.Pipe()
@@ -112,7 +113,14 @@ def measure(sites: int, hidden: int, width: int, rounds: int) -> None:
             line.send(None)
         for process in processes:
             process.join(10)
-    cells = [f"{sites}", f"{numbers:,}", f"{seconds[-1]:.1f}", f"{sizes[0] / 1e6:,.1f}", f"{sizes[1] / 1e6:,.1f}"]
+    cells = [
+        f"{sites}",
+        f"{folds * folds}",
+        f"{numbers:,}",
+        f"{seconds[-1]:.1f}",
+        f"{sizes[0] / 1e6:,.1f}",
+        f"{sizes[1] / 1e6:,.1f}",
+    ]
     print(f"| {' | '.join([*cells, f'{own:,.0f}', f'{most:,.0f}'])} |", flush=True)
 
 
@@ -120,16 +128,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, nargs="+", default=[2, 5, 20])
     parser.add_argument("--hidden", type=int, default=32, help="width of the embedding and of attention")
+    parser.add_argument("--folds", type=int, default=2, help="outer folds, and as many inner ones")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork")
-    print("| sites | numbers of a head | s a round | MB to a site | MB from a site | coordinator, MB | site, MB |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| sites | models | numbers of a head | s a round | MB to a site | MB from a site | coordinator, MB | site, MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for sites in options.sites:
         width = 32 if options.hidden < 1024 else 1024
-        row = multiprocessing.Process(target=measure, args=(sites, options.hidden, width, options.rounds))
+        row = multiprocessing.Process(
+            target=measure, args=(sites, options.hidden, width, options.rounds, options.folds)
+        )
         row.start()  # a process of its own, so that its peak memory is this row's
         row.join()
         if row.exitcode:

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 # Files of tests that take minutes: they begin first, so that no process works on one of them alone at the end.
-LONGEST = ("project/test_workflow.py", "project/test_slurm.py", "hospital/test_nvflare.py", "figures", "report")
+LONGEST = ("project/test_workflow.py", "project/test_slurm.py", "hospital/test_nvflare", "figures", "report")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

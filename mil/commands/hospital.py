@@ -62,6 +62,10 @@ def provision(
         list[Path] | None,
         typer.Argument(help="Sites' requests to sign; none: make the authority and the server's own kit."),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Fingerprint of the site's key, as the hospital read it out; another one is not signed."),
+    ] = None,
 ) -> None:
     """Make the certificate authority; later, sign the sites' requests."""
     from mil.hospital.flare import kits
@@ -73,7 +77,8 @@ def provision(
         typer.echo(f"authority: {spec.workspace}/authority (keep it offline, and a backup)")
         typer.echo(f"tell the sites by telephone: {fingerprint}")
     for path in request or []:
-        typer.echo(f"send back: {kits.approve(spec, path)}")
+        typer.echo(f"send back: {kits.approve(spec, path, key=key)}")
+        typer.echo(f"if the hospital reads out the same key: {kits.request_fingerprint(path)}")
 
 
 @server.command()
@@ -92,7 +97,7 @@ def start(file: ServerFile) -> None:
             typer.echo(
                 f"{spec.workspace}/{kit}: the certificate ends in {days} days; `mil server renew {file}`", err=True
             )
-    become(server_command(spec))
+    become(server_command(spec), "mil server start")
 
 
 @server.command()
@@ -249,12 +254,14 @@ def join(
             )
         typer.echo(f"kit: {kits.join(spec, signed, fingerprint, file.resolve())}; now `mil site check {file}`")
     elif not kit.exists():
-        typer.echo(f"send to the coordinator: {kits.request(spec)} (the private key stays here)")
+        request = kits.request(spec)
+        typer.echo(f"send to the coordinator: {request} (the private key stays here)")
+        typer.echo(f"read out by telephone: {kits.request_fingerprint(request)}")
     else:
         faults = [one for one in check_site(spec) if one.state == "fault"]
         if faults:
             raise MilError(f"{faults[0].check}: {faults[0].sentence}")
-        become(site_command(spec))
+        become(site_command(spec), f"mil site join as {spec.site}")
 
 
 @ledger.command("verify")

@@ -29,9 +29,11 @@ STATED = {
 def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: Message) -> None:
     """Raise `PayloadError` for an answer whose numbers cannot be, or would let the site outweigh the others."""
     kind, tensors = message.kind, message.tensors
-    for name, value in tensors.items():
-        if "masked_sha256" in message.values and name not in CLEAR:
-            continue
+    masked = "masked_sha256" in message.values
+    for name in (
+        name for name in tensors if not masked or name in CLEAR
+    ):  # what is masked may be large, and is not read
+        value = tensors[name]
         counted = name in {"num_bags", "num_steps", "classes"} or name.endswith((".count", ".squares"))
         if (counted or name.startswith("watched_") or name == "train_loss") and (value < 0).any():
             raise PayloadError(f"site {site}: '{name}' is negative")
@@ -39,7 +41,6 @@ def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: M
             raise PayloadError(f"site {site}: '{name}' holds numbers beyond {LARGEST:.2g}")
     if "num_bags" in tensors:
         _check_counts(protocol, stages, site, kind, tensors)
-    masked = "masked_sha256" in message.values
     if "watched_count" in tensors and not masked:
         _check_watched(protocol, stages, site, tensors)
     if kind == "finish":
@@ -60,8 +61,8 @@ def _check_counts(
         raise PayloadError(f"site {site}: an update from fewer than {least} patients")
     if (counts > most).any():
         raise PayloadError(f"site {site}: counts with {int(counts.max())} patients, but the protocol knows of {most}")
-    for name, value in tensors.items():
-        if name.endswith(".count") and name != "features.count" and (value > counts[:, None]).any():
+    for name in tensors:
+        if name.endswith(".count") and name != "features.count" and (tensors[name] > counts[:, None]).any():
             raise PayloadError(f"site {site}: '{name}' is more than its patients")
     if kind == "train":
         known = stages.progress.num_bags.get(site)

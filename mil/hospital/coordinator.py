@@ -19,6 +19,7 @@ from mil.hospital.flare.job import Stretch, write_job
 from mil.hospital.flare.kits import SERVER_KIT, heartbeat
 from mil.hospital.flare.session import ServerAway, abort, connected, session
 from mil.hospital.identity import identity
+from mil.hospital.own_data import alone, check_room
 from mil.hospital.parties import ServerSpec
 from mil.hospital.record import whole_entries
 from mil.hospital.standing import Progress, progress_of
@@ -41,10 +42,11 @@ def run(spec: ServerSpec, name: str, reporter: Reporter, wait_s: float = 3600.0,
     Waits up to `wait_s` for the server and for the sites that are needed, each time one is away. A new run is preceded by a
     canary, unless one of the same protocol and code came back within a day; the run's first line says which, or none.
     """
-    flown = None
-    if rehearse and not _entries(folder_of(spec, name)):
-        flown = rehearsal(spec) or canary(spec, reporter, wait_s).name
-    return _run(spec, name, reporter, wait_s, flown)
+    folder, flown = folder_of(spec, name), None
+    with alone(folder / "running", 0.0, f"mil server run {name}"):  # two would abort each other's jobs
+        if rehearse and not _entries(folder):
+            flown = rehearsal(spec) or canary(spec, reporter, wait_s).name
+        return _run(spec, name, reporter, wait_s, flown)
 
 
 def _run(
@@ -55,7 +57,8 @@ def _run(
     folder = folder_of(spec, name)
     idle = 0
     while not _done(folder):
-        before = _answered(folder)
+        check_room(spec.workspace, spec.free_gb)
+        before, lines = _answered(folder), len(_entries(folder))
         try:
             with session(spec) as line:
                 _wait_for_sites(line, _needed(protocol, folder), wait_s, reporter)
@@ -65,7 +68,7 @@ def _run(
         except ServerAway as error:
             _wait_for_server(spec, wait_s, reporter, error)
             continue
-        _stop_where_a_person_is_needed(folder)
+        _stop_where_a_person_is_needed(_entries(folder)[lines:])
         idle = 0 if _answered(folder) > before else idle + 1
         if idle == IDLE_JOBS and not _done(folder):
             last = _entries(folder)[-1:]
@@ -219,7 +222,7 @@ def _follow(line: Session, job: str, folder: Path, protocol: FederationSpec, rep
             reporter.note(_told(entry))
             deadline = time.monotonic() + longest
         seen = len(entries)
-        if entries[-1:] and entries[-1]["event"] in {"waiting", "paused"} and seen > before:
+        if entries[-1:] and entries[-1]["event"] in {"waiting", "paused", "stopped"} and seen > before:
             return
         if str(line.get_job_meta(job).get("status", "")).startswith("FINISHED"):
             return
@@ -238,9 +241,10 @@ def _told(entry: dict[str, Any]) -> str:
     return " ".join(str(word) for word in words if word)
 
 
-def _stop_where_a_person_is_needed(folder: Path) -> None:
-    """A site that refuses will refuse again: say so instead of trying for ever."""
-    entries = _entries(folder)
+def _stop_where_a_person_is_needed(entries: list[dict[str, Any]]) -> None:
+    """A site that refuses will refuse again: say so instead of trying for ever. `entries`: the lines since the job was submitted."""
+    if entries and entries[-1]["event"] == "stopped":
+        raise MilError(entries[-1]["reason"])
     if entries and entries[-1]["event"] == "waiting":
         refused = {site: why for site, why in entries[-1]["missing"].items() if why.startswith("refused")}
         if refused or not entries[-1]["missing"]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.forms import BALANCE, CONTROL, PARTS, Shapes, Slot
 from mil.hospital.noise import SecretStream
+from mil.hospital.parties import SiteSpec
 from mil.hospital.payload import TooFewPatients
 from mil.hospital.privacy import private_update
 from mil.statistics.moments import Moments
@@ -22,12 +23,18 @@ from mil.training.cohort import TrainingCohort
 from mil.training.engine import Data, Engine, Learners
 from mil.training.packing import Places
 from mil.training.plans import first_weights, reach
+from mil.training.precision import Computing
 from mil.training.protocol import candidates
 from mil.training.store import FeatureStore
 
 Named = Mapping[str, Tensor]
 Trained = tuple[Update, dict[str, Tensor] | None]
 """A slot's update, and the control variate that the site keeps."""
+
+
+def device_of(spec: SiteSpec, protocol: FederationSpec) -> torch.device:
+    """Where a site trains: the CPU, unless its own file wants a card and no noise has to be drawn alike again."""
+    return CPU if spec.device == "cpu" or protocol.privacy is not None else Computing.best("fp32").device
 
 
 class LocalWork:

@@ -5,8 +5,9 @@ in the sum of all they cancel. Arithmetic is in integers modulo 2^64, so it is e
 site is lost, its masks do not cancel, and the round must be asked again of those who are there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
+from mil.hospital.blobs import Lazy, Made, part_of, row_of
 from mil.hospital.keys import PartyKey
 from mil.hospital.payload import PayloadError
 
@@ -29,18 +31,18 @@ CLEAR = ("num_bags", "num_steps")
 """Tensors of an answer that are not masked: training patients of each model, and steps."""
 
 
-def masked(
-    tensors: Mapping[str, Tensor], key: PartyKey, site: str, keys: Mapping[str, str], place: str
-) -> dict[str, Tensor]:
-    """`site`'s int64 tensors with the masks that it shares with every other site of `keys` (public keys by site) added.
+def masked(tensors: Mapping[str, Tensor], key: PartyKey, site: str, keys: Mapping[str, str], place: str) -> Lazy:
+    """`site`'s int64 tensors with the masks that it shares with every other site of `keys` (public keys by site) added, row by row.
 
     `place` names the question: the same masks for the same question, others for any other.
     """
-    found, others = dict(tensors), sorted(set(keys) - {site})
-    streams = {other: _stream(key.shared(keys[other]), "|".join((*sorted((site, other)), place))) for other in others}
-    for name in sorted(set(tensors) - set(CLEAR)):
-        found[name] = tensors[name].long().contiguous().clone()
-        numbers = found[name].numpy().view(np.uint64).reshape(-1)
+    others = sorted(set(keys) - {site})
+    secrets = {other: (key.shared(keys[other]), "|".join((*sorted((site, other)), place))) for other in others}
+
+    def row(name: str, number: int) -> Tensor:
+        value = row_of(tensors, name, number).long().contiguous().clone()
+        numbers = value.numpy().view(np.uint64).reshape(-1)
+        streams = {other: _stream(secret, f"{pair}|{name}|{number}") for other, (secret, pair) in secrets.items()}
         for start in range(0, len(numbers), AT_ONCE):
             part = numbers[start : start + AT_ONCE]
             for other in others:
@@ -49,40 +51,24 @@ def masked(
                     part += shared
                 else:
                     part -= shared
-    return found
+        return value
+
+    parts = {name: part_of(tensors, name) for name in tensors}
+    hidden = {name: Made(tuple(part.shape), torch.int64, partial(row, name)) for name, part in parts.items()}
+    return Lazy(hidden | {name: part for name, part in parts.items() if name in CLEAR})
 
 
-def summed(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of int64 tensors modulo 2^64."""
-    total = tensors[0].contiguous().numpy().view(np.uint64).copy()
-    for value in tensors[1:]:
-        total += value.numpy().view(np.uint64)
+def summed(tensors: Iterable[Tensor]) -> Tensor:
+    """Sum of int64 tensors modulo 2^64, which are held one at a time."""
+    total: np.ndarray | None = None
+    for value in tensors:
+        numbers = value.contiguous().numpy().view(np.uint64)
+        if total is None:
+            total = numbers.copy()
+        else:
+            total += numbers
+    assert total is not None
     return torch.from_numpy(total.view(np.int64))
-
-
-class RunningSum:
-    """Adds up the masked tensors of sites' answers one answer at a time, so that memory does not grow with the sites.
-
-    The first answer's tensors become the sum, those of later answers zeros that take no memory: whatever adds up all of them gets the
-    same bits as from the answers themselves.
-    """
-
-    def __init__(self) -> None:
-        self.total: dict[str, Tensor] = {}
-
-    def add(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is left of an answer's tensors (int64, and those of `CLEAR` as they are)."""
-        left = {}
-        for name in tensors:
-            value = tensors[name]
-            if name in CLEAR:
-                left[name] = value
-            elif name not in self.total:
-                self.total[name] = left[name] = value.clone()
-            else:
-                self.total[name].numpy().view(np.uint64)[...] += value.numpy().view(np.uint64)
-                left[name] = value.new_zeros(()).expand(value.shape)
-        return left
 
 
 def exact(numbers: Sequence[Fraction]) -> Tensor:

@@ -1,18 +1,37 @@
 """A hospital's own files: the bag table, which holds its own patients only, and what runs left in the workspace."""
 
+import fcntl
+import os
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
 from mil.bags.table import read_bags
 from mil.errors import CorruptFile, MilError
+from mil.files import file_name, reason_of, way_out
 from mil.hospital.config import FederationSpec
 from mil.hospital.parties import SiteSpec
 from mil.hospital.payload import Refusal
 from mil.schemas import BAGS
 from mil.tables import require_columns
+
+POLL_S = 0.1
+
+
+def bag_path(spec: SiteSpec, protocol: FederationSpec) -> Path:
+    """The site's bag table."""
+    return Path(spec.results) / "bags" / f"{protocol.experiment.endpoint}.csv"
+
+
+def feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[Path]:
+    """Features of every slide of the bag table, whether they exist or not."""
+    folder = Path(spec.results) / "sites" / spec.site / "features" / protocol.experiment.encoder
+    return [folder / f"{file_name(slide)}.h5" for row in bags["slides"] for slide in str(row).split(";")]
 
 
 def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
@@ -53,6 +72,55 @@ def check_room(workspace: str, free_gb: float) -> None:
         raise DiskShort(f"{workspace}: {free:.2f} GB free, {free_gb:g} are asked for (free_gb); make room")
 
 
-def without_paths(text: str, spec: SiteSpec) -> str:
-    """A sentence for the ledger, which others get to read: where the site's folders are is not their affair."""
-    return text.replace(spec.workspace, "workspace").replace(spec.results, "results")
+class Busy(Refusal):
+    """Another process holds what only one may use."""
+
+    code = "busy"
+
+
+@contextmanager
+def alone(path: Path, wait_s: float, what: str) -> Iterator[int]:
+    """Hold the lock file `path`, whose descriptor is given; raise `Busy` where another process still holds it after `wait_s`. It ends with its process.
+
+    `what` only one process may do at a time, for the sentence.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_s
+    with open(path, "a+") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise Busy(
+                        f"{what}: process {_holder(handle)} does so already ({path}); wait for it, or end it"
+                    ) from error
+            time.sleep(POLL_S)
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        yield handle.fileno()
+
+
+def _holder(handle: TextIO) -> str:
+    handle.seek(0)
+    return handle.read(20).strip() or "of another user"
+
+
+def disk_short(error: Exception) -> DiskShort | None:
+    """A full disk, a quota or a limit on file sizes as a refusal of ours; None for other errors."""
+    if not isinstance(error, OSError) or not (ways_out := way_out(error)):
+        return None
+    return DiskShort(f"{error.filename or 'a file of the workspace'}: {reason_of(error)}{ways_out}")
+
+
+def told_of(error: Exception, spec: SiteSpec) -> str:
+    """What the ledger, which others get to read, says of an error: not where the site's folders are; of a fault of the program its kind."""
+    said = str(error) if isinstance(error, MilError) else f"an error of the program: {type(error).__name__}"
+    return said.replace(spec.workspace, "workspace").replace(spec.results, "results")
+
+
+def only_answer(spec: SiteSpec, wait_s: float) -> AbstractContextManager[int]:
+    """While the site answers a question, in whatever process."""
+    return alone(Path(spec.workspace) / "answering", wait_s, f"answer as site {spec.site}")

@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -96,10 +97,32 @@ def pack(message: Message, form: Form, max_bytes: float, where: str) -> bytes:
 
 
 def pack_file(message: Message, form: Form, max_bytes: float, where: str, path: Path) -> None:
-    """The same as a file, with one tensor at a time in memory."""
+    """The same as a file, with one row of a tensor at a time in memory."""
     check(message, form, where)
     blobs.write(path, message.tensors, _about(message))
     _check_size(blobs.size_of(path), max_bytes, where)
+
+
+def packed(message: Message, form: Form, max_bytes: float, where: str, path: Path | None) -> Blob:
+    """`pack` without a path, `pack_file` with one."""
+    if path is None:
+        return pack(message, form, max_bytes, where)
+    pack_file(message, form, max_bytes, where, path)
+    return path
+
+
+@contextmanager
+def computed(message: Message, path: Path | None) -> Iterator[Message]:
+    """The message with its tensors computed once: in memory or, with a path, in a file beside it as long as the `with` lasts."""
+    if path is None:
+        yield replace(message, tensors=dict(message.tensors))
+        return
+    parts = path.with_suffix(".parts")
+    try:
+        blobs.fill(parts, message.tensors, {})
+        yield replace(message, tensors=blobs.read(parts))
+    finally:
+        parts.unlink(missing_ok=True)
 
 
 def _about(message: Message) -> dict[str, str]:
@@ -121,14 +144,16 @@ def parsed(blob: Blob, where: str) -> Message:
     """
     about = header(blob, where)
     try:
-        tensors = blobs.read(blob) if isinstance(blob, Path) else load(blob)
+        tensors = load(blob) if isinstance(blob, bytes) else blobs.read(blob)
     except (
         SafetensorError,
+        ValueError,
+        TypeError,
         KeyError,
         AssertionError,
     ) as error:  # the last two: types and sizes that torch does not have
         raise PayloadError(f"{where}: not a message of ours ({error}); refused") from error
-    for name, value in tensors.items() if not isinstance(blob, Path) else ():  # `read` knows no other types
+    for name, value in tensors.items() if isinstance(blob, bytes) else ():  # `read` knows no other types
         if value.dtype not in TYPES:
             raise PayloadError(f"{where}: tensor {_said(name)} is {value.dtype}, which no message holds; refused")
     return Message(str(about["kind"]), about["values"], tensors)
@@ -137,19 +162,12 @@ def parsed(blob: Blob, where: str) -> Message:
 def header(blob: Blob, where: str) -> dict:
     """Kind and values of a message, its tensors unread."""
     try:
-        about = json.loads(json.loads(_head(blob))["__metadata__"][ABOUT])
+        about = json.loads(blobs.MessageHeader.of(blob).stated["__metadata__"][ABOUT])
         if not isinstance(about["kind"], str) or not isinstance(about["values"], dict):
             raise TypeError("kind or values")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PayloadError(f"{where}: not a message of ours (no header); refused") from error
     return about
-
-
-def _head(blob: Blob) -> bytes:
-    if not isinstance(blob, Path):
-        return blob[8 : 8 + int.from_bytes(blob[:8], "little")]
-    with open(blob, "rb") as file:
-        return file.read(min(int.from_bytes(file.read(8), "little"), blobs.size_of(blob)))
 
 
 def check(message: Message, form: Form, where: str) -> None:
@@ -158,13 +176,13 @@ def check(message: Message, form: Form, where: str) -> None:
         raise PayloadError(f"{where}: a message {_said(message.kind)} where '{form.kind}' belongs; refused")
     _check_names("tensor", message.tensors, form.tensors, where)
     for name, (shape, dtype) in form.tensors.items():
-        value = message.tensors[name]
+        value = blobs.part_of(message.tensors, name)
         if not _fits(tuple(value.shape), shape) or value.dtype != dtype:
             raise PayloadError(
                 f"{where}: tensor '{name}' is {_described(tuple(value.shape), value.dtype)}, not "
                 f"{_described(shape, dtype)}; refused"
             )
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if value.dtype.is_floating_point and not torch.isfinite(message.tensors[name]).all():
             raise PayloadError(f"{where}: tensor '{name}' holds NaN or infinity; refused")
     _check_names("value", message.values, form.values, where)
     for name, kind in form.values.items():
@@ -174,8 +192,15 @@ def check(message: Message, form: Form, where: str) -> None:
 
 def lengths(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
     """L2 norm of every model's change (models,), float64; `before` may hold more tensors."""
-    changes = [(value.double() - before[name].double()).flatten(1) for name, value in sorted(after.items())]
-    return torch.cat(changes, dim=1).norm(dim=1)
+    names, count = sorted(after), len(next(iter(before.values())))
+
+    def change(number: int) -> Tensor:
+        rows = [
+            (blobs.row_of(after, name, number).double() - before[name][number].double()).flatten() for name in names
+        ]
+        return torch.cat(rows).norm()
+
+    return torch.stack([change(number) for number in range(count)])
 
 
 def check_updates(after: Mapping[str, Tensor], before: Mapping[str, Tensor], longest: float | None, where: str) -> None:
@@ -193,9 +218,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, names sorted, in hex."""
     found = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = blobs.part_of(tensors, name)
         found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        found.update(value.numpy().tobytes())
+        for chunk in blobs.chunks_of(value):
+            found.update(chunk)
     return found.hexdigest()
 
 

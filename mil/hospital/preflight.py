@@ -8,7 +8,7 @@ import hmac
 import shutil
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
 from mil.hospital.identity import code_sha256
-from mil.hospital.own_data import own_bags
+from mil.hospital.own_data import bag_path, feature_files, own_bags
 from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.record import read_record, torn_line
 from mil.hospital.revocation import revoked_of, revoked_sites
@@ -84,11 +84,6 @@ def _table(spec: SiteSpec, protocol: FederationSpec) -> pd.DataFrame | CheckedIt
         return CheckedItem("bags", "fault", str(error))
 
 
-def bag_path(spec: SiteSpec, protocol: FederationSpec) -> Path:
-    """The site's bag table."""
-    return Path(spec.results) / "bags" / f"{protocol.experiment.endpoint}.csv"
-
-
 def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[CheckedItem]:
     """Labels, folds, classes a fold, and the fewest patients that a model would learn from."""
     where = bag_path(spec, protocol)
@@ -141,7 +136,7 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
 
 def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[CheckedItem]:
     """Every slide's file is there, is whole, and says of its encoder what the protocol says."""
-    paths = list(_feature_files(spec, protocol, bags))
+    paths = feature_files(spec, protocol, bags)
     stated = {key: value for key, value in protocol.features.model_dump().items() if value is not None}
     first: dict[str, object] | None = None
     try:
@@ -159,12 +154,6 @@ def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
         return [CheckedItem("features", "fault", str(error))]
     encoder = (first or {}).get("encoder")
     return [CheckedItem("features", "ok", f"{len(paths)} slides of {len(bags)} patients, encoder {encoder}")]
-
-
-def _feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> Iterable[Path]:
-    folder = Path(spec.results) / "sites" / spec.site / "features" / protocol.experiment.encoder
-    for row in bags["slides"]:
-        yield from (folder / f"{file_name(slide)}.h5" for slide in str(row).split(";"))
 
 
 def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]) -> list[CheckedItem]:

@@ -99,6 +99,7 @@ class Budget:
         The same question again costs nothing more: the answer will be the same, noise included.
         """
         entry = {"run": run, "round": number, "question": question}
+        self.record.refresh()
         known = self._charges()
         if not any(entry.items() <= line.items() for line in known):
             rate = min(1.0, spec.expected_batch / min(patients.values()))

@@ -100,7 +100,7 @@ def check_once(question: Message, lines: Iterable[str], protocol: FederationSpec
     if question.kind not in ONCE:
         return
     place = {"event": "answered", "kind": question.kind, **place_of(question)}.items()
-    asked, run = content_digest(question), json.dumps(question.values["run"])
+    run = json.dumps(question.values["run"])
     for line in lines:
         if run not in line or not place <= (entry := json.loads(line)).items():
             continue
@@ -109,7 +109,7 @@ def check_once(question: Message, lines: Iterable[str], protocol: FederationSpec
                 f"{where}: the site's data have changed since question '{question.kind}' of run {question.values['run']} was "
                 "answered, and the difference of two answers tells of the patients that changed; give the run another name"
             )
-        if not _again(question, entry, protocol, asked):
+        if not _again(question, entry, protocol):
             raise PayloadError(
                 f"{where}: another question '{question.kind}' of run {question.values['run']}, phase "
                 f"{entry.get('phase')}, round {entry.get('round')} was answered already, and no second one is; give the run "
@@ -117,10 +117,10 @@ def check_once(question: Message, lines: Iterable[str], protocol: FederationSpec
             )
 
 
-def _again(question: Message, entry: dict[str, Any], protocol: FederationSpec, asked: str) -> bool:
+def _again(question: Message, entry: dict[str, Any], protocol: FederationSpec) -> bool:
     """Whether a question is the one of the ledger's `entry`, of the same sites or, where a round may lose some, of fewer."""
     if "core_sha256" not in entry:
-        return entry["asked_sha256"] == asked
+        return entry["asked_sha256"] == content_digest(question)
     now, before = set(cast(list[int], question.values["asked"])), set(entry["asked"])
     same = now == before or (now < before and protocol.rounds.allow_subset)
     return same and entry["core_sha256"] == core_digest(question)

@@ -42,6 +42,11 @@ class LedgerFile(Ledger):
                 self._append(file, {"event": "key", "key": key.public})
             self._repair(file, torn)
 
+    def refresh(self) -> None:
+        """Read what other processes have written since."""
+        with self._locked() as (file, torn):
+            self._repair(file, torn)
+
     def add(self, entry: Mapping[str, Any], timed: bool = True) -> None:
         """Append an entry with its author and, where it is `timed`, the time."""
         with self._locked() as (file, torn):

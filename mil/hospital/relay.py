@@ -7,8 +7,6 @@ with the signatures of training sites that computed it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -18,12 +16,11 @@ from torch import Tensor
 
 from mil.errors import MilError
 from mil.hospital import state_files, sums
-from mil.hospital.blobs import Blob, Kept, Lazy, as_tensor, read, size_of
+from mil.hospital.blobs import Blob, Lazy, Stored, as_part, chunks_of, part_of, read, size_of
 from mil.hospital.claims import check_claims
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import FINISHED, RELAY, SNAPSHOT, Forms, groups_of
 from mil.hospital.keys import is_signed
-from mil.hospital.masking import RunningSum
 from mil.hospital.payload import Message, PayloadError, Value, check, content_digest, parsed
 from mil.hospital.questions import place_digest
 from mil.hospital.stages import Stages
@@ -38,10 +35,10 @@ def signed_content(message: Message) -> bytes:
     return f"{content_digest(message)}|{message.values.get('ledger')}".encode()
 
 
-def carried(answers: Mapping[str, Blob | Kept], snapshot: bytes, prefix: str = "") -> Lazy:
+def carried(answers: Mapping[str, Blob], snapshot: Blob, prefix: str = "") -> Lazy:
     """The last answers by site, and a snapshot of the state they belong to (or nothing), as tensors of a question."""
     parts = {**{RELAY + site: blob for site, blob in answers.items()}, SNAPSHOT: snapshot}
-    return Lazy({prefix + name: partial(as_tensor, blob) for name, blob in parts.items()})
+    return Lazy({prefix + name: as_part(blob) for name, blob in parts.items()})
 
 
 def told_of(message: Message, blob: Blob) -> dict[str, object]:
@@ -62,7 +59,7 @@ def told_of(message: Message, blob: Blob) -> dict[str, object]:
 class Relayed:
     """What the server keeps of the last step: the training sites' answers, and the state that they belong to."""
 
-    def __init__(self, answers: Mapping[str, Blob | Kept], before: bytes) -> None:
+    def __init__(self, answers: Mapping[str, Blob], before: Blob) -> None:
         self.answers, self.before = dict(answers), before
 
     def tensors(self) -> Lazy:
@@ -72,10 +69,10 @@ class Relayed:
     @classmethod
     def load(cls, path: Path) -> "Relayed":
         """As a checkpoint holds it, the answers unread; nothing where there is none."""
-        tensors = read(path) if path.exists() else {}
-        names = [name for name in tensors if name.startswith(KEPT + RELAY)]
-        before = tensors[KEPT + SNAPSHOT].numpy().tobytes() if KEPT + SNAPSHOT in tensors else b""
-        return cls({name.removeprefix(KEPT + RELAY): Kept(path, name) for name in names}, before)
+        parts = read(path).parts if path.exists() else {}
+        kept = {name.removeprefix(KEPT): part for name, part in parts.items() if isinstance(part, Stored)}
+        answers = {name.removeprefix(RELAY): part for name, part in kept.items() if name.startswith(RELAY)}
+        return cls(answers, kept.get(SNAPSHOT, b""))
 
 
 def asked_sites(protocol: FederationSpec, numbers: object) -> list[str]:
@@ -145,7 +142,7 @@ class Replica:
             question.kind, {**question.values, "used": used, "rounds": progress.rounds}, self.stages.models()
         )
 
-    def integers(self, question: Message, reply: Message, site: str) -> dict[str, Tensor]:
+    def integers(self, question: Message, reply: Message, site: str) -> Mapping[str, Tensor]:
         """A site's answer as the integers that are to be masked and summed."""
         if question.kind == "moments":
             return sums.of_moments(reply.tensors)
@@ -166,15 +163,17 @@ class Replica:
 
     def _snapshot(self, question: Message, step: int, where: str) -> Stages:
         """The state before the answers that the question carries, still to be attested by them."""
-        blob = question.tensors[SNAPSHOT].numpy().tobytes()
-        if not blob:
+        snapshot = part_of(question.tensors, SNAPSHOT)
+        if not snapshot.shape[0]:
             raise PayloadError(
                 f"{where}: this site has not computed the state before step {step + 1}, and no snapshot came"
             )
         try:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "snapshot"
-                path.write_bytes(blob)
+                with open(path, "wb") as file:
+                    for chunk in chunks_of(snapshot):
+                        file.write(chunk)
                 found = state_files.load(self.protocol, path, self.canary)
         except MilError as error:
             raise PayloadError(f"{where}: its snapshot is not a state of this protocol; refused") from error
@@ -212,7 +211,7 @@ class Replica:
         )
         forms = Forms(now.shapes)
         form = forms.answer(kind, len(now.live), len(groups_of(self.protocol, now.progress.phase, kind)))
-        total, found = RunningSum(), {}
+        found = {}
         for site in sites:
             message = _relayed(question, site, where)
             check(message, form, f"{where}, answer of {site}")
@@ -223,8 +222,7 @@ class Replica:
             if message.values["masked_sha256"] != self._last_place(question, message.values["asked"]):
                 raise PayloadError(f"{where}: the answer of {site} is to another question, or of another run; refused")
             check_claims(self.protocol, now, site, message)
-            summed = forms.shapes.summed(kind)
-            found[site] = replace(message, tensors=total.add(message.tensors)) if summed else message
+            found[site] = message
         self._check_enough(sites, where)
         return found
 
@@ -239,4 +237,5 @@ class Replica:
 
 def _relayed(question: Message, site: str, where: str) -> Message:
     """A site's answer that the question carries."""
-    return parsed(question.tensors[RELAY + site].numpy().tobytes(), f"{where}, answer of {site}")
+    part = part_of(question.tensors, RELAY + site)
+    return parsed(part if isinstance(part, Stored) else b"".join(chunks_of(part)), f"{where}, answer of {site}")

@@ -6,7 +6,6 @@ there and ends with the same weights bit for bit. Everything that happened stand
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save as packed
@@ -16,14 +15,13 @@ from mil.errors import MilError
 from mil.files import write_bytes
 from mil.hospital import state_files, sums
 from mil.hospital.alarms import all_alarms, lone_voice
-from mil.hospital.blobs import Blob, Lazy, as_tensor, digest_of
+from mil.hospital.blobs import Blob, Lazy, as_part, digest_of
 from mil.hospital.claims import MOST_PATIENTS, check_claims
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.forms import Forms, groups_of
 from mil.hospital.identity import differences, identity
 from mil.hospital.keys import PartyKey, is_signed
-from mil.hospital.masking import RunningSum
 from mil.hospital.models import Refit, rounds_table, run_of
 from mil.hospital.payload import Form, Message, PayloadError, Value, content_digest, pack, pack_file, unpack
 from mil.hospital.record import LedgerFile
@@ -109,7 +107,7 @@ class Server:
         return blob
 
     def question_file(self) -> Path:
-        """The same as a file in the run's folder, made with one site's answer at a time in memory."""
+        """The same as a file in the run's folder."""
         path = self.folder / "question.safetensors"
         message, form, most = self._next()
         pack_file(message, form, most, "server", path)
@@ -124,7 +122,7 @@ class Server:
         relayed: list[str] = []
         if self.kind == "join":
             values |= {**identity(self.protocol), "canary": self.stages.canary, "key": self.party.public}
-            tensors = {"revoked": as_tensor(self.revoked)}
+            tensors = Lazy({"revoked": as_part(self.revoked)})
         elif self.kind == "close":
             values["spec_sha256"] = self.protocol.sha256
         else:
@@ -161,6 +159,7 @@ class Server:
     def _save(self) -> None:
         state_files.save(self.stages, self.checkpoint, self.relay.tensors())
         self.relay = Relayed.load(self.checkpoint)  # the answers are there now, and no longer in memory
+        (self.folder / "before.safetensors").unlink(missing_ok=True)
 
     def receive(self, answers: Mapping[str, Blob], silent: Mapping[str, str]) -> None:
         """Take the answers to the last question, by site, and why the other sites gave none. Files are read one at a time.
@@ -194,7 +193,9 @@ class Server:
                 return
             if hidden and kind not in {"join", "close"}:
                 trained = {site: answers[site] for site in found if site in self.protocol.training_sites}
-                relay = Relayed(trained, state_files.snapshot(self.stages))
+                before = self.folder / "before.safetensors"
+                state_files.save(self.stages, before)
+                relay = Relayed(trained, before)
             if hidden and "train_loss" in found[min(found)].tensors:
                 entry["train_loss"] = sums.pooled_losses([message.tensors for message in found.values()])
             entry |= self._advance(kind, found)
@@ -235,7 +236,7 @@ class Server:
         form = self._forms().answer(
             kind, len(self.stages.live), len(groups_of(self.protocol, self.stages.progress.phase, kind))
         )
-        found, told, refused, total = {}, {}, {}, RunningSum()
+        found, told, refused = {}, {}, {}
         for site, blob in answers.items():
             try:
                 message = unpack(blob, form, self.max_bytes, f"site {site}, answer to '{kind}'")
@@ -244,8 +245,7 @@ class Server:
                 refused[site] = f"refused: {error}"
                 continue
             told[site] = told_of(message, blob) if kind != "close" else {}
-            masked = self._summed(kind) and site in self.protocol.training_sites
-            found[site] = replace(message, tensors=total.add(message.tensors)) if masked else message
+            found[site] = message
         return found, told, refused
 
     def _check(self, site: str, kind: str, message: Message) -> None:

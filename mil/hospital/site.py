@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from mil.errors import MilError
-from mil.files import file_name
-from mil.hospital.blobs import Blob, digest_of, size_of
+from mil.hospital import own_data
+from mil.hospital.blobs import Blob, Lazy, digest_of, size_of, stacked
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.differencing import check_plan
 from mil.hospital.forms import Forms, Shapes, Slot, groups_of, slots
 from mil.hospital.identity import code_sha256, data_sha256, differences, identity, own_secret
 from mil.hospital.keys import PartyKey
-from mil.hospital.local import LocalWork, Trained
+from mil.hospital.local import LocalWork, Trained, device_of
 from mil.hospital.masking import masked
 from mil.hospital.memory import Memory
 from mil.hospital.models import Refit, run_of
 from mil.hospital.noise import SecretStream
-from mil.hospital.own_data import check_remembered, check_room, own_bags, without_paths
 from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.payload import (
     Form,
@@ -37,9 +34,11 @@ from mil.hospital.payload import (
     PayloadError,
     Value,
     check_updates,
+    computed,
     content_digest,
     header,
-    pack,
+    packed,
+    parsed,
     unpack,
 )
 from mil.hospital.privacy import open_budget
@@ -51,7 +50,6 @@ from mil.hospital.revocation import check_none_revoked, revoked_of, revoked_site
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
 from mil.training.artefact import Run
-from mil.training.precision import Computing
 from mil.training.store import FeatureStore
 
 
@@ -70,9 +68,9 @@ class Site:
         self.party = PartyKey(spec.workspace)
         check_key(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
-        check_remembered(Path(spec.workspace), self.ledger.lines)
+        own_data.check_remembered(Path(spec.workspace), self.ledger.lines)
         self.work = (
-            LocalWork(protocol, self.shapes, spec.site, bags, features, self._device())
+            LocalWork(protocol, self.shapes, spec.site, bags, features, device_of(spec, protocol))
             if self.role == "train"
             else None
         )
@@ -83,11 +81,6 @@ class Site:
         self.epsilon: float | None = None
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
-    def _device(self) -> torch.device:
-        if self.spec.device == "cpu" or self.protocol.privacy is not None:
-            return torch.device("cpu")
-        return Computing.best("fp32").device
-
     @classmethod
     def open(cls, spec: SiteSpec, canary: bool = False) -> "Site":
         """The site of a hospital's own file: its bag table and feature files are read here and nowhere else.
@@ -95,35 +88,47 @@ class Site:
         For the canary, those of two patients only.
         """
         protocol = own_protocol(spec)
-        results = Path(spec.results)
-        bags = own_bags(results / "bags" / f"{protocol.experiment.endpoint}.csv", spec.site, protocol)
+        bags = own_data.own_bags(own_data.bag_path(spec, protocol), spec.site, protocol)
         bags = bags.head(2).reset_index(drop=True) if canary else bags
-        features = FeatureStore.open(bags, results / "sites", protocol.experiment.encoder)
-        folder = results / "sites" / spec.site / "features" / protocol.experiment.encoder
-        files = [folder / f"{file_name(slide)}.h5" for row in bags.slides for slide in str(row).split(";")]
-        data = data_sha256(own_secret(spec.workspace), bags, files)
+        features = FeatureStore.open(bags, Path(spec.results) / "sites", protocol.experiment.encoder)
+        data = data_sha256(own_secret(spec.workspace), bags, own_data.feature_files(spec, protocol, bags))
         return cls(spec, protocol, bags, features, data)
 
     def answer(self, blob: Blob) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
+        return cast(bytes, self._alone(blob, None))
+
+    def answer_file(self, blob: Blob, path: Path) -> None:
+        """The same as the file `path`, which is made row by row."""
+        self._alone(blob, path)
+
+    def _alone(self, blob: Blob, path: Path | None) -> Blob:
+        """One process at a time: two jobs that asked at once would each not see what the other one was just told."""
+        with own_data.only_answer(self.spec, self.protocol.rounds.timeout_s):
+            self.ledger.refresh()
+            return self._answer(blob, path)
+
+    def _answer(self, blob: Blob, path: Path | None) -> Blob:
         where, started = f"site {self.spec.site}, question", time.monotonic()
         try:
-            check_room(self.spec.workspace, self.spec.free_gb)
+            own_data.check_room(self.spec.workspace, self.spec.free_gb)
             kind = str(header(blob, where)["kind"])
             question = self._read(blob, kind, where)
-            reply, form = self._reply(question, digest_of(blob))
-            reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
-            sent = pack(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'")
-        except MilError as error:
-            self.ledger.add({"event": "refused", "reason": without_paths(str(error), self.spec)})
-            raise
+            unsigned, form = self._reply(question, digest_of(blob))
+            with computed(unsigned, path) as reply:
+                reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
+                sent = packed(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'", path)
         except Exception as error:
-            self.ledger.add({"event": "refused", "reason": f"an error of the program: {type(error).__name__}"})
+            known = own_data.disk_short(error) or error
+            self.ledger.add({"event": "refused", "reason": own_data.told_of(known, self.spec)})
+            if known is not error:
+                raise known from error
             raise
         if kind == "close":  # its line was written before the answer, which carries the line's hash
             return sent
         seconds = round(time.monotonic() - started, 3)
-        self._record(question, reply, {"bytes_received": size_of(blob), "bytes_sent": len(sent), "seconds": seconds})
+        cost = {"bytes_received": size_of(blob), "bytes_sent": size_of(sent), "seconds": seconds}
+        self._record(question, parsed(sent, where), cost)
         return sent
 
     def _read(self, blob: Blob, kind: str, where: str) -> Message:
@@ -233,7 +238,8 @@ class Site:
         models = work.completed(question.tensors, [memory.of(slot, work.first(slot)) for slot in chosen])
         tensors = work.watch(models, chosen, groups)
         if question.kind == "train":
-            tensors |= self._train(question, models, work, memory, chosen)
+            trained = self._train(question, models, work, memory, chosen)
+            tensors = Lazy({**tensors, **trained.parts})
         return Message(question.kind, values, tensors), form
 
     def _work(self, chosen: list[Slot], kind: str) -> LocalWork:
@@ -254,7 +260,7 @@ class Site:
 
     def _train(
         self, question: Message, models: dict[str, Tensor], work: LocalWork, memory: Memory, chosen: list[Slot]
-    ) -> dict[str, Tensor]:
+    ) -> Lazy:
         """The updates of a round, stacked."""
         number = cast(int, question.values["round"])
         if self.budget is not None:
@@ -263,7 +269,7 @@ class Site:
             pairs = memory.controls(question.tensors, chosen) if self.shapes.controls else [None] * len(chosen)
             trained = work.train(models, chosen, number, pairs)
         updates = [update for update, _ in trained]
-        tensors = {name: torch.stack([update.state[name] for update in updates]) for name in self.shapes.state}
+        tensors = stacked([update.state for update in updates], list(self.shapes.state))
         check_updates(tensors, models, self.limits.max_update, f"site {self.spec.site}")
         if self.shapes.kept:
             layers = [{name: update.state[name] for name in self.shapes.own} for update in updates]
@@ -272,7 +278,7 @@ class Site:
                 chosen,
                 [own if own is not None else {} for _, own in trained] if self.shapes.controls else layers,
             )
-        return tensors | work.told_of(updates, with_loss=self.budget is None)
+        return Lazy({**tensors.parts, **work.told_of(updates, with_loss=self.budget is None)})
 
     def _train_privately(
         self, question: Message, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot], number: int

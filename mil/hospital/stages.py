@@ -79,11 +79,12 @@ class Stages:
 
     def models(self) -> dict[str, Tensor]:
         """What a site gets to see: models, buffers and, where the strategy has one, the server's control variate."""
-        live = self.live
-        found = {name: value[live] for name, value in (self.state | self.buffers).items()}
+        live, found = self.live, self.state | self.buffers
         if self.strategy.controls and self.progress.stage == "train":
-            found |= {name: value[live] for name, value in self.server.items() if name.startswith(CONTROL)}
-        return found
+            found |= {name: value for name, value in self.server.items() if name.startswith(CONTROL)}
+        if len(live) == len(self.progress.rounds):  # all, which need no copy
+            return dict(found)
+        return {name: value[live] for name, value in found.items()}
 
     def join(self, width: int, about: Mapping[str, str | float | int | None]) -> None:
         """The sites' features are known: the first models are drawn. Later calls change nothing."""
@@ -126,14 +127,15 @@ class Stages:
         shapes, progress = self.shapes, self.progress
         assert shapes is not None
         seed = self.protocol.experiment.training.seed
-        first = [
-            shapes.head.initial(first_weights(seed, slot.repeat, slot.fold, slot.replica))
-            for slot in slots(self.protocol, phase, choices)
-        ]
-        self.state = {name: torch.from_numpy(np.stack([one[name] for one in first])) for name in shapes.state}
+        everyone = slots(self.protocol, phase, choices)
+        self.state = {name: torch.empty(len(everyone), *shape) for name, shape in shapes.state.items()}
+        for number, slot in enumerate(everyone):
+            first = shapes.head.initial(first_weights(seed, slot.repeat, slot.fold, slot.replica))
+            for name, value in self.state.items():
+                value[number] = torch.from_numpy(first[name])
         plain = {True: torch.zeros, False: torch.ones}  # nothing is taken off, and divided by 1
         self.buffers = {
-            name: plain[name.endswith(".mean")](len(first), *shape) for name, shape in shapes.buffers.items()
+            name: plain[name.endswith(".mean")](len(everyone), *shape) for name, shape in shapes.buffers.items()
         }
         self.server = begin_models(self.strategy, self.state)
         progress.phase, progress.round, progress.visit = phase, 1, 0
@@ -178,9 +180,11 @@ class Stages:
         if shapes.masked:
             longest, names = self.protocol.payload.max_update, sorted(shapes.exchanged)
             told = [message.tensors for message in found.values()]
-            changes = sums.mean_changes(told, names, longest, list(self.state))
-            for place, number in enumerate(live):
-                self._step(number, change={name: value[place] for name, value in changes.items()})
+            for step in (False, True):  # no model moves before all sums were looked at
+                for place, number in enumerate(live):
+                    change = sums.mean_change(told, place, names, longest, list(self.state))
+                    if step:
+                        self._step(number, change=change)
         else:
             for place, number in enumerate(live):
                 self._step(number, answers=self._answers(found, place, number))

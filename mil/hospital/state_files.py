@@ -2,14 +2,9 @@
 
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save as packed
-from torch import Tensor
-
-from mil.errors import MilError
+from mil.errors import CorruptFile, MilError
 from mil.hospital import blobs
 from mil.hospital.blobs import Lazy
 from mil.hospital.config import FederationSpec
@@ -17,19 +12,9 @@ from mil.hospital.stages import Stages
 from mil.hospital.standing import progress_of
 
 
-def snapshot(stages: Stages) -> bytes:
-    """The state as one safetensors file."""
-    return packed(stages.flat(), _about(stages))
-
-
 def save(stages: Stages, path: Path, more: Lazy | None = None) -> None:
     """Write the state as one file, atomically; `more`: tensors that are kept with it."""
-    makers = {name: partial(_as_it_is, value) for name, value in stages.flat().items()}
-    blobs.write(path, Lazy({**makers, **(more.makers if more else {})}), _about(stages))
-
-
-def _as_it_is(value: Tensor) -> Tensor:
-    return value
+    blobs.write(path, Lazy({**stages.flat(), **(more.parts if more else {})}), _about(stages))
 
 
 def _about(stages: Stages) -> dict[str, str]:
@@ -42,17 +27,18 @@ def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
     stages.progress = progress_of(path)
     if not path.exists():
         return stages
-    with safe_open(path, "pt") as file:
-        stated = file.metadata().get("spec_sha256", "")
-        # the server keeps more in its checkpoint
-        parts = [name for name in file.keys() if name.partition(":")[0] in stages.parts]  # noqa: SIM118
-        tensors = {name: file.get_tensor(name) for name in parts}
+    try:
+        stated = str(blobs.MessageHeader.of(path).stated["__metadata__"].get("spec_sha256", ""))
+        found = blobs.read(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path}: not a state of ours ({error}); restore it from the backup") from error
     if stated != protocol.sha256:
         raise MilError(
             f"{path}: belongs to another protocol ({stated[:12]}, not {protocol.sha256[:12]}); give the run another name, "
             "or put the old federation.yaml back"
         )
-    for name, value in tensors.items():
+    for name in found:
         part, _, own = name.partition(":")
-        stages.parts[part][own] = value
+        if part in stages.parts:  # the server keeps more in its checkpoint
+            stages.parts[part][own] = found[name]
     return stages

@@ -1,12 +1,14 @@
 """What a site adds to the sums of a round, before it is masked, and what is read off the sums: integers on either side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mil.hospital.blobs import Lazy, Made, Part, part_of, row_of
 from mil.hospital.forms import PARTS
 from mil.hospital.masking import LIMBS, exact, numbers_of, summed
 from mil.hospital.payload import PayloadError
@@ -57,21 +59,26 @@ def moments_of(total: Tensor) -> Moments:
 
 def of_round(
     answers: Mapping[str, Tensor], models: Mapping[str, Tensor], names: Sequence[str], weights: Tensor, everyone: Tensor
-) -> dict[str, Tensor]:
+) -> Lazy:
     """A site's answer to `train` -> integers whose sum over sites is the weighted mean change of every model.
 
     `weights` (models,): the site's share of those that answer; `everyone`: of all training sites, for control variates.
     """
-    found = {name: answers[name] for name in ("num_bags", "num_steps")}
+
+    def change(name: str, number: int) -> Tensor:
+        value, share = row_of(answers, name, number).double(), weights
+        if name in models:
+            value -= models[name][number].double()
+        else:  # a change already
+            share = everyone
+        return _fixed(name, value * share[number])
+
+    found: dict[str, Part] = {name: answers[name] for name in ("num_bags", "num_steps")}
     for name in names:
-        own, share = models.get(name), weights
-        if own is None:  # a change already
-            own, share = torch.zeros_like(answers[name]), everyone
-        change = answers[name].double() - own.double()
-        found[name] = _fixed(name, change * share.view(-1, *[1] * (change.dim() - 1)))
+        found[name] = Made(tuple(part_of(answers, name).shape), torch.int64, partial(change, name))
     if "train_loss" in answers:
         found["train_loss"] = _fixed("train_loss", answers["train_loss"] * answers["num_bags"])
-    return found | of_errors(answers)
+    return Lazy(found | of_errors(answers))
 
 
 def of_errors(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +93,7 @@ def _fixed(name: str, values: Tensor) -> Tensor:
         raise PayloadError(f"'{name}': {error}; lower the learning rate. Nothing was sent") from error
 
 
-def read(totals: Sequence[Tensor]) -> Tensor:
+def read(totals: Iterable[Tensor]) -> Tensor:
     """The sites' masked integers -> their sum, float64."""
     return from_fixed(summed(totals))
 
@@ -97,20 +104,23 @@ def pooled_losses(answers: Sequence[Mapping[str, Tensor]]) -> list[float]:
     return (losses / sum(tensors["num_bags"] for tensors in answers)).tolist()
 
 
-def mean_changes(
-    answers: Sequence[Mapping[str, Tensor]], names: Sequence[str], longest: float | None, bounded: Sequence[str]
+def mean_change(
+    answers: Sequence[Mapping[str, Tensor]],
+    number: int,
+    names: Sequence[str],
+    longest: float | None,
+    bounded: Sequence[str],
 ) -> dict[str, Tensor]:
-    """The weighted mean change of every model (models, ...), float64, from the sites' masked answers.
+    """The weighted mean change of model `number`, float64, from the sites' masked answers.
 
     A mean is no larger than the largest of its parts, so what holds for every honest site holds for it: `PayloadError` for numbers
     that no site may send, and where the tensors `bounded` together are longer than `longest` (L2 norm of a model's change).
     """
-    found = {name: read([tensors[name] for tensors in answers]) for name in names}
+    found = {name: read(row_of(tensors, name, number) for tensors in answers) for name in names}
     largest = max(float(value.abs().max()) for value in found.values())
     if largest >= LARGEST:
         raise PayloadError(f"the mean change of all sites is {largest:.3g} in a weight; {ONE_SITE}")
-    squares = torch.stack([found[name].flatten(1).square().sum(1) for name in bounded])
-    norm = float(squares.sum(0).sqrt().max())
+    norm = sum(float(found[name].square().sum()) for name in bounded) ** 0.5
     if longest is not None and norm > longest * (1 + 1e-6):
         raise PayloadError(
             f"the mean change of all sites is {norm:.3g} long, more than the {longest:g} of max_update; {ONE_SITE}"

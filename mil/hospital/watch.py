@@ -11,7 +11,7 @@ import pandas as pd
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
-from mil.hospital.preflight import check_disk, check_kit
+from mil.hospital.preflight import check_disk, check_kit, check_revoked
 from mil.hospital.record import whole_entries
 from mil.hospital.standing import progress_of
 
@@ -72,11 +72,13 @@ def site_view(spec: SiteSpec) -> list[Part]:
     answered = [entry for entry in entries if entry["event"] == "answered"]
     epsilon = max((entry["epsilon"] for entry in entries if "epsilon" in entry), default=None)
     checks = [check_disk(spec), *check_kit(spec)]
+    gone = "; ".join(one.sentence for one in check_revoked(spec, protocol))
     facts = {
         "protocol": protocol.sha256[:16],
         "role": protocol.sites[spec.site].role,
         "trust": protocol.trust,
-        "last question": when(answered[-1]) if answered else "none yet",
+        "last question": f"{when(answered[-1])} {silence(entries, longest_s(protocol))}" if answered else "none yet",
+        **({"revoked": gone} if gone else {}),
         "epsilon spent": "no privacy in the protocol" if protocol.privacy is None else f"{epsilon or 0:.3f}",
         **{one.check: f"{one.state}: {one.sentence}" for one in checks},
     }
@@ -120,7 +122,7 @@ def _run(protocol: FederationSpec, folder: Path) -> Part:
         "stage": progress.stage,
         "phase": progress.phase,
         "round": f"{min(progress.round, rounds)} of {rounds}",
-        "last line": f"{when(last)} {last.get('event', '')} {last.get('reason', '')}",
+        "last line": f"{when(last)} {last.get('event', '')} {last.get('reason', '')} {silence(entries, longest_s(protocol))}",
         "rehearsal": next((entry.get("rehearsal") or "none" for entry in entries if entry["event"] == "started"), ""),
     }
     sites = [
@@ -179,7 +181,7 @@ def events_of(entries: Sequence[Entry]) -> Iterator[Event]:
         run = str(entry.get("run", ""))
         if entry["event"] == "closed":
             yield Event("end", run, f"run {run} is over")
-        if entry["event"] == "refused":
+        if entry["event"] in {"refused", "stopped"}:
             yield Event("refusal", run, str(entry["reason"]))
         if entry["event"] == "waiting" and not entry.get("missing"):
             yield Event("refusal", run, str(entry["reason"]))
@@ -190,13 +192,31 @@ def events_of(entries: Sequence[Entry]) -> Iterator[Event]:
             yield Event("alarm", run, f"site {site}: {why}")
 
 
+def silence(entries: Sequence[Entry], longest_s: float) -> str:
+    """A sentence where a run that is not over has had no line for more than `longest_s`; blank otherwise."""
+    last = entries[-1] if entries else {}
+    if last.get("event") not in {"answered", "lost", "started", "resumed"} or "time" not in last:
+        return ""
+    age = (datetime.now(UTC) - datetime.fromisoformat(last["time"])).total_seconds()
+    return (
+        f"no line for {age:.0f} s, where {longest_s:g} s (timeout_s and silent_s) are the longest"
+        if age > longest_s
+        else ""
+    )
+
+
+def longest_s(protocol: FederationSpec) -> float:
+    """Seconds after which a ledger without a new line, in a run that is not over, is worth a remark."""
+    return protocol.rounds.silent_s + protocol.rounds.timeout_s
+
+
 class Watched:
     """The ledgers of one side; `news` are the events since it was asked last."""
 
     def __init__(self, spec: ServerSpec | SiteSpec) -> None:
         self.pattern = "runs/*/ledger.jsonl" if isinstance(spec, ServerSpec) else "ledger.jsonl"
         protocol = read_federation(spec.federation)
-        self.spec, self.silent_s = spec, protocol.rounds.silent_s + protocol.rounds.timeout_s
+        self.spec, self.silent_s = spec, longest_s(protocol)
         self.known = {path: len(whole_entries(path)) for path in self._paths()}
         self.silent: set[tuple[Path, int]] = set()
 
@@ -210,14 +230,10 @@ class Watched:
             entries = whole_entries(path)
             yield from events_of(entries[self.known.get(path, 0) :])
             self.known[path] = len(entries)
-            last = entries[-1] if entries else {}
-            age = (datetime.now(UTC) - datetime.fromisoformat(last["time"])).total_seconds() if "time" in last else 0.0
-            open_run = last.get("event") in {"answered", "lost", "started", "resumed"}
-            if open_run and age > self.silent_s and (path, len(entries)) not in self.silent:
+            said = silence(entries, self.silent_s)
+            if said and (path, len(entries)) not in self.silent:
                 self.silent.add((path, len(entries)))
-                yield Event(
-                    "silence", str(last.get("run", "")), f"no line for {age:.0f} s in {path.name} of {path.parent.name}"
-                )
+                yield Event("silence", str(entries[-1].get("run", "")), f"{said} ({path.name} of {path.parent.name})")
 
     def _paths(self) -> list[Path]:
         return sorted(Path(self.spec.workspace).glob(self.pattern))

@@ -10,13 +10,14 @@ from hospitals import PROTOCOL, make_hospitals
 from nvflare.apis.fl_constant import ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from mil.hospital import blobs
 from mil.hospital.flare.pieces import PIECE, START, Pieces
 from mil.hospital.flare.wire import MESSAGE
-from mil.hospital.masking import RunningSum, summed
-from mil.hospital.payload import PayloadError, parsed
+from mil.hospital.keys import PartyKey
+from mil.hospital.masking import masked, summed
+from mil.hospital.payload import PayloadError, digest, parsed
 from mil.hospital.server import Server
 from mil.hospital.site import Site
 
@@ -40,17 +41,37 @@ def test_messages_as_files_make_the_same_run(tmp_path: Path) -> None:
     assert len(digests[0]) > 6
 
 
-def test_a_running_sum_is_the_sum_and_holds_one_answer() -> None:
+def test_rows_in_memory_in_a_file_in_a_message_in_it_and_computed_are_the_same(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    answers = [
-        {"w": torch.randint(-(2**62), 2**62, (3, 50), generator=generator), "num_bags": torch.tensor([20, 30, 40])}
-        for _ in range(5)
-    ]
-    total = RunningSum()
-    left = [total.add(answer) for answer in answers]
-    assert torch.equal(summed([one["w"] for one in left]), summed([one["w"] for one in answers]))
-    assert [one["w"].untyped_storage().nbytes() for one in left] == [8 * 150, 8, 8, 8, 8]
-    assert all(torch.equal(one["num_bags"], answers[0]["num_bags"]) for one in left)
+    plain = {
+        "w": torch.randint(-(2**62), 2**62, (3, 5, 7), generator=generator),
+        "num_bags": torch.tensor([20, 30, 40]),
+    }
+    made = blobs.stacked([{name: value[number] for name, value in plain.items()} for number in range(3)], list(plain))
+    blobs.write(tmp_path / "answer", made, {"mil": "{}"})
+    blobs.write(tmp_path / "question", blobs.Lazy({"relay": blobs.as_part(tmp_path / "answer")}), {})
+    within = blobs.read(tmp_path / "question").parts["relay"]
+    found = [plain, made, blobs.read(tmp_path / "answer"), blobs.read(within), load((tmp_path / "answer").read_bytes())]
+    for tensors in found:
+        assert digest(tensors) == digest(plain)
+        for name, value in plain.items():
+            assert torch.equal(tensors[name], value)
+            assert all(torch.equal(blobs.row_of(tensors, name, number), value[number]) for number in range(3))
+    assert blobs.digest_of(within) == blobs.digest_of((tmp_path / "answer").read_bytes())
+    assert torch.equal(summed(blobs.row_of(one, "w", 1) for one in found[:3]), 3 * plain["w"][1])
+
+
+def test_masks_are_the_same_row_by_row_and_whole(tmp_path: Path) -> None:
+    parties = {name: PartyKey(tmp_path / name) for name in "AB"}
+    keys = {name: party.public for name, party in parties.items()}
+    plain = {"w": torch.arange(12).view(3, 4), "num_bags": torch.tensor([20, 30, 40])}
+    hidden = {name: masked(plain, parties[name], name, keys, "here") for name in "AB"}
+    assert torch.equal(hidden["A"]["num_bags"], plain["num_bags"])
+    for number in range(3):
+        rows = [blobs.row_of(one, "w", number) for one in hidden.values()]
+        assert torch.equal(rows[0], hidden["A"]["w"][number])
+        assert torch.equal(summed(rows), 2 * plain["w"][number])
+    assert len({int(one) for one in (hidden["A"]["w"] - plain["w"]).flatten()}) == 12  # no mask stands twice
 
 
 def test_a_file_holds_what_safetensors_reads_and_is_read_again(tmp_path: Path) -> None:
@@ -64,21 +85,51 @@ def test_a_file_holds_what_safetensors_reads_and_is_read_again(tmp_path: Path) -
         assert torch.equal(other[name], value)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        bytes(50),
-        b"\xff" * 200,
-        save({"w": torch.zeros(3)}),
-        save({"w": torch.zeros(3)}, {"mil": '{"kind": "train", "values": {}}'})[:-1],
-        save({"w": torch.zeros(3).half()}, {"mil": '{"kind": "train", "values": {}}'}),
-    ],
-)
+def stating(tensors: dict) -> bytes:
+    """A file of 8 bytes of numbers whose header says something else."""
+    text = json.dumps({"__metadata__": {"mil": '{"kind": "train", "values": {}}'}, **tensors}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+NO_MESSAGES = [
+    b"",
+    bytes(50),
+    b"\xff" * 200,
+    save({"w": torch.zeros(3)}),
+    save({"w": torch.zeros(3)}, {"mil": '{"kind": "train", "values": {}}'})[:-1],
+    save({"w": torch.zeros(3).half()}, {"mil": '{"kind": "train", "values": {}}'}),
+    *(
+        stating({"w": stated})
+        for stated in (
+            {"dtype": "I64", "shape": [2], "data_offsets": [0, 8]},
+            {"dtype": "I64", "shape": [-1], "data_offsets": [0, 8]},
+            {"dtype": "I64", "shape": [True], "data_offsets": [0, 8]},
+            {"dtype": "I64", "shape": 1, "data_offsets": [0, 8]},
+            {"dtype": "I64", "shape": [1], "data_offsets": [8, 16]},
+            {"dtype": "I64", "shape": [0], "data_offsets": [0, 0]},
+            {"dtype": [], "shape": [1], "data_offsets": [0, 8]},
+            {"shape": [1]},
+            None,
+            [1],
+        )
+    ),
+    stating(
+        {
+            "v": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]},
+            "w": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]},
+        }
+    ),
+]
+
+
+@pytest.mark.parametrize("content", NO_MESSAGES, ids=range(len(NO_MESSAGES)))
 def test_a_file_that_is_no_message_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(PayloadError, match="not a message of ours"):
         parsed(tmp_path / "file", "here")
+    (tmp_path / "file").write_bytes(b"before" + content)
+    with pytest.raises(PayloadError, match="not a message of ours"):
+        parsed(blobs.Stored(tmp_path / "file", 6, (len(content),)), "here")
 
 
 def from_site(site: str) -> FLContext:

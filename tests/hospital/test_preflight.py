@@ -1,35 +1,29 @@
-"""`mil site check`: each thing that may go wrong before joining is found and named with its way out."""
+"""Before a hospital joins: its certificate, the server's, and the rules of its kit."""
 
 import datetime
 import json
 import re
 import shutil
-import socket
-import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from deployment import free_port
 from hospitals import Hospitals, make_hospitals, rewrite_protocol
+from listener import Listener
 from typer.testing import CliRunner
 
-from mil import hdf5
 from mil.commands.hospital import ledger, server, site
 from mil.errors import MilError
 from mil.hospital import coordinator, preflight
 from mil.hospital.flare import kits
 from mil.hospital.flare.processes import server_command
 from mil.hospital.identity import code_sha256
-from mil.hospital.parties import SiteSpec, read_own
-from mil.hospital.preflight import check_site, write_hashes
+from mil.hospital.preflight import check_site
 from mil.progress import quiet
 
 
@@ -47,7 +41,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
         signed = runner.invoke(
             server, ["provision", str(folder / "server" / "server.yaml"), request], catch_exceptions=False
         )
-        back = signed.output.split("send back: ")[1].strip()
+        back = signed.output.split("send back: ")[1].splitlines()[0]
         arguments = ["join", str(folder / "A" / "site.yaml"), back, "--fingerprint", fingerprint]
         assert runner.invoke(site, arguments, catch_exceptions=False).exit_code == 0
     return hospitals
@@ -72,113 +66,6 @@ def test_a_sound_site_has_no_fault(joined: Hospitals) -> None:
     assert code_sha256()[:16] in found["protocol"][1]
     assert found["connection"][0] == "warning"  # no server runs
     assert states(joined, "C")["bags"][1].endswith("they are only judged")
-
-
-def test_a_site_that_is_no_member_is_told_so(copied: Hospitals) -> None:
-    path = copied.folder / "A" / "site.yaml"
-    path.write_text(path.read_text().replace("site: A", "site: AA"))
-    with_fault = check_site(read_own(SiteSpec, path))
-    assert "site 'AA' is not a member" in with_fault[0].sentence
-
-
-def test_other_code_than_the_protocol_s_is_named(copied: Hospitals) -> None:
-    path = copied.folder / "A" / "federation.yaml"
-    path.write_text(path.read_text() + f"code_sha256: '{'1' * 64}'\n")
-    assert states(copied)["code"][0] == "fault"
-    path.write_text(path.read_text().replace("1" * 64, code_sha256()))
-    assert "code" not in states(copied)
-
-
-def _bags(hospitals: Hospitals) -> Path:
-    return Path(hospitals.site("A").results) / "bags" / "response.csv"
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "check", "said"),
-    [
-        ("A001,A-1-0,A,", "A002,A-1-0,A,", "bags", "patient 'A002': the patient has a row already"),
-        ("A001,A-1-0,A,train,1", "A001,A-1-0,A,train,yes", "bags", "A001: label 'yes'"),
-        ("A001,A-1-0,A,train,1", "A001,A-1-0,A,train,", "bags", "A001: label"),
-        ("A001,A-1-0,", "A001,A-1-9,", "features", "A-1-9.h5: does not exist"),
-    ],
-)
-def test_a_fault_of_the_table_names_the_patient_or_file(
-    copied: Hospitals, before: str, after: str, check: str, said: str
-) -> None:
-    path = _bags(copied)
-    assert before in path.read_text()
-    path.write_text(path.read_text().replace(before, after))
-    state, sentence = states(copied)[check]
-    assert state == "fault"
-    assert said in sentence
-
-
-def test_too_few_patients_and_one_class_only_are_seen_before_joining(copied: Hospitals) -> None:
-    path = _bags(copied)
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:40]) + "\n")
-    assert "fewer than 20" in states(copied)["bags"][1]
-    path.write_text("\n".join(line.replace(",train,1,", ",train,0,") for line in lines) + "\n")
-    assert states(copied)["classes"] == ("warning", states(copied)["classes"][1])
-
-
-def test_features_of_another_encoder_are_seen(copied: Hospitals) -> None:
-    path = copied.folder / "A" / "federation.yaml"
-    whole = path.read_text()
-    path.write_text(whole + "features: {encoder: other}\n")
-    assert "encoder is 'toy', not 'other'" in states(copied)["features"][1]
-    path.write_text(whole)
-    slide = Path(copied.site("A").results) / "sites" / "A" / "features" / "toy" / "A-3-0.h5"
-    slide.unlink()
-    with hdf5.writing(slide) as file:
-        file.append("features", np.zeros((3, 12), np.float16))
-        file.annotate({"encoder": "toy", "weights_sha256": "1" * 64, "tile_mpp": 0.5, "size_px": 224})
-    state, said = states(copied)["features"]
-    assert state == "fault"
-    assert "weights_sha256" in said
-
-
-def test_patients_and_slides_in_two_sites_are_found(copied: Hospitals, tmp_path: Path) -> None:
-    salt = tmp_path / "salt"
-    salt.write_text("0123456789abcdef0123456789abcdef")
-    for name in "ABC":
-        path = copied.folder / name / "site.yaml"
-        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "salt": str(salt)}))
-    table = Path(copied.site("B").results) / "bags" / "response.csv"
-    table.write_text(table.read_text().replace("B007,", "a 013,"))  # the same patient, written otherwise
-    same = "sha256:" + "7" * 64
-    for name, slide in (("A", "A-2-0"), ("C", "C-4-0")):
-        path = Path(copied.site(name).results) / "sites" / name / "features" / "toy" / f"{slide}.h5"
-        path.unlink()
-        with hdf5.writing(path) as file:
-            file.append("features", np.zeros((3, 12), np.float16))
-            about = {"encoder": "toy", "weights_sha256": "0" * 64, "tile_mpp": 0.5, "size_px": 224}
-            file.annotate({**about, "fingerprint": same})
-    files = []
-    for name in "BC":
-        files.append(tmp_path / f"{name}.hashes")
-        write_hashes(copied.site(name), files[-1])
-        assert name + "0" not in files[-1].read_text()  # no id stands in it
-    found = [one for one in check_site(copied.site("A"), against=files) if one.check == "duplicates"]
-    assert [one.sentence.split(" stands")[0] for one in found] == ["patient A013", "slide A-2-0"]
-    own = copied.folder / "A" / "site.yaml"
-    own.write_text(own.read_text() + f"against: [{files[0]}, ../{files[1].name}]\n")  # looked at every time it starts
-    found = [one for one in check_site(copied.site("A")) if one.check == "duplicates"]
-    assert [one.sentence.split(" stands")[0] for one in found[:1]] == ["patient A013"]
-    assert "C.hashes: cannot be read" in found[-1].sentence
-    clean = [one for one in check_site(copied.site("C"), against=files[:1]) if one.check == "duplicates"]
-    assert [one.state for one in clean] == ["ok"]
-
-
-def test_without_a_salt_no_hash_is_made(joined: Hospitals, tmp_path: Path) -> None:
-    with pytest.raises(MilError, match="salt is not set"):
-        write_hashes(joined.site("A"), tmp_path / "out")
-
-
-def test_a_full_disk_is_seen(copied: Hospitals) -> None:
-    path = copied.folder / "A" / "site.yaml"
-    path.write_text(path.read_text() + "free_gb: 1.0e+9\n")
-    assert "make room" in states(copied)["disk"][1]
 
 
 def _startup(hospitals: Hospitals) -> Path:
@@ -290,33 +177,6 @@ def test_an_altered_ledger_is_seen(copied: Hospitals) -> None:
     assert states(copied)["ledger"][0] == "fault"
 
 
-class Listener:
-    """A TLS server with a certificate of the federation's server, or of another authority, for one connection."""
-
-    def __init__(self, certificate: Path, key: Path, trusted: Path, port: int) -> None:
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(certificate, key)
-        self.context.load_verify_locations(trusted)
-        self.context.verify_mode = ssl.CERT_REQUIRED
-        self.socket = socket.create_server(("127.0.0.1", port))
-        self.thread = threading.Thread(target=self._serve, daemon=True)
-        self.thread.start()
-
-    greeting = b"x"
-
-    def _serve(self) -> None:
-        plain, _ = self.socket.accept()
-        try:
-            with self.context.wrap_socket(plain, server_side=True) as secure:
-                secure.send(self.greeting)
-        except (ssl.SSLError, OSError):
-            plain.close()
-
-    def close(self) -> None:
-        self.thread.join(5)
-        self.socket.close()
-
-
 @pytest.fixture
 def listen(joined: Hospitals) -> Iterator:
     listeners: list[Listener] = []
@@ -398,6 +258,29 @@ def test_a_request_of_no_member_is_not_signed(
     (tmp_path / "nothing.zip").write_bytes(b"nothing")
     with pytest.raises(MilError, match="not a site's request"):
         kits.approve(joined.server, tmp_path / "nothing.zip")
+
+
+def test_a_second_key_of_a_site_is_signed_only_where_the_hospital_read_it_out(
+    copied: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever knows a site's name and organisation could send a request; formerly it was signed without a word."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = Path(copied.site("A").workspace) / "request" / "A" / "A.request.zip"
+    assert kits.approve(copied.server, first)  # the same key again, as after a lost file
+    second = kits.request(copied.elsewhere("A", tmp_path / "stranger"))
+    signed = Path(copied.server.workspace) / "signed" / "A.signed.zip"
+    before = signed.read_bytes()
+    for key, said in (
+        (None, "another key of A was signed before"),
+        (kits.request_fingerprint(first), "is about the key"),
+    ):
+        with pytest.raises(MilError, match=said):
+            kits.approve(copied.server, second, key=key)
+    assert signed.read_bytes() == before
+    told = ["provision", str(copied.folder / "server" / "server.yaml"), str(second)]
+    done = CliRunner().invoke(server, [*told, "--key", kits.request_fingerprint(second)], catch_exceptions=False)
+    assert f"reads out the same key: {kits.request_fingerprint(second)}" in done.output
+    assert signed.read_bytes() != before
 
 
 def test_certificates_are_made_once(joined: Hospitals) -> None:

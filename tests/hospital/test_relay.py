@@ -144,7 +144,8 @@ def test_a_snapshot_that_no_training_site_signed_is_refused(three: Hospitals, tm
     genuine = server.question()
     made_up.state = crafted(made_up.state, 12)
     made_up.progress.step -= 1
-    server.relay.before = state_files.snapshot(made_up)
+    state_files.save(made_up, tmp_path / "made_up")
+    server.relay.before = tmp_path / "made_up"
     with pytest.raises(PayloadError, match="0 of 3 sites signed the state"):
         Site.open(three.site("D")).answer(server.question())
     assert Site.open(three.site("D")).answer(genuine)  # the true one is taken

@@ -23,10 +23,11 @@ def run(
         answers, silent = {}, {}
         for name in server.asked:
             try:
-                answers[name] = sites[name].answer(question)
                 if files:
-                    (files / name).write_bytes(answers[name])
+                    sites[name].answer_file(question, files / name)
                     answers[name] = files / name
+                else:
+                    answers[name] = sites[name].answer(question)
             except MilError as error:
                 silent[name] = f"refused: {getattr(error, 'code', 'other')}"
         server.receive(answers, silent)

@@ -1,6 +1,7 @@
 """A real deployment on the loopback interface: FLARE's server and sites as processes, with certificates of their own."""
 
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -93,6 +94,11 @@ class Deployment:
             except psutil.NoSuchProcess:
                 continue
         return None
+
+    def freeze(self, side: str, number: int = signal.SIGSTOP) -> None:
+        """Stop everything of a side for a while; `signal.SIGCONT` lets it go on."""
+        for process in [self.processes[side], *self.processes[side].children(recursive=True)]:
+            process.send_signal(number)
 
     def kill(self, side: str) -> None:
         """kill -9 of everything of a side."""

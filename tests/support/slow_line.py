@@ -1,11 +1,14 @@
 """A hospital's line to the outside: a forward proxy (HTTP CONNECT) with a bandwidth and a latency, which can be cut."""
 
 import asyncio
+import random
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 CHUNK = 1 << 14
+PACKET, RETRY_S = 1448, 0.2
+"""Bytes of a packet, and seconds until a lost one is sent again (Linux's shortest wait)."""
 END = b"\r\n\r\n"
 
 
@@ -18,10 +21,15 @@ class Direction:
     free: float = 0.0
     """When the line has sent what it was given."""
     carried: int = 0
+    loss: float = 0.0
+    """Share of packets that are lost, and sent again after `RETRY_S`; what comes behind them waits, as with TCP."""
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
 
     def due(self, now: float, size: int) -> float:
         """When the last of `size` bytes that are given to the line now comes out at its other end."""
         self.free = max(now, self.free) + size / self.bytes_a_second
+        packets = -(-size // PACKET) if self.loss else 0
+        self.free += RETRY_S * any(self.chance.random() < self.loss for _ in range(packets))
         self.carried += size
         return self.free + self.delay_s
 

@@ -4,7 +4,9 @@ A job is short on purpose. It goes on from the checkpoint and ends when its roun
 answer is needed; what came of the run is said by the checkpoint and the ledger, never by FLARE's job status.
 """
 
+import contextlib
 import fcntl
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +26,11 @@ from mil.hospital.config import read_federation
 from mil.hospital.flare.pieces import READ, WHOLE, WRITE, Pieces
 from mil.hospital.flare.wire import SIZE, TASK, announcement, envelope, opened, own_file
 from mil.hospital.keys import PartyKey
-from mil.hospital.own_data import check_room
+from mil.hospital.own_data import check_room, disk_short
 from mil.hospital.parties import ServerSpec, read_own
+from mil.hospital.record import LedgerFile
 from mil.hospital.revocation import NAME, revoked_of, revoked_sites
-from mil.hospital.server import Server
+from mil.hospital.server import Server, SitesMissing
 
 POLL_S = 0.05
 
@@ -60,9 +63,11 @@ class RunController(Controller):
         protocol = read_federation(spec.federation)
         folder = Path(spec.workspace) / "runs" / self.run_name
         try:
-            if protocol.sha256 != self.spec_sha256:
-                raise MilError(f"{spec.federation} has changed since the job was submitted; submit it again")
-            with only_one(folder):
+            with only_one(folder), written_down(folder, self.run_name, spec):
+                if protocol.sha256 != self.spec_sha256:
+                    raise MilError(
+                        f"{spec.federation} has changed since the job was submitted; say `mil server run` again"
+                    )
                 workspace = Path(spec.workspace)
                 revoked = revoked_of(revoked_sites(workspace), protocol)
                 sent = (workspace / NAME).read_bytes() if (workspace / NAME).exists() else b""
@@ -79,7 +84,7 @@ class RunController(Controller):
         self, server: Server, spec: ServerSpec, revoked: dict[str, str], abort_signal: Signal, fl_ctx: FLContext
     ) -> None:
         present = {client.name for client in self._engine.get_clients()} - set(revoked)
-        timeout = server.protocol.rounds.timeout_s
+        timeout, silent_s = server.protocol.rounds.timeout_s, server.protocol.rounds.silent_s
         for _ in range(server.protocol.rounds.rounds_a_job + 1):  # the first question is who is there
             if server.kind == "done" or abort_signal.triggered:
                 return
@@ -91,15 +96,23 @@ class RunController(Controller):
             self.pieces.ask(question, there)
             size = question.stat().st_size
             message = envelope(question.read_bytes()) if size <= WHOLE else announcement(size)
-            silent |= self._ask(message, there, timeout, abort_signal, fl_ctx)
+            silent |= self._ask(message, there, timeout, silent_s, abort_signal, fl_ctx)
             if abort_signal.triggered:
                 return
+            if revoked_of(revoked_sites(Path(spec.workspace)), server.protocol) != revoked:
+                break  # the next job's first question brings every site the longer list; these answers are not used
             server.receive({site: blob for site, blob in self.answers.items() if not isinstance(blob, str)}, silent)
         if server.kind != "done":
             server.pause()
 
     def _ask(
-        self, question: Shareable, sites: list[str], timeout: float, abort_signal: Signal, fl_ctx: FLContext
+        self,
+        question: Shareable,
+        sites: list[str],
+        timeout: float,
+        silent_s: float,
+        abort_signal: Signal,
+        fl_ctx: FLContext,
     ) -> dict[str, str]:
         """Put the question to `sites`; their answers are in `self.answers`. Returns why the others gave none."""
         self.answers = {}
@@ -111,7 +124,8 @@ class RunController(Controller):
         gone: dict[str, str] = {}
         while not abort_signal.triggered:
             waiting = [site for site in sites if site not in self.answers]
-            gone = {site: "connection lost" for site in waiting if self.communicator.get_client_disconnect_time(site)}
+            why = f"connection lost: its process ended, or was not heard for {silent_s:g} s (silent_s)"
+            gone = {site: why for site in waiting if self.communicator.get_client_disconnect_time(site)}
             if len(gone) == len(waiting) or time.monotonic() > deadline:
                 break
             time.sleep(POLL_S)
@@ -128,6 +142,23 @@ class RunController(Controller):
                 path = self.pieces.answer(site, client_task.result.get(SIZE))
                 self.answers[site] = opened(client_task.result, path)
         client_task.result = None
+
+
+@contextmanager
+def written_down(folder: Path, run: str, spec: ServerSpec) -> Iterator[None]:
+    """What ends the job, and stands in the run's ledger in no other way, becomes a line `stopped` there, if there is room for it."""
+    try:
+        yield
+    except SitesMissing:  # has its line
+        raise
+    except Exception as error:
+        known = error if isinstance(error, MilError) else disk_short(error)
+        reason = str(known or f"an error of the program: {type(error).__name__}: {error}")
+        with contextlib.suppress(MilError):
+            ledger = LedgerFile(folder / "ledger.jsonl", "server", PartyKey(spec.workspace))
+            if json.loads(ledger.lines[-1])["event"] != "waiting":
+                ledger.add({"event": "stopped", "run": run, "reason": reason})
+        raise
 
 
 @contextmanager

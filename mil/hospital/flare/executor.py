@@ -9,8 +9,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from mil.errors import MilError
+from mil.files import file_name
 from mil.hospital.flare.pieces import WHOLE, ServerFiles
 from mil.hospital.flare.wire import MESSAGE, SIZE, TASK, announcement, envelope, own_file, refusal
+from mil.hospital.own_data import disk_short
 from mil.hospital.parties import SiteSpec, read_own
 from mil.hospital.payload import PayloadError, header
 from mil.hospital.site import Site
@@ -22,6 +24,7 @@ class SiteExecutor(Executor):
     def __init__(self) -> None:
         super().__init__()
         self.site: Site | None = None
+        self.run = ""
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Answer; whatever goes wrong at the site is told to the other side in one word, and to the site in full."""
@@ -35,30 +38,40 @@ class SiteExecutor(Executor):
             return refusal(getattr(error, "code", "data"))
         except Exception as error:  # noqa: BLE001  the engine would tell the coordinator nothing but its own code
             self.log_exception(fl_ctx, f"no answer: {type(error).__name__}: {error}", fire_event=False)
-            return refusal("fault")
+            return refusal("disk" if disk_short(error) else "fault")
 
     def _answered(self, message: bytes | int, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """The answer to a question, or to one of so many bytes that is fetched in pieces."""
+        asked: bytes | Path
         if isinstance(message, bytes):
-            found = self._opened(fl_ctx, message).answer(message)
+            site, asked = self._opened(fl_ctx, message), message
+            about = header(message, f"site {site.spec.site}, question")["values"]
+            self.run = file_name(str(about.get("run")))
         elif self.site is None:
             raise MilError("the first question of a job is who is there, which comes whole; refused")
         else:
-            most = self.site.max_bytes * (1 + 2 * len(self.site.protocol.training_sites))
+            site, asked = self.site, Path(self.site.spec.workspace) / "runs" / self.run / "question"
+            most = site.max_bytes * (1 + 2 * len(site.protocol.training_sites))
             if message > most:
                 raise PayloadError(
                     f"a question of {message:,} bytes, more than the {int(most):,} of max_mb_a_round; refused"
                 )
-            path = Path(self.site.spec.workspace) / "question"
-            files = ServerFiles(fl_ctx, abort_signal, self.site.protocol.rounds.timeout_s)
-            files.fetch(message, path)
-            found = self.site.answer(path)
-            path.unlink()
-        if len(found) <= WHOLE:
-            return envelope(found)
-        assert self.site is not None
-        ServerFiles(fl_ctx, abort_signal, self.site.protocol.rounds.timeout_s).send(found)
-        return announcement(len(found))
+            self._files(site, fl_ctx, abort_signal).fetch(message, asked)
+        path = Path(site.spec.workspace) / "runs" / self.run / "answer"
+        try:
+            site.answer_file(asked, path)
+            if (size := path.stat().st_size) <= WHOLE:
+                return envelope(path.read_bytes())
+            self._files(site, fl_ctx, abort_signal).send(path)
+            return announcement(size)
+        finally:
+            for used in (asked, path):
+                if isinstance(used, Path):
+                    used.unlink(missing_ok=True)
+
+    @staticmethod
+    def _files(site: Site, fl_ctx: FLContext, abort_signal: Signal) -> ServerFiles:
+        return ServerFiles(fl_ctx, abort_signal, site.protocol.rounds.timeout_s)
 
     def _opened(self, fl_ctx: FLContext, message: bytes) -> Site:
         if self.site is None:

@@ -4,6 +4,7 @@ coordinator: `make_authority` (the certificate authority, the server's kit, the 
 site:        `request` (key and signing request)  ->  coordinator: `approve`  ->  site: `join` (its kit, hardened)
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mil.errors import MilError
 from mil.files import write_text
@@ -127,11 +130,14 @@ def request(spec: SiteSpec) -> Path:
     return _request(Path(spec.workspace) / "request", protocol.federation, member)
 
 
-def approve(spec: ServerSpec, request_zip: Path, check: bool = True) -> Path:
-    """Sign a request; a site's must be of a member of the protocol. Returns what goes back to the site."""
+def approve(spec: ServerSpec, request_zip: Path, check: bool = True, key: str | None = None) -> Path:
+    """Sign a request; a site's must be of a member of the protocol. Returns what goes back to the site.
+
+    `key`: the fingerprint of the site's key, as the hospital read it out; needed where another key of the site was signed before.
+    """
     workspace = Path(spec.workspace)
     if check:
-        _check_member(request_zip, read_federation(spec.federation))
+        _check_key(workspace, _check_member(request_zip, read_federation(spec.federation)), request_zip, key)
     name = request_zip.name.removesuffix(".request.zip")
     signed = workspace / "signed" / f"{name}.signed.zip"
     signed.parent.mkdir(parents=True, exist_ok=True)
@@ -251,8 +257,34 @@ def _package(signed: Path, request_dir: Path, authority: str, kit: Path) -> Path
     return kit
 
 
-def _check_member(request_zip: Path, protocol: FederationSpec) -> None:
-    """Raise unless the request is of a site of the protocol and of its organisation."""
+def request_fingerprint(request_zip: Path) -> str:
+    """SHA-256 of the public key that a request is about, to be compared by telephone."""
+    try:
+        with zipfile.ZipFile(request_zip) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".csr")]
+            public = x509.load_pem_x509_csr(archive.read(name)).public_key()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise MilError(f"{request_zip}: is no signing request ({error}); it was not signed") from error
+    content = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return f"SHA256:{hashlib.sha256(content).digest().hex(':').upper()}"
+
+
+def _check_key(workspace: Path, site: str, request_zip: Path, told: str | None) -> None:
+    """Raise for another key than the hospital read out, and for a second key of a site of which nothing was read out."""
+    found, known = request_fingerprint(request_zip), workspace / "signed" / f"{site}.key"
+    if told is not None and told != found:
+        raise MilError(f"{request_zip}: is about the key {found}, not {told}; it was not signed")
+    before = known.read_text(encoding="utf-8").strip() if known.exists() else found
+    if before != found and told is None:
+        raise MilError(
+            f"{request_zip}: another key of {site} was signed before ({before}); where the hospital made a new one, let it read out "
+            "the fingerprint and give it with --key"
+        )
+    write_text(known, f"{found}\n")
+
+
+def _check_member(request_zip: Path, protocol: FederationSpec) -> str:
+    """The site of the protocol that a request is of; raise where it is of none, or of another organisation."""
     try:
         with zipfile.ZipFile(request_zip) as archive:
             stated = json.loads(archive.read("request.json"))
@@ -267,6 +299,7 @@ def _check_member(request_zip: Path, protocol: FederationSpec) -> None:
             f"{request_zip}: asks for '{name}' of '{organisation}' as {stated.get('cert_type')}, which is no site of the "
             f"federation ({', '.join(sorted(protocol.sites))}); it was not signed"
         )
+    return str(name)
 
 
 def _flare(*words: object) -> dict:

@@ -100,10 +100,11 @@ class ServerFiles:
                     raise PayloadError(f"the question of {size:,} bytes came in pieces that are none; refused")
                 file.write(content)
 
-    def send(self, content: bytes) -> None:
+    def send(self, path: Path) -> None:
         """The site's answer -> the server's file."""
-        for start in range(0, len(content), PIECE):
-            self._asked(WRITE, {START: start, MESSAGE: content[start : start + PIECE]})
+        with open(path, "rb") as file:
+            while content := file.read(PIECE):
+                self._asked(WRITE, {START: file.tell() - len(content), MESSAGE: content})
 
     def _asked(self, topic: str, values: dict) -> Shareable:
         deadline, wait_s = time.monotonic() + self.patience_s, WAIT_S

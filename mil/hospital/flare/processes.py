@@ -7,6 +7,7 @@ from pathlib import Path
 from mil.errors import MilError
 from mil.hospital.config import read_federation
 from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT, set_heartbeat
+from mil.hospital.own_data import alone
 from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
 
 Command = tuple[list[str], dict[str, str], Path]
@@ -34,11 +35,13 @@ def site_command(spec: SiteSpec) -> Command:
     return words, _environment(spec.threads), kit
 
 
-def become(command: Command) -> None:
-    """Replace this process by the command."""
+def become(command: Command, what: str) -> None:
+    """Replace this process by the command, unless another one on the same kit does `what` already."""
     words, environment, folder = command
-    os.chdir(folder)
-    os.execve(words[0], words, environment)
+    with alone(folder.parent / "running", 0.0, what) as lock:
+        os.set_inheritable(lock, True)  # the command holds it as long as it runs; what it starts does not
+        os.chdir(folder)
+        os.execve(words[0], words, environment)
 
 
 def _kit(path: Path, made_by: str) -> Path:

@@ -23,6 +23,7 @@ CODES = {
     "run": "the hospital has not agreed to the run",
     "data": "its data or settings do not allow it",
     "disk": "its ledger cannot be written, or its disk is short of free_gb",
+    "busy": "another process of the site is answering",
     "revoked": "a site of the question was revoked",
     "fault": "an error at the site, which its own log shows",
     "other": "another reason, which its ledger states",
