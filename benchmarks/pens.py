@@ -10,26 +10,19 @@ import sys
 import zipfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
+from drawn_ink import PENS, inked, with_ink
 from PIL import Image
 
 from mil.config import TissueSpec
 from mil.slides.slide import open_slide
 from mil.tissue import find_tissue
-from mil.tissue.contrast import glass_of
-from mil.tissue.ink import ink
 
 SHARED = Path(os.environ.get("MIL_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
-PENS = {
-    "red": [(215, 20, 40), (190, 30, 50), (230, 60, 70)],
-    "green": [(20, 140, 60), (0, 110, 70), (60, 160, 90)],
-    "blue": [(20, 60, 200), (40, 90, 220), (30, 40, 140), (10, 20, 90)],
-    "purple": [(120, 30, 150), (90, 20, 130)],
-    "black": [(25, 25, 30), (45, 45, 48), (10, 10, 10)],
-}
 PATCH = 50  # pixels of 4 microns
 TILE = re.compile(r"(\d+)_idx5_x(\d+)_y(\d+)_class")
 DRAWN_ON = 3  # patients' patches that pens are drawn on, beside the slides
@@ -62,10 +55,8 @@ def drawn_on(pixels: np.ndarray, colour: tuple[int, int, int], opacity: float) -
     share = strokes(pixels.shape[:2], tissue, stream)
     uneven = cv2.resize(stream.normal(0, 4, (12, 12)), pixels.shape[1::-1])[..., None]
     shade = np.clip(np.array(colour) + stream.uniform(-12, 12, 3) + uneven, 0, 255)
-    weight = opacity * share[..., None]
-    mixed = np.clip((1 - weight) * pixels + weight * shade + stream.normal(0, 1, pixels.shape), 0, 255).astype(np.uint8)
-    _, data = cv2.imencode(".jpg", mixed, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    seen, share = half(cv2.imdecode(data, cv2.IMREAD_COLOR)), half(share)
+    noisy = pixels + stream.normal(0, 1, pixels.shape)
+    seen, share = half(with_ink(noisy, share, shade, opacity)), half(share)
     found, kept = inked(seen), tissue_of(seen)
     grown = cv2.dilate(tissue.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     clean = tissue & (cv2.dilate(share, np.ones((11, 11), np.uint8)) < 0.02)
@@ -135,10 +126,6 @@ def on_glass(pixels: np.ndarray, noise: bool = False) -> np.ndarray:
     if not noise:
         grain[100:-100, 100:-100] = 0
     return np.clip(padded + grain, 0, 255).astype(np.uint8)
-
-
-def inked(pixels: np.ndarray) -> np.ndarray:
-    return np.any(ink(pixels, glass_of(pixels)[0], 8.0), axis=0)
 
 
 def tissue_of(pixels: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ LEAST_DENSITY = 0.12  # paler areas are glass, mucin, fat
 FLATTEST = 0.03  # largest relative contrast of ink that is followed from glass onto tissue
 FLAT = 0.4  # of the slide's usual contrast: no piece of SPECK_UM2 of 83 patients' tissue was as flat
 PINK = 158, 172  # hue (in 2 degrees) of colloid and mucin, which are as flat
+GREY = 20  # largest difference of the colours at which hue says nothing, of 255
 NEUTRAL = 30  # largest difference of the colours of black ink on glass, of 255
 LAST_HUES = 25, 92, 125, 160  # of red, green, blue and purple; red again beyond
 INKS = ("red", "green", "blue", "purple", "black")
@@ -87,7 +88,8 @@ def _on_every_second(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> tu
         hsv, neutral, {"smooth": smooth, "smoother": smoother, "smooth or beside glass": smooth | beside_bare}
     )
     speck_px = SPECK_UM2 / (STEP * mpp) ** 2
-    flat = dense & (contrast < min(FLATTEST, FLAT * usual)) & (cv2.inRange(hsv[..., 0], *PINK) == 0)
+    is_pink = (cv2.inRange(hsv[..., 0], *PINK) > 0) & (neutral > GREY)
+    flat = dense & (contrast < min(FLATTEST, FLAT * usual)) & ~is_pink
     for colour, mask in traced(lambda: _every_second(cv2.blur(thumbnail, (3, 3))), glass, flat, dense, speck_px):
         found[_name(colour, glass)] |= mask
     return np.stack([large_pieces(mask, speck_px) for mask in found]), dense & (contrast <= SMOOTH), dense

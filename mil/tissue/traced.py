@@ -21,6 +21,11 @@ NOISE = 8  # of 255
 BIN = 12
 MOST_INKS = 8
 LEAST_PIECE_PX = 16
+PATCHY_PX, LEAST_SHARE, PASSES = (
+    7,
+    0.5,
+    3,
+)  # of the square around a pixel, at least this share is ink too; judged so often
 CLOSED_PX = 5  # gaps of ink up to this many pixels are closed
 NEAR_PX = 21  # side of the square around a pixel in which bare glass must lie
 RING_PX = 15  # side of the square around a pixel that counts as beside it
@@ -42,12 +47,16 @@ def traced(
     for colour, seeds in sorted(_on_glass(shades, flat, dense, least_px), key=lambda one: -one[0].sum()):
         if done[seeds].mean() > 0.5:  # the same ink, over tissue
             continue
-        under = _as_under(shades, colour, glass) | seeds
+        like = under = _as_under(shades, colour, glass) | seeds
+        for _ in range(PASSES):  # tissue of such colours without ink is patchy, and what it leaves of itself more so
+            share = cv2.blur(under.astype(np.float32), (PATCHY_PX, PATCHY_PX))
+            under = (under & (share >= LEAST_SHARE)) | seeds
         closed = cv2.morphologyEx(under.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSED_PX,) * 2, np.uint8))
         number, labels = cv2.connectedComponents(closed, connectivity=8)
         joined = np.bincount(labels[seeds].ravel(), minlength=number) > 0
         joined[0] = False
         found = joined[labels.astype(np.intp, copy=False)]
+        found |= (cv2.dilate(found.astype(np.uint8), np.ones((CLOSED_PX,) * 2, np.uint8)) > 0) & like  # its border
         done |= found
         yield colour, found
 

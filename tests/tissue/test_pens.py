@@ -3,20 +3,13 @@
 import cv2
 import numpy as np
 import pytest
+from drawn_ink import PENS, inked, with_ink
 
 from mil.config import TissueSpec
 from mil.slides.slide import open_slide
 from mil.tissue import find_tissue
 from mil.tissue.contrast import glass_of
-from mil.tissue.ink import ink
 
-PENS = {
-    "red": [(215, 20, 40), (190, 30, 50), (230, 60, 70)],
-    "green": [(20, 140, 60), (0, 110, 70), (60, 160, 90)],
-    "blue": [(20, 60, 200), (40, 90, 220), (30, 40, 140), (10, 20, 90)],
-    "purple": [(120, 30, 150), (90, 20, 130)],
-    "black": [(25, 25, 30), (45, 45, 48)],
-}
 PAD = 40  # thumbnail pixels of bare glass around the slide
 
 
@@ -31,20 +24,13 @@ def thumbnail(shared):
     return padded
 
 
-def inked(pixels: np.ndarray) -> np.ndarray:
-    return np.any(ink(pixels, glass_of(pixels)[0], 8.0), axis=0)
-
-
 def with_stroke(pixels: np.ndarray, colour, opacity: float, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The picture with a stroke from glass over tissue to glass, soft at its edges, as JPEG; and the share of ink (h, w)."""
     share = np.zeros(pixels.shape[:2], np.float32)
     height, across = share.shape
     cv2.line(share, (5, height // 3), (across - 5, 2 * height // 3), 1, width, cv2.LINE_AA)
     share = cv2.GaussianBlur(share, (0, 0), 1)
-    weight = opacity * share[..., None]
-    drawn = np.rint((1 - weight) * pixels + weight * np.array(colour)).astype(np.uint8)
-    _, data = cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].copy(), share
+    return with_ink(pixels, share, np.array(colour), opacity), share
 
 
 @pytest.mark.parametrize("opacity", [0.6, 0.8])
@@ -102,3 +88,25 @@ def test_clusters_of_nuclei_and_eosin_with_the_texture_of_tissue_are_no_ink(thum
         inside = ((y - middle[0]) / 20) ** 2 + ((x - middle[1]) / 30) ** 2 < 1
         pixels = np.where(inside[..., None], np.clip(246 * np.exp(-density) - 1, 0, 255), thumbnail).astype(np.uint8)
         assert not inked(pixels).any()
+
+
+def test_grey_ink_of_the_hue_of_mucin_is_followed_onto_tissue(thumbnail):
+    """Black of 60 % on glass whose red exceeds its green by 5 of 255: a hue of 167, which says nothing of so grey a colour."""
+    tissue = find_tissue(thumbnail, 8.0, TissueSpec())
+    pixels, share = with_stroke(thumbnail, (35, 26, 31), 0.6, 40)
+    assert inked(pixels)[(share > 0.98) & tissue].mean() > 0.95
+
+
+def test_dark_tissue_beside_grey_ink_is_no_ink(shared):
+    """The slide's dark epithelium has the colours of pale tissue under grey ink, but in patches."""
+    with open_slide(shared / "data" / "slides" / "cmu-1-small-region.svs") as slide:
+        pixels = np.pad(slide.thumbnail(8.0), ((50, 50), (50, 50), (0, 0)), constant_values=243)
+    pixels[:50] = pixels[-50:] = np.clip(243 + np.random.default_rng(0).normal(0, 1.2, (50, *pixels.shape[1:])), 0, 255)
+    tissue = find_tissue(pixels, 8.0, TissueSpec())
+    for x in (90, 120, 150):
+        share = np.zeros(pixels.shape[:2], np.float32)
+        cv2.line(share, (x, 5), (x, len(pixels) - 5), 1, 30, cv2.LINE_AA)
+        found = inked(with_ink(pixels, cv2.GaussianBlur(share, (0, 0), 1), np.array((41, 38, 48)), 0.6))
+        clean = tissue & (cv2.dilate(share, np.ones((25, 25), np.uint8)) == 0)
+        assert found[clean].mean() < 0.02
+        assert found[(share == 1) & tissue].mean() > 0.9

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import imagecodecs
 import numpy as np
 
-from mil.slides.readers.codecs import Codec, Decode, inflate, jpeg, jpeg2000
+from mil.slides.readers.codecs import TABLES_END, Codec, Decode, inflate, jpeg, jpeg2000
 from mil.slides.readers.dicom import DEFLATED
 
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
@@ -101,6 +101,17 @@ def _by(decoder: Callable[..., np.ndarray]) -> Callable[[int, int], Decode]:
     return make
 
 
+def _jpeg_ls(height: int, width: int) -> Decode:
+    decode = _by(imagecodecs.jpegls_decode)(height, width)
+
+    def ended(stream: bytes, number: int, divisor: int) -> np.ndarray:
+        if not stream.rstrip(b"\0").endswith(TABLES_END):  # CharLS takes 7 s to notice
+            raise ValueError("the JPEG-LS stream ends early")
+        return decode(stream, number, divisor)
+
+    return ended
+
+
 def _lossless_jpeg(height: int, width: int) -> Decode:
     return jpeg(b"", False, height, width)
 
@@ -113,7 +124,7 @@ FRAMES: dict[str, Callable[[int, int], Decode]] = {
     "1.2.840.10008.1.2.5": _run_lengths,
     "1.2.840.10008.1.2.8.1": _deflated,
     **{f"1.2.840.10008.1.2.4.{last}": _lossless_jpeg for last in (57, 70)},
-    **{f"1.2.840.10008.1.2.4.{last}": _by(imagecodecs.jpegls_decode) for last in (80, 81)},
+    **{f"1.2.840.10008.1.2.4.{last}": _jpeg_ls for last in (80, 81)},
     **{f"1.2.840.10008.1.2.4.{last}": _by(imagecodecs.jpegxl_decode) for last in (110, 111, 112)},
     **{f"1.2.840.10008.1.2.4.{last}": _jpeg2000 for last in (90, 91, 201, 202, 203)},
 }
