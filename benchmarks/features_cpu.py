@@ -31,7 +31,7 @@ from mil import hdf5
 from mil.bench.slide import write_slide
 from mil.config import EncoderSpec
 from mil.encoders.build import build
-from mil.features import extract_shard
+from mil.features.shard import extract_shard
 from mil.progress import quiet
 from mil.slides.slide import open_slide
 

@@ -51,7 +51,7 @@ def extract(folder: Path, tiles: int) -> dict[str, float]:
     import pandas as pd
 
     from mil.config import EncoderSpec
-    from mil.features import extract_shard
+    from mil.features.shard import extract_shard
     from mil.progress import quiet
 
     slides = [{"slide_id": "s", "path": str(folder / "s.tif"), "state": "ok", "reason": "", "fingerprint": ""}]

@@ -31,6 +31,16 @@ def shared_recipe(attributes: Mapping[str, Any]) -> dict[str, object]:
     return told | ({"settings": ".".join(words)} if chosen else {})
 
 
+def up_to_date(path: Path, recipe: str) -> str | None:
+    """The checksum of the file at `path` if it is whole and made by `recipe`, else None."""
+    if not path.is_file():
+        return None
+    try:
+        return hdf5.verify(path) if hdf5.attributes(path).get("recipe") == recipe else None
+    except CorruptFile:
+        return None
+
+
 def require_slide(path: Path, slide_id: str, attributes: Mapping[str, Any]) -> None:
     """`CorruptFile` where the file is of another slide, or not the one that the manifests of its folder list."""
     stated = attributes.get("slide_id", slide_id)

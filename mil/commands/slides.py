@@ -241,7 +241,7 @@ def extract(
 ) -> None:
     """Compute the features of every tile of a shard's slides with a frozen encoder."""
     from mil.config import EncoderSpec, read_spec
-    from mil.features import extract_shard
+    from mil.features.shard import extract_shard
     from mil.tables import read_table, write_table
 
     reporter = reporter_of(log)

@@ -15,9 +15,9 @@ from mil.convert.foreign import READERS, Foreign, ForeignFeatures
 from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
 from mil.features.identity import check_made_by
-from mil.features.tiling import up_to_date
 from mil.files import check_id, file_name, reason_of, sha256_of
 from mil.progress import Reporter
+from mil.provenance import up_to_date
 from mil.schemas import MANIFEST
 from mil.version import __version__
 

@@ -21,11 +21,12 @@ from mil.features.pipeline import Pipeline
 from mil.features.plan import Work
 from mil.features.profile import Profile
 from mil.features.stain import estimate
-from mil.features.tiling import Tiling, up_to_date
+from mil.features.tiling import Tiling
 from mil.features.writing import FeatureWriter
 from mil.files import check_id, file_name
 from mil.machine import cores
 from mil.progress import Reporter, Steps
+from mil.provenance import up_to_date
 from mil.schemas import MANIFEST
 from mil.slides.fingerprint import require_same
 from mil.version import __version__

@@ -74,13 +74,3 @@ class Tiling:
         if encoder_version > 1:
             ingredients["encoder_version"] = encoder_version
         return digest_of(ingredients)
-
-
-def up_to_date(path: Path, recipe: str) -> str | None:
-    """The checksum of the file at `path` if it is whole and made by `recipe`, else None."""
-    if not path.is_file():
-        return None
-    try:
-        return hdf5.verify(path) if hdf5.attributes(path).get("recipe") == recipe else None
-    except CorruptFile:
-        return None

@@ -9,9 +9,10 @@ import pandas as pd
 
 from mil import hdf5
 from mil.config import TileSpec
-from mil.errors import CorruptFile, SlideError
+from mil.errors import SlideError
 from mil.files import check_id, digest_of, file_name, sha256_of, write_text
 from mil.progress import Reporter
+from mil.provenance import up_to_date
 from mil.schemas import MANIFEST
 from mil.slides.fingerprint import fingerprint, require_same, size_of
 from mil.slides.isolation import isolated
@@ -82,7 +83,7 @@ def _row(
     try:
         mask = mask_of(slide_id, spec)
         wanted = recipe(spec, str(slide["fingerprint"]), override_of(slide), sha256_of(mask) if mask else "")
-        checksum = _up_to_date(target, wanted) if picture.is_file() else None
+        checksum = up_to_date(target, wanted) if picture.is_file() else None
         if checksum is None:
             target.unlink(missing_ok=True)
             arguments = (dict(slide), spec, mask, wanted, target, picture, threads)
@@ -145,16 +146,6 @@ def _mask_size(slide: Slide, spec: TileSpec) -> tuple[int, int]:
     per_x, per_y = slide.level0_px(spec.tissue.mpp)
     width, height = (min(max(round(size), 1), MAX_MASK_PX) for size in (slide.width / per_x, slide.height / per_y))
     return width, height
-
-
-def _up_to_date(target: Path, wanted: str) -> str | None:
-    """The checksum of a finished file of the same recipe; None where there is none."""
-    if not target.is_file():
-        return None
-    try:
-        return hdf5.verify(target) if hdf5.attributes(target).get("recipe") == wanted else None
-    except CorruptFile:
-        return None
 
 
 def _write(

@@ -15,7 +15,7 @@ from test_leaks import ENDPOINT, cohort
 from typer.testing import CliRunner
 
 from mil.bags.table import deal_folds
-from mil.baselines.curves import _ridge, _wins
+from mil.baselines.curves import _ridge
 from mil.baselines.inputs import fused, late_fusion, permuted
 from mil.baselines.protocol import run_protocol
 from mil.cli import app
@@ -241,7 +241,7 @@ def test_permuted_labels_are_judged_by_pairs_of_one_site():
     stream = rng(0, "wins")
     scores, labels = stream.integers(0, 4, (3, 30)).astype(float), stream.integers(0, 2, (3, 30)).astype(float)
     sites = np.array(["A", "B", "C"])[stream.integers(0, 3, 30)]
-    wins, pairs = _wins(scores, labels, sites)
+    wins, pairs = ranking.pairs_within(scores, labels, sites)
     for number in range(3):
         score, label = scores[number], labels[number]
         both = (sites[:, None] == sites) & (label[:, None] > label)

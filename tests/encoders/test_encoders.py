@@ -11,7 +11,7 @@ from mil.encoders.state import from_huggingface, from_old_swin, load_huggingface
 from mil.encoders.table import ENCODERS
 from mil.encoders.vit import Vit
 from mil.errors import MilError
-from mil.features import EncoderEngine
+from mil.features.engine import EncoderEngine
 
 # Model cards, papers and the authors' code, written down apart from the registry: width, input, normalisation, interpolation,
 # side before the middle is cut out, microns a pixel, published parameters (to the digits given; none: none were).

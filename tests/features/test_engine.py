@@ -19,10 +19,11 @@ from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.encoders.entry import Encoder
 from mil.errors import MilError
-from mil.features import EncoderEngine, extract_shard
 from mil.features.accelerate import pays_from
 from mil.features.device import best_device, claimed
+from mil.features.engine import EncoderEngine
 from mil.features.profile import Profile
+from mil.features.shard import extract_shard
 from mil.progress import Reporter
 from mil.tables import write_table
 

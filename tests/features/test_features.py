@@ -12,9 +12,10 @@ from mil import hdf5
 from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.errors import MilError
-from mil.features import EncoderEngine, extract_shard
+from mil.features.engine import EncoderEngine
 from mil.features.plan import parts_of
 from mil.features.readers import ProcessReaders, SharedMemory, ThreadReaders
+from mil.features.shard import extract_shard
 from mil.progress import quiet
 from mil.schemas import MANIFEST
 from mil.slides.fingerprint import fingerprint

@@ -16,7 +16,7 @@ from mil import hdf5
 from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.errors import MilError
-from mil.features import extract_shard
+from mil.features.shard import extract_shard
 from mil.progress import quiet
 from mil.slides.fingerprint import fingerprint
 from mil.training.store import FeatureStore

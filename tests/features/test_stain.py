@@ -12,7 +12,7 @@ from PIL import Image
 
 from mil import hdf5
 from mil.config import EncoderSpec
-from mil.features import extract_shard
+from mil.features.shard import extract_shard
 from mil.features.stain import (
     TARGET_MEAN,
     TARGET_SD,

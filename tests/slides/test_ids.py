@@ -7,7 +7,7 @@ import pandas as pd
 from feature_slides import SPEC, write_slide
 
 from mil.config import EncoderSpec, SlidesSpec
-from mil.features import extract_shard
+from mil.features.shard import extract_shard
 from mil.features.validate import validate
 from mil.predictions.attention import write_attention
 from mil.progress import quiet

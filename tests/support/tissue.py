@@ -8,7 +8,7 @@ from hospitals import PROTOCOL, Hospitals, make_hospitals
 
 from mil.bags.table import deal_folds
 from mil.config import EncoderSpec, SlidesSpec, TileSpec
-from mil.features import extract_shard
+from mil.features.shard import extract_shard
 from mil.progress import quiet
 from mil.slides.check import check_slides
 from mil.slides.sheet import read_cohort
