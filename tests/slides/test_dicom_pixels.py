@@ -242,6 +242,7 @@ REFUSED = {
     "one colour": ("not_a_slide", {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}, "red, green and blue of 8 bits"),
     "16 bits": ("not_a_slide", {"BitsAllocated": 16, "BitsStored": 12}, "red, green and blue of 8 bits"),
     "palette": ("unsupported", {"PhotometricInterpretation": "PALETTE COLOR"}, "colours PALETTE COLOR) cannot be read; convert it: with wsidicom"),
+    "halved chroma": ("unsupported", {"PhotometricInterpretation": "YBR_FULL_422"}, "colours YBR_FULL_422) cannot be read"),
     "planes": ("unsupported", {"TotalPixelMatrixFocalPlanes": 3}, "TotalPixelMatrixFocalPlanes 3"),
     "parts": ("unsupported", {"InConcatenationTotalNumber": 2}, "InConcatenationTotalNumber 2"),
     "frames": ("unreadable", {"NumberOfFrames": 7}, "lists 7 frames for 6 tiles"),
@@ -293,6 +294,15 @@ def test_a_file_that_is_cut_off_or_damaged_ends_in_a_line(tmp_path, syntax, enco
         state, reason = state_of(path)
         assert state == "ok" or reason.startswith("a.dcm: ")
         assert "\n" not in reason
+
+
+def test_an_element_of_a_wrong_length_ends_in_a_line(tmp_path):
+    write(tmp_path / "a.dcm", JPEG_LS, imagecodecs.jpegls_encode)
+    whole, columns = (tmp_path / "a.dcm").read_bytes(), struct.pack("<HH2sH", 0x48, 6, b"UL", 4)
+    (tmp_path / "a.dcm").write_bytes(whole.replace(columns, columns[:6] + struct.pack("<H", 255), 1))
+    state, reason = state_of(tmp_path / "a.dcm")
+    assert (state, len(reason) < 200) == ("unreadable", True)
+    assert "its DICOM structure is broken (Expected total bytes" in reason
 
 
 def test_a_bomb_in_a_deflated_header_is_not_inflated(tmp_path):

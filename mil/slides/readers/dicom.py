@@ -107,6 +107,14 @@ def elements(
     return filereader.read_partial(file, stop_when=stop_when, specific_tags=tags)
 
 
+def header_errors() -> tuple[type[Exception], ...]:
+    """What pydicom raises on headers that are not what they should be."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    others = OSError, EOFError, AttributeError, NotImplementedError, OverflowError, RecursionError
+    return InvalidDicomError, BytesLengthException, *DECODE_ERRORS, *others
+
+
 def _flavours(kind: str) -> set[str]:
     return set(kind.upper().split("\\"))
 
@@ -116,7 +124,6 @@ def _header(path: Path) -> dict[str, str]:
 
     Reading stops behind them, long before the pixels and the tables of frames.
     """
-    from pydicom.errors import BytesLengthException, InvalidDicomError
 
     def is_behind(tag: int, _: str | None, length: int) -> bool:
         return tag > SERIES or (length > LONGEST_BYTES and length != 0xFFFFFFFF)
@@ -127,15 +134,6 @@ def _header(path: Path) -> dict[str, str]:
             warnings.simplefilter("ignore")  # odd values in elements that are not looked at
             found = elements(*opened(path, file, io.BytesIO(), LONGEST_BYTES), names, is_behind)
             values = {name: found.get(name) or "" for name in names}
-    except (
-        InvalidDicomError,
-        BytesLengthException,
-        *DECODE_ERRORS,
-        OSError,
-        AttributeError,
-        NotImplementedError,
-        EOFError,
-        RecursionError,
-    ):
+    except header_errors():
         return dict.fromkeys(names, "")
     return {name: value if isinstance(value, str) else "\\".join(map(str, value)) for name, value in values.items()}

@@ -18,25 +18,35 @@ IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 NATIVE = {IMPLICIT, EXPLICIT, DEFLATED}
 """Transfer syntaxes whose pixels lie in the data set as they are; the last is deflated as a whole."""
 LOSSY_JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
-COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "XYB"}
+JPEG2000 = {f"1.2.840.10008.1.2.4.{last}" for last in (90, 91, 201, 202, 203)}
+JPEG_XL = {f"1.2.840.10008.1.2.4.{last}" for last in (110, 111, 112)}
 ITEM, END = 0xE000FFFE, 0xE0DDFFFE  # tags of a fragment and of the end of all, as they lie in the file
 
 
 def frame_codec(syntax: str, photometric: str, planar: int, height: int, width: int) -> Codec | None:
     """The codec of frames (`height`, `width`, 3) of 8 bits, by DICOM's names of the transfer syntax and the colours; None where there is
     none. `planar` is 1 where the colours of a native frame are stored apart."""
-    if photometric not in COLOURS:
+    if photometric not in _colours_of(syntax):
         return None
     if syntax in LOSSY_JPEG:
         return Codec(_joined(jpeg(b"", photometric != "RGB", height, width)), (2, 4, 8))
     if syntax in NATIVE:
-        decode = _native(planar, height, width) if photometric in {"RGB", "YBR_FULL"} else None
+        decode = _native(planar, height, width)
     else:
         make = FRAMES.get(syntax)
         decode = None if make is None else _joined(make(height, width))
     if decode is None:
         return None
     return Codec(_as_rgb(decode) if photometric == "YBR_FULL" else decode)
+
+
+def _colours_of(syntax: str) -> set[str]:
+    """The colours that frames of this transfer syntax may have; of others a decoder's pixels would be taken for red, green and blue."""
+    if syntax in JPEG_XL:
+        return {"RGB", "YBR_FULL_422", "XYB"}
+    return {"RGB", "YBR_FULL"} | (
+        {"YBR_RCT", "YBR_ICT"} if syntax in JPEG2000 else {"YBR_FULL_422"} if syntax in LOSSY_JPEG else set()
+    )
 
 
 def _joined(decode: Decode) -> Decode:
@@ -125,7 +135,7 @@ FRAMES: dict[str, Callable[[int, int], Decode]] = {
     "1.2.840.10008.1.2.8.1": _deflated,
     **{f"1.2.840.10008.1.2.4.{last}": _lossless_jpeg for last in (57, 70)},
     **{f"1.2.840.10008.1.2.4.{last}": _jpeg_ls for last in (80, 81)},
-    **{f"1.2.840.10008.1.2.4.{last}": _by(imagecodecs.jpegxl_decode) for last in (110, 111, 112)},
-    **{f"1.2.840.10008.1.2.4.{last}": _jpeg2000 for last in (90, 91, 201, 202, 203)},
+    **dict.fromkeys(JPEG_XL, _by(imagecodecs.jpegxl_decode)),
+    **dict.fromkeys(JPEG2000, _jpeg2000),
 }
 """By transfer syntax (DICOM PS3.6, table A-1), what decodes the frames that are not native and not lossy JPEG."""

@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, cast
 
 from mil.errors import SlideError
 from mil.slides.readers import MAX_PIXELS, Header, levels_alike, levels_of
-from mil.slides.readers.codecs import DECODE_ERRORS, Codec
-from mil.slides.readers.dicom import CONVERT_DICOM, elements, flavours_of, opened, siblings
+from mil.slides.readers.codecs import Codec
+from mil.slides.readers.dicom import CONVERT_DICOM, elements, flavours_of, header_errors, opened, siblings
 from mil.slides.readers.dicom_codecs import frame_codec
 from mil.slides.readers.dicom_frames import frame_grid
 from mil.slides.readers.grids import GridReader
@@ -16,6 +16,7 @@ from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
 from mil.slides.scale import number
 
 PIXELS = 0x7FE0_0010
+LONGEST_REASON = 100  # letters; pydicom lists all bytes of an element that it cannot read
 MOST_INFLATED = 2**32  # bytes of a data set that is deflated as a whole; pixels beyond them are said to be cut off
 NOT_LEVELS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
 NAMES = [
@@ -41,7 +42,6 @@ NAMES = [
 ]
 ALONE = ("TotalPixelMatrixFocalPlanes", "NumberOfOpticalPaths", "InConcatenationTotalNumber")
 """Elements of which more than 1 means several pictures of the same area, or one level in several files."""
-DICOM_ERRORS = (*DECODE_ERRORS, OSError, EOFError, AttributeError, NotImplementedError, OverflowError, RecursionError)
 
 
 class DicomReader(GridReader):
@@ -72,9 +72,9 @@ class DicomReader(GridReader):
         except SlideError:
             self.close()
             raise
-        except DICOM_ERRORS as error:
+        except header_errors() as error:
             self.close()
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
             raise SlideError(
                 "unreadable", f"{path.name}: its DICOM structure is broken ({reason}); copy it again"
             ) from error
