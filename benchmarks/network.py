@@ -65,20 +65,23 @@ def disturbed(
     hospitals: Hospitals, deployment: Deployment, lines: Mapping[str, SlowLine], cut_s: float, loss: float
 ) -> None:
     """Print what a cut and lost packets cost a whole run."""
-    seconds = {"whole": cut(hospitals, deployment, "whole", lines["A"], 0.0)}
-    seconds["cut"] = cut(hospitals, deployment, "cut", lines["A"], cut_s)
-    for line in lines.values():
-        line.up.loss = line.down.loss = loss
-    seconds["lossy"] = cut(hospitals, deployment, "lossy", lines["A"], 0.0)
-    said = {"whole": "undisturbed", "cut": f"A's line cut for {cut_s:g} s", "lossy": f"{loss:.0%} of packets lost"}
     print("| | s a run | jobs | rounds that were asked again | models |")
     print("|---|---|---|---|---|")
-    for name, words in said.items():
+
+    def row(words: str, name: str, seconds: float) -> None:
         entries = deployment.ledger(name)
         jobs = sum(entry["event"] in {"started", "resumed"} for entry in entries)
         again = sum(entry["event"] in {"waiting", "lost"} for entry in entries)
         last = [entry for entry in entries if entry["event"] == "answered"][-1]
-        print(f"| {words} | {seconds[name]:.0f} | {jobs} | {again} | {last['global_sha256'][:8]} |", flush=True)
+        print(f"| {words} | {seconds:.0f} | {jobs} | {again} | {last['global_sha256'][:8]} |", flush=True)
+
+    row("undisturbed", "whole", cut(hospitals, deployment, "whole", lines["A"], 0.0))
+    if cut_s:
+        row(f"A's line cut for {cut_s:g} s", "cut", cut(hospitals, deployment, "cut", lines["A"], cut_s))
+    if loss:
+        for line in lines.values():
+            line.up.loss = line.down.loss = loss
+        row(f"{loss:.0%} of packets lost", "lossy", cut(hospitals, deployment, "lossy", lines["A"], 0.0))
 
 
 def main() -> None:
