@@ -184,6 +184,9 @@ def test_a_site_that_runs_other_code_is_refused(deployment: Deployment, tmp_path
         hospital.run(deployment.hospitals.server, "mismatch", quiet(), 300, rehearse=False)
     refused = (Path(deployment.hospitals.site("B").workspace) / "ledger.jsonl").read_text().splitlines()[-1]
     assert "code_sha256" in json.loads(refused)["reason"]
+    deployment.kill("B")
+    deployment.start("B")
+    deployment.wait_for("B")
 
 
 def shown(deployment: Deployment, run: str) -> tuple[str, dict[str, list]]:
