@@ -14,7 +14,7 @@ from mil.convert import readers as _entered  # noqa: F401  the readers enter the
 from mil.convert.foreign import READERS, Foreign, ForeignFeatures
 from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
-from mil.features.identity import check_made_by
+from mil.features.identity import check_made_by, names
 from mil.files import check_id, file_name, reason_of, sha256_of
 from mil.progress import Reporter
 from mil.provenance import up_to_date
@@ -127,7 +127,7 @@ def _convert_one(layout: str, slide_id: str, path: Path, source: ForeignFeatures
 def read_expected(layout: str, path: Path, source: ForeignFeatures) -> Foreign:
     """The features of one slide; a `MilError` where another encoder than `source.expected` made them."""
     foreign = READERS[layout].read(path, source)
-    if source.weights_sha256 is not None and source.encoder is not None:
+    if source.encoder is not None and (source.weights_sha256 is not None or names(foreign.encoder, source.encoder)):
         foreign = replace(foreign, encoder=source.encoder)
     if source.expected is None:
         return foreign

@@ -23,9 +23,9 @@ class ForeignFeatures:
 
     folder: Path
     encoder: str | None = None
-    """Name of the encoder; where the files name it, they come first, unless `weights_sha256` is given."""
+    """Name of the encoder; where the files name another one, they come first, unless `weights_sha256` is given."""
     mpp: float | None = None
-    """Microns a level-0 pixel of the slides; needed where coordinates are in microns or DeepZoom addresses."""
+    """Microns a level-0 pixel of the slides; without it coordinates in microns and DeepZoom addresses give no corners."""
     tile_mpp: float | None = None
     """Microns a pixel of the tiles, where the files do not say."""
     weights_sha256: str | None = None

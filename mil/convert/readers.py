@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from mil.convert.foreign import (
 )
 from mil.errors import CorruptFile, MilError
 
-MARUGOTO_SIDE_UM, MARUGOTO_SIDE_PX = 256.0, 224  # tiles of marugoto and of early STAMP
-DEEPZOOM_TILE_PX = 224  # tiles of HistoSSLscaling, which stores their DeepZoom addresses
+STAMP_SIDE_PX = 224  # of tiles of marugoto and of STAMP, where a file states no other
+DEEPZOOM_TILE_PX, DEEPZOOM_TILE_MPP = 224, 0.5  # all tiles of HistoSSLscaling, which stores their DeepZoom addresses
 
 
 def _trident(path: Path, source: ForeignFeatures) -> Foreign:
@@ -86,7 +87,7 @@ def clam_tiling(path: Path) -> tuple[np.ndarray, int, float]:
 def _stamp(path: Path, source: ForeignFeatures) -> Foreign:
     """STAMP's and marugoto's `{slide}.h5`: feats, coords in microns (`unit`), or in tile pixels where no unit is given.
 
-    Rows that early STAMP marked as augmented are left out. Without the slides' mpp, coordinates are in the tiles' pixels.
+    Rows that early STAMP marked as augmented are left out. Without the slides' mpp no corner in level-0 pixels is known.
     """
     arrays, attributes = hdf5.read_foreign(path, "feats", "patch_embeddings", "coords", "augmented")
     features = _needed(arrays, "feats" if "feats" in arrays else "patch_embeddings", path)
@@ -96,17 +97,27 @@ def _stamp(path: Path, source: ForeignFeatures) -> Foreign:
             raise CorruptFile(f"{path}: augmented is {arrays['augmented'].shape} for {len(features)} tiles")
         kept = ~arrays["augmented"].astype(bool)
         features, coords = features[kept], None if coords is None else coords[kept]
-    side_um = number(about, "tile_size_um", path) or number(about, "tile_size", path) or MARUGOTO_SIDE_UM
-    side_px = whole(about, "tile_size_px", path) or MARUGOTO_SIDE_PX
-    tile_mpp = source.tile_mpp or side_um / side_px
-    mpp = source.mpp or tile_mpp
+    side_um = number(about, "tile_size_um", path) or number(about, "tile_size", path)
+    side_px = whole(about, "tile_size_px", path) or STAMP_SIDE_PX
+    if source.tile_mpp is None and side_um is None:
+        raise MilError(
+            f"{path}: does not state the size of its tiles (tile_size_um); give their microns a pixel with `tile_mpp`, "
+            f"for tiles of 256 microns in {side_px} pixels {256 / side_px:.6g}"
+        )
+    tile_mpp = source.tile_mpp or (side_um or 0.0) / side_px
+    if (unit := about.get("unit")) is not None and text(about, "unit") != "um":
+        raise CorruptFile(f"{path}: its coordinates are in {str(unit)[:40]!r}, not in microns ('um')")
+    named = _encoder(text(about, "extractor") or text(about, "encoder") or source.encoder, path)
     if coords is not None:
-        if (unit := about.get("unit")) is not None and text(about, "unit") != "um":
-            raise CorruptFile(f"{path}: its coordinates are in {str(unit)[:40]!r}, not in microns ('um')")
-        to_level0 = (1 if unit else tile_mpp) / mpp
-        coords = checked_coords(_scaled(coords, to_level0), len(features), path)
-    named = text(about, "extractor") or text(about, "encoder") or source.encoder
-    return Foreign(features, coords, _encoder(named, path), side_px, tile_mpp, mpp, side_px * tile_mpp / mpp)
+        coords = checked_coords(_scaled(coords, (1 if unit else tile_mpp) / (source.mpp or 1)), len(features), path)
+    return _placed(Foreign(features, coords, named, side_px, tile_mpp, source.mpp))
+
+
+def _placed(foreign: Foreign) -> Foreign:
+    """With the tiles' side in level-0 pixels; without corners where the slide's mpp is not known."""
+    if foreign.mpp is None:
+        return replace(foreign, coords=None)
+    return replace(foreign, side_level0=(foreign.size_px or 0) * (foreign.tile_mpp or 0.0) / foreign.mpp)
 
 
 def _histossl(path: Path, source: ForeignFeatures) -> Foreign:
@@ -114,15 +125,14 @@ def _histossl(path: Path, source: ForeignFeatures) -> Foreign:
     table = _npy(path)
     if table.ndim != 2 or table.shape[1] <= 3:
         raise CorruptFile(f"{path}: is {table.shape}, not (tiles, 3 + width)")
-    tile_mpp = source.tile_mpp or 0.5
-    mpp = source.mpp or tile_mpp
-    side = DEEPZOOM_TILE_PX * tile_mpp / mpp
+    tile_mpp = source.tile_mpp or DEEPZOOM_TILE_MPP
+    side = DEEPZOOM_TILE_PX * tile_mpp / (source.mpp or 1)
     features, addresses = checked_features(table[:, 3:], path), table[:, :3]
     if (addresses[1:, 0] != addresses[:-1, 0]).any() or (addresses < 0).any() or (addresses % 1 != 0).any():
         raise CorruptFile(f"{path}: its first three columns are not the DeepZoom addresses of one level: level, x, y")
     coords = checked_coords(_scaled(addresses[:, 1:], side), len(table), path)
     named = source.encoder or path.parent.parent.parent.name  # {encoder}/{data set}/{slide}/features.npy
-    return Foreign(features, coords, _encoder(named, path), DEEPZOOM_TILE_PX, tile_mpp, mpp, side)
+    return _placed(Foreign(features, coords, _encoder(named, path), DEEPZOOM_TILE_PX, tile_mpp, source.mpp))
 
 
 def _slide2vec(path: Path, source: ForeignFeatures) -> Foreign:

@@ -62,10 +62,14 @@ def check_made_by(spec: EncoderSpec, key: str, stated: Mapping[str, Any], width:
     made_by, own = str(stated.get("encoder") or ""), stated.get("spec")
     known = {_plain(name) for name in (spec.name, re.sub(r":.*/", ":", spec.name), key)}  # files state no folder
     if _plain(made_by) not in known:
+        way_out = (
+            f"if that is {spec.name}, state `encoder: {spec.name}` for the site under `slides.features`"
+            if names(made_by, spec.name)
+            else f"add `{made_by}: {{name: {_registered(made_by)}}}` under `encoders:` and set `encoder: {made_by}` in the experiments"
+        )
         raise MilError(
             f"{where}: its features are of encoder '{made_by}' ({width} numbers a tile), but the cohort's encoder '{key}' is "
-            f"{spec.name}; add `{made_by}: {{name: {_registered(made_by)}}}` under `encoders:` and set `encoder: {made_by}` in "
-            "the experiments"
+            f"{spec.name}; {way_out}"
         )
     entry = ENCODERS[spec.name] if ":" not in spec.name and spec.name in ENCODERS else None
     if entry is not None and width != entry.width:
@@ -86,6 +90,20 @@ def check_made_by(spec: EncoderSpec, key: str, stated: Mapping[str, Any], width:
         )
 
 
+def names(made_by: str, name: str) -> bool:
+    """Whether what a tool wrote of an encoder holds `name` as words of it, and no longer name of a registered encoder.
+
+    `STAMP-extract_ctranspath-7c998680` names `ctranspath`; `virchow2` does not name `virchow`.
+    """
+    longer = (one for one in ENCODERS if _plain(name) in _plain(one) and _plain(one) != _plain(name))
+    words = f" {' '.join(_words(name))} "
+    return words in f" {' '.join(_words(made_by))} " and not any(_plain(one) in _plain(made_by) for one in longer)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name.casefold())
+
+
 def _plain(name: str) -> str:
     return "".join(sign for sign in name.casefold() if sign.isalnum())
 
@@ -93,4 +111,5 @@ def _plain(name: str) -> str:
 def _registered(name: str) -> str:
     """The registered encoder that is most like a name of another tool; the name itself where none is."""
     longer = [one for one in ENCODERS if _plain(one).startswith(_plain(name))]
-    return next(iter(longer or difflib.get_close_matches(name, list(ENCODERS), n=1, cutoff=0.5)), name)
+    held = [one for one in ENCODERS if names(name, one)]
+    return next(iter(longer or held or difflib.get_close_matches(name, list(ENCODERS), n=1, cutoff=0.5)), name)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from foreign_features import COORDS, FEATURES, LAYOUTS, atlaspatch, clam, slide2vec, stamp, trident
 
 from mil import convert, hdf5
+from mil.config import EncoderSpec
 from mil.convert.convert import convert_in, convert_out
 from mil.convert.foreign import READERS, ForeignFeatures
 from mil.convert.readers import clam_tiling
 from mil.convert.writers import WRITERS
 from mil.errors import MilError
+from mil.features.identity import names
 from mil.progress import quiet
 
 
@@ -130,6 +133,44 @@ def test_real_files_of_stamp(shared, tmp_path):
         assert len(np.unique(coords, axis=0)) == len(coords)  # the augmented copies are gone
         assert (coords % (224 * 8) == 0).all()
         assert hdf5.attributes(tmp_path / f"{slide_id}.h5")["encoder"].endswith("ctranspath-7c998680")
+
+
+def test_what_real_files_of_stamp_do_not_state_is_not_guessed(shared, tmp_path):
+    folder = shared / "data/mil/stamp_ctranspath_h5"
+    with pytest.raises(
+        MilError, match=r"does not state the size of its tiles .* give their microns a pixel with `tile_mpp`"
+    ):
+        convert_in("stamp", ForeignFeatures(folder, mpp=0.25), tmp_path, quiet())
+    convert_in("stamp", ForeignFeatures(folder, tile_mpp=2.0), tmp_path, quiet())
+    about = hdf5.attributes(next(tmp_path.glob("*.h5")))
+    assert (about["tile_mpp"], about["mpp"], about["coords_known"]) == (2.0, "", 0)
+
+
+def test_a_stated_encoder_counts_where_the_files_name_it_in_their_own_way(shared, tmp_path):
+    source = ForeignFeatures(
+        shared / "data/mil/stamp_ctranspath_h5", tile_mpp=2.0, expected=("ctp", EncoderSpec(name="ctranspath"))
+    )
+    with pytest.raises(MilError, match="if that is ctranspath, state `encoder: ctranspath` for the site"):
+        convert_in("stamp", source, tmp_path, quiet())
+    convert_in("stamp", replace(source, encoder="ctranspath"), tmp_path, quiet())
+    assert {hdf5.attributes(path)["encoder"] for path in tmp_path.glob("*.h5")} == {"ctranspath"}
+    with pytest.raises(MilError, match=r"add `STAMP-extract.*: {name: ctranspath}` under `encoders:`"):
+        convert_in("stamp", replace(source, expected=("uni", EncoderSpec(name="uni"))), tmp_path, quiet())
+
+
+@pytest.mark.parametrize(
+    ("made_by", "name", "held"),
+    [
+        ("STAMP-extract-001_xiyuewang-ctranspath-7c998680", "ctranspath", True),
+        ("uni_v1", "uni", True),
+        ("conch_v1_5", "conch", False),
+        ("virchow2", "virchow", False),
+        ("virchow-2", "virchow", False),
+        ("unity", "uni", False),
+    ],
+)
+def test_a_longer_name_names_an_encoder_by_whole_words(made_by, name, held):
+    assert names(made_by, name) is held
 
 
 def test_real_coordinates_of_clam(shared):

@@ -165,7 +165,7 @@ def test_features_of_two_tools_mix_only_where_their_weights_are_told(tmp_path):
             convert_in(LAYOUTS[site], source, tmp_path / name / site / "features" / "uni", quiet())
         return FeatureStore.open(bags, tmp_path / name, "uni")
 
-    with pytest.raises(MilError, match=r"encoder is uni_v1, but uni in"):
+    with pytest.raises(MilError, match=r"weights_sha256 is unknown \(TRIDENT, uni\), but unknown \(STAMP, uni\) in"):
         converted("unknown")
     assert converted("told", weights_sha256=WEIGHTS).sizes.tolist() == [24, 24]
 
