@@ -21,6 +21,7 @@ import tifffile
 from threadpoolctl import threadpool_limits
 
 from mil import cli
+from mil.commands import options
 from mil.config import Config
 from mil.tables import write_table
 
@@ -173,6 +174,7 @@ def start(folder: Path, arguments: tuple[str, ...], prepare: Callable[[], object
         for stream, target in ((0, null), (1, said), (2, said)):
             os.dup2(target, stream)
         sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115  not pytest's
+        options.reporters.clear()  # those of commands that this process ran write to streams of its own
         threadpool_limits(
             1
         )  # a pool of threads that this process had does not cross the fork; waiting for it would never end

@@ -17,8 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST = ("project/test_workflow.py", "project/test_slurm.py", "hospital/test_nvflare", "figures", "report")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests by `LONGEST`; the order within a file stays."""
+    """Order the tests by `LONGEST`; the order within a file stays. What is `extended` is `slow`, too."""
+    for item in items:
+        if item.get_closest_marker("extended"):
+            item.add_marker("slow")
 
     def place(item: pytest.Item) -> int:
         path = item.path.relative_to(REPOSITORY / "tests").as_posix()
