@@ -55,8 +55,8 @@ def drawn_on(pixels: np.ndarray, colour: tuple[int, int, int], opacity: float) -
     share = strokes(pixels.shape[:2], tissue, stream)
     uneven = cv2.resize(stream.normal(0, 4, (12, 12)), pixels.shape[1::-1])[..., None]
     shade = np.clip(np.array(colour) + stream.uniform(-12, 12, 3) + uneven, 0, 255)
-    noisy = pixels + stream.normal(0, 1, pixels.shape)
-    seen, share = half(with_ink(noisy, share, shade, opacity)), half(share)
+    noise = stream.normal(0, 1, pixels.shape)
+    seen, share = half(with_ink(pixels, share, shade, opacity, noise)), half(share)
     found, kept = inked(seen), tissue_of(seen)
     grown = cv2.dilate(tissue.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     clean = tissue & (cv2.dilate(share, np.ones((11, 11), np.uint8)) < 0.02)

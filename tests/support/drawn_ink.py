@@ -16,10 +16,13 @@ PENS = {
 """Colours (red, green, blue) of opaque ink."""
 
 
-def with_ink(pixels: np.ndarray, share: np.ndarray, colour: np.ndarray, opacity: float) -> np.ndarray:
-    """The picture under ink that covers `opacity` of what lies under it, as JPEG: `share` of each pixel, (h, w), is ink."""
+def with_ink(
+    pixels: np.ndarray, share: np.ndarray, colour: np.ndarray, opacity: float, noise: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """The picture under ink that covers `opacity` of what lies under it, as JPEG: `share` of each pixel, (h, w), is ink; the camera's
+    `noise` is added."""
     weight = opacity * share[..., None]
-    mixed = np.clip(np.rint((1 - weight) * pixels + weight * colour), 0, 255).astype(np.uint8)
+    mixed = np.clip(np.rint((1 - weight) * pixels + weight * colour + noise), 0, 255).astype(np.uint8)
     _, data = cv2.imencode(".jpg", mixed[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].copy()
 
