@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,33 +137,69 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 def config_page() -> str:
     """Every settings key with its default, its type and its meaning, by section."""
     schema = Config.model_json_schema()
-    parts = [
-        "# Settings\n\nThe same with every default in place: `configs/default.yaml`. An unknown key is an error.\n"
-    ]
-    for name, section in {"Config": schema, **schema["$defs"]}.items():
+    about = "The same with every default in place: `configs/default.yaml`. An unknown key is an error.\n"
+    return "\n".join([f"# Settings\n\n{about}", *_sections({"Top level": schema, **schema["$defs"]})])
+
+
+def hospital_page() -> str:
+    """Every key of the three files of a federation between hospitals; of the experiment and the endpoint only where they are explained."""
+    from mil.hospital.config import FederationSpec
+    from mil.hospital.parties import ServerSpec, SiteSpec
+    from mil.specs.endpoints import EndpointSpec
+    from mil.specs.experiments import ExperimentSpec
+
+    federation = FederationSpec.model_json_schema()
+    elsewhere = {
+        name
+        for kind in (ExperimentSpec, EndpointSpec)
+        for name in (kind.__name__, *kind.model_json_schema().get("$defs", {}))
+    }
+    about = (
+        "What stands in the files of [a federation between hospitals](hospital.md), key by key. An unknown key is an error. The keys of\n"
+        "`experiment` and `endpoint` are those of a cohort file: `configs/schema.json` explains them, and the page Settings of\n"
+        "`mkdocs serve`.\n\nThis page is made by `python docs/hooks.py`.\n"
+    )
+    sections = {
+        "federation.yaml": federation,
+        **{name: section for name, section in federation["$defs"].items() if name not in elsewhere},
+        "site.yaml": SiteSpec.model_json_schema(),
+        "server.yaml": ServerSpec.model_json_schema(),
+    }
+    return "\n".join(["# Keys of federation.yaml, site.yaml and server.yaml\n", about, *_sections(sections)])
+
+
+def _sections(sections: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A heading and a table of keys for every section of a JSON schema that has keys."""
+    known = {name.removesuffix("Spec") for name in sections}
+    for name, section in sections.items():
         rows = [
-            (f"`{key}`", _type(value), _default(value), value.get("description", ""))
+            (
+                f"`{key}`",
+                _type(value, known),
+                _default(value) or ("must be given" if key in section.get("required", ()) else ""),
+                value.get("description", ""),
+            )
             for key, value in section.get("properties", {}).items()
             if key != "version"
         ]
         if rows:
-            heading = "Top level" if name == "Config" else name.removesuffix("Spec")
             about = section.get("description", "")
-            parts.append(f"## {heading}\n\n{about}\n\n{_table(('key', 'type', 'default', 'meaning'), rows)}")
-    return "\n".join(parts)
+            yield f"## {name.removesuffix('Spec')}\n\n{about}\n\n{_table(('key', 'type', 'default', 'meaning'), rows)}"
 
 
-def _type(value: dict[str, Any]) -> str:
+def _type(value: dict[str, Any], known: Collection[str]) -> str:
     if "enum" in value:
         return " or ".join(f"`{choice}`" for choice in value["enum"])
     if "const" in value:
         return f"`{value['const']}`"
     if "$ref" in value:
         name = value["$ref"].rsplit("/", 1)[1].removesuffix("Spec")
-        return f"[{name}](#{name.lower()})"
+        return f"[{name}](#{name.lower()})" if name in known else name
     for key in ("anyOf", "oneOf", "allOf"):
         if key in value:
-            return ", ".join(dict.fromkeys(_type(choice) for choice in value[key]))
+            return ", ".join(dict.fromkeys(_type(choice, known) for choice in value[key]))
+    if isinstance(entries := value.get("additionalProperties"), dict) and "$ref" in entries:
+        return f"by name: {_type(entries, known)}"
     kind = str(value.get("type", "any"))
     bounds = [f"{word} {value[key]}" for key, word in BOUNDS.items() if key in value]
     return f"{kind} ({', '.join(bounds)})" if bounds else "none" if kind == "null" else kind
@@ -268,3 +305,4 @@ def encoders_page() -> str:
 
 if __name__ == "__main__":
     (ROOT / "docs/figures.md").write_text(figures_page(), encoding="utf-8")
+    (ROOT / "docs/hospital_keys.md").write_text(hospital_page(), encoding="utf-8")

@@ -251,7 +251,9 @@ def read_spec(spec: type[S], text: str) -> S:
     part: Any = read_yaml(path)
     for key in filter(None, keys.split(".")):
         if not isinstance(part, dict) or not isinstance(part.get(key), dict):
-            raise MilError(f"{path} has no part '{keys}'; name keys of the file that hold settings, e.g. {path}:slides")
+            raise MilError(
+                f"{path} has no part '{keys}'; name a part of it, or of configs/default.yaml with all defaults"
+            )
         part = part[key]
     return parse(spec, part, text)
 

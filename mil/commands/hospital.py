@@ -18,7 +18,9 @@ def _check_extra() -> None:
     """Raise where the packages of the extra `hospital` are not installed."""
     lacking = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if lacking:
-        raise MilError(f"a federation between hospitals needs {', '.join(lacking)}; `pip install 'milpath[hospital]'`")
+        raise MilError(
+            f"a federation between hospitals needs {', '.join(lacking)}; in the folder of mil, `pip install -e '.[hospital]'`"
+        )
 
 
 server = typer.Typer(

@@ -45,10 +45,14 @@ def out_of_date(own: x509.Certificate) -> str | None:
     return None
 
 
-def private(key: Path) -> str | None:
-    """Nobody but its owner may read the file of the key."""
-    mode = key.stat().st_mode & 0o077
-    return f"others than its owner may read it (mode {key.stat().st_mode & 0o777:o}; chmod 600)" if mode else None
+def private(path: Path) -> str | None:
+    """Nobody but its owner may read the file of a key, or the folder that holds it."""
+    mode = path.stat().st_mode & 0o777
+    return (
+        f"others than its owner may read it (mode {mode:o}; chmod {'700' if path.is_dir() else '600'})"
+        if mode & 0o077
+        else None
+    )
 
 
 def days_to_end(certificate: Path) -> int:

@@ -43,7 +43,9 @@ class AddressSpec(Spec):
     host: str
     """Host name that the sites resolve; it is the server's name in its certificate."""
     port: int = Field(default=8002, ge=1, le=65535)
+    """TCP port that the server listens on."""
     organisation: Name = "coordinator"
+    """Name of the coordinator's organisation in the server's certificate."""
     key: str | None = KEY_FIELD
     """Public key of the server, as `mil server key` prints it; none: the key of the first question, noted in every ledger."""
 
@@ -52,6 +54,7 @@ class MemberSpec(Spec):
     """A site of the federation."""
 
     organisation: Name
+    """Name of the hospital in its certificate."""
     key: str | None = KEY_FIELD
     """Public key of the site, as `mil site key` prints it; with it the ledger's signatures can be attributed."""
     role: Literal["train", "external"] = "train"
@@ -65,9 +68,13 @@ class SharedFeaturesSpec(Spec):
     """What every site's feature files must say of themselves; none: not compared."""
 
     encoder: str | None = None
+    """Name of the encoder, as `mil encoders list` has it."""
     weights_sha256: str | None = None
+    """SHA-256 of the encoder's weights, as the feature files state it."""
     tile_mpp: float | None = Field(default=None, gt=0)
+    """Microns per pixel of the tiles."""
     size_px: int | None = Field(default=None, ge=1)
+    """Side of the tiles, in pixels."""
 
 
 class RoundsSpec(Spec):
@@ -115,6 +122,7 @@ class PrivacySpec(Spec):
     epsilon: float = Field(gt=0)
     """Budget of every patient over the whole run; the site stops before it is exceeded."""
     delta: float = Field(gt=0, lt=1)
+    """Probability with which epsilon may not hold; choose it below 1 / the number of patients of a site."""
 
 
 class FederationSpec(Spec):
@@ -122,10 +130,14 @@ class FederationSpec(Spec):
 
     version: Literal[1] = 1
     federation: Name
+    """Name of the federation; it stands in every certificate."""
     server: AddressSpec
     sites: dict[Name, MemberSpec]
+    """The hospitals by name."""
     experiment: ExperimentSpec
+    """What is trained: the keys of an experiment in a cohort file."""
     endpoint: EndpointSpec = EndpointSpec()
+    """What is predicted: the keys of an endpoint in a cohort file."""
     features: SharedFeaturesSpec = SharedFeaturesSpec()
     code_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest of the code that all parties run (`mil site check` prints a site's own); none: the server's, whatever it is."""

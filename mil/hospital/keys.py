@@ -22,11 +22,17 @@ HALF = 32
 """Bytes of each private and public key."""
 
 
+def private_folder(path: str | Path) -> Path:
+    """The folder of a party's keys; where it does not exist it is made, for its owner only (mode 700)."""
+    Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Path(path)
+
+
 class PartyKey:
     """Both private keys of a party, made at the first call; they stay in the workspace, readable by its owner only."""
 
     def __init__(self, workspace: str | Path) -> None:
-        path = Path(workspace) / "party.key"
+        path = private_folder(workspace) / "party.key"
         if not path.exists():
             write_bytes(path, secrets.token_bytes(2 * HALF), private=True)
         try:

@@ -17,7 +17,7 @@ class ServerSpec(Spec):
     """The coordinator's own file."""
 
     federation: str = "federation.yaml"
-    """The protocol's file, relative to this one."""
+    """The file of the protocol, relative to this file."""
     workspace: str = "server"
     """Folder for certificates, the engine's kit, checkpoints, ledger and results; relative to this file. Back it up."""
     operator: str = Field(default="operator@coordinator.org", pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$")
@@ -30,6 +30,7 @@ class SiteSpec(Spec):
     """A hospital's own file. Nothing in it travels."""
 
     site: Name
+    """Name of the hospital, as under `sites` in federation.yaml."""
     federation: str = "federation.yaml"
     """The hospital's own copy of the protocol, relative to this file."""
     results: str = Field(min_length=1)
@@ -41,13 +42,13 @@ class SiteSpec(Spec):
     against: tuple[str, ...] = ()
     """Other sites' files of hashes, relative to this one: a patient who stands in one of them keeps the site from starting."""
     max_mb_a_round: float | None = Field(default=None, gt=0)
-    """Stricter than the protocol's, if given."""
+    """Largest message either way, in MB of 1e6 bytes; the smaller of this and the protocol's is in force."""
     min_patients: int | None = Field(default=None, ge=FLOOR_PATIENTS)
-    """Stricter than the protocol's, if given."""
+    """Fewest patients from whom an update is made; the larger of this and the protocol's is in force."""
     small_cells: int | None = Field(default=None, ge=FLOOR_CELL)
-    """Counts below this never leave; the protocol's, if not given, and never less than 5."""
+    """Counts below this never leave; the larger of this and the protocol's is in force."""
     max_update: float | None = Field(default=None, gt=0)
-    """Stricter than the protocol's, if given."""
+    """Longest update of a model (L2 norm of its change in a round); the smaller of this and the protocol's is in force."""
     epsilon: float | None = Field(default=None, gt=0)
     """Budget of every patient of this site over all runs; the protocol's, if not given."""
     free_gb: float = Field(default=2.0, ge=0)

@@ -35,6 +35,8 @@ from mil.provenance import require_slide, shared_recipe
 
 SOON_DAYS = 30
 HANDSHAKE_S = 5.0
+TILED = {"tile_mpp", "size_px"}
+"""What a features file states of its tiles; the rest is of the encoder."""
 OUT_OF_DATE = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 
 
@@ -146,8 +148,9 @@ def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
             found = shared_recipe(attributes)
             for key, value in {**(first or {}), **stated}.items():
                 if found.get(key) != value:
+                    again = "tile and extract" if key in TILED else "extract"
                     raise MilError(
-                        f"{path}: {key} is {found.get(key)!r}, not {value!r}; extract the slide with the protocol's encoder"
+                        f"{path}: {key} is {found.get(key)!r}, not {value!r}; {again} the slide again as the protocol states"
                     )
             first = first or found
     except MilError as error:
@@ -253,11 +256,15 @@ def check_revoked(spec: SiteSpec, protocol: FederationSpec) -> list[CheckedItem]
 
 
 def check_secrets(spec: SiteSpec) -> list[CheckedItem]:
-    """Nobody but their owner may read the site's keys."""
+    """Nobody but their owner may read the site's keys, nor the folder that they lie in."""
     files = [Path(spec.workspace) / name for name in ("party.key", "secret")]
     files += [Path(spec.salt)] if spec.salt is not None else []
     said = [f"{path}: {wrong}" for path in files if path.is_file() and (wrong := private(path)) is not None]
-    return [CheckedItem("keys", "fault", sentence) for sentence in said]
+    folder = Path(spec.workspace)
+    shown = private(folder) if folder.is_dir() else None
+    return [CheckedItem("keys", "fault", sentence) for sentence in said] + (
+        [] if shown is None else [CheckedItem("workspace", "warning", f"{folder}: {shown}")]
+    )
 
 
 def check_kit(spec: SiteSpec) -> list[CheckedItem]:

@@ -33,9 +33,7 @@ def test_without_the_extra_a_hospital_command_says_how_to_install_it(words: list
     code = f"{WITHOUT}sys.argv = ['mil', *{words!r}]; from mil.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    said = (
-        "a federation between hospitals needs cryptography, dp_accounting, nvflare; `pip install 'milpath[hospital]'`"
-    )
+    said = "a federation between hospitals needs cryptography, dp_accounting, nvflare; in the folder of mil, `pip install -e '.[hospital]'`"
     assert said in " ".join(done.stderr.split())
 
 

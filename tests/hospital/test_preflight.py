@@ -152,6 +152,14 @@ def test_a_certificate_that_ends_soon_is_worth_a_thought(copied: Hospitals, auth
     assert states(copied)["certificate"][0] == "warning"
 
 
+def test_a_workspace_is_its_owner_s_alone_and_one_that_is_not_is_seen(copied: Hospitals) -> None:
+    workspace = Path(copied.site("A").workspace)
+    assert {Path(one).stat().st_mode & 0o777 for one in (workspace, copied.server.workspace)} == {0o700}
+    assert "workspace" not in states(copied)
+    workspace.chmod(0o755)
+    assert states(copied)["workspace"][1].endswith("may read it (mode 755; chmod 700)")
+
+
 def test_a_readable_key_and_changed_rules_are_seen(copied: Hospitals) -> None:
     key = _startup(copied) / "client.key"
     key.chmod(0o644)

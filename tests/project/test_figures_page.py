@@ -9,3 +9,5 @@ def test_the_page_of_figures_is_up_to_date(repository):
     spec.loader.exec_module(hooks)
     text = (repository / "docs/figures.md").read_text(encoding="utf-8")
     assert text == hooks.figures_page(), "run: python docs/hooks.py"
+    keys = (repository / "docs/hospital_keys.md").read_text(encoding="utf-8")
+    assert keys == hooks.hospital_page(), "run: python docs/hooks.py"

@@ -25,6 +25,7 @@ from mil.hospital.certificates import days_to_end
 from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.flare.job import CONTROLLER, EXECUTOR
 from mil.hospital.flare.wire import OWN_FILE
+from mil.hospital.keys import private_folder
 from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
 
 SERVER_KIT, OPERATOR_KIT, SITE_KIT = "kit", "operator", "kit"
@@ -38,7 +39,7 @@ def make_authority(spec: ServerSpec, own_file: Path) -> str:
     workspace = Path(spec.workspace)
     if (workspace / "authority").exists():
         raise MilError(f"{workspace}/authority is there already; certificates are made once (keep it, and its backup)")
-    workspace.mkdir(parents=True, exist_ok=True)
+    private_folder(workspace)
     profile = {
         "name": protocol.federation,
         "scheme": "grpc",  # goes through forward proxies; FLARE's default `http` does not
@@ -127,7 +128,7 @@ def request(spec: SiteSpec) -> Path:
     """A site's key and its signing request, to be sent to the coordinator; the key stays."""
     protocol = own_protocol(spec)
     member = {"name": spec.site, "type": "client", "org": protocol.sites[spec.site].organisation}
-    return _request(Path(spec.workspace) / "request", protocol.federation, member)
+    return _request(private_folder(spec.workspace) / "request", protocol.federation, member)
 
 
 def approve(spec: ServerSpec, request_zip: Path, check: bool = True, key: str | None = None) -> Path:
