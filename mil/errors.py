@@ -16,6 +16,14 @@ class SlideError(MilError):
         self.state = state
 
 
+class MissingColumn(MilError):
+    """A table lacks a column that something asks for."""
+
+    def __init__(self, where: str, column: str, columns: Iterable[str]) -> None:
+        super().__init__(f"{where}: column '{column}' is missing; {nearest(column, columns)}")
+        self.column = column
+
+
 class CorruptFile(MilError):
     """A file of ours that is truncated, altered or not ours at all."""
 

@@ -8,7 +8,7 @@ from mil.bags.covariates import clinical_inputs, follow_up, refuse_mixture
 from mil.bags.table import check_classes
 from mil.config import Config, load
 from mil.endpoints import build_endpoint
-from mil.errors import CorruptFile, MilError, nearest
+from mil.errors import CorruptFile, MilError, MissingColumn, nearest
 from mil.slides.sheet import Cohort, read_cohort
 from mil.tables import require_columns
 
@@ -28,9 +28,28 @@ def ready_cohort(configs: Sequence[Path]) -> tuple[Config, Cohort]:
 def checked_cohort(config: Config) -> Cohort:
     """The cohort that the settings name, checked with them."""
     columns = {config.endpoints[name].column for name in config.used_endpoints}
-    cohort = read_cohort(config.slides, sorted(columns))
+    try:
+        cohort = read_cohort(config.slides, sorted(columns))
+    except MissingColumn as error:
+        if (asked := _who_asks(config, error.column)) is None:
+            raise
+        raise MilError(f"{error}. {asked}") from error
     check_readiness(config, cohort)
     return cohort
+
+
+def _who_asks(config: Config, column: str) -> str | None:
+    """The endpoint whose label column this is, the experiments that use it, and where they are set; none if it is no label column."""
+    for name in config.used_endpoints:
+        if config.endpoints[name].column == column:
+            users = [key for key, experiment in config.selected().items() if experiment.endpoint == name]
+            others = sorted(set(config.endpoints) - {name}) or ["NAME"]
+            return (
+                f"It is the label of endpoint '{name}', which {', '.join(users)} use (configs/experiments.yaml, unless the cohort file "
+                f"sets it): correct endpoints.{name}.column, or set another endpoint in the cohort file, e.g. "
+                f"experiments: {{{users[0]}: {{endpoint: {others[0]}}}}}"
+            )
+    return None
 
 
 def check_readiness(config: Config, cohort: Cohort) -> None:

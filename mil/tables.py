@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mil.errors import CorruptFile, MilError, nearest
+from mil.errors import CorruptFile, MilError, MissingColumn
 from mil.files import SHEET_PATH, require_file, write_text
 from mil.schemas import NUMBERS, TEXT
 
@@ -72,7 +72,7 @@ def require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> N
     """Raise for the first needed column that `table` lacks, naming the nearest one it has."""
     for column in needed:
         if column not in table.columns:
-            raise MilError(f"{where}: column '{column}' is missing; {nearest(column, map(str, table.columns))}")
+            raise MissingColumn(where, column, map(str, table.columns))
 
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mil.errors import MilError, nearest
+from mil.errors import MilError, MissingColumn
 
 if TYPE_CHECKING:
     from mil.slides.sheet import Cohort
@@ -45,9 +45,7 @@ def numbers(cohort: "Cohort", column: str, positive: bool = False) -> pd.Series:
 def filled(cohort: "Cohort", column: str) -> pd.Series:
     """Text cells by patient_id that are not blank."""
     if column not in cohort.patients.columns:
-        raise MilError(
-            f"patient table {cohort.source}: column '{column}' is missing; {nearest(column, map(str, cohort.patients))}"
-        )
+        raise MissingColumn(f"patient table {cohort.source}", column, map(str, cohort.patients))
     values = cohort.patients.set_index("patient_id")[column]
     return values[values != ""]
 

@@ -53,6 +53,8 @@ class Cohort:
 def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
     """Read and check both tables; `label_columns` must exist. Column `listed` says whether a slide's patient has a row, `labelled` whether it has a label."""
     sheet = read_text_table(spec.sheet, "slide sheet")
+    if spec.features and "path" not in sheet.columns:
+        sheet = sheet.assign(path="")  # rows of sites that have slides are refused below
     require_columns(sheet, SHEET, f"slide sheet {spec.sheet}")
     if sheet.empty:
         raise MilError(f"slide sheet {spec.sheet} has no rows; write one row a slide: {', '.join(SHEET)}")

@@ -1,11 +1,12 @@
 """What a run would miss after hours is said before it begins, in one line."""
 
+import pandas as pd
 import pytest
 from features_alone import make_features
 
 from mil.config import Config, merge, parse, read_yaml
 from mil.errors import MilError
-from mil.readiness import check_readiness
+from mil.readiness import check_readiness, checked_cohort
 from mil.slides.sheet import read_cohort
 
 
@@ -156,3 +157,25 @@ def check_with_slides(tmp_path, repository, slides, over):
     sheet.write_text("\n".join(rows) + "\n")
     config = parse(Config, settings, "here")
     check_readiness(config, read_cohort(config.slides, ["response"]))
+
+
+def test_a_missing_label_names_the_endpoint_and_the_experiments_that_use_it(tmp_path, repository):
+    over = {"endpoints": {"msi": {"column": "msi"}}}
+    settings = merge(merge(read_yaml(repository / "configs/experiments.yaml"), make_features(tmp_path)), over)
+    patients = tmp_path / "patients.csv"
+    patients.write_text(patients.read_text().replace("response", "msi", 1))
+    said = r"column 'response' is missing.*endpoint 'response', which attention_pooled.* use .*experiments: \{attention_pooled: \{endpoint: msi\}\}"
+    with pytest.raises(MilError, match=said):
+        checked_cohort(parse(Config, settings, "here"))
+
+
+def test_a_sheet_of_features_alone_needs_no_column_path(tmp_path, repository):
+    settings = make_features(tmp_path)
+    sheet = tmp_path / "slides.csv"
+    columns = pd.read_csv(sheet, dtype=str)
+    columns.drop(columns="path").to_csv(sheet, index=False)
+    config = parse(Config, merge(read_yaml(repository / "configs/experiments.yaml"), settings), "here")
+    assert set(read_cohort(config.slides, ["response"]).slides["path"]) == {""}
+    some = config.slides.model_copy(update={"features": dict(list(config.slides.features.items())[:1])})
+    with pytest.raises(MilError, match="column 'path' is blank"):
+        read_cohort(some, ["response"])

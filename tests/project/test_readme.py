@@ -74,7 +74,7 @@ def test_every_command_of_the_readme_runs(repository, folder):
     commands = commands_of(repository / "README.md")
     assert len(commands) >= 5
     for command in commands:
-        if command.startswith(("git clone", "cd ", "pip ", "conda ")):
+        if command.startswith(("git clone", "cd ", "pip ", "conda ", ". .venv")):
             continue  # getting the code and the environment: what the tests themselves stand on
         if command.startswith("make "):
             command = command.replace("make ", "make --dry-run ", 1)

@@ -18,7 +18,7 @@ from mil.bags.table import deal_folds
 from mil.config import EndpointSpec
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec, read_federation
-from mil.hospital.keys import PartyKey
+from mil.hospital.keys import PartyKey, private_folder
 from mil.hospital.parties import ServerSpec, SiteSpec, read_own
 from mil.hospital.payload import Message, header
 from mil.hospital.relay import signed_content
@@ -85,7 +85,7 @@ def make_hospitals(
     sites = sites or SITES
     members = {}
     for name, (role, _) in sites.items():
-        (folder / name / "workspace").mkdir(parents=True, exist_ok=True)
+        private_folder(folder / name / "workspace")
         (folder / name / "workspace" / "party.key").write_bytes(hashlib.sha512(name.encode()).digest())
         (folder / name / "workspace" / "party.key").chmod(0o600)
         key = PartyKey(folder / name / "workspace").public
