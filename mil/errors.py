@@ -1,7 +1,7 @@
 """What went wrong, said to a person: one line that names the file or row, the value and the way out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MilError(Exception):
@@ -17,11 +17,12 @@ class SlideError(MilError):
 
 
 class MissingColumn(MilError):
-    """A table lacks a column that something asks for."""
+    """A table lacks columns that something asks for."""
 
-    def __init__(self, where: str, column: str, columns: Iterable[str]) -> None:
-        super().__init__(f"{where}: column '{column}' is missing; {nearest(column, columns)}")
-        self.column = column
+    def __init__(self, where: str, missing: Sequence[str], columns: Sequence[str]) -> None:
+        said = "; ".join(f"column '{column}' is missing; {nearest(column, columns)}" for column in missing)
+        super().__init__(f"{where}: {said}")
+        self.column = missing[0]
 
 
 class CorruptFile(MilError):
@@ -41,9 +42,11 @@ class Stopped(BaseException):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A closing clause for messages about an unknown name: the nearest known one, or all of them."""
+    """A closing clause for messages about an unknown name: the nearest known one (case does not count), or all of them."""
     known = sorted(known)
+    folded = {one.casefold(): one for one in reversed(known)}
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = close or [folded[one] for one in difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)]
     if close:
         return f"did you mean '{close[0]}'?"
     return f"known: {', '.join(known) if known else 'none'}"

@@ -14,15 +14,28 @@ from mil.files import SHEET_PATH, require_file, write_text
 from mil.schemas import NUMBERS, TEXT
 
 SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""The first bytes of .xlsx and .ods, and of .xls."""
 
 
 def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
-    """A person's CSV (or TSV, by its suffix) as trimmed text cells; the index is the line number in the file."""
+    """A person's CSV (or TSV, by its suffix) as trimmed text cells; the index is the line number in the file.
+
+    Cells are parted by commas; by semicolons where the header has these and no comma, as spreadsheets write in many countries.
+    """
     path = require_file(path, what, SHEET_PATH)
     tabs = path.suffix.lower() in {".tsv", ".tab"}
     try:
+        with open(path, "rb") as start:
+            if start.read(4) in WORKBOOKS:
+                raise MilError(
+                    f"{what} {path} is a spreadsheet's workbook; save the sheet as CSV UTF-8 and name that file"
+                )
         with open(path, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle, delimiter="\t" if tabs else ",", strict=True)
+            header = handle.readline()
+            handle.seek(0)
+            parted = ";" if ";" in header and "," not in header else ","
+            reader = csv.reader(handle, delimiter="\t" if tabs else parted, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except UnicodeDecodeError as error:
         raise MilError(
@@ -35,7 +48,7 @@ def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
         raise MilError(f"{what} {path} is empty; write a header line and one row each")
     filled = _without_empty_ends(filled)
     (_, columns), *rows = filled
-    if len(columns) == 1 and (other := next((sign for sign in ";\t,|" if sign in columns[0]), None)):
+    if len(columns) == 1 and (other := next((sign for sign in "\t,;|" if sign in columns[0]), None)):
         raise MilError(
             f"{what} {path}: its columns are parted by {SIGNS[other]}, not {SIGNS[reader.dialect.delimiter]}; save it with commas "
             "as .csv, or with tabs as .tsv"
@@ -49,7 +62,7 @@ def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
         if len(cells) != len(columns):
             raise MilError(
                 f"{what} {path} line {line}: {len(cells)} cells, but the header has {len(columns)}; check for a stray "
-                f"{'tab' if tabs else 'comma'}"
+                f"{SIGNS[reader.dialect.delimiter][:-1]}"
             )
     return pd.DataFrame(
         [cells for _, cells in rows],
@@ -69,10 +82,10 @@ def _without_empty_ends(lines: list[tuple[int, list[str]]]) -> list[tuple[int, l
 
 
 def require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:
-    """Raise for the first needed column that `table` lacks, naming the nearest one it has."""
-    for column in needed:
-        if column not in table.columns:
-            raise MissingColumn(where, column, map(str, table.columns))
+    """Raise for the needed columns that `table` lacks, naming the nearest one it has for each."""
+    missing = [column for column in needed if column not in table.columns]
+    if missing:
+        raise MissingColumn(where, missing, list(map(str, table.columns)))
 
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")

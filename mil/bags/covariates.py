@@ -8,8 +8,11 @@ import pandas as pd
 
 from mil.errors import MilError, nearest
 
-# a class that ends in a number stands for it: T2 -> 2, N0 -> 0, "grade 3" -> 3, T1c -> 1
-NUMBERED = re.compile(r"^[A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
+# A class that begins with letters and ends in a number stands for it: T2 -> 2, N0 -> 0, "grade 3" -> 3, T1c -> 1. Letters after a
+# number alone are a unit, as in 71y and 18m, which must not be dropped.
+NUMBERED = re.compile(r"^[A-Za-z][A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
+COMMA = re.compile(r"[+-]?\d+,\d+")
+DATE = re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}")
 MAX_LEVELS = 12
 
 
@@ -52,6 +55,7 @@ def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str], where: str =
 
 def _numbers(cells: pd.Series, column: str, where: str) -> pd.DataFrame:
     known = cells[cells != ""]
+    _refuse_spelling(known, column, where)
     refuse_mixture(known, column, where)
     numbers = pd.to_numeric(known, errors="coerce")
     if numbers.isna().any():
@@ -68,6 +72,19 @@ def _numbers(cells: pd.Series, column: str, where: str) -> pd.DataFrame:
         {f"{column} = {level}": (known == level).astype(float).reindex(cells.index) for level in levels[1:]},
         index=cells.index,
     )
+
+
+def _refuse_spelling(cells: pd.Series, column: str, where: str) -> None:
+    """Raise for decimal commas and dates, which would be classes, each of few patients."""
+    for kind, pattern, way_out in (
+        ("a decimal comma", COMMA, "write a decimal point"),
+        ("a date", DATE, "write a number (years of age, months of follow-up), or leave the column out"),
+    ):
+        odd = cells[cells.map(lambda cell, pattern=pattern: pattern.fullmatch(cell) is not None)]
+        if len(odd):
+            raise MilError(
+                f"{where}: column '{column}' has {kind} for patient '{odd.index[0]}' ('{odd.iloc[0]}'); {way_out}"
+            )
 
 
 def refuse_mixture(cells: pd.Series, column: str, where: str) -> None:

@@ -45,7 +45,7 @@ def numbers(cohort: "Cohort", column: str, positive: bool = False) -> pd.Series:
 def filled(cohort: "Cohort", column: str) -> pd.Series:
     """Text cells by patient_id that are not blank."""
     if column not in cohort.patients.columns:
-        raise MissingColumn(f"patient table {cohort.source}", column, map(str, cohort.patients))
+        raise MissingColumn(f"patient table {cohort.source}", [column], list(map(str, cohort.patients)))
     values = cohort.patients.set_index("patient_id")[column]
     return values[values != ""]
 

@@ -95,10 +95,8 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
         return table, spec.sheet
     if extra:
         known = (*SHEET, *OPTIONAL_COLUMNS)
-        raise MilError(
-            f"slide sheet {spec.sheet}: unknown column '{extra[0]}'; {nearest(extra[0], known)} "
-            f"(columns of patients belong into {spec.patients})"
-        )
+        unknown = "; ".join(f"unknown column '{column}'; {nearest(column, known)}" for column in extra)
+        raise MilError(f"slide sheet {spec.sheet}: {unknown} (columns of patients belong into {spec.patients})")
     table = read_text_table(spec.patients, "patient table")
     require_columns(table, ["patient_id"], f"patient table {spec.patients}")
     nameless = table.index[table["patient_id"] == ""]

@@ -1,5 +1,6 @@
 """Metrics beyond AUROC, against scikit-learn, lifelines and arithmetic by hand; folds; thresholds; agreement."""
 
+import re
 from itertools import permutations
 
 import numpy as np
@@ -253,6 +254,26 @@ def test_clinical_columns_become_numbers():
     assert inputs["type = lobular"].tolist()[:2] == [0, 1]
     with pytest.raises(MilError, match="did you mean 'age'"):
         clinical_inputs(patients, ["agee"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["46,5", "50,1", "61"], "has a decimal comma for patient 'a' ('46,5'); write a decimal point"),
+        (["12.03.1961", "1.4.1970", ""], "has a date for patient 'a' ('12.03.1961'); write a number"),
+        (["71", "65", "18m"], "holds numbers, but '18m' for patient 'c'"),
+    ],
+)
+def test_numbers_in_another_spelling_are_refused_with_the_way_out(cells, said):
+    patients = pd.DataFrame({"patient_id": ["a", "b", "c"], "age": cells})
+    with pytest.raises(MilError, match=re.escape(said)):
+        clinical_inputs(patients, ["age"])
+
+
+def test_units_after_numbers_are_not_dropped():
+    """Days, months and years without a plain number beside them are classes, not 71, 18 and 3."""
+    patients = pd.DataFrame({"patient_id": ["a", "b", "c"], "age": ["71y", "18m", "3d"]})
+    assert clinical_inputs(patients, ["age"]).columns.tolist() == ["age = 3d", "age = 71y"]
 
 
 def test_subgroups_split_numbers_at_their_median_and_classes_by_level():

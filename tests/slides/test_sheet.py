@@ -1,5 +1,6 @@
 """A sheet is refused with its row, the value and the way out, or every row of it can be trusted."""
 
+import pandas as pd
 import pytest
 
 from mil.config import SlidesSpec
@@ -85,7 +86,20 @@ def test_ids_as_hospitals_write_them_are_taken(tmp_path):
         (GOOD + "s4,p3,A\n", "line 5: 3 cells, but the header has 5"),
         ("slide_id,slide_id\n", "stands twice"),
         ('a,"b\n', "cannot be read as a CSV table"),
-        (GOOD.replace(",", ";"), "parted by semicolons, not commas"),
+        (GOOD.replace(",", "|"), "parted by bars, not commas"),
+        (
+            GOOD.replace("path", "Path").replace("mpp", "MPP"),
+            "column 'path' is missing; did you mean 'Path'?",
+        ),
+        (
+            GOOD.replace("site", "SITE").replace("path", "Path"),
+            "did you mean 'SITE'?; column 'path' is missing; did you mean 'Path'?",
+        ),
+        (
+            GOOD.replace("\n", ",\n").replace("mpp,", "MPP,Sex"),
+            "unknown column 'MPP'; did you mean 'mpp'?; unknown column 'Sex'",
+        ),
+        ("PK\x03\x04", "is a spreadsheet's workbook; save the sheet as CSV UTF-8"),
         (GOOD.replace(",", "\t"), "parted by tabs, not commas"),
         (GOOD.replace("mpp", "").replace("p1,A,s2.tif,0.25", "p1,A,s2.tif,x"), "column 5 has no name"),
         (GOOD.replace("s3.tif", "s" * 5000), "does not exist"),
@@ -110,7 +124,7 @@ def test_bad_sheet_is_one_line(tmp_path, sheet, said):
             "patient_id,response\np1,1\nP 2,0\n",
             "line 4: patient 'p2' has no row in .*, but 'P 2' has; write both alike",
         ),
-        ("patient_id;response\np1;1\n", "parted by semicolons, not commas"),
+        ("patient_id|response\np1|1\n", "parted by bars, not commas"),
         (
             "patient_id,response\np1,1\n0P2.0,0\n",
             "line 4: patient 'p2' has no row in .*, but '0P2.0' has; write both alike",
@@ -120,6 +134,12 @@ def test_bad_sheet_is_one_line(tmp_path, sheet, said):
 def test_bad_patient_table_is_one_line(tmp_path, patients, said):
     with pytest.raises(MilError, match=said.replace("?", r"\?")):
         read_cohort(write(tmp_path, patients=patients), ["response"])
+
+
+def test_semicolons_part_cells_where_the_header_has_no_comma(tmp_path):
+    given = read_cohort(write(tmp_path, GOOD), ["response"])
+    again = read_cohort(write(tmp_path, GOOD.replace(",", ";")), ["response"])
+    pd.testing.assert_frame_equal(again.slides, given.slides)
 
 
 def test_patient_columns_that_disagree_between_slides_are_refused(tmp_path):
