@@ -43,7 +43,7 @@ def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions
     by the mean of all.
     """
     _check_encoder(run, features)
-    bags = bags.reset_index(drop=True)
+    bags = _placed(run, bags.reset_index(drop=True))
     _check_folds(run, bags)
     judge = Judge(run, bags, features)
     scores: dict[tuple[str, int, int], list[pd.DataFrame]] = {}
@@ -223,6 +223,13 @@ def _check_encoder(run: Run, features: FeatureStore) -> None:
             raise CorruptFile(
                 f"features: {key} is {features.about.get(key)!r}, but the run was trained on {trained!r}; extract them with the same spec"
             )
+
+
+def _placed(run: Run, bags: pd.DataFrame) -> pd.DataFrame:
+    """Patients of external sites alone stand in no fold, whatever number of repeats their bag table was dealt for."""
+    if run.folds is None or (bags["role"] == "train").any():
+        return bags
+    return bags.assign(**{name: "" for name in run.folds if name.startswith("repeat")})
 
 
 def _check_folds(run: Run, bags: pd.DataFrame) -> None:

@@ -187,6 +187,16 @@ def test_a_bag_table_without_the_external_sites_is_enough(folder):
     assert set(read_table(folder / "out.csv", text=("split",))["split"]) == {"held_out"}
 
 
+def test_external_patients_need_no_folds_of_the_run(folder):
+    predict(folder)
+    text = ("patient_id", "split")
+    before = read_table(folder / "out.csv", text=text).query("split == 'external'").reset_index(drop=True)
+    external = BAGS[BAGS["role"] == "external"]
+    write_table(external[[name for name in BAGS if not name.startswith("repeat")]], folder / "bags.csv")
+    predict(folder)
+    pd.testing.assert_frame_equal(read_table(folder / "out.csv", text=text), before)
+
+
 def test_inner_folds_give_every_model_a_threshold(folder):
     inner = read_inner(folder / "run" / "inner.csv")
     bags = BAGS.set_index("patient_id")
