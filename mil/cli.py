@@ -15,7 +15,7 @@ import typer
 from mil.commands import bench, clinical, encoders, evaluation, files, models, planning, slides
 from mil.commands import hospital as hospitals
 from mil.commands.examples import add_examples
-from mil.commands.options import ConfigsArgument, LogOption, report_failure, reporter_of
+from mil.commands.options import ConfigsArgument, LogOption, read_config, report_failure, reporter_of
 from mil.errors import MilError, Stopped
 from mil.files import reason_of, way_out
 from mil.version import __version__
@@ -158,9 +158,7 @@ def config_show(
     files: ConfigsArgument,
 ) -> None:
     """Check config files and print every value in force, as JSON."""
-    from mil.config import load
-
-    typer.echo(json.dumps(load(*files).model_dump(mode="json"), indent=2))
+    typer.echo(json.dumps(read_config(files).model_dump(mode="json"), indent=2))
 
 
 add_examples(app)

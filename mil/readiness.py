@@ -1,28 +1,16 @@
 """Check settings and sheet before the workflow starts. Raise MilError for what would otherwise fail hours later."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from mil.bags.covariates import clinical_inputs, follow_up, refuse_mixture
 from mil.bags.table import check_classes
-from mil.config import Config, load
+from mil.config import Config
 from mil.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError, MissingColumn, nearest
 from mil.slides.sheet import Cohort, read_cohort
 from mil.tables import require_columns
-
-
-def read_config(configs: Sequence[Path]) -> Config:
-    """The settings of config files, over those of `configs/experiments.yaml` where there is such a file."""
-    named = Path("configs/experiments.yaml")
-    return load(*[path for path in [named] if path.is_file()], *configs)
-
-
-def ready_cohort(configs: Sequence[Path]) -> tuple[Config, Cohort]:
-    """The settings of config files, over those of `configs/experiments.yaml` where there is one, and their cohort, both checked."""
-    config = read_config(configs)
-    return config, checked_cohort(config)
 
 
 def checked_cohort(config: Config) -> Cohort:

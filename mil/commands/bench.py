@@ -22,10 +22,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5.0,
     out: Annotated[Path | None, typer.Option(help="Write the rates as JSON.", show_default=False)] = None,
 ) -> None:
-    """Measure tiles/s of reading, decoding, encoder and extraction, and model-bags/s of training, on made data.
-
-    Example: mil bench --encoder efficientnet_lite0 --out rates.json
-    """
+    """Measure tiles/s of reading, decoding, encoder and extraction, and model-bags/s of training, on made data."""
     if seconds <= 0:
         raise MilError(f"--seconds {seconds:g}: give a positive number of seconds")
     from mil.bench.rates import measure, table_of

@@ -12,8 +12,10 @@ from mil.commands.options import (
     OutOption,
     PredictionsArgument,
     ResultsArgument,
+    read_config,
     reporter_of,
     require_results,
+    scored_line,
     spec_option,
 )
 from mil.errors import MilError
@@ -48,10 +50,7 @@ def score(
     table = score_table(read_table(predictions), settings, read_spec(ExperimentSpec, experiment), held, kind)
     write_table(table, out)
     for row in table[table["metric"] == kind.primary.name].itertuples():
-        reporter.note(
-            f"{row.experiment} trained on {row.trained_on}, {row.site}: "
-            f"{kind.primary.title} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] ({row.method})"
-        )
+        reporter.note(scored_line(row, kind.primary.title))
 
 
 def compare(
@@ -228,8 +227,6 @@ def view(
     """
     folder = cohort
     if cohort.suffix in {".yaml", ".yml"}:
-        from mil.readiness import read_config
-
         folder = read_config([cohort]).results_folder
     require_results(folder)
     from mil.local_page import LocalPage, serve

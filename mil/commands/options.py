@@ -1,7 +1,7 @@
 """Arguments that several commands share. Each is checked when it is parsed, before a command imports torch or pandas."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ from mil.files import require_file
 from mil.progress import Reporter
 
 if TYPE_CHECKING:
-    from mil.config import EncoderSpec
+    from mil.config import Config, EncoderSpec
 
 EncoderOption = Annotated[
     str | None,
@@ -82,16 +82,24 @@ def spec_option(
     return typer.Option(name, help=help, callback=checked_by(check), show_default=show_default)
 
 
+def scored_line(row: Any, title: str) -> str:
+    """A row of a metrics table for a person; a value or an interval that does not exist is left out, and the reason stays."""
+    value = "none" if row.value != row.value else f"{row.value:.3f}"
+    bounds = "" if row.low != row.low else f" [{row.low:.3f}, {row.high:.3f}]"
+    return f"{row.experiment} trained on {row.trained_on}, {row.site}: {title} {value}{bounds} ({row.method})"
+
+
 def require_results(folder: Path) -> None:
     """Raise a `MilError` where `folder` is not the results folder of a cohort."""
     require_file(folder / "config.json", "", "name a cohort's results folder, e.g. results/demo, after a run")
 
 
-def check_configs(files: list[Path]) -> None:
-    """Raise a `MilError` where the settings of `files` are wrong."""
+def read_config(files: "Sequence[Path]") -> "Config":
+    """The settings of config files, over those of `configs/experiments.yaml` where there is such a file."""
     from mil.config import load
 
-    load(*files)
+    named = Path("configs/experiments.yaml")
+    return load(*[path for path in [named] if path.is_file()], *files)
 
 
 def _open_log(path: Path) -> None:
@@ -125,6 +133,6 @@ ResultsArgument = Annotated[
 ConfigsArgument = Annotated[
     list[Path],
     typer.Argument(
-        help="Config files of the cohort; a later one overrides an earlier one.", callback=checked_by(check_configs)
+        help="Config files of the cohort; a later one overrides an earlier one.", callback=checked_by(read_config)
     ),
 ]

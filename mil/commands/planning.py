@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mil.commands.options import read_config
 from mil.errors import MilError
 
 
@@ -14,17 +15,16 @@ def doctor(
         list[Path] | None,
         typer.Argument(help="Config files of a cohort: their weights are looked for, too.", show_default=False),
     ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="The run will use Slurm: fail where it does not answer.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for support.")] = False,
 ) -> None:
-    """Look at packages, GPU, memory, disk, Slurm, network and weights; name the command that mends what is missing.
-
-    Example: mil doctor configs/cohorts/mine.yaml
-    """
-    from mil.readiness import read_config
+    """Look at packages, GPU, memory, disk, Slurm, network and weights; name the command that mends what is missing."""
     from mil.workflow.doctor import as_dicts, examine, lines
 
     config = read_config(configs) if configs else None
-    findings = examine(config, Path("results") if config is None else config.results_folder)
+    findings = examine(config, Path("results") if config is None else config.results_folder, slurm)
     for line in [json.dumps(as_dicts(findings), indent=1)] if as_json else lines(findings):
         typer.echo(line)
     if missing := [finding.what for finding in findings if finding.state == "missing"]:
@@ -38,16 +38,14 @@ def plan(
         typer.Option(help="What `mil bench --out` wrote on the machine that will run.", show_default="reference rates"),
     ] = None,
 ) -> None:
-    """Estimate tiles, disk, hours and jobs of a run from the slides' headers.
-
-    Example: mil plan configs/cohorts/mine.yaml
-    """
-    from mil.readiness import ready_cohort
+    """Estimate tiles, disk, hours and jobs of a run from the slides' headers."""
+    from mil.readiness import checked_cohort
     from mil.workflow.plan import lines
     from mil.workflow.plan import plan as planned
     from mil.workflow.shards import shard_size
 
-    config, cohort = ready_cohort(configs)
+    config = read_config(configs)
+    cohort = checked_cohort(config)
     size = shard_size(config, cohort)
     shards = {site: -(-len(cohort.at(site)) // size) for site in cohort.sites if site not in config.slides.features}
     for line in lines(planned(config, cohort, shards, rates)):
@@ -64,10 +62,7 @@ def cohort(
         typer.Argument(help="Folder with the downloaded slides (or DICOM folders) and tables.", show_default=False),
     ] = None,
 ) -> None:
-    """Write the sheets and the cohort file of a published cohort from what was downloaded; or say where to get it, its licence and size.
-
-    Example: mil cohort tcga_brca data/tcga_brca
-    """
+    """Write the sheets and the cohort file of a published cohort from what was downloaded; or say where to get it, its licence and size."""
     from mil.public_cohorts import COHORTS, build_cohort
 
     if name is None or folder is None:

@@ -10,6 +10,7 @@ from mil.commands.options import (
     OutOption,
     SlidesArgument,
     checked_by,
+    read_config,
     reporter_of,
     require_results,
     spec_option,
@@ -111,14 +112,15 @@ def _asked(
 ) -> "tuple[SlidesSpec, pd.DataFrame]":
     """The slide settings, and the rows of the sheet that are to be checked."""
     from mil.config import SlidesSpec, read_spec
-    from mil.readiness import ready_cohort
+    from mil.readiness import checked_cohort
     from mil.slides.sheet import read_cohort, read_shard
     from mil.workflow.plan import check_disk
 
     if rows is not None and not configs:
         return read_spec(SlidesSpec, spec), read_shard(rows)
     if configs:
-        config, cohort = ready_cohort(configs)
+        config = read_config(configs)
+        cohort = checked_cohort(config)
         check_disk(config, cohort)
         settings = config.slides
     else:

@@ -120,7 +120,7 @@ class Status:
     run: str
     progress: Progress
     last: dict[str, Any]
-    """The ledger's last line."""
+    """The ledger's last line; the closing line has no time of its own, and takes that of the line before."""
     jobs: int
     missed: list[tuple[str, str, str]]
     """When, which site, why."""
@@ -151,7 +151,8 @@ def status(spec: ServerSpec, name: str) -> Status:
         for key in ("missing", "alarms")
     )
     starts = [entry for entry in entries if entry["event"] in {"started", "resumed"}]
-    return Status(name, progress_of(folder / "checkpoint.safetensors"), entries[-1], len(starts), missed, alarms)
+    last = {"time": next(entry["time"] for entry in reversed(entries) if "time" in entry), **entries[-1]}
+    return Status(name, progress_of(folder / "checkpoint.safetensors"), last, len(starts), missed, alarms)
 
 
 def _done(folder: Path) -> bool:

@@ -65,6 +65,7 @@ class Run:
     rounds: pd.DataFrame
     """model, phase, repeat, fold, round, site, train_loss, val_loss, val_error, val_auroc."""
     ledger: Ledger
+    """Without a line at a hospital, whose ledger of all runs is a file of its own."""
     about: dict[str, object]
     """What the features say of their encoder."""
     inner: pd.DataFrame | None = None
@@ -78,7 +79,7 @@ class Run:
     def save(self, folder: str | Path) -> None:
         """Write the files; spec.json, the last, holds their digests and completes them, and an older run's goes first."""
         folder = Path(folder)
-        for name in ("spec.json", "folds.csv"):
+        for name in ("spec.json", "folds.csv", "ledger.jsonl"):
             (folder / name).unlink(missing_ok=True)
         tensors = {
             f"{number}/{name}": value.contiguous()
@@ -91,7 +92,8 @@ class Run:
         write_table(pd.DataFrame(columns=list(INNER)) if self.inner is None else self.inner, folder / "inner.csv")
         if self.folds is not None:
             write_table(self.folds, folder / "folds.csv")
-        self.ledger.save(folder / "ledger.jsonl")
+        if self.ledger.lines:
+            self.ledger.save(folder / "ledger.jsonl")
         written = [name for name in FILES if (folder / name).is_file()]
         spec = {
             "experiment": self.experiment.model_dump(mode="json"),
@@ -129,9 +131,8 @@ class Run:
             families.append(Family(head, own))
         _check_models(models, families, folder, again)
         inner = read_table(folder / "inner.csv")
-        folds = folder / "folds.csv"
-        ledger = Ledger()
-        ledger.lines = (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+        folds, lines, ledger = folder / "folds.csv", folder / "ledger.jsonl", Ledger()
+        ledger.lines = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
         experiment = parse(ExperimentSpec, stated[0], f"{folder}/spec.json")
         if experiment.search is None and heads != [experiment.model]:
             raise CorruptFile(f"{folder}/spec.json: its head is not its experiment's model; {again}")

@@ -33,9 +33,9 @@ class Examined:
     """Command or edit that mends it."""
 
 
-def examine(config: Config | None, results: Path) -> list[Examined]:
-    """All parts of this machine; with a config also the weights of its encoders."""
-    parts = [_packages(), _device(), _memory(), _disk(results), _slurm(), _hub()]
+def examine(config: Config | None, results: Path, slurm: bool = False) -> list[Examined]:
+    """All parts of this machine; with a config also the weights of its encoders, with `slurm` a cluster that must answer."""
+    parts = [_packages(), _device(), _memory(), _disk(results), _slurm(slurm), _hub()]
     if config is not None:
         parts.append(_weights(config))
     return [finding for part in parts for finding in part]
@@ -139,15 +139,19 @@ def _disk(results: Path) -> Iterator[Examined]:
     yield Examined("results", "ok" if free > 10 else "note", f"{folder.absolute()}: {free:,.0f} GB free, {speed}")
 
 
-def _slurm() -> Iterator[Examined]:
+def _slurm(wanted: bool) -> Iterator[Examined]:
+    """Slurm is missing only where it is asked for: by `wanted`, inside a job of it, or by Snakemake's default profile."""
+    wanted |= bool(os.environ.get("SLURM_JOB_ID")) or "slurm" in os.environ.get("SNAKEMAKE_PROFILE", "").lower()
+    state = "missing" if wanted else "note"
     if shutil.which("sbatch") is None:
         yield Examined(
-            "Slurm", "note", "no sbatch here", "log in to the cluster's login node, or run without the profile"
+            "Slurm", state, "no sbatch here", "log in to the cluster's login node, or run without the profile"
         )
         return
     partitions = _said("sinfo", "--noheader", "--format=%P %G %l")
     if not partitions:
-        yield Examined("Slurm", "missing", "sinfo does not answer", "ask the cluster's support: sinfo")
+        mend = "on a cluster: ask its support about sinfo; on a machine without one: run without the Slurm profile"
+        yield Examined("Slurm", state, "sinfo does not answer", mend)
         return
     yield Examined("Slurm", "ok", "partitions (* default), GPUs, time limit: " + "; ".join(partitions.splitlines()))
     accounts = (

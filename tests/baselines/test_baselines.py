@@ -178,6 +178,7 @@ def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["clinical", "tnbc.yaml"])
     assert result.exit_code == 0, result.output
+    assert "nan" not in result.output
     folder = tmp_path / "results/tnbc/clinical/response"
     assert {path.name for path in folder.iterdir()} == {
         "bags.csv", "predictions.csv", "inner.csv", "metrics.csv", "comparisons.csv",

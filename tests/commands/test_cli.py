@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from mil import __version__
 from mil.cli import app
 from mil.commands.examples import EXAMPLES
+from mil.commands.options import scored_line
 from mil.encoders.table import ENCODERS
 
 COMMANDS = [
@@ -130,7 +132,7 @@ def commands_of(group, path=()):
 
 def test_every_command_has_an_example_that_its_parser_accepts_and_a_page(repository):
     leaves = dict(commands_of(typer.main.get_command(app)))
-    assert {" ".join(path) for path in leaves} >= set(EXAMPLES)
+    assert {" ".join(path) for path in leaves} == set(EXAMPLES)
     for path, command in leaves.items():
         assert command.epilog, path
         assert command.help, path
@@ -139,9 +141,19 @@ def test_every_command_has_an_example_that_its_parser_accepts_and_a_page(reposit
         assert tuple(words[: len(path)]) == path
         with command.make_context(path[-1], words[len(path) :], resilient_parsing=True) as context:
             assert not context.args, example
-        for parameter in command.params:
-            assert not parameter.required or parameter.name in context.params
-        assert (repository / page.removeprefix("Documentation: ")).is_file(), page
+            given = {name for name, value in context.params.items() if value not in (None, (), [])}
+        assert {parameter.name for parameter in command.params if parameter.required} <= given, example
+        text = (repository / page.removeprefix("Documentation: ")).read_text(encoding="utf-8")
+        assert f"mil {' '.join(path)}" in " ".join(text.split()), f"{page} does not explain it"
+
+
+def test_a_value_or_an_interval_that_does_not_exist_is_left_out_with_the_reason():
+    row = SimpleNamespace(experiment="e", trained_on="a+b", site="c", value=0.671, low=0.5, high=0.8, method="DeLong")
+    assert scored_line(row, "AUROC") == "e trained on a+b, c: AUROC 0.671 [0.500, 0.800] (DeLong)"
+    row.low, row.high, row.method = np.nan, np.nan, "no interval: 34 pairs within folds; 40 needed"
+    assert scored_line(row, "AUROC").endswith("AUROC 0.671 (no interval: 34 pairs within folds; 40 needed)")
+    row.value, row.method = np.nan, "one class only"
+    assert scored_line(row, "AUROC").endswith("AUROC none (one class only)")
 
 
 def test_version():

@@ -12,7 +12,7 @@ from mil.bench.slide import write_slide
 from mil.config import Config, load
 from mil.errors import MilError
 from mil.public_cohorts import COHORTS, build_cohort, cohort_file
-from mil.readiness import ready_cohort
+from mil.readiness import checked_cohort
 
 
 def named(folder, names):
@@ -50,7 +50,8 @@ def test_tcga_brca_by_tissue_source_site(shared, in_folder, repository):
     assert float(patients.set_index("patient_id").loc[patient, "time_months"]) == pytest.approx(
         months[patient] / 30.4375, abs=1e-3
     )
-    config, cohort = ready_cohort([repository / "configs/experiments.yaml", paths[2]])  # nothing would fail hours later
+    config = load(repository / "configs/experiments.yaml", paths[2])
+    cohort = checked_cohort(config)  # nothing would fail hours later
     assert {spec.column for spec in config.endpoints.values()} >= {"er", "time_months"}
     assert len(cohort.slides) == len(labels)
 

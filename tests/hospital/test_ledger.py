@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import inprocess
@@ -14,12 +15,14 @@ import pytest
 from hospitals import Hospitals, make_hospitals
 
 from mil.errors import CorruptFile
+from mil.hospital.coordinator import status
 from mil.hospital.crosscheck import cross_check
 from mil.hospital.keys import PartyKey
 from mil.hospital.preflight import check_site
 from mil.hospital.record import LedgerFile, read_record
 from mil.hospital.server import Server
 from mil.hospital.site import Site
+from mil.training.artefact import Run
 from mil.training.ledger import Ledger, parsed, read
 
 EVERY = 4 if os.environ.get("REPEATS", "1") == "1" else 1  # every how manyth forgery
@@ -40,6 +43,16 @@ def _run(hospitals: Hospitals) -> Path:
 def _ledgers(hospitals: Hospitals) -> tuple[Path, dict[str, Path]]:
     sites = {name: Path(hospitals.site(name).workspace) / "ledger.jsonl" for name in "ABC"}
     return _run(hospitals) / "ledger.jsonl", sites
+
+
+def test_a_finished_run_has_a_time_and_a_hospital_no_second_empty_ledger(finished: Hospitals) -> None:
+    said = status(finished.server, "run").lines()[1].split()
+    assert said[0] == "last:"
+    assert datetime.fromisoformat(said[1]).tzinfo is not None
+    for name in "ABC":
+        own = Path(finished.site(name).workspace) / "runs" / "run"
+        assert Run.load(own).ledger.lines == []
+        assert not (own / "ledger.jsonl").exists()
 
 
 def _copied(hospitals: Hospitals, folder: Path) -> tuple[Path, dict[str, Path]]:

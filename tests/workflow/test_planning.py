@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 
 from mil import cli
 from mil.bench.slide import write_slide
-from mil.config import load
+from mil.config import Config, defaults, load, merge, parse
 from mil.errors import MilError
+from mil.slides.sheet import read_cohort
 from mil.workflow import prepare
+from mil.workflow.doctor import _slurm
+from mil.workflow.plan import plan
 
 
 def run(*words):
@@ -26,7 +29,24 @@ def test_the_doctor_looks_at_every_part_and_gives_a_way_out(in_folder, monkeypat
     assert all(part["mend"] for part in parts.values() if part["state"] == "missing")
     assert parts["Slurm"]["state"] == "note"
     assert parts["Slurm"]["mend"]
+    asked = run("doctor", "--json", "--slurm")
+    assert {"what": "Slurm", "state": "missing"}.items() <= next(
+        part for part in json.loads(asked.stdout) if part["what"] == "Slurm"
+    ).items()
+    assert "Slurm" in str(asked.exception)
     assert not list(in_folder.iterdir())
+
+
+def test_a_slurm_that_does_not_answer_fails_only_who_asks_for_it(tmp_path, monkeypatch):
+    for name in ("sbatch", "sinfo"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert [one.state for one in _slurm(False)] == ["note"]
+    assert [one.state for one in _slurm(True)] == ["missing"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert [one.state for one in _slurm(False)] == ["missing"]
 
 
 @pytest.fixture
@@ -59,6 +79,26 @@ def test_the_plan_counts_tiles_bytes_and_jobs(cohort):
     assert any(line.split()[:3] == ["extract", "effnet", "2"] for line in done.stdout.splitlines())
     assert "one H100 with 16 cores" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("enough")
+
+
+def test_the_plan_leaves_out_what_the_check_refuses_or_has_refused(cohort):
+    settings = yaml.safe_load((cohort / "c.yaml").read_text())
+    sheet = (cohort / "slides.csv").read_text().splitlines()
+    sheet = [f"{sheet[0]},mpp", *(f"{line}," for line in sheet[1:])]
+    sheet[1] += "352"  # implausible: 1,408 times as wide as the others
+    sheet[2] += "2.0"  # too coarse for tiles of 0.5 microns a pixel
+    (cohort / "slides.csv").write_text("\n".join(sheet) + "\n")
+    told = [run("plan", "c.yaml").stdout.splitlines()[0]]
+    (cohort / "results/c/sites/a").mkdir(parents=True)
+    (cohort / "results/c/sites/a/slides.csv").write_text("slide_id,state\ns2,not_a_slide\ns4,ok\n")
+    told.append(run("plan", "c.yaml").stdout.splitlines()[0])
+    assert told[0].startswith("16 slides, about 2 of them refused (`mil check` says which and why); about 269 tiles")
+    assert told[1].startswith("16 slides, about 3 of them refused (`mil check` says which and why); about 250 tiles")
+    features = {site: {"layout": "stamp", "folder": str(cohort)} for site in "ab"}
+    settings["slides"]["features"] = features
+    config = parse(Config, merge(defaults(), settings), "here")
+    found = plan(config, read_cohort(config.slides, ["response"]), {})
+    assert [stage.stage for stage in found.stages] == ["train to report"]  # nothing is tiled
 
 
 def test_the_plan_takes_the_rates_of_mil_bench(cohort):
