@@ -22,6 +22,7 @@ from mil.training.checkpoint import Checkpoint, forget
 from mil.training.clients import Clients
 from mil.training.cohort import TrainingCohort
 from mil.training.engine import Data, Engine, Method, one_thread_each
+from mil.training.finished import FinishedRun
 from mil.training.packing import Places
 from mil.training.plans import Rounds
 from mil.training.precision import Computing
@@ -31,6 +32,7 @@ from mil.training.rounds import Driver, Phase
 from mil.training.setup import Setup
 from mil.training.sources import Centre, Source
 from mil.training.store import FeatureStore
+from mil.version import __version__
 
 __all__ = ["Run", "train", "train_into"]
 
@@ -43,9 +45,22 @@ def train_into(
     features: FeatureStore,
     reporter: Reporter,
 ) -> None:
-    """`train` and save the run in `folder`; its checkpoint there is forgotten only then."""
+    """`train` and save the run in `folder`; its checkpoint there is forgotten only then.
+
+    A run of the same settings, training patients, labels, folds and features that was finished there before is taken as it is: so where
+    a slide was added at an external site.
+    """
+    cohort = TrainingCohort.of(bags, endpoint, build_endpoint(endpoint), experiment.covariates)
+    finished = FinishedRun(folder, f"{_key(experiment, endpoint, cohort, features)} {__version__}")
+    if finished.taken():
+        reporter.say(
+            f"{folder}: nothing of the training sites or the settings has changed since this run was finished, so it is taken as it is; "
+            "to train it again, delete its folder"
+        )
+        return
     checkpoint = folder / "checkpoint"
     train(experiment, endpoint, bags, features, reporter, checkpoint).save(folder)
+    finished.keep()
     forget(checkpoint)
 
 

@@ -6,6 +6,7 @@ from training_cohort import ENDPOINT, experiment, make_cohort, training_part
 
 from mil.progress import quiet
 from mil.training import run as run_module
+from mil.training.artefact import check_run
 from mil.training.checkpoint import Checkpoint
 from mil.training.run import train_into
 
@@ -57,3 +58,28 @@ def test_a_kill_between_the_last_round_and_the_saved_run_loses_no_round(tmp_path
     train_into(tmp_path, stanza, ENDPOINT, rows, store, quiet())
     assert resumed == []
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_finished_run_is_taken_where_only_external_sites_changed(tmp_path, monkeypatch):
+    """As Snakemake calls it: the outputs are gone. What is damaged, or of other labels, is trained again."""
+    rows, store = training_part(*make_cohort())
+    stanza = experiment(training={"rounds": 2})
+    train_into(tmp_path, stanza, ENDPOINT, rows, store, quiet())
+    expected = files_of(tmp_path)
+    trained_anew = []
+    really = run_module.train
+    monkeypatch.setattr(run_module, "train", lambda *given: trained_anew.append(1) or really(*given))
+
+    def again(rows, of=stanza):
+        for name in expected:
+            (tmp_path / name).unlink(missing_ok=True)
+        train_into(tmp_path, of, ENDPOINT, rows, store, quiet())
+        return len(trained_anew)
+
+    assert (again(rows), files_of(tmp_path)) == (0, expected)
+    check_run(tmp_path)
+    (tmp_path / "finished/models.csv").write_bytes(b"damaged")
+    assert (again(rows), files_of(tmp_path)) == (1, expected)
+    flipped = rows.assign(label=[1 - int(rows["label"].iloc[0]), *rows["label"].iloc[1:]])
+    assert again(flipped) == 2
+    assert again(rows, experiment(training={"rounds": 3})) == 3
