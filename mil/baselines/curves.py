@@ -100,7 +100,7 @@ def tiles_curve(tiles: Mapping[str, np.ndarray], bags: pd.DataFrame, draws: int)
 
 
 def site_value(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    """trained_on, sites, value, low, high: AUROC within external sites of models trained on every set of training sites."""
+    """trained_on, sites, value, low, high, method: AUROC within external sites of models trained on every set of training sites."""
     values, labels, site = _values(means, bags), bags["label"].to_numpy(dtype=int), bags["site"].to_numpy()
     outside = (bags["role"] == "external").to_numpy()
     training = sorted(bags.loc[~outside, "site"].unique())[:MAX_SITES]
@@ -110,9 +110,9 @@ def site_value(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) -> pd
             inside = np.isin(site, chosen)
             if delong.both_classes(labels[inside]):
                 scores = _fitted(values[inside], labels[inside]).predict_proba(values[outside])[:, 1]
-                found = fixed_interval(labels[outside], scores, site[outside], confidence)[:3]
+                found = fixed_interval(labels[outside], scores, site[outside], confidence)
                 rows.append(("+".join(chosen), size, *found))
-    return pd.DataFrame(rows, columns=["trained_on", "sites", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=["trained_on", "sites", "value", "low", "high", "method"])
 
 
 def _values(means: pd.DataFrame, bags: pd.DataFrame) -> np.ndarray:

@@ -30,7 +30,7 @@ NAMES = {
     "colour": "Colour",
     "bag_size": "Bag size",
     "site": "Site",
-    "permuted": "Permuted labels",
+    "permuted": "Permuted labels (one permutation)",
     "fusion": "Clinical + slide",
     "mean_features": "Linear model of mean features",
 }

@@ -36,7 +36,7 @@ def components(means: pd.DataFrame, bags: pd.DataFrame) -> pd.DataFrame:
 
 
 def site_classifier(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    """site, patients, value, low, high: AUROC of a logistic regression that tells each site from the rest, cross-validated."""
+    """site, patients, value, low, high, method: AUROC of a logistic regression that tells each site from the rest, cross-validated."""
     values = means.reindex(bags["patient_id"]).to_numpy(dtype=float)
     rows = []
     for site in sorted(bags["site"].unique()):
@@ -47,8 +47,8 @@ def site_classifier(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) 
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, solver="newton-cg"))
         split = StratifiedKFold(folds, shuffle=True, random_state=0)
         scores = cross_val_predict(model, values, labels, cv=split, method="predict_proba")[:, 1]
-        rows.append((site, int(labels.sum()), *fixed_interval(labels, scores, np.zeros(len(labels)), confidence)[:3]))
-    return pd.DataFrame(rows, columns=["site", "patients", "value", "low", "high"])
+        rows.append((site, int(labels.sum()), *fixed_interval(labels, scores, np.zeros(len(labels)), confidence)))
+    return pd.DataFrame(rows, columns=["site", "patients", "value", "low", "high", "method"])
 
 
 def cluster_tiles(tiles: pd.DataFrame, features: np.ndarray, clusters: int) -> pd.DataFrame:

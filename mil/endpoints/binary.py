@@ -48,9 +48,6 @@ class Binary(Endpoint):
     worse = "ranks positive patients below negative ones, worse than chance would"
     outcome, having = "positive", "positive for"
     watched = "AUROC"
-    how = (
-        "external sites: DeLong, logit scale; held out: pairs of patients of one fold, overlap of training sets counted"
-    )
 
     def read(self, cohort: "Cohort") -> pd.DataFrame:
         """0 or 1."""

@@ -42,8 +42,6 @@ class Endpoint(Target):
     """Columns that a table of predictions needs."""
     better, worse = "", ""
     """What a model does that is better (worse) than chance, as in `FedAvg ...`."""
-    how = ""
-    """How the primary measure's intervals are made, in words."""
     outcome = ""
     """What `positives` are, in words; '' where there is nothing to count."""
     having = ""

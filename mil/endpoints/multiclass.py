@@ -44,7 +44,6 @@ class Multiclass(Endpoint):
         "Of several classes the measure is the mean over all classes of the AUROC of one against the rest (macro AUROC; not defined "
         "where a class has no patient); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability."
     )
-    how = "a bootstrap over patients within site and class, logit scale"
 
     def __init__(self, spec: EndpointSpec) -> None:
         super().__init__(spec)

@@ -39,7 +39,6 @@ class Regression(Endpoint):
         "Of a number the measure is Spearman's rank correlation of predicted and observed, on several sites the mean of the sites weighted by "
         "their patients; beside it mean absolute error, mean error, R² and the slope of observed on predicted."
     )
-    how = "a bootstrap over patients within site, Fisher's z"
     pairs = "patients set against those of the same site (mean of the sites, weighted by patients)"
     primary = Measure("spearman", "Spearman's ρ", lambda *given: spearman(*given), "correlation", 0.0)
     further = (

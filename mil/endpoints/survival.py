@@ -49,7 +49,6 @@ class Survival(Endpoint):
         "Of times to an event the measure is Harrell's C-index of the log hazard, ties in the score one half. Groups of risk are cut at "
         "the median of each model's scores on the inner folds of its training patients, and compared by a log-rank test stratified by site."
     )
-    how = "a bootstrap over patients within site and event, logit scale"
 
     def read(self, cohort: "Cohort") -> pd.DataFrame:
         """`label` 1 for an event, 0 for censored; `time`, a positive number."""

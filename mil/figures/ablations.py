@@ -4,6 +4,7 @@ import pandas as pd
 
 from mil.config import ExperimentSpec, FiguresSpec
 from mil.figures.arms import input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import capital, name_rows
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import (
@@ -64,8 +65,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=pd.DataFrame(shown).reset_index(drop=True),
         n=", ".join(f"{group} {int(shown.loc[shown['site'] == group, 'patients'].max())}" for group in groups),
         caption=(
-            f"Encoders and models with {strategy_name(main.strategy.name)} for {main.endpoint}: {measure.title} within sites with "
-            f"{results.config.metrics.confidence:.0%} intervals ({results.kind.how}). “Colour statistics” are the mean and deviation of RGB in a tile: what an encoder has to beat."
+            f"Encoders and models with {strategy_name(main.strategy.name)} for {main.endpoint}: {measure.title} within sites "
+            f"{with_intervals(shown, results.config.metrics.confidence)}. “Colour statistics” are the mean and deviation of RGB in a tile: what an encoder has to beat."
         ),
     )
 

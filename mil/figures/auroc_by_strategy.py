@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import UPRIGHT_MM, capital, fitted, name_rows, text_mm
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import DOUBLE_MM, HAIR, INK, SOFT, chance_line, interval_in_row, new_figure, readable, row_axis
@@ -52,14 +53,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         panels[0].set_ylim(len(named) - 0.4, -0.8)
     picture.supxlabel(f"{kind.primary.title}, {confidence:.0%} interval", fontsize=7)
     shown = metrics[metrics["site"].isin(columns)]
-    further = "; the patient bootstrap is in the table" if kind.name == "binary" else ""
     return Drawn(
         title=f"{kind.primary.title} by strategy and site",
         figure=picture,
         data=shown.reset_index(drop=True),
         n=", ".join(f"{scope} {int(shown.loc[shown['site'] == scope, 'patients'].max())}" for scope in columns),
         caption=(
-            f"{kind.primary.title} for {results.endpoint} with {confidence:.0%} intervals ({kind.how}{further}). Training sites: held-out patients. “Own site” is each "
+            f"{kind.primary.title} for {results.endpoint} {with_intervals(shown, confidence)}. Training sites: held-out patients. “Own site” is each "
             f"hospital's patients by its own model; the ensemble averages the local models' scores. In grey columns only {kind.pairs} count. The dashed line is chance."
         ),
     )

@@ -6,6 +6,7 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.endpoints.binary import wilson_interval
 from mil.figures.arms import input_name, main_scopes
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import outer_panels, site_panels, title_of_site, under, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
@@ -21,7 +22,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of positives against the mean score in bins of equally many patients, with slope, intercept and error."""
     scopes = main_scopes(results, both=True)
     picture, panels = site_panels(list(scopes), below_mm=12)
-    metrics, values = results.config.metrics, []
+    metrics, values, shown = results.config.metrics, [], []
     for axes, (site, scope) in zip(panels, scopes.items(), strict=True):
         colour = site_colour(site, results.sites)
         chance_line(axes, diagonal=True)
@@ -34,6 +35,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
         lines, found = [], []
         for name, metric in (("Slope", "calibration_slope"), ("Intercept", "calibration_intercept"), ("ECE", "ece")):
+            shown.append(results.measured_row(results.main, scope, metric))
             value, low, high = results.measured(results.main, scope, metric)
             found.append({"site": site, "kind": "statistic", "name": name, "value": value, "low": low, "high": high})
             lines.append(
@@ -57,7 +59,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"Calibration of {strategy_name(main.strategy.name)}, {input_name(main)}. Line: logistic recalibration, over the scores that occur. "
             f"Dots: share of positives in up to {BINS} bins of equally many patients (Wilson's {metrics.confidence:.0%} intervals), where "
             f"there are {FEWEST_BINS} bins or more of {PATIENTS_A_BIN} patients. Ticks: each patient's score (positives above). Slope and intercept of the logistic recalibration (1 and 0 are ideal) and expected calibration error "
-            "with intervals (sandwich errors; test inversion). A score is a mean over models."
+            f"{with_intervals(pd.DataFrame(shown), metrics.confidence)}. A score is a mean over models."
         ),
     )
 

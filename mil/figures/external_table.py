@@ -5,6 +5,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, baseline_arm, input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import capital, with_interval
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import ENSEMBLE_NAME, strategy_name
@@ -12,6 +13,8 @@ from mil.figures.table import table_picture
 from mil.metrics.score import primary
 from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES
+
+BASELINES = "Baselines are linear models. Labels permuted once can give any AUROC; the null controls show what many permutations give."
 
 
 @figure(
@@ -28,7 +31,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     bags = results.bags(results.endpoint)
     sites = [site for site in results.external_sites if site in set(bags["site"])]  # a site may have no usable slide
     columns = [*sites, *([EXTERNAL_SITES] if len(sites) > 1 else [])]
-    rows = [*_models(results, columns), *_baselines(results, columns)]
+    models, baselines = _model_metrics(results), _baseline_metrics(results)
+    rows = [*_models(results, models, columns), *_baselines(results, baselines, columns)]
     if not rows:
         raise Absent("no model was scored at an external site")
     kind = results.kind
@@ -45,8 +49,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         is_table=True,
         n=f"{int(numbers.loc[sites, 'size'].sum())} patients at {len(sites)} external site{'s' if len(sites) > 1 else ''}",
         caption=(
-            f"{kind.primary.title} for {results.endpoint} at external sites, which no training or selection read, with {results.config.metrics.confidence:.0%} "
-            f"intervals ({kind.how}). In the heads {heads_of}patients. Local models are named by the site that they were trained on."
+            f"{kind.primary.title} for {results.endpoint} at external sites, which no training or selection read, "
+            f"{with_intervals(pd.concat([models, baselines]), results.config.metrics.confidence)}. In the heads {heads_of}patients. Local models are named by the site that they were trained on. "
+            f"{BASELINES if len(baselines) else ''}"
         ),
     )
 
@@ -56,9 +61,22 @@ def _head(site: str, numbers: pd.Series, counted: bool) -> str:
     return f"{site} ({positives}{int(numbers['size'])})"
 
 
-def _models(results: Results, columns: list[str]) -> list[list[str]]:
+def _model_metrics(results: Results) -> pd.DataFrame:
     metrics = primary(results.metrics())
-    metrics = metrics[(metrics["endpoint"] == results.endpoint) & (metrics["split"] == "external")]
+    return metrics[(metrics["endpoint"] == results.endpoint) & (metrics["split"] == "external")]
+
+
+def _baseline_metrics(results: Results) -> pd.DataFrame:
+    try:
+        metrics = primary(results.baseline_metrics(results.endpoint))
+    except Absent:
+        return pd.DataFrame(columns=["experiment"])
+    metrics = metrics[metrics["split"] == "external"]
+    # of models a site only their ensemble is shown
+    return metrics if len(results.training_sites) == 1 else metrics[~metrics["trained_on"].isin(results.sites)]
+
+
+def _models(results: Results, metrics: pd.DataFrame, columns: list[str]) -> list[list[str]]:
     arms = [
         arm(results, name, on)
         for name, on in metrics[["experiment", "trained_on"]].drop_duplicates().itertuples(index=False)
@@ -71,20 +89,13 @@ def _models(results: Results, columns: list[str]) -> list[list[str]]:
     return rows
 
 
-def _baselines(results: Results, columns: list[str]) -> list[list[str]]:
-    try:
-        metrics = primary(results.baseline_metrics(results.endpoint))
-    except Absent:
-        return []
-    metrics = metrics[metrics["split"] == "external"]
-    if len(results.training_sites) > 1:  # of models a site only their ensemble is shown
-        metrics = metrics[~metrics["trained_on"].isin(results.sites)]
+def _baselines(results: Results, metrics: pd.DataFrame, columns: list[str]) -> list[list[str]]:
     rows = []
     names = sorted(metrics["experiment"].unique(), key=lambda name: baseline_arm(results, name).order)
     for name in names:
         for trained_on, part in metrics[metrics["experiment"] == name].groupby("trained_on", sort=False):
             strategy = ENSEMBLE_NAME if trained_on == ENSEMBLE else strategy_name(name.rsplit("_", 1)[1])
-            rows.append([baseline_arm(results, name).name, strategy, *_cells(part, columns)])
+            rows.append([f"Baseline: {baseline_arm(results, name).name.lower()}", strategy, *_cells(part, columns)])
     return rows
 
 

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
 from mil.endpoints.binary import wilson_interval
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import UPRIGHT_MM, capital, fitted, legend_of_figure, text_mm
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import (
@@ -46,7 +47,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     data += [*_by_patient(panels[3:5], results, bags, sites), _labels(panels[5], results, bags, sites)]
     letters(panels)
     legend_of_figure(picture, *panels[0].get_legend_handles_labels())
-    confidence = results.config.metrics.confidence
+    classifier = results.about_features(results.endpoint, "site_classifier")
+    told_apart = with_intervals(classifier, results.config.metrics.confidence)
     last = "share of each class"
     if results.kind.scaled:
         last = f"{results.endpoint} of every patient, with medians"
@@ -59,7 +61,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"a, first two principal components of each patient's mean features ({results.experiments[results.main].encoder}), with "
             "the share of variance. b, AUROC of a logistic regression that tells each site from the others by these features (5-fold "
-            f"cross-validation, {confidence:.0%} DeLong intervals, logit scale); 0.5 would be sites that cannot be told apart. c, haematoxylin and "
+            f"cross-validation, {told_apart}); 0.5 would be sites that cannot be told apart. c, haematoxylin and "
             "eosin of each site: the colours that the stains have at equal density (Macenko 2009, mean over some slides). d, microns a pixel. "
             f"e, tiles a patient. f, {last}. Sites stand in the order of the legend."
         ),

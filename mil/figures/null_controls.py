@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import BASELINE_NAMES, input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import capital
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import (
@@ -65,9 +66,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{results.config.metrics.permutations} permutations",
         caption=(
             "AUROC within sites (at training sites also within folds) of models that were given the hospital, the "
-            f"number of tiles or the colour alone, of {strategy_name(main.strategy.name)} ({input_name(main)}), and of ridge regressions on the mean of "
+            f"number of tiles or the colour alone, of {strategy_name(main.strategy.name)} ({input_name(main)}), "
+            f"{with_intervals(table, results.config.metrics.confidence)}, and of ridge regressions on the mean of "
             f"its features that were taught labels permuted within each site (grey dots; bar: the middle {results.config.metrics.confidence:.0%}). Share of "
-            f"permutations that reach the main model's AUROC: {said}. Intervals: {results.config.metrics.confidence:.0%}, {results.kind.how}."
+            f"permutations that reach the main model's AUROC: {said}."
         ),
     )
 
@@ -94,7 +96,7 @@ def _rows(results: Results) -> pd.DataFrame:
 def _of(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
     table = primary(metrics)
     table = table[table["site"].isin([TRAINING_SITES, EXTERNAL_SITES])]
-    return table[["site", "value", "low", "high"]].assign(model=name).drop_duplicates(["model", "site"])
+    return table[["site", "value", "low", "high", "method"]].assign(model=name).drop_duplicates(["model", "site"])
 
 
 def _value(table: pd.DataFrame, group: str, name: str) -> float:

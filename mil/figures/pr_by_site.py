@@ -5,6 +5,7 @@ import pandas as pd
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arms_at, input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT
@@ -20,11 +21,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         raise Absent("no site has patients of both classes with predictions")
     most = max(len(arms) for arms in found.values())
     picture, panels = site_panels(list(found), below_mm=1 + 3.4 * most)
-    values = []
+    values, shown = [], []
     for axes, (site, arms) in zip(panels, found.items(), strict=True):
         share = float(arms[0][1].labels.mean())
         for one, scope in arms:
             recall, precision = precision_recall_curve(scope.labels, scope.scores)
+            shown.append(results.measured_row(one.experiment, scope, "auprc"))
             area, low, high = results.measured(one.experiment, scope, "auprc")
             label = f"{one.name}  {with_interval(area, low, high)}"
             recall, precision = np.append(0.0, recall), np.append(precision[0], precision)
@@ -44,7 +46,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=pd.concat(values, ignore_index=True),
         n=f"{sum(len(arms[0][1].table) for arms in found.values())} patients at {len(found)} sites",
         caption=(
-            f"Precision and recall of {input_name(main)} for {main.endpoint}. In the legends the average precision with "
-            f"{results.config.metrics.confidence:.0%} intervals (jackknife, logit scale), the area under the steps; dashed: the share of positives, which a model that knows nothing reaches."
+            f"Precision and recall of {input_name(main)} for {main.endpoint}. In the legends the average precision "
+            f"{with_intervals(pd.DataFrame(shown), results.config.metrics.confidence)}, the area under the steps; dashed: the share of positives, which a model that knows nothing reaches."
         ),
     )

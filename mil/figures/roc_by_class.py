@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.endpoints.multiclass import OF_CLASS
 from mil.figures.arms import LINES, input_name, main_scopes
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
@@ -33,14 +34,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for axes in outer_panels(panels):
         axes.set_ylabel("Sensitivity")
     main = results.experiments[results.main]
+    names = [OF_CLASS + name for name in results.kind.spec.classes]
+    rows = [results.measured_row(results.main, scope, name) for scope in drawn.values() for name in names]
+    shown = pd.DataFrame(rows)
     return Drawn(
         figure=picture,
         data=pd.concat(values, ignore_index=True) if values else pd.DataFrame(),
         n=", ".join(f"{site} {len(scope.table)}" for site, scope in drawn.items()),
         caption=(
             f"ROC curves of {strategy_name(main.strategy.name)} ({input_name(main)}) for each class of {main.endpoint} against the rest, by site. "
-            "Training sites: every patient by models that did not see them. In brackets "
-            f"{results.config.metrics.confidence:.0%} intervals (DeLong, logit scale); a class without a patient at the site, or with all of "
+            "Training sites: every patient by models that did not see them. In the legends AUROC "
+            f"{with_intervals(shown, results.config.metrics.confidence)}; a class without a patient at the site, or with all of "
             "them, has none."
         ),
     )

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arms_at, input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import chance_line
@@ -33,14 +34,16 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set_ylabel("Sensitivity")
     patients = sum(len(next(iter(found))[1].table) for found in drawn.values())
     main = results.experiments[results.main]
+    each = [(one.experiment, scope) for found in drawn.values() for one, scope in found]
+    shown = [results.measured_row(*one, results.kind.primary.name) for one in each]
     return Drawn(
         figure=picture,
         data=pd.concat(values, ignore_index=True),
         n=f"{patients} patients at {len(drawn)} sites",
         caption=(
             f"ROC curves of {input_name(main)} for {main.endpoint}, by site and strategy. Training sites: every patient "
-            "by models that did not see them (mean over repeats). External sites: mean over all models. In brackets "
-            f"{results.config.metrics.confidence:.0%} intervals ({results.kind.how}); the curve of held-out patients is of their mean scores; the band is the patient bootstrap "
+            "by models that did not see them (mean over repeats). External sites: mean over all models. In the legends AUROC "
+            f"{with_intervals(pd.DataFrame(shown), results.config.metrics.confidence)}; the curve of held-out patients is of their mean scores; the band is the patient bootstrap "
             "of the last curve in the legend."
         ),
     )

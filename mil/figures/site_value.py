@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import arm, input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import DOUBLE_MM, INK, MIDDLE_MM, chance_line, dots, light_grid, new_figure
@@ -47,7 +48,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{int(results.bags(results.endpoint)['role'].eq('external').sum())} external patients",
         caption=(
             f"AUROC for {main.endpoint} within external sites of models that were trained on each set of training sites: a logistic ridge regression of fixed strength on the mean of the "
-            f"features, and {input_name(main)} as trained in this run. Intervals: {results.config.metrics.confidence:.0%}, {results.kind.how}. "
+            f"features, and {input_name(main)} as trained in this run, {with_intervals(table, results.config.metrics.confidence)}. "
             f"{'' if one_by_one else 'A mark is a set of sites, the line the mean of the quick model over sets of the same number; single intervals are in the values. '}"
             "More sites also means more patients."
         ),
@@ -97,6 +98,15 @@ def _main(results: Results) -> pd.DataFrame:
         one = arm(results, str(row.experiment), str(row.trained_on))
         name = one.name.split(",")[0]
         rows.append(
-            (row.trained_on, str(row.trained_on).count("+") + 1, name, one.colour, row.value, row.low, row.high)
+            (
+                row.trained_on,
+                str(row.trained_on).count("+") + 1,
+                name,
+                one.colour,
+                row.value,
+                row.low,
+                row.high,
+                row.method,
+            )
         )
-    return pd.DataFrame(rows, columns=["trained_on", "sites", "model", "colour", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=["trained_on", "sites", "model", "colour", "value", "low", "high", "method"])

@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
+from mil.figures.how_made import how_tested
 from mil.figures.layout import signed
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import DOUBLE_MM, FAINT, HAIR, PAPER, letters, light_grid, new_figure, row_axis
@@ -50,8 +51,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     panels[0].set_ylim(len(arms) - 0.4, -0.7)
     if len(panels) > 1:
         letters(panels)
-    main = results.experiments[results.main]
-    how = "; ".join(sorted(set(shown["method"])))
+    main, confidence = results.experiments[results.main], results.config.metrics.confidence
+    corrected = (
+        f"{confidence:.0%} intervals and p are after Holm's correction over all strategies that are set against the same. "
+        if shown["p"].notna().any()
+        else ""
+    )
     return Drawn(
         figure=picture,
         data=pd.concat([table.assign(kind="difference"), rounds.assign(kind="rounds")], ignore_index=True),
@@ -61,8 +66,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"{title} of each strategy on {input_name(main)} for {main.endpoint} less that of the pooled model, less the mean of the local models of "
             "other sites at each site, and less each training site's own model on its held-out patients; within sites where there are several. "
-            f"Intervals {results.config.metrics.confidence:.0%}, after Holm's correction as p: {how}. "
-            f"The grey band is {EQUAL} to either side of the pooled model. Filled: p < 0.05 after Holm's correction over a panel's kind. By single site: "
+            f"{corrected}{how_tested(shown)} "
+            f"The grey band is {EQUAL} to either side of the pooled model. Filled: p < 0.05. Single sites stand "
             "in the values beside the figure. Rounds: the number that the inner folds chose for each fold's model; for one-site and pooled models a round "
             "is one pass of local work."
         ),

@@ -7,6 +7,7 @@ from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import UPRIGHT_MM, fitted, name_rows, name_sites
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import DOUBLE_MM, ENSEMBLE_NAME, INK, SOFT, centred, ink_on, new_figure, strategy_name, unframed
@@ -68,8 +69,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=metrics.reset_index(drop=True),
         n=", ".join(f"{site} {int(part['patients'].max())}" for site, part in metrics.groupby("site")),
         caption=(
-            f"{kind.primary.title} of {input_name(main)} for {main.endpoint} by where the model was trained and where it is tested, with "
-            f"{results.config.metrics.confidence:.0%} intervals ({kind.how}). Framed: held-out patients of sites that trained; "
+            f"{kind.primary.title} of {input_name(main)} for {main.endpoint} by where the model was trained and where it is tested, "
+            f"{with_intervals(metrics, results.config.metrics.confidence)}. Framed: held-out patients of sites that trained; "
             f"the other cells are sites that the model never saw; – : {absent}, or no score.{' Intervals are in the values.' if small else ''}"
         ),
     )

@@ -7,6 +7,7 @@ import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_words
+from mil.figures.how_made import how_tested, method_in_words
 from mil.figures.layout import capital, signed, with_interval
 from mil.figures.style import strategy_name
 from mil.metrics.score import primary
@@ -129,7 +130,7 @@ def _performance(results: Results) -> Claim | None:
         text = f"On {row['site']} {name} cannot be told from chance"
     counted = f", {int(row['positives'])} {kind.outcome}" if kind.outcome else ""
     method = (
-        f"{results.config.metrics.confidence:.0%} interval ({row['method']})"
+        f"{results.config.metrics.confidence:.0%} interval ({method_in_words(row['method'])})"
         if np.isfinite(row["low"])
         else row["method"]
     )
@@ -202,7 +203,7 @@ def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: 
     name, site = called or strategy_name(results.experiments[experiment].strategy.name), rows["site"].iloc[0]
     said, above, below, open_ = [], [], [], []
     tested = rows["p_adjusted"].notna().any()
-    title, by = results.kind.primary.title, "; ".join(sorted(set(rows["method"])))
+    title = results.kind.primary.title
     if len(rows) > MOST_LISTED:
         rows = rows.iloc[(~(rows["p_adjusted"] < level)).argsort(kind="stable")]
     for row in rows.itertuples():
@@ -227,10 +228,8 @@ def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: 
     listed, more = "; ".join(said[:MOST_LISTED]), rows["difference"].iloc[MOST_LISTED:]
     if len(more):
         listed += f"; {len(more)} others {signed(more.min())} to {signed(more.max())}"
-    how = (
-        f"{1 - level:.0%} intervals and p after {correction}'s correction ({by})" if tested else by[:1].upper() + by[1:]
-    )
-    numbers = f"{title} of {name} less that of: {listed}. {how}, paired on {int(rows['patients'].max())} patients."
+    how = f" {1 - level:.0%} intervals and p after {correction}'s correction." if tested else ""
+    numbers = f"{title} of {name} less that of: {listed}.{how} {how_tested(rows)} Paired on {int(rows['patients'].max())} patients."
     caution = " A difference that cannot be told from chance is not shown to be none." if open_ and tested else ""
     return Claim(text, numbers + caution)
 
@@ -245,7 +244,7 @@ def _enumerated(names: list[str]) -> str:
 def _other(results: Results, factor: str, experiment: str, trained_on: str) -> str:
     """What the main experiment is compared with, in words."""
     if factor == "baseline":
-        return baseline_arm(results, experiment).name.lower()
+        return f"baseline {baseline_arm(results, experiment).name.lower()}"
     if factor in {"strategy", "training", "search"}:
         kind, _, site = arm(results, experiment, trained_on).name.partition(", ")
         return f"{kind} ({site})" if site else kind

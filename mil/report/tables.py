@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from mil.endpoints import Endpoint
-from mil.endpoints.binary import PRIMARY
 from mil.endpoints.multiclass import OF_CLASS
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_text
+from mil.figures.how_made import correction, how_tested, with_intervals
 from mil.figures.layout import with_interval
 from mil.figures.patient_flow import reason_name
 from mil.figures.style import strategy_name
@@ -68,10 +68,10 @@ def performance(results: Results) -> ReportTable:
     """The primary measure of every arm at every site, with its interval or why there is none."""
     kind = results.kind
     counted = bool(kind.outcome)
-    rows = []
-    for row in primary(results.metrics(*_alike(results))).itertuples():
-        if row.site == EXTERNAL_SITES and len(results.external_sites) == 1:
-            continue
+    rows, table = [], primary(results.metrics(*_alike(results)))
+    if len(results.external_sites) == 1:
+        table = table[table["site"] != EXTERNAL_SITES]
+    for row in table.itertuples():
         cells = [
             Cell(input_name(results.experiments[row.experiment])),
             Cell(arm(results, row.experiment, row.trained_on).name),
@@ -83,8 +83,9 @@ def performance(results: Results) -> ReportTable:
         rows.append([*cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
     return ReportTable(
         f"{kind.primary.title} by model, strategy and site",
-        f"In brackets {results.config.metrics.confidence:.0%} intervals ({kind.how}; {results.config.metrics.bootstrap:,} resamples where it is a bootstrap). "
-        f"Transfer: patients of another training site. On groups of sites only {kind.pairs} count. Where there is no value or interval, the table of metrics says why.",
+        f"{kind.primary.title} of every model {with_intervals(table, results.config.metrics.confidence)}. "
+        f"Transfer: patients of another training site. On groups of sites only {kind.pairs} count. Where a value or interval is missing, the "
+        "column method of metrics/*.csv in the results folder says why.",
         [
             "Input and model",
             "Strategy",
@@ -125,12 +126,16 @@ def comparisons(results: Results) -> ReportTable:
                 Cell(p_text(row.p_adjusted), number(row.p_adjusted)),
             ]
         )
-    corrections = sorted({str(name) for name in table["correction"]})
+    corrected = correction(table)
+    how = (
+        f"Intervals and p are after {corrected}: an interval leaves 0 out exactly "
+        f"where p is below {1 - results.config.metrics.confidence:.2g}. Uncorrected ones stand in comparisons.csv. "
+        if corrected
+        else ""
+    )
     return ReportTable(
         f"Paired comparisons of {title}",
-        f"Difference on the same patients. Intervals and p are after correction ({'; '.join(corrections)}): an interval leaves 0 out exactly "
-        f"where p is below {1 - results.config.metrics.confidence:.2g}. Uncorrected ones stand in comparisons.csv. Tests: {'; '.join(sorted(set(table['method'])))}"
-        + f". On groups of sites only {results.kind.pairs} count.",
+        f"Difference on the same patients. {how}{how_tested(table)} On groups of sites only {results.kind.pairs} count.",
         ["Factor", "Difference", "Scored on", "Patients", f"Δ{title}", "p adjusted"],
         rows,
     )
@@ -162,9 +167,13 @@ def _titles(kind: Endpoint) -> dict[str, str]:
 def metrics_of_main(results: Results) -> ReportTable:
     """Every metric of the main experiment by site."""
     table, titles = results.metrics(results.main), _titles(results.kind)
-    table = table[(table["split"] != "transfer") & table["metric"].isin(titles)]
-    table = table[(table["metric"] != "auroc") | (table["method"] == PRIMARY)]
+    table = table[table["split"] != "transfer"]
+    if results.two_classes:  # as everywhere: on groups of sites within sites
+        table = pd.concat([primary(table).assign(metric="auroc"), table[table["metric"] != "auroc"]])
+    table = table[table["metric"].isin(titles)]
     present = [name for name in titles if name in set(table["metric"])]
+    measured = table[table["metric"] == "auroc"] if results.two_classes else table
+    said = with_intervals(measured, results.config.metrics.confidence)
     rows = []
     for (trained_on, site), part in table.groupby(["trained_on", "site"], sort=False):
         if site == EXTERNAL_SITES and len(results.external_sites) == 1:
@@ -180,11 +189,11 @@ def metrics_of_main(results: Results) -> ReportTable:
         rows.append(cells)
     return ReportTable(
         "The main model's metrics",
-        f"With {results.config.metrics.confidence:.0%} intervals, by a bootstrap over patients, of classes by DeLong's variance; a dash is not defined there. "
+        f"Every measure of the main model by site, {said}; a dash is not defined there. "
         f"On several sites all patients are laid together here, sites' levels included."
         if not results.two_classes
-        else f"With {results.config.metrics.confidence:.0%} intervals: AUROC ({results.kind.how}), the others by "
-        "methods of their own that keep their level with few patients (the table of metrics names them). AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
+        else f"Every measure of the main model by site: AUROC {said}, the others with intervals by "
+        "methods that keep their level with few patients (named in the column method of metrics/*.csv in the results folder). On groups of sites AUROC is within sites. AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
         "Sensitivity and specificity are at thresholds that were chosen on inner folds, where the run kept their predictions.",
         ["Site", "Strategy", *(titles[name] for name in present)],
         rows,
@@ -229,10 +238,11 @@ def baseline_comparisons(results: Results) -> ReportTable:
         ]
         for row in table.itertuples()
     ]
+    corrected = correction(table)
     return ReportTable(
         f"{name} against baselines",
-        "Paired differences of AUROC on the same patients (within sites where there are several). Intervals and p are after Holm's correction "
-        f"over baselines, once for groups of sites and once for single ones. Tests: {'; '.join(sorted(set(table['method'])))}. Baselines are pooled linear models on the same folds, trained as the experiments are.",
+        "Paired differences of AUROC on the same patients (within sites where there are several). "
+        f"{f'Intervals and p are after {corrected}. ' if corrected else ''}{how_tested(table)} Baselines are pooled linear models on the same folds, trained as the experiments are.",
         ["Difference", "Scored on", "Patients", "Model", "Baseline", "ΔAUROC", "p adjusted"],
         rows,
     )
@@ -242,6 +252,7 @@ def baseline_comparisons(results: Results) -> ReportTable:
 def localisation(results: Results) -> ReportTable:
     """Attention against truth, tile by tile."""
     table = results.localisation().dropna(subset=["value"])
+    said = with_intervals(table, results.config.metrics.confidence)
     names = {"tile_auroc_mean": "mean over slides", "tile_auroc_pooled": "all tiles pooled"}
     rows = [
         [
@@ -259,8 +270,7 @@ def localisation(results: Results) -> ReportTable:
     ]
     return ReportTable(
         "Attention against the truth of every tile",
-        f"AUROC of attention for tiles that are positive in the truth; {results.config.metrics.confidence:.0%} intervals by "
-        "a jackknife over patients. 0.5 is what a model gets that looks at all tiles alike.",
+        f"AUROC of attention for tiles that are positive in the truth, {said}. 0.5 is what a model gets that looks at all tiles alike.",
         ["Input and model", "Strategy", "Site", "Patients", "Slides", "Tiles", "Positive tiles", "Over", "Tile AUROC"],
         rows,
     )

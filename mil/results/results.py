@@ -169,6 +169,11 @@ class Results:
 
     def measured(self, experiment: str, scope: Scope, metric: str) -> tuple[float, float, float]:
         """Value and interval of a metric of one arm at one site, as `mil score` wrote them; nan where it is not defined."""
+        row = self.measured_row(experiment, scope, metric)
+        return float(row["value"]), float(row["low"]), float(row["high"])
+
+    def measured_row(self, experiment: str, scope: Scope, metric: str) -> pd.Series:
+        """The row of the table of metrics that `measured` reads."""
         table = self.metrics(experiment)
         wanted = {"trained_on": scope.trained_on, "split": scope.split, "site": scope.site, "metric": metric}
         rows = table[(table[list(wanted)] == list(wanted.values())).all(axis=1)]
@@ -176,7 +181,7 @@ class Results:
             raise Absent(
                 f"metrics/{experiment}.csv has {len(rows)} rows of {metric} of {scope.trained_on} at {scope.site}"
             )
-        return tuple(float(rows[name].iloc[0]) for name in ("value", "low", "high"))  # type: ignore[return-value]
+        return rows.iloc[0]
 
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names)."""

@@ -1,9 +1,11 @@
 """Every registered figure draws from a small results folder, leaves its files, and says why where it cannot."""
 
 import json
+import re
 import shutil
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
 from cohort_results import copied, shared_results
@@ -14,6 +16,7 @@ from mil.errors import MilError
 from mil.figures import FIGURES, Absent, Results, draw_figure
 from mil.figures.auroc_by_strategy import _lines
 from mil.figures.heatmaps import choose
+from mil.figures.how_made import correction, how_tested, with_intervals
 from mil.figures.save import save
 from mil.figures.style import (
     DOUBLE_MM,
@@ -216,6 +219,53 @@ REDRAWN = {
 def test_the_values_hold_every_panel(results, name):
     drawn = FIGURES[name].draw(results, results.config.figures)
     assert set(drawn.data.columns) >= REDRAWN[name]
+
+
+CAPTIONS = [
+    "ablations",
+    "auroc_by_strategy",
+    "external_table",
+    "null_controls",
+    "roc_by_site",
+    "site_value",
+    "transfer_matrix",
+]
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captions_name_the_methods_of_the_table_of_metrics_and_no_other(results, tmp_path, name):
+    """With the method of every interval changed in the tables, the caption names that one alone."""
+    changed = Results.open(copied(results.folder, tmp_path / "results"))
+    tables = [*changed.folder.glob("metrics/*_*.csv"), *changed.folder.glob("baselines/*/*.csv")]
+    for path in tables:
+        table = pd.read_csv(path)
+        if "low" in table and "difference" not in table:
+            bounds = {"low": table["value"] - 0.1, "high": table["value"] + 0.1}
+            table.assign(**bounds, method="some method").to_csv(path, index=False)
+    caption = FIGURES[name].draw(changed, changed.config.figures).caption
+    assert "95% intervals (some method" in caption
+    assert not re.search("DeLong|Newcombe|held out:", caption)
+
+
+def test_intervals_and_tests_are_described_by_the_rows_shown():
+    few = "no interval: 8 positive and 11 negative patients in pairs; 10 of each needed"
+    rows = pd.DataFrame(
+        {"value": [0.8, 0.7, np.nan], "low": [0.5, np.nan, np.nan], "method": ["Newcombe", few, "not defined"]}
+    )
+    newcombe = "Newcombe, with fewer than 10 patients of a class"
+    assert with_intervals(rows[:1], 0.95) == f"with 95% intervals ({newcombe})"
+    assert with_intervals(rows, 0.95) == f"with 95% intervals ({newcombe}; none where there are too few patients)"
+    assert with_intervals(rows[1:], 0.95) == "without intervals (there are too few patients)"
+    differences = pd.DataFrame(
+        {
+            "difference": 0.1, "p": [0.2, np.nan], "site": ["A", "B"], "method": ["DeLong, paired", few.replace("interval", "test")],
+            "correction": ["Holm, 1 comparisons of model on single sites", "Holm, 0 comparisons of encoder on single sites"],
+        }
+    )  # fmt: skip
+    assert how_tested(differences) == "Test: DeLong, paired. Differences without a test, since patients are too few: B."
+    assert how_tested(differences[1:]) == "No difference is tested: there are too few patients."
+    assert correction(differences) == "Holm's correction over 1 comparison of model on single sites"
+    assert correction(differences[1:]) == ""
 
 
 def test_fonts_ship_with_the_package():

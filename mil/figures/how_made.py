@@ -1,0 +1,65 @@
+"""Rows of a table of metrics or comparisons -> how their intervals and tests were made, in words for captions and findings."""
+
+import re
+
+import pandas as pd
+
+from mil.endpoints.binary import FEW, FEWEST
+from mil.statistics import held_out
+
+IN_WORDS = {
+    FEW: f"Newcombe, with fewer than {FEWEST} patients of a class",
+    held_out.NO_VARIANCE: "Newcombe, where the estimated variance is 0",
+    held_out.METHOD: "held out: pairs of patients of one fold, overlap of training sets counted",
+}
+"""What the column `method` says -> words for readers; other methods are named as in the table."""
+MOST_SITES = 5
+
+
+def method_in_words(method: str) -> str:
+    """What the column `method` of a row says, in words."""
+    return IN_WORDS.get(method, method)
+
+
+def with_intervals(table: pd.DataFrame, confidence: float) -> str:
+    """`with 95% intervals (DeLong, logit scale)` of the rows shown, from their columns value, low and method.
+
+    Names only methods of intervals that are there, and says so where rows with a value have none.
+    """
+    shown = table.reindex(columns=["value", "low", "method"]).dropna(subset="value")
+    there = shown["low"].notna()
+    reasons = shown.loc[~there, "method"].dropna().astype(str)
+    if reasons.str.endswith("needed").all():
+        reason = "there are too few patients"
+    else:
+        reason = "the column “method” of the values says why"
+    if not there.any():
+        return f"without intervals ({reason})" if len(shown) else "without intervals"
+    said = sorted({method_in_words(method) for method in shown.loc[there, "method"].dropna()})
+    said += [f"none where {reason}"] if len(reasons) else []
+    return f"with {confidence:.0%} intervals" + (f" ({'; '.join(said)})" if said else "")
+
+
+def how_tested(table: pd.DataFrame) -> str:
+    """The tests of the differences shown and the sites where patients are too few for one: one or two sentences.
+
+    From the columns difference, p, method and site.
+    """
+    shown = table.dropna(subset="difference")
+    tested = shown["p"].notna()
+    said = sorted({method_in_words(str(method)) for method in shown.loc[tested, "method"]})
+    if not said:
+        return "No difference is tested: there are too few patients."
+    untested = list(dict.fromkeys(shown.loc[~tested, "site"].astype(str)))
+    where = ", ".join(untested) if len(untested) <= MOST_SITES else f"{len(untested)} sites"
+    none = f" Differences without a test, since patients are too few: {where}." if untested else ""
+    return f"Test{'s' if len(said) > 1 else ''}: {'; '.join(said)}.{none}"
+
+
+def correction(table: pd.DataFrame) -> str:
+    """`Holm's correction over 7 comparisons of strategy on groups of sites`, from the column correction; '' where nothing is corrected."""
+    families = [
+        re.fullmatch(r"Holm, (\d+) comparisons(.*)", text) for text in sorted(set(table["correction"].dropna()))
+    ]
+    said = [f"{one[1]} comparison{'' if one[1] == '1' else 's'}{one[2]}" for one in families if one and one[1] != "0"]
+    return f"Holm's correction over {', '.join(said)}" if said else ""
