@@ -82,3 +82,10 @@ window.addEventListener("scroll", () => {
   requestAnimationFrame(() => { waiting = false; mark(); });
 }, { passive: true });
 mark();
+
+// A figure that is wider than the screen fades at its right edge until it is scrolled to its end.
+for (const frame of document.querySelectorAll(".frame")) {
+  const mark = () => frame.classList.toggle("cut", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 2);
+  frame.addEventListener("scroll", mark, { passive: true });
+  new ResizeObserver(mark).observe(frame);
+}

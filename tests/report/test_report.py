@@ -23,7 +23,7 @@ from mil.files import write_text
 from mil.report import build, write_viewer
 from mil.report.guidelines import ITEMS, PARTS
 from mil.report.methods import methods
-from mil.report.pictures import picture_of
+from mil.report.pictures import PX_A_MM, picture_of
 from mil.report.slide_viewer import _write
 from mil.report.story import STORY
 from mil.report.tables import TABLES
@@ -162,6 +162,42 @@ def test_the_page_opens_at_both_widths(page, size):
         assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
         assert tab.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
         assert tab.locator("figure").count() > 25
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (1024, 768), (390, 844)])
+@needs_browser
+def test_the_first_figure_can_be_read_and_what_is_cut_shows_it(page, size):
+    """Letters of 6 pt in print are at least 7 pt (9.3 px) high on the screen; what is wider than the screen scrolls and fades."""
+    with opened(page.as_uri(), *size) as tab:
+        width, mm = tab.evaluate(
+            "((image) => [image.width, parseFloat(image.parentElement.style.width)])(document.querySelector('.first img'))"
+        )
+        assert 6 / 72 * 25.4 * PX_A_MM * width / mm >= 7 / 72 * 96
+        frame = tab.locator(".first .frame")
+        wider = frame.evaluate("(box) => box.scrollWidth > box.clientWidth")
+        assert wider == (size[0] < 800)
+        assert frame.evaluate("(box) => box.classList.contains('cut')") == wider
+        frame.evaluate("(box) => { box.scrollLeft = box.scrollWidth; }")
+        tab.wait_for_function("!document.querySelector('.first .frame').classList.contains('cut')")
+        assert tab.evaluate(
+            "[...document.querySelectorAll('.scroll')].every((box) => getComputedStyle(box).backgroundAttachment.includes('local'))"
+        )
+
+
+@needs_browser
+def test_hyphens_of_the_text_are_not_as_wide_as_digits(page):
+    """Digits of equal width make hyphens as wide: they are for cells of numbers alone."""
+    measured = """() => ["-", "0"].map((text) => {
+      const span = Object.assign(document.createElement("span"), {textContent: text.repeat(20)});
+      document.querySelector("h1").append(span);
+      return span.getBoundingClientRect().width;
+    })"""
+    with opened(page.as_uri(), 1440, 900) as tab:
+        hyphen, digit = tab.evaluate(measured)
+        assert hyphen < 0.85 * digit
+        assert (
+            tab.evaluate("getComputedStyle(document.querySelector('td.number')).fontVariantNumeric") == "tabular-nums"
+        )
 
 
 @needs_browser
