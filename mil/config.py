@@ -17,6 +17,7 @@ from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.experiments import ExperimentsSpec as ExperimentsSpec
+from mil.specs.models import HEAD_SPECS, PRESETS
 from mil.specs.slides import QualitySpec as QualitySpec
 from mil.specs.slides import SlidesSpec, TileSpec, TruthSpec
 from mil.specs.slides import TissueSpec as TissueSpec
@@ -304,6 +305,8 @@ def _explain(spec: type[BaseModel], error: ValidationError) -> str:
         *parents, key = fault["loc"]
         known = _keys_at(spec.model_json_schema(), [str(part) for part in parents])
         return f"unknown key '{where}'; {nearest(str(key), known)}"
+    if unknown := _unknown_name(fault):
+        return f"{where}: {unknown}"
     message = fault["msg"].removeprefix("Value error, ")
     for python, yaml_word in {
         "valid tuple": "list, as in [a, b]",
@@ -321,6 +324,17 @@ def _explain(spec: type[BaseModel], error: ValidationError) -> str:
         if fault["type"] != "value_error"
         else f"{where}: {message}"
     )
+
+
+def _unknown_name(fault: Any) -> str:
+    """Of an unknown name of a head or of a strategy, tissue method, ...: the name and the nearest known one; '' of other faults."""
+    given = fault["input"].get("name") if isinstance(fault["input"], dict) else None
+    if not isinstance(given, str) or fault["type"] not in {"model", "union_tag_invalid"}:
+        return ""
+    of_head = fault["type"] == "model"
+    known = [*HEAD_SPECS, *PRESETS] if of_head else fault["ctx"]["expected_tags"].strip("'").split("', '")
+    near = nearest(given, known)
+    return "" if of_head and near.startswith("known") else f"unknown name {_short(given)}; {near}"
 
 
 def _short(value: Any) -> str:

@@ -29,7 +29,7 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    model : a head of docs/glossary.md by name, or a mapping of its settings, e.g. `{"name": "gated_attention"}`.
+    model : a head of docs/glossary.md ("head, model") by name, or a mapping of its settings, e.g. `{"name": "gated_attention"}`.
     strategy : `local`, `pooled`, `fedavg`, ... by name, or a mapping of its settings.
     folds, inner_folds : numbers of folds in every site; both classes must have enough patients at every site.
     rounds, lr, seed : most rounds of training, learning rate of the clients, seed.
@@ -61,11 +61,16 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         self.rounds, self.lr, self.seed, self.training = rounds, lr, seed, training
 
     def fit(self, X: Sequence[np.ndarray], y: Sequence[Any] | np.ndarray, groups: Any = None) -> "MILClassifier":
-        """Train on bags `X` with labels `y`; `groups` has the site of each bag (default: one site).
+        """Train on bags `X` with labels `y`; `groups` has the site of each bag (default, where nothing is federated: one site).
 
-        Raises `MilError` where a setting is unknown or a site has too few patients of a class for the folds.
+        Raises `MilError` where `groups` are missing and the strategy is federated, or a setting is unknown or a site has too few patients of a class for the folds.
         """
-        bags, labels = _bags(X), _filled("labels", y)
+        bags, labels, experiment = _bags(X), _filled("labels", y), self._experiment()
+        strategy = experiment.strategy
+        if groups is None and strategy.of_rounds.federated:
+            raise MilError(
+                f"strategy '{strategy.name}' is federated and groups are missing; give groups=, the site of each bag, or strategy='pooled'"
+            )
         sites = np.full(len(bags), ONE_SITE) if groups is None else _filled("groups", groups).astype(str)
         if not len(bags) == len(labels) == len(sites):
             raise MilError(
@@ -80,7 +85,7 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         table["label"] = codes if len(self.classes_) == 2 else [str(code) for code in codes]
         check_classes(table, dict.fromkeys(sites.tolist(), "train"), endpoint)
         store = FeatureStore.of(dict(zip(table["patient_id"], bags, strict=True)))
-        self.run_ = train(self._experiment(), endpoint, deal_folds(table, endpoint), store, quiet())
+        self.run_ = train(experiment, endpoint, deal_folds(table, endpoint), store, quiet())
         self.n_features_in_ = store.width
         return self
 

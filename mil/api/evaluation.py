@@ -43,10 +43,14 @@ def auroc(
 def draw_figure(name: str, results: str | Path, site: str | None = None) -> list[Path]:
     """Draw a figure of a finished run into its `figures/`; returns the files (PDF, SVG, PNG, values, caption).
 
-    `mil plot list` has the names; `site` for the figures that are drawn per site.
+    `name` is a name or a number of the protocol (`F2a`, which may have several figures), as `mil plot list` prints them; `site`
+    for the figures that are drawn per site. Settings are the run's.
     """
-    from mil.config import FiguresSpec
+    from mil.workflow.figures import names_of
+
+    names = names_of([name])
     from mil.figures import draw_figure as draw
     from mil.results.results import Results
 
-    return draw(name, Results.open(results), FiguresSpec(), site)
+    opened = Results.open(results)
+    return [path for one in names for path in draw(one, opened, opened.config.figures, site)]

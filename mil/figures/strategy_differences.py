@@ -14,6 +14,8 @@ from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS, OWN_SITE
 
 ROW_MM, HEAD_MM = 6.0, 22.0
+STEPS = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Possible distances of the ticks of an axis of differences; a difference of correlations is at most 2."""
 EQUAL = 0.02
 """Within this of the pooled model a strategy is called as good."""
 TITLES = {POOLED: "Minus pooled", ELSEWHERE: "Minus locals\nfrom elsewhere", OWN_SITE: "Minus own site"}
@@ -119,7 +121,9 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
     reach = max(0.1, float(table[["low_adjusted", "high_adjusted", "difference"]].abs().max().max())) * 1.15
-    axes.set(xlim=(-reach, reach), xlabel=f"Difference of {title}")
+    axes.set(xlim=(-reach, reach), xlabel=f"Δ{title}")
+    step = max(step for step in STEPS if step <= 0.9 * reach)  # three numbers fit the narrowest panel
+    axes.set_xticks([-step, 0, step], [f"−{step:g}", "0", f"{step:g}"])
     axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)
     row_axis(axes)
 

@@ -98,7 +98,7 @@ def check_duplicate_slides(slides: pd.DataFrame) -> list[Finding]:
             found.append(
                 Finding("duplicate slides", names, "leak", "are one file under several patients; keep the right one")
             )
-    return found or [Finding("duplicate slides", f"{len(known)} slides", "ok")]
+    return found or [Finding("duplicate slides", f"{len(known)} slide files that could be read", "ok")]
 
 
 def check_inputs(

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 import mil
+from mil.models import HEADS
 
 
 def test_import_takes_milliseconds_and_the_names_are_there():
@@ -98,7 +100,9 @@ def test_three_classes():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"strategy": "fedaverage"}, "fedavg"),
+        ({"strategy": "fedaverage"}, r"strategy: unknown name 'fedaverage'; did you mean 'fedavg'\?"),
+        ({"model": "gatedattention"}, r"model: unknown name 'gatedattention'; did you mean 'gated_attention'\?"),
+        ({"strategy": "fedavg"}, "'fedavg' is federated and groups are missing; give groups="),
         ({"X": [np.zeros((0, 4))] * 24}, "bag 0 has shape"),
         ({"X": [np.full((2, 4), 1e300)] * 24}, "bag 0 holds NaN, infinity or a number beyond float32"),
         ({"X": [np.full((2, 4), "a")] * 24}, "bag 0 holds <U1"),
@@ -115,7 +119,13 @@ def test_mistakes_are_said(change, said):
     bags, labels = made(24)
     given = {"X": bags, "y": labels} | {key: change.pop(key) for key in ("X", "y", "groups") if key in change}
     with pytest.raises(mil.MilError, match=said):
-        mil.MILClassifier(**{"folds": 2, "rounds": 2} | change).fit(**given)
+        mil.MILClassifier(**{"folds": 2, "rounds": 2, "strategy": "pooled"} | change).fit(**given)
+
+
+def test_the_glossary_lists_every_head():
+    text = (Path(__file__).parents[2] / "docs/glossary.md").read_text(encoding="utf-8")
+    listed = next(line for line in text.splitlines() if line.startswith("| head, model"))
+    assert {name for name in HEADS if f"`{name}`" not in listed} == set()
 
 
 def test_a_model_that_is_not_fitted_says_so():

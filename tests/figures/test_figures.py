@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -12,6 +13,7 @@ from cohort_results import copied, shared_results
 from crowding import defects
 from matplotlib.collections import FillBetweenPolyCollection
 
+import mil
 from mil.errors import MilError
 from mil.figures import FIGURES, Absent, Results, draw_figure
 from mil.figures.auroc_by_strategy import _lines
@@ -266,6 +268,25 @@ def test_intervals_and_tests_are_described_by_the_rows_shown():
     assert how_tested(differences[1:]) == "No difference is tested: there are too few patients."
     assert correction(differences) == "Holm's correction over 1 comparison of model on single sites"
     assert correction(differences[1:]) == ""
+
+
+def test_a_figure_is_drawn_by_its_number_as_by_mil_plot(results):
+    assert {path.name.split(".")[0] for path in mil.draw_figure("ED10", results.folder)} == {"null_controls"}
+    with pytest.raises(MilError, match="unknown figure 'null_control'; did you mean 'null_controls'"):
+        mil.draw_figure("null_control", results.folder)
+
+
+def test_ticks_of_differences_do_not_touch(results):
+    """Of small differences, too: numbers of 0.05 are as wide as the space between them."""
+    drawn = FIGURES["strategy_differences"].draw(results, results.config.figures)
+    drawn.figure.canvas.draw()
+    for axes in drawn.figure.axes[:-1]:
+        boxes = [
+            label.get_window_extent()
+            for label in axes.get_xticklabels()
+            if label.get_text() and axes.get_xlim()[0] <= label.get_position()[0] <= axes.get_xlim()[1]
+        ]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_fonts_ship_with_the_package():
