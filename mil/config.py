@@ -189,14 +189,10 @@ class Config(Spec):
             if name not in self.experiments:
                 raise ValueError(f"run: unknown experiment '{name}'; {nearest(name, self.experiments)}")
             experiment = self.experiments[name]
-            if experiment.encoder not in self.encoders:
-                raise ValueError(
-                    f"experiments.{name}.encoder: unknown encoder '{experiment.encoder}'; {nearest(experiment.encoder, self.encoders)}"
-                )
-            if experiment.endpoint not in self.endpoints:
-                raise ValueError(
-                    f"experiments.{name}.endpoint: unknown endpoint '{experiment.endpoint}'; {nearest(experiment.endpoint, self.endpoints)}"
-                )
+            named = ("encoder", experiment.encoder, self.encoders), ("endpoint", experiment.endpoint, self.endpoints)
+            for kind, key, known in named:
+                if key not in known:
+                    raise ValueError(f"experiments.{name}.{kind}: unknown {kind} '{key}'; {nearest(key, known)}")
         return self
 
     def _check_names(self) -> None:

@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_results import copied, shared_results
+from cohort_results import shared_results
+from copies import copied
 from scipy import stats
 from sklearn.linear_model import Ridge
 from test_leaks import ENDPOINT, cohort

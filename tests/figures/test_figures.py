@@ -9,7 +9,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_results import copied, shared_results
+from cohort_results import shared_results
+from copies import copied
 from crowding import defects
 from matplotlib.collections import FillBetweenPolyCollection
 

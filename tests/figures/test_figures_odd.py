@@ -6,7 +6,8 @@ import warnings
 
 import pandas as pd
 import pytest
-from cohort_results import build_results, copied, score_all, shared_results
+from cohort_results import build_results, score_all, shared_results
+from copies import copied
 from crowding import defects
 from matplotlib.text import Text
 

@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_results import copied, shared_results
+from cohort_results import shared_results
+from copies import copied
 from typer.testing import CliRunner
 
 from mil import hdf5

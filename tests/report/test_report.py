@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 from browser import CONTRAST, needs_browser, opened
-from cohort_results import copied, shared_results
+from cohort_results import shared_results
+from copies import copied
 from typer.testing import CliRunner
 
 from mil.cli import app

@@ -6,7 +6,6 @@ patches (whose outline is the truth), and is what the scores of better strategie
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -347,8 +346,3 @@ def shared_results(folder: Path) -> Results:
             build_results(folder / "cohort", patients_a_site=8)
             score_all(Results.open(folder / "cohort/results"))
     return Results.open(folder / "cohort/results")
-
-
-def copied(folder: Path, target: Path) -> Path:
-    """A copy of a folder of the shared results, without the pictures that another process is writing at this moment."""
-    return Path(shutil.copytree(folder, target, symlinks=True, ignore=shutil.ignore_patterns(".*.partial")))
