@@ -24,6 +24,11 @@ onstart:
     settle(RESULTS)
 
 
+onsuccess:
+    if os.path.exists(f"{RESULTS}/report/index.html"):
+        print(f"The report: {os.path.abspath(RESULTS)}/report/index.html", file=sys.stderr)
+
+
 # Below the shell commands, in which they are easily overlooked.
 onerror:
     for line in failures(f"{RESULTS}/logs", STARTED, log):

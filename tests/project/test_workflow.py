@@ -76,6 +76,7 @@ def finished(tmp_path_factory, repository):
     make_cohort(folder / "data", seed=8, patients_per_site=9)
     process = snakemake(folder, repository)
     assert process.returncode == 0, process.stdout + process.stderr
+    assert f"\nThe report: {folder}/results/tiny/report/index.html\n" in process.stderr
     return folder
 
 
