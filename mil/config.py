@@ -17,7 +17,7 @@ from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.experiments import ExperimentsSpec as ExperimentsSpec
-from mil.specs.models import HEAD_SPECS, PRESETS
+from mil.specs.faults import first_fault
 from mil.specs.slides import QualitySpec as QualitySpec
 from mil.specs.slides import SlidesSpec, TileSpec, TruthSpec
 from mil.specs.slides import TissueSpec as TissueSpec
@@ -233,7 +233,7 @@ def parse(spec: type[S], data: Mapping[str, Any], where: str) -> S:
     try:
         return spec.model_validate(data)
     except ValidationError as error:
-        line = _explain(spec, error)
+        line = first_fault(spec, error)
         raise MilError(f"{where}: {line if len(line) <= 600 else line[:597] + '...'}") from error
 
 
@@ -291,74 +291,3 @@ def load(*paths: str | Path) -> Config:
     for path in paths:
         data = merge(data, read_yaml(path))
     return parse(Config, data, ", ".join(str(path) for path in paths))
-
-
-def _explain(spec: type[BaseModel], error: ValidationError) -> str:
-    """The first fault in one line; unknown keys with the nearest known one."""
-    fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        *parents, key = fault["loc"]
-        known = _keys_at(spec.model_json_schema(), [str(part) for part in parents])
-        return f"unknown key '{where}'; {nearest(str(key), known)}"
-    if unknown := _unknown_name(fault):
-        return f"{where}: {unknown}"
-    message = fault["msg"].removeprefix("Value error, ")
-    for python, yaml_word in {
-        "valid tuple": "list, as in [a, b]",
-        "valid dictionary": "mapping of keys to values",
-    }.items():
-        message = message.replace(python, yaml_word)
-    if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
-        message += f"; write it in quotes: '{_short(fault['input'])}'"  # YAML takes 1 for a number, and yes for true
-    if fault["type"] == "missing":
-        return f"key '{where}' is missing"
-    if fault["type"] in {"value_error"} and not where:
-        return message
-    return (
-        f"{where}: {_short(fault['input'])} is refused ({message[:1].lower()}{message[1:]})"
-        if fault["type"] != "value_error"
-        else f"{where}: {message}"
-    )
-
-
-def _unknown_name(fault: Any) -> str:
-    """Of an unknown name of a head or of a strategy, tissue method, ...: the name and the nearest known one; '' of other faults."""
-    given = fault["input"].get("name") if isinstance(fault["input"], dict) else None
-    if not isinstance(given, str) or fault["type"] not in {"model", "union_tag_invalid"}:
-        return ""
-    of_head = fault["type"] == "model"
-    known = [*HEAD_SPECS, *PRESETS] if of_head else fault["ctx"]["expected_tags"].strip("'").split("', '")
-    near = nearest(given, known)
-    return "" if of_head and near.startswith("known") else f"unknown name {_short(given)}; {near}"
-
-
-def _short(value: Any) -> str:
-    """What somebody wrote, at most 80 characters of it."""
-    text = f"{value:.3g}" if isinstance(value, float) and abs(value) > 1e15 else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _keys_at(schema: Mapping[str, Any], path: list[str]) -> list[str]:
-    """Known keys of the object at `path` in a JSON schema."""
-    definitions = schema.get("$defs", {})
-
-    def resolve(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        if "$ref" in node:
-            return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
-        options = [*node.get("anyOf", []), *node.get("oneOf", [])]
-        return [leaf for option in options for leaf in resolve(option)] or [node]
-
-    nodes = resolve(schema)
-    for part in path:
-        followed = []
-        for node in nodes:
-            names = {leaf.get("const"): leaf for leaf in [node.get("properties", {}).get("name", {})]}
-            if part in names:  # a tagged union puts its tag into the path
-                followed.append(node)
-            elif part in node.get("properties", {}):
-                followed += resolve(node["properties"][part])
-            elif isinstance(node.get("additionalProperties"), Mapping):
-                followed += resolve(node["additionalProperties"])
-        nodes = followed
-    return sorted({key for node in nodes for key in node.get("properties", {})})
