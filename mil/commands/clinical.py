@@ -14,7 +14,15 @@ def clinical(
     reporter = reporter_of(log)
     config = read_config(configs)
     cohort = read_patients(config)
+    missing = [name for name, spec in config.endpoints.items() if spec.column not in cohort.patients.columns]
     for endpoint in config.endpoints:
+        # The defaults name an endpoint `response`, which a cohort with endpoints of other names may not have.
+        if endpoint in missing and endpoint not in config.used_endpoints and len(missing) < len(config.endpoints):
+            column = config.endpoints[endpoint].column
+            reporter.say(
+                f"clinical {endpoint}: left out: no column '{column}' in the patient table, and no experiment of `run` uses it"
+            )
+            continue
         found = clinical_cohort(config, endpoint, cohort, reporter)
         folder = config.results_folder / "clinical" / endpoint
         found.save(folder)

@@ -174,12 +174,13 @@ def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monke
     write_table(clinical_tables.patient_table(table), tmp_path / "tnbc.csv")
     config = clinical_tables.config_of("TNBC", tmp_path, repeats=1, bootstrap=100)
     few = config.endpoints["response"].model_copy(update={"folds": 2, "inner_folds": 2})
-    config = config.model_copy(update={"run": (), "endpoints": {"response": few}})
+    config = config.model_copy(update={"run": (), "endpoints": {"msi": EndpointSpec(column="msi"), "response": few}})
     (tmp_path / "tnbc.yaml").write_text(config.to_json())
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["clinical", "tnbc.yaml"])
     assert result.exit_code == 0, result.output
     assert "nan" not in result.output
+    assert "clinical msi: left out: no column 'msi'" in result.output
     folder = tmp_path / "results/tnbc/clinical/response"
     assert {path.name for path in folder.iterdir()} == {
         "bags.csv", "predictions.csv", "inner.csv", "metrics.csv", "comparisons.csv",
