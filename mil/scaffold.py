@@ -86,6 +86,14 @@ endpoints:
 # Stanzas of configs/experiments.yaml (or your own, under `experiments:`), in the order of the figures. The first
 # with attention is the one that the report shows in detail, unless figures.main names another.
 run: [attention_fedavg, attention_pooled, attention_local, mean_fedavg, colour_fedavg]
+
+# Columns of the patient table that are used beside the label. Take away the # and name those that your table has.
+# metrics:
+#   clinical: [age, grade, ki67, t_stage, n_stage]  # clinical baseline, alone and together with the slide's score
+#   subgroups: [age, grade, site]
+#   annotation: til_percent  # a pathologist's reading, as a baseline
+#   time: time_months  # follow-up
+#   event: event
 """
 
 
