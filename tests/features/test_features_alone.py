@@ -1,10 +1,10 @@
 """A cohort that starts from features alone: no slide is opened, no tile made, and predictions come out all the same."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -75,26 +75,24 @@ def test_a_second_workflow_of_a_cohort_is_refused_and_one_of_another_cohort_runs
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(config | {"cohort": "other"}))
     target = "results/alone/predictions/attention_pooled.csv"
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(snakemake, tmp_path, repository, target)
+    words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", target]
+    command = [sys.executable, "-m", "snakemake", *words]
+    with (
+        open(tmp_path / "first.log", "w") as log,
+        subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT) as first,
+    ):
         while not list(tmp_path.glob(".snakemake/locks/*")):
-            assert not first.done()
+            assert first.poll() is None
             time.sleep(0.1)
-        words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", target]
-        second = subprocess.run(
-            [sys.executable, "-m", "snakemake", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        beside = pool.submit(
-            snakemake, tmp_path, repository, "results/other/bags/response.csv", "--configfile", "other.yaml"
-        )
-        assert second.returncode != 0
-        assert "cannot be locked" in second.stderr
-        text_of(beside.result())
-        text_of(first.result())
+        first.send_signal(signal.SIGSTOP)  # or it might end before the second one has looked
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        first.send_signal(signal.SIGCONT)
+        beside = snakemake(tmp_path, repository, "results/other/bags/response.csv", "--configfile", "other.yaml")
+        first.wait()
+    assert second.returncode != 0
+    assert "cannot be locked" in second.stderr
+    text_of(beside)
+    assert first.returncode == 0, (tmp_path / "first.log").read_text()
     assert "Nothing to be done" in text_of(snakemake(tmp_path, repository, target, "--dry-run"))
 
 
