@@ -28,10 +28,14 @@ class Background:
         self.thread.start()
 
     def _run(self, deployment: Deployment, name: str) -> None:
+        reporter = Reporter(self.log)
         try:
-            hospital.run(deployment.hospitals.server, name, Reporter(self.log), 300, self.rehearse)
+            hospital.run(deployment.hospitals.server, name, reporter, 300, self.rehearse)
         except BaseException as error:  # noqa: BLE001  handed to the test
             self.error = error
+        finally:
+            assert reporter.log is not None
+            reporter.log.close()
 
     def finished(self, seconds: float) -> None:
         self.thread.join(seconds)
