@@ -23,18 +23,21 @@ TILES = "results/demo/sites/north/tiles/shard0.csv"
 LOG = "results/demo/logs/tile/north.0.log"
 
 
-def started(folder, accounting):
+def require_slurm(accounting=False):
     if why := missing(accounting):
         required = os.environ.get("MIL_SLURM") == "required" and not accounting
         (pytest.fail if required else pytest.skip)(f"NOT tested on a real Slurm: {why}")
+
+
+def started(folder, accounting):
+    require_slurm(accounting)
     return OneNodeSlurm(folder, accounting)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The small demo cohort, 44 slides."""
-    if why := missing():
-        pytest.skip(f"NOT tested on a real Slurm: {why}")
+    require_slurm()
     folder = tmp_path_factory.mktemp("slurm")
     make_cohort(folder / "data/demo", seed=1, patients_per_site=10)
     (folder / "small.yaml").write_text(yaml.safe_dump(OVER))
