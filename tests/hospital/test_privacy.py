@@ -1,16 +1,15 @@
 """Differential privacy: the mechanism, and the attack that it bounds."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hospitals import PROTOCOL, Hospitals, make_hospitals
+from hospitals import Hospitals
+from private_federation import PRIVATE, private_hospitals
 from scipy import stats
 
-from mil.hospital.config import PrivacySpec
-from mil.hospital.forms import Slot, slots
+from mil.hospital.forms import slots
 from mil.hospital.noise import SecretStream
 from mil.hospital.privacy import (
     patient_gradients,
@@ -23,21 +22,13 @@ from mil.training.layout import RowLayout
 
 pytestmark = pytest.mark.slow
 
-PRIVATE = PrivacySpec(noise=1.0, clip=0.5, expected_batch=8, epsilon=1e6, delta=1e-3)
-TRAINING = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "scaling": "none"}
-SLOTS = [Slot("A+B", 0, fold) for fold in range(3)]
-
 
 # The mechanism
 
 
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
-    logging.disable(logging.WARNING)  # opacus and dp-accounting speak of orders that they leave out
-    experiment = {**PROTOCOL["experiment"], "training": TRAINING}
-    return make_hospitals(
-        tmp_path_factory.mktemp("federation"), experiment=experiment, privacy=PRIVATE.model_dump(mode="json")
-    )
+    return private_hospitals(tmp_path_factory.mktemp("federation"))
 
 
 @pytest.fixture(scope="module")

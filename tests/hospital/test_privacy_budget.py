@@ -1,7 +1,6 @@
 """The price of privacy: the accountant, the budget of a site, and whole private runs."""
 
 import json
-import logging
 from pathlib import Path
 
 import inprocess
@@ -10,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from hospitals import PROTOCOL, Hospitals, make_hospitals
+from private_federation import PRIVATE, SLOTS, TRAINING, private_hospitals
 from safetensors.torch import load, save
 from scipy import stats
 
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec, PrivacySpec
-from mil.hospital.forms import Slot, slots
+from mil.hospital.forms import slots
 from mil.hospital.keys import PartyKey
 from mil.hospital.payload import Message, PayloadError, content_digest, header
 from mil.hospital.privacy import (
@@ -29,10 +29,6 @@ from mil.hospital.site import Site
 from mil.training.ledger import read
 
 pytestmark = pytest.mark.slow
-
-PRIVATE = PrivacySpec(noise=1.0, clip=0.5, expected_batch=8, epsilon=1e6, delta=1e-3)
-TRAINING = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "scaling": "none"}
-SLOTS = [Slot("A+B", 0, fold) for fold in range(3)]
 
 
 # The accountant
@@ -84,11 +80,7 @@ def test_epsilon_grows_with_steps_and_shrinks_with_noise() -> None:
 
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
-    logging.disable(logging.WARNING)  # opacus and dp-accounting speak of orders that they leave out
-    experiment = {**PROTOCOL["experiment"], "training": TRAINING}
-    return make_hospitals(
-        tmp_path_factory.mktemp("federation"), experiment=experiment, privacy=PRIVATE.model_dump(mode="json")
-    )
+    return private_hospitals(tmp_path_factory.mktemp("federation"))
 
 
 @pytest.fixture(scope="module")
