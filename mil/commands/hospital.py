@@ -184,18 +184,12 @@ def watch_site(file: SiteFile, port: PortOption = 0, notify: NotifyOption = None
 
 
 @site.command()
-def check(
-    file: SiteFile,
-    against: Annotated[
-        list[Path] | None,
-        typer.Option("--against", help="Another site's hashes; may be given more than once.", show_default=False),
-    ] = None,
-) -> None:
+def check(file: SiteFile) -> None:
     """Look for everything that may go wrong before joining. Nothing is sent."""
     from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.preflight import check_site
 
-    findings = check_site(read_own(SiteSpec, file), against or [])
+    findings = check_site(read_own(SiteSpec, file))
     for one in findings:
         typer.echo(f"{one.state:8s} {one.check}: {one.sentence}")
     faults = [one for one in findings if one.state == "fault"]
@@ -204,12 +198,23 @@ def check(
 
 
 @site.command()
-def hashes(file: SiteFile, out: Annotated[Path, typer.Argument(help="File for the other sites.")]) -> None:
-    """Keyed hashes of this site's patients and slides, for the other sites to compare with."""
+def shared(
+    file: SiteFile,
+    received: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files from other hospitals; none: make the first file for each of them."),
+    ] = None,
+    again: Annotated[
+        list[str] | None,
+        typer.Option("--again", help="Site to compare with anew; may be given more than once.", show_default=False),
+    ] = None,
+) -> None:
+    """Find patients and slides that another hospital has too; neither learns anything of the others. Say it for every file that comes."""
     from mil.hospital.parties import SiteSpec, read_own
-    from mil.hospital.preflight import write_hashes
+    from mil.hospital.shared_patients import exchange
 
-    typer.echo(f"wrote {write_hashes(read_own(SiteSpec, file), out)} hashes to {out}")
+    for line in exchange(read_own(SiteSpec, file), received or [], again or []):
+        typer.echo(line)
 
 
 @site.command()

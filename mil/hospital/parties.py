@@ -39,8 +39,6 @@ class SiteSpec(Spec):
     """Folder for the private key, the engine's kit and the ledger; relative to this file."""
     runs: tuple[Name, ...] | None = None
     """Names of the runs that the hospital has agreed to; another is refused, but for its canary. None: any."""
-    against: tuple[str, ...] = ()
-    """Other sites' files of hashes, relative to this one: a patient who stands in one of them keeps the site from starting."""
     max_mb_a_round: float | None = Field(default=None, gt=0)
     """Largest message either way, in MB of 1e6 bytes; the smaller of this and the protocol's is in force."""
     min_patients: int | None = Field(default=None, ge=FLOOR_PATIENTS)
@@ -53,8 +51,6 @@ class SiteSpec(Spec):
     """Budget of every patient of this site over all runs; the protocol's, if not given."""
     free_gb: float = Field(default=2.0, ge=0)
     """Disk space that must be free before joining and before every answer, in GB of 1e9 bytes."""
-    salt: str | None = None
-    """File with the secret salt that the sites (not the server) share, to find patients who are in two sites."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads of the arithmetic. Results are equal bit for bit only between equal numbers of threads."""
     device: Literal["cpu", "auto"] = "cpu"
@@ -67,13 +63,11 @@ def read_own(spec: type[S], path: str | Path) -> S:
     """A side's own YAML file, its relative paths resolved from where the file lies."""
     path = Path(path).resolve()
     found = parse(spec, read_yaml(path), str(path))
-    places: dict[str, str | tuple[str, ...]] = {
+    places = {
         key: _place(value, key, path)
-        for key in ("federation", "workspace", "results", "salt")
+        for key in ("federation", "workspace", "results")
         if (value := getattr(found, key, None)) is not None
     }
-    if isinstance(found, SiteSpec):
-        places["against"] = tuple(_place(other, "against", path) for other in found.against)
     return found.model_copy(update=places)
 
 

@@ -3,12 +3,10 @@
 Each check is one sentence that is good, worth a thought, or a fault with the way out.
 """
 
-import hashlib
-import hmac
 import shutil
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from mil import hdf5
-from mil.bags.table import read_bags
 from mil.errors import MilError
-from mil.files import file_name, write_text
 from mil.hospital.certificates import MINUTE, days_to_end, named, out_of_date, private, signed
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
@@ -31,6 +27,8 @@ from mil.hospital.own_data import bag_path, feature_files, own_bags
 from mil.hospital.parties import SiteSpec, limits, own_protocol
 from mil.hospital.record import read_record, torn_line
 from mil.hospital.revocation import revoked_of, revoked_sites
+from mil.hospital.shared_files import Kept
+from mil.hospital.shared_patients import own_ids, still_shared, uncompared
 from mil.provenance import require_slide, shared_recipe
 
 SOON_DAYS = 30
@@ -49,8 +47,8 @@ class CheckedItem:
     sentence: str
 
 
-def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[CheckedItem]:
-    """All checks; `against`: other sites' files of hashes, as `write_hashes` makes them."""
+def check_site(spec: SiteSpec) -> list[CheckedItem]:
+    """All checks."""
     try:
         protocol = own_protocol(spec)
     except MilError as error:
@@ -68,7 +66,7 @@ def check_site(spec: SiteSpec, against: Sequence[Path] = ()) -> list[CheckedItem
     else:
         findings += check_patients(spec, protocol, bags)
         findings += check_features(spec, protocol, bags)
-        findings += check_duplicates(spec, bags, [*against, *map(Path, spec.against)])
+        findings += check_duplicates(spec, protocol, bags)
     findings += [
         check_disk(spec),
         *check_secrets(spec),
@@ -159,77 +157,32 @@ def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
     return [CheckedItem("features", "ok", f"{len(paths)} slides of {len(bags)} patients, encoder {encoder}")]
 
 
-def check_duplicates(spec: SiteSpec, bags: pd.DataFrame, against: Sequence[Path]) -> list[CheckedItem]:
-    """Patients and slides of this site that another site has too."""
-    if not against:
-        return [
-            CheckedItem(
-                "duplicates",
-                "warning",
-                "not compared with other sites; exchange hashes (`mil site hashes`) and give them",
-            )
-        ]
+def check_duplicates(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> list[CheckedItem]:
+    """Patients and slides of this site that another site has too, as far as the sites compared them (`mil site shared`)."""
+    findings, lacking = [], []
     try:
-        own = hashes(spec, bags)
+        ids = own_ids(spec, protocol, bags)
+        for other in sorted(set(protocol.sites) - {spec.site}):
+            found = Kept.read(spec, other).comparison
+            if found is None or found.protocol != protocol.sha256 or uncompared(found, ids):
+                lacking.append(other)
+            shared = [] if found is None else still_shared(found, ids)
+            findings += [
+                CheckedItem(
+                    "duplicates",
+                    "fault",
+                    f"{one} is at {other} too; agree which site keeps it, then both compare again (`mil site shared --again`)",
+                )
+                for one in shared
+            ]
     except MilError as error:
         return [CheckedItem("duplicates", "fault", str(error))]
-    findings = []
-    for path in against:
-        try:
-            theirs = set(path.read_text(encoding="utf-8").split()[1:])
-        except (OSError, UnicodeDecodeError) as error:
-            wrong = f"{path}: cannot be read ({error}); it is the file that the other site's `mil site hashes` wrote"
-            findings.append(CheckedItem("duplicates", "fault", wrong))
-            continue
-        for kind, name in sorted(found for line, found in own.items() if line in theirs):
-            findings.append(
-                CheckedItem(
-                    "duplicates", "fault", f"{kind} {name} stands in {path.name} too; agree which site keeps it"
-                )
-            )
-    return findings or [
-        CheckedItem("duplicates", "ok", f"no patient and no slide is shared with {len(against)} other sites")
-    ]
-
-
-def hashes(spec: SiteSpec, bags: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Keyed hash -> (`patient`, id) or (`slide`, id), under the salt that the sites share and the server does not know.
-
-    Patient ids are compared without case and blanks; slides by their content, where the feature file says it.
-    """
-    if spec.salt is None:
-        raise MilError(
-            "site.yaml: salt is not set; it names a file with the secret that the sites, not the server, share"
+    if lacking:
+        said = (
+            f"not compared with {', '.join(lacking)}, or not with all of today's patients; `mil site shared site.yaml`"
         )
-    try:
-        salt = Path(spec.salt).read_bytes().strip()
-    except OSError as error:
-        raise MilError(f"{spec.salt}: the salt cannot be read ({error.strerror}); the sites share the file") from error
-    if len(salt) < 16:
-        raise MilError(f"{spec.salt}: {len(salt)} bytes are too few for a secret; use `openssl rand -hex 32`")
-    found = {}
-    for row in bags.itertuples():
-        known = "".join(str(row.patient_id).split()).casefold()
-        found[_keyed(salt, "patient", known)] = ("patient", str(row.patient_id))
-        for slide in str(row.slides).split(";"):
-            for path in Path(spec.results).glob(f"sites/{spec.site}/features/*/{file_name(slide)}.h5"):
-                fingerprint = hdf5.attributes(path).get("fingerprint")
-                if fingerprint:
-                    found[_keyed(salt, "slide", str(fingerprint))] = ("slide", slide)
-    return found
-
-
-def write_hashes(spec: SiteSpec, path: Path) -> int:
-    """Write the site's hashes, sorted, for the other sites to compare with; their number."""
-    protocol = own_protocol(spec)
-    bags = read_bags(bag_path(spec, protocol))
-    found = sorted(hashes(spec, bags))
-    write_text(path, "\n".join([spec.site, *found]) + "\n")
-    return len(found)
-
-
-def _keyed(salt: bytes, kind: str, value: str) -> str:
-    return hmac.new(salt, f"{kind}|{value}".encode(), hashlib.sha256).hexdigest()
+        findings.append(CheckedItem("duplicates", "warning", said))
+    return findings or [CheckedItem("duplicates", "ok", "no patient and no slide is shared with another site")]
 
 
 def check_disk(spec: SiteSpec) -> CheckedItem:
@@ -258,7 +211,6 @@ def check_revoked(spec: SiteSpec, protocol: FederationSpec) -> list[CheckedItem]
 def check_secrets(spec: SiteSpec) -> list[CheckedItem]:
     """Nobody but their owner may read the site's keys, nor the folder that they lie in."""
     files = [Path(spec.workspace) / name for name in ("party.key", "secret")]
-    files += [Path(spec.salt)] if spec.salt is not None else []
     said = [f"{path}: {wrong}" for path in files if path.is_file() and (wrong := private(path)) is not None]
     folder = Path(spec.workspace)
     shown = private(folder) if folder.is_dir() else None

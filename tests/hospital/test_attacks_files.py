@@ -86,7 +86,7 @@ def test_keys_that_mil_makes_pass(tmp_path: Path) -> None:
         (SiteSpec, {"workspace": "~nobody-of-that-name/x"}, "workspace: .* is no path"),
         (SiteSpec, {"results": "a\0b"}, "results: "),
         (SiteSpec, {"results": ""}, "results"),
-        (SiteSpec, {"against": ["a\0b"]}, "against: "),
+        (SiteSpec, {"salt": "salt"}, "salt"),
         (SiteSpec, {"threads": 10**9}, "threads"),
         (ServerSpec, {"operator": "../../x"}, "operator"),
         (ServerSpec, {"operator": "a\nb"}, "operator"),
@@ -99,13 +99,11 @@ def test_an_own_file_with_odd_values_is_a_line(tmp_path: Path, spec, values: dic
         read_own(spec, tmp_path / "own.yaml")
 
 
-def test_secrets_that_others_may_read_and_a_salt_that_is_none_are_faults(three: Hospitals, tmp_path: Path) -> None:
+def test_secrets_that_others_may_read_are_faults(three: Hospitals, tmp_path: Path) -> None:
     spec = three.elsewhere("A", tmp_path / "workspace")
     (tmp_path / "workspace" / "party.key").chmod(0o644)
-    spec = spec.model_copy(update={"salt": str(tmp_path / "none"), "against": (str(tmp_path / "B.hashes"),)})
     faults = {one.check: one.sentence for one in check_site(spec) if one.state == "fault"}
     assert "party.key: others than its owner may read it" in faults["keys"]
-    assert "the salt cannot be read" in faults["duplicates"]
     (tmp_path / "other" / "party.key").mkdir(parents=True)
     with pytest.raises(MilError, match="cannot be read"):
         PartyKey(tmp_path / "other")

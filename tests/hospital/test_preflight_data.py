@@ -4,14 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hospitals import Hospitals, make_hospitals
 
 from mil import hdf5
-from mil.errors import MilError
 from mil.hospital.identity import code_sha256
 from mil.hospital.parties import SiteSpec, read_own
-from mil.hospital.preflight import check_site, write_hashes
+from mil.hospital.preflight import check_site
 
 
 @pytest.fixture
@@ -86,43 +84,6 @@ def test_features_of_another_encoder_are_seen(copied: Hospitals) -> None:
     state, said = states(copied)["features"]
     assert state == "fault"
     assert "weights_sha256" in said
-
-
-def test_patients_and_slides_in_two_sites_are_found(copied: Hospitals, tmp_path: Path) -> None:
-    salt = tmp_path / "salt"
-    salt.write_text("0123456789abcdef0123456789abcdef")
-    for name in "ABC":
-        path = copied.folder / name / "site.yaml"
-        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "salt": str(salt)}))
-    table = Path(copied.site("B").results) / "bags" / "response.csv"
-    table.write_text(table.read_text().replace("B007,", "a 013,"))  # the same patient, written otherwise
-    same = "sha256:" + "7" * 64
-    for name, slide in (("A", "A-2-0"), ("C", "C-4-0")):
-        path = Path(copied.site(name).results) / "sites" / name / "features" / "toy" / f"{slide}.h5"
-        path.unlink()
-        with hdf5.writing(path) as file:
-            file.append("features", np.zeros((3, 12), np.float16))
-            about = {"encoder": "toy", "weights_sha256": "0" * 64, "tile_mpp": 0.5, "size_px": 224}
-            file.annotate({**about, "fingerprint": same})
-    files = []
-    for name in "BC":
-        files.append(tmp_path / f"{name}.hashes")
-        write_hashes(copied.site(name), files[-1])
-        assert name + "0" not in files[-1].read_text()  # no id stands in it
-    found = [one for one in check_site(copied.site("A"), against=files) if one.check == "duplicates"]
-    assert [one.sentence.split(" stands")[0] for one in found] == ["patient A013", "slide A-2-0"]
-    own = copied.folder / "A" / "site.yaml"
-    own.write_text(own.read_text() + f"against: [{files[0]}, ../{files[1].name}]\n")  # looked at every time it starts
-    found = [one for one in check_site(copied.site("A")) if one.check == "duplicates"]
-    assert [one.sentence.split(" stands")[0] for one in found[:1]] == ["patient A013"]
-    assert "C.hashes: cannot be read" in found[-1].sentence
-    clean = [one for one in check_site(copied.site("C"), against=files[:1]) if one.check == "duplicates"]
-    assert [one.state for one in clean] == ["ok"]
-
-
-def test_without_a_salt_no_hash_is_made(copied: Hospitals, tmp_path: Path) -> None:
-    with pytest.raises(MilError, match="salt is not set"):
-        write_hashes(copied.site("A"), tmp_path / "out")
 
 
 def test_a_full_disk_is_seen(copied: Hospitals) -> None:
