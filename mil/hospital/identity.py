@@ -4,17 +4,16 @@ import ast
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from mil import hdf5
 from mil.errors import MilError
 from mil.files import sha256_of, write_bytes
 from mil.hospital.config import FederationSpec
+from mil.training.store import FeatureStore
 from mil.version import __version__
 
 SECRET_BYTES = 32
@@ -115,14 +114,14 @@ def own_secret(workspace: str | Path) -> bytes:
     return found
 
 
-def data_sha256(secret: bytes, bags: pd.DataFrame, files: Iterable[Path]) -> str:
+def data_sha256(secret: bytes, bags: pd.DataFrame, features: FeatureStore) -> str:
     """Digest of the site's bag table and feature files under its own secret, so that nobody else can test a guess.
 
     It changes when a patient, label, fold or feature does; the server only sees whether it stayed the same.
     """
     found = hmac.new(secret, digestmod=hashlib.sha256)
     found.update(bags.to_csv(index=False).encode())
-    for path in sorted(files):
-        stated = hdf5.attributes(path).get(hdf5.CHECKSUM)
-        found.update(f"{path.name}|{stated or sha256_of(path)}\n".encode())
+    paths = (path for path, _ in features.files)
+    for path, checksum in sorted(zip(paths, features.checksums, strict=True)):
+        found.update(f"{path.name}|{checksum}\n".encode())
     return found.hexdigest()

@@ -91,7 +91,7 @@ class Site:
         bags = own_data.own_bags(own_data.bag_path(spec, protocol), spec.site, protocol)
         bags = bags.head(2).reset_index(drop=True) if canary else bags
         features = FeatureStore.open(bags, Path(spec.results) / "sites", protocol.experiment.encoder)
-        data = data_sha256(own_secret(spec.workspace), bags, own_data.feature_files(spec, protocol, bags))
+        data = data_sha256(own_secret(spec.workspace), bags, features)
         return cls(spec, protocol, bags, features, data)
 
     def answer(self, blob: Blob) -> bytes:

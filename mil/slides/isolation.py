@@ -107,10 +107,11 @@ class Isolated:
         answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=_collect, args=(process.stdout, answers), daemon=True).start()
         self._process, self._answers = process, answers
-        with contextlib.suppress(queue.Empty):
+        code = None
+        with contextlib.suppress(queue.Empty, subprocess.TimeoutExpired):
             if answers.get(timeout=START_S) == READY:
                 return
-        code = process.poll()
+            code = process.wait(timeout=5)  # its output is closed: the process ends
         self.close()
         raise MilError(
             f"the process that opens slides did not start ({'no answer' if code is None else f'exit code {code}'}; memory that this "
