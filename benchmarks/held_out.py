@@ -1,16 +1,18 @@
 """Held-out AUROC and paired tests: which procedures keep their level? Simulated cohorts, every fold of which is trained.
 
-    python benchmarks/held_out.py [cohorts] [candidates|settings]
+    python benchmarks/held_out.py [cohorts] [candidates|settings|nothing]
 
 A cohort has features (independent, a shift per site) in two blocks that are equally good; ridge regressions, five folds twice
 over, within site and label. What is estimated is the expected AUROC within sites of such models on new patients, which is known
 for every model in closed form. `candidates` compares procedures in a few settings, `settings` runs ours in all of them. Each line gives
 the share of 95 % intervals that hold the truth, and the share of p < 0.05 for the difference of the two blocks, which is none.
+`nothing`: how low the AUROC comes out by chance where there is nothing to learn, by number of patients.
 """
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
@@ -25,7 +27,7 @@ FOLDS, STRENGTH, BATCH = 5, 5.0, 100
 # patients, share of positives, sites, features, distance of the classes
 SETTINGS = [
     (patients, share, sites, 6, apart)
-    for patients in (40, 80, 200)
+    for patients in (40, 80)
     for share in (0.1, 0.2, 0.35, 0.5)
     for sites in (1, 2, 4)
     for apart in (0.0, 0.7, 1.3)
@@ -37,6 +39,8 @@ FEW = [
     (80, 0.35, 1, 6, 1.3),
     (200, 0.35, 4, 6, 0.0),
 ]
+NOTHING = (10, 12, 16, 20, 30, 40, 60, 80, 120)
+"""Patients."""
 Setting = tuple[int, float, int, int, float]
 
 
@@ -275,6 +279,22 @@ def ours(count: int) -> None:
         _show(setting, rows, float(np.mean(truth)))
 
 
+def nothing(count: int) -> None:
+    """Quantiles of the held-out AUROC of models that can learn nothing, and how often the interval lies below or above 0.5."""
+    print("patients, positive, features, repeats: mean; 1, 5, 95 % quantiles; below 0.3; interval below 0.5, above")
+    for patients, share, features, repeats in product(NOTHING, (0.5, 0.25), (6, 60), (1, 2)):
+        setting = (patients, share, 1, features, 0.0)
+        arms = [cohort.arms[0].pairs for cohort in cohorts_of(setting, count, repeats)]
+        areas, bounds = np.array([one.auroc for one in arms]), np.array([held_out.interval(one)[1:3] for one in arms])
+        low, middle, high = np.nanquantile(areas, [0.01, 0.05, 0.95])
+        beyond = f"{np.mean(bounds[:, 1] < 0.5):.1%}, {np.mean(bounds[:, 0] > 0.5):.1%}"
+        print(
+            f"{patients}, {int(layout(setting)[1].sum())}, {features}, {repeats}: {np.nanmean(areas):.3f}; "
+            f"{low:.2f}, {middle:.2f}, {high:.2f}; {np.mean(areas < 0.3):.1%}; {beyond if np.isfinite(bounds).any() else 'none'}",
+            flush=True,
+        )
+
+
 def _show(setting: Setting, rows: dict[str, list[tuple[float, float, float, float]]], truth: float) -> None:
     patients, _, sites, features, _ = setting
     positives = int(layout(setting)[1].sum())
@@ -292,6 +312,6 @@ def _show(setting: Setting, rows: dict[str, list[tuple[float, float, float, floa
 
 if __name__ == "__main__":
     cohorts = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    parts = {"candidates": compare_candidates, "settings": ours}
+    parts = {"candidates": compare_candidates, "settings": ours, "nothing": nothing}
     for part in sys.argv[2:] or parts:
         parts[part](cohorts)

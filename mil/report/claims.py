@@ -14,6 +14,7 @@ from mil.metrics.score import primary
 from mil.report.cells import signed_interval
 from mil.results.results import Absent, Results
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
+from mil.statistics.held_out import low_by_chance
 from mil.tables import by_slide
 
 MOST_NAMED = 5
@@ -136,8 +137,23 @@ def _performance(results: Results) -> Claim | None:
     )
     return Claim(
         f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
-        f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}.",
+        f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}.{_below_chance(results, row)}",
     )
+
+
+def _below_chance(results: Results, row: pd.Series) -> str:
+    """How often chance makes the AUROC of held-out patients as low as this; '' unless it is below 0.5 without an interval that holds 0.5."""
+    if not results.two_classes or row["site"] != TRAINING_SITES or not row["value"] < 0.5 or row["high"] >= 0.5:
+        return ""
+    where_to_look = "Look first for labels that were exchanged, or that mean the opposite at one site."
+    if np.isfinite(row["high"]):
+        return f" Of cohorts whose labels mean nothing, up to 3 in 100 have an interval below 0.5 as well (simulated). {where_to_look}"
+    patients, positives = int(row["patients"]), int(row["positives"])
+    low = low_by_chance(positives, patients - positives)
+    said = f" Where labels mean nothing, one in twenty cohorts of {patients} patients ({positives} positive) has a held-out AUROC below {low:.2f}"
+    if row["value"] < low:
+        return f"{said}. {where_to_look}"
+    return f"{said}, so that {row['value']:.2f} does not show that the model ranks in reverse."
 
 
 def _unscored(results: Results) -> Claim:

@@ -156,6 +156,15 @@ def clustered(deviations: list[np.ndarray], total: float) -> tuple[float, float]
     return (variance if variance > 0 else max(part for part, _ in parts)), degrees
 
 
+def low_by_chance(positives: int, negatives: int) -> float:
+    """The held-out AUROC below which one in twenty cohorts comes out whose labels mean nothing; at least 0.
+
+    The variance of given scores that know nothing, doubled as above; `benchmarks/held_out.py nothing` compares it with trained cohorts.
+    """
+    variance = (positives + negatives + 1) / (6 * positives * negatives)
+    return max(0.0, float(0.5 + scipy.stats.norm.ppf(0.05) * np.sqrt(variance)))
+
+
 def interval(pairs: Pairs, confidence: float = 0.95) -> tuple[float, float, float, str]:
     """AUROC, its interval on the logit scale, and the method or why there is no interval."""
     area = pairs.auroc

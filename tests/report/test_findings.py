@@ -166,3 +166,22 @@ def test_the_mean_over_slides_counts_only_the_slides_that_were_averaged(results)
     counts = table[["patients", "slides", "tiles", "positive_tiles"]]
     assert counts.loc["tile_auroc_mean"].tolist() == [2, 2, 20, 7]
     assert counts.loc["tile_auroc_pooled"].tolist() == [4, 4, 40, 17]
+
+
+@pytest.mark.parametrize(
+    ("patients", "said"),
+    [(16, "one in twenty cohorts of 16 patients (8 positive)"), (60, "up to 3 in 100 have an interval below 0.5")],
+)
+def test_an_auroc_far_below_one_half_comes_with_what_chance_does(tmp_path, patients, said):
+    """Held-out patients whom a model ranks in reverse: too few for an interval, and enough for one."""
+    name, roles = "attention_fedavg", {"A": "train", "B": "train"}
+    config = config_of((name,), slides={"sheet": "slides.csv", "roles": roles})
+    bags = pd.DataFrame({"patient_id": [f"p{k:02d}" for k in range(patients)], "slides": "s", "role": "train"})
+    bags = bags.assign(site=["AB"[k % 2] for k in range(patients)], label=[k // 2 % 2 for k in range(patients)])
+    bags = deal_folds(bags, config.endpoints["response"])
+    table = predictions_of(name, config.experiments[name], bags)
+    table = table.assign(score=1 - table["score"])
+    write_text(tmp_path / "config.json", config.to_json())
+    write_table(bags, tmp_path / "bags/response.csv")
+    write_table(score(table, config.metrics, config.experiments[name]), tmp_path / f"metrics/{name}.csv")
+    assert said in " ".join(claim.numbers for claim in claims(Results.open(tmp_path)))

@@ -185,3 +185,14 @@ def test_models_that_know_nothing_are_called_so():
         differ += held_out.paired(*pairs)[0].p < 0.05
     assert held / 120 >= 0.89
     assert differ / 120 <= 0.11
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(6, 6), (10, 10), (10, 30)])
+def test_one_in_twenty_cohorts_without_signal_lies_below_the_chance_limit(positives, negatives):
+    """Of 120 cohorts, five folds: 5 % with 3 binomial deviations; more cohorts: benchmarks/held_out.py, `nothing`."""
+    stream, low = rng(0, "low by chance", positives, negatives), held_out.low_by_chance(positives, negatives)
+    labels, areas = (np.arange(positives + negatives) < positives).astype(int), []
+    for _ in range(120):
+        dealt = np.concatenate([stream.permutation(np.arange(size) % 5) for size in (positives, negatives)])
+        areas.append(cross_validated(stream, stream.normal(size=(len(labels), 6)), labels, [dealt]).auroc)
+    assert 0.0 < np.mean(np.array(areas) < low) <= 0.11
