@@ -7,6 +7,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core; more threads would wait for each other
 
 os.fsync = lambda _: None  # 7 ms per file; what it is for, a cut of the power, no test can make
 
@@ -14,7 +15,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 # Files of tests that take minutes: they begin first, so that no process works on one of them alone at the end.
-LONGEST = ("project/test_workflow.py", "project/test_slurm.py", "hospital/test_nvflare", "figures", "report")
+LONGEST = (
+    "project/test_workflow.py",
+    "project/test_slurm.py",
+    "hospital/test_nvflare",
+    "figures",
+    "endpoints/test_kinds.py",  # between two that wait for the same results
+    "report",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

@@ -226,6 +226,7 @@ def test_a_value_beyond_float16_fails_its_slide(tmp_path):
     assert not (tmp_path / "features").exists()
 
 
+@pytest.mark.extended
 def test_memory_does_not_grow_with_the_tiles_of_a_slide_and_its_file_grows_as_they_do(repository):
     script = repository / "benchmarks/features_memory.py"
     done = subprocess.run([sys.executable, script, "3000", "15000"], capture_output=True, text=True, check=True)

@@ -54,6 +54,7 @@ def under(clock: WallClock, call: str, *words: Path) -> str:
     return subprocess.run(command, env=environment, check=True, timeout=120, stdout=subprocess.PIPE, text=True).stdout
 
 
+@pytest.mark.extended
 def test_a_clock_that_jumps_by_a_day_changes_the_times_in_the_ledgers_and_nothing_else(tmp_path: Path) -> None:
     stanza = {**PROTOCOL["experiment"], "training": {"rounds": 2, "batch_size": 8, "lr": 0.01}}
     hospitals, clock = make_hospitals(tmp_path / "hospitals", experiment=stanza), WallClock(tmp_path)

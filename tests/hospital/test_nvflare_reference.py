@@ -30,6 +30,8 @@ COMPARED = (
 )  # every how manyth inner model; 4 meets every outer and inner fold
 RUNS = itertools.count()  # a name belongs to one protocol
 SGD = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "scaling": "standard"}  # moments cross, too
+HEART = {"fedavg", "scaffold", "fedper", "cyclic", "median", "fedadam"}
+"""Of each way of aggregating a strategy; `make test-all` has all of them."""
 SPECIAL = {
     "scaffold": {"training": SGD},
     "cyclic": {"strategy": {"name": "cyclic", "shuffled": True}},
@@ -60,7 +62,14 @@ def opened(hospitals: Hospitals) -> dict[str, Site]:
     return {name: Site.open(hospitals.site(name)) for name in "ABC"}
 
 
-@pytest.mark.parametrize("strategy", [name for name, kind in STRATEGIES.items() if kind.between_hospitals])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=[] if name in HEART else pytest.mark.extended)
+        for name, kind in STRATEGIES.items()
+        if kind.between_hospitals
+    ],
+)
 def test_every_round_has_the_reference_driver_s_digest(hospitals: Hospitals, tmp_path: Path, strategy: str) -> None:
     members = hospitals.protocol.model_dump(mode="json")["sites"]
     if strategy == "fedper":  # an external site would have no layers of its own

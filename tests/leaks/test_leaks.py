@@ -254,6 +254,7 @@ def test_sites_that_differ_in_size_and_response_are_no_suspects():
     assert states(check_inputs("files", inputs, labels, sites, innocent=True)) == ["ok"]
 
 
+@pytest.mark.extended
 def test_innocent_inputs_are_accused_as_rarely_as_said():
     """200 clean cohorts: at most 1 % by the threshold; 5 or more would be chance of one in two hundred."""
     bags, _ = cohort(20)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import faults
 
-HEART = {"cuts", "wrong_files", "answers", "settings", "wrong_numbers"}
+HEART = {"cuts", "wrong_files", "answers", "settings"}
 
 
 CASES = [

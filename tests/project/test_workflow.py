@@ -50,7 +50,7 @@ CONFIG = {
     },
     "run": ["attention_local", "attention_pooled", "attention_fedavg"],
     "metrics": {"bootstrap": 100},
-    "figures": {"formats": ["png"], "dpi": 72},
+    "figures": {"formats": ["png"], "dpi": 72, "slides_a_site": 3, "tiles_a_site": 5, "review_tiles": 8},
 }
 
 
