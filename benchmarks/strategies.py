@@ -43,7 +43,7 @@ def main() -> None:
     sites = [site for site in [*results.sites, *GROUPS] if site in set(table["site"])]
     numbers = table.groupby("site")[["positives", "patients"]].max()
     heads = [f"{site} ({numbers.loc[site, 'positives']}/{numbers.loc[site, 'patients']})" for site in sites]
-    print("AUROC [95 %], DeLong on the logit scale; positives/patients\n")
+    print(f"AUROC [95 %] ({_methods(table[table['against'] == ''])}); positives/patients\n")
     rows = [[name, *(_cell(table, key, site, "", "value") for site in sites)] for key, name in names.items()]
     _print(["", *heads], rows)
     for against in table["against"].unique():
@@ -51,7 +51,9 @@ def main() -> None:
         if not against:
             continue
         there = [site for site in sites if site in set(part["site"])]
-        print(f"\nMinus {against} ({part['method'].iloc[0]}; p after {' and '.join(part['correction'].unique())})\n")
+        print(
+            f"\nMinus {against} ({_methods(part)}; intervals and p after {' and '.join(part['correction'].unique())})\n"
+        )
         rows = [
             [name, *(_cell(part, key, site, against, "difference") for site in there)] for key, name in names.items()
         ]
@@ -80,7 +82,13 @@ def _cell(table: pd.DataFrame, key: tuple[str, str], site: str, against: str, wh
     row = found.iloc[0]
     if what == "value":
         return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{row['difference']:+.3f} [{row['low']:+.2f}, {row['high']:+.2f}], p {row['p_adjusted']:.2f}"
+    return (
+        f"{row['difference']:+.3f} [{row['low_adjusted']:+.2f}, {row['high_adjusted']:+.2f}], p {row['p_adjusted']:.2f}"
+    )
+
+
+def _methods(table: pd.DataFrame) -> str:
+    return ", ".join(f"{one}: {' or '.join(part.unique())}" for one, part in table.groupby("split")["method"])
 
 
 def _training(results: Results, name: str) -> list[str]:
