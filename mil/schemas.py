@@ -31,6 +31,9 @@ INNER = ("trained_on", "repeat", "fold", "inner", "patient_id", "site", "label",
 """`runs/{experiment}/inner.csv`, a row per model and patient of its inner folds."""
 PREDICTIONS = ("trained_on", "repeat", "fold", "patient_id", "site", "role", "split", "label", "score")
 """`predictions/{experiment}.csv` after its column `experiment`, a row per model and patient."""
+PATIENTS = ("patient_id", "site", "role", "label", "probability", "models")
+"""`predictions/{experiment}.patients.csv`, a row per patient. Of survival `time` and `log_hazard`, of a number `predicted`, of several classes
+a column `probability_{class}` each instead of `probability`."""
 METRICS = (
     "trained_on",
     "split",

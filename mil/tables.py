@@ -113,6 +113,28 @@ def by_slide(bags: pd.DataFrame) -> pd.DataFrame:
     return bags.assign(slide_id=bags["slides"].map(slides_of)).explode("slide_id")
 
 
+TARGETS = ("label", "time")
+"""Columns that say a patient's outcome in tables of bags and predictions; a patient without a label has a blank cell there."""
+
+
+def has_label(table: pd.DataFrame) -> pd.Series:
+    """Whether any cell of each row's outcome is filled (rows,) bool; True where the table has no column of outcomes."""
+    there = [name for name in TARGETS if name in table.columns]
+    filled = [table[name].notna() & (table[name].astype(str) != "") for name in there]
+    return pd.concat(filled, axis=1).any(axis=1) if filled else pd.Series(True, table.index)
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of patients with a label; labels that are whole numbers are integers, as in a table without blanks."""
+    known = has_label(table)
+    if known.all():
+        return table
+    table = table[known].reset_index(drop=True)
+    if "label" in table and pd.api.types.is_numeric_dtype(table["label"]) and (table["label"] % 1 == 0).all():
+        table["label"] = table["label"].astype("int64")
+    return table
+
+
 def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The rows of all tables; the first table where none has a row. (An empty table would change the types of columns.)"""
     filled = [table for table in tables if len(table)]
@@ -144,8 +166,11 @@ def csv_text(table: pd.DataFrame) -> str:
     return safe.rename(columns=harmless).to_csv(index=False, lineterminator="\n", quoting=quoting)
 
 
-def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
-    """A CSV of ours. The columns of `schemas.TEXT` and those named in `text` stay text, so that '007' and 'NA' survive."""
+def read_table(path: str | Path, text: Iterable[str] = (), only_labelled: bool = False) -> pd.DataFrame:
+    """A CSV of ours. The columns of `schemas.TEXT` and those named in `text` stay text, so that '007' and 'NA' survive.
+
+    With `only_labelled` the table is as if its file had no row of a patient without a label.
+    """
     path = require_file(path, "table", "run the step that writes it")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -158,6 +183,8 @@ def read_table(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
     for column in table.columns:
         if table[column].str.startswith("'").any():
             table[column] = table[column].map(as_it_was)
+    if only_labelled:
+        table = table[has_label(table)].reset_index(drop=True)
     for column in table.columns.difference([*TEXT, *text]):
         table[column] = _as_numbers(table[column])
         if column in NUMBERS and (table[column] == "").all():

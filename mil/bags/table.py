@@ -18,7 +18,7 @@ from mil.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError
 from mil.rng import rng
 from mil.schemas import BAGS
-from mil.tables import read_table, require_columns
+from mil.tables import TARGETS, has_label, read_table, require_columns
 
 if TYPE_CHECKING:
     from mil.slides.sheet import Cohort
@@ -26,28 +26,36 @@ if TYPE_CHECKING:
 MOST_CLASSES = 12  # a number with more values is no class
 
 
-def read_bags(path: str | Path) -> pd.DataFrame:
-    """The bag table at `path`; the ids of a patient's slides, parted by `;`, are text.
+def read_bags(path: str | Path, everyone: bool = False) -> pd.DataFrame:
+    """The bag table at `path`; the ids of a patient's slides, parted by `;`, are text. Patients without a label only with `everyone`.
 
-    `CorruptFile` for a missing column, a blank cell of `BAGS`, a patient twice, an unknown role, and a training patient
-    without an outer fold.
+    `CorruptFile` for a missing column, a blank cell of `BAGS`, a patient twice, an unknown role, a training patient with a label
+    and no outer fold, and one with a fold and no label.
     """
     table = read_table(path, text=BAGS)
     require_columns(table, BAGS, f"bag table {path}")
     wrong = {f"{name} is blank": table[name].str.strip() == "" for name in BAGS}
     wrong["the patient has a row already"] = table["patient_id"].duplicated()
     wrong["role is neither train nor external"] = ~table["role"].isin(["train", "external"])
+    known, trains = has_label(table), table["role"] == "train"
     for name in table.columns[table.columns.str.fullmatch(r"repeat\d+")]:
         fold = pd.to_numeric(table[name], errors="coerce")
         whole = (fold >= 0) & (fold % 1 == 0)
-        wrong[f"{name} is no number of a fold"] = (table["role"] == "train") & ~whole
+        wrong[f"{name} is no number of a fold"] = trains & known & ~whole
+        wrong[f"{name} is filled though the patient has no label"] = trains & ~known & fold.notna()
     for why, rows in wrong.items():
         if rows.any():
             row = int(rows.to_numpy().argmax())
             raise CorruptFile(
                 f"bag table {path} line {row + 2}: patient '{table['patient_id'].iloc[row]}': {why}; run `mil bag` again"
             )
-    return table
+    if known.all():
+        return table
+    of_labelled = read_table(path, text=BAGS, only_labelled=True)
+    if not everyone:
+        return of_labelled
+    whole = [name for name in TARGETS if name in table and pd.api.types.is_integer_dtype(of_labelled[name])]
+    return table.astype(dict.fromkeys(whole, "Int64"))
 
 
 def make_bags(
@@ -60,23 +68,26 @@ def make_bags(
     """The bag table (a row a patient: patient_id, slides, site, role, label, covariates, folds) and the flow table.
 
     A survival endpoint has `time` beside its label, which says whether the event happened. `covariates` are columns of the
-    patient table that experiments read besides the slides, as numbers.
+    patient table that experiments read besides the slides, as numbers. A patient without a label (or time) has blanks there and
+    stands in no fold, and in the flow table as left out.
     """
     targets = build_endpoint(endpoint).read(cohort)
     usable = census[census["state"] == "ok"]
     slides = usable.groupby("patient_id")["slide_id"].agg(lambda ids: ";".join(sorted(ids)))
     site = census.groupby("patient_id")["site"].first()
-    used = sorted(set(slides.index) & set(targets.index))
+    listed = set(cohort.patients["patient_id"])
+    used = sorted(set(slides.index) & listed)
     bags = pd.DataFrame({"patient_id": used, "slides": slides.loc[used].to_numpy(), "site": site.loc[used].to_numpy()})
     bags["role"] = bags["site"].map(dict(roles))
     for column in targets:
-        bags[column] = targets.loc[used, column].to_numpy()
+        cells = targets[column].reindex(used)
+        whole = pd.api.types.is_integer_dtype(targets[column]) and cells.isna().any()
+        bags[column] = (cells.astype("Int64") if whole else cells).array
     for name, numbers in covariate_columns(cohort, covariates).items():
         bags[str(name)] = numbers.loc[used].to_numpy()
     bags = bags.sort_values(["site", "patient_id"], ignore_index=True)
-    listed = set(cohort.patients["patient_id"])
     lost = {name: "no_label" if name in listed else "no_patient" for name in set(slides.index) - set(targets.index)}
-    table = flow(census, roles, used, lost)
+    table = flow(census, roles, set(used) & set(targets.index), lost)
     check_classes(bags, roles, endpoint)
     return deal_folds(bags, endpoint), table
 
@@ -101,9 +112,12 @@ def covariate_columns(cohort: "Cohort", covariates: Sequence[str]) -> pd.DataFra
 
 
 def deal_folds(bags: pd.DataFrame, endpoint: EndpointSpec) -> pd.DataFrame:
-    """Add the columns `repeat{r}` (outer fold) and `repeat{r}_fold{f}_inner` (inner fold of those outside fold f)."""
+    """Add the columns `repeat{r}` (outer fold) and `repeat{r}_fold{f}_inner` (inner fold of those outside fold f).
+
+    Patients of external sites and patients without a label stand in no fold.
+    """
     dealt: dict[str, pd.Series] = {}
-    train = bags["role"] == "train"
+    train = (bags["role"] == "train") & has_label(bags)
     for repeat in range(endpoint.repeats):
         outer = _deal(bags[train], endpoint.folds, endpoint.seed, "outer", repeat)
         dealt[f"repeat{repeat}"] = outer
@@ -147,9 +161,9 @@ def outer_folds(bags: pd.DataFrame) -> Iterator[tuple[int, int]]:
 def check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: EndpointSpec) -> None:
     """Every training site needs enough patients of both classes (events and none) for its folds; a hospital that is external has none.
 
-    `bags`: site, role and label of each patient.
+    `bags`: site, role and label of each patient; those without a label do not count.
     """
-    train, column = bags[bags["role"] == "train"], endpoint.event or endpoint.column
+    train, column = bags[(bags["role"] == "train") & has_label(bags)], endpoint.event or endpoint.column
     if train.empty and (bags.empty or "train" in roles.values()):
         raise MilError("no patient of a training site is left; see the flow table for what was excluded and why")
     for site, members in train.groupby("site", sort=True):

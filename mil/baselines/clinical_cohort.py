@@ -18,7 +18,7 @@ from mil.metrics.comparison import compare, compare_with
 from mil.metrics.score import score
 from mil.progress import Reporter
 from mil.slides.sheet import Cohort
-from mil.tables import read_text_table, require_columns, stacked, write_table
+from mil.tables import labelled, read_text_table, require_columns, stacked, write_table
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ def clinical_cohort(
 
 
 def _bags(cohort: Cohort, config: Config, endpoint: str, covariates: list[str]) -> pd.DataFrame:
-    """The bag table of `mil bag`, a "slide" a patient standing for none."""
+    """The bag table of `mil bag` without patients whose label is not known, a "slide" a patient standing for none."""
     patients = cohort.patients
     census = pd.DataFrame(
         {"slide_id": patients["patient_id"], "patient_id": patients["patient_id"], "site": patients["site"]}
     )
     census = census.assign(state="ok", reason="", stage="check", num_tiles=0)
-    return make_bags(cohort, census, config.slides.roles, config.endpoints[endpoint], covariates)[0]
+    return labelled(make_bags(cohort, census, config.slides.roles, config.endpoints[endpoint], covariates)[0])
 
 
 def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[str]) -> pd.DataFrame:

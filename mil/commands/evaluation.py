@@ -41,13 +41,17 @@ def score(
     from mil.endpoints import build_endpoint
     from mil.metrics.score import score as score_table
     from mil.statistics.thresholds import read_inner
-    from mil.tables import read_table, write_table
+    from mil.tables import has_label, read_table, write_table
 
     reporter = reporter_of(log)
     settings = read_spec(MetricsSpec, spec)
     held = read_inner(inner) if inner is not None else None
     kind = build_endpoint(read_spec(EndpointSpec, endpoint))
-    table = score_table(read_table(predictions), settings, read_spec(ExperimentSpec, experiment), held, kind)
+    everyone, known = read_table(predictions), read_table(predictions, only_labelled=True)
+    if without := everyone.loc[~has_label(everyone), "patient_id"].nunique():
+        reporter.say(f"score: {without} patients without a label are left out")
+    scored = known if len(known) else everyone
+    table = score_table(scored, settings, read_spec(ExperimentSpec, experiment), held, kind)
     write_table(table, out)
     for row in table[table["metric"] == kind.primary.name].itertuples():
         reporter.note(scored_line(row, kind.primary.title))

@@ -51,7 +51,7 @@ def bag(
     from mil.endpoints import build_endpoint
     from mil.features.identity import check_bags
     from mil.slides.sheet import read_cohort
-    from mil.tables import write_table
+    from mil.tables import labelled, write_table
 
     reporter = reporter_of(log)
     sheet, endpoint = read_spec(SlidesSpec, slides), read_spec(EndpointSpec, spec)
@@ -63,8 +63,10 @@ def bag(
     write_table(table, flow)
     write_table(bags, out)
     target = build_endpoint(endpoint)
-    counted = f", {target.positives(bags)} {target.outcome}" if target.outcome else ""
-    reporter.note(f"bag {endpoint.column}: {len(bags)} patients{counted}")
+    known = labelled(bags)
+    counted = f", {target.positives(known)} {target.outcome}" if target.outcome else ""
+    further = f"; {len(bags) - len(known)} without a label" if len(bags) > len(known) else ""
+    reporter.note(f"bag {endpoint.column}: {len(known)} patients{counted}{further}")
 
 
 def train(
@@ -103,19 +105,24 @@ def predict(
     encoder: EncoderOption = None,
     log: LogOption = None,
 ) -> None:
-    """Predict every patient with the models that were not trained on it, and write the attention of every tile."""
+    """Predict every patient with the models that were not trained on it, and write the attention of every tile.
+
+    Beside OUT, NAME.patients.csv has a row per patient: the mean over the models. A patient without a label is predicted, too.
+    """
     from mil.bags.table import read_bags
     from mil.config import EncoderSpec, read_spec
+    from mil.endpoints import build_endpoint
     from mil.predictions.attention import write_attention
+    from mil.predictions.patients import by_patient
     from mil.predictions.predict import predict as predict_run
     from mil.specs.models import UserHeadSpec
-    from mil.tables import write_table
+    from mil.tables import has_label, write_table
     from mil.training.run import Run
     from mil.training.store import FeatureStore
 
     reporter = reporter_of(log)
     trained = Run.load(run)
-    table = read_bags(bags)
+    table = read_bags(bags, everyone=True)
     made_by = None if encoder is None else read_spec(EncoderSpec, encoder)
     features = FeatureStore.open(table, sites, trained.experiment.encoder, spec=made_by)
     for model in (family.model for family in trained.families):
@@ -127,7 +134,9 @@ def predict(
     name = out.stem
     predictions.table.insert(0, "experiment", name)
     write_attention(predictions.attention, table, sites, trained.experiment.encoder, name)
+    patients = by_patient(predictions.table, build_endpoint(trained.endpoint))
+    write_table(patients, out.with_name(f"{name}.patients.csv"))
     write_table(predictions.table, out)
-    reporter.note(
-        f"predict {name}: {predictions.table['patient_id'].nunique()} patients, {len(predictions.table)} predictions"
-    )
+    without = int((~has_label(patients)).sum())
+    further = f", {without} of them without a label" if without else ""
+    reporter.note(f"predict {name}: {len(patients)} patients{further}, {len(predictions.table)} predictions")

@@ -38,9 +38,7 @@ def check(
         Path | None,
         typer.Option(help="Check only the slides of this shard, instead of the sheet's.", show_default=False),
     ] = None,
-    labels: Annotated[
-        str, typer.Option(help="Comma-separated label columns; a patient without any is `no_label`.")
-    ] = "",
+    labels: Annotated[str, typer.Option(help="Comma-separated label columns that the patient table must have.")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Slide table to write.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if any slide cannot be used.")] = False,
     deep: Annotated[

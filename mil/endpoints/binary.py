@@ -44,6 +44,7 @@ class Binary(Endpoint):
     thresholds = two_classes = True
     error, largest_error = "squared error of the probability (Brier score)", 1.0
     primary = Measure("auroc", "AUROC", ranking.auroc, chance=0.5)
+    quantity = "probability"
     better = "ranks positive patients above negative ones better than chance would"
     worse = "ranks positive patients below negative ones, worse than chance would"
     outcome, having = "positive", "positive for"

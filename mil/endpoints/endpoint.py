@@ -12,13 +12,14 @@ import pandas as pd
 from mil.endpoints.bounds import LIMITS, WIDEST, bootstrap_bounds, row_of
 from mil.endpoints.measures import PAIRED_BOOTSTRAP, Measure, Pair, paired_bootstrap
 from mil.endpoints.target import Target
+from mil.errors import MilError
 from mil.registry import Registry
 from mil.statistics.arms import APART, GROUPS, PREDICTED, Scope, check_patients, refuse, scopes
 from mil.statistics.bootstrap import bootstrap_weights
 from mil.statistics.differences import Difference
 from mil.statistics.folds import KEYS, corrected_resampled_t
 from mil.statistics.held_out import inflation
-from mil.tables import require_columns
+from mil.tables import has_label, labelled, require_columns
 
 if TYPE_CHECKING:
     from mil.config import MetricsSpec
@@ -40,6 +41,8 @@ class Endpoint(Target):
     """Patients are drawn within these."""
     predicted: tuple[str, ...] = PREDICTED
     """Columns that a table of predictions needs."""
+    quantity = "score"
+    """What a score is, as the name of a column."""
     better, worse = "", ""
     """What a model does that is better (worse) than chance, as in `FedAvg ...`."""
     outcome = ""
@@ -54,9 +57,18 @@ class Endpoint(Target):
     """What the primary measure is formed over on a group of sites."""
 
     def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
-        """Predictions with labels as numbers; raises for a column that is missing and a value that cannot be."""
+        """Predictions of patients with a label, as numbers; raises for a column that is missing and a value that cannot be."""
         require_columns(table, self.predicted, where)
-        table = self.coded(table)
+        known = labelled(table)
+        if known.empty and len(table):
+            number = table["patient_id"].nunique()
+            raise MilError(f"{where}: none of {number} patients has a label, so that nothing can be measured")
+        both = set(known["patient_id"]) & set(table.loc[~has_label(table), "patient_id"])
+        if both:
+            raise MilError(
+                f"{where}: patient {min(both)} has a label in some rows and none in others; run `mil predict` again"
+            )
+        table = self.coded(known)
         refuse(table, self.valid(table), where, self.name)
         return check_patients(table, where)
 

@@ -36,6 +36,7 @@ class Multiclass(Endpoint):
 
     name = "multiclass"
     primary = Measure("macro_auroc", "Macro AUROC", lambda *given: macro_auroc(*given), chance=0.5)
+    quantity = "probability"
     better = "tells the classes apart better than chance would"
     worse = "tells the classes apart worse than chance would"
     watched = "mean AUROC"

@@ -32,6 +32,7 @@ class Regression(Endpoint):
     name = "regression"
     scaled = True
     strata = ("site",)
+    quantity = "predicted"
     better = "puts patients in the right order better than chance would"
     worse = "puts patients in the wrong order, worse than chance would"
     watched = "share of pairs in order"

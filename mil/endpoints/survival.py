@@ -41,6 +41,7 @@ class Survival(Endpoint):
     columns = ("time", "label")
     primary = Measure("c_index", "C-index", harrell, chance=0.5)
     predicted = (*PREDICTED, "time")
+    quantity = "log_hazard"
     better = "tells who has the event sooner better than chance would"
     worse = "puts patients in the wrong order, worse than chance would"
     outcome, having = "events", "with the event of"

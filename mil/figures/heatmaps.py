@@ -38,7 +38,8 @@ class ShownSlide:
 
     slide_id: str
     patient_id: str
-    label: int
+    label: int | None
+    """None where it is not known."""
     score: float
     pixels: np.ndarray
     um_px: float
@@ -89,14 +90,19 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     bar.outline.set_visible(False)  # type: ignore[operator]
     experiment = results.experiments[results.main]
     truth = " Middle: tiles that are positive in the truth, framed." if with_truth else ""
+    rule = (
+        "the positive patient with the highest score, the negative one with the lowest, then the positive one with the lowest and the "
+        "negative one with the highest, and on."
+    )
+    if slides[0].label is None:
+        rule = "no patient of the site has a label, so the patient with the highest score, the one with the lowest, and on."
     return Drawn(
         figure=picture,
         data=pd.concat(values, ignore_index=True),
         n=f"{len(slides)} slides of {len({slide.patient_id for slide in slides})} patients of site {site}",
         caption=(
             f"Attention of {strategy_name(experiment.strategy.name)}, {input_name(experiment)}, by models that did not train on these "
-            f"patients.{truth} Chosen by score, not by looks: the positive patient with the highest score, the negative "
-            "one with the lowest, then the positive one with the lowest and the negative one with the highest, and on."
+            f"patients.{truth} Chosen by score, not by looks: {rule}"
         ),
     )
 
@@ -108,16 +114,24 @@ def scale_of(slides: Sequence[ShownSlide]) -> tuple[LogNorm, float]:
     return LogNorm(2**-reach, 2**reach), reach
 
 
-def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int, float]]:
-    """(slide, patient, label, score) by score: best true positive, best true negative, worst miss, worst alarm, and on."""
+def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int | None, float]]:
+    """(slide, patient, label, score) by score: best true positive, best true negative, worst miss, worst alarm, and on.
+
+    Of a site where no patient has a label: highest score, lowest score, and on.
+    """
     bags = results.bags(results.endpoint)
+    labels = {str(row.patient_id): int(row.label) for row in bags.itertuples()}
+    if not (bags["site"] == site).any():
+        bags = results.without_label(results.endpoint)
     bags = bags[bags["site"] == site].set_index("patient_id")
     scores = mean_scores(results, results.main)
     scores = scores[scores.index.isin(bags.index)]
-    positive = scores[bags["label"].reindex(scores.index) == 1].sort_values()
-    negative = scores[bags["label"].reindex(scores.index) == 0].sort_values()
+    known = pd.Series([labels.get(patient) for patient in scores.index], scores.index, dtype=float)
+    parts = known == 1, known == 0, known.isna()
+    positive, negative, others = (scores[part].sort_values() for part in parts)
     queues = [list(positive.index[::-1]), list(negative.index), list(positive.index), list(negative.index[::-1])]
-    chosen: list[tuple[str, str, int, float]] = []
+    queues += [list(others.index[::-1]), list(others.index)]
+    chosen: list[tuple[str, str, int | None, float]] = []
     taken: set[str] = set()
     while any(queues) and len(chosen) < count:
         for queue in queues:
@@ -127,17 +141,21 @@ def choose(results: Results, site: str, count: int) -> list[tuple[str, str, int,
                 patient = queue.pop(0)
                 taken.add(patient)
                 slide = str(_first_slide(results, site, bags, patient))
-                chosen.append((slide, patient, int(bags.loc[patient, "label"]), float(scores[patient])))
+                chosen.append((slide, patient, labels.get(patient), float(scores[patient])))
     if not chosen:
         raise Absent(f"{results.main} has no attention at site {site}")
     return chosen
 
 
 def mean_scores(results: Results, experiment: str) -> pd.Series:
-    """Score by patient: the mean over the experiment's models that did not train on the patient."""
+    """Score by patient, also of those without a label: the mean over the experiment's models that did not train on the patient."""
     scores = patient_scores(results.predictions(experiment))
     scores = scores[(scores["split"] != "transfer") & (scores["trained_on"] != OWN_SITE)]
-    return scores.groupby("patient_id")["score"].mean()
+    known = scores.groupby("patient_id")["score"].mean()
+    others = results.scores_without_label(experiment)
+    if others.empty:
+        return known
+    return pd.concat([known, others.set_index("patient_id")[results.kind_of(experiment).quantity]])
 
 
 def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) -> str | None:
@@ -147,7 +165,7 @@ def _first_slide(results: Results, site: str, bags: pd.DataFrame, patient: str) 
     return max(total, key=lambda slide: total[slide], default=None)
 
 
-def show(results: Results, site: str, slide_id: str, patient_id: str, label: int, score: float) -> ShownSlide:
+def show(results: Results, site: str, slide_id: str, patient_id: str, label: int | None, score: float) -> ShownSlide:
     """One slide, cut to its tiles, with tile squares in its pixels; read from the slide, or from its thumbnail if that is gone."""
     coords, attention = results.files.attention(site, results.main, slide_id)
     bag = results.bag_tiles(site, results.main, patient_id)
@@ -198,9 +216,10 @@ def _draw_row(row: np.ndarray, slide: ShownSlide, with_truth: bool, norm: LogNor
         bare_image(axes, slide.pixels)
         axes.set_anchor("N")
     _scale_bar(row[0], slide)
-    said = "positive" if slide.label else "negative"
+    said = "no label" if slide.label is None else "positive" if slide.label else "negative"
+    colour = SOFT if slide.label is None else CLASS_COLOURS[slide.label]
     name, size = fitted(slide.slide_id, room_mm, 7, bold=True)
-    _heading(row[0], name, size, f"{said}, score {slide.score:.2f}", CLASS_COLOURS[slide.label], bold=True)
+    _heading(row[0], name, size, f"{said}, score {slide.score:.2f}", colour, bold=True)
     if with_truth and slide.truth is not None:
         squares = [Rectangle((x, y), w, h) for x, y, w, h in slide.tiles[slide.truth]]
         row[1].add_collection(

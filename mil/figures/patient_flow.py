@@ -70,6 +70,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             "Patients and slides of every site from the slide sheet to the analysis. Each excluded slide is counted "
             "under the first reason that stopped it; a patient is lost only when none of their slides is left."
+            + (" Patients without a label are predicted all the same." if (flow["reason"] == "no_label").any() else "")
         ),
     )
 

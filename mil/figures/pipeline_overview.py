@@ -82,6 +82,8 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
 
 
 def _chosen(slide: ShownSlide) -> str:
+    if slide.label is None:
+        return "the patient with the highest score; no patient of the site has a label"
     if slide.label:
         return "the positive patient with the highest score"
     return "the negative patient with the lowest score; no positive one has attention"

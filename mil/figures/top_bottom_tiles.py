@@ -69,8 +69,11 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
 def all_tiles(results: Results, site: str) -> pd.DataFrame:
     """slide_id, patient_id, label, x, y, relative (attention to the mean of the patient's tiles) of every tile of a site."""
     bags = results.bags(results.endpoint)
+    bags = bags[bags["site"] == site]
+    if bags.empty:
+        raise Absent(f"no patient of site {site} has a label")
     rows = []
-    for bag in bags[bags["site"] == site].itertuples():
+    for bag in bags.itertuples():
         read = results.files.bag_attention(site, results.main, bag.slides)
         count = sum(len(attention) for _, _, attention in read)
         for slide, coords, attention in read:

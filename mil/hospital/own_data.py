@@ -38,6 +38,8 @@ def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
     """The bag table, which may hold no other site's patient, with the roles as the protocol has them."""
     bags = read_bags(path)
     require_columns(bags, BAGS, str(path))
+    if bags.empty:
+        raise MilError(f"{path}: no patient has a label, so that the site has nothing to learn from or to measure")
     foreign = bags[bags["site"] != site]
     if len(foreign):
         raise MilError(

@@ -13,7 +13,7 @@ from mil.models import build
 from mil.models.head import Output
 from mil.schemas import PREDICTIONS
 from mil.statistics.moments import FEW_AT_SITE, Moments
-from mil.tables import require_columns
+from mil.tables import has_label, require_columns
 from mil.training.artefact import Family, Run
 from mil.training.cohort import covariate_table
 from mil.training.engine import PARTS, Data, Engine, Learners, Method
@@ -39,11 +39,13 @@ def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions
 
     `held_out`: patients of a site it was trained on, in its own outer fold. `transfer`: patients of a training site that
     it never saw, in the same fold number; models that left one site out judge these only. `external`: every patient of an
-    external site, by every model. Where sites have models of their own, their patients are judged by these, and others'
-    by the mean of all.
+    external site, by every model. A patient of a training site who stands in no fold, for want of a label, trained no model and is
+    judged in every fold. Where sites have models of their own, their patients are judged by these, and others' by the mean of all.
+    Patients without a label change no number of the others.
     """
     _check_encoder(run, features)
     bags = _placed(run, bags.reset_index(drop=True))
+    bags = bags if "label" in bags.columns else bags.assign(label=np.nan)
     _check_folds(run, bags)
     judge = Judge(run, bags, features)
     scores: dict[tuple[str, int, int], list[pd.DataFrame]] = {}
@@ -86,7 +88,7 @@ def _warnings(run: Run, bags: pd.DataFrame) -> Iterator[str]:
 def splits(bags: pd.DataFrame, trained_on: list[str], repeat: int, fold: int) -> np.ndarray:
     """What each row of `bags` is to a model; '' where it may not judge it."""
     placed = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").astype(float)
-    in_fold = (placed == fold).to_numpy(bool)
+    in_fold = ((placed == fold) | placed.isna()).to_numpy(bool)
     external = (bags["role"] == "external").to_numpy(bool)
     own = bags["site"].isin(trained_on).to_numpy(bool)
     return np.where(external, "external", np.where(in_fold, np.where(own, "held_out", "transfer"), ""))
@@ -107,15 +109,20 @@ class Judge:
         self.covariates[self.bag] = known
         self.site_of_bag = np.zeros(len(features.patients), np.int64)
         self.site_of_bag[self.bag] = np.searchsorted(self.sites, bags["site"].astype(str))
+        known = has_label(bags).to_numpy()
+        self.parts = [part for part in (known, ~known) if part.any()]
+        """Rows with a label and rows without: apart, so that no sum over the former depends on how many the latter are."""
         self.own: dict[str, np.ndarray] = {}
 
     def scores(self, family: Family, models: pd.DataFrame) -> list[pd.DataFrame]:
         """For each model the endpoint's score columns, indexed by row of the bag table."""
         engine, learners = self._engine(family), self._learners(family, models)
-        rows = [np.flatnonzero(self._judged(model)) for model in models.itertuples()]
+        judged = [self._judged(model) != "" for model in models.itertuples()]
+        rows = [[np.flatnonzero(own & part) for own in judged] for part in self.parts]
+        logits = [engine.logits(learners, [self.bag[own] for own in part], self.places) for part in rows]
         tables = []
-        logits = engine.logits(learners, [self.bag[own] for own in rows], self.places)
-        for row, (own, found) in enumerate(zip(rows, logits, strict=True)):
+        for row, (own, found) in enumerate(zip(zip(*rows, strict=True), zip(*logits, strict=True), strict=True)):
+            own, found = np.concatenate(own), np.concatenate(found)
             if self.endpoint.scaled:
                 deviation, mean = (family.weights[f"target.{name}"][row].numpy() for name in ("deviation", "mean"))
                 found = found * deviation + mean
@@ -129,7 +136,7 @@ class Judge:
         for model in models.itertuples():
             split = self._judged(model)
             transfer = (split == "transfer") & (self.run.experiment.protocol == "leave_one_site_out")
-            seen.append(self.bag[(split == "held_out") | (split == "external") | transfer])
+            seen.append((split == "held_out") | (split == "external") | transfer)
 
         found: dict[tuple[int, str], np.ndarray] = {}
 
@@ -142,7 +149,8 @@ class Judge:
                     weights = output.attention[row, place, end - size : end].double().cpu().numpy()
                 found[learner, self.features.patients[number]] = weights
 
-        engine.apply(learners, seen, self.places, receive)
+        for part in self.parts:
+            engine.apply(learners, [self.bag[own & part] for own in seen], self.places, receive)
         for (_, patient), weights in sorted(found.items(), key=lambda item: item[0]):
             sums[patient] = sums[patient] + weights if patient in sums else weights
 
@@ -194,12 +202,17 @@ class Judge:
     def _scales_by_site(self, family: Family, models: pd.DataFrame) -> dict[str, torch.Tensor]:
         """Mean and deviation (models, sites of the table, width): as trained, else of the site's own bags in the table.
 
-        A run between hospitals holds no site's moments: there every site takes its own.
+        They are of patients with a label, at a site without any of all its patients. A run between hospitals holds no site's moments:
+        there every site takes its own.
         """
         known = sorted({site for names in self.run.models["trained_on"] for site in names.split("+")})
         if not self.own:
             moments = Moments.of_bags(self.features)
-            scales = [moments.merged(np.flatnonzero(self.site_of_bag == k)).scale() for k in range(len(self.sites))]
+            there, labelled = np.zeros((2, len(self.features.patients)), bool)
+            there[self.bag], labelled[self.bag] = True, has_label(self.bags)
+            of_sites = [there & (self.site_of_bag == k) for k in range(len(self.sites))]
+            chosen = [np.flatnonzero(own & labelled if (own & labelled).any() else own) for own in of_sites]
+            scales = [moments.merged(own).scale() for own in chosen]
             self.own = {part: np.stack(values) for part, values in zip(PARTS, zip(*scales, strict=True), strict=True)}
         found = {}
         for part in PARTS:
@@ -227,7 +240,7 @@ def _check_encoder(run: Run, features: FeatureStore) -> None:
 
 def _placed(run: Run, bags: pd.DataFrame) -> pd.DataFrame:
     """Patients of external sites alone stand in no fold, whatever number of repeats their bag table was dealt for."""
-    if run.folds is None or (bags["role"] == "train").any():
+    if run.folds is None or ((bags["role"] == "train") & has_label(bags)).any():
         return bags
     return bags.assign(**{name: "" for name in run.folds if name.startswith("repeat")})
 
@@ -240,7 +253,15 @@ def _check_folds(run: Run, bags: pd.DataFrame) -> None:
     require_columns(bags, ["patient_id", "role", *columns], "bags")
     then = run.folds.set_index("patient_id")[columns].apply(_as_text)
     now = bags[bags["role"] == "train"].set_index("patient_id")[columns].apply(_as_text)
+    known = set(bags.loc[has_label(bags), "patient_id"])
     for patient, row in now.iterrows():
+        if patient not in known:
+            if patient in then.index:
+                raise MilError(
+                    f"bags: patient {patient} has no label, but had one when the run was trained, so that its models know the patient; "
+                    "predict with the bags of that time, or run `mil train` again"
+                )
+            continue
         if patient not in then.index:
             raise MilError(
                 f"bags: patient {patient} of training site {row['site']} was not there when the run was trained; run `mil train` again"

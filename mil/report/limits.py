@@ -14,7 +14,7 @@ def limits(results: Results) -> list[str]:
     said = [warning] if (warning := leak_warning(results)) else []
     try:
         bags = results.bags(results.endpoint)
-        said += _limits_of_size(results, bags)
+        said += [*_limits_of_size(results, bags), *_without_label(results, bags)]
     except Absent:
         said.append("No table of patients was found, so nothing is known of the cohort's size.")
     said += [
@@ -64,7 +64,8 @@ def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
             f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in {_title(results)} are noise."
         )
     if not results.external_sites:
-        said.append("There is no external site: nothing here says how the models do in another hospital.")
+        labelled = " with labels" if "external" in results.config.slides.roles.values() else ""
+        said.append(f"There is no external site{labelled}: nothing here says how the models do in another hospital.")
     elif len(results.external_sites) == 1:
         said.append("There is one external site; how results vary between hospitals cannot be told from it.")
     rates = counts["sum"] / counts["size"]
@@ -74,6 +75,21 @@ def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
             "sites apart would score above 0.5 on several sites together."
         )
     return said
+
+
+def _without_label(results: Results, bags: pd.DataFrame) -> list[str]:
+    """How many patients are in no measure, and of which sites there is none."""
+    counts = results.without_label(results.endpoint)["site"].value_counts()
+    if counts.empty:
+        return []
+    listed = ", ".join(f"{site} {counts[site]}" for site in results.sites if site in counts.index)
+    unmeasured = [site for site in results.sites if site in counts.index and site not in set(bags["site"])]
+    none = (
+        f" Of {' and '.join(unmeasured)} there is no {_title(results)}, as no patient there has a label."
+        if unmeasured
+        else ""
+    )
+    return [f"Patients without a label are predicted, but counted in no measure: {listed}.{none}"]
 
 
 def _title(results: Results) -> str:

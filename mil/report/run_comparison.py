@@ -77,11 +77,11 @@ class ComparedRun:
 
     @cached_property
     def bags(self) -> pd.DataFrame:
-        """Patients with their site, label and slides, of every endpoint."""
+        """Patients with a label, with their site and slides, of every endpoint."""
         tables = []
         for name in self.kinds:
             path = require_file(self.folder / "bags" / f"{name}.csv", "bag table", "finish the run, then compare")
-            tables.append(read_table(path).assign(endpoint=name))
+            tables.append(read_table(path, only_labelled=True).assign(endpoint=name))
         return pd.concat(tables, ignore_index=True)
 
 

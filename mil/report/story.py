@@ -45,7 +45,7 @@ STORY = (
         "use",
         "Could the score be used?",
         "Beyond ranking: precision, calibration, decisions, subgroups, and what the score adds to clinical variables.",
-        tables=("metrics",),
+        tables=("metrics", "without_label"),
     ),
     Chapter(
         "attention",

@@ -51,7 +51,11 @@ def excluded(results: Results) -> ReportTable:
     rows = []
     for row in census[~census["slide_id"].isin(used)].sort_values(["site", "slide_id"]).itertuples():
         state = row.state if row.state != "ok" else "no_label"
-        reason = row.reason if row.state != "ok" else f"the patient has no label for {results.endpoint}"
+        reason = (
+            row.reason
+            if row.state != "ok"
+            else f"the patient has no label for {results.endpoint}: predicted, but not counted"
+        )
         rows.append(
             [Cell(row.site), Cell(row.patient_id), Cell(row.slide_id), Cell(reason_name(state)), Cell(str(reason))]
         )
@@ -59,6 +63,34 @@ def excluded(results: Results) -> ReportTable:
         "Slides that were left out",
         "Every slide of the sheet that is not in the analysis.",
         ["Site", "Patient", "Slide", "State", "Reason"],
+        rows,
+    )
+
+
+@TABLES.register("without_label")
+def without_label(results: Results) -> ReportTable:
+    """The scores of patients whose label is not known, by site."""
+    scores, name = results.scores_without_label(results.main), results.kind.quantity
+    columns = [column for column in scores if str(column).startswith(name)]
+    measured, rows = set(results.bags(results.endpoint)["site"]), []
+    for site in [site for site in results.sites if site in set(scores["site"])]:
+        part = scores[scores["site"] == site]
+        spread = [part[column].quantile([0.5, 0, 1]) for column in columns]
+        cells = [Cell(f"{middle:.2f} ({low:.2f} to {high:.2f})", middle) for middle, low, high in spread]
+        measure = "on the others" if site in measured else "none: no patient of the site has a label"
+        rows.append([Cell(site), Cell(part["role"].iloc[0]), count(len(part)), *cells, Cell(measure)])
+    return ReportTable(
+        "Patients without a label",
+        f"Predicted by {strategy_name(results.experiments[results.main].strategy.name)}, of which no model trained on them, and counted "
+        f"in no measure, test or figure. Median (lowest to highest). Each patient's score is in predictions/{results.main}.patients.csv "
+        "in the results folder.",
+        [
+            "Site",
+            "Role",
+            "Patients",
+            *(name.replace("_", " ").capitalize() for name in map(str, columns)),
+            results.kind.primary.title,
+        ],
         rows,
     )
 

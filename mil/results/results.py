@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pandas as pd
 from mil.config import Config, EndpointSpec, ExperimentSpec, parse
 from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import Absent, MilError
+from mil.predictions.patients import by_patient
 from mil.provenance import require_of_run
 from mil.results.slide_files import SlideFiles
 from mil.results.study import family_of, federated_experiment, main_experiment
 from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope, scopes
-from mil.tables import read_table, read_text_table, stacked
+from mil.tables import has_label, read_table, read_text_table, stacked
 
 __all__ = ["Absent", "Results"]
 
@@ -27,7 +29,7 @@ class Results:
     def __init__(self, folder: str | Path, config: Config) -> None:
         self.folder = Path(folder)
         self.config = config
-        self._tables: dict[Path, pd.DataFrame] = {}
+        self._tables: dict[tuple[Path, bool], pd.DataFrame] = {}
         self._scopes: dict[str, list[Scope]] = {}
 
     @classmethod
@@ -49,13 +51,18 @@ class Results:
 
     @property
     def external_sites(self) -> list[str]:
-        """Sites that no training or selection step reads, by name."""
-        return sorted(site for site, role in self.config.slides.roles.items() if role == "external")
+        """Sites that no training or selection step reads and that have a patient with a label, by name."""
+        outside = sorted(site for site, role in self.config.slides.roles.items() if role == "external")
+        with suppress(Absent):
+            known = set(self.bags(self.endpoint)["site"])
+            return [site for site in outside if site in known]
+        return outside
 
     @property
     def sites(self) -> list[str]:
-        """All sites, training ones first: the order of every figure."""
-        return [*self.training_sites, *self.external_sites]
+        """All sites, training ones first, whether or not a patient has a label: the order of every figure."""
+        roles = self.config.slides.roles
+        return sorted(roles, key=lambda site: (roles[site] != "train", site))
 
     @property
     def experiments(self) -> dict[str, ExperimentSpec]:
@@ -101,16 +108,17 @@ class Results:
         """The main experiment and those that differ from it in how they are trained: what local, pooled, federated compare."""
         return family_of(self.main, self.experiments)
 
-    def table(self, *parts: str) -> pd.DataFrame:
+    def table(self, *parts: str, only_labelled: bool = False) -> pd.DataFrame:
         """The CSV at `parts` under the results folder; raises `Absent` when it is not there."""
         path = self.folder.joinpath(*parts)
-        if path not in self._tables:
+        key = path, only_labelled
+        if key not in self._tables:
             if not path.is_file():
                 raise Absent(f"{'/'.join(parts)} is not among the results")
             if parts[0] == "runs":
                 require_of_run(path)
-            self._tables[path] = read_table(path)
-        return self._tables[path].copy()
+            self._tables[key] = read_table(path, only_labelled=only_labelled)
+        return self._tables[key].copy()
 
     def slides(self) -> pd.DataFrame:
         """Every slide of every site as `mil check` saw it."""
@@ -121,16 +129,27 @@ class Results:
         return self._stack("census tables", self.sites, lambda site: self.table("census", f"{site}.csv"))
 
     def bags(self, endpoint: str) -> pd.DataFrame:
-        """Patients, slides, labels and folds of one endpoint."""
-        return self.table("bags", f"{endpoint}.csv")
+        """Patients with a label, with their slides and folds, of one endpoint."""
+        return self.table("bags", f"{endpoint}.csv", only_labelled=True)
+
+    def without_label(self, endpoint: str) -> pd.DataFrame:
+        """Patients without a label and their slides: they are predicted, and part of no statistic."""
+        table = self.table("bags", f"{endpoint}.csv")
+        return table[~has_label(table)].reset_index(drop=True)
 
     def flow(self, endpoint: str) -> pd.DataFrame:
         """Patients and slides after each step, by site."""
         return self.table("bags", f"{endpoint}.flow.csv")
 
     def predictions(self, experiment: str) -> pd.DataFrame:
-        """Predictions of every model of one experiment."""
-        return self.table("predictions", f"{experiment}.csv")
+        """Predictions of every model of one experiment, of patients with a label."""
+        return self.table("predictions", f"{experiment}.csv", only_labelled=True)
+
+    def scores_without_label(self, experiment: str) -> pd.DataFrame:
+        """Rows of `by_patient` of the patients without a label."""
+        table = self.table("predictions", f"{experiment}.csv")
+        table = table[~has_label(table)]
+        return by_patient(table, self.kind_of(experiment)) if len(table) else table
 
     def scopes(self, experiment: str) -> list[Scope]:
         """Every arm of an experiment on every site, in a fixed order; read once."""
@@ -269,7 +288,7 @@ class Results:
 
     def bag_tiles(self, site: str, experiment: str, patient_id: str) -> int:
         """Number of tiles in a patient's bag: those of all their slides with attention."""
-        bags = self.bags(self.experiments[experiment].endpoint)
+        bags = self.table("bags", f"{self.experiments[experiment].endpoint}.csv")
         slides = bags.loc[bags["patient_id"] == patient_id, "slides"].iloc[0]
         return sum(len(attention) for _, _, attention in self.files.bag_attention(site, experiment, slides))
 

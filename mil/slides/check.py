@@ -29,7 +29,7 @@ FEW_COLOURS = 16
 
 
 def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter, kept: Path | None = None) -> pd.DataFrame:
-    """Rows of one site's sheet (slide_id, patient_id, site, path, mpp, labelled) -> the table of `SLIDES`, in their order.
+    """Rows of one site's sheet (slide_id, patient_id, site, path, mpp, listed) -> the table of `SLIDES`, in their order.
 
     A slide that cannot be used is a row whose `state` is not `ok`; with `spec.on_bad_slide == 'stop'` the first ends the run.
     `kept`: file with a line per slide, written when the slide is done; a slide that has not changed since is not read again.
@@ -171,13 +171,6 @@ def check_scale(slide: Slide, spec: SlidesSpec) -> None:
         )
 
 
-def unlabelled(patient_id: str, listed: bool) -> dict[str, object]:
-    """State and reason of a usable slide whose patient has no label, or no row in the patient table (`listed`)."""
-    if not listed:
-        return {"state": "no_patient", "reason": f"patient {patient_id} has no row in the patient table"}
-    return {"state": "no_label", "reason": f"patient {patient_id} has no label for any endpoint"}
-
-
 class _Kept:
     """What is known of slides from an earlier check, by everything that decides it: path, size, time, mpp and settings."""
 
@@ -230,9 +223,9 @@ def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done, known: _Kept) -> Itera
     for row in sheet.itertuples():
         source = spec.features.get(row.site)
         found = known.look(Path(row.path), str(row.mpp), spec) if source is None else unopened(source, str(row.mpp))
-        if found["state"] == "ok" and not row.labelled:
-            found |= unlabelled(str(row.patient_id), bool(getattr(row, "listed", True)))
-        if spec.on_bad_slide == "stop" and found["state"] not in {"ok", "no_label", "no_patient"}:
+        if found["state"] == "ok" and not row.listed:
+            found |= {"state": "no_patient", "reason": f"patient {row.patient_id} has no row in the patient table"}
+        if spec.on_bad_slide == "stop" and found["state"] not in {"ok", "no_patient"}:
             raise MilError(f"slide {row.slide_id}: {found['state']}: {found['reason']}")
         done()
         yield {

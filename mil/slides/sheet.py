@@ -51,7 +51,7 @@ class Cohort:
 
 
 def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
-    """Read and check both tables; `label_columns` must exist. Column `listed` says whether a slide's patient has a row, `labelled` whether it has a label."""
+    """Read and check both tables; `label_columns` must exist. Column `listed` says whether a slide's patient has a row."""
     sheet = read_text_table(spec.sheet, "slide sheet")
     if spec.features and "path" not in sheet.columns:
         sheet = sheet.assign(path="")  # rows of sites that have slides are refused below
@@ -65,19 +65,15 @@ def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
     slides = sheet[[*SHEET, *OPTIONAL_COLUMNS]].copy()
     _check_rows(slides, spec)
     slides["path"] = _resolve(slides, spec)
-    labelled = (
-        patients[list(label_columns)].ne("").any(axis=1) if list(label_columns) else patients["patient_id"].ne("")
-    )
     slides["listed"] = slides["patient_id"].isin(set(patients["patient_id"]))
-    slides["labelled"] = slides["patient_id"].isin(set(patients.loc[labelled, "patient_id"]))
     return Cohort(slides, patients, source)
 
 
 def read_shard(path: str | Path) -> pd.DataFrame:
     """The slides of a shard that the workflow wrote from the sheet; columns as `Cohort.slides`."""
     rows = read_text_table(path, "shard").map(as_it_was)
-    require_columns(rows, (*SHEET, "mpp", "labelled", "listed"), f"shard {path}")
-    return rows.assign(labelled=rows["labelled"] == "1", listed=rows["listed"] == "1")
+    require_columns(rows, (*SHEET, "mpp", "listed"), f"shard {path}")
+    return rows.assign(listed=rows["listed"] == "1")
 
 
 def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]:

@@ -13,7 +13,7 @@ from mil.tables import as_it_was, harmless
 from mil.workflow.inputs import put, states
 from mil.workflow.specs import slides_of
 
-COLUMNS = ("slide_id", "patient_id", "site", "path", "mpp", "labelled", "listed", "on_disk", "mask")
+COLUMNS = ("slide_id", "patient_id", "site", "path", "mpp", "listed", "on_disk", "mask")
 SMALL, LARGE, MANY_SLIDES = 50, 125, 4000  # slides per job; cohorts of many slides have larger ones
 
 Row = dict[str, str]
@@ -59,7 +59,6 @@ def _row(row: dict, tiles: TileSpec) -> Row:
         mask = ";".join(states([tiles.tissue.masks.replace("{slide_id}", row["slide_id"])]).values())
     fixed = {name: str(row[name]) for name in ("slide_id", "patient_id", "site", "path", "mpp")}
     return fixed | {
-        "labelled": str(int(row["labelled"])),
         "listed": str(int(row["listed"])),
         "on_disk": state_on_disk(Path(path)) if path else "",
         "mask": mask,

@@ -84,7 +84,9 @@ def test_everyone_is_counted():
     census.loc[census["slide_id"] == "A1-0", ["state", "reason"]] = ["no_mpp", "no mpp"]  # A1 keeps A1-1
     cohort.patients.loc[cohort.patients["patient_id"] == "B2", "response"] = ""
     bags, table = make_bags(cohort, census, ROLES, ENDPOINT)
-    assert not {"A0", "B2"} & set(bags["patient_id"])
+    assert "A0" not in set(bags["patient_id"])
+    of_b2 = bags.set_index("patient_id").loc["B2"].drop(["slides", "site", "role"])
+    assert of_b2.isna().all()  # neither label nor fold
     assert bags.set_index("patient_id").loc["A1", "slides"] == "A1-1"
     by = table.set_index(["site", "step", "reason"])
     assert tuple(by.loc[("A", "excluded", "unreadable"), ["patients", "slides"]]) == (1, 1)
@@ -244,7 +246,7 @@ def test_bags_of_every_kind_of_endpoint():
     shared = {"folds": 3, "inner_folds": 2}
     survival = EndpointSpec.model_validate({"kind": "survival", "column": "months", "event": "death", **shared})
     bags, _ = make_bags(cohort, census, ROLES, survival)
-    assert "A4" not in set(bags["patient_id"])
+    assert bags.set_index("patient_id").loc["A4", ["time", "label", "repeat0"]].isna().all()
     assert tuple(bags.set_index("patient_id").loc["A1", ["time", "label"]]) == (4, 0)
     several = EndpointSpec.model_validate(
         {"kind": "multiclass", "column": "grade", "classes": ["low", "middle", "high"], **shared}
@@ -296,6 +298,7 @@ def test_numbers_are_dealt_by_thirds_and_classes_as_they_are():
         ("role", "trains", "line 3: patient 'A1': role is neither train nor external"),
         ("repeat0", "", "line 3: patient 'A1': repeat0 is no number of a fold"),
         ("repeat1", "0.5", "line 3: patient 'A1': repeat1 is no number of a fold"),
+        ("label", "", "line 3: patient 'A1': repeat0 is filled though the patient has no label"),
         ("site", None, "column 'site' is missing"),
     ],
 )

@@ -17,6 +17,9 @@ from mil.endpoints.survival import harrell
 from mil.errors import MilError
 from mil.metrics.comparison import compare
 from mil.metrics.score import primary, score
+from mil.metrics.strategies import strategy_table
+from mil.predictions.patients import by_patient
+from mil.tables import read_table, write_table
 
 SPEC = MetricsSpec(bootstrap=200)
 CLASSES = ("low", "middle", "high")
@@ -75,6 +78,54 @@ def table_of(kind, seed=0, site=("north", "south"), name="e", patients=PATIENTS)
             row |= {"label": labels[number], "score": scores[number]}
         rows += [row | {"fold": one} for one in ((0, 1) if external else (fold,))]
     return pd.DataFrame(rows)
+
+
+def without_label(table):
+    """The same predictions, of other patients of these sites and of a further site, whose labels are not known."""
+    targets = [name for name in ("label", "time") if name in table]
+    blank = table.assign(patient_id="x" + table["patient_id"], **dict.fromkeys(targets, np.nan))
+    further = table[table["split"] == "external"].assign(site="west", **dict.fromkeys(targets, np.nan))
+    return pd.concat([blank, further.assign(patient_id="y" + further["patient_id"])])
+
+
+@pytest.mark.parametrize("kind", ENDPOINTS)
+def test_patients_without_a_label_have_a_score_and_are_in_no_measure(kind, tmp_path):
+    built, targets = build_endpoint(SPECS[kind]), ["label", *(["time"] if kind == "survival" else [])]
+    tables = {name: table_of(kind, seed, name=name) for seed, name in enumerate("ef")}
+    tables["f"][targets] = tables["e"][targets]  # other scores of the same patients
+    more = {
+        name: pd.concat([without_label(table)[:9], table, without_label(table)[9:]]) for name, table in tables.items()
+    }
+    write_table(more["e"], tmp_path / "e.csv")
+    read = read_table(tmp_path / "e.csv", only_labelled=True)
+    pd.testing.assert_frame_equal(read, tables["e"], check_dtype=False)
+    for found in (more["e"], read):
+        pd.testing.assert_frame_equal(score(found, SPEC, kind=built), score(tables["e"], SPEC, kind=built))
+    kinds = dict.fromkeys("ef", built)
+    pd.testing.assert_frame_equal(compare(more, SPEC, kinds=kinds), compare(tables, SPEC, kinds=kinds))
+    pd.testing.assert_frame_equal(
+        strategy_table(more, SPEC, "e", None, built), strategy_table(tables, SPEC, "e", None, built)
+    )
+    patients = by_patient(more["e"], built).set_index("patient_id")
+    assert len(patients) == more["e"]["patient_id"].nunique()
+    columns = [name for name in patients if name.startswith(built.quantity)]
+    twins = patients.loc["x" + patients.index[patients.index.str.startswith("p")]]
+    known = patients[patients.index.str.startswith("p")]
+    assert twins["label"].isna().all()
+    assert np.array_equal(twins[columns], known[columns])
+    assert set(patients.loc[patients["site"] == "west", "models"]) == {2}
+
+
+@pytest.mark.parametrize("kind", ENDPOINTS)
+def test_a_label_that_is_lost_is_no_patient_without_a_label(kind):
+    built, table = build_endpoint(SPECS[kind]), table_of(kind)
+    with pytest.raises(MilError, match="none of 30 patients has a label"):
+        score(without_label(table).query("site != 'west'"), SPEC, kind=built)
+    lost = table.astype({"label": object})
+    row = table.index[table["patient_id"] == "p02"][0]
+    lost.loc[row, [name for name in ("label", "time") if name in table]] = np.nan
+    with pytest.raises(MilError, match="patient p02 has a label in some rows and none in others"):
+        score(lost, SPEC, kind=built)
 
 
 @pytest.mark.parametrize("kind", ENDPOINTS)
@@ -195,7 +246,7 @@ def test_too_many_undefined_resamples_leave_no_interval():
         ("survival", "time", -3.0, "time '-3.0' is refused"),
         ("survival", "score", np.inf, "score 'inf' is refused"),
         ("survival", "label", 2, "label '2' is refused"),
-        ("regression", "label", np.nan, "label 'nan' is refused"),
+        ("regression", "label", np.inf, "label 'inf' is refused"),
     ],
 )
 def test_a_value_that_cannot_be_is_one_line_with_its_patient(kind, column, value, said):

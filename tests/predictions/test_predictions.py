@@ -193,6 +193,79 @@ def test_external_patients_need_no_folds_of_the_run(folder):
     pd.testing.assert_frame_equal(read_table(folder / "out.csv", text=text), before)
 
 
+def with_patients_without_a_label(folder):
+    """Two patients without a label at training site A and one at external site C more in the bag table, and their features."""
+    later = {"A02x": "A", "A13": "A", "C03x": "C"}
+    rows = BAGS.set_index("patient_id").loc[["A02", "A03", "C03"]]
+    rows = rows.assign(**{name: "" for name in rows if name == "label" or name.startswith("repeat")})
+    more = rows.assign(patient_id=list(later), slides=list(later)).reset_index(drop=True)
+    random = np.random.default_rng(5)
+    write_sites(folder, more, {patient: random.normal(size=(9, 8)) for patient in later})
+    write_table(pd.concat([BAGS, more]).sort_values(["site", "patient_id"]), folder / "bags.csv")
+    return later
+
+
+def test_patients_without_a_label_are_predicted_and_change_nothing_else(folder, monkeypatch):
+    """The others' rows, attention and run are the same byte by byte; of the new ones no model was trained on any."""
+    predict(folder)
+    attention = {path: path.read_bytes() for path in folder.glob("sites/*/attention/out/*.h5")}
+    lines = (folder / "out.csv").read_text().splitlines()
+    later = with_patients_without_a_label(folder)
+    monkeypatch.setattr(Driver, "run", lambda *_: pytest.fail("the run was trained again"))
+    spec = json.loads((folder / "run/spec.json").read_text())["experiment"]
+    mil(
+        "train", folder / "bags.csv", "--sites", folder / "sites", "--spec", json.dumps(spec), "--endpoint", ENDPOINT.to_json(),
+        "--folder", folder / "run",
+    )  # fmt: skip
+    predict(folder)
+    assert {path: path.read_bytes() for path in attention} == attention
+    assert set(folder.glob("sites/*/attention/out/*.h5")) - set(attention) == {
+        folder / f"sites/{site}/attention/out/{patient}.h5" for patient, site in later.items()
+    }
+    now = (folder / "out.csv").read_text().splitlines()
+    assert [line for line in now if not set(line.split(",")) & set(later)] == lines
+    new = read_table(folder / "out.csv").query("patient_id in @later")
+    assert new["label"].isna().all()
+    assert new.groupby("patient_id")["split"].agg(set).to_dict() == {
+        "A02x": {"held_out"}, "A13": {"held_out"}, "C03x": {"external"},
+    }  # fmt: skip
+    assert (new.groupby("patient_id")["fold"].nunique() == 3).all()  # every model
+    table = read_table(folder / "out.patients.csv").set_index("patient_id")
+    assert len(table) == len(BAGS) + 3
+    assert set(table.index[table["label"].isna()]) == set(later)
+    means = read_table(folder / "out.csv").groupby("patient_id")["score"].mean()
+    assert np.allclose(table["probability"], means[table.index])
+
+
+def test_a_patient_whose_label_was_taken_away_is_not_judged_by_models_that_know_it(folder):
+    bags = BAGS.astype(object)
+    bags.loc[bags["patient_id"] == "A03", [name for name in bags if name == "label" or name.startswith("repeat")]] = ""
+    write_table(bags, folder / "bags.csv")
+    with pytest.raises(MilError, match="patient A03 has no label, but had one when the run was trained"):
+        predict(folder)
+
+
+@pytest.mark.parametrize("strategy", ["local", "pooled"])
+def test_scaling_by_site_takes_the_moments_of_labelled_patients(strategy):
+    """An external site's labelled patients keep their scores; where none has a label, all of them are what scales."""
+    run = train_run(
+        experiment(strategy=strategy, training={"rounds": 2, "scaling": "site"}), ENDPOINT, *TRAINING, quiet()
+    )
+    store = FeatureStore.of(ARRAYS, {"encoder": "e"})
+    whole = predict_run(run, BAGS, store).table.set_index(["trained_on", "patient_id", "fold"])["score"]
+    c_alone = BAGS[BAGS["role"] == "external"].reset_index(drop=True)
+    blank = c_alone.assign(label=c_alone["label"].where(c_alone["patient_id"] < "C06").astype("Int64"))
+    few = FeatureStore.of({one: ARRAYS[one] for one in c_alone["patient_id"] if one < "C06"}, {"encoder": "e"})
+    half = predict_run(run, blank, store).table.set_index(["trained_on", "patient_id", "fold"])["score"]
+    alone = predict_run(run, blank[blank["label"].notna()], few).table
+    assert np.array_equal(
+        alone["score"], half[list(map(tuple, alone[["trained_on", "patient_id", "fold"]].to_numpy()))]
+    )
+    none = predict_run(run, c_alone.assign(label=pd.NA), store).table
+    keys = list(map(tuple, none[["trained_on", "patient_id", "fold"]].to_numpy()))
+    assert np.allclose(none["score"], whole[keys], atol=1e-6)
+
+
 def test_inner_folds_give_every_model_a_threshold(folder):
     inner = read_inner(folder / "run" / "inner.csv")
     bags = BAGS.set_index("patient_id")

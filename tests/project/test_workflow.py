@@ -22,6 +22,7 @@ from workflow_changes import (
     delete_site_table,
     delete_slide_table,
     edit_truth,
+    join_without_labels,
     replace_slide,
     touch_slide,
 )
@@ -29,6 +30,7 @@ from workflow_changes import (
 from mil.config import merge
 from mil.files import sha256_of
 from mil.synthetic import make_cohort
+from mil.tables import read_table
 from mil.version import __version__
 
 pytestmark = pytest.mark.slow
@@ -215,6 +217,33 @@ def test_a_new_slide_recomputes_only_itself(finished, repository, tmp_path):
     after = {path: path.stat().st_mtime_ns for path in folder.glob("results/tiny/sites/*/tiles/*.h5")}
     assert {path.stem for path in set(after) - set(before)} == {"new-slide"}
     assert all(after[path] == time for path, time in before.items())
+
+
+def test_a_hospital_without_labels_joins_a_finished_run(finished, repository, tmp_path):
+    """Nothing is trained again, no number of the others changes, and each new patient has a score and attention."""
+    folder = copied(finished, tmp_path / "copy", record=True)
+    patients = join_without_labels(folder)
+    names = [
+        "predictions/attention_fedavg.csv",
+        "metrics/attention_fedavg.csv",
+        "runs/attention_fedavg/weights.safetensors",
+    ]
+    before = {name: (folder / "results/tiny" / name).read_bytes() for name in names}
+    over = {"slides": {"roles": {"centre": "external"}}}
+    process = snakemake(folder, repository, "results/tiny/metrics/attention_fedavg.csv", over=over)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "it is taken as it is" in (folder / "results/tiny/logs/train/attention_fedavg.log").read_text()
+    now = {name: (folder / "results/tiny" / name).read_bytes() for name in names}
+    assert [line for line in now[names[0]].splitlines() if b",centre," not in line] == before[names[0]].splitlines()
+    assert [name for name in names[1:] if now[name] != before[name]] == []
+    table = read_table(folder / "results/tiny/predictions/attention_fedavg.patients.csv").set_index("patient_id")
+    assert table.loc[patients, "label"].isna().all()
+    assert table.loc[patients, "probability"].between(0, 1).all()
+    assert len(list(folder.glob("results/tiny/sites/centre/attention/attention_fedavg/*.h5"))) == len(patients)
+    flow = read_table(folder / "results/tiny/bags/response.flow.csv").query("site == 'centre'")
+    assert flow[["step", "reason", "patients"]].fillna("").to_numpy().tolist() == [
+        ["in_sheet", "", 2], ["excluded", "no_label", 2], ["used", "", 0],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

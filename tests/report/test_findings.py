@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from without_label import FURTHER, with_more_patients
 
 from mil.bags.table import deal_folds
 from mil.config import Config, ExperimentSpec
@@ -11,9 +12,10 @@ from mil.files import write_text
 from mil.metrics.comparison import compare, compare_with
 from mil.metrics.localisation import SlideAttention, localise
 from mil.metrics.score import score
-from mil.report.claims import claims, leak_warning
+from mil.report.claims import claims, headline, leak_warning
 from mil.report.limits import limits
 from mil.report.methods import methods
+from mil.report.tables import TABLES, tables_of
 from mil.results.results import Results
 from mil.results.study import main_experiment
 from mil.rng import rng
@@ -154,6 +156,22 @@ def test_a_flagged_leak_is_a_warning_a_finding_and_a_limit(results):
     assert "1 leak (features effnet, column 7)" in leak_warning(results)
     assert claims(results)[0].text == leak_warning(results)
     assert limits(results)[0] == leak_warning(results)
+
+
+def test_patients_without_a_label_are_counted_apart_and_change_no_finding(results, tmp_path):
+    more = with_more_patients(results, tmp_path / "results")
+    assert (more.external_sites, more.sites) == (results.external_sites, [*results.sites, FURTHER])
+    assert (claims(more), headline(more)) == (claims(results), headline(results))
+    for name in set(TABLES) - {"without_label"}:
+        assert tables_of(more, name) == tables_of(results, name), name
+    assert tables_of(results, "without_label") is None
+    told = tables_of(more, "without_label")
+    counts = {row[0].text: (row[2].text, row[-1].text) for row in told.rows}
+    assert counts.pop(FURTHER) == ("14", "none: no patient of the site has a label")
+    assert counts == dict.fromkeys(results.sites, ("1", "on the others"))
+    new = set(limits(more)) - set(limits(results))
+    assert len(new) == 1
+    assert f"Of {FURTHER} there is no AUROC, as no patient there has a label." in new.pop()
 
 
 def test_the_mean_over_slides_counts_only_the_slides_that_were_averaged(results):

@@ -28,7 +28,7 @@ def test_good_sheet(tmp_path):
     assert cohort.sites == ["A", "B"]
     assert list(cohort.at("A")["slide_id"]) == ["s1", "s2"]
     assert cohort.slides["path"].iloc[0] == str(tmp_path / "s1.tif")
-    assert cohort.slides["labelled"].all()
+    assert cohort.slides["listed"].all()
 
 
 def test_interleaved_patients_are_all_kept(tmp_path):
@@ -44,16 +44,16 @@ def test_patient_columns_may_stand_in_the_sheet(tmp_path):
     assert list(cohort.patients["tumour"]) == ["1", "0"]
 
 
-def test_patient_without_label_is_not_labelled(tmp_path):
-    cohort = read_cohort(write(tmp_path, patients="patient_id,response\np1,\np2,0\n"), ["response"])
-    assert list(cohort.slides["labelled"]) == [False, False, True]
+def test_a_patient_without_a_row_is_not_listed(tmp_path):
+    cohort = read_cohort(write(tmp_path, patients="patient_id,response\np2,\n"), ["response"])
+    assert list(cohort.slides["listed"]) == [False, False, True]
 
 
 def test_ids_as_hospitals_write_them_are_taken(tmp_path):
     sheet = GOOD.replace("s3,p2", "S 12 (a) 50% ä,M.-N. [2]")
     cohort = read_cohort(write(tmp_path, sheet, PATIENTS.replace("p2", "M.-N. [2]")), ["response"])
     assert list(cohort.slides["slide_id"]) == ["s1", "s2", "S 12 (a) 50% ä"]
-    assert cohort.slides["labelled"].all()
+    assert cohort.slides["listed"].all()
 
 
 @pytest.mark.parametrize(

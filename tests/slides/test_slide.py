@@ -45,7 +45,7 @@ def write_slide(path: Path, pixels: np.ndarray, mpp: float | None = 0.5, levels=
     return path
 
 
-def sheet(*paths: Path, mpp: str = "", labelled: bool = True) -> pd.DataFrame:
+def sheet(*paths: Path, mpp: str = "", listed: bool = True) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
@@ -54,7 +54,7 @@ def sheet(*paths: Path, mpp: str = "", labelled: bool = True) -> pd.DataFrame:
                 "site": "A",
                 "path": str(path),
                 "mpp": mpp,
-                "labelled": labelled,
+                "listed": listed,
             }
             for i, path in enumerate(paths)
         ]
@@ -124,7 +124,7 @@ def test_check_gives_every_bad_slide_a_state_and_a_reason(tmp_path):
     assert list(table.state) == ["ok", "no_mpp", "implausible_mpp", "unreadable", "not_a_slide", "unreadable"]
     assert all(table.reason[1:])
     assert list(check_slides(sheet(paths[1], mpp="0.5"), SlidesSpec(), quiet()).mpp_source) == ["sheet"]
-    assert list(check_slides(sheet(paths[0], labelled=False), SlidesSpec(), quiet()).state) == ["no_label"]
+    assert list(check_slides(sheet(paths[0], listed=False), SlidesSpec(), quiet()).state) == ["no_patient"]
     with pytest.raises(MilError, match="s0: no_mpp"):
         check_slides(sheet(paths[1]), SlidesSpec(on_bad_slide="stop"), quiet())
 

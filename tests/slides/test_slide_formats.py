@@ -243,7 +243,7 @@ def test_dicom_folders(shared, tmp_path):
     (folder / "1").write_bytes((source / "multi_frame_jpeg_camelyon_challenge_image.dcm").read_bytes())
     before = fingerprint(folder)
     assert fingerprint(folder / "1") == before
-    row = {"patient_id": "p", "site": "A", "mpp": "0.5", "labelled": True}
+    row = {"patient_id": "p", "site": "A", "mpp": "0.5", "listed": True}
     rows = [row | {"slide_id": name, "path": path} for name, path in (("a", folder), ("b", folder / "1"))]
     table = check_slides(pd.DataFrame(rows), SlidesSpec(), quiet())
     assert table.state.tolist() == ["duplicate", "duplicate"]

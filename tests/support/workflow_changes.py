@@ -6,6 +6,8 @@ The folder is a copy whose files are linked to those of the finished run: a file
 import os
 import shutil
 
+import pandas as pd
+
 
 def copied(finished, folder, record):
     shutil.copytree(finished, folder, copy_function=os.link)
@@ -93,3 +95,20 @@ def edit_truth(folder):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content)
+
+
+def join_without_labels(folder):
+    """Two patients of west come again from a further hospital, each with a slide and a blank label; their ids."""
+    sheets = [folder / f"data/{name}.csv" for name in ("slides", "patients")]
+    slides, patients = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in sheets)
+    known = set(patients.loc[patients["response"] != "", "patient_id"])
+    chosen = slides[(slides["site"] == "west") & slides["patient_id"].isin(known)].drop_duplicates("patient_id").tail(2)
+    for path in chosen["path"]:
+        (folder / "data" / f"{path}.copy.tif").write_bytes((folder / "data" / path).read_bytes() + b"\0")
+    more = chosen.assign(site="centre", slide_id="new-" + chosen["slide_id"], path=chosen["path"] + ".copy.tif")
+    rows = patients[patients["patient_id"].isin(chosen["patient_id"])].assign(response="")
+    for path, table in zip(sheets, ([slides, more], [patients, rows]), strict=True):
+        table[1]["patient_id"] = "new-" + table[1]["patient_id"]
+        path.unlink()
+        pd.concat(table).to_csv(path, index=False)
+    return rows["patient_id"].tolist()

@@ -49,8 +49,8 @@ def make(tmp_path, slides=7, **over):
         path = tmp_path / f"s{number}.svs"
         if not path.exists():
             path.write_bytes(bytes([number]) * 100)
-        rows.append((f"s{number}", f"p{number}", "A", str(path), "", True, True))
-    table = pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "path", "mpp", "labelled", "listed"])
+        rows.append((f"s{number}", f"p{number}", "A", str(path), "", True))
+    table = pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "path", "mpp", "listed"])
     config = Config(cohort="c", results=str(tmp_path / "results"), **over)
     cohort = Cohort(table, pd.DataFrame({"patient_id": table["patient_id"]}), "patients.csv")
     return SimpleNamespace(config=config, cohort=cohort, results=tmp_path / "results/c")

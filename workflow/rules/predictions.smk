@@ -13,7 +13,10 @@ rule predict:
         again=predicted_again,
     output:
         predictions="<results>/predictions/{experiment}.csv",
+        patients="<results>/predictions/{experiment}.patients.csv",
         attention=[directory(f"<results>/sites/{site}/attention/{{experiment}}") for site in SITES],
+    wildcard_constraints:
+        experiment=any_of(EXPERIMENTS),  # else NAME.patients could be one
     log:
         "<logs>/predict/{experiment}.log",
     benchmark:
