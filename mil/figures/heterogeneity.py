@@ -70,7 +70,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _components(axes: Axes, results: Results) -> pd.DataFrame:
     table = results.about_features(results.endpoint, "components")
-    for site in results.sites:
+    for site in (site for site in results.sites if site in set(table["site"])):
         mine = table[table["site"] == site]
         look = {"marker": site_marker(site, results.sites), "label": site}
         dots(axes, mine["pc1"], mine["pc2"], site_colour(site, results.sites), 0.75, **look)

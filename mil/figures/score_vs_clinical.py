@@ -89,7 +89,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 def _scatter(axes: Axes, results: Results, scores: pd.DataFrame, values: pd.Series, name: str, row) -> None:
     few = values.nunique() <= 6
     jitter = rng(0, "jitter", name).uniform(-0.16, 0.16, len(values)) if few else np.zeros(len(values))
-    for site in results.sites:
+    for site in (site for site in results.sites if site in set(scores["site"])):
         mine = (scores["site"] == site).to_numpy()
         look = {"marker": site_marker(site, results.sites), "label": site}
         x, y = values.to_numpy()[mine] + jitter[mine], scores["score"][mine]

@@ -36,7 +36,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         raise Absent(f"no {kind.primary.title} is defined at any site")
     rows.sort(key=lambda row: (row[0] not in local, row[1] not in results.sites))
     table = metrics.set_index(["experiment", "trained_on", "site"])
-    columns = len(results.sites)
+    sites = [*results.training_sites, *results.external_sites]  # where a patient has a label
+    columns = len(sites)
     wide = min(CELL_MM, (DOUBLE_MM - 58) / columns)
     small = wide < SMALL_MM
     lowest = min(kind.primary.chance or 0.0, float(metrics["value"].min()))  # the palest colour
@@ -44,9 +45,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     names = [_row_name(results, *row) for row in rows]
     picture = new_figure(58 + wide * columns, 24 + (UPRIGHT_MM - 8) * small + (6 if small else 11) * len(rows))
     axes = picture.subplots()
-    grid = np.full((len(rows), len(results.sites)), np.nan)
+    grid = np.full((len(rows), columns), np.nan)
     for i, key in enumerate(rows):
-        for j, site in enumerate(results.sites):
+        for j, site in enumerate(sites):
             if (*key, site) in table.index:
                 row = table.loc[(*key, site)]
                 grid[i, j] = row["value"]
@@ -54,8 +55,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             else:
                 centred(axes, j, i, "–", fontsize=6.3, color=SOFT)
     image = axes.imshow(grid, cmap=CMAP, vmin=lowest, vmax=1, aspect="auto")
-    roles = ["trains" if site in results.training_sites else "external" for site in results.sites]
-    name_sites(axes, results.sites, roles, room_mm=wide * columns)
+    roles = ["trains" if site in results.training_sites else "external" for site in sites]
+    name_sites(axes, sites, roles, room_mm=wide * columns)
     name_rows(axes, names, 34)
     unframed(axes)
     axes.tick_params(labeltop=True, labelbottom=False)

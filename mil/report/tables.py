@@ -81,9 +81,9 @@ def without_label(results: Results) -> ReportTable:
         rows.append([Cell(site), Cell(part["role"].iloc[0]), count(len(part)), *cells, Cell(measure)])
     return ReportTable(
         "Patients without a label",
-        f"Predicted by {strategy_name(results.experiments[results.main].strategy.name)}, of which no model trained on them, and counted "
-        f"in no measure, test or figure. Median (lowest to highest). Each patient's score is in predictions/{results.main}.patients.csv "
-        "in the results folder.",
+        f"Scores of patients whose label is not known, by models of {strategy_name(results.experiments[results.main].strategy.name)} that did "
+        f"not train on them: median (lowest to highest). No measure, test or curve counts these patients. Each patient's score is in "
+        f"predictions/{results.main}.patients.csv in the results folder.",
         [
             "Site",
             "Role",
