@@ -322,7 +322,13 @@ def write_attention(results: Path, name: str, bags: pd.DataFrame, slides: list[S
 
 
 def score_all(results: Results) -> None:
-    """What `mil score`, `mil compare` and `mil localise` write."""
+    """What `mil score`, `mil compare`, `mil localise` and `mil baseline` write."""
+    score_models(results)
+    write_baselines(results, "response", results.folder / "baselines/response")
+
+
+def score_models(results: Results) -> None:
+    """The same without baselines."""
     spec, folder = results.config.metrics, results.folder / "metrics"
     predictions = {name: results.predictions(name) for name in results.experiments}
     for name, experiment in results.experiments.items():
@@ -334,7 +340,6 @@ def score_all(results: Results) -> None:
     for name, table in clinical_tables(results, spec).items():
         write_table(table, folder / f"clinical/{name}.csv")
     write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")
-    write_baselines(results, "response", results.folder / "baselines/response")
 
 
 def shared_results(folder: Path) -> Results:
