@@ -42,7 +42,7 @@ def read_bags(path: str | Path, everyone: bool = False) -> pd.DataFrame:
         fold = pd.to_numeric(table[name], errors="coerce")
         whole = (fold >= 0) & (fold % 1 == 0)
         wrong[f"{name} is no number of a fold"] = trains & known & ~whole
-        wrong[f"{name} is filled though the patient has no label"] = trains & ~known & fold.notna()
+        wrong[f"label is blank, but {name} is filled"] = trains & ~known & fold.notna()
     for why, rows in wrong.items():
         if rows.any():
             row = int(rows.to_numpy().argmax())

@@ -298,7 +298,7 @@ def test_numbers_are_dealt_by_thirds_and_classes_as_they_are():
         ("role", "trains", "line 3: patient 'A1': role is neither train nor external"),
         ("repeat0", "", "line 3: patient 'A1': repeat0 is no number of a fold"),
         ("repeat1", "0.5", "line 3: patient 'A1': repeat1 is no number of a fold"),
-        ("label", "", "line 3: patient 'A1': repeat0 is filled though the patient has no label"),
+        ("label", "", "line 3: patient 'A1': label is blank, but repeat0 is filled"),
         ("site", None, "column 'site' is missing"),
     ],
 )

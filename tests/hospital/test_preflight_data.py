@@ -46,7 +46,7 @@ def _bags(hospitals: Hospitals) -> Path:
     [
         ("A001,A-1-0,A,", "A002,A-1-0,A,", "bags", "patient 'A002': the patient has a row already"),
         ("A001,A-1-0,A,train,1", "A001,A-1-0,A,train,yes", "bags", "A001: label 'yes'"),
-        ("A001,A-1-0,A,train,1", "A001,A-1-0,A,train,", "bags", "A001: label"),
+        ("A001,A-1-0,A,train,1", "A001,A-1-0,A,train,", "bags", "A001': label is blank"),
         ("A001,A-1-0,", "A001,A-1-9,", "features", "A-1-9.h5: does not exist"),
     ],
 )
