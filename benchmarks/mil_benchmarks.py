@@ -1,9 +1,11 @@
 """The data sets that multiple-instance learning grew up with, through our own training: accuracy beside the literature's.
 
     python benchmarks/mil_benchmarks.py ../shared/data/mil/bags [--sets musk1,fox,elephant] [--heads gated_attention,mean]
+        [--repeats 10] [--out seeds.csv]
 
 MUSK1 (92 molecules, 476 shapes), Fox and Elephant (200 pictures each, 1,320 and 1,391 regions). A bag is a patient of one site;
-the folds are dealt as a cohort's are: 10 outer folds, 5 times over (a seed each), 4 inner folds. `mil.training.run.train`
+the folds are dealt as a cohort's are: 10 outer folds, `--repeats` times over (a seed each), 4 inner folds. A row of `--out` is a seed;
+of `published` each is written when it is there, and seeds that stand in it already are not trained again. `mil.training.run.train`
 chooses the number of epochs (and whatever a head's search names) on the inner folds only and refits;
 `mil.predictions.predict.predict` gives each held-out bag its probability; accuracy is at 0.5.
 
@@ -15,9 +17,8 @@ Literature: Ilse et al. 2018, table 1, attention and gated attention, mean of 5 
 """
 
 import argparse
-import json
-import os
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.statistics.ranking import auroc_of
+from mil.tables import write_table
 from mil.training.cohort import TrainingCohort
 from mil.training.engine import one_thread_each
 from mil.training.protocol import Candidate, Group, Task, candidates, groups
@@ -96,15 +98,16 @@ def held_out(
 
 
 def without_selection(
-    bags: dict[str, np.ndarray], table: pd.DataFrame, wanted: ExperimentSpec, folds: int = 10, repeats: int = 5
+    bags: dict[str, np.ndarray], table: pd.DataFrame, wanted: ExperimentSpec, repeat: int, folds: int = 10
 ) -> pd.DataFrame:
-    """The same by models that were trained on all other folds for all rounds."""
-    endpoint = EndpointSpec(folds=folds, repeats=repeats)
+    """The same of one repeat, by models that were trained on all other folds for all rounds."""
+    endpoint = EndpointSpec(folds=folds, repeats=repeat + 1)
     target, store = build_endpoint(endpoint), FeatureStore.of(bags)
     cohort = TrainingCohort.of(deal_folds(table, endpoint), endpoint, target)
     trainer = Trainer(wanted, target, cohort, store, quiet())
     (candidate,) = candidates(wanted)
-    tasks = [outer_task(cohort, group, candidate, wanted.training.rounds) for group in groups(cohort, [("A",)])]
+    mine = [group for group in groups(cohort, [("A",)]) if group.repeat == repeat]
+    tasks = [outer_task(cohort, group, candidate, wanted.training.rounds) for group in mine]
     with one_thread_each():
         trainer._run(candidate.model, tasks, "outer", "outer")
     patients = np.concatenate([task.watched for task in tasks])
@@ -120,10 +123,14 @@ def outer_task(cohort: TrainingCohort, group: Group, candidate: Candidate, round
     return Task(group, candidate, seen, held, rounds, choice=choice)
 
 
-def accuracies(found: pd.DataFrame) -> np.ndarray:
-    """Mean over the folds of the accuracy at 0.5, for every repeat."""
-    right = (found["score"] > 0.5) == (found["label"] == 1)
-    return right.groupby([found["repeat"], found["fold"]]).mean().groupby("repeat").mean().to_numpy()
+def seeds(found: pd.DataFrame) -> pd.DataFrame:
+    """A row a repeat: mean over the folds of the accuracy at 0.5, and the AUROC over all bags."""
+    rows = []
+    for repeat, own in found.groupby("repeat"):
+        right = (own["score"] > 0.5) == (own["label"] == 1)
+        area = auroc_of(own["score"].to_numpy(), own["label"].to_numpy() == 1)
+        rows.append({"seed": repeat, "accuracy": right.groupby(own["fold"]).mean().mean(), "auroc": area})
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
@@ -132,31 +139,36 @@ def main() -> None:
     parser.add_argument("--sets", default="musk1,fox,elephant")
     parser.add_argument("--heads", default="published", help=f"published, published_selected, {', '.join(HEADS)}")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="table of seeds (CSV); continued if it is there")
     options = parser.parse_args()
-    result = []
+    known = pd.read_csv(options.out) if options.out and options.out.is_file() else pd.DataFrame(columns=["set", "head"])
     print(f"{torch.get_num_threads()} threads; search of all but `published`: {SEARCH}, {TRAINING}")
-    for name in options.sets.split(","):
-        bags, table = bags_of(options.folder, name)
-        for head in options.heads.split(","):
-            began, cpu = time.perf_counter(), time.process_time()
-            wanted = published(name) if head.startswith("published") else stanza(HEADS[head])
-            run = without_selection if head == "published" else held_out
-            found = run(bags, table, wanted, repeats=options.repeats)
-            each = accuracies(found)
-            area = np.mean(
-                [auroc_of(t["score"].to_numpy(), t["label"].to_numpy() == 1) for _, t in found.groupby("repeat")]
-            )
-            mean, spread = float(each.mean()), float(each.std(ddof=1)) if len(each) > 1 else float("nan")
-            attention, gated = LITERATURE[name]
-            print(
-                f"{name:9} {head:16} accuracy {mean:.3f} +- {spread:.3f} over the seeds ({', '.join(f'{a:.3f}' for a in each)}), "
-                f"AUROC {area:.3f}; Ilse et al.: attention {attention:.3f}, gated {gated:.3f}; "
-                f"{time.perf_counter() - began:.0f} s (cpu {time.process_time() - cpu:.0f})",
-                flush=True,
-            )
-            result.append({"set": name, "head": head, "accuracy": mean, "spread": spread, "each": each.tolist()})
-    if "OUT" in os.environ:
-        Path(os.environ["OUT"], "mil_benchmarks.json").write_text(json.dumps(result, indent=1))
+    for name, head in product(options.sets.split(","), options.heads.split(",")):
+        cpu, (bags, table) = time.process_time(), bags_of(options.folder, name)
+        mine = (known["set"] == name) & (known["head"] == head)
+        there = set(known.loc[mine, "seed"]) if mine.any() else set()
+        wanted = published(name) if head.startswith("published") else stanza(HEADS[head])
+        trained = (
+            (without_selection(bags, table, wanted, seed) for seed in range(options.repeats) if seed not in there)
+            if head == "published"
+            else (held_out(bags, table, wanted, repeats=options.repeats) for _ in range(not there))
+        )
+        for found in trained:
+            known = pd.concat([known, seeds(found).assign(set=name, head=head)], ignore_index=True)
+            print(f"{name} {head}, CPU {time.process_time() - cpu:.0f} s: {described(known, name, head)}", flush=True)
+            if options.out:
+                write_table(known, options.out)
+
+
+def described(known: pd.DataFrame, name: str, head: str) -> str:
+    """Mean and spread over the seeds of a set, beside the literature's."""
+    own = known[(known["set"] == name) & (known["head"] == head)].sort_values("seed")
+    each = ", ".join(f"{value:.3f}" for value in own["accuracy"])
+    attention, gated = LITERATURE[name]
+    return (
+        f"accuracy {own['accuracy'].mean():.3f} +- {own['accuracy'].std():.3f} over {len(own)} seeds ({each}), "
+        f"AUROC {own['auroc'].mean():.3f}; Ilse et al.: attention {attention:.3f}, gated {gated:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from mil.hospital.models import Refit, run_of
 from mil.hospital.privacy import Charge, spent, steps_of
 from mil.predictions.predict import predict
 from mil.results.results import Results
-from mil.statistics import delong
+from mil.statistics import delong, held_out
 from mil.statistics.arms import patient_scores
 from mil.training.store import FeatureStore
 
@@ -81,14 +81,13 @@ class Cohort:
 
 
 def run(cohort: Cohort, rounds: int, noise: float | None, seed: int) -> pd.DataFrame:
-    """All outer folds' models after `rounds`; a score for every patient that they may judge."""
+    """All outer folds' models after `rounds`; a row for every model and patient that it may judge."""
     protocol = cohort.protocol(rounds, noise)
     work, wanted = cohort.work(protocol), slots(protocol, "refit")
     models = federated(protocol, work, rounds, seed)
     refit = Refit([], [rounds] * len(wanted), dict(cohort.store.about))
     trained = run_of(protocol, models, refit)
-    table = predict(trained, cohort.bags, cohort.store).table
-    return patient_scores(table)
+    return predict(trained, cohort.bags, cohort.store).table
 
 
 def charges(cohort: Cohort, rounds: int, noise: float) -> list[Charge]:
@@ -113,10 +112,15 @@ def noise_for(cohort: Cohort, rounds: int, epsilon: float) -> float:
     return float(brentq(excess, 0.1, 300.0, xtol=0.01))
 
 
-def auroc(scores: pd.DataFrame, split: str) -> tuple[float, float, float]:
-    """Within sites, with DeLong's interval on the logit scale."""
-    own = scores[scores["split"] == split]
-    return delong.logit_interval(own["label"].to_numpy(), own["score"].to_numpy(), strata=own["site"].to_numpy())
+def auroc(table: pd.DataFrame, split: str) -> tuple[float, float, float]:
+    """Within sites with its interval: of held-out patients pairs within folds, of external ones DeLong's on the logit scale."""
+    own = table[table["split"] == split]
+    if split == "held_out":
+        return held_out.interval(held_out.pairs_of(own))[:3]
+    scores = patient_scores(own)
+    return delong.logit_interval(
+        scores["label"].to_numpy(), scores["score"].to_numpy(), strata=scores["site"].to_numpy()
+    )
 
 
 def main() -> None:
@@ -140,7 +144,7 @@ def main() -> None:
         draws = [run(cohort, options.rounds, noise, seed) for seed in range(1 if noise is None else options.noises)]
         cells = ["no noise", "", ""] if cost is None else [f"{cost.epsilon:.1f}", f"{cost.renyi:.1f}", f"{noise:.2f}"]
         for split in ("held_out", "external"):
-            areas = [auroc(scores, split) for scores in draws]
+            areas = [auroc(table, split) for table in draws]
             cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*areas[0]), ", ".join(f"{area[0]:.2f}" for area in areas)]
         print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SHORT = 16
+"""Columns of the shortest steps (one small bag): the float32 values in one vector register."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -60,10 +63,12 @@ def pack(numbers: Tensor, places: Places, length: int) -> Packed:
 
 
 def padded_length(tiles: int) -> int:
-    """Columns for a step of `tiles` tiles: rounded up by at most a quarter where there are more than 100 of them.
+    """Columns for a step of `tiles` tiles: 16, or a multiple of 32; rounded up by at most a quarter from 100 tiles on.
 
     It depends on the learner's own tiles only, so that the same sums are formed whoever is trained beside it.
     """
+    if tiles <= SHORT:
+        return SHORT
     grain = max(32, 1 << max(0, tiles.bit_length() - 3))
     return max(1, -(-tiles // grain)) * grain
 
