@@ -5,7 +5,9 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -118,20 +120,36 @@ def trusted(protocol: dict) -> dict:
 
 def write_data(results: Path, site: str, role: str, patients: int, endpoint: EndpointSpec) -> None:
     """Features with a weak signal, two slides for every fifth patient, and the bag table with its folds."""
-    generator = np.random.default_rng([ord(letter) for letter in site])
-    rows = []
-    for number in range(patients):
-        label = number % 2
-        slides = [f"{site}-{number}-{k}" for k in range(2 if number % 5 == 0 else 1)]
-        for slide in slides:
-            tiles = generator.normal(size=(int(generator.integers(5, 12)), WIDTH)) + 0.4 * label
-            with hdf5.writing(results / "sites" / site / "features" / "toy" / f"{slide}.h5") as file:
-                file.append("features", tiles.astype(np.float16))
-                file.annotate({"encoder": "toy", "weights_sha256": "0" * 64, "tile_mpp": 0.5, "size_px": 224})
-        rows.append({"patient_id": f"{site}{number:03d}", "slides": ";".join(slides), "site": site, "role": role})
-        rows[-1]["label"] = label
-    bags = deal_folds(pd.DataFrame(rows), endpoint)
-    write_table(bags, results / "bags" / "response.csv")
+    folder = results / "sites" / site / "features" / "toy"
+    folder.mkdir(parents=True, exist_ok=True)
+    for slide, content in feature_files(site, patients).items():
+        (folder / f"{slide}.h5").write_bytes(content)
+    rows = [
+        {"patient_id": f"{site}{number:03d}", "slides": ";".join(slides_of(site, number)), "site": site, "role": role}
+        | {"label": number % 2}
+        for number in range(patients)
+    ]
+    write_table(deal_folds(pd.DataFrame(rows), endpoint), results / "bags" / "response.csv")
+
+
+def slides_of(site: str, patient: int) -> list[str]:
+    return [f"{site}-{patient}-{k}" for k in range(2 if patient % 5 == 0 else 1)]
+
+
+@cache
+def feature_files(site: str, patients: int) -> dict[str, bytes]:
+    """Slide -> its feature file: written once, since HDF5 takes longer than the tests that read it."""
+    generator, found = np.random.default_rng([ord(letter) for letter in site]), {}
+    with TemporaryDirectory() as folder:
+        for number in range(patients):
+            for slide in slides_of(site, number):
+                tiles = generator.normal(size=(int(generator.integers(5, 12)), WIDTH)) + 0.4 * (number % 2)
+                path = Path(folder, f"{slide}.h5")
+                with hdf5.writing(path) as file:
+                    file.append("features", tiles.astype(np.float16))
+                    file.annotate({"encoder": "toy", "weights_sha256": "0" * 64, "tile_mpp": 0.5, "size_px": 224})
+                found[slide] = path.read_bytes()
+    return found
 
 
 @contextmanager
