@@ -77,7 +77,7 @@ def without_label(results: Results) -> ReportTable:
         part = scores[scores["site"] == site]
         spread = [part[column].quantile([0.5, 0, 1]) for column in columns]
         cells = [Cell(f"{middle:.2f} ({low:.2f} to {high:.2f})", middle) for middle, low, high in spread]
-        measure = "on the others" if site in measured else "none: no patient of the site has a label"
+        measure = "of the other patients" if site in measured else "none, as no patient has a label"
         rows.append([Cell(site), Cell(part["role"].iloc[0]), count(len(part)), *cells, Cell(measure)])
     return ReportTable(
         "Patients without a label",
@@ -89,7 +89,7 @@ def without_label(results: Results) -> ReportTable:
             "Role",
             "Patients",
             *(name.replace("_", " ").capitalize() for name in map(str, columns)),
-            results.kind.primary.title,
+            f"{results.kind.primary.title} of the site",
         ],
         rows,
     )

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hospitals import Hospitals, make_hospitals
 
 from mil import hdf5
 from mil.hospital.identity import code_sha256
-from mil.hospital.parties import SiteSpec, read_own
+from mil.hospital.own_data import own_bags
+from mil.hospital.parties import SiteSpec, own_protocol, read_own
 from mil.hospital.preflight import check_site
 
 
@@ -59,6 +61,20 @@ def test_a_fault_of_the_table_names_the_patient_or_file(
     state, sentence = states(copied)[check]
     assert state == "fault"
     assert said in sentence
+
+
+def test_patients_without_a_label_stay_out_of_the_federation(copied: Hospitals) -> None:
+    """Their features are not even looked for; where nobody has a label, the site cannot take part."""
+    before, path = states(copied), _bags(copied)
+    spec = copied.site("A")
+    known = own_bags(path, "A", own_protocol(spec))
+    head, *lines = path.read_text().splitlines()
+    blank = [f"B{number},B-{number},A,train" + "," * (head.count(",") - 3) for number in range(7)]
+    path.write_text("\n".join([head, *blank, *lines]) + "\n")
+    assert states(copied) == before
+    pd.testing.assert_frame_equal(own_bags(path, "A", own_protocol(spec)), known)
+    path.write_text("\n".join([head, *blank]) + "\n")
+    assert "no patient has a label" in states(copied)["bags"][1]
 
 
 def test_too_few_patients_and_one_class_only_are_seen_before_joining(copied: Hospitals) -> None:

@@ -167,8 +167,8 @@ def test_patients_without_a_label_are_counted_apart_and_change_no_finding(result
     assert tables_of(results, "without_label") is None
     told = tables_of(more, "without_label")
     counts = {row[0].text: (row[2].text, row[-1].text) for row in told.rows}
-    assert counts.pop(FURTHER) == ("14", "none: no patient of the site has a label")
-    assert counts == dict.fromkeys(results.sites, ("1", "on the others"))
+    assert counts.pop(FURTHER) == ("14", "none, as no patient has a label")
+    assert counts == dict.fromkeys(results.sites, ("1", "of the other patients"))
     new = set(limits(more)) - set(limits(results))
     assert len(new) == 1
     assert f"Of {FURTHER} there is no AUROC, as no patient there has a label." in new.pop()
