@@ -76,7 +76,8 @@ def without_label(results: Results) -> ReportTable:
     for site in [site for site in results.sites if site in set(scores["site"])]:
         part = scores[scores["site"] == site]
         spread = [part[column].quantile([0.5, 0, 1]) for column in columns]
-        cells = [Cell(f"{middle:.2f} ({low:.2f} to {high:.2f})", middle) for middle, low, high in spread]
+        said = [f"{middle:z.2f} ({low:z.2f} to {high:z.2f})".replace("-", "−") for middle, low, high in spread]
+        cells = [Cell(text, float(middle)) for text, (middle, *_) in zip(said, spread, strict=True)]
         measure = "of the other patients" if site in measured else "none, as no patient has a label"
         rows.append([Cell(site), Cell(part["role"].iloc[0]), count(len(part)), *cells, Cell(measure)])
     return ReportTable(
