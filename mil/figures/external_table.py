@@ -27,7 +27,7 @@ BASELINES = "Baselines are linear models. Labels permuted once can give any AURO
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row an arm, a column an external site and, where there are several, all of them together."""
     if not results.external_sites:
-        raise Absent("there is no external site")
+        raise Absent("there is no external site with labels")
     bags = results.bags(results.endpoint)
     sites = [site for site in results.external_sites if site in set(bags["site"])]  # a site may have no usable slide
     columns = [*sites, *([EXTERNAL_SITES] if len(sites) > 1 else [])]

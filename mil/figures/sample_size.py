@@ -15,7 +15,7 @@ from mil.results.results import Absent, Results
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """AUROC within external sites against the number of training patients, and of tiles drawn from every bag."""
     if not results.external_sites:
-        raise Absent("there is no external site to test on")
+        raise Absent("there is no external site with labels to test on")
     patients = results.about_features(results.endpoint, "patients_curve")
     tiles = results.about_features(results.endpoint, "tiles_curve")
     picture = new_figure(MIDDLE_MM + 20, 58)

@@ -23,7 +23,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A mark a set of training sites: a quick model on mean features, and the main family's own models beside it."""
     training = results.training_sites
     if len(training) < 2 or not results.external_sites:
-        raise Absent("it takes two training sites and an external one")
+        raise Absent("it takes two training sites and an external one with labels")
     quick = results.about_features(results.endpoint, "site_value").assign(
         model="Ridge of fixed strength on mean features", colour=INK
     )
