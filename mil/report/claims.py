@@ -53,7 +53,7 @@ def headline(results: Results) -> list[Fact]:
             str(training + external),
             f"site{'s' if training + external > 1 else ''}, {trains} and {external or 'no'} external",
         ),
-        Fact(f"{len(bags):,}", f"patients{_positive(results, bags)}"),
+        Fact(f"{len(bags):,}", f"patients{_positive(results, bags)}{_further(results)}"),
         Fact(f"{len(used):,}", f"slides, {int(tiles):,} tiles"),
     ]
     row = _main_row(results)
@@ -67,6 +67,11 @@ def headline(results: Results) -> list[Fact]:
 def _positive(results: Results, bags: pd.DataFrame) -> str:
     having = results.kind.having
     return f", {bags['label'].mean():.0%} {having} {results.endpoint}" if having else ""
+
+
+def _further(results: Results) -> str:
+    number = len(results.without_label(results.endpoint))
+    return f"; {number:,} more without a label" if number else ""
 
 
 def claims(results: Results) -> list[Claim]:
