@@ -198,7 +198,8 @@ def report(
 def _write_report(results: Path, out: Path, spec: str | None, reporter: Reporter) -> None:
     from mil.config import ReportSpec, read_spec
     from mil.files import write_text
-    from mil.report import build, write_viewer
+    from mil.report.build import build
+    from mil.report.slide_viewer import write_viewer
     from mil.results.results import Results
 
     opened = Results.open(results)

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
-import scipy
+from scipy.special import stdtrit
 
 from mil.statistics.intervals import Bounds, on_logit_scale
 
@@ -56,7 +56,7 @@ def bootstrap_bounds(scale: Scale, value: float, drawn: np.ndarray, patients: in
     error = error if error > 1e-9 else 0.0
     if scale == "share":
         return on_logit_scale(value, error, degrees, confidence, patients, BOOTSTRAP)
-    half = float(scipy.stats.t.ppf(0.5 + confidence / 2, degrees)) * error
+    half = float(stdtrit(degrees, 0.5 + confidence / 2)) * error
     method = BOOTSTRAP + ON_SCALE[scale]
     if not error > 0 or (scale == "correlation" and abs(value) >= 1) or (scale == "positive" and value <= 0):
         return Bounds(np.nan, np.nan, "no interval: resamples do not vary")

@@ -22,11 +22,12 @@ REFRESH_S = 10
 
 
 def pages(watched: Watched) -> Pages:
-    """`index.html`, made anew at every request, and its style; nothing else is there."""
+    """`index.html`, made anew at every request, `live.html`, which reads itself again, and their style; nothing else is there."""
 
     def answered(parts: tuple[str, ...]) -> Answer:
-        if parts == ("index.html",):
-            return Answer(render(parts_or_fault(watched)).encode(), "text/html; charset=utf-8")
+        if parts in {("index.html",), ("live.html",)}:
+            text = render(parts_or_fault(watched), live=parts == ("live.html",))
+            return Answer(text.encode(), "text/html; charset=utf-8")
         if parts == ("style.css",):
             return Answer(_shipped("watch.css").encode(), "text/css; charset=utf-8", kept_s=3600)
         raise Refused(HTTPStatus.NOT_FOUND, "There is no such page here.")
@@ -34,14 +35,15 @@ def pages(watched: Watched) -> Pages:
     return answered
 
 
-def render(parts: list[Part]) -> str:
-    """The page; whatever a site wrote is escaped."""
+def render(parts: list[Part], live: bool = False) -> str:
+    """The page; whatever a site wrote is escaped. `live`: the browser reads it again every `REFRESH_S` seconds."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     curves = {part.title: _points(list(part.curve)) for part in parts}
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    return environment.from_string(_shipped("watch.html")).render(parts=parts, curves=curves, now=now, every=REFRESH_S)
+    template = environment.from_string(_shipped("watch.html"))
+    return template.render(parts=parts, curves=curves, now=now, every=REFRESH_S, live=live)
 
 
 def watch(watched: Watched, port: int, notify: list[str], reporter: Reporter) -> None:

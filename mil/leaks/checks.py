@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import scipy
 from scipy.spatial.distance import pdist, squareform
+from scipy.special import ndtr
 
 from mil.bags.table import outer_folds
 from mil.statistics.delong import both_classes
 from mil.statistics.multiplicity import holm
+from mil.statistics.ranking import midranks
 from mil.tables import by_slide
 
 ENCODES = 0.97  # an input that ranks patients this well knows the label
@@ -203,13 +205,13 @@ def _too_much(check: str, inputs: pd.DataFrame, labels: pd.Series, place: pd.Ser
 
 def _rank_sum(labels: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
     """Pairs in the right order less half of all, its variance if labels are exchangeable (ties allowed), and all pairs."""
-    ranks, n, m = scipy.stats.rankdata(values), len(labels), int(labels.sum())
+    ranks, n, m = midranks(values), len(labels), int(labels.sum())
     excess = float(ranks[labels == 1].sum() - m * (n + 1) / 2)
     return excess, m * (n - m) * float(ranks.var(ddof=1)) / n if n > 1 else 0.0, float(m * (n - m))
 
 
 def _two_sided(excess: float, variance: float) -> float:
-    return float(2 * scipy.stats.norm.sf(abs(excess) / np.sqrt(variance))) if variance > 0 else 1.0
+    return float(2 * ndtr(-abs(excess) / np.sqrt(variance))) if variance > 0 else 1.0
 
 
 def administrative_inputs(slides: pd.DataFrame, bags: pd.DataFrame) -> pd.DataFrame:

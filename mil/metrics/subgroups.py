@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-import scipy
+from scipy.special import chdtrc
 
 from mil.endpoints.binary import fixed_interval
 from mil.errors import MilError, nearest
@@ -83,4 +83,4 @@ def _equal(found: list[tuple[int, int, float, float, float]], confidence: float)
     logits = np.log(area / (1 - area))
     variance = ((np.log(high / (1 - high)) - np.log(low / (1 - low))) / (2 * normal_quantile(confidence))) ** 2
     mean = np.average(logits, weights=1 / variance)
-    return float(scipy.stats.chi2.sf((((logits - mean) ** 2) / variance).sum(), len(usable) - 1))
+    return float(chdtrc(len(usable) - 1, (((logits - mean) ** 2) / variance).sum()))

@@ -83,9 +83,24 @@ window.addEventListener("scroll", () => {
 }, { passive: true });
 mark();
 
-// A figure that is wider than the screen fades at its right edge until it is scrolled to its end.
+// A figure that is wider than the screen is shown whole. Its button, or a press on it, shows it at full size: then it scrolls, and
+// fades at its right edge until it is scrolled to its end.
 for (const frame of document.querySelectorAll(".frame")) {
-  const mark = () => frame.classList.toggle("cut", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 2);
+  const width = parseFloat(frame.querySelector(".sheet").style.width);
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "enlarge" });
+  const mark = () => {
+    const large = frame.classList.contains("large");
+    const wider = width > frame.parentElement.clientWidth + 1;
+    frame.classList.toggle("shrunk", wider && !large);
+    frame.classList.toggle("cut", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 2);
+    button.hidden = !wider;
+    button.textContent = large ? "Fit to the screen" : "Enlarge";
+    button.setAttribute("aria-label", `${button.textContent}: ${frame.getAttribute("aria-label")}`);
+  };
+  const toggle = () => { frame.classList.toggle("large"); mark(); };
+  button.addEventListener("click", toggle);
+  frame.addEventListener("click", (event) => { if (!button.hidden && !event.target.closest("a")) toggle(); });
   frame.addEventListener("scroll", mark, { passive: true });
+  frame.after(button);
   new ResizeObserver(mark).observe(frame);
 }

@@ -12,7 +12,7 @@ import scipy
 from mil.errors import MilError
 from mil.statistics.differences import Bounds, Difference, agreeing, difference_of
 from mil.statistics.intervals import normal_quantile
-from mil.statistics.ranking import pairs_within
+from mil.statistics.ranking import midranks, pairs_within
 
 FEWEST = 10
 """Patients of a class below which DeLong's variance is no use for an interval, and Newcombe's is."""
@@ -41,10 +41,10 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> Placements:
         raise MilError("AUROC needs finite scores; at least one is blank or infinite")
     positive, negative = scores[:, labels == 1], scores[:, labels == 0]
     m, n = positive.shape[1], negative.shape[1]
-    everyone = scipy.stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
+    everyone = midranks(np.concatenate([positive, negative], axis=1))
     # share of negatives below each positive, and of positives below each negative; ties count one half
-    of_positive = (everyone[:, :m] - scipy.stats.rankdata(positive, axis=1)) / n
-    of_negative = (everyone[:, m:] - scipy.stats.rankdata(negative, axis=1)) / m
+    of_positive = (everyone[:, :m] - midranks(positive)) / n
+    of_negative = (everyone[:, m:] - midranks(negative)) / m
     return Placements(of_positive.mean(axis=1), _covariance(of_positive) / m + _covariance(of_negative) / n)
 
 
@@ -157,7 +157,7 @@ def exchanged(
     ranks, areas = np.empty((2, len(labels))), placed.auroc
     for stratum in np.unique(strata):
         rows = strata == stratum
-        ranks[:, rows] = scipy.stats.rankdata(np.stack([first[rows], second[rows]]), axis=1)
+        ranks[:, rows] = midranks(np.stack([first[rows], second[rows]]))
     if 2 ** len(labels) <= resamples:
         swapped = (np.arange(1, 2 ** len(labels))[:, None] >> np.arange(len(labels))) & 1 == 1
     else:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy
+from scipy.special import stdtr, stdtrit
 
 from mil.statistics.multiplicity import holm
 
@@ -55,9 +55,9 @@ def difference_of(
     z = difference / error
 
     def bounds(level: float) -> tuple[float, float]:
-        return bounded(difference, float(scipy.stats.t.ppf(0.5 + level / 2, degrees)) * error, widest)
+        return bounded(difference, float(stdtrit(degrees, 0.5 + level / 2)) * error, widest)
 
-    return Difference(difference, *bounds(confidence), z, float(2 * scipy.stats.t.sf(abs(z), degrees)), bounds)
+    return Difference(difference, *bounds(confidence), z, float(2 * stdtr(degrees, -abs(z))), bounds)
 
 
 def agreeing(bounds: Bounds, difference: float, p: float) -> Bounds:

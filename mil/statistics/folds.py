@@ -2,10 +2,10 @@
 
 import numpy as np
 import pandas as pd
-import scipy
 
 from mil.statistics.arms import APART, ENSEMBLE, EXTERNAL_SITES, OTHER_SITES, OWN_SITE, TRAINING_SITES, patient_scores
 from mil.statistics.differences import Difference, difference_of
+from mil.statistics.ranking import midranks
 
 KEYS = ("trained_on", "split", "site")
 
@@ -57,9 +57,7 @@ def _placements(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     is_positive, placed = labels == 1, np.full(len(labels), np.nan)
     negatives = int((~is_positive).sum())
     if negatives:
-        placed[is_positive] = (
-            scipy.stats.rankdata(scores)[is_positive] - scipy.stats.rankdata(scores[is_positive])
-        ) / negatives
+        placed[is_positive] = (midranks(scores)[is_positive] - midranks(scores[is_positive])) / negatives
     return placed
 
 

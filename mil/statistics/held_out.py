@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy
+from scipy.special import stdtrit
 
 from mil.statistics.delong import newcombe_interval
 from mil.statistics.differences import Difference, difference_of
@@ -173,7 +173,7 @@ def interval(pairs: Pairs, confidence: float = 0.95) -> tuple[float, float, floa
     variance, degrees = pairs.variance()
     if not 0 < area < 1 or not variance > 0:
         return area, *newcombe_interval(area, *pairs.numbers, confidence), NO_VARIANCE
-    reach = float(scipy.stats.t.ppf(0.5 + confidence / 2, degrees)) * np.sqrt(variance * pairs.inflation())
+    reach = float(stdtrit(degrees, 0.5 + confidence / 2)) * np.sqrt(variance * pairs.inflation())
     centre, half = np.log(area / (1 - area)), reach / (area * (1 - area))
     return area, float(1 / (1 + np.exp(half - centre))), float(1 / (1 + np.exp(-half - centre))), METHOD
 

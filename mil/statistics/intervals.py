@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
+from scipy.special import ndtri, stdtrit
 
 from mil.registry import Registry
 from mil.rng import rng
@@ -39,7 +39,7 @@ INTERVALS: Registry[Interval] = Registry("interval")
 
 def normal_quantile(confidence: float) -> float:
     """Of a two-sided interval."""
-    return float(scipy.stats.norm.ppf(0.5 + confidence / 2))
+    return float(ndtri(0.5 + confidence / 2))
 
 
 def wilson(share: float, total: float, confidence: float) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def on_logit_scale(value: float, error: float, degrees: float, confidence: float
         return Bounds(np.nan, np.nan, "not defined here")
     if not (0 < value < 1 and error > LEAST):
         return Bounds(*wilson(value, total, confidence), "Wilson, for want of variance")
-    half = float(scipy.stats.t.ppf(0.5 + confidence / 2, degrees)) * error / (value * (1 - value))
+    half = float(stdtrit(degrees, 0.5 + confidence / 2)) * error / (value * (1 - value))
     centre = np.log(value / (1 - value))
     return Bounds(
         float(1 / (1 + np.exp(half - centre))), float(1 / (1 + np.exp(-half - centre))), f"{how}, logit scale"
@@ -132,7 +132,7 @@ def _sandwich(
     residual = (labels - chance) / np.maximum(1 - leverage, 0.05)
     gradients = design * residual[:, None]
     error = float(np.sqrt((bread @ (gradients.T @ gradients) @ bread)[column, column]))
-    half = float(scipy.stats.t.ppf(0.5 + confidence / 2, len(labels) - design.shape[1])) * error
+    half = float(stdtrit(len(labels) - design.shape[1], 0.5 + confidence / 2)) * error
     return Bounds(value - half, value + half, "sandwich (HC3), t")
 
 

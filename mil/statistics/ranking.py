@@ -1,7 +1,7 @@
 """Scores and labels -> how well they rank: AUROC, AUPRC and the curves behind them, on weighted patients."""
 
 import numpy as np
-import scipy
+import pandas as pd
 
 from mil.statistics.measures import METRICS
 
@@ -13,6 +13,14 @@ def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
     above = np.cumsum(positive, axis=1) - positive / 2
     with np.errstate(invalid="ignore"):
         return (above * negative).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 along the last axis of `values` (n,) or (k, n); equal values get the mean of their ranks.
+
+    By pandas: the same as `scipy.stats.rankdata`, without the second that importing `scipy.stats` takes.
+    """
+    return pd.DataFrame(np.atleast_2d(values).T).rank().to_numpy().T.reshape(values.shape)
 
 
 def auroc_of(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -53,7 +61,7 @@ def pairs_within(scores: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> 
     for stratum in np.unique(strata):
         chosen = strata == stratum
         positives = labels[:, chosen].sum(axis=1)
-        ranks = scipy.stats.rankdata(scores[:, chosen], axis=1)
+        ranks = midranks(scores[:, chosen])
         found[0] += (ranks * labels[:, chosen]).sum(axis=1) - positives * (positives + 1) / 2
         found[1] += positives * (chosen.sum() - positives)
     return found

@@ -15,8 +15,9 @@ from mil.config import Config
 from mil.figures import FIGURES, Results, draw_figure
 from mil.figures.save import save
 from mil.metrics.score import score
-from mil.report import build, write_viewer
+from mil.report.build import build
 from mil.report.claims import headline
+from mil.report.slide_viewer import write_viewer
 from mil.tables import read_table, write_table
 
 pytestmark = pytest.mark.slow

@@ -1,9 +1,7 @@
 """The local page and the calls of a command: read only, for who has the token, whatever a site wrote."""
 
 import json
-import os
 import re
-import shutil
 import sys
 import threading
 import urllib.error
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 import inprocess
 import pytest
 import torch
+from browser import needs_browser, opened, violations
 from hospitals import Hospitals, make_hospitals
 
 from mil.hospital.keys import PartyKey
@@ -30,7 +29,6 @@ from mil.progress import quiet
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>\" onload='x' {{7*7}}"
 
 
@@ -84,7 +82,9 @@ def test_the_page_is_for_who_has_the_token_and_takes_nothing(finished: Hospitals
             assert fetched(address, method)[0] == 405, method
         assert urlsplit(address).hostname == "127.0.0.1"
         assert policy.startswith("default-src 'none'")
-        assert re.findall(r'(?:href|src)="([^"]*)"', text) == ["data:,", "style.css"]
+        assert re.findall(r'(?:href|src)="([^"]*)"', text) == ["data:,", "style.css", "live.html"]
+        assert 'http-equiv="refresh"' not in text  # only on request: a person reads at their own pace
+        assert 'http-equiv="refresh"' in fetched(f"{root}/{token}/live.html")[1]
         assert "<script" not in text
         assert "&lt;script&gt;alert(1)" in text  # what a site wrote is text
         assert "{{7*7}}" in text  # nor is it a template
@@ -144,31 +144,15 @@ def test_a_run_that_has_had_no_line_for_too_long_is_told_once(finished: Hospital
     assert [one.kind for one in events_of([{"event": "refused", "reason": "x"}])] == ["refusal"]
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("MIL_BROWSER") != "required", reason="no Chromium on this machine; install it"
-)
+@needs_browser
 @pytest.mark.parametrize("width", [1440, 390])
-def test_a_browser_shows_the_page_without_a_remark_and_without_a_script(
-    finished: Hospitals, tmp_path: Path, width: int
-) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_a_browser_shows_the_page_without_a_remark_and_without_a_script(finished: Hospitals, width: int) -> None:
     for spec in (finished.server, finished.site("A")):
-        with served(spec) as address, sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-            tab = browser.new_page(viewport={"width": width, "height": 900})
-            said, asked = [], []
-            tab.on("console", lambda message, said=said: said.append(message.text))
-            tab.on("pageerror", lambda error, said=said: said.append(str(error)))
-            tab.on("request", lambda request, asked=asked: asked.append(request.url))
-            tab.goto(address)
+        with served(spec) as address, opened(address, width, 900) as tab:
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
             assert tab.evaluate("getComputedStyle(document.querySelector('table')).borderCollapse") == "collapse"
             assert tab.locator("h2").count() >= 1
             assert tab.locator("script").count() == 0
-            assert said == []
-            home = address.removesuffix("index.html")
-            assert [url for url in asked if not url.startswith(home) and not url.startswith("data:")] == []
-            if folder := os.environ.get("MIL_PICTURES"):
-                tab.screenshot(path=f"{folder}/{type(spec).__name__}-{width}.png", full_page=True)
-            browser.close()
+            for scheme in ("light", "dark"):
+                tab.emulate_media(color_scheme=scheme)
+                assert violations(tab) == []

@@ -10,16 +10,14 @@ import cv2
 import numpy as np
 import pytest
 from browser import CONTRAST, needs_browser, opened
-from cohort_results import shared_results
 from copies import copied
 from typer.testing import CliRunner
 
 from mil.cli import app
-from mil.config import ReportSpec
 from mil.figures import FIGURES, Results, draw_figure
-from mil.files import write_text
-from mil.report import build, write_viewer
+from mil.report.build import build
 from mil.report.pictures import PX_A_MM, picture_of
+from mil.report.slide_viewer import write_viewer
 
 pytestmark = pytest.mark.slow
 
@@ -29,26 +27,6 @@ PAINTED = """() => {
   pen.drawImage(document.querySelector(".marks"), 0, 0);
   return pen.getImageData(0, 0, 900, 700).data.filter((value, place) => place % 4 === 3 && value > 0).length;
 }"""
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory) -> Results:
-    small_results = shared_results(tmp_path_factory.getbasetemp())
-    for name in FIGURES:
-        for site in small_results.sites if FIGURES[name].per_site else [None]:
-            file = f"{name}.{site}.json" if site else f"{name}.json"
-            if not (small_results.folder / "figures" / file).is_file():  # other tests may have drawn it
-                draw_figure(name, small_results, small_results.config.figures, site)
-    return small_results
-
-
-@pytest.fixture(scope="module")
-def page(results, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "index.html"
-    slides = write_viewer(results, path.parent / "viewer", ReportSpec(viewer_slides=1, viewer_px=1024))
-    for name, text in build(results, in_viewer=slides).pages.items():
-        write_text(path.parent / name, text)
-    return path
 
 
 def test_the_page_asks_nothing_of_a_network(page):
@@ -139,19 +117,28 @@ def test_the_page_opens_at_both_widths(page, size):
 
 @pytest.mark.parametrize("size", [(1440, 900), (1024, 768), (390, 844)])
 @needs_browser
-def test_the_first_figure_can_be_read_and_what_is_cut_shows_it(page, size):
-    """Letters of 6 pt in print are at least 7 pt (9.3 px) high on the screen; what is wider than the screen scrolls and fades."""
+def test_figures_are_shown_whole_and_can_be_read(page, size):
+    """On a phone a figure fits, and a press makes it large: letters of 6 pt in print are then at least 7 pt (9.3 px) high on the screen."""
     with opened(page.as_uri(), *size) as tab:
+        frame, button = tab.locator(".first .frame"), tab.locator(".first .enlarge")
+        assert tab.evaluate(
+            "[...document.querySelectorAll('.frame')].every((box) => box.scrollWidth <= box.clientWidth)"
+        )
+        assert button.is_visible() == (size[0] < 800)
+        if button.is_visible():
+            frame.click()
+            assert frame.evaluate("(box) => box.scrollWidth > box.clientWidth")
+            assert frame.evaluate("(box) => box.classList.contains('cut')")  # fades where it goes on
+            frame.evaluate("(box) => { box.scrollLeft = box.scrollWidth; }")
+            tab.wait_for_function("!document.querySelector('.first .frame').classList.contains('cut')")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
         width, mm = tab.evaluate(
             "((image) => [image.width, parseFloat(image.parentElement.style.width)])(document.querySelector('.first img'))"
         )
         assert 6 / 72 * 25.4 * PX_A_MM * width / mm >= 7 / 72 * 96
-        frame = tab.locator(".first .frame")
-        wider = frame.evaluate("(box) => box.scrollWidth > box.clientWidth")
-        assert wider == (size[0] < 800)
-        assert frame.evaluate("(box) => box.classList.contains('cut')") == wider
-        frame.evaluate("(box) => { box.scrollLeft = box.scrollWidth; }")
-        tab.wait_for_function("!document.querySelector('.first .frame').classList.contains('cut')")
+        if button.is_visible():
+            button.press("Enter")
+            assert frame.evaluate("(box) => box.scrollWidth <= box.clientWidth")
         assert tab.evaluate(
             "[...document.querySelectorAll('.scroll')].every((box) => getComputedStyle(box).backgroundAttachment.includes('local'))"
         )

@@ -48,6 +48,15 @@ def wait(tab, expression: str, seconds: float = 20) -> None:
         tab.wait_for_timeout(20)
 
 
+def violations(tab) -> list[str]:
+    """What axe-core finds wrong in the page: the rule, its impact, and the element."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    # without `preload` axe asks for the page's style sheets again, which a page opened from a file may not
+    found = Axe().run(tab, options={"preload": False}).response["violations"]
+    return [f"{rule['id']} ({rule['impact']}): {node['html'][:200]}" for rule in found for node in rule["nodes"]]
+
+
 @contextmanager
 def opened(address: str, width: int, height: int, said_too: tuple[str, ...] = ()):
     """A tab with `address`; after the test no console line (but those that hold a text of `said_too`) and no request to others may be left."""

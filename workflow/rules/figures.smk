@@ -55,6 +55,7 @@ rule figure:
         "<logs>/figure/cohort.log",
     benchmark:
         "<results>/benchmarks/figure/cohort.tsv"
+    priority: 4  # longer than those of a site
     resources:
         mem_mb=growing(8000),
         runtime=growing(120),  # minutes
@@ -76,6 +77,7 @@ rule figure_of_site:
         "<logs>/figure/{site}.log",
     benchmark:
         "<results>/benchmarks/figure/{site}.tsv"
+    priority: 3
     resources:
         mem_mb=growing(8000),
         runtime=growing(120),  # minutes

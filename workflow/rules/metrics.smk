@@ -20,6 +20,7 @@ rule score:
         "<logs>/score/{experiment}.log",
     benchmark:
         "<results>/benchmarks/score/{experiment}.tsv"
+    priority: 5
     resources:
         mem_mb=growing(4000),
         runtime=growing(120),  # minutes
@@ -46,6 +47,7 @@ rule compare:
         "<logs>/compare.log",
     benchmark:
         "<results>/benchmarks/compare/all.tsv"
+    priority: 5
     resources:
         mem_mb=growing(4000),
         runtime=growing(120),  # minutes
@@ -67,6 +69,7 @@ rule localise:
         "<logs>/localise/{experiment}.log",
     benchmark:
         "<results>/benchmarks/localise/{experiment}.tsv"
+    priority: 5
     resources:
         mem_mb=growing(4000),
         runtime=growing(120),  # minutes
@@ -94,6 +97,7 @@ rule baseline:
         "<logs>/baseline/{endpoint}.log",
     benchmark:
         "<results>/benchmarks/baseline/{endpoint}.tsv"
+    priority: 10  # the longest of the jobs that figures wait for
     resources:
         mem_mb=growing(8000),
         runtime=growing(240),  # minutes

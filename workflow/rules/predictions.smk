@@ -21,6 +21,7 @@ rule predict:
         "<logs>/predict/{experiment}.log",
     benchmark:
         "<results>/benchmarks/predict/{experiment}.tsv"
+    priority: 10  # baselines and figures wait for all predictions
     resources:
         mem_mb=growing(8000),
         runtime=growing(240),  # minutes

@@ -1,0 +1,30 @@
+"""The report of the shared results, with every figure, and the viewer beside it."""
+
+import pytest
+from cohort_results import shared_results
+
+from mil.config import ReportSpec
+from mil.figures import FIGURES, Results, draw_figure
+from mil.files import write_text
+from mil.report.build import build
+from mil.report.slide_viewer import write_viewer
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Results:
+    small_results = shared_results(tmp_path_factory.getbasetemp())
+    for name in FIGURES:
+        for site in small_results.sites if FIGURES[name].per_site else [None]:
+            file = f"{name}.{site}.json" if site else f"{name}.json"
+            if not (small_results.folder / "figures" / file).is_file():  # other tests may have drawn it
+                draw_figure(name, small_results, small_results.config.figures, site)
+    return small_results
+
+
+@pytest.fixture(scope="module")
+def page(results, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    slides = write_viewer(results, path.parent / "viewer", ReportSpec(viewer_slides=1, viewer_px=1024))
+    for name, text in build(results, in_viewer=slides).pages.items():
+        write_text(path.parent / name, text)
+    return path
