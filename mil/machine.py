@@ -1,10 +1,13 @@
 """How many cores and how much memory this job was given, which on a cluster is less than the machine has."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
 
 from mil.errors import MilError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3), as in glibc's malloc.h
 
 
 def cores(asked: int | None = None, root: Path = Path("/")) -> int:
@@ -16,6 +19,17 @@ def cores(asked: int | None = None, root: Path = Path("/")) -> int:
     affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = int(os.environ.get("SLURM_CPUS_PER_TASK", affine))
     return max(1, min(affine, given, *(int(quota + 0.5) or 1 for quota in _quotas(root))))
+
+
+def keep_memory() -> None:
+    """Let this process keep memory that it has freed for its next arrays, of all threads alike; with glibc's malloc, else nothing.
+
+    Arrays of some megabytes are otherwise asked of the system anew each time and filled with zeros: a tenth of the time of an
+    encoder on a CPU, a sixth of that of drawing slides. Arrays above 1 GiB still go back to the system when they are freed.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        for option, value in (M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1):
+            library.mallopt(option, value)
 
 
 def _quotas(root: Path) -> list[float]:

@@ -242,8 +242,10 @@ def extract(
     """Compute the features of every tile of a shard's slides with a frozen encoder."""
     from mil.config import EncoderSpec, read_spec
     from mil.features.shard import extract_shard
+    from mil.machine import keep_memory
     from mil.tables import read_table, write_table
 
+    keep_memory()
     reporter = reporter_of(log)
     encoder = read_spec(EncoderSpec, spec)
     given = {"weights": weights, "batch_size": batch_size}

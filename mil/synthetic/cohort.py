@@ -1,6 +1,5 @@
 """A seed -> the demo cohort on disk: slides, sheets, truth and the list of its flaws."""
 
-import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -9,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mil.errors import MilError
-from mil.machine import cores
+from mil.machine import cores, keep_memory
 from mil.progress import Reporter, quiet
 from mil.synthetic.flaws import flaws_by_slide, flaws_table, slide_ids
 from mil.synthetic.patients import Patient, clinical_table, draw_patients
@@ -18,9 +17,6 @@ from mil.synthetic.slides import SlideTask, make_slide
 from mil.tables import write_table
 
 MOST_PROCESSES = 8  # a slide in the making takes about half a gigabyte
-# Bytes of freed memory that a process keeps for its next array (glibc's malloc reads this when a process starts). Otherwise every
-# array of some megabytes is asked of the system anew and filled with zeros, which is a sixth of the time.
-MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": 2**30, "MALLOC_TRIM_THRESHOLD_": 2**32}
 
 
 def make_cohort(folder: Path, seed: int = 0, patients_per_site: int = 24, reporter: Reporter | None = None) -> None:
@@ -67,9 +63,7 @@ def _make_folders(folder: Path, tasks: list[SlideTask]) -> None:
 def _make_slides(tasks: list[SlideTask], reporter: Reporter) -> None:
     """Make the slides, several at once."""
     processes = min(cores(None), MOST_PROCESSES, len(tasks))
-    for name, size in MEMORY_KEPT.items():
-        os.environ.setdefault(name, str(size))
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=keep_memory)
     with pool, reporter.steps("demo cohort", len(tasks), "slides") as steps:
         try:
             for future in as_completed([pool.submit(make_slide, task) for task in tasks]):
