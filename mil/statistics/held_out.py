@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from mil.statistics.delong import newcombe_interval
 from mil.statistics.differences import Difference, difference_of
@@ -162,7 +162,7 @@ def low_by_chance(positives: int, negatives: int) -> float:
     The variance of given scores that know nothing, doubled as above; `benchmarks/held_out.py nothing` compares it with trained cohorts.
     """
     variance = (positives + negatives + 1) / (6 * positives * negatives)
-    return max(0.0, float(0.5 + scipy.stats.norm.ppf(0.05) * np.sqrt(variance)))
+    return max(0.0, float(0.5 + ndtri(0.05) * np.sqrt(variance)))
 
 
 def interval(pairs: Pairs, confidence: float = 0.95) -> tuple[float, float, float, str]:
