@@ -21,6 +21,7 @@ from mil.hospital.flare.processes import site_command
 from mil.hospital.flare.session import abort, session
 from mil.hospital.parties import SiteSpec
 from mil.hospital.preflight import check_connection, check_kit
+from mil.hospital.revocation import NAME, revoke
 from mil.progress import quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of the engine's threads, not ours
@@ -122,6 +123,25 @@ def test_strangers_are_turned_away(deployment: Deployment, tmp_path: Path) -> No
     finally:
         deployment.kill("other")
         deployment.kill("thief")
+
+
+def test_a_revoked_site_is_not_let_in_and_with_its_list_gone_it_is(deployment: Deployment) -> None:
+    """Its certificate is as good as before, and its process goes on knocking: FLARE's server takes no sign of life from it."""
+    listed = Path(deployment.hospitals.server.workspace) / NAME
+    revoke(deployment.hospitals.server, "C")
+    try:
+        until(lambda: "C" not in deployment.connected(), 60, "C is turned away")
+        assert {"A", "B"} <= deployment.connected()
+        deployment.kill("C")
+        deployment.start("C")
+        said = "Reject disabled client registration: C"
+        until(lambda: said in deployment.log("server").read_text(), 120, "a new process is turned away too")
+        assert "C" not in deployment.connected()
+    finally:
+        listed.unlink()  # as with a new key in the protocol
+    deployment.kill("C")
+    deployment.start("C")
+    deployment.wait_for("C", seconds=120)
 
 
 def test_a_certificate_that_has_ended_opens_nothing(deployment: Deployment, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from mil.hospital.keys import private_folder
 from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
 
 SERVER_KIT, OPERATOR_KIT, SITE_KIT = "kit", "operator", "kit"
+REVOKED_SITES = "mil.hospital.flare.revoked.RevokedSites"
 SITE_RIGHTS = {"lead": {"submit_job": "any", "abort_job": "any", "abort": "any"}}
 """What the server's operator may do at a site."""
 
@@ -194,7 +195,6 @@ def harden_server(kit: Path, spec: ServerSpec, own_file: Path, protocol: Federat
     _own_rules(kit, own_file, CONTROLLER, {"lead": lead, "member": dict.fromkeys(anybody, "any")})
     resources = _defaults(kit)
     resources |= {"class_list_enforcement_mode": "enforce", "class_allow_list": [CONTROLLER]}
-    resources["servers"][0]["heart_beat_timeout"] = protocol.rounds.silent_s
     stores = Path(spec.workspace) / "engine"
     resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(stores / "snapshots")
     for part in resources["components"]:
@@ -202,6 +202,7 @@ def harden_server(kit: Path, spec: ServerSpec, own_file: Path, protocol: Federat
             part["args"]["uri_root"] = str(stores / "jobs")
     resources["components"] = [part for part in resources["components"] if part["id"] != "log_receiver"]
     _write_json(kit / "local" / "resources.json", resources)
+    refresh_server(kit, protocol)
 
 
 def heartbeat(kit: Path) -> float:
@@ -210,11 +211,14 @@ def heartbeat(kit: Path) -> float:
     return float(resources["servers"][0]["heart_beat_timeout"])
 
 
-def set_heartbeat(kit: Path, protocol: FederationSpec) -> None:
-    """Put the protocol's `silent_s` into the server's kit."""
-    path = kit / "local" / "resources.json"
+def refresh_server(kit: Path, protocol: FederationSpec) -> None:
+    """Put the protocol's `silent_s` and the check for revoked sites into the server's kit."""
+    path, own = kit / "local" / "resources.json", kit / "local" / OWN_FILE
     resources = json.loads(path.read_text(encoding="utf-8"))
     resources["servers"][0]["heart_beat_timeout"] = protocol.rounds.silent_s
+    told = {"own_file": json.loads(own.read_text(encoding="utf-8"))["file"]}
+    others = [part for part in resources["components"] if part["id"] != "revoked_sites"]
+    resources["components"] = [*others, {"id": "revoked_sites", "path": REVOKED_SITES, "args": told}]
     _write_json(path, resources)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mil.errors import MilError
 from mil.hospital.config import read_federation
-from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT, set_heartbeat
+from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT, refresh_server
 from mil.hospital.own_data import alone
 from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
 
@@ -18,7 +18,7 @@ def server_command(spec: ServerSpec) -> Command:
     """The server's process."""
     kit = _kit(Path(spec.workspace) / SERVER_KIT, "mil server provision")
     protocol = read_federation(spec.federation)
-    set_heartbeat(kit, protocol)
+    refresh_server(kit, protocol)
     organisation = protocol.server.organisation
     words = _words("nvflare.private.fed.app.server.server_train", kit, "fed_server.json", org=organisation)
     told = {"GRPC_VERBOSITY": "info"}  # writes down whose certificate was refused, and why
