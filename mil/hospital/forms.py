@@ -206,8 +206,12 @@ class Forms:
         return Form(kind, self._integers(whole), answered)
 
     def _integers(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """What is masked is summed as integers."""
-        return {name: (shape, torch.int64) for name, (shape, _) in tensors.items()} if self.shapes.masked else tensors
+        """What is masked is summed as integers; those of models have as many bits as the strategy states."""
+        if not self.shapes.masked:
+            return tensors
+        kind = torch.int32 if self.shapes.strategy.fixed.bits == 32 else torch.int64
+        models = self.shapes.exchanged
+        return {name: (shape, kind if name in models else torch.int64) for name, (shape, _) in tensors.items()}
 
     def _finished(self, answered: dict[str, Kind]) -> Form:
         if self.shapes.private:

@@ -1,7 +1,7 @@
 """Sums over hospitals that show no hospital's part (Bonawitz et al. 2017, doi 10.1145/3133956.3133982, without recovery).
 
 Each pair of hospitals derives the same numbers from their keys and the question; one adds them, the other subtracts them, and
-in the sum of all they cancel. Arithmetic is in integers modulo 2^64, so it is exact: no order of sites changes a bit. Where a
+in the sum of all they cancel. Arithmetic is in integers modulo 2^64 (or 2^32), so it is exact: no order of sites changes a bit. Where a
 site is lost, its masks do not cancel, and the round must be asked again of those who are there.
 """
 
@@ -32,7 +32,7 @@ CLEAR = ("num_bags", "num_steps")
 
 
 def masked(tensors: Mapping[str, Tensor], key: PartyKey, site: str, keys: Mapping[str, str], place: str) -> Lazy:
-    """`site`'s int64 tensors with the masks that it shares with every other site of `keys` (public keys by site) added, row by row.
+    """`site`'s int64 and int32 tensors with the masks that it shares with every other site of `keys` (public keys by site) added, row by row.
 
     `place` names the question: the same masks for the same question, others for any other.
     """
@@ -40,13 +40,13 @@ def masked(tensors: Mapping[str, Tensor], key: PartyKey, site: str, keys: Mappin
     secrets = {other: (key.shared(keys[other]), "|".join((*sorted((site, other)), place))) for other in others}
 
     def row(name: str, number: int) -> Tensor:
-        value = row_of(tensors, name, number).long().contiguous().clone()
-        numbers = value.numpy().view(np.uint64).reshape(-1)
+        value = row_of(tensors, name, number).to(parts[name].dtype).contiguous().clone()
+        numbers = _unsigned(value).reshape(-1)
         streams = {other: _stream(secret, f"{pair}|{name}|{number}") for other, (secret, pair) in secrets.items()}
         for start in range(0, len(numbers), AT_ONCE):
             part = numbers[start : start + AT_ONCE]
             for other in others:
-                shared = np.frombuffer(streams[other].update(bytes(8 * len(part))), np.uint64)
+                shared = np.frombuffer(streams[other].update(bytes(part.nbytes)), part.dtype)
                 if site < other:
                     part += shared
                 else:
@@ -54,21 +54,25 @@ def masked(tensors: Mapping[str, Tensor], key: PartyKey, site: str, keys: Mappin
         return value
 
     parts = {name: part_of(tensors, name) for name in tensors}
-    hidden = {name: Made(tuple(part.shape), torch.int64, partial(row, name)) for name, part in parts.items()}
+    hidden = {name: Made(tuple(part.shape), part.dtype, partial(row, name)) for name, part in parts.items()}
     return Lazy(hidden | {name: part for name, part in parts.items() if name in CLEAR})
 
 
 def summed(tensors: Iterable[Tensor]) -> Tensor:
-    """Sum of int64 tensors modulo 2^64, which are held one at a time."""
+    """Sum of int64 tensors modulo 2^64, or of int32 tensors modulo 2^32, which are held one at a time."""
     total: np.ndarray | None = None
     for value in tensors:
-        numbers = value.contiguous().numpy().view(np.uint64)
+        numbers = _unsigned(value.contiguous())
         if total is None:
             total = numbers.copy()
         else:
             total += numbers
     assert total is not None
-    return torch.from_numpy(total.view(np.int64))
+    return torch.from_numpy(total.view(f"i{total.itemsize}"))
+
+
+def _unsigned(value: Tensor) -> np.ndarray:
+    return value.numpy().view(f"u{value.itemsize}")
 
 
 def exact(numbers: Sequence[Fraction]) -> Tensor:

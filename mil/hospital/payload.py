@@ -30,7 +30,7 @@ Kind = Any
 ABOUT = "mil"
 LONGEST_QUOTE = 100  # characters of the other side's that stand in a message of ours
 
-TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
+TYPES = tuple(blobs.NAMES.values())
 
 # No free text crosses: what is not a number or a tensor must look like one of these.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

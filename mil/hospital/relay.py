@@ -159,7 +159,8 @@ class Replica:
 
         models = {name: value for name, value in self.stages.models().items() if name in self.stages.state}
         everyone = [one for one in self.protocol.training_sites if one in self.stages.progress.num_bags]
-        return sums.of_round(reply.tensors, models, list(shapes.exchanged), share(asked), share(everyone))
+        shares, fixed = (share(asked), share(everyone)), self.stages.strategy.fixed
+        return sums.of_round(reply.tensors, models, list(shapes.exchanged), *shares, fixed)
 
     def _snapshot(self, question: Message, step: int, where: str) -> Stages:
         """The state before the answers that the question carries, still to be attested by them."""

@@ -182,7 +182,7 @@ class Stages:
             told = [message.tensors for message in found.values()]
             for step in (False, True):  # no model moves before all sums were looked at
                 for place, number in enumerate(live):
-                    change = sums.mean_change(told, place, names, longest, list(self.state))
+                    change = sums.mean_change(told, place, names, longest, list(self.state), self.strategy.fixed)
                     if step:
                         self._step(number, change=change)
         else:

@@ -13,7 +13,7 @@ from mil.hospital.forms import PARTS
 from mil.hospital.masking import LIMBS, exact, numbers_of, summed
 from mil.hospital.payload import PayloadError
 from mil.statistics.moments import Moments
-from mil.strategies.fixed_point import LARGEST, from_fixed, to_fixed
+from mil.strategies.fixed_point import WIDE, FixedPoint
 
 MOST = 2**160  # each site's number is below 2^150
 ROUNDING = Fraction(1, 10**6)
@@ -58,12 +58,19 @@ def moments_of(total: Tensor) -> Moments:
 
 
 def of_round(
-    answers: Mapping[str, Tensor], models: Mapping[str, Tensor], names: Sequence[str], weights: Tensor, everyone: Tensor
+    answers: Mapping[str, Tensor],
+    models: Mapping[str, Tensor],
+    names: Sequence[str],
+    weights: Tensor,
+    everyone: Tensor,
+    fixed: FixedPoint,
 ) -> Lazy:
     """A site's answer to `train` -> integers whose sum over sites is the weighted mean change of every model.
 
     `weights` (models,): the site's share of those that answer; `everyone`: of all training sites, for control variates.
     """
+
+    kind = torch.int32 if fixed.bits == 32 else torch.int64
 
     def change(name: str, number: int) -> Tensor:
         value, share = row_of(answers, name, number).double(), weights
@@ -71,31 +78,31 @@ def of_round(
             value -= models[name][number].double()
         else:  # a change already
             share = everyone
-        return _fixed(name, value * share[number])
+        return _steps(name, value, fixed, share[number]).to(kind)
 
     found: dict[str, Part] = {name: answers[name] for name in ("num_bags", "num_steps")}
     for name in names:
-        found[name] = Made(tuple(part_of(answers, name).shape), torch.int64, partial(change, name))
+        found[name] = Made(tuple(part_of(answers, name).shape), kind, partial(change, name))
     if "train_loss" in answers:
-        found["train_loss"] = _fixed("train_loss", answers["train_loss"] * answers["num_bags"])
+        found["train_loss"] = _steps("train_loss", answers["train_loss"] * answers["num_bags"])
     return Lazy(found | of_errors(answers))
 
 
 def of_errors(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Errors and the numbers to divide them by, as integers."""
-    return {name: _fixed(name, answers[name]) for name in ("watched_error", "watched_count") if name in answers}
+    return {name: _steps(name, answers[name]) for name in ("watched_error", "watched_count") if name in answers}
 
 
-def _fixed(name: str, values: Tensor) -> Tensor:
+def _steps(name: str, values: Tensor, fixed: FixedPoint = WIDE, weight: float | Tensor = 1.0) -> Tensor:
     try:
-        return to_fixed(values)
+        return fixed.steps(values, weight)
     except ValueError as error:
-        raise PayloadError(f"'{name}': {error}; lower the learning rate. Nothing was sent") from error
+        raise PayloadError(f"'{name}': {error}. Nothing was sent") from error
 
 
-def read(totals: Iterable[Tensor]) -> Tensor:
+def read(totals: Iterable[Tensor], fixed: FixedPoint = WIDE) -> Tensor:
     """The sites' masked integers -> their sum, float64."""
-    return from_fixed(summed(totals))
+    return fixed.numbers(summed(totals))
 
 
 def pooled_losses(answers: Sequence[Mapping[str, Tensor]]) -> list[float]:
@@ -110,15 +117,16 @@ def mean_change(
     names: Sequence[str],
     longest: float | None,
     bounded: Sequence[str],
+    fixed: FixedPoint,
 ) -> dict[str, Tensor]:
     """The weighted mean change of model `number`, float64, from the sites' masked answers.
 
     A mean is no larger than the largest of its parts, so what holds for every honest site holds for it: `PayloadError` for numbers
     that no site may send, and where the tensors `bounded` together are longer than `longest` (L2 norm of a model's change).
     """
-    found = {name: read(row_of(tensors, name, number) for tensors in answers) for name in names}
+    found = {name: read((row_of(tensors, name, number) for tensors in answers), fixed) for name in names}
     largest = max(float(value.abs().max()) for value in found.values())
-    if largest >= LARGEST:
+    if largest >= fixed.largest:
         raise PayloadError(f"the mean change of all sites is {largest:.3g} in a weight; {ONE_SITE}")
     norm = sum(float(found[name].square().sum()) for name in bounded) ** 0.5
     if longest is not None and norm > longest * (1 + 1e-6):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mil.strategies.fixed_point import exact_sum
+from mil.strategies.fixed_point import WIDE, FixedPoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,14 +37,15 @@ class Answers:
         return self.amounts / self.amounts.sum()
 
 
-def weighted_change(state: State, answers: Answers) -> dict[str, Tensor]:
+def weighted_change(state: State, answers: Answers, fixed: FixedPoint = WIDE) -> dict[str, Tensor]:
     """Weighted mean over sites of (site's state - state), float64."""
-    return {name: weighted_sum(answers.states[name].double() - value, answers.weights) for name, value in state.items()}
+    sites = answers.states
+    return {name: weighted_sum(sites[name].double() - value, answers.weights, fixed) for name, value in state.items()}
 
 
-def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(values: Tensor, weights: Tensor, fixed: FixedPoint = WIDE) -> Tensor:
     """Sum over sites of weight x value: (sites, *shape), (sites,) -> (*shape) float64, the same in any order of sites."""
-    return exact_sum(values.double() * weights.view(-1, *[1] * (values.dim() - 1)))
+    return fixed.sum(values.double(), weights.view(-1, *[1] * (values.dim() - 1)))
 
 
 def moved(state: State, change: State, rate: float = 1.0) -> dict[str, Tensor]:

@@ -33,8 +33,9 @@ class Scaffold(ServerRate):
         if not answers.controls or answers.total is None:
             raise ValueError("scaffold needs the sites' control variates, and the total of the sites")
         share = answers.amounts / answers.total
-        controls = {name: weighted_sum(value, share) for name, value in answers.controls.items()}
-        return self.step(state, server, weighted_change(state, answers) | server_tensors("control", controls))
+        controls = {name: weighted_sum(value, share, self.fixed) for name, value in answers.controls.items()}
+        change = weighted_change(state, answers, self.fixed)
+        return self.step(state, server, change | server_tensors("control", controls))
 
     def step(self, state: State, server: State, change: State) -> Stepped:
         """From the changes of the state and, named `control/NAME`, of the control variates."""

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from mil.spec import Spec
 from mil.strategies.aggregation import Answers, State, moved, weighted_change
+from mil.strategies.fixed_point import NARROW, WIDE, FixedPoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +89,11 @@ class Strategy(Spec):
         return 0.0
 
     @property
+    def fixed(self) -> FixedPoint:
+        """How the sites' weighted changes are rounded before they are summed."""
+        return WIDE
+
+    @property
     def local_parts(self) -> tuple[str, ...]:
         """Layers that stay at their site: first parts of their tensors' names."""
         return ()
@@ -147,9 +153,18 @@ class WeightedSum(Federated):
     is_sum = True
     vectorised = True
 
+    sum_bits: Literal[32, 64] = 64
+    """Bits of the integers in which the sites' weighted changes are summed. 64: steps of 2^-40, changes of a weight below 2^20 in a round.
+    32: half the bytes between hospitals, steps of 2^-29, changes below 2."""
+
+    @property
+    def fixed(self) -> FixedPoint:
+        """From `sum_bits`."""
+        return WIDE if self.sum_bits == 64 else NARROW
+
     def server_step(self, state: State, server: State, answers: Answers) -> Stepped:
         """`step` by the weighted mean of the sites' changes."""
-        return self.step(state, server, weighted_change(state, answers))
+        return self.step(state, server, weighted_change(state, answers, self.fixed))
 
     def step(self, state: State, server: State, change: State) -> Stepped:
         """The next state and server from the mean change (*shape) float64 of every tensor; here: state + change."""

@@ -18,6 +18,7 @@ from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
 from mil.progress import quiet
 from mil.strategies import STRATEGIES
+from mil.training.ledger import read
 from mil.training.plans import first_weights
 from mil.training.protocol import candidates
 from mil.training.run import Run, train
@@ -76,6 +77,34 @@ def test_every_round_has_the_reference_driver_s_digest(hospitals: Hospitals, tmp
         members.pop("C")
     with rewrite_protocol(hospitals, experiment=experiment(strategy), sites=members):
         compare_with_reference(hospitals, tmp_path, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_sums_of_32_bits_have_the_reference_driver_s_digests_and_half_the_bytes(
+    hospitals: Hospitals, tmp_path: Path, strategy: str
+) -> None:
+    bytes_sent, states = {}, {}
+    for bits in (64, 32):
+        own = {**PROTOCOL["experiment"], "training": SGD, "strategy": {"name": strategy, "sum_bits": bits}}
+        with rewrite_protocol(hospitals, experiment=own):
+            server = compare_with_reference(hospitals, tmp_path / f"{bits}", f"{strategy}-{bits}")
+        states[bits] = server.stages.state
+        trained = [line for line in map(json.loads, server.ledger.lines) if line.get("kind") == "train"]
+        bytes_sent[bits] = trained[-1]["answered"]["A"]["bytes"]
+    numbers = sum(value.numel() for value in states[64].values()) * (2 if strategy == "scaffold" else 1)
+    assert bytes_sent[64] - bytes_sent[32] == pytest.approx(4 * numbers, rel=0.02)
+    differences = [float((states[32][name] - value).abs().max()) for name, value in states[64].items()]
+    assert 0 < max(differences) < 1e-4
+
+
+def test_a_change_that_needs_64_bits_is_refused_in_a_line_that_says_so(hospitals: Hospitals, tmp_path: Path) -> None:
+    training = {"rounds": 1, "batch_size": 8, "lr": 3.0}
+    own = {**PROTOCOL["experiment"], "training": training, "strategy": {"name": "fedavg", "sum_bits": 32}}
+    with rewrite_protocol(hospitals, experiment=own), pytest.raises(SitesMissing, match="A: refused: payload"):
+        run(hospitals, tmp_path, opened(hospitals))
+    last = read(Path(hospitals.site("A").workspace) / "ledger.jsonl")[-1]
+    assert "with 32 bits it must be below 2. " in last["reason"]
+    assert "sum_bits to 64. Nothing was sent" in last["reason"]
 
 
 def test_a_search_and_replicas_are_more_models_with_the_reference_driver_s_digests(

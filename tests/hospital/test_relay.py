@@ -48,20 +48,23 @@ def until(server: Server, sites: dict[str, Site], kind: str, number: int | None 
 # Masks
 
 
-def test_masks_cancel_in_the_sum_of_all_and_hide_every_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [64, 32])
+def test_masks_cancel_in_the_sum_of_all_and_hide_every_part(tmp_path: Path, bits: int) -> None:
+    kind, size = {64: (torch.int64, 2**50), 32: (torch.int32, 2**28)}[bits]
     parties = {name: PartyKey(tmp_path / name) for name in "ABC"}
     keys = {name: party.public for name, party in parties.items()}
     generator = torch.Generator().manual_seed(0)
-    plain = {name: {"w": torch.randint(-(2**50), 2**50, (3, 500), generator=generator)} for name in "ABC"}
+    plain = {name: {"w": torch.randint(-size, size, (3, 500), generator=generator, dtype=kind)} for name in "ABC"}
     hidden = {name: masked(plain[name], parties[name], name, keys, "round 1") for name in "ABC"}
     assert torch.equal(summed([hidden[name]["w"] for name in "CAB"]), summed([plain[name]["w"] for name in "ABC"]))
     for name in "ABC":
         assert torch.equal(masked(plain[name], parties[name], name, keys, "round 1")["w"], hidden[name]["w"])
         again = masked(plain[name], parties[name], name, keys, "round 2")["w"]
         for part in (hidden[name]["w"], again, hidden[name]["w"] - again):
-            scaled = part.double().flatten() / 2.0**63
+            assert part.dtype == kind
+            scaled = part.double().flatten() / 2.0 ** (bits - 1)
             assert abs(float(scaled.mean())) < 0.1
-            assert abs(float(scaled.std()) - 3**-0.5) < 0.05  # uniform over all of int64
+            assert abs(float(scaled.std()) - 3**-0.5) < 0.05  # uniform over all integers
     assert not torch.equal(summed([hidden["A"]["w"], hidden["B"]["w"]]), summed([plain["A"]["w"], plain["B"]["w"]]))
 
 
