@@ -135,12 +135,25 @@ def read(path: str | Path, *names: str) -> tuple[np.ndarray, ...]:
     """The named root datasets, whole, in the order asked for; the file's checksum holds."""
     state = _state(path)
     with reading(path) as file:
-        for name in names:
-            if name not in file:
-                raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
-        arrays = {name: file[name][()] for name in names}
-        _check_once(file, path, state, arrays)
-        return tuple(arrays[name] for name in names)
+        return _arrays(file, path, state, names)
+
+
+def read_with_attributes(path: str | Path, *names: str) -> tuple[tuple[np.ndarray, ...], dict[str, Any]]:
+    """What `read` and `attributes` give; the file is opened once."""
+    state = _state(path)
+    with reading(path) as file:
+        return _arrays(file, path, state, names), {key: _decoded(value) for key, value in file.attrs.items()}
+
+
+def _arrays(
+    file: h5py.File, path: str | Path, state: tuple[int, ...], names: tuple[str, ...]
+) -> tuple[np.ndarray, ...]:
+    for name in names:
+        if name not in file:
+            raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
+    arrays = {name: file[name][()] for name in names}
+    _check_once(file, path, state, arrays)
+    return tuple(arrays[name] for name in names)
 
 
 def described(path: str | Path, name: str) -> tuple[tuple[int, ...], str, dict[str, Any]]:

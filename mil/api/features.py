@@ -60,8 +60,8 @@ def read_features(path: str | Path) -> FeatureFile:
 
     A `MilError` names a file that is missing, damaged or of another kind.
     """
-    features, coords = hdf5.read(path, "features", "coords")
-    return FeatureFile(features, coords, hdf5.attributes(path))
+    (features, coords), about = hdf5.read_with_attributes(path, "features", "coords")
+    return FeatureFile(features, coords, about)
 
 
 def write_features(

@@ -52,8 +52,8 @@ class SlideFiles:
         path = self._attention_folder(site, experiment) / f"{file_name(slide_id)}.h5"
         if not path.is_file():
             raise Absent(f"{experiment} has no attention for slide {slide_id} of site {site}")
-        coords, attention = hdf5.read(path, "coords", "attention")
-        require_slide(path, slide_id, hdf5.attributes(path))
+        (coords, attention), about = hdf5.read_with_attributes(path, "coords", "attention")
+        require_slide(path, slide_id, about)
         return coords, attention
 
     def has_attention(self, site: str, experiment: str, slide_id: str) -> bool:
@@ -76,8 +76,8 @@ class SlideFiles:
         path = self._folder / "sites" / site / "features" / encoder / f"{file_name(slide_id)}.h5"
         if not path.is_file():
             raise Absent(f"sites/{site}/features/{encoder}/{slide_id}.h5 is not among the results")
-        coords, features = hdf5.read(path, "coords", "features")
-        require_slide(path, slide_id, hdf5.attributes(path))
+        (coords, features), about = hdf5.read_with_attributes(path, "coords", "features")
+        require_slide(path, slide_id, about)
         return coords, features
 
     def bag_attention(self, site: str, experiment: str, slides: object) -> list[tuple[str, np.ndarray, np.ndarray]]:
