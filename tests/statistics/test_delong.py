@@ -1,5 +1,8 @@
 """DeLong's variance, its intervals and tests, against sums over all pairs that are written out."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,6 +10,7 @@ from scipy import stats
 from mil.errors import MilError
 from mil.rng import rng
 from mil.statistics import delong
+from mil.statistics.ranking import midranks
 
 STREAM = rng(0, "delong")
 LABELS = np.array([1, 0, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0])
@@ -261,3 +265,12 @@ def test_scores_that_rank_alike_have_an_interval_where_they_are_perfect_only(sit
     one = np.where(np.arange(30) == 3, 99.0, np.arange(30.0) % 7)  # a negative or positive that differs in rank alone
     found = delong.exchanged(labels, one, np.arange(30.0) % 7, strata, rng(0, "x"), 50)
     assert np.isfinite([found.low, found.high]).all()
+
+
+def test_ranks_are_those_of_scipy_and_scoring_does_not_import_its_statistics():
+    """`scipy.stats` takes a second to import, in every job that scores."""
+    for shape in ((1,), (30,), (1, 7), (4, 50)):
+        values = np.round(STREAM.normal(size=shape), 1)
+        assert np.array_equal(midranks(values), stats.rankdata(values, axis=-1))
+    code = "import sys, mil.metrics.score, mil.metrics.localisation; print('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
