@@ -59,8 +59,9 @@ def _drop_shaping_tables() -> None:
     """
     from fontTools.subset import Options  # as matplotlib imports it, only for a PDF
 
-    kept = [name for name in Options._drop_tables_default if name not in SHAPING]
-    Options._drop_tables_default = [*kept, *SHAPING]
+    dropped = getattr(Options, "_drop_tables_default", None)  # no public name; without it a PDF only takes longer
+    if dropped is not None:
+        Options._drop_tables_default = [*(name for name in dropped if name not in SHAPING), *SHAPING]
 
 
 def _undated(suffix: str) -> dict[str, str | None]:
