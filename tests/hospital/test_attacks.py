@@ -167,7 +167,7 @@ def test_an_update_that_no_sum_can_hold_does_not_leave_the_site(tmp_path: Path) 
     wild = {"rounds": 2, "batch_size": 8, "lr": 1e8, "optimiser": "sgd"}
     hospitals = make_hospitals(tmp_path, experiment={**BRIEF, "training": wild})
     run = reached(hospitals, tmp_path / "wild", "train")
-    with pytest.raises(PayloadError, match="lower the learning rate"):
+    with pytest.raises(PayloadError, match="Lower the learning rate"):
         run.sites["A"].answer(run.question)
 
 
