@@ -10,9 +10,10 @@ import pandas as pd
 
 
 def copied(finished, folder, record):
-    shutil.copytree(finished, folder, copy_function=os.link)
-    if not record:
-        shutil.rmtree(folder / ".snakemake")
+    """The finished folder with hard links for its files; Snakemake's `record` of what it did is copied, since it writes into these files."""
+    shutil.copytree(finished, folder, copy_function=os.link, ignore=shutil.ignore_patterns(".snakemake"))
+    if record:
+        shutil.copytree(finished / ".snakemake", folder / ".snakemake")
     return folder
 
 
