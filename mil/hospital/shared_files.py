@@ -21,13 +21,13 @@ SLIDES_PER_PATIENT = 20
 Hex = Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * HALF}}}$")]
 
 
-class Stored(BaseModel):
+class JsonFile(BaseModel):
     """Base of what is written; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SentFile(Stored):
+class SentFile(JsonFile):
     """A file from one hospital to another."""
 
     kind: Literal["list", "answer"]
@@ -52,14 +52,14 @@ class SentFile(Stored):
         return hashlib.sha256(self.content).hexdigest()
 
 
-class Elements(Stored):
+class Elements(JsonFile):
     """What is compared: patients (ids without case and blanks) and slides (fingerprints of their content)."""
 
     patients: tuple[str, ...]
     slides: tuple[str, ...]
 
 
-class Exchange(Stored):
+class Exchange(JsonFile):
     """An exchange that is not over."""
 
     secret: Hex
@@ -73,7 +73,7 @@ class Exchange(Stored):
     """What was sent for it."""
 
 
-class Comparison(Stored):
+class Comparison(JsonFile):
     """The result of an exchange."""
 
     protocol: Hex
@@ -87,7 +87,7 @@ class Comparison(Stored):
     """Equal at both sites."""
 
 
-class Kept(Stored):
+class Kept(JsonFile):
     """What a site keeps of its exchanges with one other site; readable by its owner only."""
 
     exchange: Exchange | None = None
