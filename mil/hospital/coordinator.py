@@ -22,6 +22,7 @@ from mil.hospital.identity import identity
 from mil.hospital.own_data import alone, check_room
 from mil.hospital.parties import ServerSpec
 from mil.hospital.record import whole_entries
+from mil.hospital.revocation import revoked_of, revoked_sites
 from mil.hospital.standing import Progress, progress_of
 from mil.progress import Reporter
 
@@ -61,7 +62,8 @@ def _run(
         before, lines = _answered(folder), len(_entries(folder))
         try:
             with session(spec) as line:
-                _wait_for_sites(line, _needed(protocol, folder), wait_s, reporter)
+                turned_away = set(revoked_of(revoked_sites(Path(spec.workspace)), protocol))
+                _wait_for_sites(line, _needed(protocol, folder) - turned_away, wait_s, reporter)
                 job = _submit(line, protocol, Stretch(name, protocol.sha256, canary, flown))
                 reporter.note(f"{name}: job {job} submitted")
                 _follow(line, job, folder, protocol, reporter)
