@@ -19,6 +19,7 @@ LONGEST = (
     "project/test_workflow.py",
     "project/test_slurm.py",
     "hospital/test_nvflare",
+    "project/test_faults.py",
     "figures",
     "endpoints/test_kinds.py",  # between two that wait for the same results
     "report",
