@@ -22,7 +22,7 @@ def cores(asked: int | None = None, root: Path = Path("/")) -> int:
 
 
 def keep_memory() -> None:
-    """Let this process keep memory that it has freed for its next arrays, of all threads alike; with glibc's malloc, else nothing.
+    """Let this process keep memory that it has freed for its next arrays, shared by its threads. Does nothing without glibc.
 
     Arrays of some megabytes are otherwise asked of the system anew each time and filled with zeros: a tenth of the time of an
     encoder on a CPU, a sixth of that of drawing slides. Arrays above 1 GiB still go back to the system when they are freed.

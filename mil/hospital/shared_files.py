@@ -95,7 +95,7 @@ class Kept(JsonFile):
 
     @classmethod
     def read(cls, spec: SiteSpec, other: str) -> "Kept":
-        """As it was written; nothing where there is no file."""
+        """The file of an exchange; empty where there is none."""
         path = folder_of(spec) / f"{other}.json"
         try:
             return cls.model_validate_json(path.read_bytes()) if path.exists() else cls()
@@ -103,12 +103,12 @@ class Kept(JsonFile):
             raise CorruptFile(f"{path}: {_first(error)}; delete it and compare again (`mil site shared`)") from error
 
     def write(self, spec: SiteSpec, other: str) -> None:
-        """In place of what was there."""
+        """Write it, in place of an earlier file."""
         write_bytes(folder_of(spec) / f"{other}.json", self.model_dump_json().encode(), private=True)
 
 
 def folder_of(spec: SiteSpec) -> Path:
-    """Where a site keeps this."""
+    """Folder of the exchanges in the site's workspace."""
     return Path(spec.workspace) / "shared"
 
 
@@ -160,7 +160,7 @@ def check_size(sent: SentFile, protocol: FederationSpec, where: str) -> None:
 def _check_points(sent: SentFile, path: Path) -> None:
     for points in (sent.patients, sent.slides):
         if list(points) != sorted(set(points)):
-            raise MilError(f"{path}: its points are not sorted, or one stands there twice; refused")
+            raise MilError(f"{path}: its points are not sorted, or a point occurs twice; refused")
         try:
             for one in points:
                 check_point(bytes.fromhex(one))

@@ -66,9 +66,9 @@ def exchange(spec: SiteSpec, files: Sequence[Path], again: Sequence[str] = ()) -
         received = [(path, read_sent(path, protocol, spec.site)) for path in files]
         received.sort(key=lambda one: one[1].kind, reverse=True)  # lists first
         exchanges = Exchanges(spec, protocol)
-        told = [exchanges.begin(other) for other in again]
-        told += exchanges.begin_with_all() if not files and not again else []
-        return told + [line for path, sent in received for line in exchanges.take(path, sent)]
+        lines = [exchanges.begin(other) for other in again]
+        lines += exchanges.begin_with_all() if not files and not again else []
+        return lines + [line for path, sent in received for line in exchanges.take(path, sent)]
 
 
 def uncompared(comparison: Comparison, ids: Ids) -> int:
@@ -99,20 +99,20 @@ class Exchanges:
 
     def begin_with_all(self) -> list[str]:
         """A list for every other site, but for those that were compared; where an exchange is under way, its list once more."""
-        told = []
+        lines = []
         for other, member in sorted(self.protocol.sites.items()):
             kept = Kept.read(self.spec, other)
             if other == self.spec.site:
                 continue
             if member.key is None:
-                told.append(f"{other}: not compared, because sites.{other}.key in federation.yaml is not set")
+                lines.append(f"{other}: not compared, because sites.{other}.key in federation.yaml is not set")
             elif (found := self._under_way(kept)) is not None:
-                told.append(f"send to {other}: {write_sent(self.spec, found.sent)}")
+                lines.append(f"send to {other}: {write_sent(self.spec, found.sent)}")
             elif (done := kept.comparison) and done.protocol == self.protocol.sha256 and not uncompared(done, self.ids):
-                told += self._result(other, done)
+                lines += self._result(other, done)
             else:
-                told.append(self.begin(other))
-        return told
+                lines.append(self.begin(other))
+        return lines
 
     def begin(self, other: str) -> str:
         """A new exchange; what is under way with the site, if anything, is dropped."""
@@ -144,22 +144,22 @@ class Exchanges:
         return sent.model_copy(update={"signature": self.party.sign(sent.content)})
 
     def _take_list(self, path: Path, sent: SentFile) -> list[str]:
-        other, told = sent.sender, []
+        other, lines = sent.sender, []
         kept = Kept.read(self.spec, other)
         if kept.comparison is not None and kept.comparison.received == sent.sha256:
             raise MilError(f"{path}: was compared already; to compare again, {other} begins anew and sends a new list")
         begun = self._under_way(kept)
         if begun is None:
             begun = self._begun(other)
-            told = [f"send to {other}: {write_sent(self.spec, begun.sent)}"]
+            lines = [f"send to {other}: {write_sent(self.spec, begun.sent)}"]
         if begun.received is not None and begun.received.sha256 != sent.sha256:
             raise MilError(
-                f"{path}: another list of {other} was answered in this exchange, and only one is; both hospitals begin anew with --again"
+                f"{path}: another list of {other} was answered in this exchange already; an exchange has one list of each; both hospitals begin anew with --again"
             )
         if begun.answer is None:
             begun = self._answered(begun, sent, path)
         assert begun.answer is not None
-        return [*told, f"send to {other}: {write_sent(self.spec, begun.answer)}"]
+        return [*lines, f"send to {other}: {write_sent(self.spec, begun.answer)}"]
 
     def _answered(self, begun: Exchange, sent: SentFile, path: Path) -> Exchange:
         """The exchange with the other site's list and the answer to it, which the ledger then has a line of."""

@@ -13,18 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import tifffile
-from cohort_drawing import (
-    HEIGHT,
-    MPP,
-    SITES,
-    THUMB_MPP,
-    TILE_MPP,
-    TILE_PX,
-    WIDTH,
-    Slide,
-    draw_patients,
-    draw_slides,
-)
+from cohort_drawing import HEIGHT, MPP, SITES, THUMB_MPP, TILE_MPP, TILE_PX, WIDTH, Slide, draw_patients, draw_slides
 from filelock import FileLock
 
 from mil import hdf5
