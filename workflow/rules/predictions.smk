@@ -15,12 +15,12 @@ rule predict:
         predictions="<results>/predictions/{experiment}.csv",
         patients="<results>/predictions/{experiment}.patients.csv",
         attention=[directory(f"<results>/sites/{site}/attention/{{experiment}}") for site in SITES],
-    wildcard_constraints:
-        experiment=any_of(EXPERIMENTS),  # else NAME.patients could be one
     log:
         "<logs>/predict/{experiment}.log",
     benchmark:
         "<results>/benchmarks/predict/{experiment}.tsv"
+    wildcard_constraints:
+        experiment=any_of(EXPERIMENTS),  # else NAME.patients could be one
     priority: 10  # baselines and figures wait for all predictions
     resources:
         mem_mb=growing(8000),
