@@ -227,6 +227,7 @@ def _own_rules(kit: Path, own_file: Path, allowed: str, permissions: dict) -> No
     _write_json(local / "authorization.json", {"format_version": "1.0", "permissions": _rules(permissions)})
     _write_json(local / OWN_FILE, {"file": str(own_file), "class": allowed})
     logging = json.loads((local / "log_config.json.default").read_text(encoding="utf-8"))
+    logging["handlers"]["consoleHandler"]["level"] = "WARNING"  # everything is in the kit's log.txt
     _write_json(local / "log_config.json", logging)
 
 

@@ -40,6 +40,7 @@ def become(command: Command, what: str) -> None:
     words, environment, folder = command
     with alone(folder.parent / "running", 0.0, what) as lock:
         os.set_inheritable(lock, True)  # the command holds it as long as it runs; what it starts does not
+        print(f"{what}: runs until it is stopped; FLARE's log is {folder / 'log.txt'}", flush=True)
         os.chdir(folder)
         os.execve(words[0], words, environment)
 
