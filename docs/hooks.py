@@ -89,6 +89,17 @@ COLUMNS = {
     "auroc": "AUROC of the patients of the level",
     "low_adjusted": "lower bound after the correction for several tests",
     "high_adjusted": "upper bound after the correction for several tests",
+    "curve": "`roc`, `roc_band`, `precision_recall`, `calibration`, `recalibration`, `net_benefit`, `net_benefit_of_all` or `survival`",
+    "group": "class (`roc` of several classes) or group of risk (`survival`: 1 higher, 0 lower)",
+    "x": "1 - specificity, recall, mean score, threshold or time",
+    "y": "sensitivity, precision, share of positives, net benefit or survival",
+    "count": "number of patients with the level",
+    "pattern": "pattern that reviewers look for",
+    "first_total": "number of tiles with high attention",
+    "second_total": "number of tiles with low attention",
+    "odds_ratio": "odds of the pattern at high attention over those at low attention",
+    "kappa": "agreement of the reviewers: Cohen's kappa of two, Fleiss' of more",
+    "reviewers": "number of filled sheets",
     "p_differs": "p value that the levels of the variable differ",
 }
 """Meaning of every column of `mil.schemas`."""

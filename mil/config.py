@@ -134,8 +134,8 @@ class ReportSpec(Spec):
 
 
 # Names that would write over another table (metrics/comparisons.csv, bags/X.flow.csv) or stand for another model.
-TAKEN = {"experiments": ("comparisons", "strategies"), "slides.roles": ("ensemble",)}
-TAKEN_ENDINGS = {"experiments": ".localisation", "endpoints": ".flow"}
+TAKEN = {"experiments": ("cohort", "comparisons", "reviews", "strategies"), "slides.roles": ("ensemble",)}
+TAKEN_ENDINGS = {"experiments": (".localisation", ".curves", ".folds"), "endpoints": (".flow",)}
 
 
 class Config(Spec):
@@ -210,7 +210,7 @@ class Config(Spec):
                     raise ValueError(
                         f"{kind}: {name!r} cannot be part of a file name; use letters, digits, '.', '_' and '-'"
                     )
-                if name.casefold() in TAKEN.get(kind, ()) or name.casefold().endswith(TAKEN_ENDINGS.get(kind, "\0")):
+                if name.casefold() in TAKEN.get(kind, ()) or name.casefold().endswith(TAKEN_ENDINGS.get(kind, ())):
                     raise ValueError(f"{kind}: '{name}' is a name of the pipeline's own results; choose another name")
                 if (other := spelt.setdefault(name.casefold(), name)) != name:
                     raise ValueError(f"{kind}: '{name}' and '{other}' differ by case alone; rename one of them")

@@ -77,6 +77,18 @@ COMPARISONS = (
     "primary",
 )
 """`metrics/comparisons.csv`, a row per pair of models, site and method."""
+CURVES = ("trained_on", "split", "site", "curve", "group", "x", "y", "low", "high", "patients")
+"""`metrics/{experiment}.curves.csv` after what names the experiment, a row per model, site, curve and point."""
+FOLDS = ("trained_on", "split", "site", "repeat", "fold", "patients", "positives", "value")
+"""`metrics/{experiment}.folds.csv` after the experiment, a row per model, site, repeat and fold: the primary measure of that fold's models alone."""
+COHORT = ("variable", "level", "site", "patients", "count", "value", "low", "high", "p")
+"""`metrics/cohort.csv`, a row per characteristic, level and site (blank: all sites). Without a level `value` is the median and `low` and
+`high` are quartiles; with one it is the share of the patients, with Wilson's interval. `p`: difference between the sites."""
+REVIEWS = (
+    *("pattern", "first", "first_total", "second", "second_total", "odds_ratio", "low", "high", "p", "p_adjusted"),
+    *("kappa", "reviewers"),
+)
+"""`metrics/reviews.csv`, a row per pattern of the blind review; without rows before sheets are filled."""
 STRATEGIES = (
     "experiment",
     "trained_on",
@@ -125,6 +137,7 @@ TEXT = frozenset(
         "check",
         "checksum",
         "correction",
+        "curve",
         "encoder",
         "endpoint",
         "experiment",
@@ -142,6 +155,7 @@ TEXT = frozenset(
         "mpp_source",
         "path",
         "patient_id",
+        "pattern",
         "phase",
         "reason",
         "role",
@@ -175,6 +189,7 @@ NUMBERS = frozenset(
             "p",
             "p_adjusted",
         ),
+        *("x", "y", "odds_ratio", "kappa"),
         *("mpp", "width", "height", "levels", "objective_power", "bytes", "num_tiles"),
     }
 )

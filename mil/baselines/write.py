@@ -17,7 +17,7 @@ from mil.endpoints import build_endpoint
 from mil.errors import MilError
 from mil.features.stain import macenko_of
 from mil.metrics.comparison import compare_with
-from mil.metrics.score import score
+from mil.metrics.score import curves_and_folds, score
 from mil.rng import rng
 from mil.schemas import METRICS
 from mil.tables import by_slide, write_table
@@ -59,6 +59,7 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
     ]
     if left_out:
         tables["left_out"] = pd.concat(left_out, ignore_index=True)
+    tables |= curves_and_folds(folded.predictions, config.metrics)
     tables |= {"predictions": folded.predictions, "inner": folded.inner, "metrics": metrics}
     for name, table in tables.items():  # metrics.csv, the last, completes the folder
         write_table(table, folder / f"{name}.csv")

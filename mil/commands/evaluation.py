@@ -36,9 +36,13 @@ def score(
     spec: Annotated[str, spec_option("MetricsSpec")] = "{}",
     log: LogOption = None,
 ) -> None:
-    """Score the predictions of one experiment at each site, with intervals."""
+    """Score the predictions of one experiment at each site, with intervals.
+
+    Beside OUT, its name with `.curves` holds what figures draw as curves, and with `.folds` the primary measure of every fold.
+    """
     from mil.config import EndpointSpec, ExperimentSpec, MetricsSpec, read_spec
     from mil.endpoints import build_endpoint
+    from mil.metrics.score import curves_and_folds
     from mil.metrics.score import score as score_table
     from mil.statistics.thresholds import read_inner
     from mil.tables import has_label, read_table, write_table
@@ -52,6 +56,8 @@ def score(
         reporter.say(f"score: {without} patients without a label are left out")
     scored = known if len(known) else everyone
     table = score_table(scored, settings, read_spec(ExperimentSpec, experiment), held, kind)
+    for name, further in curves_and_folds(scored, settings, held, kind).items():
+        write_table(further, out.with_suffix(f".{name}.csv"))
     write_table(table, out)
     for row in table[table["metric"] == kind.primary.name].itertuples():
         reporter.note(scored_line(row, kind.primary.title))
@@ -65,11 +71,14 @@ def compare(
 ) -> None:
     """Compare pairs of experiments on the same patients.
 
-    Beside OUT, `strategies.csv` compares strategies with pooled and local models, and `clinical/` holds the main experiment's
-    AUROC in subgroups, its association with clinical columns, and survival by prediction.
+    Beside OUT, `strategies.csv` compares strategies with pooled and local models, `cohort.csv` the patients of the sites, `reviews.csv`
+    holds the blind review, and `clinical/` the main experiment's AUROC in subgroups, its association with clinical columns, and
+    survival by prediction.
     """
     from mil.config import MetricsSpec, read_spec
+    from mil.metrics.agreement import reviewed
     from mil.metrics.clinical import clinical_tables
+    from mil.metrics.cohort import characteristics
     from mil.metrics.comparison import compare as compare_tables
     from mil.metrics.strategies import strategies_of
     from mil.results.results import Results
@@ -81,6 +90,8 @@ def compare(
     kinds = {name: opened.kind_of(name) for name in opened.experiments}
     settings = read_spec(MetricsSpec, spec) if spec else opened.config.metrics
     write_table(strategies_of(opened, settings), out.parent / "strategies.csv")
+    write_table(characteristics(opened, settings.confidence), out.parent / "cohort.csv")
+    write_table(reviewed(opened), out.parent / "reviews.csv")
     for name, table in clinical_tables(opened, settings).items():
         write_table(table, out.parent / "clinical" / f"{name}.csv")
     write_table(compare_tables(predictions, settings, opened.experiments, kinds), out)

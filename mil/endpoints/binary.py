@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from mil.endpoints import curves
 from mil.endpoints.bounds import metric_row
 from mil.endpoints.cells import yes_or_no
 from mil.endpoints.endpoint import ENDPOINTS, Endpoint, scope_columns
@@ -18,6 +19,7 @@ from mil.rng import rng
 from mil.statistics import calibration, classification, decision, delong, held_out, intervals, ranking
 from mil.statistics.arms import APART, ENSEMBLE, GROUPS, Scope, scopes
 from mil.statistics.bootstrap import point
+from mil.statistics.folds import fold_aurocs
 from mil.statistics.intervals import INTERVALS
 from mil.statistics.measures import METRICS
 from mil.statistics.thresholds import choose_thresholds, vote
@@ -138,6 +140,16 @@ class Binary(Endpoint):
         """Sensitivity, specificity and balanced accuracy, where inner predictions are given."""
         if inner is not None:
             yield from _decisions(self, predictions, inner, spec)
+
+    def curves(
+        self, scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
+    ) -> Iterator[pd.DataFrame]:
+        """ROC, precision and recall, calibration, net benefit."""
+        return curves.of_probabilities(scope, spec)
+
+    def folds(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """AUROC."""
+        return fold_aurocs(predictions).rename(columns={"auroc": "value"})
 
     def compared(self, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
         """AUROC within sites of both. Held out: pairs of one fold. Else DeLong's test, of few patients a permutation test."""

@@ -129,6 +129,16 @@ class Endpoint(Target):
         """Rows that rest on more than one scope's mean scores: the primary measure over the folds."""
         return mean_of_folds(predictions, self, spec)
 
+    def curves(
+        self, scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
+    ) -> Iterator[pd.DataFrame]:
+        """Points of the curves that figures draw of one scope: curve, group, x, y, low, high and patients, as far as a curve has them."""
+        return iter(())
+
+    def folds(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """trained_on, split, site, repeat, fold, patients, positives, value: the primary measure of each fold's models alone."""
+        return fold_values(predictions, self)
+
     def compared(self, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
         """The primary measure of two scopes of the same patients and the test of their difference; None where it is not defined.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from mil.endpoints import curves
 from mil.endpoints.binary import fixed_interval
 from mil.endpoints.bounds import metric_row, row_of
 from mil.endpoints.cells import filled, refuse_cells, spelt_as
@@ -174,6 +175,12 @@ class Multiclass(Endpoint):
             else:
                 reason = f"{'no' if not own.any() else 'no other'} patient {'' if own.any() else 'of class ' + name}"
                 yield row_of(OF_CLASS + name, "share", np.nan, own, len(own), spec.confidence, reason.strip())
+
+    def curves(
+        self, scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
+    ) -> Iterator[pd.DataFrame]:
+        """ROC of every class."""
+        return curves.of_classes(scope, self.scores_of(scope.table), self.spec.classes)
 
 
 def macro_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mil.endpoints import curves
 from mil.endpoints.bounds import metric_row
 from mil.endpoints.cells import numbers, yes_or_no
 from mil.endpoints.endpoint import ENDPOINTS, FEWEST, Endpoint, scope_columns
@@ -146,6 +147,15 @@ class Survival(Endpoint):
             p = stratified_log_rank(risk_groups(scope, predictions, inner))
             method = "p, stratified by site" if np.isfinite(p) else "not defined: one group of risk only"
             yield {**scope_columns(self, scope), **metric_row(LOG_RANK, p, np.nan, np.nan, method)}
+
+    def curves(
+        self, scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
+    ) -> Iterator[pd.DataFrame]:
+        """Kaplan-Meier curves of the groups of risk, at every group of sites."""
+        if inner is not None and len(inner) and scope.site in GROUPS and scope.split != "transfer":
+            table = risk_groups(scope, predictions, inner)
+            if len(table):
+                yield curves.of_risks(table, spec.confidence)
 
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """c over the pairs of the same group whose order is known."""

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from mil.baselines.inputs import NAMES as BASELINE_NAMES
 from mil.config import ExperimentSpec
-from mil.endpoints.endpoint import fold_values
 from mil.figures.style import (
     BASELINE_COLOUR,
     BASELINE_COLOURS,
@@ -21,7 +18,6 @@ from mil.results.results import Absent, Results
 from mil.specs.models import ClinicalSpec
 from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope
 from mil.statistics.delong import both_classes
-from mil.statistics.folds import fold_aurocs
 from mil.strategies import STRATEGIES
 
 LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1, 1, 1)))
@@ -99,14 +95,6 @@ def main_scopes(results: Results, both: bool = False) -> dict[str, Scope]:
     if not there:
         raise Absent("no site has patients of both classes with predictions")
     return there
-
-
-def values_by_fold(results: Results, experiment: str) -> pd.DataFrame:
-    """The kind's primary measure, in a column of its name, of each fold's models alone."""
-    kind, predictions = results.kind_of(experiment), results.predictions(experiment)
-    if kind.name == "binary":
-        return fold_aurocs(predictions)
-    return fold_values(kind.coded(predictions), kind).rename(columns={"value": kind.primary.name})
 
 
 def baseline_arm(results: Results, name: str) -> Arm:

@@ -4,17 +4,14 @@ import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
-from mil.endpoints.binary import wilson_interval
+from mil.endpoints.curves import FEWEST_BINS, PATIENTS_A_BIN
 from mil.figures.arms import input_name, main_scopes
 from mil.figures.how_made import with_intervals
 from mil.figures.layout import outer_panels, site_panels, title_of_site, under, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
 from mil.results.results import Results
-from mil.statistics.calibration import BINS, bin_of, logit, recalibrated
-
-PATIENTS_A_BIN, FEWEST_BINS = 10, 3
-"""With too few patients for these, no bin is drawn, only the logistic recalibration."""
+from mil.statistics.calibration import BINS
 
 
 @figure("Calibration by site", needs=("predictions", "bags", "metrics"), chapter="use", number="F3c")
@@ -26,10 +23,16 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for axes, (site, scope) in zip(panels, scopes.items(), strict=True):
         colour = site_colour(site, results.sites)
         chance_line(axes, diagonal=True)
-        table = _bins(scope.labels, scope.scores, metrics.confidence).assign(site=site)
+        table, curve = (
+            results.curve(name, results.main, scope)[["x", "y", "low", "high", "patients"]].rename(
+                columns={"x": "score", "y": "share"}
+            )
+            for name in ("calibration", "recalibration")
+        )
+        table = table.astype({"patients": int}).assign(site=site)
         axes.vlines(table["score"], table["low"], table["high"], color=colour, linewidth=0.9)
         axes.plot(table["score"], table["share"], "o", color=colour, markersize=3.5)
-        curve = _recalibration(scope.labels, scope.scores).assign(site=site)
+        curve = curve[["score", "share"]].assign(site=site)
         axes.plot(curve["score"], curve["share"], color=colour, linewidth=1.2)
         for label, height, up in ((1, 1.0, -0.04), (0, 0.0, 0.04)):
             axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
@@ -62,23 +65,3 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"{with_intervals(pd.DataFrame(shown), metrics.confidence)}. A score is a mean over models."
         ),
     )
-
-
-def _bins(labels: np.ndarray, scores: np.ndarray, confidence: float) -> pd.DataFrame:
-    """Mean score, share of positives and its interval in each bin; no row where patients are too few for bins."""
-    number_of_bins = min(BINS, len(labels) // PATIENTS_A_BIN)
-    rows, bins = [], bin_of(scores, max(number_of_bins, 1))
-    for number in np.unique(bins) if number_of_bins >= FEWEST_BINS else ():
-        chosen = bins == number
-        share, low, high = wilson_interval(int(labels[chosen].sum()), int(chosen.sum()), confidence)
-        rows.append((float(scores[chosen].mean()), share, low, high, int(chosen.sum())))
-    return pd.DataFrame(rows, columns=["score", "share", "low", "high", "patients"])
-
-
-def _recalibration(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
-    """The chance of a positive by the logistic regression of the label on the score's logit, from the lowest to the highest score."""
-    intercept, slope = recalibrated(labels, scores, np.ones((1, len(labels))))[0]
-    at = np.linspace(scores.min(), scores.max(), 60)
-    share = 1 / (1 + np.exp(-(intercept + slope * logit(at))))
-    table = pd.DataFrame({"score": at, "share": share})
-    return table[np.isfinite(share)]

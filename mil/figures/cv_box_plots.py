@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import baseline_arm, input_name, values_by_fold
+from mil.figures.arms import baseline_arm, input_name
 from mil.figures.layout import capital, name_rows, title_of_site
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import (
@@ -21,7 +21,6 @@ from mil.figures.style import (
 )
 from mil.results.results import Absent, Results
 from mil.rng import rng
-from mil.statistics.folds import fold_aurocs
 
 FEWEST_OF_A_BOX = 20
 """Of fewer folds the points stand alone: quartiles of a handful of values say nothing."""
@@ -30,7 +29,7 @@ LOCAL_BASELINES = ("clinical", "annotation", "mean_features", "fusion")
 
 @figure(
     "Local training: models and baselines by site",
-    needs=("predictions", "bags", "baselines"),
+    needs=("predictions", "bags", "baselines", "metrics"),
     endpoints=ANY,
     chapter="local",
     number="F2b",
@@ -83,7 +82,7 @@ def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
     for name, experiment in results.experiments.items():
         if experiment.strategy.by_site and experiment.endpoint == results.endpoint:
             try:
-                table = values_by_fold(results, name)
+                table = results.folds(name)
             except Absent:
                 continue
             found[capital(input_name(experiment))] = (_own(table), strategy_colour("local"))
@@ -92,7 +91,7 @@ def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
 
 def _baselines(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
     try:
-        table = results.baselines(results.endpoint)
+        table = results.about_features(results.endpoint, "folds")
     except Absent:
         return {}
     found = {}
@@ -100,7 +99,8 @@ def _baselines(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
         part = table[table["experiment"] == f"{kind}_local"]
         if len(part):
             look = baseline_arm(results, f"{kind}_local")
-            found[look.name] = (_own(fold_aurocs(part)), look.colour)
+            part = part.drop(columns="experiment").rename(columns={"value": results.kind.primary.name})
+            found[look.name] = (_own(part), look.colour)
     return found
 
 

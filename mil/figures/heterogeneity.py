@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mil.config import FiguresSpec
-from mil.endpoints.binary import wilson_interval
 from mil.figures.how_made import with_intervals
 from mil.figures.layout import UPRIGHT_MM, capital, fitted, legend_of_figure, text_mm
 from mil.figures.registry import ANY, Drawn, figure
@@ -36,7 +35,13 @@ UPRIGHT_LINE_MM = 2.2
 """Width of a name that stands upright."""
 
 
-@figure("How the sites differ", needs=("bags", "census", "baselines"), endpoints=ANY, chapter="cohort", number="ED4")
+@figure(
+    "How the sites differ",
+    needs=("bags", "census", "baselines", "comparisons"),
+    endpoints=ANY,
+    chapter="cohort",
+    number="ED4",
+)
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Components of patients' mean features, site classifier, stain vectors, microns a pixel, tiles a patient, positives."""
     bags = results.bags(results.endpoint)
@@ -156,10 +161,10 @@ def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[st
     light_grid(axes)
     if not results.kind.having:
         return (_numbers if results.kind.scaled else _classes)(axes, results, bags, sites)
-    rows = []
+    rows, table = [], results.cohort()
+    shares = table[(table["variable"] == results.endpoint) & (table["level"] == "yes")].set_index("site")
     for place, site in enumerate(sites):
-        labels = bags.loc[bags["site"] == site, "label"]
-        share, low, high = wilson_interval(int(labels.sum()), len(labels), results.config.metrics.confidence)
+        share, low, high = shares.loc[site, ["value", "low", "high"]]
         colour = site_colour(site, results.sites)
         axes.bar(place, share, width=0.6, color=colour, alpha=0.35)
         axes.vlines(place, low, high, color=colour, linewidth=1.3)

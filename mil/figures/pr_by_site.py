@@ -10,7 +10,6 @@ from mil.figures.layout import legend_under, outer_panels, site_panels, title_of
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT
 from mil.results.results import Absent, Results
-from mil.statistics.ranking import precision_recall_curve
 
 
 @figure("Precision and recall by site", needs=("predictions", "bags", "metrics"), chapter="use", number="F3c")
@@ -25,11 +24,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for axes, (site, arms) in zip(panels, found.items(), strict=True):
         share = float(arms[0][1].labels.mean())
         for one, scope in arms:
-            recall, precision = precision_recall_curve(scope.labels, scope.scores)
+            curve = results.curve("precision_recall", one.experiment, scope)
             shown.append(results.measured_row(one.experiment, scope, "auprc"))
             area, low, high = results.measured(one.experiment, scope, "auprc")
             label = f"{one.name}  {with_interval(area, low, high)}"
-            recall, precision = np.append(0.0, recall), np.append(precision[0], precision)
+            recall, precision = np.append(0.0, curve["x"]), np.append(curve["y"].iloc[0], curve["y"])
             axes.plot(recall, precision, drawstyle="steps-pre", color=one.colour, linestyle=one.line, label=label)
             stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
             summary = {"average_precision": area, "low": low, "high": high, "prevalence": share}

@@ -11,9 +11,7 @@ from mil.figures.layout import legend_under, outer_panels, site_panels, title_of
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
 from mil.results.results import Results
-from mil.statistics import delong
 from mil.statistics.arms import Scope
-from mil.statistics.ranking import roc_curve
 
 
 @figure(
@@ -52,19 +50,18 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> list[pd.DataFrame]:
     chance_line(axes, diagonal=True)
-    values, shares = [], results.kind.scores_of(scope.table)
+    values, curves = [], results.curve("roc", results.main, scope)
     for place, name in enumerate(results.kind.spec.classes):
-        own = (scope.labels == place).astype(int)
+        curve = curves.loc[curves["group"] == name, ["x", "y"]]
         again, colour = divmod(place, len(SEVERAL_CLASSES))
         drawn = {"color": SEVERAL_CLASSES[colour], "linestyle": LINES[again % len(LINES)]}
-        if not delong.both_classes(own):
+        if curve.empty:
             axes.plot([], [], **drawn, label=f"{name}  not defined")
             continue
-        false_rate, true_rate = roc_curve(own, shares[:, place])
         value, low, high = results.measured(results.main, scope, OF_CLASS + name)
-        label = f"{name} ({own.sum()})  {with_interval(value, low, high)}"
-        axes.plot(false_rate, true_rate, **drawn, label=label)
-        curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})
+        label = f"{name} ({(scope.labels == place).sum()})  {with_interval(value, low, high)}"
+        axes.plot(curve["x"], curve["y"], **drawn, label=label)
+        curve = curve.rename(columns={"x": "false_positive_rate", "y": "true_positive_rate"})
         values.append(curve.assign(site=site, of_class=name, auroc=value, auroc_low=low, auroc_high=high))
     role = results.config.slides.roles[site]
     title_of_site(axes, site, f"{'trains' if role == 'train' else 'external'}, n = {len(scope.table)}")

@@ -1,6 +1,5 @@
 """ROC curves of local, pooled and federated models, one panel a site."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -12,10 +11,6 @@ from mil.figures.registry import Drawn, figure
 from mil.figures.style import chance_line
 from mil.results.results import Absent, Results
 from mil.statistics.arms import Scope
-from mil.statistics.bootstrap import bootstrap_weights
-from mil.statistics.ranking import roc_curve
-
-GRID = np.linspace(0, 1, 101)
 
 
 @figure("ROC curves by site", needs=("predictions", "bags", "metrics"), chapter="performance", number="F3c")
@@ -53,34 +48,20 @@ def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope
     chance_line(axes, diagonal=True)
     values = []
     for one, scope in found:
-        false_rate, true_rate = roc_curve(scope.labels, scope.scores)
+        drawn = results.curve("roc", one.experiment, scope)
         value, low, high = results.measured(one.experiment, scope, results.kind.primary.name)
         label = f"{one.name}  {with_interval(value, low, high)}"
-        axes.plot(false_rate, true_rate, color=one.colour, linestyle=one.line, label=label, drawstyle="default")
+        axes.plot(drawn["x"], drawn["y"], color=one.colour, linestyle=one.line, label=label, drawstyle="default")
         stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
-        curve = pd.DataFrame({"false_positive_rate": false_rate, "true_positive_rate": true_rate})
+        curve = pd.DataFrame({"false_positive_rate": drawn["x"], "true_positive_rate": drawn["y"]})
         values.append(curve.assign(kind="curve", **stated, auroc=value, auroc_low=low, auroc_high=high))
     last, scope = found[-1]
-    low_band, high_band = _band(scope, results)
-    axes.fill_between(GRID, low_band, high_band, color=last.colour, alpha=0.13, linewidth=0)
-    band = pd.DataFrame({"false_positive_rate": GRID, "band_low": low_band, "band_high": high_band})
+    drawn = results.curve("roc_band", last.experiment, scope)
+    axes.fill_between(drawn["x"], drawn["low"], drawn["high"], color=last.colour, alpha=0.13, linewidth=0)
+    band = pd.DataFrame({"false_positive_rate": drawn["x"], "band_low": drawn["low"], "band_high": drawn["high"]})
     values.append(band.assign(kind="band", site=site, experiment=last.experiment, trained_on=last.trained_on))
     role = results.config.slides.roles[site]
     title_of_site(axes, site, f"{'trains' if role == 'train' else 'external'}, n = {len(scope.table)}")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="1 − specificity", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     legend_under(axes)
     return values
-
-
-def _band(scope: Scope, results: Results) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise percentile band of sensitivity at each 1 - specificity, from the same resamples as the metrics."""
-    spec = results.config.metrics
-    weights = bootstrap_weights(scope.table, spec)[:500]
-    order = np.argsort(-scope.scores, kind="stable")
-    positive = weights[:, order] * (scope.labels[order] == 1)
-    negative = weights[:, order] * (scope.labels[order] == 0)
-    true_rate = np.cumsum(positive, axis=1) / positive.sum(axis=1, keepdims=True)
-    false_rate = np.cumsum(negative, axis=1) / negative.sum(axis=1, keepdims=True)
-    curves = np.stack([np.interp(GRID, np.r_[0, x], np.r_[0, y]) for x, y in zip(false_rate, true_rate, strict=True)])
-    tail = (1 - spec.confidence) / 2
-    return tuple(np.quantile(curves, [tail, 1 - tail], axis=0))  # type: ignore[return-value]

@@ -15,7 +15,6 @@ from mil.figures.survival_curves import draw_curves
 from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS as SITE_GROUPS
 from mil.statistics.arms import Scope
-from mil.statistics.survival import kaplan_meier
 
 GROUPS = {1: "higher risk", 0: "lower risk"}
 
@@ -44,7 +43,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     data = []
     for axes, (scope, table) in zip(panels, grouped, strict=True):
         p = results.measured(results.main, scope, LOG_RANK)[0]
-        data += _panel(axes, scope, table, p, column_name(time), confidence)
+        curves = results.curve("survival", results.main, scope)
+        data += _panel(axes, scope, curves, table, p, column_name(time))
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,
@@ -61,9 +61,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     )
 
 
-def _panel(axes: Axes, scope: Scope, table: pd.DataFrame, p: float, time: str, confidence: float) -> list[pd.DataFrame]:
+def _panel(
+    axes: Axes, scope: Scope, curves: pd.DataFrame, table: pd.DataFrame, p: float, time: str
+) -> list[pd.DataFrame]:
     table = table.assign(group=table["higher"].map(GROUPS))
-    curves = kaplan_meier(table.sort_values("higher"), confidence)
+    curves = curves.rename(columns={"x": "time", "y": "survival", "patients": "at_risk"})
+    curves = curves.assign(group=curves["group"].astype(int).map(GROUPS))
+    curves = curves[["group", "time", "survival", "low", "high", "at_risk"]].astype({"at_risk": int})
     labels = {group: _label(group, table[table["group"] == group]) for group in GROUPS.values()}
     draw_curves(axes, curves, table, GROUPS, labels, time)
     tested = f"log-rank {p_words(p)}" if np.isfinite(p) else "no log-rank test: one group only"

@@ -9,9 +9,9 @@ from mil.config import ExperimentSpec, MetricsSpec
 from mil.endpoints import ENDPOINTS, Endpoint, build_endpoint
 from mil.endpoints.endpoint import scope_columns
 from mil.errors import MilError
-from mil.schemas import METRICS
+from mil.schemas import CURVES, FOLDS, METRICS
 from mil.statistics.arms import GROUPS, scopes
-from mil.tables import require_columns
+from mil.tables import require_columns, stacked
 
 MEASURES = tuple(ENDPOINTS[name].primary.name for name in ENDPOINTS)
 
@@ -49,6 +49,27 @@ def score(
     columns = ["experiment", *described(experiment), *METRICS]
     found = pd.DataFrame(rows, columns=columns).assign(primary=lambda table: _is_primary(table).astype(int))[columns]
     return whole_counts(found)
+
+
+def curves_and_folds(
+    predictions: pd.DataFrame,
+    spec: MetricsSpec,
+    inner: pd.DataFrame | None = None,
+    kind: Endpoint | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Tables `curves` and `folds` of the same predictions: what figures draw as curves, and the primary measure of every fold."""
+    kind, parts = kind or build_endpoint(), {"curves": [], "folds": []}
+    for name, table in predictions.groupby("experiment", sort=False):
+        table = kind.checked(table, f"predictions of {name}")
+        for scope in scopes(table):
+            place = {"experiment": name, "trained_on": scope.trained_on, "split": scope.split, "site": scope.site}
+            parts["curves"] += [points.assign(**place) for points in kind.curves(scope, table, inner, spec)]
+        parts["folds"].append(kind.folds(table).assign(experiment=name))
+    columns = {"curves": ["experiment", *CURVES], "folds": ["experiment", *FOLDS]}
+    return {
+        table: stacked([pd.DataFrame(columns=columns[table]), *found]).reindex(columns=columns[table])
+        for table, found in parts.items()
+    }
 
 
 def whole_counts(table: pd.DataFrame) -> pd.DataFrame:

@@ -202,6 +202,21 @@ class Results:
             )
         return rows.iloc[0]
 
+    def curve(self, name: str, experiment: str, scope: Scope, *folder: str) -> pd.DataFrame:
+        """Points (group, x, y, low, high, patients) of a curve of one arm at one site, as `mil score` wrote them; no row where there is none.
+
+        `folder`: that of the baselines of an endpoint, for a baseline.
+        """
+        table = self.table(*folder, "curves.csv") if folder else self.table("metrics", f"{experiment}.curves.csv")
+        wanted = {"experiment": experiment, "trained_on": scope.trained_on, "split": scope.split, "site": scope.site}
+        wanted["curve"] = name
+        return table[(table[list(wanted)] == list(wanted.values())).all(axis=1)].reset_index(drop=True)
+
+    def folds(self, experiment: str) -> pd.DataFrame:
+        """The primary measure, in a column of its name, of each fold's models alone."""
+        table = self.table("metrics", f"{experiment}.folds.csv").drop(columns="experiment")
+        return table.rename(columns={"value": self.kind_of(experiment).primary.name})
+
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names)."""
         return self._stack(
@@ -215,6 +230,19 @@ class Results:
         table = self.table("metrics", "clinical", f"{name}.csv")
         if table.empty:
             raise Absent(f"metrics/clinical/{name}.csv has no row: the cohort lacks the columns or the events for it")
+        return table
+
+    def cohort(self) -> pd.DataFrame:
+        """Characteristics of the main endpoint's patients by site, with tests between the sites."""
+        return self.table("metrics", "cohort.csv")
+
+    def reviews(self) -> pd.DataFrame:
+        """What reviewers saw in tiles of high and of low attention; `Absent` before sheets were filled and compared."""
+        table = self.table("metrics", "reviews.csv")
+        if table.empty:
+            raise Absent(
+                "metrics/reviews.csv has no row: draw review_sheet, name the filled sheets, then run `mil compare`"
+            )
         return table
 
     def comparisons(self) -> pd.DataFrame:

@@ -32,9 +32,11 @@ from mil.figures.style import (
     use_style,
 )
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
+from mil.metrics.agreement import reviewed
 from mil.paper import PROTOCOL
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
 from mil.strategies import STRATEGIES
+from mil.tables import write_table
 
 PER_SITE = [name for name in FIGURES if FIGURES[name].per_site]
 REVIEWED = "review_statistics"  # needs what people fill in; has a test of its own
@@ -144,7 +146,9 @@ def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(re
         paths.append(tmp_path / f"reviewer{reviewer}.csv")
         filled.to_csv(paths[-1], index=False)
     spec = results.config.figures.model_copy(update={"reviews": tuple(map(str, paths))})
-    drawn = FIGURES[REVIEWED].draw(results, spec)
+    named = Results(results.folder, results.config.model_copy(update={"figures": spec}))
+    write_table(reviewed(named), results.folder / "metrics/reviews.csv")
+    drawn = FIGURES[REVIEWED].draw(named, spec)
     table = drawn.data.set_index("pattern")
     assert drawn.figure is not None
     assert table.loc["lymphocytes", "p_adjusted"] < 0.001
@@ -154,7 +158,7 @@ def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(re
         (tmp_path / "reviewer0.csv").read_text().replace("east_001,", "east_001,yes", 1)
     )
     with pytest.raises(MilError, match="write 0 or 1"):
-        FIGURES[REVIEWED].draw(results, spec)
+        reviewed(named)
 
 
 def test_sites_and_strategies_share_no_colour(results):

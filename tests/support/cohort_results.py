@@ -23,10 +23,12 @@ from mil.baselines.write import write_baselines
 from mil.config import Config
 from mil.figures import Results
 from mil.files import write_text
+from mil.metrics.agreement import reviewed
 from mil.metrics.clinical import clinical_tables
+from mil.metrics.cohort import characteristics
 from mil.metrics.comparison import compare
 from mil.metrics.localisation import localise, slides_with_truth
-from mil.metrics.score import score
+from mil.metrics.score import curves_and_folds, score
 from mil.metrics.strategies import strategies_of
 from mil.rng import rng
 from mil.slides.fingerprint import fingerprint
@@ -322,10 +324,14 @@ def score_models(results: Results) -> None:
     predictions = {name: results.predictions(name) for name in results.experiments}
     for name, experiment in results.experiments.items():
         write_table(score(predictions[name], spec, experiment), folder / f"{name}.csv")
+        for table, values in curves_and_folds(predictions[name], spec).items():
+            write_table(values, folder / f"{name}.{table}.csv")
         write_table(
             localise(slides_with_truth(results, name), spec, name, experiment), folder / f"{name}.localisation.csv"
         )
     write_table(strategies_of(results, spec), folder / "strategies.csv")
+    write_table(characteristics(results, spec.confidence), folder / "cohort.csv")
+    write_table(reviewed(results), folder / "reviews.csv")
     for name, table in clinical_tables(results, spec).items():
         write_table(table, folder / f"clinical/{name}.csv")
     write_table(compare(predictions, spec, results.experiments), folder / "comparisons.csv")

@@ -16,8 +16,13 @@ def figure_inputs(names, sites):
     """The files that figures need, from the kinds of artefact that their entries in the registry name."""
     files = {
         "predictions": expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
-        "metrics": expand("<results>/metrics/{experiment}.csv", experiment=EXPERIMENTS),
-        "comparisons": ["<results>/metrics/comparisons.csv", "<results>/metrics/strategies.csv", *CLINICAL],
+        "metrics": expand(
+            "<results>/metrics/{experiment}{of}.csv", experiment=EXPERIMENTS, of=["", ".curves", ".folds"]
+        ),
+        "comparisons": [
+            *expand("<results>/metrics/{name}.csv", name=["comparisons", "strategies", "cohort", "reviews"]),
+            *CLINICAL,
+        ],
         "localisation": LOCALISATION,
         "baselines": expand("<results>/baselines/{endpoint}/metrics.csv", endpoint=ENDPOINTS),
         "rounds": expand("<results>/runs/{experiment}/rounds.csv", experiment=EXPERIMENTS),

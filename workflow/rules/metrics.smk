@@ -16,6 +16,8 @@ rule score:
         code=code_of("metrics/score.py"),
     output:
         metrics="<results>/metrics/{experiment}.csv",
+        curves="<results>/metrics/{experiment}.curves.csv",
+        folds="<results>/metrics/{experiment}.folds.csv",
     log:
         "<logs>/score/{experiment}.log",
     benchmark:
@@ -38,9 +40,16 @@ rule compare:
         settings=["<results>/inputs/study.json", "<results>/inputs/metrics.json"],
         predictions=expand("<results>/predictions/{experiment}.csv", experiment=EXPERIMENTS),
         patients="<results>/inputs/patients.json",
-        code=code_of("metrics/comparison.py", "metrics/strategies.py", "metrics/clinical.py"),
+        bags=expand("<results>/bags/{endpoint}.csv", endpoint=ENDPOINTS),
+        census=expand("<results>/census/{site}.csv", site=SITES),
+        reviews=list(settings_of_cohort.figures.reviews),
+        code=code_of(
+            *(f"metrics/{name}.py" for name in ("agreement", "clinical", "cohort", "comparison", "strategies"))
+        ),
     output:
         comparisons="<results>/metrics/comparisons.csv",
+        cohort="<results>/metrics/cohort.csv",
+        reviews="<results>/metrics/reviews.csv",
         strategies="<results>/metrics/strategies.csv",
         clinical=CLINICAL,
     log:
