@@ -18,8 +18,8 @@ import numpy as np
 from drawn_ink import PENS, inked, with_ink
 from PIL import Image
 
-from mil.config import TissueSpec
 from mil.slides.slide import open_slide
+from mil.specs.slides import TissueSpec
 from mil.tissue import find_tissue
 
 SHARED = Path(os.environ.get("MIL_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from mil.config import TissueSpec
 from mil.slides.slide import open_slide
+from mil.specs.slides import TissueSpec
 from mil.tissue import TISSUE, find_tissue
 
 SHARED = Path(os.environ.get("MIL_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"

@@ -16,11 +16,8 @@ from mil.files import SAFE_NAME
 from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
-from mil.specs.experiments import ExperimentsSpec as ExperimentsSpec
 from mil.specs.faults import first_fault
-from mil.specs.slides import QualitySpec as QualitySpec
 from mil.specs.slides import SlidesSpec, TileSpec, TruthSpec
-from mil.specs.slides import TissueSpec as TissueSpec
 from mil.strict_yaml import load_yaml
 
 S = TypeVar("S", bound=BaseModel)

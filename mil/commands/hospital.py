@@ -3,13 +3,16 @@
 import importlib.util
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mil.commands.options import LogOption, checked_by, reporter_of
 from mil.errors import MilError
 from mil.files import require_file
+
+if TYPE_CHECKING:
+    from mil.hospital.parties import ServerSpec, SiteSpec
 
 EXTRA = ("cryptography", "dp_accounting", "nvflare")
 
@@ -30,28 +33,24 @@ site = typer.Typer(no_args_is_help=True, callback=_check_extra, help="A hospital
 ledger = typer.Typer(no_args_is_help=True, callback=_check_extra, help="The records of what crossed between hospitals.")
 
 
-def _check_server_file(path: Path) -> None:
+def _server(file: Path) -> "ServerSpec":
     from mil.hospital.parties import ServerSpec, read_own
 
-    read_own(ServerSpec, path)
+    return read_own(ServerSpec, file)
 
 
-def _check_site_file(path: Path) -> None:
+def _site(file: Path) -> "SiteSpec":
     from mil.hospital.parties import SiteSpec, read_own
 
-    read_own(SiteSpec, path)
+    return read_own(SiteSpec, file)
 
 
 def _check_ledger(path: Path) -> None:
     require_file(path, "ledger")
 
 
-ServerFile = Annotated[
-    Path, typer.Argument(help="The coordinator's file, server.yaml.", callback=checked_by(_check_server_file))
-]
-SiteFile = Annotated[
-    Path, typer.Argument(help="The hospital's file, site.yaml.", callback=checked_by(_check_site_file))
-]
+ServerFile = Annotated[Path, typer.Argument(help="The coordinator's file, server.yaml.", callback=checked_by(_server))]
+SiteFile = Annotated[Path, typer.Argument(help="The hospital's file, site.yaml.", callback=checked_by(_site))]
 WaitOption = Annotated[
     float, typer.Option("--wait", help="Seconds to wait for the server and the sites that are needed.")
 ]
@@ -71,9 +70,8 @@ def provision(
 ) -> None:
     """Make the certificate authority; later, sign the sites' requests."""
     from mil.hospital.flare import kits
-    from mil.hospital.parties import ServerSpec, read_own
 
-    spec = read_own(ServerSpec, file)
+    spec = _server(file)
     if not request:
         fingerprint = kits.make_authority(spec, file.resolve())
         typer.echo(f"authority: {spec.workspace}/authority (keep it offline, and a backup)")
@@ -88,10 +86,9 @@ def start(file: ServerFile) -> None:
     """Run the server until it is stopped; for a service manager. Sites connect to its one port."""
     from mil.hospital.flare.kits import days_left
     from mil.hospital.flare.processes import become, server_command
-    from mil.hospital.parties import ServerSpec, read_own
     from mil.hospital.preflight import SOON_DAYS
 
-    spec = read_own(ServerSpec, file)
+    spec = _server(file)
     for kit, days in days_left(spec).items():
         if days < 0:
             raise MilError(f"{spec.workspace}/{kit}: the certificate has ended; `mil server renew {file}`")
@@ -106,28 +103,25 @@ def start(file: ServerFile) -> None:
 def renew(file: ServerFile) -> None:
     """New certificates of the server and its operator; stop the server before, and start it after. Sites need nothing."""
     from mil.hospital.flare.kits import renew as renew_kits
-    from mil.hospital.parties import ServerSpec, read_own
 
-    for place in renew_kits(read_own(ServerSpec, file), file.resolve()):
+    for place in renew_kits(_server(file), file.resolve()):
         typer.echo(f"the old one is in {place}")
 
 
 @server.command()
 def revoke(file: ServerFile, member: Annotated[str, typer.Argument(help="Name of the site.")]) -> None:
     """Put a site on the list that the authority signs: it is asked no more, and the others answer nothing with it."""
-    from mil.hospital.parties import ServerSpec, read_own
     from mil.hospital.revocation import revoke as revoke_site
 
-    typer.echo(f"revoked: {member} ({revoke_site(read_own(ServerSpec, file), member)}; the sites are sent it)")
+    typer.echo(f"revoked: {member} ({revoke_site(_server(file), member)}; the sites are sent it)")
 
 
 @server.command()
 def canary(file: ServerFile, wait: WaitOption = 600.0, log: LogOption = None) -> None:
     """Two patients' slides a site, one step, the whole way there and back; nothing of it is kept. Before every real run."""
     from mil.hospital.coordinator import canary as fly
-    from mil.hospital.parties import ServerSpec, read_own
 
-    folder = fly(read_own(ServerSpec, file), reporter_of(log), wait)
+    folder = fly(_server(file), reporter_of(log), wait)
     typer.echo(f"the canary is back: every site answered ({folder}/ledger.jsonl)")
 
 
@@ -141,18 +135,16 @@ def run(
 ) -> None:
     """Run the protocol's experiment over the sites, through every interruption, until it is complete."""
     from mil.hospital.coordinator import run as run_federation
-    from mil.hospital.parties import ServerSpec, read_own
 
-    typer.echo(f"result: {run_federation(read_own(ServerSpec, file), name, reporter_of(log), wait, rehearse)}")
+    typer.echo(f"result: {run_federation(_server(file), name, reporter_of(log), wait, rehearse)}")
 
 
 @server.command()
 def status(file: ServerFile, name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     """Where a run stands, and which site was missing when."""
     from mil.hospital.coordinator import status as status_of
-    from mil.hospital.parties import ServerSpec, read_own
 
-    for line in status_of(read_own(ServerSpec, file), name).lines():
+    for line in status_of(_server(file), name).lines():
         typer.echo(line)
 
 
@@ -167,29 +159,26 @@ NotifyOption = Annotated[
 def watch_server(file: ServerFile, port: PortOption = 0, notify: NotifyOption = None, log: LogOption = None) -> None:
     """A local, read-only page: rounds, sites, losses, alarms, bytes, as this machine's records have them."""
     from mil.hospital.page import watch
-    from mil.hospital.parties import ServerSpec, read_own
     from mil.hospital.watch import Watched
 
-    watch(Watched(read_own(ServerSpec, file)), port, shlex.split(notify or ""), reporter_of(log))
+    watch(Watched(_server(file)), port, shlex.split(notify or ""), reporter_of(log))
 
 
 @site.command("watch")
 def watch_site(file: SiteFile, port: PortOption = 0, notify: NotifyOption = None, log: LogOption = None) -> None:
     """A local, read-only page: what this site gave, to whom, what it refused, epsilon, certificate, disk."""
     from mil.hospital.page import watch
-    from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.watch import Watched
 
-    watch(Watched(read_own(SiteSpec, file)), port, shlex.split(notify or ""), reporter_of(log))
+    watch(Watched(_site(file)), port, shlex.split(notify or ""), reporter_of(log))
 
 
 @site.command()
 def check(file: SiteFile) -> None:
     """Look for everything that may go wrong before joining. Nothing is sent."""
-    from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.preflight import check_site
 
-    findings = check_site(read_own(SiteSpec, file))
+    findings = check_site(_site(file))
     for one in findings:
         typer.echo(f"{one.state:8s} {one.check}: {one.sentence}")
     faults = [one for one in findings if one.state == "fault"]
@@ -210,10 +199,9 @@ def shared(
     ] = None,
 ) -> None:
     """Find patients and slides that another hospital has too; neither learns anything of the others. Say it for every file that comes."""
-    from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.shared_patients import exchange
 
-    for line in exchange(read_own(SiteSpec, file), received or [], again or []):
+    for line in exchange(_site(file), received or [], again or []):
         typer.echo(line)
 
 
@@ -221,18 +209,16 @@ def shared(
 def key(file: SiteFile) -> None:
     """Print this hospital's public key, for `sites.NAME.key` in federation.yaml; the private one is made here and stays."""
     from mil.hospital.keys import PartyKey
-    from mil.hospital.parties import SiteSpec, read_own
 
-    typer.echo(PartyKey(read_own(SiteSpec, file).workspace).public)
+    typer.echo(PartyKey(_site(file).workspace).public)
 
 
 @server.command("key")
 def server_key(file: ServerFile) -> None:
     """Print the server's public key, for `server.key` in federation.yaml; the private one is made here and stays."""
     from mil.hospital.keys import PartyKey
-    from mil.hospital.parties import ServerSpec, read_own
 
-    typer.echo(PartyKey(read_own(ServerSpec, file).workspace).public)
+    typer.echo(PartyKey(_server(file).workspace).public)
 
 
 @site.command()
@@ -249,10 +235,9 @@ def join(
     """Three steps: make a request; make the kit from what came back; run the site until it is stopped."""
     from mil.hospital.flare import kits
     from mil.hospital.flare.processes import become, site_command
-    from mil.hospital.parties import SiteSpec, read_own
     from mil.hospital.preflight import check_site
 
-    spec = read_own(SiteSpec, file)
+    spec = _site(file)
     kit = Path(spec.workspace) / kits.SITE_KIT
     if signed is not None:
         if not fingerprint:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, RootModel, model_validator
+from pydantic import Field, model_validator
 
 from mil.spec import Spec
 from mil.specs.models import ClinicalSpec, ModelSpec
@@ -103,7 +103,3 @@ class ExperimentSpec(Spec):
         if isinstance(self.model, ClinicalSpec) and not self.covariates:
             raise ValueError("model clinical needs covariates")
         return self
-
-
-class ExperimentsSpec(RootModel[dict[str, ExperimentSpec]]):
-    """Experiments by name."""

@@ -206,18 +206,15 @@ class UserHeadSpec(HeadSpec):
 
 # Owkin: HistoSSLscaling conf/slide_level_task/cross_validation/model/*.yaml, FLamby fed_camelyon16/model.py,
 # Substrafl benchmark/camelyon/common/weldon.py.
+ABMIL = {"name": "gated_attention", "hidden": 128, "activation": "none", "attention": 128, "classifier": (128, 64)}
+# Ilse et al. 2018, supplement: MUSK, Fox, Tiger, Elephant. The share of dropout is Wang et al.'s MI-Net's, 2018.
+ILSE = {"before": (256, 128), "hidden": 64, "init": "xavier", "attention": 64, "dropout": 0.5}
 PRESETS: dict[str, dict[str, Any]] = {
     "linear_probe": {"name": "mean"},
     "owkin_meanpool": {"name": "mean"},
     "owkin_chowder": {"name": "chowder", "top": 10, "bottom": 10, "tile_hidden": (128,), "hidden": (128, 64)},
     "owkin_weldon": {"name": "weldon", "top": 10, "bottom": 10},
-    "owkin_abmil": {
-        "name": "gated_attention",
-        "hidden": 128,
-        "activation": "none",
-        "attention": 128,
-        "classifier": (128, 64),
-    },
+    "owkin_abmil": ABMIL,
     "owkin_dsmil": {
         "name": "dsmil",
         "score_hidden": (200, 100),
@@ -229,30 +226,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss": "mean",
     },
     "owkin_transmil": {"name": "transmil", "dropout": 0.0},
-    # Ilse et al. 2018, supplement: MUSK, Fox, Tiger, Elephant. The share of dropout is Wang et al.'s MI-Net's, 2018.
-    "ilse_attention": {
-        "name": "attention",
-        "before": (256, 128),
-        "hidden": 64,
-        "init": "xavier",
-        "attention": 64,
-        "dropout": 0.5,
-    },
-    "ilse_gated_attention": {
-        "name": "gated_attention",
-        "before": (256, 128),
-        "hidden": 64,
-        "init": "xavier",
-        "attention": 64,
-        "dropout": 0.5,
-    },
-    "flamby_deepmil": {
-        "name": "gated_attention",
-        "hidden": 128,
-        "activation": "none",
-        "attention": 128,
-        "classifier": (128, 64),
-    },
+    "ilse_attention": {"name": "attention", **ILSE},
+    "ilse_gated_attention": {"name": "gated_attention", **ILSE},
+    "flamby_deepmil": ABMIL,
 }
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from mil.config import QualitySpec, TileSpec
+from mil.config import TileSpec
 from mil.slides.slide import NEAREST_LEVEL, Slide
+from mil.specs.slides import QualitySpec
 from mil.tiles.tiles import Tiles
 from mil.tissue.contrast import LEAST_DENSITY, density, glass_of
 from mil.tissue.ink import ink

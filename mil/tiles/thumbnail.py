@@ -5,10 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mil.config import QualitySpec
 from mil.errors import SlideError
 from mil.files import replacing
 from mil.slides.slide import Slide
+from mil.specs.slides import QualitySpec
 from mil.tiles.quality import flagged
 from mil.tiles.tiles import Tiles
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from mil.config import TissueSpec
 from mil.errors import SlideError
+from mil.specs.slides import TissueSpec
 from mil.tissue import contrast, otsu
 from mil.tissue.contrast import glass_of
 from mil.tissue.ink import ink_on_glass

@@ -7,7 +7,7 @@ Unlike one threshold on saturation or grey, this finds faint and fatty tissue be
 import cv2
 import numpy as np
 
-from mil.config import TissueSpec
+from mil.specs.slides import TissueSpec
 from mil.tissue.registry import TISSUE
 
 ASSUMED_GLASS = np.array([245.0, 245.0, 245.0])  # where a slide shows none: a crop from within the tissue

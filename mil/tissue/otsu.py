@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from mil.config import TissueSpec
+from mil.specs.slides import TissueSpec
 from mil.tissue.registry import TISSUE
 
 

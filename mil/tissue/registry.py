@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mil.config import TissueSpec
 from mil.registry import Registry
+from mil.specs.slides import TissueSpec
 
 TissueMethod = Callable[[np.ndarray, float, TissueSpec], np.ndarray]
 

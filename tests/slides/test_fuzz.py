@@ -10,11 +10,12 @@ from PIL import Image
 from test_slide import write_slide
 from test_slide_readers import texture, write_jpeg_tiles
 
-from mil.config import QualitySpec, SlidesSpec, TileSpec, TissueSpec
+from mil.config import SlidesSpec, TileSpec
 from mil.errors import SlideError
 from mil.rng import rng
 from mil.slides.check import look_at
 from mil.slides.slide import open_slide
+from mil.specs.slides import QualitySpec, TissueSpec
 from mil.tiles import tile_slide
 
 pytestmark = [pytest.mark.slow, pytest.mark.repeated]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from mil.config import TileSpec, TissueSpec
+from mil.config import TileSpec
 from mil.errors import SlideError
 from mil.slides.slide import open_slide
+from mil.specs.slides import TissueSpec
 from mil.tiles.grid import _edges, check_magnification, grid, shares, tile_slide
 from mil.tissue.unscanned import unscanned
 

@@ -11,11 +11,12 @@ from test_slide import ramp, sheet, write_slide
 from test_slide_readers import texture, write_jpeg_tiles
 
 from mil import hdf5
-from mil.config import EncoderSpec, SlidesSpec, TileSpec, TissueSpec
+from mil.config import EncoderSpec, SlidesSpec, TileSpec
 from mil.errors import SlideError
 from mil.progress import quiet
 from mil.slides.check import check_slides
 from mil.slides.slide import Reading, open_slide
+from mil.specs.slides import TissueSpec
 from mil.tiles import TILES, tile_shard, tile_slide
 
 SPEC = TileSpec(size_px=64, mpp=0.5, tissue=TissueSpec(mpp=4.0, min_area_um2=100, margin_um=0))

@@ -10,12 +10,13 @@ from test_slide import sheet, write_slide
 from test_slide_readers import texture, write_jpeg_tiles
 
 from mil import hdf5
-from mil.config import QualitySpec, SlidesSpec, TileSpec, TissueSpec
+from mil.config import SlidesSpec, TileSpec
 from mil.errors import MilError
 from mil.progress import quiet
 from mil.slides.check import check_slides, look_at
 from mil.slides.readers.openslide import OpenSlideReader
 from mil.slides.slide import open_slide
+from mil.specs.slides import QualitySpec, TissueSpec
 from mil.tiles import contact_sheet, tile_shard, tile_slide, tissue_outliers
 from mil.tiles.contact import write_contact_sheet
 from mil.tiles.quality import FLAGS, blur_of, flagged, straight_edges

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from mil.config import TissueSpec
 from mil.errors import SlideError
+from mil.specs.slides import TissueSpec
 from mil.tissue import find_tissue, masks, tidied
 from mil.tissue.masks import read_mask, to_geojson
 from mil.tissue.unscanned import large_pieces, unscanned, without_unscanned

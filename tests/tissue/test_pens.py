@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from drawn_ink import PENS, inked, with_ink
 
-from mil.config import TissueSpec
 from mil.slides.slide import open_slide
+from mil.specs.slides import TissueSpec
 from mil.tissue import find_tissue
 from mil.tissue.contrast import glass_of
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from test_slide_readers import texture
 
-from mil.config import TissueSpec
 from mil.errors import MilError, SlideError
 from mil.slides.slide import open_slide
+from mil.specs.slides import TissueSpec
 from mil.tissue import TISSUE, find_tissue
 from mil.tissue.contrast import glass_of
 from mil.tissue.masks import read_mask, to_geojson
