@@ -124,7 +124,7 @@ LOCALISATION = (
 )
 """`metrics/{experiment}.localisation.csv` after what names the experiment, a row per site and metric."""
 SUBGROUPS = ("variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs", "p_adjusted")
-"""`metrics/clinical/subgroups.csv`, a row per level of a variable."""
+"""`metrics/clinical/subgroups.csv` after the experiment, a row per level of a variable."""
 ASSOCIATIONS = ("analysis", "variable", "patients", "events", "value", "low", "high", "p", "p_adjusted", "method")
 """`metrics/clinical/associations.csv`, a row per analysis and variable; `method` says why an analysis has no value."""
 SURVIVAL = ("group", "time", "survival", "low", "high", "at_risk")

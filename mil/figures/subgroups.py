@@ -29,6 +29,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if not results.config.metrics.subgroups:
         raise Absent("no subgroup is named (metrics.subgroups in the cohort file)")
     table = results.clinical("subgroups")
+    table = table[table["experiment"] == results.main].drop(columns="experiment")
     lines = _lines(table)
     picture = new_figure(150, 14 + ROW_MM * len(lines))
     words, axes = picture.subplots(1, 2, sharey=True, gridspec_kw=AREAS)

@@ -14,6 +14,7 @@ from mil.metrics.subgroups import subgroup_aurocs
 from mil.schemas import ASSOCIATIONS, SUBGROUPS, SURVIVAL
 from mil.statistics.multiplicity import holm
 from mil.statistics.survival import c_index_interval, cox_models, kaplan_meier, log_rank
+from mil.tables import stacked
 
 if TYPE_CHECKING:
     from mil.config import MetricsSpec
@@ -29,17 +30,15 @@ Row = dict[str, Any]
 
 
 def clinical_tables(results: "Results", spec: "MetricsSpec") -> dict[str, pd.DataFrame]:
-    """Tables `subgroups`, `associations` and `survival` of the main experiment; without rows where the cohort lacks their columns.
+    """Tables `associations` and `survival` of the main experiment, `subgroups` of all; without rows where the cohort lacks their columns.
 
     They are made for endpoints of two classes. Patients of training sites count with their held-out scores.
     """
-    subgroups, curves, rows = pd.DataFrame(columns=SUBGROUPS), pd.DataFrame(columns=SURVIVAL), []
+    curves, rows = pd.DataFrame(columns=SURVIVAL), []
     patients = scores = pd.DataFrame()
     with suppress(Absent):  # no patient table or no prediction on this machine
         patients, scores = results.patients(), main_scores(results)
     if len(scores) and results.two_classes:
-        if spec.subgroups:
-            subgroups = subgroup_aurocs(scores, patients, spec.subgroups, spec.confidence)
         by_patient = scores.set_index("patient_id")
         columns = clinical_columns(spec)
         if columns:
@@ -52,17 +51,34 @@ def clinical_tables(results: "Results", spec: "MetricsSpec") -> dict[str, pd.Dat
                 curves = kaplan_meier(followed, spec.confidence)[list(SURVIVAL)]
                 rows += _survival(followed, patients, spec)
     return {
-        "subgroups": subgroups,
+        "subgroups": _subgroups(results, spec),
         "associations": pd.DataFrame(rows, columns=ASSOCIATIONS),
         "survival": curves,
     }
 
 
-def main_scores(results: "Results") -> pd.DataFrame:
-    """patient_id, site, label and score of the patients of all sites; a patient's score is the mean over models that did not see them."""
-    there = [results.main_scope(site).table for site in results.sites if results.has_scores(site)]
+def _subgroups(results: "Results", spec: "MetricsSpec") -> pd.DataFrame:
+    parts = [pd.DataFrame(columns=["experiment", *SUBGROUPS])]
+    for name in results.experiments if spec.subgroups else ():
+        with suppress(Absent):
+            if results.kind_of(name).two_classes:
+                scores = main_scores(results, name)
+                table = subgroup_aurocs(scores, results.patients(), spec.subgroups, spec.confidence)
+                parts.append(table.assign(experiment=name))
+    return stacked(parts)[parts[0].columns]
+
+
+def main_scores(results: "Results", experiment: str | None = None) -> pd.DataFrame:
+    """patient_id, site, label and score of all sites' patients, by the main experiment or another one.
+
+    A patient's score is the mean over models that did not see them.
+    """
+    there = []
+    for site in results.sites:
+        with suppress(Absent):
+            there.append(results.main_scope(site, experiment).table)
     if not there:
-        raise Absent(f"{results.main} has no predictions")
+        raise Absent(f"{experiment or results.main} has no predictions")
     return pd.concat(there, ignore_index=True)
 
 

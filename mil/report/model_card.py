@@ -13,7 +13,6 @@ from mil.figures.arms import input_name
 from mil.figures.layout import with_interval
 from mil.figures.style import model_name, strategy_name
 from mil.metrics.score import primary
-from mil.metrics.subgroups import subgroup_aurocs
 from mil.report.claims import leak_warning
 from mil.report.limits import limits
 from mil.results.results import Absent, Results
@@ -113,13 +112,10 @@ def _performance(results: Results, experiment: str) -> pd.DataFrame:
 
 def _subgroups(results: Results, experiment: str) -> pd.DataFrame:
     """AUROC by subgroup of patients whom no model that scores them was trained on."""
-    columns = results.config.metrics.subgroups
-    if not columns or results.kind_of(experiment).name != "binary":
+    table = results.clinical("subgroups")
+    table = table[table["experiment"] == experiment]
+    if table.empty:
         raise Absent("no subgroup is named in metrics.subgroups, or the endpoint has no two classes")
-    there = [scope for scope in results.scopes(experiment) if scope.split != "transfer" and scope.site in results.sites]
-    first = {scope.site: scope for scope in reversed(there)}
-    scores = pd.concat([scope.table for scope in first.values()], ignore_index=True)
-    table = subgroup_aurocs(scores, results.patients(), columns, results.config.metrics.confidence)
     return pd.DataFrame(
         {
             "Variable": table["variable"],

@@ -154,17 +154,16 @@ class Results:
     def scopes(self, experiment: str) -> list[Scope]:
         """Every arm of an experiment on every site, in a fixed order; read once."""
         if experiment not in self._scopes:
-            self._scopes[experiment] = list(scopes(self._checked(experiment)))
+            checked = self.kind_of(experiment).checked(self.predictions(experiment), f"predictions of {experiment}")
+            self._scopes[experiment] = list(scopes(checked))
         return self._scopes[experiment]
 
-    def _checked(self, experiment: str) -> pd.DataFrame:
-        return self.kind_of(experiment).checked(self.predictions(experiment), f"predictions of {experiment}")
-
-    def main_scope(self, site: str) -> Scope:
-        """The main experiment's scores at a site or group of sites: of a local strategy the own site's, or the ensemble's."""
-        there = [scope for scope in self.scopes(self.main) if scope.site == site and scope.split != "transfer"]
+    def main_scope(self, site: str, experiment: str | None = None) -> Scope:
+        """Scores of the main experiment, or another one, at a site or group of sites: of a local strategy the own site's, or the ensemble's."""
+        name = experiment or self.main
+        there = [scope for scope in self.scopes(name) if scope.site == site and scope.split != "transfer"]
         if not there:
-            raise Absent(f"{self.main} has no predictions at {site}")
+            raise Absent(f"{name} has no predictions at {site}")
         by_model = {scope.trained_on: scope for scope in there}
         return next((by_model[name] for name in (OWN_SITE, site, ENSEMBLE) if name in by_model), there[0])
 
@@ -227,10 +226,7 @@ class Results:
 
     def clinical(self, name: str) -> pd.DataFrame:
         """The main experiment beside the patient table: `subgroups`, `associations` or `survival`; `Absent` when empty."""
-        table = self.table("metrics", "clinical", f"{name}.csv")
-        if table.empty:
-            raise Absent(f"metrics/clinical/{name}.csv has no row: the cohort lacks the columns or the events for it")
-        return table
+        return self._filled("the cohort lacks the columns or the events for it", "metrics", "clinical", f"{name}.csv")
 
     def cohort(self) -> pd.DataFrame:
         """Characteristics of the main endpoint's patients by site, with tests between the sites."""
@@ -238,12 +234,9 @@ class Results:
 
     def reviews(self) -> pd.DataFrame:
         """What reviewers saw in tiles of high and of low attention; `Absent` before sheets were filled and compared."""
-        table = self.table("metrics", "reviews.csv")
-        if table.empty:
-            raise Absent(
-                "metrics/reviews.csv has no row: draw review_sheet, name the filled sheets, then run `mil compare`"
-            )
-        return table
+        return self._filled(
+            "draw review_sheet, name the filled sheets, then run `mil compare`", "metrics", "reviews.csv"
+        )
 
     def comparisons(self) -> pd.DataFrame:
         """Paired comparisons of the run's experiments."""
@@ -332,9 +325,13 @@ class Results:
 
     def about_features(self, endpoint: str, name: str) -> pd.DataFrame:
         """A table that `mil baseline` made from all sites' features: components, curves, clusters, ...; `Absent` when empty."""
-        table = self.table("baselines", endpoint, f"{name}.csv")
+        return self._filled("this cohort has nothing to fill it with", "baselines", endpoint, f"{name}.csv")
+
+    def _filled(self, why: str, *parts: str) -> pd.DataFrame:
+        """The CSV at `parts`; `Absent` where it has no row, which `why` explains."""
+        table = self.table(*parts)
         if table.empty:
-            raise Absent(f"baselines/{endpoint}/{name}.csv has no row: this cohort has nothing to fill it with")
+            raise Absent(f"{'/'.join(parts)} has no row: {why}")
         return table
 
     def _stack(self, what: str, names: Iterable[str], read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
