@@ -72,6 +72,8 @@ def _end(error: BaseException) -> NoReturn:
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
         line = f"error: {where}{reason_of(error)}{way_out(error)}"
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        line = f"error: {str(error).split('. ')[0]}; end what else runs on the GPU, and run the same command again to go on"
     else:
         raise error
     report_failure(line)

@@ -15,7 +15,7 @@ from mil.errors import MilError
 from mil.progress import Reporter
 
 GIVEN = ("SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")  # environment variables by which a job is given GPUs
-_claims: list[TextIO] = []  # open as long as the process lives: the kernel lets go of a lock when its holder dies
+_claims: dict[Path, TextIO] = {}  # open as long as the process lives: the kernel lets go of a lock when its holder dies
 
 
 def best_device() -> torch.device:
@@ -42,17 +42,23 @@ def _why_unusable() -> str:
 
 
 def claimed(names: list[str], folder: Path | None = None) -> int | None:
-    """The first of the devices `names` whose lock file in `folder` was free, and is this process's from now on; None: all taken."""
+    """The first of the devices `names` whose lock file in `folder` was free, and is this process's from now on; None: all taken.
+
+    A process that asks again gets the same device.
+    """
     folder = folder or Path(tempfile.gettempdir()) / f"mil-devices-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    for index, name in enumerate(names):
-        lock = open(folder / f"{name}.lock", "w")  # noqa: SIM115  closed by `claimed` below or by the process's end
+    paths = [folder / f"{name}.lock" for name in names]
+    if (mine := next((index for index, path in enumerate(paths) if path in _claims), None)) is not None:
+        return mine
+    for index, path in enumerate(paths):
+        lock = open(path, "w")  # noqa: SIM115  closed by `claimed` below or by the process's end
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             continue
-        _claims.append(lock)
+        _claims[path] = lock
         return index
     return None
 

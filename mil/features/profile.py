@@ -1,5 +1,6 @@
 """Where a shard's time went: seconds by stage, tiles a second, the share of time that the device was busy."""
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -57,4 +58,10 @@ class Profile:
             alone = self.tiles * workers / seconds if seconds > 0 else float("inf")
             who = f" of {workers} readers" if workers > 1 else ""
             found.append(f"  {stage}: {seconds:,.1f} s{who}, {alone:,.0f} tiles/s if nothing else ran")
+        reading, encoder = (self.seconds.get(stage, 0.0) for stage in ("reading", "encoder"))
+        if encoder and reading > encoder * self.readers and not self.device.startswith("the CPU"):
+            cores = math.ceil(reading / encoder) + 1
+            found.append(
+                f"  short of readers: with {cores} cores {self.device} would be busy (`set-threads: extract` of the profile)"
+            )
         return found

@@ -37,6 +37,9 @@ COMPILE_FROM = 3e15
 the time of uncompiled steps at an assumed 150 TFLOP/s. Not measured on a GPU."""
 MADE, READ, DROPPED = 5, 3, 3
 """Copies of the numbers that layers make of a tile, of the tile, and of the numbers that dropout sees, while a call runs."""
+UPDATING = 4
+"""Copies of all models' weights, in fp32, that a step needs besides its calls: their sum of gradients, the folded weights, what
+the optimiser computes."""
 LARGEST = 2**31
 """Numbers that layers make of the tiles of one call; larger calls gain nothing."""
 
@@ -69,31 +72,60 @@ class Card:
             self.output, self.optimise = cached_compile(self._output), cached_compile(self.optimise)
             self.fitting.give_up = self._eager
 
-    def train(self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], places: Places) -> np.ndarray:
-        """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none)."""
+    def train(
+        self, learners: Learners, state: OptimiserState | None, plans: Sequence[Plan], places: Places
+    ) -> np.ndarray:
+        """Take every learner through its plan, in place; the mean loss over its bags (NaN: it had none).
+
+        Without a `state` all begin afresh. Where the GPU's memory is too small for all learners, it takes half of them at a time.
+        """
         losses = np.full(len(plans), np.nan, np.float32)
         order = sorted((k for k, plan in enumerate(plans) if plan.batches), key=lambda k: -len(plans[k].batches))
         if not order:
             return losses
-        where = None if order == list(range(len(plans))) else upload(np.array(order), self.device)
-        own, its = (learners, state) if where is None else (learners[where], state[where])
-        chosen = [plans[k] for k in order]
-        pairs = self._table([plan.batches for plan in chosen], places)
-        lessons = Lessons.of(pairs, own, [plan.stream for plan in chosen], self.data, self.endpoint, places)
-        reach = Reach(self.data.source, pairs, places, self.device, self.method.dtype)
-        budget = self.fitting.bytes()
+        begun = None
+        try:
+            begun = self._begun(learners, state, plans, order, places)
+        except RuntimeError as error:
+            self.fitting.relieve(error, len(order), "models")
+        if begun is None:  # here, where what the error held is free
+            for half in (slice(len(plans) // 2), slice(len(plans) // 2, None)):
+                mine = None if state is None else state[half]
+                losses[half] = self.train(learners[half], mine, plans[half], places)
+            return losses
+        where, own, its, pairs, lessons, reach, budget = begun
         steps = [list(pairs.calls(number, self.cost, budget)) for number in range(pairs.steps())]
         following = dict(pairwise(call for calls in steps for call in calls))
         for number, calls in enumerate(steps):
-            active = sum(len(plan.batches) > number for plan in chosen)
+            active = sum(len(plans[k].batches) > number for k in order)
             step = _Step(self, own[:active], pairs, lessons, reach, following)
             gradient = step.gradient(calls)
             self._update(own[:active], its[:active], gradient)
         if where is not None:
             learners.rows[where] = own.rows
-            state.put(where, its)
+            if state is not None:
+                state.put(where, its)
         losses[order] = lessons.means(len(order))
         return losses
+
+    def _begun(
+        self,
+        learners: Learners,
+        state: OptimiserState | None,
+        plans: Sequence[Plan],
+        order: list[int],
+        places: Places,
+    ) -> tuple[Tensor | None, Learners, OptimiserState, PairTable, Lessons, Reach, int]:
+        """What a round keeps on the GPU (first the numbers of its learners; none: all, as they lie), and the bytes that a call may take."""
+        chosen = [plans[k] for k in order]
+        where = None if order == list(range(len(plans))) else upload(np.array(order), self.device)
+        own = learners if where is None else learners[where]
+        its = state if where is None or state is None else state[where]
+        its = its or OptimiserState.zeros(own.rows, self.method.second)
+        pairs = self._table([plan.batches for plan in chosen], places)
+        lessons = Lessons.of(pairs, own, [plan.stream for plan in chosen], self.data, self.endpoint, places)
+        reach = Reach(self.data.source, pairs, places, self.device, self.method.dtype)
+        return where, own, its, pairs, lessons, reach, self.fitting.bytes(UPDATING * 4 * own.rows.numel())
 
     def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its bags, float32."""
@@ -222,8 +254,8 @@ class _Step:
             Output(logits, None, side), self.lessons.targets[part], self.lessons.present[part], self.card.endpoint
         )
         parts = torch.autograd.grad((losses * self.lessons.share[part]).sum(), list(own.values()))
-        self._add(call, parts)
         self.lessons.losses[part] = losses.detach() * self.lessons.balance[part]
+        self._add(call, parts)  # last: where memory is short before, the call is taken again in halves
 
     def _joint(self, calls: Sequence[Call]) -> None:
         """Losses that depend on the whole batch: first all logits, then the gradient, call by call."""

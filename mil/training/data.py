@@ -23,6 +23,11 @@ class Method:
     """fp32 or bf16."""
 
     @property
+    def second(self) -> bool:
+        """Whether the optimiser keeps a second moment of the gradient."""
+        return self.optimiser != "sgd"
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the numbers in matrix products."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32

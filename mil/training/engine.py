@@ -106,7 +106,7 @@ class Engine:
 
     def fresh(self, rows: Tensor) -> OptimiserState:
         """The optimiser's state before its first step."""
-        return OptimiserState.zeros(rows, second=self.method.optimiser != "sgd")
+        return OptimiserState.zeros(rows, self.method.second)
 
     def train(
         self, learners: Learners, state: OptimiserState | None, plans: Sequence[Plan], places: Places
@@ -116,7 +116,7 @@ class Engine:
         Without a `state` all begin afresh, and what the optimiser learns is forgotten afterwards.
         """
         if self.card is not None:
-            return self.card.train(learners, state or self.fresh(learners.rows), plans, places)
+            return self.card.train(learners, state, plans, places)
         table = LearnerTable(places, places.sizes.numpy())
         steps = StepGroups.of([plan.batches for plan in plans], table.sizes, self.limits)
         order, losses = steps.order(), np.full(len(plans), np.nan, np.float32)

@@ -31,14 +31,15 @@ class Fitting:
     budget: int | None = None
     """Bytes; none: a share of what is free when first asked for."""
 
-    def bytes(self) -> int:
-        """The budget."""
+    def bytes(self, reserved: int = 0) -> int:
+        """The budget. `reserved`: bytes that a step needs besides its calls; where they are not there, `OutOfMemoryError`."""
         if self.budget is None:
             self.budget = self.largest
             if self.device.type == "cuda":
+                torch.empty(reserved, dtype=torch.uint8, device=self.device)
                 free = torch.cuda.mem_get_info(self.device)[0]
                 free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-                self.budget = min(self.largest, int(SHARE * free))
+                self.budget = min(self.largest, int(SHARE * max(free - reserved, 0)))
                 self.reporter.note(f"GPU memory: {free / 2**30:.1f} GiB free, {self.budget / 2**30:.1f} GiB for a step")
         return self.budget
 
@@ -50,32 +51,37 @@ class Fitting:
         for half in call.halves():
             self.run(half, work)
 
+    def relieve(self, error: RuntimeError, count: int, what: str) -> None:
+        """Where the GPU's memory was too small for `count` models or bags: say that half of them are taken. Any other error is raised."""
+        if not short_of_memory(error):
+            raise error
+        if count == 1:
+            raise MilError(
+                f"the GPU's memory is too small for one of the {what}; end what else runs on the GPU, set training.max_tiles, or take "
+                "a smaller model"
+            ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.reporter.say(f"the GPU's memory is too small for {count} {what} at once; going on with {count // 2}")
+
     def _done(self, call: Call, work: Callable[[Call], None]) -> bool:
         """Whether there was memory enough."""
         started, pairs = time.perf_counter(), call.stop - call.first
         try:
             work(call)
         except COMPILING as error:
-            short = isinstance(error, RuntimeError) and short_of_memory(error)
-            if not short and self.give_up is None:
-                raise
-            if short and pairs == 1:
-                raise MilError(
-                    f"the GPU's memory is too small for a bag of {call.tiles} tiles; set training.max_tiles, or end what else "
-                    "runs on the GPU"
-                ) from error
+            if self.give_up is None or (isinstance(error, RuntimeError) and short_of_memory(error)):
+                if not isinstance(error, RuntimeError):
+                    raise
+                self.relieve(error, pairs, "bags")
+                self.budget = (pairs // 2) * (call.tiles * self.cost.tile + self.cost.pair)
+                return False
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         else:
             if self.give_up is not None:
                 self.give_up = None
                 self.reporter.note(f"compiling the step took {time.perf_counter() - started:.0f} s")
             return True
-        if not short and self.give_up is not None:  # compiling failed
-            self.give_up(reason)
-            self.give_up = None
-            return self._done(call, work)
-        self.budget = (pairs // 2) * (call.tiles * self.cost.tile + self.cost.pair)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.reporter.say(f"the GPU's memory is too small for {pairs} bags at once; going on with {pairs // 2}")
-        return False
+        self.give_up(reason)  # compiling failed
+        self.give_up = None
+        return self._done(call, work)

@@ -12,6 +12,7 @@ import torch
 from mil import hdf5
 from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
+from mil.features.device import short_of_memory
 from mil.features.identity import check_made_by, check_same, described_features
 from mil.files import file_name
 from mil.machine import memory_given
@@ -180,7 +181,12 @@ class FeatureStore:
             there = self.tiles.numel() * (self.tiles.itemsize if centre is None else 2)
             if there > RESIDENT * torch.cuda.mem_get_info(device)[0]:
                 return Pinned(self.tiles, device, centre, reporter)
-        return Resident(self.tiles, device, centre)
+        try:
+            return Resident(self.tiles, device, centre)
+        except RuntimeError as error:  # another process has taken the memory meanwhile
+            if not short_of_memory(error):
+                raise
+            return Pinned(self.tiles, device, centre, reporter)
 
     def require(self, patients: Iterable[str]) -> np.ndarray:
         """Bag numbers of the patients; one that was not read is an error."""

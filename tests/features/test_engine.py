@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mil import cli, hdf5
+from mil.bench.rates import measure
 from mil.commands import options
 from mil.config import EncoderSpec
 from mil.encoders.build import build
@@ -24,8 +26,10 @@ from mil.features.device import best_device, claimed
 from mil.features.engine import EncoderEngine
 from mil.features.profile import Profile
 from mil.features.shard import extract_shard
+from mil.hospital.local import device_of
 from mil.progress import Reporter
 from mil.tables import write_table
+from mil.training.precision import Computing
 
 REPEATS = int(os.environ.get("REPEATS", "1"))
 
@@ -117,6 +121,21 @@ def test_a_job_that_was_given_a_gpu_it_cannot_use_ends_in_a_line(monkeypatch, na
     assert best_device().type == "cpu"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a usable GPU is here")
+@pytest.mark.parametrize("place", ["extract", "train", "site", "bench"])
+def test_so_does_every_command_that_computes(monkeypatch, place):
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    spec = EncoderSpec(name="colour")
+    begin = {
+        "extract": lambda: EncoderEngine(build(spec), spec),
+        "train": lambda: Computing.best("auto"),
+        "site": lambda: device_of(SimpleNamespace(device="auto"), SimpleNamespace(privacy=None)),
+        "bench": lambda: measure([spec], 1, 1.0, print),
+    }
+    with pytest.raises(MilError, match="SLURM_JOB_GPUS=0 gives this job a GPU"):
+        begin[place]()
+
+
 def test_where_not_even_one_tile_fits_it_ends_with_the_way_out():
     with pytest.raises(MilError, match="too small for a single tile"):
         hungry(0)(np.zeros((3, 8, 8, 3), np.uint8))
@@ -145,7 +164,8 @@ def test_fp16_is_for_gpus():
 
 
 def claim(names, folder, answers):
-    answers.put(claimed(names, folder))
+    first = claimed(names, folder)
+    answers.put(first if claimed(names, folder) == first else "another when asked again")
     answers.get()  # holds it until told
 
 
@@ -180,6 +200,16 @@ def test_the_profile_says_each_stages_rate_and_the_devices_busy_share():
         "  waiting for readers: 1.0 s",
         "  writing: 0.5 s, 2,000 tiles/s if nothing else ran",
     ]
+
+
+def test_the_profile_says_how_many_cores_a_gpu_lacks():
+    profile = Profile("the GPU", readers=7, tiles=1000, wall=10.0)
+    profile.add("reading", 70.0)
+    profile.add("encoder", 5.0)
+    assert (
+        profile.lines()[-1]
+        == "  short of readers: with 15 cores the GPU would be busy (`set-threads: extract` of the profile)"
+    )
 
 
 @pytest.mark.parametrize("profile", [False, True])

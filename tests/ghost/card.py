@@ -1,4 +1,4 @@
-"""A simulated CUDA card: tensors say cuda:0, hold real numbers on the CPU, and refuse to mix with those of the CPU.
+"""A simulated CUDA card (and, where torch is built for CUDA, a real one under the same name): tensors say cuda:0, hold real numbers on the CPU, and refuse to mix with those of the CPU.
 
 `with simulated_card() as log:` patches torch.cuda for one block. `log` counts every call that would make the host wait for a
 real card (a copy that is not asynchronous, `.item()`, `equal`, `nonzero`, ...) by the line of `mil` that made it, and the
@@ -6,6 +6,7 @@ bytes that live on the card and their peak. Kernels, compiled code and time are 
 """
 
 import traceback
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +42,10 @@ class Log:
         self.waits: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.total_bytes, self.live_bytes, self.peak_bytes = total_bytes, 0, 0
+        self.allocations = 0
+        self.fails_at: int | None = None
+        """Number of the allocation that fails though there is memory; the next one succeeds."""
+        self.failure = "CUDA out of memory"
         self._held: dict[int, int] = {}
 
     def wait(self, why: str) -> None:
@@ -56,6 +61,10 @@ class Log:
         if key in self._held:
             return
         size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
+        self.allocations += 1
+        if self.allocations == self.fails_at:
+            kind = torch.cuda.OutOfMemoryError if "out of memory" in self.failure else RuntimeError  # cuBLAS and cuDNN
+            raise kind(f"{self.failure} (simulated card)")
         if self.live_bytes + size > self.total_bytes:
             raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes (simulated card)")
         self._held[key] = size
@@ -281,10 +290,53 @@ def on_stream(_: Any) -> Iterator[None]:
     yield
 
 
+class RealLog(Log):
+    """Of a real card: PyTorch's warnings of calls that wait, and its allocator's numbers. Not yet run on one."""
+
+    live_bytes = property(lambda _: torch.cuda.memory_allocated(), lambda _, value: None)
+    peak_bytes = property(lambda _: torch.cuda.max_memory_allocated(), lambda *_: torch.cuda.reset_peak_memory_stats())
+    total_bytes = property(lambda self: self._total, lambda self, value: self._limit(value))
+
+    def _limit(self, value: int) -> None:
+        real = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, value / real))
+        self._total = min(value, real)
+
+    def warned(self, _: Any, __: Any, filename: str, line: int, *___: Any) -> None:
+        """In place of `warnings.showwarning`."""
+        self.waits[f"wait @ {filename.split('/mil/')[-1]}:{line}" if "/mil/" in filename else "wait @ test"] += 1
+
+
+@contextmanager
+def real_card(total_bytes: int) -> Iterator[Log]:
+    """The card of this machine, as `simulated_card`."""
+    log = RealLog(total_bytes)
+    synchronize = torch.cuda.Event.synchronize
+
+    def waited(event: torch.cuda.Event) -> None:
+        log.wait("event")
+        synchronize(event)
+
+    with warnings.catch_warnings(), mock.patch.object(torch.cuda.Event, "synchronize", waited):
+        warnings.simplefilter("always")
+        warnings.showwarning = log.warned
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield log
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            log.total_bytes = 2**62
+
+
 @contextmanager
 def simulated_card(total_bytes: int = 80 * 2**30, register_code: int = 0) -> Iterator[Log]:
     """A card with `total_bytes` of memory for the block; `register_code`: what registering host memory returns (0: success)."""
     global _log
+    if torch.version.cuda is not None:
+        with real_card(total_bytes) as real:
+            yield real
+        return
     _log = log = Log(total_bytes)
     patches: dict[str, Any] = {
         "is_available": lambda: True,

@@ -23,13 +23,25 @@ from mil.features.engine import EncoderEngine
 from mil.features.stain import change_of
 from mil.progress import Reporter
 
-CASES = {
+FAMILIES = {
     "colour": {"name": "colour"},
     "vit": {"name": "lunit_dino_s16", "weights": "random"},
-    "convolutions": {"name": "resnet50_layer3", "weights": "random"},
+    "resnet": {"name": "resnet50_layer3", "weights": "random"},
+    "efficientnet": {"name": "efficientnet_lite0"},
+    "swin": {"name": "ctranspath", "weights": "random"},
+    "conch": {"name": "conch", "weights": "random"},
+}
+CASES = {
+    "colour": {"name": "colour"},
+    "vit": FAMILIES["vit"],
+    "convolutions": FAMILIES["resnet"],
     "macenko": {"name": "colour", "stain": "macenko"},
     "reinhard": {"name": "colour", "stain": "reinhard"},
 }
+
+FAILURES = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+EVERY = 29
+"""So many-th allocation is made to fail; a batch makes some hundreds."""
 
 
 def difference(features: np.ndarray, expected: np.ndarray) -> float:
@@ -37,16 +49,29 @@ def difference(features: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(features.astype(float) - expected).max() / np.abs(expected.astype(float)).max())
 
 
-def encode(case: str) -> dict[str, object]:
+def pairwise() -> dict[str, dict[str, str]]:
+    """Every family with every precision and every stain, and every precision with every stain."""
+    kinds, stains = ("fp32", "bf16", "fp16"), (None, "macenko", "reinhard")
+    return {
+        f"{family}, {kinds[row]}, {stains[(row + number) % 3]}": about
+        | {"precision": kinds[row]}
+        | ({"stain": stain} if (stain := stains[(row + number) % 3]) else {})
+        for number, (family, about) in enumerate(FAMILIES.items())
+        for row in range(3)
+    }
+
+
+def encode(about: dict[str, str]) -> dict[str, object]:
     """Three tiles in batches of two: features on the card and on the CPU, and what the host waited for."""
-    spec = EncoderSpec(batch_size=2, precision="fp32", **CASES[case])
+    spec = EncoderSpec.model_validate({"batch_size": 2, "precision": "fp32"} | about)
     encoder = build(spec)
     pixels = np.random.default_rng(0).integers(30, 220, (3, 256, 256, 3)).astype(np.uint8)
     pixels[..., 1] //= 2  # pink, so that stains are found
     stains = None
     if spec.stain is not None:
         stains = np.tile(change_of(spec.stain, pixels.reshape(-1, 3)), (3, 1))
-    expected = EncoderEngine(encoder, spec, torch.device("cpu"))(pixels, stains)
+    there = "fp32" if spec.precision == "fp16" else spec.precision  # fp16 is for GPUs
+    expected = EncoderEngine(encoder, spec.model_copy(update={"precision": there}), torch.device("cpu"))(pixels, stains)
     with simulated_card() as log:
         engine = EncoderEngine(encoder, spec, torch.device("cuda"))
         engine.prepare(256)
@@ -68,6 +93,26 @@ def full_card() -> dict[str, object]:
     return {"said": said.getvalue().splitlines(), "difference": difference(features, expected)}
 
 
+def failing(failure: str) -> dict[str, object]:
+    """Every allocation of a batch fails once, for what `failure` says: the same features each time, and a line."""
+    spec = EncoderSpec(name="efficientnet_lite0", batch_size=4, precision="fp32")
+    encoder = build(spec)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+    expected = EncoderEngine(encoder, spec, torch.device("cpu"))(pixels)
+    worst, silent, number, finished = 0.0, 0, 0, False
+    while not finished:
+        said = io.StringIO()
+        with simulated_card() as log:
+            engine = EncoderEngine(encoder, spec, torch.device("cuda"), reporter=Reporter(stream=said))
+            engine.prepare(64)
+            log.failure, log.fails_at = failure, log.allocations + number + 1
+            worst = max(worst, difference(engine(pixels), expected))
+            finished = log.allocations < log.fails_at
+        silent += not finished and "memory is too small" not in said.getvalue()
+        number += EVERY
+    return {"difference": worst, "silent": silent, "failed": number // EVERY - 1}
+
+
 def unpinned() -> dict[str, object]:
     """Host memory that the driver refuses to register."""
     said = io.StringIO()
@@ -85,6 +130,12 @@ def step() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    results: dict[str, object] = {case: encode(case) for case in CASES}
-    results |= {"full": full_card(), "unpinned": unpinned(), "step": step()}
+    if sys.argv[1:]:  # pairwise
+        json.dump({case: encode(about) for case, about in pairwise().items()}, sys.stdout)
+        sys.exit()
+    results: dict[str, object] = {case: encode(about) for case, about in CASES.items()}
+    results["step"] = step()
+    if torch.version.cuda is None:
+        results |= {failure: failing(failure) for failure in FAILURES}
+        results |= {"full": full_card(), "unpinned": unpinned()}
     json.dump(results, sys.stdout)

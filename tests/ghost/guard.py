@@ -17,6 +17,8 @@ def load() -> None:
     assert spec is not None
     assert spec.origin is not None
     torch = Path(spec.origin).parent
+    if (torch / "lib" / "libtorch_cuda.so").exists():  # a build for real cards
+        return
     for name in ("libgomp.so.1", "libc10.so", "libtorch_cpu.so"):
         if (torch / "lib" / name).exists():
             ctypes.CDLL(str(torch / "lib" / name), mode=ctypes.RTLD_GLOBAL)

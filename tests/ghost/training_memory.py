@@ -11,6 +11,7 @@ import guard
 guard.load()
 
 import io
+import traceback
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from card import Log, simulated_card
 from pydantic import TypeAdapter
 
 from mil.endpoints import build_endpoint
+from mil.errors import MilError
 from mil.models import build
 from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.models import ModelSpec
+from mil.training.card import UPDATING
 from mil.training.data import Data, Method
 from mil.training.engine import Engine
 from mil.training.learners import Learners, Plan
@@ -100,7 +103,7 @@ def budgeted(model: dict[str, Any], precision: str) -> dict[str, Any]:
         assert fleet.engine.card is not None
         return {
             "peak": log.peak_bytes - before,
-            "budget": fleet.engine.card.fitting.bytes(),
+            "budget": fleet.engine.card.fitting.bytes() + UPDATING * 4 * fleet.learners.rows.numel(),
             "said": fleet.said.getvalue().splitlines(),
         }
 
@@ -117,6 +120,30 @@ def full_card() -> dict[str, Any]:
                 fleet.limited(log, free)
             found.append(fleet.train())
     return {"said": fleet.said.getvalue().splitlines(), "difference": float(np.abs(found[0] - found[1]).max())}
+
+
+def failing(name: str, every: int) -> dict[str, Any]:
+    """Every so many-th allocation of a round fails once: the same weights, or a line. What failed otherwise, by the line of `mil`."""
+    with simulated_card() as log:
+        fleet = Fleet(HEADS[name], "fp32")
+        before = log.allocations
+        expected = fleet.train()
+        count = log.allocations - before
+    found: dict[str, Any] = {"allocations": count, "worst": 0.0, "silent": 0, "ended": {}}
+    for number in range(1, count + 1, every):
+        with simulated_card() as log:
+            fleet = Fleet(HEADS[name], "fp32")
+            log.fails_at = log.allocations + number
+            try:
+                worst = float(np.abs(fleet.train() - expected).max())
+            except (RuntimeError, MilError) as error:
+                frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/mil/" in frame.filename]
+                line = f"{type(error).__name__} @ {frames[-1].filename.split('/mil/')[-1]}:{frames[-1].name}:{frames[-1].lineno}"
+                found["ended"][line] = found["ended"].get(line, 0) + 1
+                continue
+            found["worst"] = max(found["worst"], worst)
+            found["silent"] += "going on with" not in fleet.said.getvalue()
+    return found
 
 
 def pinned() -> dict[str, Any]:
@@ -139,4 +166,6 @@ if __name__ == "__main__":
                 results[f"{name}, {precision}"] = budgeted(model, precision)
     if not sys.argv[1:] or "rest" in sys.argv[1:]:
         results |= {"full": full_card(), "pinned": pinned()}
+        if torch.version.cuda is None:
+            results["failing"] = failing("gated_attention", 7)
     json.dump(results, sys.stdout)
