@@ -8,7 +8,8 @@ step, in bf16 with fp32 weights, every model with its own bags, from the store o
 protocol (5 repeats x 5 folds x (4 inner + refit), two training sites, local, pooled, FedAvg, FedProx, SCAFFOLD, 600 patients, 50
 epochs): measured with all its models for as many rounds as the time allows and scaled to 50, beside the loop's time, scaled from
 its part. With `--protocol N` the same grid also through `mil.training.run.train` itself, N rounds of every strategy (SCAFFOLD with
-SGD, the others with AdamW), scaled to 50. Needs torch, numpy, pandas, scipy, h5py, pydantic and this repository. Prints as it
+SGD, the others with AdamW, everything else as by default), scaled to 50, compiling counted and said by itself; `--spread 0`: bags of one
+size. And the first layer over bags of different sizes by padded groups, as ours is, beside `torch._grouped_mm`. Needs torch, numpy, pandas, scipy, h5py, pydantic and this repository. Prints as it
 goes; a part that fails prints why and the next one begins. With OUT set, results go to $OUT/training_gpu.json too.
 """
 
@@ -31,7 +32,7 @@ import torch
 from mil.bags.table import deal_folds
 from mil.endpoints import build_endpoint
 from mil.models import build
-from mil.progress import quiet
+from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import GatedAttentionSpec
@@ -194,6 +195,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--protocol", type=int, default=0, help="rounds of the whole grid through `train`; none: left out"
     )
+    parser.add_argument(
+        "--spread", type=float, default=0.5, help="of --protocol: bags of 1 - SPREAD to 1 + SPREAD times --tiles"
+    )
     parser.add_argument("--patients", type=int, default=PATIENTS, help="of --protocol")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of --protocol that are run, scaled to all")
     return parser.parse_args()
@@ -208,6 +212,7 @@ def main() -> None:
     host = torch.randn(options.bags * options.tiles, WIDTH, generator=generator).half()
     if device.type == "cuda":
         attempt("matrix rate", lambda: matrix_rate(device))
+        attempt("jagged products", lambda: jagged(device, options.tiles))
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     resident = host.to(device)
     short = 3.0 if device.type == "cuda" else 0.5
@@ -287,7 +292,8 @@ def protocol(options: argparse.Namespace) -> None:
     """Rounds of the whole grid through `train`, selection and refit, bags of differing sizes; scaled to all epochs."""
     generator = np.random.default_rng(0)
     names = [f"{'AB'[k % SITES]}{k:04d}" for k in range(options.patients)]
-    sizes = generator.integers(options.tiles // 2, options.tiles * 3 // 2, len(names)).tolist()
+    limits = (round(options.tiles * (1 - options.spread)), round(options.tiles * (1 + options.spread)) + 1)
+    sizes = generator.integers(*limits, len(names)).tolist()
     drawn = {
         name: generator.random((size, WIDTH), np.float32).astype(np.float16)
         for name, size in zip(names, sizes, strict=True)
@@ -298,11 +304,11 @@ def protocol(options: argparse.Namespace) -> None:
     store, total = FeatureStore.of(drawn), 0.0
     model = {"name": "gated_attention", "hidden": HIDDEN, "attention": ATTENTION}
     for strategy in ("local", "pooled", "fedavg", "fedprox", "scaffold"):
-        training = {"rounds": options.protocol, "batch_size": BATCH, "precision": "bf16"}
+        training = {"rounds": options.protocol, "batch_size": BATCH}
         training |= {"optimiser": "sgd"} if strategy == "scaffold" else {}
         stanza = {"encoder": "none", "endpoint": "label", "model": model, "strategy": strategy, "training": training}
         began = time.perf_counter()
-        train(ExperimentSpec.model_validate(stanza), endpoint, table, store, quiet())
+        train(ExperimentSpec.model_validate(stanza), endpoint, table, store, Reporter(stream=sys.stdout))
         seconds = (time.perf_counter() - began) * REPEATS / options.repeats
         total += seconds
         note(f"protocol, {strategy}, {options.protocol} rounds", seconds, "s (all repeats)")
@@ -311,6 +317,41 @@ def protocol(options: argparse.Namespace) -> None:
         total * EPOCHS / options.protocol / 60,
         "min (scaled to 50 epochs; bar: less than 8)",
     )
+
+
+def jagged(device: torch.device, tiles: int, pairs: int = 96, groups: int = 12) -> None:
+    """The first layer of a model per bag, bags of 0.5 to 1.5 times `tiles`, and its weights' gradient: both ways of laying them out."""
+    sizes = np.sort(np.random.default_rng(0).integers(tiles // 2, tiles * 3 // 2, pairs))
+    starts = sizes.cumsum() - sizes
+    held = torch.randn(int(sizes.sum()), WIDTH, device=device, dtype=torch.bfloat16)
+    weights = (torch.randn(pairs, WIDTH, HIDDEN, device=device, dtype=torch.bfloat16) / 32).requires_grad_()
+    ends = torch.from_numpy(sizes.cumsum()).to(device, torch.int32)
+    parts = np.array_split(np.arange(pairs), groups)
+    laid = [starts[part, None] + np.minimum(np.arange(sizes[part].max()), sizes[part, None] - 1) for part in parts]
+    rows = [torch.from_numpy(own).to(device) for own in laid]
+
+    def padded() -> list[torch.Tensor]:
+        gathered = (held.index_select(0, own.flatten()).view(*own.shape, WIDTH) for own in rows)
+        return [x @ weights[part[0] : part[-1] + 1] for x, part in zip(gathered, parts, strict=True)]
+
+    def grouped() -> list[torch.Tensor]:
+        return [torch._grouped_mm(held, weights, offs=ends)]
+
+    cut = [made[k, :size] for made, part in zip(padded(), parts, strict=True) for k, size in enumerate(sizes[part])]
+    assert torch.allclose(torch.cat(cut), grouped()[0], rtol=1e-2, atol=1e-2)
+    for name, way in (("padded groups", padded), ("torch._grouped_mm", grouped)):
+        slopes = [torch.ones_like(made) for made in way()]
+        synchronise(device)
+        began, calls = time.perf_counter(), 0
+        while time.perf_counter() - began < 2:
+            torch.autograd.grad(way(), weights, slopes)
+            synchronise(device)
+            calls += 1
+        note(
+            f"first layer, bags of different sizes, {name}",
+            calls * pairs / (time.perf_counter() - began),
+            "model-bags/s",
+        )
 
 
 def matrix_rate(device: torch.device) -> None:

@@ -6,6 +6,7 @@ python tests/ghost/training.py [NAME ...]
 import json
 import sys
 import traceback
+from itertools import combinations
 
 import guard
 
@@ -110,17 +111,72 @@ def cases() -> dict[str, dict[str, Any]]:
     return found
 
 
+FACTORS: dict[str, dict[str, dict[str, Any]]] = {
+    "model": {name: {"model": model} for name, model in HEADS.items()},
+    "precision": {kind: {"training": {"precision": kind}} for kind in ("fp32", "bf16")},
+    "optimiser": {name: {"training": SETTINGS[name]} for name in ("adamw", "adam", "momentum")} | {"sgd": {}},
+    "strategy": {name: {"strategy": name} for name in STRATEGIES if name not in ("fedsgd", "finetune")},
+    "endpoint": {name: {"endpoint": endpoint} for name, endpoint in ENDPOINTS.items()} | {"binary": {}},
+    "more": {name: {"training": SETTINGS[name]} for name in ("clip", "site_scaling", "no_scaling", "max_tiles", "sampling", "weights", "replicas")}
+    | {"covariates": {"covariates": ["age"]}},
+}  # fmt: skip
+APART = ({"model", "strategy"}, {"strategy", "more"})
+"""Not paired with each other: a strategy sees rows of weights, of whichever head and however they were trained."""
+
+
+def possible(chosen: dict[str, str]) -> bool:
+    """Whether settings do not refuse the combination."""
+    classes = chosen["endpoint"] in ("binary", "multiclass")
+    if not classes and (chosen["model"] == "clam_sb" or chosen["more"] in ("sampling", "weights")):
+        return False
+    try:
+        experiment({name: value for name, value in laid(chosen).items() if name != "endpoint"})
+    except (ValueError, MilError):
+        return False
+    return True
+
+
+def laid(chosen: dict[str, str]) -> dict[str, Any]:
+    """A case from one value of each factor."""
+    parts = [FACTORS[factor][value] for factor, value in chosen.items()]
+    training = {name: value for part in parts for name, value in part.get("training", {}).items()}
+    return {name: value for part in parts for name, value in part.items()} | {"training": training}
+
+
+def pairwise_cases(tries: int = 20) -> dict[str, dict[str, Any]]:
+    """Cases in which every possible pair of values of two factors stands at least once; greedy, of a fixed seed."""
+    generator, found = np.random.default_rng(0), {}
+    couples = [couple for couple in combinations(FACTORS, 2) if set(couple) not in APART]
+    missing = {(a, x, b, y) for a, b in couples for x in FACTORS[a] for y in FACTORS[b]}
+    while missing:
+        a, x, b, y = min(missing)
+        best: dict[str, str] | None = None
+        gain = 0
+        for _ in range(tries):
+            chosen = {factor: str(generator.choice(list(values))) for factor, values in FACTORS.items()} | {a: x, b: y}
+            new = sum((c, chosen[c], d, chosen[d]) in missing for c, d in couples)
+            if new > gain and possible(chosen):
+                best, gain = chosen, new
+        missing.discard((a, x, b, y))  # also where it is not possible
+        if best is not None:
+            missing -= {(c, best[c], d, best[d]) for c, d in couples}
+            found[", ".join(best.values())] = laid(best)
+    return found
+
+
+def experiment(case: dict[str, Any]) -> ExperimentSpec:
+    """With the settings of a case."""
+    base = {"encoder": "none", "endpoint": "label", "model": GATED, "strategy": "fedavg"}
+    return ExperimentSpec.model_validate(base | case | {"training": PLAIN | case.get("training", {})})
+
+
 def compared(case: dict[str, Any]) -> dict[str, Any]:
     """Largest difference of the weights of both trainings, what the host waited for, the card's peak."""
     table, store = cohort()
     endpoint = EndpointSpec(repeats=1, folds=2, inner_folds=2, **case.get("endpoint", {"column": "label"}))
     table = deal_folds(table.assign(label=table[endpoint.event or endpoint.column]), endpoint)
-    training = PLAIN | case.get("training", {})
-    spec = ExperimentSpec.model_validate(
-        {"encoder": "none", "endpoint": "label", "model": GATED, "strategy": "fedavg"}
-        | {key: value for key, value in case.items() if key != "endpoint"}
-        | {"training": training}
-    )
+    spec = experiment({key: value for key, value in case.items() if key != "endpoint"})
+    training = spec.training
     here = train(spec, endpoint, table, store, quiet())
     with simulated_card() as log:
         there = train(spec, endpoint, table, store, quiet())
@@ -132,11 +188,7 @@ def compared(case: dict[str, Any]) -> dict[str, Any]:
     worst = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
     return {
         "difference": worst,
-        "tolerance": 5e-3
-        if training["precision"] in ("bf16", "auto")
-        else 2e-3
-        if "adam" in training["optimiser"]
-        else 1e-5,
+        "tolerance": 5e-3 if training.precision in ("bf16", "auto") else 2e-3 if "adam" in training.optimiser else 1e-5,
         "waits": dict(log.waits),
         "computed": dict(there.computed),
     }
@@ -172,9 +224,10 @@ def hospital() -> dict[str, Any]:
 
 if __name__ == "__main__":
     results: dict[str, Any] = {}
-    for name in sys.argv[1:] or [*cases(), "hospital"]:
+    every = pairwise_cases() if sys.argv[1:2] == ["pairwise"] else cases()
+    for name in (sys.argv[1:] if every.keys() >= set(sys.argv[1:]) - {"hospital"} else every) or [*every, "hospital"]:
         try:
-            results[name] = hospital() if name == "hospital" else compared(cases()[name])
+            results[name] = hospital() if name == "hospital" else compared(every[name])
         except (RuntimeError, ValueError, MilError) as error:  # one case does not hide the others
             results[name] = {"error": traceback.format_exc(limit=-4) + str(error)}
     json.dump(results, sys.stdout)
