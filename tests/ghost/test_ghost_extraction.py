@@ -43,7 +43,7 @@ def test_every_family_precision_and_stain_gives_the_cpus_features():
     found = run("pairwise")
     assert len(found) == 18
     for case, result in found.items():
-        assert result["difference"] < (2e-3 if "fp32" in case else 3e-2), case
+        assert result["difference"] < (2e-3 if "fp32" in case else 5e-2), case
         assert sum(result["waits"].values()) == 1, case
 
 
