@@ -1,7 +1,9 @@
 """This machine -> rates of every stage: reading, decoding, encoder, whole extraction (tiles/s), training (model-bags/s)."""
 
+import math
 import platform
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +23,7 @@ from mil.bags.table import deal_folds
 from mil.bench.slide import FORMATS, MPP, grid, write_slide
 from mil.config import EncoderSpec
 from mil.encoders.build import build
+from mil.features.accelerate import choose_precision
 from mil.features.device import best_device, describe
 from mil.features.engine import EncoderEngine
 from mil.features.shard import extract, sorted_out
@@ -30,12 +33,15 @@ from mil.slides.slide import Reading, open_slide
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
 from mil.training.ledger import parsed
+from mil.training.precision import resolved
 from mil.training.run import train
 from mil.training.store import FeatureStore
 from mil.version import __version__
 
 SIDE = 8192  # pixels of the made slide: 256 tiles of 512 level-0 pixels
 TILE_PX, TILE_MPP = 256, 0.5
+MANY = 10**9  # tiles: a GPU compiles the encoder for so many
+MOST_SLIDES = 200  # slides of 256 tiles
 READ_PX = round(TILE_PX * TILE_MPP / MPP)
 
 
@@ -55,8 +61,11 @@ class Rate:
     busy: float | None = None
     """Share of the time in which the device worked."""
     first_tile_s: float | None = None
+    """Seconds from the start to the first features."""
     memory_mb: float | None = None
     """Largest memory of the device (GPU) or of this process (CPU), in MB."""
+    joules: float | None = None
+    """Energy of the GPU per tile or model-bag, where `nvidia-smi` tells its power."""
     note: str = ""
 
 
@@ -77,13 +86,24 @@ def measure(
 
 
 def table_of(rates: list[dict[str, Any]]) -> str:
-    """The rates as lines of text, at most 100 characters wide."""
-    lines = [f"{'stage':<11}{'of':<40}{'precision':<10}{'rate':>10}  unit"]
+    """The rates as lines of text, at most 100 characters wide. `1st s`: seconds to the first features; `J`: per tile or model-bag."""
+    last = f"{'busy':>5}{'1st s':>6}{'MB':>7}{'J':>6}"
+    lines = [f"{'stage':<11}{'of':<32}{'cores':>5} {'type':<5}{'rate':>9} {'unit':<12}{last}"]
     for rate in rates:
         what = ", ".join(filter(None, (rate["encoder"], rate["form"])))
-        lines.append(f"{rate['stage']:<11}{what:<40}{rate['precision']:<10}{rate['rate']:>10,.0f}  {rate['unit']}")
-    lines += [f"{rate['stage']}: {rate['note']}" for rate in rates if rate["note"]]
-    return "\n".join(lines)
+        told = [
+            (rate["busy"], "5.0%"),
+            (rate["first_tile_s"], "6.1f"),
+            (rate["memory_mb"], "7,.0f"),
+            (rate["joules"], "6.2g"),
+        ]
+        last = "".join(" " * int(form[0]) if value is None else format(value, form) for value, form in told)
+        start = f"{rate['stage']:<11}{what:<32}{rate['cores']:>5} {rate['precision']:<5}"
+        lines.append(f"{start}{rate['rate']:>9,.0f} {rate['unit']:<12}{last}".rstrip())
+    notes = {
+        f"{rate['stage']} {rate['form'] or rate['precision']}: {rate['note']}": None for rate in rates if rate["note"]
+    }
+    return "\n".join([*lines, *notes])
 
 
 def _rates(
@@ -94,14 +114,24 @@ def _rates(
     slides: dict[str, Path],
     home: Path,
 ) -> Iterator[Rate]:
+    by_core = {}
     for form, slide in slides.items():
-        yield decoding(slide, form, given, seconds)
-        yield reading(slide, form, given, seconds)
-    slide = next(iter(slides.values()))
+        for cores in sorted({1, given}):
+            yield decoding(slide, form, cores, seconds)
+            read = reading(slide, form, cores, seconds)
+            yield read
+            by_core.setdefault(form, read.rate)
     for spec in encoders:
-        alone = encoding(spec, device, given, seconds)
-        yield alone
-        yield extraction(spec, alone, device, given, slide, home)
+        for precision in dict.fromkeys((choose_precision(spec.precision, device), "fp32")):
+            own = spec.model_copy(update={"precision": precision})
+            if device.type == "cpu" and given > 1:
+                yield encoding(EncoderEngine(build(own), own, device, MANY, quiet(), 1), 1, seconds)
+            engine = EncoderEngine(build(own), own, device, MANY, quiet(), given)
+            alone = encoding(engine, given, seconds)
+            yield alone
+            if precision == choose_precision(spec.precision, device):
+                for form, slide in slides.items():
+                    yield extraction(engine, alone, by_core[form], given, form, slide, seconds, home)
     yield training(device, given, seconds)
 
 
@@ -119,7 +149,7 @@ def decoding(slide: Path, form: str, given: int, seconds: float) -> Rate:
     with tifffile.TiffFile(slide) as tiff:
         page = tiff.pages.first
         decode, tables = page.decode, page.jpegtables
-        places = zip(page.dataoffsets[:64], page.databytecounts[:64], strict=True)
+        places = zip(page.dataoffsets[:32], page.databytecounts[:32], strict=True)
         compressed = [_bytes_at(tiff, offset, count) for offset, count in places]
     further = {} if tables is None else {"jpegtables": tables}
     per_tile = READ_PX * READ_PX / (256 * 256)
@@ -139,7 +169,7 @@ def _bytes_at(tiff: tifffile.TiffFile, offset: int, count: int) -> bytes:
 
 def reading(slide: Path, form: str, given: int, seconds: float) -> Rate:
     """A slide's file -> tiles at `TILE_MPP`: read, decoded, resampled, by `given` threads."""
-    corners = grid(SIDE, READ_PX)
+    corners = grid(SIDE, READ_PX)[:64]
     shares = [corners[at::given] for at in range(given)]
 
     def read(share: np.ndarray) -> int:
@@ -153,43 +183,50 @@ def reading(slide: Path, form: str, given: int, seconds: float) -> Rate:
     return Rate("reading", repeated(work, seconds), "tiles/s", "CPU", given, form)
 
 
-def encoding(spec: EncoderSpec, device: torch.device, given: int, seconds: float) -> Rate:
-    """Tiles in memory -> features, by the encoder alone."""
-    engine = EncoderEngine(build(spec), spec, device, reporter=quiet(), threads=given)
-    engine.prepare(TILE_PX)
+def encoding(engine: EncoderEngine, given: int, seconds: float) -> Rate:
+    """Tiles in memory -> features, by the encoder alone; on a GPU compiled, as for a large cohort."""
+    compiling = engine.prepare(TILE_PX)
     tiles = np.random.default_rng(0).integers(0, 256, (engine.step * max(given, 1), TILE_PX, TILE_PX, 3), np.uint8)
     rate = repeated(lambda: len(engine(tiles)), seconds)
-    name = engine.encoder.name
     return Rate(
-        "encoder", rate, "tiles/s", describe(device), given, "", name, engine.precision, memory_mb=memory_mb(device)
+        *("encoder", rate, "tiles/s", describe(engine.device), given, "", engine.encoder.name, engine.precision),
+        memory_mb=memory_mb(engine.device),
+        joules=joules(engine.device, rate),
+        note=f"compiling took {compiling:.0f} s, not in the rate" if engine.compiled else "",
     )
 
 
-def extraction(spec: EncoderSpec, alone: Rate, device: torch.device, given: int, slide: Path, home: Path) -> Rate:
-    """A slide's file -> features on disk, as `mil extract` does it; the note names the slower of reader and encoder."""
-    coords = grid(SIDE, READ_PX)
-    with hdf5.writing(home / "tiles" / "bench.h5") as writer:
-        writer.append("coords", coords)
-        writer.annotate({"patch_size": TILE_PX}, on="coords")
-        about = {"stage": "tiles", "slide_id": "bench", "spec": {"size_px": TILE_PX, "mpp": TILE_MPP}}
-        about |= {"mpp": MPP, "mpp_source": "tiff:resolution", "fingerprint": "", "recipe": "made"}
-        writer.annotate(about | {"num_tiles": len(coords)})
-    table = pd.DataFrame({"slide_id": ["bench"], "path": [str(slide)], "state": "ok", "reason": "", "fingerprint": ""})
-    encoder = build(spec)
-    folder = home / "features" / encoder.name
-    shard = sorted_out(table, home / "tiles", spec, encoder, folder)
-    engine = EncoderEngine(encoder, spec, device, len(coords), quiet(), given)
+def extraction(
+    engine: EncoderEngine, alone: Rate, by_core: float, given: int, form: str, slide: Path, seconds: float, home: Path
+) -> Rate:
+    """Slides' files -> features on disk, as `mil extract` does it; the note names the slower of reader and encoder.
+
+    `by_core`: tiles/s that one core reads of slides of this kind.
+    """
+    coords, device, name = grid(SIDE, READ_PX), engine.device, engine.encoder.name
+    folder, names = home / form / engine.precision / name, []
+    for number in range(min(MOST_SLIDES, max(1, round(alone.rate * seconds / len(coords))))):
+        names.append(f"bench{number}")
+        with hdf5.writing(folder / "tiles" / f"{names[-1]}.h5") as writer:
+            writer.append("coords", coords)
+            writer.annotate({"patch_size": TILE_PX}, on="coords")
+            about = {"stage": "tiles", "slide_id": names[-1], "spec": {"size_px": TILE_PX, "mpp": TILE_MPP}}
+            about |= {"mpp": MPP, "mpp_source": "tiff:resolution", "fingerprint": "", "recipe": "made"}
+            writer.annotate(about | {"num_tiles": len(coords)})
+    table = pd.DataFrame({"slide_id": names, "path": str(slide), "state": "ok", "reason": "", "fingerprint": ""})
+    shard = sorted_out(table, folder / "tiles", engine.spec, engine.encoder, folder / "features")
     readers = max(given - 1, 1) if device.type == "cuda" else given
-    with quiet().steps("bench", 1, "slides") as steps:
-        profile = extract(shard, engine, folder, readers, quiet(), steps, False)
+    with quiet().steps("bench", len(names), "slides") as steps:
+        profile = extract(shard, engine, folder / "features", readers, quiet(), steps, False)
     reader = profile.tiles * readers / max(profile.seconds.get("reading", 0.0), 1e-9)
     slower = "readers" if reader < alone.rate else "encoder"
     return Rate(
-        *("extraction", profile.rate, "tiles/s", describe(device), given, "JPEG 4:2:0", encoder.name, engine.precision),
+        *("extraction", profile.rate, "tiles/s", describe(device), given, form, name, engine.precision),
         busy=profile.busy,
         first_tile_s=profile.first_tile_s,
         memory_mb=memory_mb(device),
-        note=f"bottleneck: {slower}",
+        joules=joules(device, profile.rate),
+        note=f"bottleneck: {slower}; reading takes {math.ceil(alone.rate / by_core)} cores to keep up with the encoder",
     )
 
 
@@ -218,9 +255,10 @@ def training(device: torch.device, given: int, seconds: float) -> Rate:
     amount, passed = trained(max(2, round(seconds / first)))
     return Rate(
         *("training", amount / passed, "model-bags/s", describe(device), given),
-        encoder=f"{width} numbers per tile, {tiles} tiles per bag",
-        precision=ExperimentSpec.model_fields["training"].default.precision,
+        encoder=f"{width} numbers, {tiles} tiles a bag",
+        precision=resolved(ExperimentSpec.model_fields["training"].default.precision, device),
         memory_mb=memory_mb(device),
+        joules=joules(device, amount / passed),
         note=f"warm-up {first:.1f} s for {few} model-bags, not in the rate",
     )
 
@@ -230,3 +268,20 @@ def memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def joules(device: torch.device, rate: float) -> float | None:
+    """Energy per unit of work at `rate` units per second, from the power that the GPU has just drawn; none: it is not told."""
+    if device.type != "cuda":
+        return None
+    index = str(torch.cuda.get_device_properties(device).uuid)
+    asked = [
+        "nvidia-smi",
+        f"--id=GPU-{index.removeprefix('GPU-')}",
+        "--query-gpu=power.draw",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        return float(subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout) / rate
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None

@@ -19,7 +19,7 @@ def bench(
         int | None,
         typer.Option(help="Cores to use.", show_default="all that this job was given"),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="Seconds per measurement.")] = 2.5,
     out: Annotated[Path | None, typer.Option(help="Write the rates as JSON.", show_default=False)] = None,
 ) -> None:
     """Measure tiles/s of reading, decoding, encoder and extraction, and model-bags/s of training, on made data."""

@@ -183,7 +183,7 @@ def _measured(rates: Path | None) -> dict[str, tuple[float, str]]:
         measured = json.loads(rates.read_text(encoding="utf-8"))["rates"]
         return {
             rate["encoder"]: (float(rate["rate"]), f"{rate['device']}, {rate['cores']} cores ({rates})")
-            for rate in measured
+            for rate in reversed(measured)  # what a user has most often comes first, and is kept
             if rate["stage"] == "extraction" and rate["encoder"]
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
