@@ -1,5 +1,7 @@
 """The way of computing on a GPU, on the CPU: the same models as the CPU's way, bounded calls and graphs, sizes that do not matter."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from test_training_engine import BAGS, engine_of, learners_of, plans_of, store_o
 
 from mil.endpoints import build_endpoint
 from mil.models import HEADS
+from mil.progress import Reporter
 from mil.specs.endpoints import EndpointSpec
 from mil.training.engine import Engine, Method
 from mil.training.optimisers import OPTIMISERS
@@ -14,6 +17,7 @@ from mil.training.packing import Places
 from mil.training.pairs import Cost, PairTable
 from mil.training.sources import Pinned
 
+DROPPING = {"attention", "gated_attention", "clam_sb", "mean", "max", "transmil"}
 SURVIVAL = build_endpoint(EndpointSpec(kind="survival", column="time", event="event"))
 
 
@@ -25,7 +29,7 @@ def by_pairs(engine, **changes):
 @pytest.mark.parametrize("name", sorted(HEADS))
 def test_pairs_of_learners_and_bags_give_the_same_model(name, worth, monkeypatch):
     store = store_of()
-    changes = {"dropout": 0.3} if name in {"attention", "gated_attention", "clam_sb", "mean", "max", "transmil"} else {}
+    changes = {"dropout": 0.3} if name in DROPPING else {}
     engine = engine_of(store, name, Method("sgd", clip_norm=1.0), **changes)
     pairs = by_pairs(engine)
     monkeypatch.setattr("mil.training.card.WORTH", worth)
@@ -110,8 +114,27 @@ def test_sizes_of_bags_cost_neither_calls_nor_padding(kind):
             assert len(set(own.tolist())) == len(own)
 
 
+def test_where_a_step_cannot_be_compiled_it_goes_on_without_and_says_so(monkeypatch):
+    def refused(function):
+        def fails(*_):
+            raise OSError("Triton requires a working C compiler")
+
+        return fails
+
+    monkeypatch.setattr("mil.training.card.cached_compile", refused)
+    store, said = store_of(), io.StringIO()
+    engine, plans, places = engine_of(store), plans_of(4), Places.of(store.starts, store.sizes)
+    expected = trained(by_pairs(engine), learners_of(engine, 4), plans, places)[0]
+    pairs = by_pairs(engine, tiles=float("inf"), reporter=Reporter(stream=said))
+    torch.testing.assert_close(trained(pairs, learners_of(engine, 4), plans, places)[0], expected)
+    assert said.getvalue() == "training is not compiled (Triton requires a working C compiler); going on without\n"
+
+
 @pytest.mark.slow
-def test_few_graphs_serve_every_size_of_bag_and_number_of_models(monkeypatch):
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "gated_attention" else pytest.mark.extended) for n in sorted(HEADS)]
+)
+def test_few_graphs_serve_every_size_of_bag_and_number_of_models(name, monkeypatch):
     graphs = []
 
     def counted(graph, inputs):
@@ -122,7 +145,7 @@ def test_few_graphs_serve_every_size_of_bag_and_number_of_models(monkeypatch):
         "mil.training.card.cached_compile", lambda function: torch.compile(function, dynamic=True, backend=counted)
     )
     store = store_of(bags=30)
-    engine = engine_of(store, hidden=16, attention=8, dropout=0.1)
+    engine = engine_of(store, name, **({"dropout": 0.1} if name in DROPPING else {}))
     pairs = by_pairs(engine, tiles=float("inf"))
     pairs.card.cost = Cost(pairs.card.cost.tile, pairs.card.cost.pair, 60)
     places, counts = Places.of(store.starts, store.sizes), []
