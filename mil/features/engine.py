@@ -81,9 +81,8 @@ class EncoderEngine:
         self.precision = choose_precision("fp32" if weightless else spec.precision, self.device)
         self.dtype = DTYPES[self.precision]
         self.step = CPU_STEP if self.device.type == "cpu" else spec.batch_size
-        module = fuse_batchnorm(encoder.module, encoder.input_px).to(self.device)
-        module = in_precision(module, self.dtype, encoder.exact)
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  torch's stub lacks it
+        module = in_precision(fuse_batchnorm(encoder.module, encoder.input_px), self.dtype, encoder.exact)
+        module = module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  torch's stub lacks it
         self.module = module
         self.compiled = False
         self.wholes: dict[int, torch.nn.Module] = {}

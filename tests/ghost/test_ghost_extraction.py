@@ -43,7 +43,9 @@ def test_every_family_precision_and_stain_gives_the_cpus_features():
     found = run("pairwise")
     assert len(found) == 18
     for case, result in found.items():
-        assert result["difference"] < (2e-3 if "fp32" in case else 5e-2), case
+        # A CPU rounds the pixels that it has resized; the other encoders have random weights, which hardly notice.
+        exact = 1e-2 if "efficientnet" in case else 2e-3
+        assert result["difference"] < (exact if "fp32" in case else 5e-2), case
         assert sum(result["waits"].values()) == 1, case
 
 
