@@ -29,7 +29,7 @@ from mil.predictions.predict import predict
 from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
-from mil.statistics.delong import logit_bounds, placements
+from mil.statistics.delong import logit_bounds, numbers_in_pairs, within
 from mil.statistics.differences import difference_of
 from mil.training.run import train
 from mil.training.store import FeatureStore
@@ -97,16 +97,15 @@ def _has(results: Path, row: pd.Series, encoder: str, folder: bool = False) -> b
     return features.is_dir() if folder else all((features / f"{one}.h5").is_file() for one in row["slides"].split(";"))
 
 
-def described(labels: np.ndarray, found: np.ndarray, reference: np.ndarray) -> str:
-    """Of scores (seeds, patients): the mean AUROC with its interval, the spread of seeds, and both of the difference."""
-    seeds = len(found)
-    placed = placements(labels, np.concatenate([found, reference]))
+def described(labels: np.ndarray, found: np.ndarray, reference: np.ndarray, strata: np.ndarray | None = None) -> str:
+    """Of scores (seeds, patients): the mean AUROC (within `strata`) with its interval, the spread of seeds, and both of the difference."""
+    seeds, strata = len(found), np.zeros(len(labels)) if strata is None else strata
+    placed = within(labels, np.concatenate([found, reference]), strata)
     areas, others = placed.auroc[:seeds], placed.auroc[seeds:]
     of_mean = np.repeat([1.0, 0.0], seeds) / seeds
     of_difference = np.repeat([1.0, -1.0], seeds) / seeds
-    classes = int(labels.sum()), int((1 - labels).sum())
     variance = float(of_mean @ placed.covariance @ of_mean)
-    area, low, high = logit_bounds(float(areas.mean()), variance, *classes, 0.95)
+    area, low, high = logit_bounds(float(areas.mean()), variance, *numbers_in_pairs(labels, strata), 0.95)
     text = f"{area:.3f} [{low:.2f}, {high:.2f}], SD of seeds {_spread(areas)} ({areas.min():.3f} to {areas.max():.3f})"
     variance = float(of_difference @ placed.covariance @ of_difference)
     if not variance > 1e-12:
