@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from dry_runs import without_jobs
 from features_alone import LAYOUTS, WEIGHTS, make_features, write_stamp
+from forks import run_main
 from warm_workflow import run_workflow
 
 from mil import hdf5
@@ -35,7 +35,7 @@ def settings(tmp_path, repository):
 
 def snakemake(folder, repository, *arguments):
     words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", *arguments]
-    return (without_jobs if "--dry-run" in words else run_workflow)(folder, words)
+    return run_main("snakemake.cli", words, folder) if "--dry-run" in words else run_workflow(folder, words)
 
 
 def text_of(done):

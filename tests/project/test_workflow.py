@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 import yaml
-from dry_runs import without_jobs
+from forks import run_main
 from rocrate.rocrate import ROCrate
 from warm_workflow import run_workflow
 from workflow_changes import (
@@ -60,7 +60,8 @@ def snakemake(folder, repository, *arguments, over=None):
     """Run the workflow in `folder` on the tiny config, `over` laid on it; the finished process."""
     (folder / "config.yaml").write_text(yaml.safe_dump(merge(CONFIG, over or {})))
     words = ["--snakefile", str(repository / "Snakefile"), "--configfile", "config.yaml", "--cores", "2", *arguments]
-    return (without_jobs if {"--dry-run", "--lint", "--unlock"} & set(words) else run_workflow)(folder, words)
+    without_jobs = {"--dry-run", "--lint", "--unlock"} & set(words)
+    return run_main("snakemake.cli", words, folder) if without_jobs else run_workflow(folder, words)
 
 
 def jobs(process):
@@ -290,7 +291,7 @@ def test_the_slurm_profile_needs_no_number_of_cores(finished, repository):
     (finished / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     profile = str(repository / "configs/profiles/slurm")
     words = ["--snakefile", str(repository / "Snakefile"), "--unlock", "--configfile", "config.yaml"]
-    process = without_jobs(finished, [*words, "--workflow-profile", profile])
+    process = run_main("snakemake.cli", [*words, "--workflow-profile", profile], finished)
     assert process.returncode == 0, process.stdout + process.stderr
 
 

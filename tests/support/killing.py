@@ -1,7 +1,6 @@
 """Processes that are killed with SIGKILL again and again: by the clock, or at one of their own file operations."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -10,13 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from forks import PROCESSES
 from safetensors import safe_open
 
 KILLS = int(os.environ.get("KILLS", "4"))
 """Of every sort of run; 50 for the full measure."""
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
-PROCESSES = multiprocessing.get_context("forkserver")  # imports torch once, not once a process
-PROCESSES.set_forkserver_preload(["mil.training.run", "inprocess", "training_cohort", "hospitals"])
 
 
 def _counted(target: Callable, arguments: tuple, folder: Path, count, fatal: int | None) -> None:
