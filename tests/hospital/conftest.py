@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from deployment import Deployment, free_port
+from deployment import Deployment, forked_flare, free_port
 from hospitals import PROTOCOL, make_hospitals
 from slow_line import SlowLine
 from tissue import make_tissue_hospitals, write_tissue
@@ -52,7 +52,7 @@ def deployment(
         make = make_tissue_hospitals if tissue else make_hospitals
         environments = {side: clock.environment for side, clock in clocks.items()}
         running = Deployment(make(folder, port=free_port(), **made), {**environments, "A": line.environment})
-        with ThreadPoolExecutor(1) as pool:
+        with forked_flare(), ThreadPoolExecutor(1) as pool:
             provisioned = pool.submit(running.provision)
             if tissue:
                 write_tissue(running.hospitals, tissue)

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from deployment import Deployment, until
+from deployment import Deployment, forked_flare, until
 from hospitals import make_hospitals
 
 from mil.errors import MilError
@@ -83,13 +83,12 @@ def test_a_member_may_look_and_not_submit(deployment: Deployment, tmp_path: Path
 def test_strangers_are_turned_away(deployment: Deployment, tmp_path: Path) -> None:
     """A site whose certificate is of another authority, and one that holds another site's certificate."""
     other = make_hospitals(tmp_path / "other", port=deployment.hospitals.protocol.server.port)
-    told = kits.make_authority(other.server, tmp_path / "other" / "server" / "server.yaml")
-    request = kits.request(other.site("A"))
-    with pytest.raises(MilError, match="fingerprint"):
-        kits.join(
-            other.site("A"), kits.approve(other.server, request), "SHA256:" + ":".join(["00"] * 32), tmp_path / "x"
-        )
-    kits.join(other.site("A"), kits.approve(other.server, request), told, tmp_path / "other" / "A" / "site.yaml")
+    with forked_flare():
+        told = kits.make_authority(other.server, tmp_path / "other" / "server" / "server.yaml")
+        signed = kits.approve(other.server, kits.request(other.site("A")))
+        with pytest.raises(MilError, match="fingerprint"):
+            kits.join(other.site("A"), signed, "SHA256:" + ":".join(["00"] * 32), tmp_path / "x")
+        kits.join(other.site("A"), signed, told, tmp_path / "other" / "A" / "site.yaml")
     own = deployment.hospitals.site("B")
     shutil.copytree(
         Path(own.workspace) / "kit", tmp_path / "thief" / "kit", ignore=shutil.ignore_patterns("*.fl", "*log*")

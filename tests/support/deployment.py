@@ -5,11 +5,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
+import pytest
+from forks import run_main
 from hospitals import Hospitals
 
 from mil.hospital.flare import kits
@@ -32,6 +36,19 @@ def until(what: Callable[[], bool], seconds: float, why: str) -> None:
     while not what():
         assert time.monotonic() < deadline, f"not in {seconds} s: {why}"
         time.sleep(0.1)
+
+
+@contextmanager
+def forked_flare() -> Iterator[None]:
+    """FLARE's command line in forked processes: certificates and kits without a second of imports for each call."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        _, _, module, *words = command  # Python's -m
+        return run_main(module, words)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kits, "subprocess", SimpleNamespace(run=run))
+        yield
 
 
 class Deployment:
