@@ -1,12 +1,16 @@
 """Shared ground of the tests: the shared folder of real data, and a cohort's sheets."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes of tests would compile the package anew, each for a second
+sys.dont_write_bytecode = False
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core; more threads would wait for each other
 
 os.fsync = lambda _: None  # 7 ms per file; what it is for, a cut of the power, no test can make
@@ -60,3 +64,11 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the working directory for the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _browser() -> Iterator[None]:
+    """End the file's browser, if it had any."""
+    yield
+    if "browser" in sys.modules:
+        sys.modules["browser"].close_chromium()

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 
@@ -57,17 +58,36 @@ def violations(tab) -> list[str]:
     return [f"{rule['id']} ({rule['impact']}): {node['html'][:200]}" for rule in found for node in rule["nodes"]]
 
 
-@contextmanager
-def opened(address: str, width: int, height: int, said_too: tuple[str, ...] = ()):
-    """A tab with `address`; after the test no console line (but those that hold a text of `said_too`) and no request to others may be left."""
+@cache
+def _chromium():
+    """Playwright's driver and a Chromium: a second of CPU, so once for the tests of a file."""
     from playwright.sync_api import sync_playwright
 
+    driver = sync_playwright().start()
+    return driver, driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+
+
+def close_chromium() -> None:
+    """End what `_chromium` started; Playwright's event loop would be in the way of other tests."""
+    if _chromium.cache_info().currsize:
+        driver, browser = _chromium()
+        browser.close()
+        driver.stop()
+        _chromium.cache_clear()
+
+
+@contextmanager
+def opened(address: str, width: int, height: int, said_too: tuple[str, ...] = ()):
+    """A tab with `address`; after the test no console line (but those that hold a text of `said_too`) and no request to others may be left.
+
+    Each has storage, cookies and cache of its own.
+    """
     here = (
         ("file:", "data:", "blob:") if address.startswith("file:") else (address.rpartition("/")[0], "data:", "blob:")
     )
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": width, "height": height})
+    _, browser = _chromium()
+    with browser.new_context(viewport={"width": width, "height": height}) as context:
+        tab = context.new_page()
         said, asked = [], []
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
@@ -79,4 +99,3 @@ def opened(address: str, width: int, height: int, said_too: tuple[str, ...] = ()
         asked = [url for url in asked if not url.startswith(here)]
         assert not said, said
         assert not asked, asked
-        browser.close()
