@@ -25,6 +25,7 @@ from workflow_changes import (
     join_without_labels,
     replace_slide,
     touch_slide,
+    with_and_without_record,
 )
 
 from mil.config import merge
@@ -47,12 +48,16 @@ CONFIG = {
     "shard_size": 10,  # two shards at north, one at every other site
     "endpoints": {"response": {"column": "response", "repeats": 1, "folds": 2, "inner_folds": 2}},
     "experiments": {
-        name: {"encoder": "colour", "training": {"rounds": 4}}
+        name: {"encoder": "colour", "training": {"rounds": 2}}
         for name in ("attention_local", "attention_pooled", "attention_fedavg")
     },
     "run": ["attention_local", "attention_pooled", "attention_fedavg"],
-    "metrics": {"bootstrap": 100},
-    "figures": {"formats": ["png"], "dpi": 72, "slides_a_site": 3, "tiles_a_site": 5, "review_tiles": 8},
+    "metrics": {"bootstrap": 100, "permutations": 10},
+    "figures": {
+        **{"formats": ["png"], "dpi": 72, "slides_a_site": 1, "tiles_a_site": 2, "review_tiles": 2},
+        **{"clusters": 3, "resamplings": 2},
+    },
+    "report": {"viewer_slides": 1, "viewer_px": 512},
 }
 
 
@@ -122,26 +127,24 @@ OF_ONE_SHARD = {"extract": 1, "census": 1} | BAGGED
 OF_ONE_SLIDE = {"check": 1, "slides": 1, "tile": 1, "contact_sheet": 1} | OF_ONE_SHARD
 
 
-@pytest.mark.parametrize(
-    ("over", "expected"),
-    [
-        ({"report": {"title": "Another title"}}, {"report": 1, "crate": 1}),
-        ({"metrics": {"bootstrap": 200}}, {"score": 3, "localise": 3} | PUT_TOGETHER),
-        (
-            {"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}},
-            TRAINED | {"train": 1, "predict": 1, "score": 1, "localise": 1},
-        ),
-        ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 5, "contact_sheet": 4}),
-        ({"encoders": {"colour": {"stain": "macenko"}}}, EXTRACTED),
-        ({"figures": {"dpi": 80}}, {"figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
-        ({"encoders": {"colour": {"batch_size": 64}}, "shard_size": 5}, {}),
-    ],
-    ids=["title", "metrics", "lr", "tiles", "encoder", "dpi", "size_of_batches_and_shards"],
-)
-@pytest.mark.parametrize("record", ["with", "without"])
-def test_a_changed_setting_runs_what_depends_on_it(finished, bare, repository, record, over, expected):
-    """With Snakemake's record of earlier runs and without it, as in a fresh checkout over old results."""
-    folder = finished if record == "with" else bare
+SETTINGS = {
+    "title": ({"report": {"title": "Another title"}}, {"report": 1, "crate": 1}),
+    "metrics": ({"metrics": {"bootstrap": 200}}, {"score": 3, "localise": 3} | PUT_TOGETHER),
+    "lr": (
+        {"experiments": {"attention_pooled": {"training": {"lr": 0.01}}}},
+        TRAINED | {"train": 1, "predict": 1, "score": 1, "localise": 1},
+    ),
+    "tiles": ({"tiles": {"mpp": 1.0}}, EXTRACTED | {"tile": 5, "contact_sheet": 4}),
+    "encoder": ({"encoders": {"colour": {"stain": "macenko"}}}, EXTRACTED),
+    "dpi": ({"figures": {"dpi": 80}}, {"figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
+    "size_of_batches_and_shards": ({"encoders": {"colour": {"batch_size": 64}}, "shard_size": 5}, {}),
+}
+
+
+@pytest.mark.parametrize(("name", "record"), with_and_without_record(SETTINGS, {"lr", "tiles"}))
+def test_a_changed_setting_runs_what_depends_on_it(finished, bare, repository, name, record):
+    """Without the record: as in a fresh checkout over old results."""
+    folder, (over, expected) = finished if record else bare, SETTINGS[name]
     assert jobs(snakemake(folder, repository, "--dry-run", over=over)) == expected
     if over.get("tiles"):  # a dry run leaves no trace
         assert jobs(snakemake(folder, repository, "--dry-run")) == {}
@@ -153,31 +156,28 @@ def bare(finished, tmp_path_factory):
     return copied(finished, tmp_path_factory.mktemp("bare") / "copy", record=False)
 
 
-@pytest.mark.parametrize("record", [True, False], ids=["with", "without"])
+FILES = {
+    "nothing": (lambda folder: None, {}),
+    "added": (add_slide, OF_ONE_SLIDE),
+    "replaced": (replace_slide, OF_ONE_SLIDE),
+    "touched": (touch_slide, {}),
+    "label": (change_label, BAGGED),
+    "age": (change_age, PUT_TOGETHER),
+    "features": (delete_features, OF_ONE_SHARD),
+    "manifest": (delete_manifest, OF_ONE_SHARD),
+    "slide_table": (delete_slide_table, OF_ONE_SLIDE),
+    "site_table": (delete_site_table, {"slides": 1, "contact_sheet": 1, "census": 1} | BAGGED),
+    "attention": (delete_attention, {"predict": 1, "score": 1, "localise": 1} | PUT_TOGETHER),
+    "attention_of_a_site": (delete_attention_of_a_site, {"predict": 1, "score": 1, "localise": 1} | PUT_TOGETHER),
+    "truth": (edit_truth, {"localise": 3, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
+}
+
+
 @pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda folder: None, {}),
-        (add_slide, OF_ONE_SLIDE),
-        (replace_slide, OF_ONE_SLIDE),
-        (touch_slide, {}),
-        (change_label, BAGGED),
-        (change_age, PUT_TOGETHER),
-        (delete_features, OF_ONE_SHARD),
-        (delete_manifest, OF_ONE_SHARD),
-        (delete_slide_table, OF_ONE_SLIDE),
-        (delete_site_table, {"slides": 1, "contact_sheet": 1, "census": 1} | BAGGED),
-        (delete_attention, {"predict": 1, "score": 1, "localise": 1} | PUT_TOGETHER),
-        (delete_attention_of_a_site, {"predict": 1, "score": 1, "localise": 1} | PUT_TOGETHER),
-        (edit_truth, {"localise": 3, "figure": 1, "figure_of_site": 4, "report": 1, "crate": 1}),
-    ],
-    ids=[
-        *("nothing", "added", "replaced", "touched", "label", "age", "features", "manifest"),
-        *("slide_table", "site_table", "attention", "attention_of_a_site", "truth"),
-    ],
+    ("name", "record"), with_and_without_record(FILES, {"nothing", "replaced", "label", "features", "attention"})
 )
-def test_a_changed_file_runs_what_depends_on_it(finished, repository, tmp_path, record, change, expected):
-    folder = copied(finished, tmp_path / "copy", record)
+def test_a_changed_file_runs_what_depends_on_it(finished, repository, tmp_path, name, record):
+    folder, (change, expected) = copied(finished, tmp_path / "copy", record), FILES[name]
     change(folder)
     assert jobs(snakemake(folder, repository, "--dry-run")) == expected
 

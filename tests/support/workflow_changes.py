@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pandas as pd
+import pytest
 
 
 def copied(finished, folder, record):
@@ -113,3 +114,12 @@ def join_without_labels(folder):
         path.unlink()
         pd.concat(table).to_csv(path, index=False)
     return rows["patient_id"].tolist()
+
+
+def with_and_without_record(names, heart):
+    """Each name with Snakemake's record of earlier runs and without it; without it, `make test` has the `heart` of them."""
+    without = {name: [] if name in heart else pytest.mark.extended for name in names}
+    return [
+        *(pytest.param(name, True, id=f"{name}-with") for name in names),
+        *(pytest.param(name, False, id=f"{name}-without", marks=marks) for name, marks in without.items()),
+    ]
