@@ -74,8 +74,11 @@ def usual(tmp_path_factory) -> Results:
     return shared_results(tmp_path_factory.getbasetemp())
 
 
+COHORTS = ["many", pytest.param("alone", marks=pytest.mark.extended)]  # the usual one: test_figures.py
+
+
 @pytest.mark.parametrize("name", list(FIGURES))
-@pytest.mark.parametrize("cohort", ["many", "alone"])  # the usual one: test_figures.py
+@pytest.mark.parametrize("cohort", COHORTS)
 def test_no_text_is_cut_small_or_on_another(cohort, name, request):
     results = request.getfixturevalue(cohort)
     drawn = FIGURES[name].draw(results, results.config.figures, site_of(name, results))
@@ -90,7 +93,7 @@ def site_of(name, results) -> str | None:
     return results.sites[0] if FIGURES[name].per_site else None
 
 
-@pytest.mark.parametrize("cohort", ["many", "alone"])
+@pytest.mark.parametrize("cohort", COHORTS)
 def test_the_report_of_an_odd_cohort_is_whole(cohort, request):
     results = request.getfixturevalue(cohort)
     spec = results.config.figures.model_copy(update={"formats": ("svg",)})

@@ -79,7 +79,7 @@ def test_every_round_has_the_reference_driver_s_digest(hospitals: Hospitals, tmp
         compare_with_reference(hospitals, tmp_path, strategy)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=pytest.mark.extended), "scaffold"])
 def test_sums_of_32_bits_have_the_reference_driver_s_digests_and_half_the_bytes(
     hospitals: Hospitals, tmp_path: Path, strategy: str
 ) -> None:
@@ -174,7 +174,10 @@ def compare_own(hospitals: Hospitals, run: str, number: int, course: Course, now
         assert kept.models["member"][number] == site
 
 
-@pytest.mark.parametrize(("patience", "participation"), [(None, 1.0), (1, 1.0), (1, 0.5)])
+@pytest.mark.parametrize(
+    ("patience", "participation"),
+    [*(pytest.param(patience, 1.0, marks=pytest.mark.extended) for patience in (None, 1)), (1, 0.5)],
+)
 def test_a_run_between_hospitals_is_that_of_mil_train(
     hospitals: Hospitals, tmp_path: Path, patience: int | None, participation: float
 ) -> None:
@@ -201,7 +204,10 @@ LIKE_TRAIN = {
 }
 
 
-@pytest.mark.parametrize("case", LIKE_TRAIN)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.extended if case in {"replicas", "cyclic"} else []) for case in LIKE_TRAIN],
+)
 def test_searches_and_personal_strategies_are_those_of_mil_train(
     hospitals: Hospitals, tmp_path: Path, case: str
 ) -> None:

@@ -71,7 +71,7 @@ def config_of(folder: Path, endpoints: tuple[str, ...], **figures: object) -> di
         },
         "run": list(names),
         "metrics": {"bootstrap": 200, "clinical": ["age"], "subgroups": ["age", "site"], "permutations": 10},
-        "figures": {"formats": ["png"], "dpi": 110, **figures},
+        "figures": {"formats": ["png"], "dpi": 110, "resamplings": 4, **figures},
     }
 
 
