@@ -197,6 +197,7 @@ def test_a_full_disk_and_a_log_that_cannot_be_written_are_one_line_each(tmp_path
     assert (process.returncode, process.stderr) == (1, "error: file: File exists\n")
 
 
+@pytest.mark.slow
 def test_strict_check_of_a_corrupt_slide_names_it(tmp_path):
     (tmp_path / "broken.svs").write_bytes(b"not a slide")
     (tmp_path / "slides.csv").write_text("slide_id,patient_id,site,path\ns1,p1,A,broken.svs\n")

@@ -174,6 +174,7 @@ def test_truncated_resnet_is_the_beginning_of_the_whole_one():
         assert torch.allclose(cut.eval()(tiles), planes[0].mean((2, 3)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_embedded_weights_are_those_of_the_package_and_fp32_and_bf16_agree():
     spec = EncoderSpec(name="efficientnet_lite0", precision="fp32")
     tiles = np.random.default_rng(0).integers(0, 255, (4, 128, 128, 3)).astype(np.uint8)

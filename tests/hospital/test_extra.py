@@ -11,6 +11,8 @@ import pytest
 import mil
 from mil.hospital.identity import code_digest, import_closure
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(mil.__file__).parent
 EXTRA = {"nvflare", "dp_accounting", "cryptography", "opacus", "tenseal"}
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['nvflare', 'dp_accounting', 'cryptography', 'opacus'])); "

@@ -12,6 +12,8 @@ from mil.training import run as run_module
 from mil.training.checkpoint import Checkpoint
 from mil.training.run import train
 
+pytestmark = pytest.mark.slow
+
 EVERY = [
     *sorted(STRATEGIES),
     {"name": "cyclic", "shuffled": True},

@@ -165,6 +165,7 @@ def test_a_line_torn_by_a_power_cut_is_removed_and_the_record_says_so(tmp_path: 
     assert entries[3]["bytes"] == 14
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_line_of_ours_and_the_site_starts_again(finished: Hospitals, tmp_path: Path) -> None:
     """The ledger's line does not fit on the disk (a limit of the file's size, in a process of its own)."""
     hospitals = make_hospitals(tmp_path)
@@ -293,6 +294,7 @@ def _other(value: object) -> object:
     return value + 1 if isinstance(value, int | float) and not isinstance(value, bool) else f"{value}x"
 
 
+@pytest.mark.slow
 @pytest.mark.repeated
 def test_no_forgery_of_any_line_passes(finished: Hospitals, tmp_path: Path) -> None:
     """Changed, dropped, swapped, appended or removed lines of all four ledgers, by a stranger or by the party itself.

@@ -26,6 +26,8 @@ from mil.hospital.identity import code_sha256
 from mil.hospital.preflight import check_site
 from mil.progress import quiet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:

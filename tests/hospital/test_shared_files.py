@@ -14,6 +14,8 @@ from mil.hospital.keys import PRIME, PartyKey
 from mil.hospital.shared_files import Kept, SentFile, folder_of
 from mil.hospital.shared_patients import exchange
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Hospitals:

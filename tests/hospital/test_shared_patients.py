@@ -138,6 +138,7 @@ def round_of(hospitals: Hospitals) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_three_hospitals_find_a_shared_patient_and_a_shared_slide(copied: Hospitals) -> None:
     assert duplicates(copied, "A")[0][0] == "warning"
     table = Path(copied.site("B").results) / "bags" / "response.csv"

@@ -35,6 +35,7 @@ def binormal(stream, patients, prevalence, auroc):
     return labels, 1 / (1 + np.exp(-logits))
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_population_in_simulated_cohorts():
     """200 cohorts of 50; 2,000 of each size are benchmarks/coverage.py. Bounds: 95 % less 3.5 binomial deviations."""
     labels, scores = binormal(rng(0, "population"), 400_000, 0.3, 0.8)

@@ -78,6 +78,7 @@ def module_of(source=LSE, name="LSE", width=8, **settings):
     return space[name](width, 1, **settings).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["pooled", "fedavg"])
 def test_a_users_head_learns_and_predicts_what_a_plain_loop_of_its_module_gives(lse, strategy, tmp_path):
     said = io.StringIO()

@@ -17,6 +17,8 @@ from mil.config import EncoderSpec, ExperimentSpec, parse
 from mil.encoders.build import build, make_random
 from mil.encoders.table import FILE, read_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def page(repository):

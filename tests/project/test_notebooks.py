@@ -6,6 +6,8 @@ import matplotlib as mpl
 import pytest
 from matplotlib import pyplot as plt
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("features_to_auroc", "slide_to_attention", "two_hospitals")
 
 

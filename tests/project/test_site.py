@@ -14,6 +14,7 @@ from mil.config import Config
 from mil.encoders.table import ENCODERS
 from mil.workflow.figures import figure_inputs
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("material", reason="mkdocs-material is not installed: pip install -e '.[docs]'")
 
 

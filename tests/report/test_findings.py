@@ -111,6 +111,7 @@ def test_the_main_experiment_is_the_first_with_attention():
     assert main_experiment(config_of(figures={"main": "attention_fedsgd"})) == "attention_fedsgd"
 
 
+@pytest.mark.slow
 def test_every_arm_of_the_run_stands_in_the_comparisons(results):
     table = results.comparisons()
     assert {*table["first"], *table["second"]} == set(EXPERIMENTS)
