@@ -1,6 +1,10 @@
 # Two commands: `make demo` and `make test`. The environment is made in .venv, with the machine's own pip settings.
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --durations 20
+# Of each sort of run that is killed, and of each fault, in `make test-all`.
+KILLS ?= 8
+REPEATS ?= 2
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -27,11 +31,12 @@ test: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "not extended" --durations 20
+	$(PYTEST) -n $$(($(CORES) + 1)) -m "not extended"
 
-# What `make test` leaves out: many kills, thousands of damaged files, long simulations.
+# What `make test` leaves out: more kills and damaged files, long simulations, a Slurm, long federations. The last two wait more than
+# they compute, so there are two processes more than cores.
 test-all: environment
-	KILLS=20 REPEATS=5 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "extended or repeated" --durations 20
+	KILLS=$(KILLS) REPEATS=$(REPEATS) $(PYTEST) -n $$(($(CORES) + 2)) -m "extended or repeated"
 
 # Faults made on purpose and counted, in docs/reliability.md.
 faults: environment
