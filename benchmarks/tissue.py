@@ -15,7 +15,8 @@ import numpy as np
 
 from mil.slides.slide import open_slide
 from mil.specs.slides import TissueSpec
-from mil.tissue import TISSUE, find_tissue
+from mil.tissue import find_tissue
+from mil.tissue.registry import TISSUE
 
 SHARED = Path(os.environ.get("MIL_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 # The TCGA file does not say its mpp; both of its likely values are tried.

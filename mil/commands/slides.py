@@ -195,7 +195,7 @@ def tile(
     """Find the tissue of the slides of a shard and cover it with tiles."""
     from mil.config import TileSpec, read_spec
     from mil.tables import read_table, write_table
-    from mil.tiles import tile_shard
+    from mil.tiles.shard import tile_shard
 
     reporter = reporter_of(log)
     manifest = tile_shard(read_table(slides), read_spec(TileSpec, spec), folder, thumbnails, reporter)

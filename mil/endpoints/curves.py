@@ -50,11 +50,16 @@ def of_probabilities(scope: Scope, spec: "MetricsSpec") -> Iterator[pd.DataFrame
 
 
 def of_classes(scope: Scope, shares: np.ndarray, classes: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """ROC curve of every class against the rest; none of a class without a patient, or with all of them."""
-    for place, name in enumerate(classes if is_drawn(scope) else ()):
+    """ROC curve of every class against the rest; none of a class without a patient, or with all of them. Patients by likeliest class."""
+    if not is_drawn(scope):
+        return
+    places = np.arange(len(classes))
+    for place, name in enumerate(classes):
         own = (scope.labels == place).astype(int)
         if both_classes(own):
             yield points("roc", *roc_curve(own, shares[:, place])).assign(group=name)
+        counts = np.bincount(shares[own == 1].argmax(axis=1), minlength=len(classes))
+        yield points("confusion", places, counts / max(own.sum(), 1)).assign(group=name, patients=counts)
 
 
 def of_risks(table: pd.DataFrame, confidence: float) -> pd.DataFrame:

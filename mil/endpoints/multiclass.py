@@ -197,9 +197,3 @@ def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, weights: np.ndarra
     own = labels[:, None] == np.arange(scores.shape[1])
     with np.errstate(invalid="ignore"):
         return np.mean(((weights * right) @ own) / (weights @ own), axis=1)
-
-
-def confusion(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Patients by true class (rows) and likeliest class (columns)."""
-    number = scores.shape[1]
-    return np.bincount(labels.astype(int) * number + scores.argmax(axis=1), minlength=number**2).reshape(number, number)

@@ -5,11 +5,10 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from mil.config import FiguresSpec
-from mil.figures.registry import FIGURES, Drawn, FigureEntry
+from mil.figures.registry import FIGURES
 from mil.figures.save import save
-from mil.results.results import Absent, Results
+from mil.results.results import Results
 
-__all__ = ["FIGURES", "Absent", "Drawn", "FigureEntry", "Results", "draw_figure", "save"]
 for module in iter_modules(__path__):  # importing a figure's module enters it into FIGURES
     import_module(f"{__name__}.{module.name}")
 

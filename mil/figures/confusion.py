@@ -5,7 +5,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.endpoints.multiclass import confusion
 from mil.figures.arms import input_name, main_scopes
 from mil.figures.layout import UPRIGHT_MM, fitted, outer_panels, site_panels, text_mm, title_of_site, width_mm
 from mil.figures.registry import Drawn, figure
@@ -49,9 +48,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 
 def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> pd.DataFrame:
-    classes, shares = results.kind.spec.classes, results.kind.scores_of(scope.table)
-    counts = confusion(scope.labels, shares)
-    rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    classes, found = results.kind.spec.classes, results.curve("confusion", results.main, scope)
+    counts, rows = (found[name].to_numpy().reshape(len(classes), -1) for name in ("patients", "y"))
+    counts = counts.astype(int)
     axes.imshow(rows, cmap=CMAP, vmin=0, vmax=1, aspect="auto")
     for (i, j), count in np.ndenumerate(counts):
         centred(axes, j, i, str(count), fontsize=7, color=ink_on(CMAP, rows[i, j]))

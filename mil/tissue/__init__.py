@@ -10,13 +10,11 @@ import numpy as np
 
 from mil.errors import SlideError
 from mil.specs.slides import TissueSpec
-from mil.tissue import contrast, otsu
+from mil.tissue import contrast, otsu  # noqa: F401  importing them fills TISSUE
 from mil.tissue.contrast import glass_of
 from mil.tissue.ink import ink_on_glass
-from mil.tissue.registry import TISSUE, TissueMethod
+from mil.tissue.registry import TISSUE
 from mil.tissue.unscanned import unscanned, without_unscanned
-
-__all__ = ["TISSUE", "TissueMethod", "contrast", "find_tissue", "otsu", "tidied"]
 
 
 def find_tissue(thumbnail: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:

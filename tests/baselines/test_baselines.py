@@ -23,8 +23,8 @@ from mil.cli import app
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints import build_endpoint
 from mil.endpoints.binary import PRIMARY
-from mil.figures import Results
 from mil.metrics.score import primary, score
+from mil.results.results import Results
 from mil.rng import rng
 from mil.statistics import delong, ranking
 from mil.statistics.bootstrap import resamples

@@ -16,8 +16,9 @@ from mil.bags.table import make_bags
 from mil.config import Config, EndpointSpec
 from mil.endpoints.survival import risk_groups, stratified_log_rank
 from mil.errors import MilError
-from mil.figures import FIGURES, Results, draw_figure
+from mil.figures import FIGURES, draw_figure
 from mil.metrics.score import score
+from mil.results.results import Results
 from mil.slides.sheet import read_cohort
 from mil.statistics.thresholds import read_inner
 from mil.tables import write_table

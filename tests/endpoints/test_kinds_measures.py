@@ -10,8 +10,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, r2_score,
 from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints import ENDPOINTS, build_endpoint
 from mil.endpoints.bounds import bootstrap_bounds
+from mil.endpoints.curves import of_classes
 from mil.endpoints.endpoint import fold_values
-from mil.endpoints.multiclass import balanced_accuracy, confusion, macro_auroc
+from mil.endpoints.multiclass import balanced_accuracy, macro_auroc
 from mil.endpoints.regression import absolute_error, mean_error, r_squared, slope, spearman
 from mil.endpoints.survival import harrell
 from mil.errors import MilError
@@ -19,6 +20,7 @@ from mil.metrics.comparison import compare
 from mil.metrics.score import primary, score
 from mil.metrics.strategies import strategy_table
 from mil.predictions.patients import by_patient
+from mil.statistics.arms import Scope
 from mil.tables import read_table, write_table
 
 SPEC = MetricsSpec(bootstrap=200)
@@ -146,7 +148,10 @@ def test_further_measures_are_those_of_scikit_learn_and_scipy():
     assert balanced_accuracy(labels, scores, once)[0] == pytest.approx(
         balanced_accuracy_score(labels, scores.argmax(1))
     )
-    assert (confusion(labels, scores) == confusion_matrix(labels, scores.argmax(1), labels=range(3))).all()
+    scope = Scope("A", "external", "C", pd.DataFrame({"label": labels}))
+    points = pd.concat(of_classes(scope, scores, "abc"))
+    counts = points.loc[points["curve"] == "confusion", "patients"].to_numpy().reshape(3, 3)
+    assert (counts == confusion_matrix(labels, scores.argmax(1), labels=range(3))).all()
     labels, scores = drawn("regression")
     assert r_squared(labels, scores, once)[0] == pytest.approx(r2_score(labels, scores))
     assert slope(labels, scores, once)[0] == pytest.approx(stats.linregress(scores, labels).slope)

@@ -15,8 +15,8 @@ from crowding import defects
 from matplotlib.collections import FillBetweenPolyCollection
 
 import mil
-from mil.errors import MilError
-from mil.figures import FIGURES, Absent, Results, draw_figure
+from mil.errors import Absent, MilError
+from mil.figures import FIGURES, draw_figure
 from mil.figures.auroc_by_strategy import _lines
 from mil.figures.heatmaps import choose
 from mil.figures.how_made import correction, how_tested, with_intervals
@@ -34,6 +34,7 @@ from mil.figures.style import (
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
 from mil.metrics.agreement import reviewed
 from mil.paper import PROTOCOL
+from mil.results.results import Results
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
 from mil.strategies import STRATEGIES
 from mil.tables import write_table

@@ -12,12 +12,13 @@ from crowding import defects
 from matplotlib.text import Text
 
 from mil.config import Config
-from mil.figures import FIGURES, Results, draw_figure
+from mil.figures import FIGURES, draw_figure
 from mil.figures.save import save
 from mil.metrics.score import score
 from mil.report.build import build
 from mil.report.claims import headline
 from mil.report.slide_viewer import write_viewer
+from mil.results.results import Results
 from mil.tables import read_table, write_table
 
 pytestmark = pytest.mark.slow

@@ -97,7 +97,8 @@ def test_a_figure_is_one_file(page, repository, tmp_path, tmp_path_factory):
     results = shared_results(tmp_path_factory.getbasetemp())
     code = """
 import sys
-from mil.figures import FIGURES, Results
+from mil.figures import FIGURES
+from mil.results.results import Results
 from mil.report.story import STORY
 results = Results.open(sys.argv[1])
 drawn = FIGURES["slides_per_patient"].draw(results, results.config.figures)

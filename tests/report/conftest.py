@@ -4,10 +4,11 @@ import pytest
 from cohort_results import shared_results
 
 from mil.config import ReportSpec
-from mil.figures import FIGURES, Results, draw_figure
+from mil.figures import FIGURES, draw_figure
 from mil.files import write_text
 from mil.report.build import build
 from mil.report.slide_viewer import write_viewer
+from mil.results.results import Results
 
 
 @pytest.fixture(scope="module")

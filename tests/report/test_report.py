@@ -14,10 +14,11 @@ from copies import copied
 from typer.testing import CliRunner
 
 from mil.cli import app
-from mil.figures import FIGURES, Results, draw_figure
+from mil.figures import FIGURES, draw_figure
 from mil.report.build import build
 from mil.report.pictures import PX_A_MM, picture_of
 from mil.report.slide_viewer import write_viewer
+from mil.results.results import Results
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from mil.rng import rng
 from mil.slides.check import look_at
 from mil.slides.slide import open_slide
 from mil.specs.slides import QualitySpec, TissueSpec
-from mil.tiles import tile_slide
+from mil.tiles.grid import tile_slide
 
 pytestmark = [pytest.mark.slow, pytest.mark.repeated]
 

@@ -14,8 +14,8 @@ from mil.progress import quiet
 from mil.slides.check import check_slides
 from mil.slides.sheet import read_cohort
 from mil.tables import read_table, write_table
-from mil.tiles import tile_shard
 from mil.tiles.contact import write_contact_sheet
+from mil.tiles.shard import tile_shard
 from mil.training.store import FeatureStore
 
 IDS = ["S 12 (a)", "50% [x]", "=1+1"]

@@ -174,7 +174,7 @@ def test_a_slide_id_that_would_leave_the_folder_is_refused(tmp_path):
 
     from mil.config import TileSpec
     from mil.progress import quiet
-    from mil.tiles import tile_shard
+    from mil.tiles.shard import tile_shard
 
     path = write_slide(tmp_path / "a.svs", ramp(300, 300))
     row = {"slide_id": "../../x", "path": str(path), "state": "ok", "reason": "", "mpp": 0.5, "mpp_source": "aperio.MPP", "fingerprint": "0"}  # fmt: skip

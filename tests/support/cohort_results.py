@@ -21,7 +21,6 @@ from mil.bags.census import flow
 from mil.bags.table import deal_folds
 from mil.baselines.write import write_baselines
 from mil.config import Config
-from mil.figures import Results
 from mil.files import write_text
 from mil.metrics.agreement import reviewed
 from mil.metrics.clinical import clinical_tables
@@ -30,6 +29,7 @@ from mil.metrics.comparison import compare
 from mil.metrics.localisation import localise, slides_with_truth
 from mil.metrics.score import curves_and_folds, score
 from mil.metrics.strategies import strategies_of
+from mil.results.results import Results
 from mil.rng import rng
 from mil.slides.fingerprint import fingerprint
 from mil.tables import write_table

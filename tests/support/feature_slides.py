@@ -10,7 +10,7 @@ from mil import hdf5
 from mil.config import TileSpec
 from mil.slides.fingerprint import fingerprint
 from mil.slides.slide import open_slide
-from mil.tiles import trident_attributes
+from mil.tiles.shard import trident_attributes
 
 SIZE = 64
 SPEC = TileSpec(size_px=SIZE, mpp=0.5)

@@ -13,7 +13,7 @@ from mil.progress import quiet
 from mil.slides.check import check_slides
 from mil.slides.sheet import read_cohort
 from mil.tables import write_table
-from mil.tiles import tile_shard
+from mil.tiles.shard import tile_shard
 
 SITES = {"A": ("train", 48), "B": ("train", 50), "C": ("external", 30)}
 ENDPOINT = {**PROTOCOL["endpoint"], "column": "tumour"}

@@ -24,7 +24,7 @@ from mil.synthetic.patients import clinical_table, draw_patients
 from mil.synthetic.sites import SITES
 from mil.synthetic.slides import SlideTask, make_slide
 from mil.tables import read_text_table
-from mil.tiles import tile_slide
+from mil.tiles.grid import tile_slide
 
 pytestmark = pytest.mark.slow
 

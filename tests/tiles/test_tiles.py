@@ -17,7 +17,8 @@ from mil.progress import quiet
 from mil.slides.check import check_slides
 from mil.slides.slide import Reading, open_slide
 from mil.specs.slides import TissueSpec
-from mil.tiles import TILES, tile_shard, tile_slide
+from mil.tiles.grid import tile_slide
+from mil.tiles.shard import TILES, tile_shard
 
 SPEC = TileSpec(size_px=64, mpp=0.5, tissue=TissueSpec(mpp=4.0, min_area_um2=100, margin_um=0))
 

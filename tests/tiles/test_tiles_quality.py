@@ -17,9 +17,10 @@ from mil.slides.check import check_slides, look_at
 from mil.slides.readers.openslide import OpenSlideReader
 from mil.slides.slide import open_slide
 from mil.specs.slides import QualitySpec, TissueSpec
-from mil.tiles import contact_sheet, tile_shard, tile_slide, tissue_outliers
-from mil.tiles.contact import write_contact_sheet
+from mil.tiles.contact import contact_sheet, tissue_outliers, write_contact_sheet
+from mil.tiles.grid import tile_slide
 from mil.tiles.quality import FLAGS, blur_of, flagged, straight_edges
+from mil.tiles.shard import tile_shard
 from mil.tissue import find_tissue
 from mil.tissue.contrast import glass_of
 from mil.tissue.ink import INKS, ink

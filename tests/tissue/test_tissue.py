@@ -11,9 +11,10 @@ from test_slide_readers import texture
 from mil.errors import MilError, SlideError
 from mil.slides.slide import open_slide
 from mil.specs.slides import TissueSpec
-from mil.tissue import TISSUE, find_tissue
+from mil.tissue import find_tissue
 from mil.tissue.contrast import glass_of
 from mil.tissue.masks import read_mask, to_geojson
+from mil.tissue.registry import TISSUE
 
 EXACT = TissueSpec(margin_um=0, min_area_um2=0, fill_holes_um2=0)
 
