@@ -41,7 +41,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     wide = min(CELL_MM, (DOUBLE_MM - 58) / columns)
     small = wide < SMALL_MM
     lowest = min(kind.primary.chance or 0.0, float(metrics["value"].min()))  # the palest colour
-    absent = "patients of one class only" if kind.name == "binary" else f"no {kind.primary.title} is defined there"
+    absent = "patients of one class only" if kind.two_classes else f"no {kind.primary.title} is defined there"
     names = [_row_name(results, *row) for row in rows]
     picture = new_figure(58 + wide * columns, 24 + (UPRIGHT_MM - 8) * small + (6 if small else 11) * len(rows))
     axes = picture.subplots()

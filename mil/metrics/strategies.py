@@ -155,10 +155,10 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind:
         return None
     if few := kind.too_few(table):
         return {"method": few.replace("interval", "test", 1)}
-    if kind.name == "binary" and scope.folds is not None:
+    if kind.two_classes and scope.folds is not None:
         return _pairs_less_elsewhere(scope.of_patients(table["patient_id"]), others, spec)
     weights = np.concatenate([np.ones((1, len(table))), kind.weights(table, spec)])
-    there = (_auroc_elsewhere if kind.name == "binary" else _mean_elsewhere)(table, others, scores, weights, kind)
+    there = (_auroc_elsewhere if kind.two_classes else _mean_elsewhere)(table, others, scores, weights, kind)
     here = kind.within(kind.labels_of(table), kind.scores_of(table), weights, table["site"].to_numpy())
     chance = float(here[0]) if kind.primary.chance is None else kind.primary.chance
     factor = 1.0 if scope.folds is None else inflation(float(here[0]), float(np.nanvar(here[1:])), None, chance)

@@ -166,7 +166,7 @@ def _unscored(results: Results) -> Claim:
         kind = results.kind
     except Absent as reason:
         return Claim(f"There is no finding: {reason}.", "")
-    if kind.name != "binary":
+    if not kind.two_classes:
         return Claim(f"There is no finding: {kind.primary.title} is defined on no group of sites.", "")
     return Claim("There is no finding: no model was scored on patients of both classes.", "")
 

@@ -41,7 +41,7 @@ def model_card(results: Results, experiment: str) -> str:
         "Research on the question of this study: to repeat it, to compare with it, to find what the model looks at.",
         NOT_FOR,
         "## Data",
-        _table_or_reason(lambda: _data(results, spec.endpoint)),
+        _table_or_reason(lambda: _data(results, experiment)),
         "## Performance",
         _table_or_reason(lambda: _performance(results, experiment)),
         "## Subgroups",
@@ -83,14 +83,14 @@ def _model(results: Results, experiment: str) -> Iterator[str]:
     yield f"- Scores of new patients: `mil predict runs/{experiment} --bags TABLE --sites FOLDER --out FILE`"
 
 
-def _data(results: Results, endpoint: str) -> pd.DataFrame:
-    bags = results.bags(endpoint)
+def _data(results: Results, experiment: str) -> pd.DataFrame:
+    bags, kind = results.bags(results.experiments[experiment].endpoint), results.kind_of(experiment)
     rows = []
     for site in results.sites:
         part = bags[bags["site"] == site]
         role, slides = results.config.slides.roles[site], len(by_slide(part))
         row = {"Site": site, "Role": role, "Patients": len(part), "Slides": slides}
-        if results.config.endpoints[endpoint].kind == "binary":
+        if kind.two_classes:
             row["Positive"] = int(part["label"].sum())
         rows.append(row)
     return pd.DataFrame(rows)
