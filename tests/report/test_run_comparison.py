@@ -64,7 +64,7 @@ def test_each_number_is_that_of_the_runs_tables(runs, tmp_path):
     shown = 0
     for column, folder in enumerate(runs):
         for path in [*folder.glob("metrics/*_*.csv"), *folder.glob("baselines/*/metrics.csv")]:
-            if "localisation" in path.name or (path.stem == "mean_fedavg" and column == 1):
+            if "." in path.stem or (path.stem == "mean_fedavg" and column == 1):
                 continue
             for row in primary(read_table(path)).itertuples():
                 cell = rows[row.experiment, row.trained_on, row.site, row.split.replace("_", "-")][column]
