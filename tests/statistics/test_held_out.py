@@ -170,6 +170,7 @@ def cross_validated(stream, values, labels, dealt):
     return held_out.pairs_of(pd.concat(parts))
 
 
+@pytest.mark.slow
 def test_models_that_know_nothing_are_called_so():
     """120 cohorts of 60, five folds twice over: level of the interval and of the test; long: benchmarks/held_out.py.
 

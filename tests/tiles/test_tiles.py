@@ -84,6 +84,7 @@ def test_a_slide_without_tissue_says_what_no_tile_holds(tmp_path, least, said):
     assert (row.state, row.reason) == ("no_tissue", f"no tile of the slide holds {said}; see its thumbnail")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["check", "tile"])
 def test_the_time_for_a_slide_is_bounded_by_minutes(tmp_path, monkeypatch, stage):
     from mil.slides import check
@@ -275,6 +276,7 @@ def test_unreadable_tiles_refuse_the_slide_or_are_left_out_and_counted(tmp_path)
     assert cv2.imread(str(tmp_path / "p" / "s0.jpg")) is not None
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_tiles_take_flat_memory(tmp_path):
     # 9,600 x 9,600 pixels of tissue in tiles of 20 pixels: 230,400 tiles, of which every one is looked at
     block = np.minimum(texture(960, 960), 200)

@@ -53,6 +53,7 @@ def slide_path(tmp_path_factory):
     return write_slide(tmp_path_factory.mktemp("quality") / "a.svs", pixels, mpp=1.0)
 
 
+@pytest.mark.slow
 def test_each_fault_raises_its_flag_and_crisp_tissue_none(slide_path):
     spec = SPEC.model_copy(update={"min_tissue": 0.2})
     with open_slide(slide_path) as slide:
@@ -221,6 +222,7 @@ def scene(fill: int) -> np.ndarray:
     return pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["contrast", "otsu_grey", "otsu_saturation"])
 def test_black_that_was_never_scanned_is_no_tissue(tmp_path, method):
     spec = SPEC.model_copy(update={"tissue": SPEC.tissue.model_copy(update={"method": method})})

@@ -18,6 +18,8 @@ from mil.progress import quiet
 from mil.training.run import Run, train
 from mil.training.store import FeatureStore
 
+pytestmark = pytest.mark.slow
+
 BAGS, ARRAYS = make_cohort()
 BY_SITE = {"scaling": "site"}
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy.io import loadmat
 from training_cohort import experiment
 
@@ -11,6 +12,8 @@ from mil.progress import quiet
 from mil.specs.endpoints import EndpointSpec
 from mil.training.run import train
 from mil.training.store import FeatureStore
+
+pytestmark = pytest.mark.slow
 
 
 def test_musk1_is_learned(shared):
