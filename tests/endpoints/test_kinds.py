@@ -17,7 +17,7 @@ from mil.config import Config, EndpointSpec
 from mil.endpoints.survival import risk_groups, stratified_log_rank
 from mil.errors import MilError
 from mil.figures import FIGURES, draw_figure
-from mil.metrics.score import score
+from mil.metrics.score import curves_and_folds, score
 from mil.results.results import Results
 from mil.slides.sheet import read_cohort
 from mil.statistics.thresholds import read_inner
@@ -184,6 +184,8 @@ def test_a_site_without_a_class_says_so_in_scores_and_figures(results, tmp_path)
     inner = results.table("runs", results.main, "inner.csv") if changed.kind.thresholds else None
     measured = score(changed.predictions(results.main), results.config.metrics, inner=inner, kind=changed.kind)
     write_table(measured, tmp_path / "metrics" / f"{results.main}.csv")
+    curves = curves_and_folds(changed.predictions(results.main), results.config.metrics, inner, changed.kind)["curves"]
+    write_table(curves, tmp_path / "metrics" / f"{results.main}.curves.csv")
     for name in OWN[results.endpoint]:
         draw_figure(name, changed, results.config.figures)
         words = json.loads((tmp_path / f"figures/{name}.json").read_text())

@@ -164,8 +164,8 @@ def test_the_review_sheet_tells_nothing_and_its_statistics_find_what_is_there(re
         paths.append(tmp_path / f"reviewer{reviewer}.csv")
         filled.to_csv(paths[-1], index=False)
     spec = results.config.figures.model_copy(update={"reviews": tuple(map(str, paths))})
-    named = Results(results.folder, results.config.model_copy(update={"figures": spec}))
-    write_table(reviewed(named), results.folder / "metrics/reviews.csv")
+    named = Results(copied(results.folder, tmp_path / "results"), results.config.model_copy(update={"figures": spec}))
+    write_table(reviewed(named), named.folder / "metrics/reviews.csv")
     drawn = FIGURES[REVIEWED].draw(named, spec)
     table = drawn.data.set_index("pattern")
     assert drawn.figure is not None

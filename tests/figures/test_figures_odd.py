@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from mil.config import Config
 from mil.figures import FIGURES, draw_figure
 from mil.figures.save import save
-from mil.metrics.score import score
+from mil.metrics.cohort import characteristics
+from mil.metrics.score import curves_and_folds, score
 from mil.report.build import build
 from mil.report.claims import headline
 from mil.report.slide_viewer import write_viewer
@@ -159,6 +160,9 @@ def test_an_endpoint_without_two_classes_is_told_of_not_crashed_on(kind, usual, 
         score(predictions, results.config.metrics, results.experiments["attention_fedavg"], kind=results.kind),
         tmp_path / "metrics/attention_fedavg.csv",
     )
+    for table, values in curves_and_folds(predictions, results.config.metrics, kind=results.kind).items():
+        write_table(values, tmp_path / f"metrics/attention_fedavg.{table}.csv")
+    write_table(characteristics(results, results.config.metrics.confidence), tmp_path / "metrics/cohort.csv")
     drawn = []
     for name in FIGURES:
         site = "east" if FIGURES[name].per_site else None

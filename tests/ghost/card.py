@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
+
+import mil
+
+PACKAGE = f"{Path(mil.__file__).parent}/"
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BLOCK_BYTES = 512  # PyTorch's allocator rounds up to it
@@ -50,8 +55,8 @@ class Log:
 
     def wait(self, why: str) -> None:
         """Count a call that blocks the host."""
-        frames = [frame for frame in traceback.extract_stack() if "/mil/" in frame.filename]
-        line = f"{frames[-1].filename.split('/mil/')[-1]}:{frames[-1].lineno}" if frames else "test"
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
+        line = f"{frames[-1].filename.removeprefix(PACKAGE)}:{frames[-1].lineno}" if frames else "test"
         self.waits[f"{why} @ {line}"] += 1
 
     def hold(self, values: torch.Tensor) -> None:
@@ -305,7 +310,8 @@ class RealLog(Log):
 
     def warned(self, _: Any, __: Any, filename: str, line: int, *___: Any) -> None:
         """In place of `warnings.showwarning`."""
-        self.waits[f"wait @ {filename.split('/mil/')[-1]}:{line}" if "/mil/" in filename else "wait @ test"] += 1
+        place = f"{filename.removeprefix(PACKAGE)}:{line}" if filename.startswith(PACKAGE) else "test"
+        self.waits[f"wait @ {place}"] += 1
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from card import Log, simulated_card
+from card import PACKAGE, Log, simulated_card
 from pydantic import TypeAdapter
 
 from mil.endpoints import build_endpoint
@@ -137,8 +137,9 @@ def failing(name: str, every: int) -> dict[str, Any]:
             try:
                 worst = float(np.abs(fleet.train() - expected).max())
             except (RuntimeError, MilError) as error:
-                frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/mil/" in frame.filename]
-                line = f"{type(error).__name__} @ {frames[-1].filename.split('/mil/')[-1]}:{frames[-1].name}:{frames[-1].lineno}"
+                frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename.startswith(PACKAGE)]
+                place = frames[-1].filename.removeprefix(PACKAGE)
+                line = f"{type(error).__name__} @ {place}:{frames[-1].name}:{frames[-1].lineno}"
                 found["ended"][line] = found["ended"].get(line, 0) + 1
                 continue
             found["worst"] = max(found["worst"], worst)

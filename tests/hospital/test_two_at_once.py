@@ -88,9 +88,10 @@ def test_a_second_coordinator_of_a_run_and_a_second_start_are_refused_in_one_lin
     command = [sys.executable, "-c", code, str(kit)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
-        assert running.stdout.read(1) == b">"
+        said = f"mil site join as A: runs until it is stopped; FLARE's log is {kit / 'log.txt'}\n>".encode()
+        assert running.stdout.read(len(said)) == said
         second = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         assert f"Busy: mil site join as A: process {running.pid} does so already" in second.stderr
         running.kill()
     third = subprocess.run(command, capture_output=True, text=True, check=False, input="\n")
-    assert (third.returncode, third.stdout) == (0, ">")
+    assert (third.returncode, third.stdout) == (0, said.decode())
