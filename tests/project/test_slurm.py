@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import asks_often
 import pytest
 import yaml
 from one_node_slurm import OneNodeSlurm, missing
@@ -18,7 +19,13 @@ from mil.synthetic import make_cohort
 
 pytestmark = pytest.mark.extended
 
-OVER = {"run": ["attention_fedavg", "attention_pooled"], "metrics": {"bootstrap": 100}}
+OVER = {
+    "run": ["attention_fedavg"],
+    "experiments": {"attention_fedavg": {"encoder": "colour", "training": {"rounds": 4}}},
+    "metrics": {"bootstrap": 100, "permutations": 10},
+    "figures": {"formats": ["svg"], "slides_a_site": 1, "tiles_a_site": 2, "review_tiles": 2, "resamplings": 2},
+    "report": {"viewer_slides": 1, "viewer_px": 512},
+}
 TILES = "results/demo/sites/north/tiles/shard0.csv"
 LOG = "results/demo/logs/tile/north.0.log"
 
@@ -52,11 +59,10 @@ def slurm(request, demo, tmp_path_factory):
 
 
 def command(repository, *arguments):
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile"]
+    snakemake = [sys.executable, asks_often.__file__, "--snakefile", repository / "Snakefile"]
     profile = ["--workflow-profile", repository / "configs/profiles/slurm"]
     configs = ["--configfile", repository / "configs/cohorts/demo.yaml", "small.yaml"]
-    asked_often = ["--slurm-init-seconds-before-status-checks", "3"]
-    return [str(word) for word in [*snakemake, *profile, *configs, *asked_often, *arguments]]
+    return [str(word) for word in [*snakemake, *configs, *profile, *arguments]]
 
 
 def environment(repository):
