@@ -26,8 +26,7 @@ class WithCovariates(Head):
         """The head's output with its logits moved by the covariates."""
         if inputs.covariates is None:
             raise ValueError("this head was built with covariates and is given none")
-        output = self.head(weights, inputs)
-        return output._replace(logits=output.logits + self.linear(weights, inputs.covariates))
+        return self.head.moved(self.head(weights, inputs), self.linear(weights, inputs.covariates))
 
     def losses(self, output: Output, targets: Tensor, present: Tensor, endpoint: "Endpoint") -> Tensor:
         """The head's own loss, on the fused logits."""

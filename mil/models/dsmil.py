@@ -43,6 +43,11 @@ class DSMIL(Head):
         streams = torch.stack([self.score(weights, joined), highest.squeeze(-1).mT], dim=-3)
         return Output(streams.mean(-3), attention.mean(-3), streams.transpose(-3, -2))
 
+    def moved(self, output: Output, by: Tensor) -> Output:
+        """Logits, and both streams' logits, with `by` (..., bags, outputs) added."""
+        assert output.side is not None
+        return output._replace(logits=output.logits + by, side=output.side + by.unsqueeze(-2))
+
     def losses(self, output: Output, targets: Tensor, present: Tensor, endpoint: "Endpoint") -> Tensor:
         """Mean of the streams' losses, or loss of their mean."""
         if self.spec.loss == "mean" or output.side is None:

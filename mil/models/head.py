@@ -79,6 +79,10 @@ class Head:
         """Logits and attention of every bag."""
         raise NotImplementedError
 
+    def moved(self, output: Output, by: Tensor) -> Output:
+        """The output with `by` (..., bags, outputs) added to the logits, and to whatever else the loss reads as logits."""
+        return output._replace(logits=output.logits + by)
+
     def losses(self, output: Output, targets: Tensor, present: Tensor, endpoint: "Endpoint") -> Tensor:
         """Loss of every bag (..., bags) from targets (..., bags, targets) where `present` (..., bags)."""
         return endpoint.losses(output.logits, targets, present)

@@ -1,6 +1,7 @@
 """Extraction on a simulated CUDA card: no tensor on the wrong device, no wait but the wanted one, memory that runs short."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def test_features_are_those_of_the_cpu_and_the_host_waits_only_for_the_vectors(r
 
 
 @pytest.mark.extended
+@pytest.mark.skipif("PAIRWISE" not in os.environ, reason="many minutes of CPU; PAIRWISE=1 runs them")
 def test_every_family_precision_and_stain_gives_the_cpus_features():
     found = run("pairwise")
     assert len(found) == 18

@@ -1,6 +1,7 @@
 """Training on a simulated CUDA card: no tensor on the wrong device, the CPU's weights, and no wait within a round."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,11 @@ FEW = ("gated_attention, bf16", "strategy scaffold", "max_tiles", "max_tiles, mo
 """In `make test`; all cases in `make test-all`."""
 
 
-LONG = [pytest.param(arguments, marks=pytest.mark.extended) for arguments in ((), ("pairwise",))]
+PAIRWISE = pytest.mark.skipif("PAIRWISE" not in os.environ, reason="many minutes of CPU; PAIRWISE=1 runs them")
+LONG = [
+    pytest.param((), marks=pytest.mark.extended),
+    pytest.param(("pairwise",), marks=[pytest.mark.extended, PAIRWISE]),
+]
 
 
 @pytest.fixture(scope="module", params=[FEW, *LONG], ids=["few", "all", "pairwise"])
