@@ -25,7 +25,7 @@ STEP = (
 """Files of which a step is made. `card.py` waits in `logits` alone, once after a round."""
 
 
-FEW = ("gated_attention, bf16", "strategy scaffold", "max_tiles", "max_tiles, more steps", "auto")
+FEW = ("gated_attention, bf16", "strategy scaffold", "covariates, dsmil", "max_tiles", "max_tiles, more steps", "auto")
 """In `make test`; all cases in `make test-all`."""
 
 

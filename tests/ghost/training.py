@@ -100,6 +100,7 @@ def cases() -> dict[str, dict[str, Any]]:
         strategy: Any = name if name != "finetune" else {"name": "finetune", "base": {"name": "fedavg"}, "epochs": 1}
         found[f"strategy {name}"] = {"strategy": strategy, "training": training}
     found["covariates"] = {"covariates": ["age"]}
+    found["covariates, dsmil"] = {"covariates": ["age"], "model": HEADS["dsmil"]}
     found["clinical"] = {"covariates": ["age"], "model": {"name": "clinical"}}
     found |= {name: {"endpoint": endpoint} for name, endpoint in ENDPOINTS.items()}
     found["survival, dsmil"] = {"endpoint": ENDPOINTS["survival"], "model": HEADS["dsmil"]}
