@@ -1,7 +1,6 @@
 """Encoders that nobody registered: any model of timm or torchvision by name, a TorchScript file, a Python function."""
 
 import hashlib
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from mil.encoders.entry import IMAGENET_MEAN, IMAGENET_STD, Entry
 from mil.encoders.sources import HubFile, LocalFile, NoWeights, Source, UrlFile
 from mil.encoders.state import StateDict, load_strictly, unwrapped
 from mil.errors import MilError, nearest
+from mil.user_code import in_one_line, run_source
 
 
 class Headless(torch.nn.Module):
@@ -104,20 +104,19 @@ def _python(name: str, spec: EncoderSpec) -> Entry:
     path = _existing(file, "python")
 
     def make() -> torch.nn.Module:
-        found = importlib.util.spec_from_file_location(f"user_encoder_{path.stem}", path)
-        if found is None or found.loader is None:
-            raise MilError(f"encoder python:{name}: {path} is not a Python file")
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
+        source = path.read_bytes()
+        module = run_source(path, source, f"encoder python:{name}")
         if not callable(getattr(module, function, None)):
             known = [key for key, value in vars(module).items() if callable(value)]
             raise MilError(f"encoder python:{name}: {path} has no function '{function}'; {nearest(function, known)}")
-        made = getattr(module, function)()
+        try:
+            made = getattr(module, function)()
+        except Exception as error:
+            raise MilError(f"encoder python:{name}: {function}() fails: {in_one_line(error)}") from error
         if not isinstance(made, torch.nn.Module):
             raise MilError(f"encoder python:{name}: {function}() returned {type(made).__name__}, not a torch.nn.Module")
-        made.register_buffer(
-            "_source_sha256", _bytes_of(path), persistent=True
-        )  # the code is part of the weights' hash
+        digest = torch.tensor(list(hashlib.sha256(source).digest()), dtype=torch.uint8)
+        made.register_buffer("_source_sha256", digest, persistent=True)  # the code is part of the weights' hash
         return made
 
     return _entry(f"python:{path.name}:{function}", make, spec, NoWeights(), licence="yours", weights_licence="yours")
@@ -196,7 +195,3 @@ def _existing(name: str, kind: str) -> Path:
     if not path.is_file():
         raise MilError(f"encoder '{kind}:{name}': file {path} does not exist")
     return path
-
-
-def _bytes_of(path: Path) -> torch.Tensor:
-    return torch.tensor(list(hashlib.sha256(path.read_bytes()).digest()), dtype=torch.uint8)

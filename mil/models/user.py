@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.func import functional_call
 from mil.errors import MilError, nearest
 from mil.models.head import Head, HeadPart, Inputs, Output, Weights
 from mil.specs.models import UserHeadSpec
+from mil.user_code import in_one_line, run_source
 
 TRIAL = 64
 """Tiles of the bag that a new head is tried on."""
@@ -40,7 +40,7 @@ class UserModule(HeadPart):
             except Exception as error:
                 settings = "".join(f", {key}={value!r}" for key, value in self.spec.settings.items())
                 call = f"{self.spec.class_name}({self.width}, {self.outputs}{settings})"
-                raise MilError(f"model {self.spec.name}: {call} fails: {_line(error)}") from error
+                raise MilError(f"model {self.spec.name}: {call} fails: {in_one_line(error)}") from error
 
     def initial(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """Parameters of a new module by name, float32; a single number has shape (1,)."""
@@ -107,7 +107,7 @@ class UserHead(Head):
                 answer: Any = functional_call(self.module, dict(weights), (tiles,))
             except Exception as error:
                 bag = f"a bag ({len(tiles)}, {self.width})"
-                raise MilError(f"model {self.name}: forward fails on {bag}: {_line(error)}") from error
+                raise MilError(f"model {self.name}: forward fails on {bag}: {in_one_line(error)}") from error
         logits: Any
         attention: Any
         logits, attention = answer if isinstance(answer, tuple | list) and len(answer) == 2 else (answer, None)
@@ -188,12 +188,7 @@ def _class_of(spec: UserHeadSpec) -> type[torch.nn.Module]:
             f"model {spec.name}: the head's file changed since training ({path} has SHA-256 {digest[:12]}..., recorded is "
             f"{spec.file_sha256[:12]}...); bring the former file back, or run `mil train` again"
         )
-    module = ModuleType(f"user_head_{path.stem}")
-    module.__file__ = str(path)
-    try:
-        exec(compile(source, str(path), "exec"), vars(module))  # these very bytes, not a cached translation of others
-    except Exception as error:
-        raise MilError(f"model {spec.name}: {path} cannot be run: {_line(error)}") from error
+    module = run_source(path, source, f"model {spec.name}")
     found = getattr(module, spec.class_name, None)
     if found is None:
         known = [key for key, value in vars(module).items() if isinstance(value, type)]
@@ -205,8 +200,3 @@ def _class_of(spec: UserHeadSpec) -> type[torch.nn.Module]:
 
 def _is_count(value: Tensor) -> bool:
     return not (value.is_floating_point() or value.is_complex())
-
-
-def _line(error: Exception) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -211,6 +211,12 @@ def test_timm_torchscript_and_python_encoders(tmp_path):
     assert build(mine).weights_sha256 != built.weights_sha256
     with pytest.raises(MilError, match="no function 'encodr'; did you mean 'encoder'"):
         build(EncoderSpec(name=f"python:{code}:encodr"))
+    code.write_text("def encoder():\n    return missing\n")
+    with pytest.raises(MilError, match=r"encoder\(\) fails: NameError: name 'missing' is not defined"):
+        build(mine)
+    code.write_text("def encoder(:\n")
+    with pytest.raises(MilError, match=r"mine.py cannot be run: SyntaxError"):
+        build(mine)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
