@@ -94,15 +94,22 @@ def normalised(x: Tensor, weights: Weights, name: str) -> Tensor:
 
 
 def pseudo_inverse(x: Tensor, iterations: int) -> Tensor:
-    """Moore-Penrose inverse of (..., heads, n, n) by the iteration of Razavi et al. 2014, as in the authors' code."""
-    absolute = x.abs()
-    rows, columns = (absolute.sum(axis).flatten(-2).amax(-1) for axis in (-1, -2))  # of all heads of a model, as there
-    z = x.mT / (rows * columns)[..., None, None, None]
-    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    for _ in range(iterations):
-        xz = x @ z
-        z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
-    return z
+    """Moore-Penrose inverse of (..., heads, n, n) by the iteration of Razavi et al. 2014, as in the authors' code.
+
+    Never in bf16, whatever the precision around it: the iteration subtracts numbers that are nearly equal, which bf16 rounds away.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        absolute = x.abs()
+        rows, columns = (
+            absolute.sum(axis).flatten(-2).amax(-1) for axis in (-1, -2)
+        )  # of all heads of a model, as there
+        z = x.mT / (rows * columns)[..., None, None, None]
+        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        for _ in range(iterations):
+            xz = x @ z
+            z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
+        return z
 
 
 @HEADS.register("transmil")
