@@ -6,6 +6,7 @@ the state is in `Stages.progress` and the named tensors; between two rounds it i
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -26,7 +27,7 @@ from mil.strategies.strategy import WeightedSum
 from mil.training.aggregate import begin_models
 from mil.training.clients import participants, visits
 from mil.training.plans import first_weights
-from mil.training.protocol import candidates, stalled
+from mil.training.protocol import candidates, least, no_choice, stalled
 from mil.training.setup import class_weights
 
 Found = Mapping[str, Message]
@@ -322,13 +323,18 @@ class Stages:
 
     def _choose(self) -> None:
         """Of every outer fold the candidate and number of rounds with the smallest error, the first of equals; the refit."""
-        curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
-        experiment = self.protocol.experiment
-        tried, rounds, choices = len(candidates(experiment)), [], []
+        curves = [
+            [math.inf if error is None else error for error in curve]
+            for curve in zip(*self.progress.curves, strict=True)
+        ]
+        training, tried = self.protocol.experiment.training, len(candidates(self.protocol.experiment))
+        rounds, choices = [], []
         for start in range(0, len(curves), tried):
-            choice = int(np.argmin([min(curve) for curve in curves[start : start + tried]]))
+            choice, number, error = least(curves[start : start + tried])
+            if not math.isfinite(error):
+                raise MilError(f"outer fold {start // tried}: {no_choice(training.lr)}")
             choices.append(choice)
-            rounds += [1 + int(np.argmin(curves[start + choice]))] * experiment.training.replicas
+            rounds += [number] * training.replicas
         self._begin("refit", rounds, choices)
 
     def _end(self, found: Found) -> None:

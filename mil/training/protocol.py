@@ -144,18 +144,35 @@ def select(tasks: Sequence[Task], errors: np.ndarray, counts: np.ndarray) -> lis
     Errors (tasks, rounds) and counts (tasks, rounds) are summed over each task's watched patients; infinite after the
     last round that was tried. Rounds after which a model had diverged are out of the choice.
     """
-    best: dict[Group, tuple[float, Task]] = {}
-    for own, rounds, error in best_rounds(tasks, errors, counts):
-        group = tasks[own[0]].group
-        if group not in best or error < best[group][0]:
-            best[group] = (error, replace(tasks[own[0]], rounds=rounds))
-    for group, (error, task) in best.items():
+    tried: dict[Group, list[list[int]]] = {}
+    for own in by_choice(tasks):
+        tried.setdefault(tasks[own[0]].group, []).append(own)
+    found = []
+    for group, members in tried.items():
+        choice, rounds, error = least([mean_curve(errors[own], counts[own]) for own in members])
+        task = tasks[members[choice][0]]
         if not np.isfinite(error):
-            raise MilError(
-                f"{group.name}: no candidate has a finite error on the inner folds after any round (lr {task.candidate.lr:g}); "
-                "lower training.lr, set training.clip_norm, or check the labels of these patients"
-            )
-    return [task for _, task in best.values()]
+            raise MilError(f"{group.name}: {no_choice(task.candidate.lr)}")
+        found.append(replace(task, rounds=rounds))
+    return found
+
+
+def least(curves: Sequence[Sequence[float] | np.ndarray]) -> tuple[int, int, float]:
+    """Number of the candidate and of rounds with the least error, and this; the first of equals.
+
+    Each candidate's errors after each round (rounds,); infinite where there is none.
+    """
+    lowest = [float(np.min(curve)) for curve in curves]
+    choice = int(np.argmin(lowest))
+    return choice, int(np.argmin(curves[choice])) + 1, lowest[choice]
+
+
+def no_choice(lr: float) -> str:
+    """Why nothing can be chosen, and the way out."""
+    return (
+        f"no candidate has a finite error on the inner folds after any round (lr {lr:g}); lower training.lr, set training.clip_norm, "
+        "or check the labels of these patients"
+    )
 
 
 def best_rounds(
