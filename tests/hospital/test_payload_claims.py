@@ -12,6 +12,7 @@ from reached_runs import opened, until_kind
 
 from mil.errors import MilError
 from mil.hospital.alarms import stand_apart
+from mil.hospital.forms import groups_of
 from mil.hospital.payload import PayloadError
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site
@@ -125,6 +126,18 @@ def test_the_difference_after_a_corrected_label_is_not_answered(tmp_path: Path) 
         path.write_text(path.read_text().replace("A000,A-0-0;A-0-1,A,train,0", "A000,A-0-0;A-0-1,A,train,1"))
         with pytest.raises(PayloadError, match="data have changed since question 'train'"):
             Site.open(hospitals.site("A")).answer(question)
+
+
+def test_where_nobody_watched_had_an_event_nothing_is_chosen_and_a_line_says_so(
+    hospitals: Hospitals, tmp_path: Path
+) -> None:
+    sites, server = opened(hospitals), Server(hospitals.protocol, tmp_path.name, tmp_path)
+    until_kind(server, sites, "train")
+    stages = server.stages
+    folds = len(groups_of(hospitals.protocol, "inner"))
+    stages.progress.curves = [[0.5] * (folds - 1) + [None], [0.4] * (folds - 1) + [None]]
+    with pytest.raises(MilError, match=f"outer fold {folds - 1}: no candidate has a finite error .* lower training.lr"):
+        stages._choose()
 
 
 @pytest.mark.parametrize(("repeats", "refused"), [(1, False), (5, True)])
