@@ -7,22 +7,21 @@ header or of the layout of the tiles changes it, and so does another scan; a few
 
 import hashlib
 import os
-import struct
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from mil.errors import SlideError
 from mil.files import sha256_of
 from mil.slides.readers.dicom import entry_of, is_dicom, siblings
+from mil.slides.readers.directories import MOST, directories
 
 MAX_FILES = 100_000
 WHOLE = 64 << 20
 END = 1 << 20
 BLOCKS, BLOCK = 64, 64 << 10
-DIRECTORIES, MAX_VALUE = 1000, 64 << 20  # more directories, or larger values, no scanner writes
-VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of a TIFF value by its type (TIFF 6.0, section 2; BigTIFF adds 16 to 18)."""
+DIRECTORIES = 1000  # more no scanner writes
 
 
 def fingerprint(path: str | Path, full: bool = False) -> str:
@@ -60,32 +59,16 @@ def _of_file(path: Path, full: bool) -> str:
 
 
 def _directories(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """The bytes of every directory of a TIFF or BigTIFF file and of the values it points to; nothing for other files."""
-
-    def read(start: int, length: int) -> bytes:
-        return os.pread(file.fileno(), length, start) if 0 < start <= size - length else b""
-
-    head = os.pread(file.fileno(), 16, 0)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
-    if order is None or (version := struct.unpack(order + "H", head[2:4])[0]) not in {42, 43}:
-        return
-    word, count_type, entry, inline = ("Q", "Q", 20, 8) if version == 43 else ("I", "H", 12, 4)
-    (at,), seen = struct.unpack_from(order + word, head, 8 if version == 43 else 4), set()
-    while at and at not in seen and len(seen) < DIRECTORIES:
-        seen.add(at)
-        counted = read(at, struct.calcsize(count_type))
-        if not counted:
+    """The bytes of every directory of a TIFF file and of the values it points to; nothing for other files."""
+    seen: set[int] = set()
+    for at, table, values in islice(directories(file), DIRECTORIES):
+        if at in seen:
             return
-        at += len(counted)
-        table = read(at, struct.unpack(order + count_type, counted)[0] * entry)
+        seen.add(at)
         yield table
-        for start in range(0, len(table), entry):
-            _, kind, number = struct.unpack_from(order + "HH" + word, table, start)
-            length = VALUE_BYTES.get(kind, 1) * number
-            if inline < length <= MAX_VALUE:
-                yield read(struct.unpack_from(order + word, table, start + entry - inline)[0], length)
-        following = read(at + len(table), inline)
-        at = struct.unpack(order + word, following)[0] if table and following else 0
+        for start, length in values:
+            if length <= MOST and 0 < start <= size - length:
+                yield os.pread(file.fileno(), length, start)
 
 
 def state_on_disk(path: Path) -> str:
@@ -96,7 +79,8 @@ def state_on_disk(path: Path) -> str:
         status = [file.stat() for file in files]
         return f"{sum(one.st_size for one in status)}:{max(one.st_mtime_ns for one in status)}"
     one = path.stat()
-    return f"{one.st_size}:{one.st_mtime_ns}"
+    has_parts = path.suffix.lower() in {".dcm", ".dicom", "", ".vms", ".vmu"}  # beside it, perhaps
+    return f"{one.st_size}:{max(one.st_mtime_ns, path.parent.stat().st_mtime_ns if has_parts else 0)}"
 
 
 def files_of(path: Path) -> list[Path]:

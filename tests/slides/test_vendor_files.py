@@ -1,6 +1,7 @@
 """Files as scanners, converters and copying leave them: right pixels, or one line that says what to do."""
 
 import gzip
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from test_slide_formats import HALF_MICRON, state_of
 from test_slide_readers import texture
 
+from mil.slides.readers.directories import directories
 from mil.slides.slide import Reading, open_slide
 
 ALPHA = np.repeat(np.array([0, 128, 255], np.uint8), [50, 50, 100])[:, None] * np.ones((1, 300), np.uint8)
@@ -150,3 +152,29 @@ def test_both_scanned_regions_of_a_leica_slide_are_read_where_they_lie(tmp_path)
         gaps = slide.reader.gaps()
         assert gaps is not None
         assert gaps.cells.mean() > 0.9
+
+
+def test_directories_of_an_ndpi_slide_lie_beyond_4_gb(shared, tmp_path):
+    """Its offsets have 8 bytes. The lower 4 point into pixels, here at what looks like a directory that points at itself."""
+    slide = (shared / "data/slides/fluorescence.ndpi").read_bytes()
+    (at,) = struct.unpack_from("<Q", slide, 4)
+    tables = []
+    while at:
+        end = at + 2 + 12 * struct.unpack_from("<H", slide, at)[0]
+        tables.append(slide[at + 2 : end])
+        (at,) = struct.unpack_from("<Q", slide, end)
+    path, low = tmp_path / "far.ndpi", len(slide) + 1000
+    with open(path, "wb") as file:
+        file.write(slide[:4] + struct.pack("<Q", 2**32 + low) + slide[12:])
+        file.seek(low)
+        file.write(struct.pack("<H12xI", 1, low))
+        file.seek(at := 2**32 + low)
+        for table in tables:
+            at += 10 + len(table) + len(table) // 3
+            behind = struct.pack("<Q", at if table is not tables[-1] else 0) + bytes(len(table) // 3)
+            file.write(struct.pack("<H", len(table) // 12) + table + behind)
+    with open(path, "rb") as file:
+        assert [table for _, table, _ in directories(file)] == tables
+    with open_slide(path, 0.5) as far, open_slide(shared / "data/slides/fluorescence.ndpi", 0.5) as near:
+        assert far.levels == near.levels
+        np.testing.assert_array_equal(far.read_region(0, 0, 3, 200, 200), near.read_region(0, 0, 3, 200, 200))

@@ -5,7 +5,6 @@ knows, or with tiles missing that it fills from another level). Where it does no
 """
 
 import logging
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import tifffile
 from mil.errors import SlideError
 from mil.slides.readers import MAX_PIXELS, Header, Reader, levels_alike, levels_of
 from mil.slides.readers.codecs import CONVERT, DECODE_ERRORS, codec_of
+from mil.slides.readers.directories import directories
 from mil.slides.readers.grids import GridReader
 from mil.slides.readers.scenes import check_upright, images_of, slide_image
 from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
@@ -111,14 +111,9 @@ class TiffReader(GridReader):
 
 def check_directories(path: Path) -> None:
     """`SlideError` where the chain of a TIFF's directories runs in a circle or does not end: libraries follow it for hours."""
+    seen: set[int] = set()
     with open(path, "rb") as file:
-        start = file.read(16)
-        order = "<" if start[:2] == b"II" else ">"
-        big = struct.unpack(order + "H", start[2:4])[0] == 43
-        count, entry, offset = ("Q", 20, "Q") if big else ("H", 12, "I")
-        (at,) = struct.unpack_from(order + offset, start.ljust(16, b"\0"), 8 if big else 4)
-        seen: set[int] = set()
-        while at:
+        for at, _, _ in directories(file):
             if at in seen:
                 raise SlideError(
                     "unreadable", f"{path.name}: its TIFF directories point back at one another; copy it again"
@@ -126,13 +121,6 @@ def check_directories(path: Path) -> None:
             if len(seen) == MAX_DIRECTORIES:
                 raise SlideError("unreadable", f"{path.name}: lists more than {MAX_DIRECTORIES} images; it is no slide")
             seen.add(at)
-            file.seek(at)
-            head = file.read(struct.calcsize(count))
-            if len(head) < struct.calcsize(count):
-                return
-            file.seek(struct.unpack(order + count, head)[0] * entry, 1)
-            tail = file.read(struct.calcsize(offset))
-            at = struct.unpack(order + offset, tail)[0] if len(tail) == struct.calcsize(offset) else 0
 
 
 def is_ome(path: Path) -> bool:
