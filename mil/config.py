@@ -21,6 +21,8 @@ from mil.specs.slides import SlidesSpec, TileSpec, TruthSpec
 from mil.strict_yaml import load_yaml
 
 S = TypeVar("S", bound=BaseModel)
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class EncoderSpec(Spec):
@@ -40,15 +42,25 @@ class EncoderSpec(Spec):
     """Stain normalisation of the tiles; none: off."""
     input_px: int | None = Field(default=None, ge=16, le=2048)
     """Side of the encoder's input; only for encoders that are not registered, none: what the model says, else 224."""
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[Share, Share, Share] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     """Normalisation of RGB in 0-1; only for encoders that are not registered, none: what the model says, else ImageNet's."""
+
+    @property
+    def code(self) -> str | None:
+        """The file whose code is the encoder, of `torchscript:FILE` and `python:FILE.py:FUNCTION`."""
+        kind, _, rest = self.name.partition(":")
+        return {"torchscript": rest, "python": rest.rpartition(":")[0]}.get(kind)
 
     @model_validator(mode="after")
     def _registered_is_fixed(self) -> "EncoderSpec":
         if ":" not in self.name and (self.input_px, self.mean, self.std) != (None, None, None):
             raise ValueError(
                 f"input_px, mean and std of the registered encoder '{self.name}' are fixed; leave them out"
+            )
+        if self.code is not None and self.weights not in (None, "random"):
+            raise ValueError(
+                f"encoder '{self.name}' takes its weights from its own file, never from `weights`; leave `weights` out"
             )
         return self
 

@@ -1,6 +1,7 @@
 """Python files that a user wrote (an encoder, a head): the code that runs is the code whose hash is recorded."""
 
 import hashlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,13 +15,14 @@ def run_source(path: Path, source: bytes, what: str) -> ModuleType:
     """
     module = ModuleType(f"user_{path.stem}_{hashlib.sha256(source).hexdigest()[:12]}")
     module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and TorchScript look a class's module up by its name
     try:
         exec(compile(source, str(path), "exec"), vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise MilError(f"{what}: {path} cannot be run: {in_one_line(error)}") from error
     return module
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """An exception's type and message, at most 200 characters of it."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

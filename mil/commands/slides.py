@@ -240,16 +240,16 @@ def extract(
     log: LogOption = None,
 ) -> None:
     """Compute the features of every tile of a shard's slides with a frozen encoder."""
-    from mil.config import EncoderSpec, read_spec
+    from mil.config import EncoderSpec, parse, read_spec
     from mil.features.shard import extract_shard
     from mil.machine import keep_memory
     from mil.tables import read_table, write_table
 
     keep_memory()
     reporter = reporter_of(log)
-    encoder = read_spec(EncoderSpec, spec)
     given = {"weights": weights, "batch_size": batch_size}
-    encoder = encoder.model_copy(update={key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    encoder = parse(EncoderSpec, read_spec(EncoderSpec, spec).model_dump(mode="json") | given, "--spec")
     rows = read_table(slides)
     write_table(extract_shard(rows, tiles, encoder, folder, reporter, threads, profile=profile), out)
 

@@ -1,6 +1,7 @@
 """Encoders that nobody registered: any model of timm or torchvision by name, a TorchScript file, a Python function."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -87,8 +88,9 @@ def _torchscript(name: str, spec: EncoderSpec) -> Entry:
     path = _existing(name, "torchscript")
 
     def make() -> torch.nn.Module:
+        source = path.read_bytes()
         try:
-            return torch.jit.load(path, map_location="cpu")
+            return _stamped(torch.jit.load(io.BytesIO(source), map_location="cpu"), source)
         except (RuntimeError, ValueError) as error:
             raise MilError(
                 f"encoder torchscript:{name}: not a TorchScript file ({str(error).splitlines()[0]})"
@@ -111,15 +113,22 @@ def _python(name: str, spec: EncoderSpec) -> Entry:
             raise MilError(f"encoder python:{name}: {path} has no function '{function}'; {nearest(function, known)}")
         try:
             made = getattr(module, function)()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise MilError(f"encoder python:{name}: {function}() fails: {in_one_line(error)}") from error
         if not isinstance(made, torch.nn.Module):
             raise MilError(f"encoder python:{name}: {function}() returned {type(made).__name__}, not a torch.nn.Module")
-        digest = torch.tensor(list(hashlib.sha256(source).digest()), dtype=torch.uint8)
-        made.register_buffer("_source_sha256", digest, persistent=True)  # the code is part of the weights' hash
-        return made
+        return _stamped(made, source)
 
     return _entry(f"python:{path.name}:{function}", make, spec, NoWeights(), licence="yours", weights_licence="yours")
+
+
+def _stamped(module: torch.nn.Module, source: bytes) -> torch.nn.Module:
+    """The module with the SHA-256 of its file among its tensors: the code is part of the weights' hash."""
+    if isinstance(module, torch.jit.ScriptModule):  # which takes no further tensor
+        module = torch.nn.Sequential(module)
+    digest = torch.tensor(list(hashlib.sha256(source).digest()), dtype=torch.uint8)
+    module.register_buffer("_source_sha256", digest, persistent=True)
+    return module
 
 
 KINDS: dict[str, Callable[[str, EncoderSpec], Entry]] = {
@@ -144,7 +153,7 @@ def _entry(
 ) -> Entry:
     """An entry whose width and parameters are found by trying; the spec's input size and normalisation come first."""
     input_px = spec.input_px or input_px
-    width, parameters = _measured(name, make, input_px)
+    width, parameters = _measured(name, make, input_px, is_foreign=isinstance(source, NoWeights))
     return Entry(
         name=name,
         summary=name,
@@ -164,20 +173,33 @@ def _entry(
     )
 
 
-def _measured(name: str, make: Callable[[], torch.nn.Module], input_px: int) -> tuple[int, int]:
-    """Width of the vectors and number of parameters."""
+def _measured(name: str, make: Callable[[], torch.nn.Module], input_px: int, is_foreign: bool) -> tuple[int, int]:
+    """Width of the vectors and number of parameters. `is_foreign`: the code is a user's, so that two batches are tried."""
     module = make().eval()
+    tiles = torch.rand(3, 3, input_px, input_px, generator=torch.Generator().manual_seed(0))
+    vectors = _tried(name, module, tiles[:2])
+    if is_foreign and not torch.allclose(vectors[:1], _tried(name, module, tiles[[0, 2, 1]])[:1], 1e-3, 1e-3, True):
+        raise MilError(
+            f"encoder {name} gives one tile different vectors in two batches, as batch normalisation and dropout do in training "
+            "mode; save it after .eval()"
+        )
+    return vectors.shape[1], sum(parameter.numel() for parameter in module.parameters())
+
+
+def _tried(name: str, module: torch.nn.Module, tiles: torch.Tensor) -> torch.Tensor:
+    """Vectors (tiles, width) of a batch; a `MilError` where there are none."""
+    taken = f"({', '.join(map(str, tiles.shape))})"
     with torch.inference_mode():
         try:
-            vectors = module(torch.zeros(2, 3, input_px, input_px))
-        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-            raise MilError(f"encoder {name} fails on a (2, 3, {input_px}, {input_px}) batch: {error}") from error
+            vectors = module(tiles)
+        except Exception as error:
+            raise MilError(f"encoder {name} fails on a {taken} batch: {in_one_line(error)}") from error
     shape = tuple(getattr(vectors, "shape", ()))
-    if len(shape) != 2 or shape[0] != 2:
+    if not isinstance(vectors, torch.Tensor) or len(shape) != 2 or shape[0] != len(tiles) or not shape[1]:
         raise MilError(
-            f"encoder {name} turns (2, 3, {input_px}, {input_px}) into {shape or type(vectors).__name__}, not (2, width)"
+            f"encoder {name} turns {taken} into {shape or type(vectors).__name__}, not ({len(tiles)}, width)"
         )
-    return shape[1], sum(parameter.numel() for parameter in module.parameters())
+    return vectors
 
 
 def _load_headless(module: torch.nn.Module, state: StateDict) -> None:

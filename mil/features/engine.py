@@ -27,6 +27,7 @@ from mil.features.preparation import Preparation
 from mil.features.stain import StainNormalisation
 from mil.machine import cores
 from mil.progress import Reporter, quiet
+from mil.user_code import in_one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Tiles a step on the CPU: 16 images of 128 px keep a network's planes in the cache (16: 806 tiles/s, 64: 523, two cores).
@@ -97,7 +98,10 @@ class EncoderEngine:
         if self.device.type == "cpu":
             # Threads with a step each, not one step on several threads: those wait for each other at every layer, and
             # where the machine is shared the slowest holds up all (39 tiles/s instead of 444 beside five busy processes).
-            self.workers = ThreadPoolExecutor(cores(threads), initializer=torch.set_num_threads, initargs=(1,))
+            # A user's module may keep something between its layers (what a hook gets): one step at a time, on all threads.
+            steps = 1 if encoder.name.startswith("python:") else cores(threads)
+            arguments = (cores(threads) // steps,)
+            self.workers = ThreadPoolExecutor(steps, initializer=torch.set_num_threads, initargs=arguments)
         else:
             self.copies, self.returns = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
 
@@ -183,6 +187,11 @@ class EncoderEngine:
                 parts = list(run(self._step, pieces, marks))
                 return torch.cat(parts) if parts else torch.empty(0, self.encoder.width, dtype=torch.float16)
             except RuntimeError as error:
+                if not short_of_memory(error) and ":" in self.encoder.name:
+                    raise MilError(
+                        f"encoder {self.encoder.name} fails in {self.precision} on {self.device.type}: {in_one_line(error)}; try "
+                        "precision fp32, and make its tensors parameters or buffers"
+                    ) from error
                 if not short_of_memory(error):
                     raise
                 if self.step <= SHORTEST_STEP:

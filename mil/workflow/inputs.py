@@ -58,7 +58,7 @@ def write_inputs(config: Config, cohort: Cohort, results: Path) -> None:
     put(inputs / "patients.json", _json({"sha256": hashlib.sha256(cohort.patients.to_csv().encode()).hexdigest()}))
     for name in config.used_encoders:
         spec = config.encoders[name]
-        weights = [] if spec.weights is None else [Path(spec.weights)]
+        weights = [Path(file) for file in (spec.weights, spec.code) if file is not None]
         put(inputs / f"encoders/{name}.json", _json({"spec": encoder_json(config, name), "weights": states(weights)}))
     for name in config.used_endpoints:
         put(inputs / f"endpoints/{name}.json", config.endpoints[name].to_json())

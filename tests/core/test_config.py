@@ -20,7 +20,7 @@ STANZA = {"encoder": "effnet", "endpoint": "response", "model": "mean", "strateg
         ({"tiles": {"mpp": True}}, "tiles: mpp: yes is no number"),
         ({"tiles": {"mpp": "1_0e-1"}}, "tiles: mpp: '1_0e-1' is no number in plain decimal digits"),
         ({"tiles": {"size_px": "0128"}}, "tiles: size_px: '0128' is no number"),
-        ({"encoders": {"e": {"name": "timm:x", "mean": [0.5, "0_5", 0.5]}}}, "mean: '0_5' is no number"),
+        ({"encoders": {"e": {"name": "timm:x", "std": [0.5, "0_5", 0.5]}}}, "std: '0_5' is no number"),
         ({"slides": {"roles": {"North": "train", "north": "train"}}}, "'north' and 'North' differ by case alone"),
         ({"slides": {"roles": {"Ensemble": "train"}}}, "'Ensemble' is a name of the pipeline's own results"),
         ({"endpoints": {"response.flow": {}}}, "'response.flow' is a name of the pipeline's own results"),

@@ -214,6 +214,12 @@ def test_timm_torchscript_and_python_encoders(tmp_path):
     code.write_text("def encoder():\n    return missing\n")
     with pytest.raises(MilError, match=r"encoder\(\) fails: NameError: name 'missing' is not defined"):
         build(mine)
+    code.write_text("def encoder():\n    raise SystemExit(3)\n")
+    with pytest.raises(MilError, match=r"encoder\(\) fails: SystemExit: 3"):
+        build(mine)
+    code.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(MilError, match=r"mine.py cannot be run: SystemExit: 3"):
+        build(mine)
     code.write_text("def encoder(:\n")
     with pytest.raises(MilError, match=r"mine.py cannot be run: SyntaxError"):
         build(mine)
@@ -261,3 +267,75 @@ def test_weights_of_another_network_or_broken_ones_are_refused(tmp_path):
     evil.write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
     with pytest.raises(MilError, match="cannot be read"):
         build(EncoderSpec(name="gpfm", weights=str(evil)))
+
+
+class Pooled(torch.nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.weight, self.pool = torch.nn.Parameter(torch.ones(3)), pool
+
+    def forward(self, tiles):
+        return self.weight * (tiles.amax((2, 3)) if self.pool == "max" else tiles.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_the_code_of_a_torchscript_file_is_part_of_its_hash(tmp_path):
+    spec, made = EncoderSpec(name=f"torchscript:{tmp_path / 'mine.pt'}", input_px=32), []
+    for pool in ("mean", "max"):
+        torch.jit.save(torch.jit.trace(Pooled(pool), torch.zeros(2, 3, 32, 32)), tmp_path / "mine.pt")
+        made.append(build(spec))
+    assert made[0].weights_sha256 != made[1].weights_sha256
+    tiles = torch.rand(2, 3, 32, 32)
+    assert torch.equal(made[1].module(tiles), tiles.amax((2, 3)))
+    (tmp_path / "mine.py").write_text(
+        f"import torch\ndef net():\n    return torch.jit.load({str(tmp_path / 'mine.pt')!r})\n"
+    )
+    assert torch.equal(
+        build(EncoderSpec(name=f"python:{tmp_path / 'mine.py'}:net")).module(tiles), made[1].module(tiles)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_users_file_is_a_module_like_any_other(tmp_path):
+    """Dataclasses whose annotations are texts, and TorchScript, look a class's module up by its name."""
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nimport torch\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Settings:\n    side: int = 32\n"
+        "class Mean(torch.nn.Module):\n    def forward(self, tiles: torch.Tensor):\n        return tiles.mean((2, 3))\n"
+        "def net():\n    assert Settings().side == 32\n    return torch.jit.script(Mean())\n"
+    )
+    assert build(EncoderSpec(name=f"python:{tmp_path / 'mine.py'}:net", input_px=32)).width == 3
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (
+            "torch.nn.functional.batch_norm(tiles, None, None, training=True).amax((2, 3))",
+            "different vectors in two batches",
+        ),
+        ("torch.nn.functional.dropout(tiles.mean((2, 3)), 0.5)", "different vectors in two batches"),
+        ("tiles.mean((2, 3)).reshape(2, -1)", r"turns \(3, 3, 32, 32\) into|fails on a \(3, 3, 32, 32\) batch"),
+        ("tiles.mean((2, 3)).numpy()", "into"),
+        ("tiles.mean((2, 3))[:, :0]", r"into \(2, 0\), not \(2, width\)"),
+        ("tiles.missing", "fails on a .* batch: AttributeError"),
+    ],
+)
+def test_an_encoder_whose_vectors_depend_on_the_batch_or_are_none_is_refused(tmp_path, forward, said):
+    (tmp_path / "mine.py").write_text(
+        f"import torch\nclass Net(torch.nn.Module):\n    def forward(self, tiles):\n        return {forward}\n"
+    )
+    with pytest.raises(MilError, match=said):
+        build(EncoderSpec(name=f"python:{tmp_path / 'mine.py'}:Net", input_px=32))
+
+
+@pytest.mark.parametrize("wrong", [{"mean": [123.7, 116.3, 103.5]}, {"std": [0, 1, 1]}, {"std": [-1, 1, 1]}])
+def test_a_normalisation_of_colours_from_0_to_255_is_refused(wrong):
+    with pytest.raises(MilError, match=r"config: (mean|std)"):
+        parse(EncoderSpec, {"name": "python:mine.py:net"} | wrong, "config")
+
+
+@pytest.mark.parametrize("name", ["python:mine.py:net", "torchscript:mine.pt"])
+def test_weights_beside_a_file_that_has_its_own_are_refused(name):
+    with pytest.raises(MilError, match="takes its weights from its own file"):
+        parse(EncoderSpec, {"name": name, "weights": "mine.pth"}, "config")

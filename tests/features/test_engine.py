@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -279,3 +280,37 @@ def test_a_slide_of_one_tile_is_a_file_like_any_other(tmp_path):
     manifest = extract_shard(slides, tmp_path / "tiles", spec, tmp_path / "out", Reporter(stream=io.StringIO()))
     assert list(manifest.num_tiles) == [4]
     assert hdf5.read(tmp_path / "out" / "a.h5", "features")[0].shape == (4, 192)
+
+
+class Keeping(torch.nn.Module):
+    """Means of the channels, by way of an attribute, as where a hook keeps a layer's output."""
+
+    def forward(self, tiles):
+        self.kept = tiles.mean((2, 3))
+        time.sleep(0.002)
+        return self.kept
+
+
+def test_a_users_module_that_keeps_something_between_its_layers_gets_one_step_at_a_time():
+    plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    encoder = Encoder(
+        name="python:mine.py:Keeping", width=3, input_px=None, **plain, weights_sha256="none", module=Keeping()
+    )
+    engine = EncoderEngine(encoder, EncoderSpec(name="colour", precision="fp32"), torch.device("cpu"), threads=4)
+    tiles = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), np.uint8)
+    assert engine(tiles) == pytest.approx(tiles.mean((1, 2)) / 255, abs=1e-3)
+
+
+def test_a_users_module_whose_tensors_are_of_another_type_ends_in_a_line(tmp_path):
+    """A tensor that is neither parameter nor buffer stays in fp32."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.weight, self.bias = torch.nn.Parameter(torch.ones(4, 3, 3, 3)), torch.ones(4)\n"
+        "    def forward(self, tiles):\n"
+        "        return torch.nn.functional.conv2d(tiles, self.weight, self.bias).mean((2, 3))\n"
+    )
+    spec = EncoderSpec(name=f"python:{tmp_path / 'mine.py'}:Net", input_px=32, precision="bf16")
+    engine = EncoderEngine(build(spec), spec, torch.device("cpu"), threads=1)
+    with pytest.raises(MilError, match=r"fails in bf16 on cpu: RuntimeError: .*; try precision fp32") as raised:
+        engine(np.zeros((2, 32, 32, 3), np.uint8))
+    assert "\n" not in str(raised.value)

@@ -4,6 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 
 from mil.config import Config
 from mil.files import file_name, write_text
@@ -11,7 +12,7 @@ from mil.slides.fingerprint import WHOLE, fingerprint
 from mil.slides.sheet import Cohort, read_shard
 from mil.tables import write_table
 from mil.workflow.again import order_again
-from mil.workflow.inputs import put, settle
+from mil.workflow.inputs import put, settle, write_inputs
 from mil.workflow.shards import read_rows, write_shards
 
 
@@ -151,3 +152,22 @@ def test_the_fingerprint_of_a_large_file_sees_its_ends_directories_and_size(tmp_
         file.truncate(size + 1)
     assert len(seen | {fingerprint(path)}) == 5
     assert fingerprint(path, full=True) not in seen
+
+
+@pytest.mark.parametrize("name", ["python:{}:net", "torchscript:{}"])
+def test_an_encoder_s_own_file_is_followed(tmp_path, name):
+    made, code = make(tmp_path), tmp_path / "mine"
+    experiments = {"e": {"encoder": "mine", "endpoint": "x", "model": {"name": "mean"}, "strategy": {"name": "pooled"}}}
+    encoders = {"mine": {"name": name.format(code)}}
+    endpoints = {"x": {"kind": "binary", "column": "label", "positive": ["1"]}}
+    config = Config(cohort="c", encoders=encoders, endpoints=endpoints, experiments=experiments, run=["e"])
+    patients = made.cohort.patients.assign(label="1")
+    told = made.results / "inputs/encoders/mine.json"
+    code.write_text("a")
+    write_inputs(config, Cohort(made.cohort.slides, patients, "patients.csv"), made.results)
+    then = aged(told)
+    write_inputs(config, Cohort(made.cohort.slides, patients, "patients.csv"), made.results)
+    assert time_of(told) == then
+    code.write_text("other code")
+    write_inputs(config, Cohort(made.cohort.slides, patients, "patients.csv"), made.results)
+    assert time_of(told) > then
