@@ -1,6 +1,7 @@
 """DICOM whole-slide images by how their pixels are stored: right pixels, or one line that says what to do."""
 
 import struct
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydicom.uid import UID
 from test_slide_formats import state_of
 from test_slide_readers import texture
 
+from mil.slides.fingerprint import state_on_disk
 from mil.slides.readers.dicom import check_dicom
 from mil.slides.slide import open_slide
 
@@ -316,3 +318,24 @@ def test_a_bomb_in_a_deflated_header_is_not_inflated(tmp_path):
     check_dicom(tmp_path / "a.dcm")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
+
+
+def test_levels_in_several_folders_are_refused(tmp_path):
+    """Those of one folder are read together: the coarser level stood for the slide."""
+    for name, pixels, uid in (("1", PIXELS[::2, ::2], "1.9"), ("2", PIXELS, "1.3")):
+        (tmp_path / "slide" / name).mkdir(parents=True)
+        write(tmp_path / "slide" / name / "a.dcm", JPEG, jpeg, "YBR_FULL_422", pixels=pixels, SOPInstanceUID=uid)
+    state, reason = state_of(tmp_path / "slide")
+    assert (state, "put its files into one" in reason) == ("unsupported", True)
+    (tmp_path / "slide/2/a.dcm").rename(tmp_path / "slide/1/b.dcm")
+    with open_slide(tmp_path / "slide") as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [(300, 200), (150, 100)]
+
+
+def test_a_level_that_is_added_beside_a_slide_s_file_is_noticed(tmp_path):
+    write(tmp_path / "b.dcm", JPEG, jpeg, "YBR_FULL_422", pixels=PIXELS[::2, ::2], SOPInstanceUID="1.9")
+    before = state_on_disk(tmp_path / "b.dcm")
+    assert state_on_disk(tmp_path / "b.dcm") == before
+    time.sleep(0.02)  # what a file system's clock may take
+    write(tmp_path / "a.dcm", JPEG, jpeg, "YBR_FULL_422")
+    assert state_on_disk(tmp_path / "b.dcm") != before

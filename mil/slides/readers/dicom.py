@@ -34,7 +34,7 @@ def check_dicom(path: Path) -> None:
 
 def entry_of(folder: Path) -> Path:
     """The file of a folder to open its one slide from: the first, by name, that is a level of a DICOM slide."""
-    levels: dict[str, Path] = {}
+    levels: dict[str, list[Path]] = {}
     refused = ""
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         if not is_dicom(file):
@@ -44,7 +44,7 @@ def entry_of(folder: Path) -> Path:
         except SlideError as error:
             refused = str(error)
             continue
-        levels.setdefault(_header(file)["SeriesInstanceUID"], file)
+        levels.setdefault(_header(file)["SeriesInstanceUID"], []).append(file)
     if not levels:
         raise SlideError(
             "not_a_slide", f"{folder.name}: the folder holds no DICOM slide" + (f" ({refused})" if refused else "")
@@ -54,7 +54,13 @@ def entry_of(folder: Path) -> Path:
             "not_a_slide",
             f"{folder.name}: the folder holds {len(levels)} DICOM series; give each slide a folder of its own",
         )
-    return next(iter(levels.values()))
+    (files,) = levels.values()
+    if len({file.parent for file in files}) > 1:  # those of one folder are read together
+        raise SlideError(
+            "unsupported",
+            f"{folder.name}: the levels of its DICOM series lie in several folders; put its files into one",
+        )
+    return files[0]
 
 
 def flavours_of(path: Path) -> set[str]:
