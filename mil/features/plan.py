@@ -25,6 +25,8 @@ class Work:
     path: str
     tiling: Tiling
     recipe: str
+    on_disk: str
+    """State of its files before they were compared with those that were tiled."""
     error: tuple[str, str] | None = None
     """State and reason, once it failed."""
     stain: np.ndarray | None = None

@@ -28,7 +28,7 @@ from mil.machine import cores
 from mil.progress import Reporter, Steps
 from mil.provenance import up_to_date
 from mil.schemas import MANIFEST
-from mil.slides.fingerprint import require_same
+from mil.slides.fingerprint import require_same, state_on_disk
 from mil.version import __version__
 
 LIBRARIES = ("torch", "timm", "numpy", "h5py", "openslide-python", "openslide-bin", "opencv-python-headless")
@@ -104,11 +104,12 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, enco
         else:
             if path.is_file():  # of other settings, or broken
                 path.unlink()
+            before = _on_disk(Path(slide["path"]))
             problem = _replaced(Path(slide["path"]), tiling)
             if problem is not None:
                 shard.settle(slide_id, *problem)
             else:
-                shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe))
+                shard.works.append(Work(slide_id, str(slide["path"]), tiling, recipe, before))
     return shard
 
 
@@ -131,6 +132,20 @@ def _replaced(path: Path, tiling: Tiling) -> tuple[str, str] | None:
     except OSError:  # gone: who opens it says so
         return None
     return None
+
+
+def _on_disk(path: Path) -> str:
+    """`state_on_disk`; blank where there is nothing."""
+    try:
+        return state_on_disk(path)
+    except (OSError, SlideError):
+        return ""
+
+
+def _changed(work: Work) -> tuple[str, str] | None:
+    """State and reason of a slide that became another file while its tiles were read."""
+    path = Path(work.path)
+    return None if _on_disk(path) == work.on_disk else _replaced(path, work.tiling)
 
 
 def extract(
@@ -158,7 +173,10 @@ def extract(
             continue
         profile.add("compiling", engine.prepare(size_px))  # known by now, unless the size changes
         writer = FeatureWriter(
-            lambda work: folder / f"{file_name(work.slide_id)}.h5", lambda work: provenance(work, engine), finished
+            lambda work: folder / f"{file_name(work.slide_id)}.h5",
+            lambda work: provenance(work, engine),
+            _changed,
+            finished,
         )
         try:
             Pipeline(group, engine, readers, size_px, writer, profile).run(profile.count)

@@ -29,15 +29,17 @@ class Piece:
 
 
 class FeatureWriter:
-    """Takes pieces in order. Calls `finished(work, checksum, tiles)` as each slide's file is complete and in its place."""
+    """Takes pieces in order. Calls `finished(work, checksum, tiles)` as each slide's file is complete and in its place; no file of a
+    slide is kept for which `problem_of` gives a state and a reason after its last tile."""
 
     def __init__(
         self,
         path_of: Callable[[Work], Path],
         attributes_of: Callable[[Work], dict[str, Any]],
+        problem_of: Callable[[Work], tuple[str, str] | None],
         finished: Callable[[Work, str, int], None],
     ) -> None:
-        self.path_of, self.attributes_of, self.finished = path_of, attributes_of, finished
+        self.path_of, self.attributes_of, self.problem_of, self.finished = path_of, attributes_of, problem_of, finished
         self.pieces: queue.Queue[Piece | None] = queue.Queue(PIECES_AHEAD)
         self.failure: BaseException | None = None
         self.seconds = 0.0
@@ -105,6 +107,9 @@ class FeatureWriter:
         self.tiles += len(piece.index)
         if piece.last and not self.tiles:
             work.error = "unreadable_region", "no tile of the slide could be read"
+            self._drop_open()
+        elif piece.last and (problem := self.problem_of(work)) is not None:
+            work.error = problem
             self._drop_open()
         elif piece.last:
             writer.annotate(work.tiling.coords_attributes, on="coords")

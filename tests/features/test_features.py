@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from mil.config import EncoderSpec
 from mil.encoders.build import build
 from mil.errors import MilError
 from mil.features.engine import EncoderEngine
+from mil.features.pipeline import Pipeline
 from mil.features.plan import parts_of
 from mil.features.readers import ProcessReaders, SharedMemory, ThreadReaders
 from mil.features.shard import extract_shard
@@ -235,3 +237,18 @@ def test_memory_does_not_grow_with_the_tiles_of_a_slide_and_its_file_grows_as_th
         many["peak_mb"] < few["peak_mb"] + 60
     )  # holding the tiles would take 150 MB more, two readers' share each more still
     assert many["file_bytes"] / few["file_bytes"] == pytest.approx(5, rel=0.15)
+
+
+def test_a_slide_that_is_replaced_while_its_tiles_are_read_has_no_features(tmp_path, monkeypatch):
+    slides = make_shard(tmp_path, {"a": 3, "b": 3})
+
+    class Replacing(Pipeline):
+        def run(self, progress):
+            write_slide(tmp_path / "a.tif", 3, seed=9)
+            os.utime(tmp_path / "b.tif")
+            super().run(progress)
+
+    monkeypatch.setattr("mil.features.shard.Pipeline", Replacing)
+    manifest = extract(slides, tmp_path)
+    assert list(manifest.state) == ["changed", "ok"]
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["b.h5"]
