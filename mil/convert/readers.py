@@ -137,9 +137,7 @@ def _histossl(path: Path, source: ForeignFeatures) -> Foreign:
 
 def _slide2vec(path: Path, source: ForeignFeatures) -> Foreign:
     """slide2vec's `tile_embeddings/{slide}.pt|.npz` with `.meta.json`, and `tiles/{slide}.coordinates.npz`."""
-    meta_path = (
-        path.with_suffix("").with_suffix(".meta.json") if path.suffix == ".npz" else path.with_suffix(".meta.json")
-    )
+    meta_path = path.with_suffix(".meta.json")
     meta = _meta(meta_path) if meta_path.is_file() else {}
     features = _needed({"features": _tensor(path)} if path.suffix == ".pt" else _npz(path), "features", path)
     places = path.parent.parent / "tiles" / f"{path.stem}.coordinates.npz"
@@ -213,10 +211,17 @@ def _tensor(path: Path) -> np.ndarray:
     from mil.encoders.weights import read_state
 
     _check_zip(path)
-    tensor: Any = read_state(path)
+    try:
+        tensor: Any = read_state(path)
+    except MilError as error:
+        raise CorruptFile(f"{path}: cannot be read as a tensor ({error})") from error
     if not isinstance(tensor, torch.Tensor):
         raise CorruptFile(f"{path}: holds {type(tensor).__name__}, not a tensor")
-    return tensor.float().numpy()
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+        raise CorruptFile(
+            f"{path}: holds a tensor of {tensor.dtype} on {tensor.device}, {tensor.layout}, not plain numbers"
+        )
+    return tensor.detach().float().numpy()
 
 
 def _npy(path: Path) -> np.ndarray:

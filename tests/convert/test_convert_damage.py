@@ -1,14 +1,17 @@
 """Features of other tools that are damaged, impossible or dangerous: a row with a reason, or refused."""
 
 import io
+import json
 import zipfile
 from contextlib import suppress
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from foreign_features import COORDS, FEATURES, LAYOUTS, clam_pt, histossl, slide2vec, slide2vec_npz, stamp, trident
 
+from mil import hdf5
 from mil.convert.convert import convert_in
 from mil.convert.foreign import ForeignFeatures
 from mil.errors import MilError
@@ -166,8 +169,8 @@ def test_damaged_arrays_and_descriptions_are_rows_or_as_written(tmp_path):
 def test_a_tensor_file_with_code_in_it_is_refused(tmp_path):
     source = clam_pt(tmp_path / "theirs")
     (tmp_path / "theirs" / "pt_files" / "s1.pt").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
-    with pytest.raises(MilError, match="cannot be read"):
-        convert_in("clam", source, tmp_path / "ours", quiet())
+    row = convert_in("clam", source, tmp_path / "ours", quiet()).iloc[0]
+    assert (row.state, "cannot be read" in row.reason) == ("unreadable_features", True)
 
 
 def test_one_file_under_two_names_is_no_slide_s(tmp_path):
@@ -181,3 +184,41 @@ def test_one_file_under_two_names_is_no_slide_s(tmp_path):
     assert list(table["state"]) == ["unreadable_features", "unreadable_features", "ok"]
     assert "the files of 's1' and 's2' are equal to the byte" in table.loc["s2", "reason"]
     assert table.loc["s1", "checksum"] == ""
+
+
+TENSORS = {
+    "a gradient": lambda features: features.requires_grad_(),
+    "sparse": lambda features: features.to_sparse(),
+    "quantised": lambda features: torch.quantize_per_tensor(features, 0.1, 0, torch.qint8),
+    "without memory": lambda features: features.to("meta"),
+    "of integers": lambda features: features.to(torch.int64),
+    "complex": lambda features: features.to(torch.complex64),
+    "damaged": lambda features: b"no tensor",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_tensor_file_of_another_kind_is_a_row_and_the_others_are_converted(kind, tmp_path):
+    source = clam_pt(tmp_path / "theirs")
+    good = next(source.folder.rglob("*.pt"))
+    made = TENSORS[kind](torch.load(good) + 1)
+    bad = good.with_name("bad.pt")
+    bad.write_bytes(made) if isinstance(made, bytes) else torch.save(made, bad)
+    rows = convert_in("clam", source, tmp_path / "ours", quiet()).set_index("slide_id")
+    assert rows.state[good.stem] == "ok"
+    assert rows.state["bad"] == ("ok" if kind == "a gradient" else "unreadable_features")
+    assert "\n" not in rows.reason["bad"]
+
+
+def test_the_description_of_an_id_with_dots_is_its_own(tmp_path):
+    """`S.1.npz` was read with the description of slide `S`."""
+    source = slide2vec_npz(tmp_path / "theirs")
+    folder = source.folder / "tile_embeddings"
+    described = json.loads((folder / "s1.meta.json").read_text())
+    with np.load(folder / "s1.npz") as arrays:
+        np.savez(folder / "s1.2.npz", features=arrays["features"] + 1)
+    (folder / "s1.2.meta.json").write_text(json.dumps(described | {"requested_spacing_um": 0.25}))
+    convert_in("slide2vec", source, tmp_path / "ours", quiet())
+    found = {name: hdf5.attributes(tmp_path / "ours" / f"{name}.h5")["tile_mpp"] for name in ("s1", "s1.2")}
+    assert found == {"s1": 0.5, "s1.2": 0.25}
