@@ -24,7 +24,7 @@ def read_mask(path: Path, size: tuple[int, int], slide_size: tuple[int, int]) ->
         raise SlideError("no_mask", f"mask {path} does not exist; see tiles.tissue.masks")
     if path.suffix.lower() in {".geojson", ".json"}:
         return _drawn(_polygons(path), size, (size[0] / slide_size[0], size[1] / slide_size[1]))
-    return _pixels(path, size)
+    return _pixels(path, size, slide_size)
 
 
 def to_geojson(mask: np.ndarray, slide_size: tuple[int, int]) -> str:
@@ -119,7 +119,7 @@ def _inside(rings: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     return np.bitwise_xor.accumulate(crossed, axis=1)[:, :-1].astype(bool)
 
 
-def _pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
+def _pixels(path: Path, size: tuple[int, int], slide_size: tuple[int, int]) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -127,6 +127,13 @@ def _pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
                 if image.width * image.height > MAX_IMAGE_PIXELS:
                     raise SlideError(
                         "no_mask", f"mask {path} has {image.width} x {image.height} pixels; make it smaller"
+                    )
+                x, y = slide_size[0] / image.width, slide_size[1] / image.height
+                if abs(x - y) > (0.02 + 1 / image.width + 1 / image.height) * max(x, y):
+                    raise SlideError(
+                        "no_mask",
+                        f"mask {path} has {image.width} x {image.height} pixels, another shape than the slide's "
+                        f"{slide_size[0]} x {slide_size[1]}; draw it for the whole slide, as it lies in the file",
                     )
                 grey = np.asarray(image.convert("L"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:

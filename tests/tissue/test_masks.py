@@ -133,7 +133,7 @@ def test_outlines_are_read_back_to_the_pixel(tmp_path, finer):
         expected = np.kron(mask, np.ones((finer, finer))) > 0
         np.testing.assert_array_equal(read_mask(tmp_path / "a.geojson", (80 * finer, 60 * finer), size), expected)
         Image.fromarray((mask * 255).astype(np.uint8)).save(tmp_path / "a.png")
-        np.testing.assert_array_equal(read_mask(tmp_path / "a.png", (80 * finer, 60 * finer), size), expected)
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.png", (80 * finer, 60 * finer), (1287, 965)), expected)
         features = json.loads(to_geojson(mask, size))["features"]
         polygons = [feature["geometry"]["coordinates"] for feature in features]
         assert len(polygons) == ndimage.label(mask, EIGHT)[1]
@@ -243,3 +243,17 @@ def test_a_picture_is_read_by_its_brighter_half_and_brought_to_size_by_area(tmp_
     monkeypatch.setattr(masks, "MAX_IMAGE_PIXELS", 31)
     with pytest.raises(SlideError, match="8 x 4 pixels"):
         read_mask(tmp_path / "a.png", (8, 4), (80, 40))
+
+
+@pytest.mark.parametrize("size", [(40, 80), (40, 40), (92, 40)])
+def test_a_picture_of_another_shape_than_the_slide_is_refused(tmp_path, size):
+    """A turned mask, or one of another slide, was stretched over the slide."""
+    Image.fromarray(np.full(size[::-1], 255, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(SlideError, match="another shape than the slide's 8000 x 4000"):
+        read_mask(tmp_path / "a.png", (100, 50), (8000, 4000))
+
+
+@pytest.mark.parametrize("size", [(80, 40), (81, 40), (8000, 4000), (3, 2)])
+def test_a_picture_whose_sides_were_rounded_is_read(tmp_path, size):
+    Image.fromarray(np.full(size[::-1], 255, np.uint8)).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png", (100, 50), (8000, 4000)).all()
