@@ -19,6 +19,7 @@ from mil.slides.isolation import isolated
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
 from mil.tables import table_of
+from mil.version import __version__
 
 SECONDS_A_SLIDE = 120.0  # to open a slide and look at 45 places of it
 BYTES_A_SECOND = 2e7  # the slowest storage that is waited for; every byte is hashed
@@ -117,6 +118,13 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
         remarks.append(
             f"{slide.mpp:g} microns a pixel is unusual for an objective of {slide.objective_power:g}x (about {10 / slide.objective_power:g})"
         )
+    stated = slide.reader.header
+    if slide.mpp_source == "sheet" and slide.mpp and stated.mpp_x and stated.mpp_y:
+        x, y = stated.mpp_x, stated.mpp_y
+        if max(x, y) > 1.1 * slide.mpp or min(x, y) < slide.mpp / 1.1:
+            remarks.append(
+                f"the sheet says {slide.mpp:g} microns a pixel, {stated.mpp_source} {x:g} in x and {y:g} in y"
+            )
     colours = len(np.unique(pixels[::3].astype(np.uint32) @ np.array([1, 256, 65_536], np.uint32)))
     if 2 < colours <= FEW_COLOURS:
         remarks.append(f"has {colours} colours only: is it a segmentation?")
@@ -172,10 +180,10 @@ def check_scale(slide: Slide, spec: SlidesSpec) -> None:
 
 
 class _Kept:
-    """What is known of slides from an earlier check, by everything that decides it: path, size, time, mpp and settings."""
+    """What is known of slides from an earlier check, by everything that decides it: path, size, time, mpp, settings and version."""
 
     def __init__(self, path: Path | None, spec: SlidesSpec) -> None:
-        self.path, self.spec = path, spec.to_json()
+        self.path, self.spec = path, f"{__version__} {spec.to_json()}"
         self.found: dict[str, dict[str, object]] = {}
 
     def __enter__(self) -> "_Kept":

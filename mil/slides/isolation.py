@@ -22,6 +22,7 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, TypeAdapter
 
 from mil.errors import MilError, SlideError
+from mil.files import reason_of
 from mil.machine import memory_given
 
 MEMORY_SHARE = 0.8  # of the memory that the job may have; a decoder that asks for more gets a MemoryError
@@ -169,6 +170,8 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[A
         return "slide", error.state, str(error)
     except MilError as error:
         return "user", "", str(error)
+    except OSError as error:
+        return "slide", "unreadable", f"{error.filename or 'the file'}: {reason_of(error)}"
     except MemoryError:
         return "slide", "unreadable", "reading it takes more memory than this job may have"
     except Exception as error:  # noqa: BLE001  carried to the parent and raised there

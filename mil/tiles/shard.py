@@ -96,7 +96,7 @@ def _row(
     counts = {"num_tiles": int(about["num_tiles"]), "checksum": checksum, "tissue_share": about["tissue_share"]}
     counts |= {flag: about["flagged"].get(flag) for flag in FLAGS} | {"dropped": sum(about["dropped"].values())}
     if not counts["num_tiles"]:
-        return row | {"state": "no_tissue", "reason": _why_none(spec, about["dropped"])} | counts
+        return row | {"state": "no_tissue", "reason": _why_none(spec, about)} | counts
     return row | {"reason": ""} | counts
 
 
@@ -193,8 +193,12 @@ def trident_attributes(slide_id: str, slide: Slide, spec: TileSpec) -> dict[str,
     }
 
 
-def _why_none(spec: TileSpec, dropped: Mapping[str, int]) -> str:
-    left_out = ", ".join(f"{count} {flag}" for flag, count in dropped.items() if count)
+def _why_none(spec: TileSpec, about: Mapping[str, Any]) -> str:
+    width, height = (about[side] * about["mpp"] for side in ("width", "height"))
+    if spec.edge == "drop" and min(width, height) + about["mpp"] / 2 < spec.size_px * spec.mpp:
+        side = f"{spec.size_px * spec.mpp:g}"
+        return f"the slide has {width:.4g} x {height:.4g} microns, less than a tile of {side} x {side}"
+    left_out = ", ".join(f"{count} {flag}" for flag, count in about["dropped"].items() if count)
     if left_out:
         return f"all its tiles were left out: {left_out}; see its thumbnail"
     least = f"{spec.min_tissue:.0%} tissue" if spec.min_tissue else "any tissue"

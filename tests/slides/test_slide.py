@@ -170,3 +170,18 @@ def test_what_an_earlier_check_kept_is_used_and_what_was_damaged_there_is_not(tm
 
     monkeypatch.setattr("mil.slides.check.check_slide", opened)
     assert check_slides(slides, SlidesSpec(), quiet(), kept).equals(expected)
+
+
+def test_a_sheet_that_contradicts_the_file_is_remarked_on(tmp_path):
+    path = write_slide(tmp_path / "a.svs", ramp(256, 256), mpp=0.5)
+    said = "the sheet says 0.25 microns a pixel, aperio.MPP 0.5 in x and 0.5 in y"
+    for mpp, differs in (("0.5", False), ("0.49", False), ("0.25", True)):
+        assert (said in check_slides(sheet(path).assign(mpp=mpp), SlidesSpec(), quiet()).reason[0]) == differs
+
+
+def test_what_an_earlier_version_kept_is_looked_at_again(tmp_path, monkeypatch):
+    slides, kept = sheet(write_slide(tmp_path / "a.svs", ramp(256, 256))), tmp_path / "kept.jsonl"
+    check_slides(slides, SlidesSpec(), quiet(), kept)
+    monkeypatch.setattr("mil.slides.check.__version__", "later")
+    monkeypatch.setattr("mil.slides.check.check_slide", lambda *_: {"state": "no_mpp", "reason": "looked at"})
+    assert check_slides(slides, SlidesSpec(), quiet(), kept).reason[0] == "looked at"

@@ -194,3 +194,9 @@ def test_memory_is_what_the_scheduler_allows(tmp_path):
     (tmp_path / "cgroup").write_text("9:name=systemd:/x\n8:memory:/job\n")
     assert memory_given(tmp_path / "cgroup", tmp_path) == 1_000_000
     assert memory_given(tmp_path / "none", tmp_path) > 2_000_000
+
+
+def test_a_file_that_the_system_refuses_is_a_reason():
+    with pytest.raises(SlideError, match="/nowhere: No such file or directory") as raised:
+        isolated(os.listdir, Path("/nowhere"), name="a.svs", timeout_s=60)
+    assert raised.value.state == "unreadable"

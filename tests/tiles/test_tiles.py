@@ -290,3 +290,12 @@ def test_two_hundred_thousand_tiles_take_flat_memory(tmp_path):
         number = sum(len(indices) for indices, _ in slide.read_tiles(tiles.coords, 20, 0.5, 2, batch=1024))
         assert number == len(tiles.coords)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 250  # MB
+
+
+def test_a_slide_that_is_smaller_than_a_tile_is_said_to_be(tmp_path):
+    small = write_slide(tmp_path / "small.svs", blob()[100:120])
+    slides = check_slides(sheet(small), SlidesSpec(), quiet())
+    row = tile_shard(slides, SPEC, tmp_path / "tiles", tmp_path / "thumbnails", quiet()).iloc[0]
+    assert row.state == "no_tissue"
+    assert row.reason.startswith("the slide has")
+    assert "microns, less than a tile of" in row.reason
