@@ -16,6 +16,7 @@ from mil.progress import Reporter
 from mil.schemas import SLIDES
 from mil.slides.fingerprint import fingerprint, size_of, state_on_disk
 from mil.slides.isolation import isolated
+from mil.slides.scale import differ
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
 from mil.tables import table_of
@@ -119,12 +120,9 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
             f"{slide.mpp:g} microns a pixel is unusual for an objective of {slide.objective_power:g}x (about {10 / slide.objective_power:g})"
         )
     stated = slide.reader.header
-    if slide.mpp_source == "sheet" and slide.mpp and stated.mpp_x and stated.mpp_y:
-        x, y = stated.mpp_x, stated.mpp_y
-        if max(x, y) > 1.1 * slide.mpp or min(x, y) < slide.mpp / 1.1:
-            remarks.append(
-                f"the sheet says {slide.mpp:g} microns a pixel, {stated.mpp_source} {x:g} in x and {y:g} in y"
-            )
+    if slide.mpp_source == "sheet" and (differ(slide.mpp, stated.mpp_x) or differ(slide.mpp, stated.mpp_y)):
+        found = f"{stated.mpp_source} {stated.mpp_x:g} in x and {stated.mpp_y:g} in y"
+        remarks.append(f"the sheet says {slide.mpp:g} microns a pixel, {found}")
     colours = len(np.unique(pixels[::3].astype(np.uint32) @ np.array([1, 256, 65_536], np.uint32)))
     if 2 < colours <= FEW_COLOURS:
         remarks.append(f"has {colours} colours only: is it a segmentation?")

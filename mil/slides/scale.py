@@ -22,6 +22,7 @@ MICRONS = {
     "m": 1e6,
 }
 INCH, CENTIMETRE = 2, 3
+PLAUSIBLE = 0.05, 5.0  # microns a pixel; tags outside say dots on paper, or nothing
 NUMBER = r"([0-9]+(?:[.,][0-9]+)?(?:[eE][-+]?[0-9]+)?)"
 # Spellings seen in image descriptions: Aperio and its imitators, Motic, OME in other wrappings, home-made converters.
 SPELLINGS = {
@@ -61,6 +62,28 @@ def resolution_scale(x: float | None, y: float | None, unit: int | str | None) -
     return microns / x, microns / (y or x), "tiff.XResolution"
 
 
+def tag_scale(page: tifffile.TiffPage) -> Scale:
+    """Scale from a TIFF page's resolution tags."""
+    x, y = (_ratio(page.tags.valueof(tag)) for tag in (282, 283))
+    return resolution_scale(x, y, int(page.tags.valueof(296, INCH)))
+
+
+def contradiction(taken: Scale, page: tifffile.TiffPage, described: Scale) -> tuple[str, ...]:
+    """A remark where a page's description or resolution tags say another scale, that may be a slide's, than the `taken` one."""
+    return tuple(
+        f"{source} says {mpp:g} microns a pixel, {taken[2]} {taken[0]:g}"
+        for mpp, _, source in (described, tag_scale(page))
+        if source != taken[2] and differ(taken[0], mpp)
+    )
+
+
+def differ(one: float | None, other: float | None) -> bool:
+    """Whether two scales, both such as a slide may have, differ by more than a tenth."""
+    if not all(mpp is not None and PLAUSIBLE[0] <= mpp <= PLAUSIBLE[1] for mpp in (one, other)):
+        return False
+    return max(one, other) > 1.1 * min(one, other)  # type: ignore[type-var, operator]  neither is None
+
+
 def property_scale(properties: Mapping[str, str]) -> Scale:
     """Scale from OpenSlide's properties where its own mpp is absent: the description first, then the resolution tags."""
     described = described_scale(properties.get("tiff.ImageDescription", "") or properties.get("openslide.comment", ""))
@@ -82,7 +105,7 @@ def page_scale(page: tifffile.TiffPage, described: bool = True) -> Scale:
     microns = MICRONS.get(unit.group(1).lower()) if unit else None
     if microns and x:
         return microns / x, microns / (y or x), "imagej.unit"
-    return resolution_scale(x, y, int(page.tags.valueof(296, INCH)))
+    return tag_scale(page)
 
 
 def ome_scale(pixels: Mapping[str, str]) -> Scale:

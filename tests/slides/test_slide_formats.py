@@ -167,6 +167,20 @@ def test_spellings_of_mpp(tmp_path, description, mpp, source):
         assert slide.mpp_source == source
 
 
+@pytest.mark.parametrize("tile", [(128, 128), None])
+@pytest.mark.parametrize(("stated", "differs"), [(0.25, True), (0.52, False)])
+def test_a_description_that_contradicts_the_resolution_tags_is_remarked_on(tmp_path, tile, stated, differs):
+    path, text = tmp_path / "a.tif", f"scanned at |MPP = {stated}|"
+    options = {"photometric": "rgb", "tile": tile, "description": text, "metadata": None}
+    tifffile.imwrite(path, texture(300, 200), **options, **HALF_MICRON)
+    state, reason = state_of(path)
+    assert state == "ok"
+    assert ("says 0.25 microns a pixel" in reason or "description.MPP 0.25" in reason) == differs
+    tifffile.imwrite(path, texture(300, 200), **options, resolution=(72, 72), resolutionunit="INCH")
+    sheet_differs = "the sheet says 0.5 microns a pixel, description.MPP 0.25 in x and 0.25 in y"
+    assert state_of(path, "0.5")[1] == (sheet_differs if differs and tile is None else "")
+
+
 def test_anisotropic_pixels(tmp_path):
     def write(name: str, x: float, y: float) -> Path:
         path = tmp_path / name

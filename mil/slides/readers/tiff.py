@@ -18,6 +18,7 @@ from mil.slides.readers.directories import directories
 from mil.slides.readers.grids import GridReader
 from mil.slides.readers.scenes import check_upright, images_of, slide_image
 from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
+from mil.slides.scale import UNKNOWN, contradiction
 
 # Its complaints about damaged tags; what follows from them for the slide is ours to say, once.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -55,7 +56,10 @@ class TiffReader(GridReader):
             return self._behind(tiff, self.behind.header)
         image, remarks = slide_image(self.path, images_of(self.path, tiff))
         if self.behind is not None and image.pages[0].index == 0:
-            return self._behind(tiff, replace(self.behind.header, remarks=remarks))
+            header = self.behind.header
+            taken = header.mpp_x, header.mpp_y, header.mpp_source
+            remarks += contradiction(taken, image.pages[0], image.scale)
+            return self._behind(tiff, replace(header, remarks=remarks))
         if self.behind is not None:
             self.behind.close()
             self.behind = None
@@ -67,7 +71,7 @@ class TiffReader(GridReader):
             mpp_y=mpp_y,
             mpp_source=source,
             objective_power=image.objective_power,
-            remarks=remarks,
+            remarks=remarks + contradiction(image.scale, image.pages[0], UNKNOWN),
         )
         grids = [self._grid(page) for page in image.pages]
         if grids[0] is None:
