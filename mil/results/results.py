@@ -17,6 +17,7 @@ from mil.predictions.patients import by_patient
 from mil.provenance import require_of_run
 from mil.results.slide_files import SlideFiles
 from mil.results.study import family_of, federated_experiment, main_experiment
+from mil.schemas import BAGS
 from mil.statistics.arms import ENSEMBLE, OWN_SITE, Scope, scopes
 from mil.tables import has_label, read_table, read_text_table, stacked
 
@@ -108,8 +109,8 @@ class Results:
         """The main experiment and those that differ from it in how they are trained: what local, pooled, federated compare."""
         return family_of(self.main, self.experiments)
 
-    def table(self, *parts: str, only_labelled: bool = False) -> pd.DataFrame:
-        """The CSV at `parts` under the results folder; raises `Absent` when it is not there."""
+    def table(self, *parts: str, only_labelled: bool = False, text: Iterable[str] = ()) -> pd.DataFrame:
+        """The CSV at `parts` under the results folder, its columns `text` as text; raises `Absent` when it is not there."""
         path = self.folder.joinpath(*parts)
         key = path, only_labelled
         if key not in self._tables:
@@ -117,7 +118,7 @@ class Results:
                 raise Absent(f"{'/'.join(parts)} is not among the results")
             if parts[0] == "runs":
                 require_of_run(path)
-            self._tables[key] = read_table(path, only_labelled=only_labelled)
+            self._tables[key] = read_table(path, text, only_labelled)
         return self._tables[key].copy()
 
     def slides(self) -> pd.DataFrame:
@@ -130,12 +131,15 @@ class Results:
 
     def bags(self, endpoint: str) -> pd.DataFrame:
         """Patients with a label, with their slides and folds, of one endpoint."""
-        return self.table("bags", f"{endpoint}.csv", only_labelled=True)
+        return self._bags(endpoint, only_labelled=True)
 
     def without_label(self, endpoint: str) -> pd.DataFrame:
         """Patients without a label and their slides: they are predicted, and part of no statistic."""
-        table = self.table("bags", f"{endpoint}.csv")
+        table = self._bags(endpoint)
         return table[~has_label(table)].reset_index(drop=True)
+
+    def _bags(self, endpoint: str, only_labelled: bool = False) -> pd.DataFrame:
+        return self.table("bags", f"{endpoint}.csv", only_labelled=only_labelled, text=BAGS)
 
     def flow(self, endpoint: str) -> pd.DataFrame:
         """Patients and slides after each step, by site."""
@@ -309,8 +313,7 @@ class Results:
 
     def bag_tiles(self, site: str, experiment: str, patient_id: str) -> int:
         """Number of tiles in a patient's bag: those of all their slides with attention."""
-        bags = self.table("bags", f"{self.experiments[experiment].endpoint}.csv")
-        slides = bags.loc[bags["patient_id"] == patient_id, "slides"].iloc[0]
+        slides = self._bags(self.experiments[experiment].endpoint).set_index("patient_id").loc[patient_id, "slides"]
         return sum(len(attention) for _, _, attention in self.files.bag_attention(site, experiment, slides))
 
     def features_by_patient(self, bags: pd.DataFrame, encoder: str) -> Iterator[tuple[str, np.ndarray]]:

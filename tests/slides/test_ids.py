@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from feature_slides import SPEC, write_slide
 
-from mil.config import EncoderSpec, SlidesSpec
+from mil.config import Config, EncoderSpec, SlidesSpec
 from mil.features.shard import extract_shard
 from mil.features.validate import validate
 from mil.predictions.attention import write_attention
 from mil.progress import quiet
+from mil.results.results import Results
 from mil.slides.check import check_slides
 from mil.slides.sheet import read_cohort
 from mil.tables import read_table, write_table
@@ -48,3 +49,11 @@ def test_ids_with_blanks_brackets_and_signs_go_through_every_stage(tmp_path):
     weights = np.full(store.sizes[0], 1 / store.sizes[0])
     write_attention({"p": weights}, bags, tmp_path / "sites", "colour", "run")
     assert sorted(unquote(path.stem) for path in (site / "attention/run").glob("*.h5")) == sorted(IDS)
+
+
+def test_zeros_in_front_of_an_id_are_part_of_it_wherever_bags_are_read(tmp_path):
+    bags = {"patient_id": ["007", "07"], "slides": ["001", "2019.10"], "site": "1", "role": "train", "label": [0, ""]}
+    write_table(pd.DataFrame(bags), tmp_path / "bags/response.csv")
+    results = Results(tmp_path, Config())
+    assert results.bags("response")[["patient_id", "slides", "site"]].to_numpy().tolist() == [["007", "001", "1"]]
+    assert results.without_label("response")["slides"].tolist() == ["2019.10"]
