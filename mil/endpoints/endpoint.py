@@ -76,6 +76,10 @@ class Endpoint(Target):
         """`table` with labels as numbers."""
         return table
 
+    def named(self, table: pd.DataFrame) -> pd.Series:
+        """Labels as the settings spell them."""
+        return table["label"].astype(str)
+
     def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
         """By column, whether a row's value can be."""
         raise NotImplementedError

@@ -52,6 +52,8 @@ class Multiclass(Endpoint):
         self.predicted = (*PREDICTED, *(f"score_{name}" for name in spec.classes))
         chance = 1 / len(spec.classes)
         self.further = (Measure("balanced_accuracy", "Balanced accuracy", balanced_accuracy, chance=chance),)
+        self.places = {spelt: number for number, name in enumerate(spec.classes) for spelt in _spellings(name)}
+        """Positions of the classes, by all spellings that a table of labels may have made of their names."""
 
     def read(self, cohort: "Cohort") -> pd.DataFrame:
         """Names of classes."""
@@ -107,18 +109,21 @@ class Multiclass(Endpoint):
 
     def _target(self, cells: tuple[object, ...], patient: str) -> Sequence[float]:
         label = str(cells[0])
-        if label not in self.spec.classes:
+        if label not in self.places:
             known = ", ".join(self.spec.classes)
             raise MilError(f"bags: patient {patient}: label {label!r} is none of the endpoint's classes ({known})")
-        return [float(self.spec.classes.index(label))]
+        return [float(self.places[label])]
 
     def coded(self, table: pd.DataFrame) -> pd.DataFrame:
         """Names of classes become their places; a name that the spec does not know stays, to be refused."""
-        places = {name: number for number, name in enumerate(self.spec.classes)}
-        codes = table["label"].astype(str).map(places)
-        unknown = codes.isna()
         text = table["label"].astype(str)
+        codes = text.map(self.places)
+        unknown = codes.isna()
         return table.assign(label=codes.astype(object).where(~unknown, text) if unknown.any() else codes.astype(int))
+
+    def named(self, table: pd.DataFrame) -> pd.Series:
+        """Names of classes."""
+        return self.coded(table)["label"].map(dict(enumerate(self.spec.classes)))
 
     def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
         """Also refuses classes' probabilities that do not add up to 1, by more than rounding to two decimals could do."""
@@ -181,6 +186,15 @@ class Multiclass(Endpoint):
     ) -> Iterator[pd.DataFrame]:
         """ROC of every class."""
         return curves.of_classes(scope, self.scores_of(scope.table), self.spec.classes)
+
+
+def _spellings(name: str) -> set[str]:
+    """A class's name, and what reading a column of nothing but numbers makes of it: `01` is read as 1, and as 1.0 beside 1.5."""
+    try:
+        value = float(name)
+    except ValueError:
+        return {name}
+    return {name, str(value), *([str(int(value))] if value.is_integer() else [])}
 
 
 def macro_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -177,7 +177,7 @@ def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[st
 
 def _classes(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
     """Shares of the classes, one bar a site, the spec's first class at the bottom."""
-    shares = pd.crosstab(bags["site"], bags["label"].astype(str), normalize="index").reindex(
+    shares = pd.crosstab(bags["site"], results.kind.named(bags), normalize="index").reindex(
         index=list(sites), columns=list(results.kind.spec.classes), fill_value=0.0
     )
     below = np.zeros(len(sites))

@@ -36,7 +36,7 @@ def characteristics(results: "Results", confidence: float) -> pd.DataFrame:
     if kind.scaled:
         rows += _measure(results.endpoint, labels.astype(float), site_of)
     elif not kind.having:
-        rows += _levels(results.endpoint, labels.astype(str), site_of, confidence)
+        rows += _levels(results.endpoint, kind.named(bags.set_index("patient_id")), site_of, confidence)
     else:
         rows += _levels(results.endpoint, labels.astype(int).map({1: "yes", 0: "no"}), site_of, confidence)
     rows += _measure(TILES, slides.groupby("patient_id")["num_tiles"].sum(), site_of)

@@ -35,8 +35,12 @@ class EndpointSpec(Spec):
             raise ValueError(
                 "column patient_id says who the patient is, so it cannot be predicted; name the column of the label"
             )
-        if self.kind == "multiclass" and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
-            raise ValueError("kind multiclass needs classes: at least two different values of the column")
+        if self.kind == "multiclass" and (
+            len(self.classes) < 2 or len(set(map(_value, self.classes))) < len(self.classes)
+        ):
+            raise ValueError(
+                "kind multiclass needs classes: at least two different values of the column (1 and 01 are one)"
+            )
         if self.kind == "survival" and self.event is None:
             raise ValueError("kind survival needs event: the column that says whether the event happened")
         if self.kind in {"binary", "survival"}:
@@ -50,3 +54,11 @@ class EndpointSpec(Spec):
                 raise ValueError(f"{key} needs the values of the column that it stands for, none of them blank")
         if both := sorted(set(self.positive) & set(self.negative)):
             raise ValueError(f"'{both[0]}' is both positive and negative; leave it in one of them")
+
+
+def _value(name: str) -> str | float:
+    """A class as a number where it is one."""
+    try:
+        return float(name)
+    except ValueError:
+        return name

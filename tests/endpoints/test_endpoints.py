@@ -14,6 +14,7 @@ from mil.endpoints import ENDPOINTS, build_endpoint
 from mil.errors import MilError
 from mil.metrics.comparison import compare
 from mil.metrics.score import score
+from mil.tables import read_table, write_table
 
 SPECS = {
     "binary": EndpointSpec(),
@@ -82,6 +83,17 @@ def test_multiclass():
     np.testing.assert_allclose(found["score"], shares.max(1))
     each = [roc_auc_score(targets[:, 0] == k, logits[:, k]) for k in range(3)]
     assert endpoint.metric(logits, targets) == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("classes", [("01", "02", "03"), ("1", "1.5", "2"), ("0", "1+", "2+"), ("1.0", "2", "1e1")])
+def test_classes_that_are_numbers_are_known_again_in_a_table(classes, tmp_path):
+    endpoint = build_endpoint(EndpointSpec(kind="multiclass", classes=classes))
+    names = [classes[k % 3] for k in range(9)]
+    write_table(pd.DataFrame({"patient_id": [f"p{k}" for k in range(9)], "label": names}), tmp_path / "bags.csv")
+    table = read_table(tmp_path / "bags.csv")
+    assert endpoint.targets(table)[:, 0].tolist() == [0, 1, 2] * 3
+    assert endpoint.coded(table)["label"].tolist() == [0, 1, 2] * 3
+    assert endpoint.named(table).tolist() == names
 
 
 def test_cox_loss_is_the_partial_likelihood_of_lifelines():
@@ -157,7 +169,12 @@ def test_bad_labels_name_the_patient(kind, row, said):
 
 
 @pytest.mark.parametrize(
-    "spec", [{"kind": "multiclass"}, {"kind": "multiclass", "classes": ["a", "a"]}, {"kind": "survival"}]
+    "spec",
+    [
+        {"kind": "multiclass"},
+        *({"kind": "multiclass", "classes": classes} for classes in (["a", "a"], ["1", "01"])),
+        {"kind": "survival"},
+    ],
 )
 def test_incomplete_specs_are_refused(spec):
     with pytest.raises(MilError, match="needs"):
