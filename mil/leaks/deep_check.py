@@ -71,7 +71,7 @@ def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
     few = experiment.model_copy(update={"training": experiment.training.model_copy(update={"rounds": PROBE_ROUNDS})})
 
     def scores(bags: pd.DataFrame, features: Features, further: Features) -> dict[tuple[str, int, int], np.ndarray]:
-        run = train(few, endpoint, bags, FeatureStore.of(features), quiet())
+        run = train(few, endpoint, bags, FeatureStore.of(features), quiet(), alike=True)
         free = run.experiment.model_copy(
             update={"protocol": "cross_validation"}
         )  # may judge the probes, wherever it trained

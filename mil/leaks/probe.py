@@ -43,25 +43,27 @@ def probe_training(train: Trainer, bags: pd.DataFrame, features: Features, folds
     own = {patient: features[patient] for patient in training["patient_id"]}
     copies = {f"probe{n}": tiles for n, tiles in enumerate(list(own.values())[:PROBES])}
     before = train(training, own, copies)
+    outcome = (
+        "time" if "time" in training else "label"
+    )  # events turned round may leave nobody who was followed up after one
     found = []
     for spoiled in _to_spoil(training, before, folds):
-        labels = np.where(spoiled.patients, _turned(training["label"]), training["label"])
+        turned = np.where(spoiled.patients, _turned(training[outcome]), training[outcome])
         stream = rng(0, "probe", spoiled.subject)
         noise = {
             patient: stream.normal(size=own[patient].shape).astype(own[patient].dtype) * 10
             for patient in training.loc[spoiled.patients, "patient_id"]
         }
-        after = train(training.assign(label=labels), {**own, **noise}, copies)
+        after = train(training.assign(**{outcome: turned}), {**own, **noise}, copies)
         found.append(_compared(spoiled, before, after))
     return found
 
 
-def _turned(labels: pd.Series) -> pd.Series:
-    """Other labels: yes for no, of several classes the next one, a number with its sign changed."""
-    if not pd.api.types.is_numeric_dtype(labels):
-        classes = sorted(labels.unique())
-        return labels.map(dict(zip(classes, [*classes[1:], classes[0]], strict=True)))
-    return 1 - labels
+def _turned(values: pd.Series) -> pd.Series:
+    """Other outcomes of those that there are, each by one half of them further: yes for no, another class, another number."""
+    known = sorted(values.unique())
+    half = len(known) // 2
+    return values.map(dict(zip(known, known[half:] + known[:half], strict=True)))
 
 
 def _to_spoil(training: pd.DataFrame, models: Scores, folds: int) -> Iterator[Spoiled]:

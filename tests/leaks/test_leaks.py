@@ -170,6 +170,34 @@ def test_a_constant_in_all_log_hazards_accuses_nobody():
     assert (found.state, found.value < 1e-5) == ("ok", True)
 
 
+@pytest.mark.parametrize(
+    ("spec", "outcomes"),
+    [
+        # times are censored by the end of the study, so that turned events are all after the last known time
+        (
+            {"kind": "survival", "column": "t", "event": "e"},
+            lambda n: {"label": n // 3 % 2, "time": [60.0, 5.0 + n][n // 3 % 2]},
+        ),
+        ({"kind": "regression", "column": "c"}, lambda n: {"label": 1e-9 * (n + 1)}),
+        ({"kind": "multiclass", "column": "g", "classes": ["1", "2", "4"]}, lambda n: {"label": [1, 2, 4][n // 3 % 3]}),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["local", "pooled"])
+def test_turned_outcomes_are_possible_ones(spec, outcomes, strategy):
+    bags, _ = cohort(36)
+    endpoint = EndpointSpec(**spec, folds=2, inner_folds=2)
+    training = bags.loc[bags["role"] == "train", ["patient_id", "slides", "site", "role"]].reset_index(drop=True)
+    known = pd.DataFrame([outcomes(number) for number in range(len(training))])
+    dealt = deal_folds(pd.concat([training, known], axis=1), endpoint)
+    features = {one: rng(1, "t", one).normal(size=(6, 4)).astype(np.float32) for one in dealt["patient_id"]}
+    experiment = ExperimentSpec.model_validate(
+        {"encoder": "e", "endpoint": "r", "model": "mean", "strategy": strategy, "training": {"rounds": 2}}
+    )
+    found = probe_training(trainer_of(experiment, endpoint), dealt, features)
+    assert set(states(found)) == {"ok"}
+    assert max(one.value for one in found) < 1e-6
+
+
 def test_training_with_covariates_is_probed_too():
     bags, features = cohort()
     experiment = ExperimentSpec.model_validate(
