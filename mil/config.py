@@ -96,6 +96,8 @@ class MetricsSpec(Spec):
             columns = getattr(self, name)
             if doubled := [column for column in columns if columns.count(column) > 1]:
                 raise ValueError(f"{name} names '{doubled[0]}' twice; keep one")
+        if "score" in (*self.clinical, self.annotation):
+            raise ValueError("'score' is the model's in every table; rename that column of the patient table")
         return self
 
 

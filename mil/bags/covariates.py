@@ -53,6 +53,13 @@ def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str], where: str =
     return pd.concat(parts, axis=1) if parts else pd.DataFrame(index=by_patient.index)
 
 
+def complete_inputs(patients: pd.DataFrame, columns: Sequence[str], index: pd.Index) -> pd.DataFrame:
+    """`clinical_inputs` of the patients of `index` in whose row nothing is blank, without columns that do not vary among them."""
+    inputs = clinical_inputs(patients, columns).reindex(index)
+    inputs = inputs.loc[:, inputs.nunique() > 1].dropna()
+    return inputs.loc[:, inputs.nunique() > 1]
+
+
 def _numbers(cells: pd.Series, column: str, where: str) -> pd.DataFrame:
     known = cells[cells != ""]
     _refuse_spelling(known, column, where)

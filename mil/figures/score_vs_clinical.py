@@ -75,7 +75,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     return Drawn(
         figure=picture,
         data=pd.concat(
-            [table, odds, added, scores.join(inputs[shown]).reset_index().assign(analysis="patient")],
+            [
+                table,
+                odds,
+                added,
+                scores.join(inputs[shown], rsuffix=" (patient table)").reset_index().assign(analysis="patient"),
+            ],
             ignore_index=True,
         ),
         n=f"{len(scores)} patients",

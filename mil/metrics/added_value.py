@@ -8,13 +8,15 @@ import pandas as pd
 import scipy
 from scipy.special import expit
 
-from mil.bags.covariates import clinical_inputs
+from mil.bags.covariates import complete_inputs
 from mil.errors import MilError
 from mil.statistics.intervals import normal_quantile
 
 STEPS = 60
 SEPARATED = 15.0  # a standardised coefficient beyond is separation
 PATIENTS_A_COVARIATE = 5
+DEPENDENT = 1e-6
+"""Share of the largest singular value below which the smallest is rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,18 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
     `scores` has label and score by patient_id. Patients with a blank column are left out of both. Raises where there are
     too few patients for the columns, or labels are separated.
     """
-    inputs = clinical_inputs(patients, columns).reindex(scores.index)
-    inputs = inputs.loc[:, inputs.nunique() > 1]
-    clipped = scores["score"].clip(1e-4, 1 - 1e-4)
-    table = inputs.assign(score=np.log(clipped / (1 - clipped)), label=scores["label"]).dropna()
-    if table["score"].nunique() < 2:
+    inputs = complete_inputs(patients, columns, scores.index)
+    own = scores.loc[inputs.index]
+    clipped = own["score"].clip(1e-4, 1 - 1e-4).to_numpy(dtype=float)
+    if len(np.unique(clipped)) < 2:
         raise MilError("all patients have the same score, which can add nothing to the columns")
-    covariates = [name for name in [*inputs.columns, "score"] if table[name].nunique() > 1]
-    rarer = int(min(table["label"].sum(), (1 - table["label"]).sum()))
+    covariates, labels = [*inputs.columns, "score"], own["label"].to_numpy(dtype=int)
+    rarer = int(min(labels.sum(), (1 - labels).sum()))
     if rarer < PATIENTS_A_COVARIATE * len(covariates):
         raise MilError(f"{rarer} patients of the rarer class are too few for a model with {len(covariates)} covariates")
-    x = table[covariates].to_numpy(dtype=float)
+    x = np.column_stack([inputs.to_numpy(dtype=float), np.log(clipped / (1 - clipped))])
     x = (x - x.mean(axis=0)) / x.std(axis=0)
-    labels = table["label"].to_numpy(dtype=int)
+    _refuse_dependent(x, covariates)
     full, errors, likelihood = _fit(x, labels)
     _, _, without = _fit(x[:, :-1], labels)
     half = normal_quantile(confidence) * errors
@@ -59,7 +60,15 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
         }
     )
     ratio = 2 * (likelihood - without)
-    return AddedValue(ratios, len(table), ratio, float(scipy.stats.chi2.sf(ratio, 1)))
+    return AddedValue(ratios, len(own), ratio, float(scipy.stats.chi2.sf(ratio, 1)))
+
+
+def _refuse_dependent(x: np.ndarray, covariates: Sequence[str]) -> None:
+    """Raise where standardised columns determine one another, as age and year of birth do: no ratio of theirs can be told."""
+    _, sizes, axes = np.linalg.svd(x, full_matrices=False)
+    if sizes[-1] < DEPENDENT * sizes[0]:
+        names = [str(name) for name, share in zip(covariates, axes[-1], strict=True) if abs(share) > DEPENDENT**0.5]
+        raise MilError(f"{' and '.join(names)} determine one another; leave one of them out of metrics.clinical")
 
 
 def _fit(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from mil.bags.covariates import clinical_inputs
+from mil.bags.covariates import complete_inputs
 from mil.errors import MilError
 from mil.statistics.concordance import c_index
 from mil.statistics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
@@ -79,22 +79,22 @@ def cox_models(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[s
     `scores` has time, event and score by patient_id. Patients with a blank covariate are left out of both models. Raises
     where events are too few for the covariates, or a model does not converge.
     """
-    inputs = clinical_inputs(patients, columns).reindex(scores.index)
-    inputs = inputs.loc[:, inputs.nunique() > 1]
-    table = inputs.assign(score=scores["score"], time=scores["time"], event=scores["event"]).dropna()
-    events = int(table["event"].sum())
-    if events < max(MIN_EVENTS, EVENTS_A_COVARIATE * (len(inputs.columns) + 1)):
-        raise MilError(f"{events} events are too few for a Cox model with {len(inputs.columns) + 1} covariates")
-    covariates = [*inputs.columns, "score"]
-    table[covariates] = (table[covariates] - table[covariates].mean()) / table[covariates].std().replace(0, 1)
-    models = {"clinical": list(inputs.columns), "clinical + score": covariates}
+    inputs = complete_inputs(patients, columns, scores.index)
+    own, covariates = scores.loc[inputs.index], [*map(str, inputs.columns), "score"]
+    events = int(own["event"].sum())
+    if events < max(MIN_EVENTS, EVENTS_A_COVARIATE * len(covariates)):
+        raise MilError(f"{events} events are too few for a Cox model with {len(covariates)} covariates")
+    names = [f"x{number}" for number in range(len(covariates))]  # a clinical column may be called time
+    table = pd.DataFrame(np.column_stack([inputs, own["score"]]), own.index, names, dtype=float)
+    table = ((table - table.mean()) / table.std().replace(0, 1)).assign(time=own["time"], event=own["event"])
+    models = {"clinical": names[:-1], "clinical + score": names}
     ratios, likelihood = [], {"clinical": _null_likelihood(table)}
     for name, used in models.items():
         if not used:
             continue
         fitted = _fit(table[[*used, "time", "event"]], confidence)
         likelihood[name] = float(fitted.log_likelihood_)
-        ratios.append(_ratios(fitted, name))
+        ratios.append(_ratios(fitted, name, covariates[: len(used)]))
     ratio = 2 * (likelihood["clinical + score"] - likelihood["clinical"])
     return CoxModels(
         pd.concat(ratios, ignore_index=True), len(table), events, ratio, float(scipy.stats.chi2.sf(ratio, 1))
@@ -120,14 +120,14 @@ def _null_likelihood(table: pd.DataFrame) -> float:
     return total
 
 
-def _ratios(fitted: "CoxPHFitter", model: str) -> pd.DataFrame:
+def _ratios(fitted: "CoxPHFitter", model: str, covariates: Sequence[str]) -> pd.DataFrame:
     summary = fitted.summary
     lower = next(column for column in summary.columns if column.startswith("exp(coef) lower"))
     upper = next(column for column in summary.columns if column.startswith("exp(coef) upper"))
     return pd.DataFrame(
         {
             "model": model,
-            "covariate": summary.index.astype(str),
+            "covariate": covariates,
             "ratio": summary["exp(coef)"].to_numpy(),
             "low": summary[lower].to_numpy(),
             "high": summary[upper].to_numpy(),

@@ -18,6 +18,7 @@ from mil.bags.covariates import clinical_inputs, follow_up
 from mil.config import MetricsSpec
 from mil.endpoints.survival import known_pairs
 from mil.errors import MilError
+from mil.metrics.added_value import added_value
 from mil.metrics.agreement import cohen_kappa, fleiss_kappa, pattern_table
 from mil.metrics.score import primary, score
 from mil.metrics.subgroups import subgroup_aurocs
@@ -230,6 +231,42 @@ def test_cox_models_and_what_the_score_adds_are_lifelines():
     assert alone.likelihood_ratio == pytest.approx(single.log_likelihood_ratio_test().test_statistic, abs=1e-6)
     with pytest.raises(MilError, match="too few"):
         cox_models(scores.head(20), patients, covariates, 0.95)
+
+
+@pytest.mark.parametrize("name", ["label", "time", "event"])
+def test_a_clinical_column_may_have_the_name_of_an_outcome(name):
+    scores, patients = drawn_scores(80)
+    renamed = patients.rename(columns={"age": name})
+    for table, other in (
+        (added_value(scores, patients, ["age"], 0.95), added_value(scores, renamed, [name], 0.95)),
+        (cox_models(scores, patients, ["age"], 0.95), cox_models(scores, renamed, [name], 0.95)),
+    ):
+        columns = ["ratio", "low", "high", "p"]
+        pd.testing.assert_frame_equal(table.ratios[columns], other.ratios[columns])
+        assert list(other.ratios["covariate"]) == [name if one == "age" else one for one in table.ratios["covariate"]]
+        assert (table.p, table.patients) == (other.p, other.patients)
+
+
+def test_clinical_columns_that_determine_one_another_are_named():
+    scores, patients = drawn_scores(80)
+    patients["born"] = (2020 - patients["age"].astype(int)).astype(str)
+    patients["grade"] = "1"
+    patients.loc[:9, "grade"] = ""  # does not vary among the others
+    assert list(added_value(scores, patients, ["age", "grade"], 0.95).ratios["covariate"]) == ["age", "score"]
+    assert cox_models(scores, patients, ["age", "grade"], 0.95).patients == 80
+    with pytest.raises(MilError, match="age and born determine one another; leave one of them out"):
+        added_value(scores, patients, ["age", "born"], 0.95)
+
+
+def drawn_scores(count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """label, score, time and event by patient_id, and the patient table with their age."""
+    generator = np.random.default_rng(0)
+    ids = pd.Index([f"p{number}" for number in range(count)], name="patient_id")
+    labels = np.arange(count) % 2
+    table = {"label": labels, "score": generator.uniform(0.2, 0.6, count) + 0.3 * labels}
+    table |= {"time": generator.exponential(10, count), "event": generator.random(count) < 0.7}
+    age = generator.integers(30, 80, count).astype(str)
+    return pd.DataFrame(table, ids), pd.DataFrame({"patient_id": ids, "age": age})
 
 
 def test_follow_up_with_an_impossible_value_names_the_patient():
