@@ -50,9 +50,15 @@ def model_card(results: Results, experiment: str) -> str:
         "## Calibration",
         _table_or_reason(lambda: _calibration(results, experiment)),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in limits(results)),
+        "\n".join(f"- {limit}" for limit in limits(_about(results, experiment))),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _about(results: Results, experiment: str) -> Results:
+    """The same results with `experiment` as the main one, so that limits are of its endpoint and patients."""
+    figures = results.config.figures.model_copy(update={"main": experiment})
+    return Results(results.folder, results.config.model_copy(update={"figures": figures}))
 
 
 def _front_matter(experiment: str, endpoint: str) -> str:

@@ -113,13 +113,15 @@ def performance(results: Results) -> ReportTable:
             count(row.patients),
             Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
         ]
-        rows.append([*cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
+        predicted = _endpoint(results, results.experiments[row.experiment].endpoint)
+        rows.append([*predicted, *cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
     return ReportTable(
         f"{kind.primary.title} by model, strategy and site",
         f"{kind.primary.title} of every model {with_intervals(table, results.config.metrics.confidence)}. "
         f"Transfer: patients of another training site. On groups of sites only {kind.pairs} count. Where a value or interval is missing, the "
         "column method of metrics/*.csv in the results folder says why.",
         [
+            *(cell.text for cell in _endpoint(results, "Endpoint")),
             "Input and model",
             "Strategy",
             "Scored on",
@@ -137,6 +139,11 @@ def _alike(results: Results) -> list[str]:
     return [name for name in results.experiments if results.kind_of(name).name == results.kind.name]
 
 
+def _endpoint(results: Results, name: str) -> list[Cell]:
+    """The cell of an endpoint, where the run has several."""
+    return [Cell(name)] if len(results.endpoints) > 1 else []
+
+
 @TABLES.register("comparisons")
 def comparisons(results: Results) -> ReportTable:
     """Paired differences between strategies, models and encoders."""
@@ -151,6 +158,7 @@ def comparisons(results: Results) -> ReportTable:
             named = [f"{first.name}", f"{second.name} ({input_name(results.experiments[second.experiment])})"]
         rows.append(
             [
+                *_endpoint(results, str(row.endpoint)),
                 Cell(str(row.factor)),
                 Cell(f"{named[0]} − {named[1]}"),
                 Cell(row.site),
@@ -169,7 +177,10 @@ def comparisons(results: Results) -> ReportTable:
     return ReportTable(
         f"Paired comparisons of {title}",
         f"Difference on the same patients. {how}{how_tested(table)} On groups of sites only {results.kind.pairs} count.",
-        ["Factor", "Difference", "Scored on", "Patients", f"Δ{title}", "p adjusted"],
+        [
+            *(cell.text for cell in _endpoint(results, "Endpoint")),
+            *("Factor", "Difference", "Scored on", "Patients", f"Δ{title}", "p adjusted"),
+        ],
         rows,
     )
 
@@ -289,6 +300,7 @@ def localisation(results: Results) -> ReportTable:
     names = {"tile_auroc_mean": "mean over slides", "tile_auroc_pooled": "all tiles pooled"}
     rows = [
         [
+            *_endpoint(results, row.endpoint),
             Cell(input_name(results.experiments[row.experiment])),
             Cell(arm(results, row.experiment, "").name if row.strategy != "local" else "Local"),
             Cell(row.site),
@@ -304,6 +316,19 @@ def localisation(results: Results) -> ReportTable:
     return ReportTable(
         "Attention against the truth of every tile",
         f"AUROC of attention for tiles that are positive in the truth, {said}. 0.5 is what a model gets that looks at all tiles alike.",
-        ["Input and model", "Strategy", "Site", "Patients", "Slides", "Tiles", "Positive tiles", "Over", "Tile AUROC"],
+        [
+            *(cell.text for cell in _endpoint(results, "Endpoint")),
+            *(
+                "Input and model",
+                "Strategy",
+                "Site",
+                "Patients",
+                "Slides",
+                "Tiles",
+                "Positive tiles",
+                "Over",
+                "Tile AUROC",
+            ),
+        ],
         rows,
     )

@@ -15,6 +15,7 @@ from mil.metrics.score import score
 from mil.report.claims import claims, headline, leak_warning
 from mil.report.limits import limits
 from mil.report.methods import methods
+from mil.report.model_card import model_card
 from mil.report.tables import TABLES, tables_of
 from mil.results.results import Results
 from mil.results.study import main_experiment
@@ -189,6 +190,34 @@ def test_the_mean_over_slides_counts_only_the_slides_that_were_averaged(results)
     counts = table[["patients", "slides", "tiles", "positive_tiles"]]
     assert counts.loc["tile_auroc_mean"].tolist() == [2, 2, 20, 7]
     assert counts.loc["tile_auroc_pooled"].tolist() == [4, 4, 40, 17]
+
+
+def test_rows_and_limits_are_of_their_own_endpoint(tmp_path):
+    """Two endpoints of one kind: which row is of which must be seen, and a model card counts its own patients."""
+    names = {"attention_pooled": "response", "attention_fedavg": "response", "colour_fedavg": "her2"}
+    stanzas = {name: config_of().experiments[name].model_dump() | {"endpoint": one} for name, one in names.items()}
+    folds = {"folds": 2, "inner_folds": 2}
+    endpoints = {"response": folds, "her2": folds | {"column": "her2"}}
+    config = config_of(tuple(names), experiments=stanzas, endpoints=endpoints)
+    write_text(tmp_path / "config.json", config.to_json())
+    bags, tables = {}, {}
+    for endpoint, number in (("response", 12), ("her2", 16)):
+        rows = [(f"{s}{k:02d}", f"{s}{k:02d}-1", s, ROLES[s], k % 2) for s in ROLES for k in range(number)]
+        bags[endpoint] = pd.DataFrame(rows, columns=["patient_id", "slides", "site", "role", "label"])
+        bags[endpoint] = deal_folds(bags[endpoint], config.endpoints[endpoint])
+        write_table(bags[endpoint], tmp_path / f"bags/{endpoint}.csv")
+    for name, one in config.selected().items():
+        tables[name] = predictions_of(name, one, bags[one.endpoint])
+        write_table(score(tables[name], config.metrics, one), tmp_path / f"metrics/{name}.csv")
+    write_table(compare(tables, config.metrics, config.selected()), tmp_path / "metrics/comparisons.csv")
+    results = Results.open(tmp_path)
+    table = tables_of(results, "performance")
+    assert table.head[0] == "Endpoint"
+    counts = {(row[0].text, row[5].text) for row in table.rows if row[3].text == "A"}
+    assert counts == {("response", "12"), ("her2", "16")}
+    assert {row[0].text for row in tables_of(results, "comparisons").rows} == {"response"}
+    for name, number in (("attention_pooled", 12), ("colour_fedavg", 16)):
+        assert f"Few patients: A {number} ({number // 2} positive)" in model_card(results, name)
 
 
 @pytest.mark.parametrize(
