@@ -53,13 +53,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set_xlim(lowest, 1.02)
     data = pd.concat([table, null.assign(model="Permuted labels")], ignore_index=True)
     main = results.experiments[results.main]
-    shares = {
-        group: float(
-            (null.loc[null["site"] == group, "value"] >= _value(table, group, strategy_name(main.strategy.name))).mean()
-        )
-        for group in groups
-    }
-    said = "; ".join(f"{group}: {share:.1%}" for group, share in shares.items())
+    values = {group: _value(table, group, strategy_name(main.strategy.name)) for group in groups}
+    said = "; ".join(
+        f"{group}: {(null.loc[null['site'] == group, 'value'] >= value).mean():.1%}"
+        if np.isfinite(value)
+        else f"{group}: not known, as the main model has no AUROC there"
+        for group, value in values.items()
+    )
     return Drawn(
         figure=picture,
         data=data,
