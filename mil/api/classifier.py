@@ -76,17 +76,17 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
             raise MilError(
                 f"{len(bags)} bags, {len(labels)} labels and {len(sites)} groups; give one of each per patient"
             )
-        self.classes_ = np.unique(labels)
-        if len(self.classes_) < 2:
+        classes = np.unique(labels)
+        if len(classes) < 2:
             raise MilError(f"every label is {labels[0] if len(labels) else 'missing'}; two classes are needed")
-        codes = np.searchsorted(self.classes_, labels)
-        endpoint = self._endpoint()
+        codes = np.searchsorted(classes, labels)
+        endpoint = self._endpoint(len(classes))
         table = _table(len(bags), sites, "train")
-        table["label"] = codes if len(self.classes_) == 2 else [str(code) for code in codes]
+        table["label"] = codes if len(classes) == 2 else [str(code) for code in codes]
         check_classes(table, dict.fromkeys(sites.tolist(), "train"), endpoint)
         store = FeatureStore.of(dict(zip(table["patient_id"], bags, strict=True)))
         self.run_ = train(experiment, endpoint, deal_folds(table, endpoint), store, quiet())
-        self.n_features_in_ = store.width
+        self.classes_, self.n_features_in_ = classes, store.width  # not of a fit that ended with an error
         return self
 
     def predict_proba(self, X: Sequence[np.ndarray]) -> np.ndarray:
@@ -120,10 +120,10 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
             warnings.warn(warning, stacklevel=3)
         return list(table["patient_id"]), found
 
-    def _endpoint(self) -> EndpointSpec:
+    def _endpoint(self, classes: int) -> EndpointSpec:
         kind: dict[str, Any] = {"kind": "binary"}
-        if len(self.classes_) > 2:
-            kind = {"kind": "multiclass", "classes": [str(code) for code in range(len(self.classes_))]}
+        if classes > 2:
+            kind = {"kind": "multiclass", "classes": [str(code) for code in range(classes)]}
         folds = {"folds": self.folds, "inner_folds": self.inner_folds, "seed": self.seed}
         return parse(EndpointSpec, {**kind, **folds, "column": "label"}, "MILClassifier")
 

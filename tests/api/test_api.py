@@ -122,6 +122,15 @@ def test_mistakes_are_said(change, said):
         mil.MILClassifier(**{"folds": 2, "rounds": 2, "strategy": "pooled"} | change).fit(**given)
 
 
+def test_a_fit_that_ends_with_an_error_leaves_the_model_before_as_it_was():
+    bags, labels = made(24)
+    fitted = mil.MILClassifier(strategy="pooled", folds=2, rounds=2).fit(bags, labels)
+    before = fitted.predict(bags).tolist()
+    with pytest.raises(mil.MilError, match="too few"):
+        fitted.fit(bags, ["x"] * 23 + ["y"])
+    assert (list(fitted.classes_), fitted.predict(bags).tolist()) == ([0, 1], before)
+
+
 def test_the_glossary_lists_every_head():
     text = (Path(__file__).parents[2] / "docs/glossary.md").read_text(encoding="utf-8")
     listed = next(line for line in text.splitlines() if line.startswith("| head, model"))
