@@ -53,7 +53,10 @@ def bootstrap_bounds(scale: Scale, value: float, drawn: np.ndarray, patients: in
         lost = 1 - len(known) / len(drawn)
         return Bounds(np.nan, np.nan, f"no interval: not defined in {lost:.0%} of the resamples")
     error, degrees = float(known.std()), max(patients - 1, 1)
-    error = error if error > 1e-9 else 0.0
+    unit = (
+        1.0 if scale in {"share", "correlation"} else float(np.abs(known).max())
+    )  # a number may be in moles per litre
+    error = error if error > 1e-9 * unit else 0.0
     if scale == "share":
         return on_logit_scale(value, error, degrees, confidence, patients, BOOTSTRAP)
     half = float(stdtrit(degrees, 0.5 + confidence / 2)) * error

@@ -132,7 +132,8 @@ def slope(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
     predicted, observed = (values - (weights @ values)[:, None] / total for values in (scores, labels))
     spread = (weights * predicted**2).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spread > 1e-12, (weights * predicted * observed).sum(axis=1) / spread, np.nan)
+        varies = spread > 1e-24 * (weights @ scores**2)  # below is rounding, in whatever unit
+        return np.where(varies, (weights * predicted * observed).sum(axis=1) / spread, np.nan)
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -228,6 +228,18 @@ def test_scores_and_comparisons_have_intervals_around_their_values(kind):
     assert (again["p"].dropna() == 1).all()
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_measures_of_a_number_hold_in_any_unit(unit):
+    kind, table = build_endpoint(SPECS["regression"]), table_of("regression")
+    other = table.assign(label=table["label"] * unit, score=table["score"] * unit)
+    plain, scaled = (
+        score(one, SPEC, kind=kind).set_index("metric")[["value", "low", "high"]] for one in (table, other)
+    )
+    lengths = plain.index.isin(["mae", "mean_error"])
+    assert plain.notna().to_numpy().any(axis=0).all()
+    pd.testing.assert_frame_equal(scaled, plain.mul(np.where(lengths, unit, 1), axis=0))
+
+
 def test_the_measure_of_a_fold_is_of_its_own_patients():
     table, kind = table_of("survival"), build_endpoint(SPECS["survival"])
     found = fold_values(table, kind).set_index(["site", "fold"])["value"]
