@@ -1,5 +1,6 @@
 """Metrics and comparisons -> the sentences at the top: what the numbers say and no more, each with its interval."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,8 +143,21 @@ def _performance(results: Results) -> Claim | None:
     )
     return Claim(
         f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
-        f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}.{_below_chance(results, row)}",
+        f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}.{_left_out(results, row)}{_below_chance(results, row)}",
     )
+
+
+def _left_out(results: Results, row: pd.Series) -> str:
+    """The sites of a group whose patients are in no pair; '' where all sites count, or predictions are not here."""
+    place = (row["trained_on"], row["split"], row["site"])
+    with suppress(Absent):
+        for scope in results.scopes(results.main):
+            if (scope.trained_on, scope.split, scope.site) == place:
+                parts = scope.table.groupby("site")
+                sites = [str(site) for site, part in parts if not results.kind.has_within(part)]
+                reason = f"no {results.kind.primary.title} can be formed there"
+                return f" It leaves out the patients of {_enumerated(sites)}: {reason}." if sites else ""
+    return ""
 
 
 def _below_chance(results: Results, row: pd.Series) -> str:

@@ -133,6 +133,12 @@ def test_findings_hold_federated_against_pooled_local_and_baselines(results):
     assert "of FedAvg less that of: baseline clinical" in baselines
 
 
+def test_the_measure_says_whose_patients_are_not_in_it(results):
+    said = claims(results)[bool(leak_warning(results))].numbers
+    assert "28 patients" in said
+    assert "It leaves out the patients of Y: no AUROC can be formed there." in said
+
+
 def test_encoders_and_models_are_drawn_where_any_strategy_has_several(results):
     drawn = draw_ablations(results, results.config.figures)
     assert set(drawn.data["experiment"]) == {"mean_fedavg", "attention_fedavg", "colour_fedavg", "third_fedavg"}
