@@ -47,17 +47,19 @@ class Results:
 
     @property
     def training_sites(self) -> list[str]:
-        """Sites that train, by name."""
-        return sorted(site for site, role in self.config.slides.roles.items() if role == "train")
+        """Sites that train and have a patient with a label, by name."""
+        return self._with_labels("train")
 
     @property
     def external_sites(self) -> list[str]:
         """Sites that no training or selection step reads and that have a patient with a label, by name."""
-        outside = sorted(site for site, role in self.config.slides.roles.items() if role == "external")
+        return self._with_labels("external")
+
+    def _with_labels(self, role: str) -> list[str]:
+        sites = sorted(site for site, own in self.config.slides.roles.items() if own == role)
         with suppress(Absent):
-            known = set(self.bags(self.endpoint)["site"])
-            return [site for site in outside if site in known]
-        return outside
+            return sorted({*sites} & {*self.bags(self.endpoint)["site"]})
+        return sites
 
     @property
     def sites(self) -> list[str]:
@@ -341,10 +343,8 @@ class Results:
         """The tables of `names` that are there, one under the other; `Absent` when none is."""
         found = []
         for name in names:
-            try:
+            with suppress(Absent):
                 found.append(read(name))
-            except Absent:
-                continue
         if not found:
             raise Absent(f"{what} are not among the results")
         return stacked(found)

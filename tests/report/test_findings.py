@@ -133,6 +133,12 @@ def test_findings_hold_federated_against_pooled_local_and_baselines(results):
     assert "of FedAvg less that of: baseline clinical" in baselines
 
 
+def test_a_site_without_a_patient_is_not_said_to_train(results):
+    slides = results.config.slides.model_copy(update={"roles": {**ROLES, "D": "train", "Z": "external"}})
+    further = Results(results.folder, results.config.model_copy(update={"slides": slides}))
+    assert (further.training_sites, further.external_sites) == (["A", "B", "C"], ["X", "Y"])
+
+
 def test_the_measure_says_whose_patients_are_not_in_it(results):
     said = claims(results)[bool(leak_warning(results))].numbers
     assert "28 patients" in said
