@@ -75,6 +75,12 @@ def _check_counts(
         raise PayloadError(f"site {site}: its classes are not its patients")
 
 
+def most_patients(protocol: FederationSpec, stages: Stages) -> int:
+    """Most patients that all training sites may count with together."""
+    known = [_most(protocol, stages, site) for site in protocol.training_sites]
+    return sum(MOST_PATIENTS if one is None else one for one in known)
+
+
 def _most(protocol: FederationSpec, stages: Stages, site: str) -> int | None:
     """Most patients that a site may count with: those of the protocol or those that it joined with."""
     known = [protocol.sites[site].patients]

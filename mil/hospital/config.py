@@ -271,6 +271,10 @@ class FederationSpec(Spec):
             raise ValueError(
                 f"trust: a round with one training site is that site's update; ask two or more, or {way_out}"
             )
+        if (self.rounds.signatures or 0) > fewest:
+            raise ValueError(
+                f"rounds.signatures: {self.rounds.signatures}, but a round may have {fewest} training sites; raise minimum or lower it"
+            )
         lacking = [name for name in self.training_sites if self.sites[name].key is None]
         if lacking:
             raise ValueError(

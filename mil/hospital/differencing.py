@@ -1,43 +1,162 @@
-"""Whether sums over many sets of patients give a single patient away: a question of linear algebra, answered beforehand.
+"""Whether sums give a single patient away: those over many sets of patients together, or those of two runs by their difference.
 
 Sums of features, covariates, targets or classes are asked for over the training patients of every fold. Whoever knows the
-folds can solve them like equations. Where a patient follows from the sums, the plan is refused before anything is sent.
+folds can solve them like equations. Where a patient follows from the sums, the plan is refused before anything is sent. Nor is
+anything told of nearly the same patients as in an earlier run, which the site's ledger knows by keyed digests.
 """
 
-from collections.abc import Sequence
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import slots
 from mil.hospital.local import LocalWork
+from mil.hospital.payload import TooFewPatients
+from mil.training.cohort import covariate_table
+from mil.training.store import FeatureStore
 
+Groups = Mapping[str, Sequence[str]]
+Whom = Mapping[str, Groups]
+"""As a line of the ledger holds it, all as keyed digests: `judged` patients with their outcomes by class, `known` patients with
+their values by covariate (or with their features)."""
+
+FIRST_OF_DIGEST = 16
+BITS = 0.75
+"""Most that sums may tell of a patient with two values. Integer programming found no single patient below 0.7, some from 0.9 on, all at 1.3."""
 EXACT = 1e-6
 """Share of a patient's own direction that may lie outside the sums, where it still counts as inside."""
 
 
 def check_plan(protocol: FederationSpec, work: LocalWork) -> None:
     """Raise where the sums that the protocol asks for determine a patient of the site."""
+    sets = [work.train_patients(slot) for phase in ("inner", "refit") for slot in slots(protocol, phase)]
+    _check_bits(protocol, work, sets)
     if not (work.shapes.measured or work.shapes.balanced):
         return
-    sets = [work.train_patients(slot) for phase in ("inner", "refit") for slot in slots(protocol, phase)]
-    alone = determined(sets, len(work.cohort.patients))
-    if len(alone):
-        asked = [*work.shapes.measured, *(["classes"] if work.shapes.balanced else [])]
-        ways = "scaling site, " * ("features" in asked) + "fewer folds or repeats"
-        raise MilError(
-            f"federation.yaml: the sums of {' and '.join(asked)} over {len(sets)} sets of patients determine {len(alone)} of the "
-            f"{len(work.cohort.patients)} patients of site {work.site} one by one; use {ways}. Nothing was sent"
-        )
+    everyone = np.ones((1, len(work.cohort.patients)), bool)
+    for known in np.unique(np.concatenate([everyone, np.isfinite(work.cohort.covariates).T]), axis=0):
+        alone = determined([own[known[own]] for own in sets], len(known))
+        if len(alone):
+            asked = [*work.shapes.measured, *(["classes"] if work.shapes.balanced else [])]
+            ways = "scaling site, " * ("features" in asked) + "fewer folds or repeats"
+            raise MilError(
+                f"federation.yaml: the sums of {' and '.join(asked)} over {len(sets)} sets of patients determine {len(alone)} of the "
+                f"{known.sum()} patients of site {work.site} one by one; use {ways}. Nothing was sent"
+            )
+
+
+def _check_bits(protocol: FederationSpec, work: LocalWork, sets: Sequence[np.ndarray]) -> None:
+    """Raise where sums of a column of two values are enough equations to be solved in whole numbers."""
+    count, told = len(work.cohort.patients), dict[str, tuple[np.ndarray, Sequence[np.ndarray]]]()
+    for name, column in zip(protocol.experiment.covariates, work.cohort.covariates.T, strict=True):
+        known = np.isfinite(column)
+        if len(np.unique(column[known])) == 2:
+            told[name] = (known, sets)
+    if work.shapes.balanced:
+        told["classes"] = (np.ones(count, bool), sets)
+    if protocol.endpoint.kind == "survival":  # whose events are counted with the watched errors
+        told["events"] = (np.ones(count, bool), [work.train_patients(slot) for slot in slots(protocol, "refit")])
+    for name, (known, own) in told.items():
+        bits, most = bits_told([one[known[one]] for one in own], count), BITS * known.sum()
+        if bits > most:
+            raise MilError(
+                f"federation.yaml: the sums of {name} over {len(own)} sets of patients of site {work.site} tell {bits:.0f} bits of "
+                f"{known.sum()} patients with two values, and above {most:.0f} single patients can be worked out; use fewer folds or "
+                "repeats, or leave it out. Nothing was sent"
+            )
+
+
+def bits_told(sets: Sequence[np.ndarray], patients: int) -> float:
+    """Entropy of the sums over `sets` of numbers that are 0 or 1 with equal chance, as of a normal distribution."""
+    strengths = np.linalg.svd(_matrix(sets, patients), compute_uv=False)
+    strengths = strengths[strengths > strengths.max(initial=0.0) * patients * np.finfo(float).eps]
+    return float(np.log2(strengths * (np.pi * np.e / 2) ** 0.5).sum())
+
+
+def _matrix(sets: Sequence[np.ndarray], patients: int) -> np.ndarray:
+    matrix = np.zeros((len(sets), patients))
+    for row, members in enumerate(sets):
+        matrix[row, members] = 1.0
+    return np.unique(matrix, axis=0)
 
 
 def determined(sets: Sequence[np.ndarray], patients: int) -> np.ndarray:
     """Numbers of the patients whose own values follow from the sums over `sets` (patient numbers each)."""
-    matrix = np.zeros((len(sets), patients))
-    for row, members in enumerate(sets):
-        matrix[row, members] = 1.0
-    matrix = np.unique(matrix, axis=0)
+    matrix = _matrix(sets, patients)
     _, strengths, directions = np.linalg.svd(matrix, full_matrices=False)
     basis = directions[strengths > strengths.max(initial=0.0) * max(matrix.shape) * np.finfo(float).eps]
     return np.nonzero((basis**2).sum(0) > 1 - EXACT)[0]
+
+
+def check_runs(work: LocalWork, secret: bytes, ledger: Sequence[str], small_cells: int) -> Whom:
+    """Whom the sums of a run's `moments` are of; `TooFewPatients` where those of an earlier run differ by few."""
+    shapes, protocol, bags, whom = work.shapes, work.protocol, work.bags, dict[str, Groups]()
+    if "features" in shapes.measured or "covariates" in shapes.measured:
+        features = work.features if "features" in shapes.measured else None
+        whom["known"] = known_patients(secret, bags, protocol.experiment.covariates, features)
+    if shapes.balanced or "target" in shapes.measured:
+        whom["judged"] = judged_patients(secret, bags, protocol.endpoint.kind)
+    if said := near_earlier(whom, ledger, protocol.experiment.endpoint, small_cells):
+        raise TooFewPatients(
+            f"site {work.site}: sums were told in {said}, whose values or labels would be the difference; nothing was sent. Take the same "
+            f"patients as then, or a table that differs by {small_cells} or more"
+        )
+    return whom
+
+
+def judged_patients(secret: bytes, bags: pd.DataFrame, kind: str) -> dict[str, list[str]]:
+    """Keyed digests of the site's patients and their outcomes, by class: nobody else can test a guess."""
+    found: dict[str, list[str]] = {}
+    outcome = [name for name in ("label", "time") if name in bags]
+    for row in bags[["patient_id", *outcome]].itertuples(index=False):
+        of_class = "" if kind == "regression" else str(row[1])
+        found.setdefault(_digest(secret, of_class), []).append(_digest(secret, f"judged|{tuple(row)}"))
+    return found
+
+
+def known_patients(
+    secret: bytes, bags: pd.DataFrame, covariates: Sequence[str], features: FeatureStore | None = None
+) -> dict[str, list[str]]:
+    """The same of the patients of whom a covariate is known, and its value; with `features`, of their slides' files too."""
+    patients, found = bags["patient_id"].tolist(), dict[str, list[str]]()
+    for name, column in zip(covariates, covariate_table(bags, covariates).T, strict=True):
+        rows = [(one, float(value)) for one, value in zip(patients, column, strict=True) if np.isfinite(value)]
+        found[_digest(secret, f"covariate|{name}")] = [_digest(secret, f"known|{row}") for row in rows]
+    if features is not None:
+        checksums = iter(features.checksums)
+        rows = [
+            (one, *(next(checksums) for _ in str(slides).split(";")))
+            for one, slides in zip(patients, bags["slides"], strict=True)
+        ]
+        found[_digest(secret, "features")] = [_digest(secret, f"known|{row}") for row in rows]
+    return found
+
+
+def _digest(secret: bytes, text: str) -> str:
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()[:FIRST_OF_DIGEST]
+
+
+def near_earlier(whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: int) -> str:
+    """The earlier run that told of nearly the same patients, and by how many they differ; blank where there is none.
+
+    Nearly: of one class or covariate, patients that are in one of the two runs only are some, but fewer than `small_cells`.
+    """
+    for entry in (json.loads(line) for line in ledger if '"judged"' in line or '"known"' in line):
+        if entry["event"] not in {"result", "answered"}:
+            continue
+        pairs = [
+            (one, entry["known"][name]) for name, one in whom.get("known", {}).items() if name in entry.get("known", {})
+        ]
+        if entry["endpoint"] == endpoint and "judged" in whom and "judged" in entry:
+            now, before = whom["judged"], entry["judged"]
+            pairs += [(now.get(group, ()), before.get(group, ())) for group in {*now, *before}]
+        for changed in (len(set(one) ^ set(other)) for one, other in pairs):
+            if 0 < changed < small_cells:
+                return f"run {entry['run']} of patients of whom {changed} differ"
+    return ""

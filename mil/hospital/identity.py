@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from mil.errors import MilError
+from mil.errors import CorruptFile, MilError
 from mil.files import sha256_of, write_bytes
 from mil.hospital.config import FederationSpec
 from mil.training.store import FeatureStore
@@ -104,9 +104,15 @@ def differences(mine: dict[str, str], theirs: dict[str, object]) -> list[str]:
 
 
 def own_secret(workspace: str | Path) -> bytes:
-    """The site's secret key, made at the first call; it stays in the workspace, readable by its owner only."""
+    """The site's secret key, made at the first call; it stays in the workspace, readable by its owner only.
+
+    Under another key every patient in the ledger would be somebody else, so a lost one is not replaced after an answer.
+    """
     path = Path(workspace) / "secret"
+    ledger = path.with_name("ledger.jsonl")
     if not path.exists():
+        if ledger.exists() and b'"event": "answered"' in ledger.read_bytes():
+            raise CorruptFile(f"{path}: is gone, but questions were answered with it; restore it from the backup")
         write_bytes(path, secrets.token_bytes(SECRET_BYTES), private=True)
     found = path.read_bytes()
     if len(found) != SECRET_BYTES:

@@ -50,7 +50,7 @@ class LocalWork:
         device: torch.device = CPU,
     ) -> None:
         self.device, self.source = device, features.source(device)
-        self.protocol, self.shapes, self.site, self.features = protocol, shapes, site, features
+        self.protocol, self.shapes, self.site, self.bags, self.features = protocol, shapes, site, bags, features
         self.training = protocol.experiment.training
         self.candidates = candidates(protocol.experiment)
         self.cohort = TrainingCohort.of(bags, protocol.endpoint, shapes.endpoint, protocol.experiment.covariates)
@@ -91,13 +91,18 @@ class LocalWork:
     def moments_of(self, slots: Sequence[Slot], small_cells: int) -> dict[str, Tensor]:
         """Of each slot: its patients' number, moments, and the sizes of its classes where the protocol weighs classes.
 
-        Raise `TooFewPatients` for a class with fewer than `small_cells` patients.
+        Raise `TooFewPatients` for a class with fewer than `small_cells` patients, and for a covariate that is known of fewer.
         """
         patients = [self.train_patients(slot) for slot in slots]
         found = {"num_bags": torch.tensor([len(own) for own in patients], dtype=torch.int64)}
         for name in self.shapes.measured:
             parts = Moments.stacked([self._moments(name).merged(own) for own in patients])
             found |= {f"{name}.{part}": torch.from_numpy(getattr(parts, part)) for part in PARTS}
+            if ((parts.count > 0) & (parts.count < small_cells)).any():
+                raise TooFewPatients(
+                    f"site {self.site}: of {name} too little is known: a model would be told the mean of fewer than {small_cells} "
+                    "patients; nothing was sent. Leave the column out"
+                )
         if self.shapes.balanced:
             classes = self.shapes.endpoint.class_of(torch.from_numpy(self.cohort.targets)).numpy()
             counts = [np.bincount(classes[own], minlength=self.shapes.endpoint.classes) for own in patients]

@@ -54,7 +54,8 @@ def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
 
 def check_remembered(workspace: Path, ledger: Sequence[str]) -> None:
     """Raise where runs left their files and the ledger says nothing: without it, every question could be put again."""
-    left = [path for pattern in ("*/kept/*", "*/weights.safetensors") for path in (workspace / "runs").glob(pattern)]
+    kinds = ("*/kept/*", "*/weights.safetensors", "*/replica.safetensors")
+    left = [path for pattern in kinds for path in (workspace / "runs").glob(pattern)]
     if left and not any('"event": "answered"' in line for line in ledger):
         raise CorruptFile(
             f"{workspace / 'ledger.jsonl'}: is empty, but {left[0]} shows that questions were answered; restore it from the backup"

@@ -28,7 +28,8 @@ from mil.hospital.blobs import Blob
 Value = str | int | float | bool | None | list[str] | list[int] | list[float]
 Kind = Any
 ABOUT = "mil"
-LONGEST_QUOTE = 100  # characters of the other side's that stand in a message of ours
+LONGEST_QUOTE, LONGEST_LINE = 100, 1000
+"""Characters of the other side's that stand in a message of ours, and of all of that message."""
 
 TYPES = tuple(blobs.NAMES.values())
 
@@ -42,6 +43,9 @@ class Refusal(MilError):
     """Why a party will not go on. The text stays where it was raised; `code`, one word, is all that the other side is told."""
 
     code = "other"
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said if len(said) <= LONGEST_LINE else f"{said[:LONGEST_LINE]}...")
 
 
 class PayloadError(Refusal):

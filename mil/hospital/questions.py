@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from mil.hospital.config import FederationSpec
 from mil.hospital.forms import groups_of, is_subset, outer_folds, slots
-from mil.hospital.payload import Message, Mismatch, NotAgreed, PayloadError, content_digest
+from mil.hospital.payload import Message, Mismatch, NotAgreed, PayloadError, content_digest, digest
 from mil.training.protocol import candidates
 
 ONCE = ("moments", "train", "watch", "finish")
@@ -63,6 +63,8 @@ def check_place(question: Message, protocol: FederationSpec, private: bool, wher
     numbers, expected = cast(list[int], values["slots"]), len(slots(protocol, phase))
     if not is_subset(numbers, expected):
         raise PayloadError(f"{where}: slots {numbers} are not among the {expected} of the protocol; refused")
+    if private and question.kind != "canary" and len(numbers) < expected:  # a patient is charged for all folds but one
+        raise PayloadError(f"{where}: slots {numbers} leave out folds, which are charged together; refused")
     if phase == "inner" and question.kind != "canary":
         for group in groups_of(protocol, phase):
             if 0 < len(set(group) & set(numbers)) < len(group):
@@ -129,3 +131,38 @@ def _again(question: Message, entry: dict[str, Any], protocol: FederationSpec) -
 def place_of(question: Message) -> dict[str, Any]:
     """Run, protocol, phase and round, as far as the question has them."""
     return {key: question.values[key] for key in ("run", "spec_sha256", "phase", "round") if key in question.values}
+
+
+def check_masks(reply: Message, lines: Iterable[str], where: str) -> None:
+    """Raise where other numbers were sent under the masks of this answer: the difference of the two would be bare."""
+    place = str(reply.values.get("masked_sha256"))
+    sent = digest(reply.tensors) if place != "None" else ""
+    for line in lines:
+        if place in line and (entry := json.loads(line)).get("masked_sha256") == place and entry["sent_sha256"] != sent:
+            raise PayloadError(
+                f"{where}: the answer has other numbers than before under the same masks, as with other settings in site.yaml or another "
+                "version; put these back, or give the run another name"
+            )
+
+
+def head_of(entry: dict[str, Any], lines: Iterable[str]) -> str | None:
+    """Hash of the line that holds all of `entry`; none where there is none."""
+    event = json.dumps(entry["event"])
+    found = (json.loads(line) for line in lines if event in line)
+    return next((line["hash"] for line in found if entry.items() <= line.items()), None)
+
+
+def answered(question: Message, reply: Message) -> dict[str, Any]:
+    """What a line of the site's ledger says of a question and its answer: digests and counts."""
+    entry = {"event": "answered", "kind": question.kind}
+    entry |= {key: question.values[key] for key in ("run", "phase", "round") if key in question.values}
+    if "num_bags" in reply.tensors:
+        entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
+    if "asked" in question.values:
+        entry |= {"core_sha256": core_digest(question), "asked": question.values["asked"]}
+    if "masked_sha256" in reply.values:
+        entry |= {"masked_sha256": reply.values["masked_sha256"], "sent_sha256": digest(reply.tensors)}
+    if question.kind == "join":
+        entry["server_key"] = question.values["key"]
+    entry |= {"asked_sha256": content_digest(question), "answer_sha256": content_digest(reply)}
+    return entry | {"server_ledger": question.values.get("ledger")}

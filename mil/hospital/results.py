@@ -1,8 +1,5 @@
 """What a site tells of its own patients at the end, and what all sites' numbers say together. No row, no score, no small count."""
 
-import hashlib
-import hmac
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mil.hospital.config import FederationSpec
+from mil.hospital.differencing import Whom, judged_patients, known_patients, near_earlier
 from mil.hospital.forms import FINISHED, PARTS
 from mil.hospital.masking import exact, numbers_of, summed
 from mil.hospital.payload import PayloadError
@@ -68,8 +66,8 @@ class OwnResults:
 
     metrics: Metrics
     covariates: dict[str, Tensor]
-    judged: dict[str, list[str]]
-    """Keyed digests of the patients and their outcomes, by class (a digest too); empty where nothing is told."""
+    whom: Whom
+    """Whom it is told of; empty where nothing is told."""
 
     @classmethod
     def none(cls, protocol: FederationSpec) -> "OwnResults":
@@ -97,44 +95,14 @@ def own_results(
     experiment, kind = protocol.experiment, protocol.endpoint.kind
     if protocol.privacy is not None:
         return OwnResults(dict(NOTHING), {}, {})
-    judged = judged_patients(secret, bags, kind)
-    if near_earlier(judged, ledger, experiment.endpoint, small_cells):
-        return OwnResults.none(protocol)
     names = experiment.covariates
+    whom = {"judged": judged_patients(secret, bags, kind), "known": known_patients(secret, bags, names)}
+    if near_earlier(whom, ledger, experiment.endpoint, small_cells):
+        return OwnResults.none(protocol)
     covariates = own_covariates(bags, names, small_cells) if names else {}
     metrics = own_metrics(kind, predictions, bags, small_cells)
     told = metrics["patients"] is not None or any(bool(value.any()) for value in covariates.values())
-    return OwnResults(metrics, covariates, judged if told else {})
-
-
-def judged_patients(secret: bytes, bags: pd.DataFrame, kind: str) -> dict[str, list[str]]:
-    """Keyed digests of the site's patients and their outcomes, by class: nobody else can test a guess."""
-    found: dict[str, list[str]] = {}
-    outcome = [name for name in ("label", "time") if name in bags]
-    for row in bags[["patient_id", *outcome]].itertuples(index=False):
-        of_class = "" if kind == "regression" else str(row[1])
-        told, group = (
-            hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()[:16]
-            for text in (f"judged|{tuple(row)}", of_class)
-        )
-        found.setdefault(group, []).append(told)
-    return found
-
-
-def near_earlier(judged: Mapping[str, Sequence[str]], ledger: Sequence[str], endpoint: str, small_cells: int) -> bool:
-    """Whether results of nearly the same patients stand in the site's ledger: their difference would be of the few others.
-
-    Nearly: of one class, patients that are in one of the two runs only are some, but fewer than `small_cells`.
-    """
-    results = [json.loads(line) for line in ledger if '"event": "result"' in line and '"judged"' in line]
-    for line in results:
-        if line["event"] != "result" or line["endpoint"] != endpoint:
-            continue
-        before = line["judged"]
-        changed = [len(set(judged.get(group, ())) ^ set(before.get(group, ()))) for group in {*judged, *before}]
-        if any(0 < count < small_cells for count in changed):
-            return True
-    return False
+    return OwnResults(metrics, covariates, whom if told else {})
 
 
 def parts_of(metrics: Mapping) -> list[Fraction]:
@@ -151,12 +119,15 @@ def totals_of(parts: Sequence[Sequence[Fraction]]) -> Totals:
     return {name: float(sum(column)) for name, column in zip(POOLED, zip(*parts, strict=True), strict=True)}
 
 
-def pooled_totals(answers: Sequence[Mapping[str, Tensor]]) -> Totals:
-    """The same from masked integers; `PayloadError` for sums that cannot be."""
+def pooled_totals(answers: Sequence[Mapping[str, Tensor]], patients: int) -> Totals:
+    """The same from masked integers; `PayloadError` for sums that cannot be, where the sites have `patients`."""
     found = totals_of([numbers_of(summed([tensors["metrics"] for tensors in answers]))])
-    sites, patients = found["sites"], found["patients"]
-    highest = {"positives": patients, "metric": patients, "variance": patients**2 / 4, "logrank_variance": patients}
-    if not (0 <= sites <= len(answers) and all(0 <= found[name] <= most + 1e-6 for name, most in highest.items())):
+    told, positives = found["patients"], found["positives"]
+    highest = {"sites": len(answers), "patients": patients, "positives": told, "metric": told, "variance": told**2 / 4}
+    highest["logrank_variance"] = positives / 4
+    whole = all(found[name].is_integer() for name in ("sites", "patients", "positives"))
+    possible = all(0 <= found[name] <= most + 1e-6 for name, most in highest.items())
+    if not (whole and possible and abs(found["logrank_difference"]) <= positives):
         raise PayloadError(f"the sums of the sites' metrics are {found}, which cannot be; {ONE_SITE}")
     return found
 
@@ -196,10 +167,12 @@ def together(kind: str, role: str, totals: Totals) -> dict[str, object]:
     return found
 
 
-def covariates_table(names: Sequence[str], told: Mapping[str, Mapping[str, Tensor]], pooled: bool) -> pd.DataFrame:
-    """Number known, mean and deviation of every covariate, by site and of all together; `pooled`: of the training sites together."""
-    if pooled:
-        total = moments_of(summed([tensors["covariates.sums"] for tensors in told.values()]))
+def covariates_table(
+    names: Sequence[str], told: Mapping[str, Mapping[str, Tensor]], pooled: int | None = None
+) -> pd.DataFrame:
+    """Number known, mean and deviation of every covariate, by site and of all together; of the training sites together where they `pooled` so many patients."""
+    if pooled is not None:
+        total = moments_of(summed([tensors["covariates.sums"] for tensors in told.values()]), pooled)
         columns = zip(total.count[0], total.mean[0], total.squares[0], strict=True)
         found = [{GROUPS["train"]: Summary(*map(float, column))} for column in columns]
     else:

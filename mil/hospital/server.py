@@ -16,7 +16,7 @@ from mil.files import write_bytes
 from mil.hospital import state_files, sums
 from mil.hospital.alarms import all_alarms, lone_voice
 from mil.hospital.blobs import Blob, Lazy, as_part, digest_of
-from mil.hospital.claims import MOST_PATIENTS, check_claims
+from mil.hospital.claims import MOST_PATIENTS, check_claims, most_patients
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.forms import Forms, groups_of
@@ -169,15 +169,8 @@ class Server:
         kind, place = self.kind, self.stages.progress.place
         found, told, missing = self._judged(kind, answers)
         missing = {**self.away, **silent, **missing}
-        entry = {
-            "run": self.run,
-            "kind": kind,
-            **place,
-            "slots": self.stages.live,
-            "choices": self.stages.progress.choices,
-            "missing": dict(sorted(missing.items())),
-        }
-        entry["asked_sha256"] = self.asked_sha256
+        asked = {"slots": self.stages.live, "choices": self.stages.progress.choices, "asked_sha256": self.asked_sha256}
+        entry = {"run": self.run, "kind": kind, **place, **asked, "missing": dict(sorted(missing.items()))}
         hidden, relay = self.protocol.trust == "sites", self.relay
         heads = {site: message.values["ledger"] for site, message in sorted(found.items())}
         if kind != "close":
@@ -251,8 +244,8 @@ class Server:
     def _check(self, site: str, kind: str, message: Message) -> None:
         if message.values["site"] != site:
             raise PayloadError(f"the answer of site {site} says it is from {message.values['site']}")
-        key = self.keys.get(site)
-        if kind != "join" and (key is None or not is_signed(signed_content(message), message.values["signature"], key)):
+        key = str(message.values["key"]) if kind == "join" else self.keys.get(site)
+        if key is None or not is_signed(signed_content(message), message.values["signature"], key):
             raise PayloadError(f"site {site}: the answer is not signed with its key")
         if message.values["question_sha256"] != self.question_sha256:
             raise PayloadError(f"site {site}: the answer is to another question than this one")
@@ -299,7 +292,8 @@ class Server:
         kept: dict[str, object] = {}
         if kind == "finish":
             trained = [found[site].tensors for site in self.protocol.training_sites if site in found]
-            pooled = pooled_totals(trained) if self._summed(kind) else None
+            most = most_patients(self.protocol, self.stages)
+            pooled = pooled_totals(trained, most) if self._summed(kind) else None
             kept = {"pooled": pooled} if pooled else {}
             kept["roles"] = roles = {site: member.role for site, member in self.protocol.sites.items()}
             self._save_result(found, roles, pooled)
@@ -346,5 +340,5 @@ class Server:
         write_table(sites_table(self.protocol.endpoint.kind, roles, told, pooled), self.folder / "result" / "sites.csv")
         if (names := self.protocol.experiment.covariates) and self.protocol.privacy is None:
             told = {site: found[site].tensors for site in found if not pooled or roles[site] == "train"}
-            table = covariates_table(names, told, pooled is not None)
+            table = covariates_table(names, told, most_patients(self.protocol, self.stages) if pooled else None)
             write_table(table, self.folder / "result" / "covariates.csv")

@@ -8,7 +8,7 @@ import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pandas as pd
 from torch import Tensor
@@ -17,7 +17,7 @@ from mil.hospital import own_data
 from mil.hospital.blobs import Blob, Lazy, digest_of, size_of, stacked
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
-from mil.hospital.differencing import check_plan
+from mil.hospital.differencing import Whom, check_plan, check_runs
 from mil.hospital.forms import Forms, Shapes, Slot, groups_of, slots
 from mil.hospital.identity import code_sha256, data_sha256, differences, identity, own_secret
 from mil.hospital.keys import PartyKey
@@ -42,7 +42,17 @@ from mil.hospital.payload import (
     unpack,
 )
 from mil.hospital.privacy import open_budget
-from mil.hospital.questions import check_key, check_once, check_place, check_run, core_digest, place_digest
+from mil.hospital.questions import (
+    answered,
+    check_key,
+    check_masks,
+    check_once,
+    check_place,
+    check_run,
+    core_digest,
+    head_of,
+    place_digest,
+)
 from mil.hospital.record import LedgerFile
 from mil.hospital.relay import Replica, asked_sites, signed_content
 from mil.hospital.results import NOTHING, Metrics, OwnResults, own_results
@@ -69,16 +79,13 @@ class Site:
         check_key(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
         own_data.check_remembered(Path(spec.workspace), self.ledger.lines)
-        self.work = (
-            LocalWork(protocol, self.shapes, spec.site, bags, features, device_of(spec, protocol))
-            if self.role == "train"
-            else None
-        )
-        if self.work is not None:
-            check_plan(protocol, self.work)
+        self.work: LocalWork | None = None
+        if self.role == "train":
+            self.work = LocalWork(protocol, self.shapes, spec.site, bags, features, device_of(spec, protocol))
         self.revoked = revoked_of(revoked_sites(Path(spec.workspace)), protocol)
         self.budget = open_budget(protocol, spec, self.party, len(features.patients), self.ledger.lines)
         self.epsilon: float | None = None
+        self.whom: Whom = {}  # of the last sums of moments
         self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
 
     @classmethod
@@ -91,8 +98,10 @@ class Site:
         bags = own_data.own_bags(own_data.bag_path(spec, protocol), spec.site, protocol)
         bags = bags.head(2).reset_index(drop=True) if canary else bags
         features = FeatureStore.open(bags, Path(spec.results) / "sites", protocol.experiment.encoder)
-        data = data_sha256(own_secret(spec.workspace), bags, features)
-        return cls(spec, protocol, bags, features, data)
+        site = cls(spec, protocol, bags, features, data_sha256(own_secret(spec.workspace), bags, features))
+        if site.work is not None and not canary:  # of which no sum leaves
+            check_plan(protocol, site.work)
+        return site
 
     def answer(self, blob: Blob) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
@@ -116,6 +125,7 @@ class Site:
             question = self._read(blob, kind, where)
             unsigned, form = self._reply(question, digest_of(blob))
             with computed(unsigned, path) as reply:
+                check_masks(reply, self.ledger.lines, where)
                 reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
                 sent = packed(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'", path)
         except Exception as error:
@@ -171,10 +181,13 @@ class Site:
         return question
 
     def _reply(self, question: Message, question_sha256: str) -> tuple[Message, Form]:
-        if question.kind == "close":
-            closing = {"kind": "close", "run": question.values["run"], "server_ledger": question.values["ledger"]}
-            self.ledger.add({"event": "closed", **closing})
         values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
+        if question.kind == "close":
+            closing = {"event": "closed", "kind": "close", "run": question.values["run"]}
+            closing["server_ledger"] = question.values["ledger"]
+            if head_of(closing, self.ledger.lines) is None:  # the same question again adds no second line
+                self.ledger.add(closing)
+            values["ledger"] = head_of(closing, self.ledger.lines)
         values["question_sha256"] = question_sha256
         if question.kind not in {"join", "close"} and self.shapes.masked:
             return self._followed(question, values)
@@ -233,6 +246,7 @@ class Site:
             work.rehearse(models, chosen[0])
             return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
         if question.kind == "moments":
+            self.whom = check_runs(work, own_secret(self.spec.workspace), self.ledger.lines, self.limits.small_cells)
             return Message("moments", values, work.moments_of(chosen, self.limits.small_cells)), form
         memory = self._memory(question)
         models = work.completed(question.tensors, [memory.of(slot, work.first(slot)) for slot in chosen])
@@ -309,8 +323,7 @@ class Site:
         table, secret = predict(run, self.bags, self.features).table, own_secret(self.spec.workspace)
         found = own_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
         entry = {"run": question.values["run"], "endpoint": self.protocol.experiment.endpoint, **found.metrics}
-        entry |= {"judged": found.judged} if found.judged else {}
-        self.ledger.add({"event": "result", **entry, "published": published(self._folder(question))})
+        self.ledger.add({"event": "result", **entry, **found.whom, "published": published(self._folder(question))})
         if not self.shapes.pooled:
             return found.metrics, found.covariates
         return dict(NOTHING), found.pooled() if self.role == "train" else OwnResults.none(self.protocol).pooled()
@@ -329,22 +342,9 @@ class Site:
         return run_of(self.protocol, models, Refit(choices, rounds, self.features.about, patients, self.spec.site))
 
     def _record(self, question: Message, reply: Message, cost: dict[str, float]) -> None:
-        entry: dict[str, Any] = {
-            key: question.values[key] for key in ("run", "phase", "round") if key in question.values
-        }
+        own = {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256(), **cost}
         if self.budget is not None and self.epsilon is not None:
-            entry |= {"epsilon": self.epsilon, "delta": self.budget.delta}
-        if "num_bags" in reply.tensors:
-            entry["patients"] = [int(number) for number in reply.tensors["num_bags"]]
-        self.ledger.add(
-            {"event": "answered", "kind": question.kind, **entry}
-            | (
-                {"core_sha256": core_digest(question), "asked": question.values["asked"]}
-                if "asked" in question.values
-                else {}
-            )
-            | ({"server_key": question.values["key"]} if question.kind == "join" else {})
-            | {"asked_sha256": content_digest(question), "answer_sha256": content_digest(reply)}
-            | {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256()}
-            | {"server_ledger": question.values.get("ledger"), **cost}
-        )
+            own |= {"epsilon": self.epsilon, "delta": self.budget.delta}
+        if question.kind == "moments" and self.whom:
+            own |= {"endpoint": self.protocol.experiment.endpoint, **self.whom}
+        self.ledger.add(answered(question, reply) | own)

@@ -160,7 +160,8 @@ class Stages:
                 self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
         for name in shapes.measured if shapes.masked else ():
             totals = summed([message.tensors[name + sums.SUMS] for message in messages])
-            scales = [sums.moments_of(totals[number]).scale() for number in self.live]
+            most = [None] * len(self.live) if name == "features" else self.totals  # there it counts tiles
+            scales = [sums.moments_of(totals[number], most[number]).scale() for number in self.live]
             for part, rows in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
                 self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
         if shapes.balanced:

@@ -60,5 +60,5 @@ def progress_of(path: Path) -> Progress:
         if left != max((one["data_offsets"][1] for one in header.values()), default=0):
             raise ValueError("it is cut off")
         return progress
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
         raise CorruptFile(f"{path}: not a checkpoint of ours ({error}); restore it from the backup") from error

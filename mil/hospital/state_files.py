@@ -30,15 +30,15 @@ def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
     try:
         stated = str(blobs.MessageHeader.of(path).stated["__metadata__"].get("spec_sha256", ""))
         found = blobs.read(path)
-    except (ValueError, KeyError, TypeError) as error:
+        tensors = {name: found[name] for name in found if name.partition(":")[0] in stages.parts}
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # the last: shapes that torch does not have
         raise CorruptFile(f"{path}: not a state of ours ({error}); restore it from the backup") from error
     if stated != protocol.sha256:
         raise MilError(
             f"{path}: belongs to another protocol ({stated[:12]}, not {protocol.sha256[:12]}); give the run another name, "
             "or put the old federation.yaml back"
         )
-    for name in found:
+    for name, value in tensors.items():  # the server keeps more in its checkpoint
         part, _, own = name.partition(":")
-        if part in stages.parts:  # the server keeps more in its checkpoint
-            stages.parts[part][own] = found[name]
+        stages.parts[part][own] = value
     return stages

@@ -36,10 +36,10 @@ def of_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def moments_of(total: Tensor) -> Moments:
+def moments_of(total: Tensor, patients: int | None = None) -> Moments:
     """The sum over sites of a model's `of_moments` (width, 3, LIMBS) -> its moments, without any cancellation.
 
-    Raise `PayloadError` for sums that no rows have: a site lied, or its mask is another than the other sites'.
+    Raise `PayloadError` for sums that no rows have, or more rows than `patients`: a site lied, or its mask is another than the others'.
     """
     numbers = numbers_of(total.reshape(-1, LIMBS))
     count, first, second = numbers[::3], numbers[1::3], numbers[2::3]
@@ -50,6 +50,8 @@ def moments_of(total: Tensor) -> Moments:
             raise PayloadError(
                 f"the masked sums are of {float(n):.4g} values with the squares {float(two):.4g}, which cannot be; {ONE_SITE}"
             )
+        if patients is not None and n > patients:
+            raise PayloadError(f"the masked sums are of {n} values, but there are {patients} patients; {ONE_SITE}")
     columns = (
         np.array([[max(0.0, float(one)) for one in count]]),
         *(np.array([[float(one) for one in part]]) for part in (mean, squares)),

@@ -166,12 +166,13 @@ def test_covariates_from_masked_sums_are_those_of_all_rows() -> None:
         }
         covariates = {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in parts.items()}
         told[site] = OwnResults(dict(NOTHING), covariates, {}).pooled()
-    table = covariates_table(["age", "size"], told, pooled=True).set_index("covariate")
+    table = covariates_table(["age", "size"], told, pooled=110).set_index("covariate")
     ages = np.concatenate([rows["A"][:, 0], rows["B"][:, 0]])
     assert table["site"].tolist() == ["training sites"] * 2
     assert table["known"].tolist() == [110, 70]
     assert table.loc["age", "mean"] == pytest.approx(ages.mean(), rel=1e-12)
     assert table.loc["age", "deviation"] == pytest.approx(ages.std(ddof=1), rel=1e-12)
     assert table.loc["size", "deviation"] == pytest.approx(rows["B"][:, 1].std(ddof=1), rel=1e-12)
-    assert pooled_totals(list(told.values()))["sites"] == 0
-    assert len(sites_table("binary", {}, {}, pooled_totals(list(told.values())))) == 0
+    totals = pooled_totals(list(told.values()), 110)
+    assert totals["sites"] == 0
+    assert len(sites_table("binary", {}, {}, totals)) == 0
