@@ -155,13 +155,20 @@ NotifyOption = Annotated[
 ]
 
 
+def _words(command: str | None) -> list[str]:
+    try:
+        return shlex.split(command or "")
+    except ValueError as error:
+        raise MilError(f"--notify {command!r}: {error}; write it as for a shell") from error
+
+
 @server.command("watch")
 def watch_server(file: ServerFile, port: PortOption = 0, notify: NotifyOption = None, log: LogOption = None) -> None:
     """A local, read-only page: rounds, sites, losses, alarms, bytes, as this machine's records have them."""
     from mil.hospital.page import watch
     from mil.hospital.watch import Watched
 
-    watch(Watched(_server(file)), port, shlex.split(notify or ""), reporter_of(log))
+    watch(Watched(_server(file)), port, _words(notify), reporter_of(log))
 
 
 @site.command("watch")
@@ -170,7 +177,7 @@ def watch_site(file: SiteFile, port: PortOption = 0, notify: NotifyOption = None
     from mil.hospital.page import watch
     from mil.hospital.watch import Watched
 
-    watch(Watched(_site(file)), port, shlex.split(notify or ""), reporter_of(log))
+    watch(Watched(_site(file)), port, _words(notify), reporter_of(log))
 
 
 @site.command()
@@ -283,6 +290,9 @@ def verify_ledgers(
     named = {name: Path(path) for name, _, path in (one.partition("=") for one in site_records)}
     if Path() in named.values():
         raise MilError(f"--site {site_records[0]!r}: write it as NAME=FILE")
+    if len(named) < len(site_records):
+        twice = next(name for name in named if sum(one.startswith(f"{name}=") for one in site_records) > 1)
+        raise MilError(f"--site: {twice} is given twice; give each site's ledger once")
     agreed = read_federation(protocol) if protocol is not None else None
     keys = {**{site: one.key for site, one in agreed.sites.items()}, "server": agreed.server.key} if agreed else {}
     found = cross_check(record, named, keys)
@@ -291,3 +301,5 @@ def verify_ledgers(
     typer.echo(
         f"{found.answers} answers agree; lines: {', '.join(f'{who} {count}' for who, count in found.lines.items())}"
     )
+    if found.absent:
+        typer.echo(f"not compared: {'; '.join(found.absent)}")

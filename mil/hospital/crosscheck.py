@@ -15,6 +15,7 @@ import pandas as pd
 
 from mil.files import sha256_of
 from mil.hospital.forms import FINISHED
+from mil.hospital.keys import is_signed
 from mil.hospital.record import author, read_record
 from mil.hospital.results import parts_of, sites_table, totals_of
 from mil.training.ledger import FIRST
@@ -35,6 +36,8 @@ class Agreement:
     """Answers that both sides have written down alike."""
     faults: list[str] = field(default_factory=list)
     """Sentences that name the ledger, its line and who signed it; empty where all agree."""
+    absent: list[str] = field(default_factory=list)
+    """What there was nothing of to compare."""
 
 
 def cross_check(
@@ -55,11 +58,7 @@ def cross_check(
         own = read_record(path, site, keys.get(site))
         found.lines[site] = len(own)
         faults += _keys(site, whole, own)
-        faults += _heads(
-            f"site {site}", own, [(n, line["answered"][site]["ledger"]) for n, line in _told_by(whole, site)]
-        )
-        asked = [(number, line["server_ledger"]) for number, line in _answers(own) if line["run"] in runs]
-        faults += _heads("server", whole, asked)
+        faults += [*_site_heads(site, whole, own), *_server_heads(site, whole, own, runs)]
         agreeing, wrong = _answers_agree(site, whole, own)
         found.answers += agreeing
         faults += [*wrong, *_answers_known(site, whole, own, runs), *_results(site, whole, own, runs)]
@@ -67,7 +66,12 @@ def cross_check(
         results[site] = next(
             (line for line in reversed(own) if line["event"] == "result" and line["run"] in runs), None
         )
-    faults += [*_pooled(whole, results), *_closing_lines(whole), *_published(whole, Path(server).parent / "result")]
+    result = Path(server).parent / "result"
+    faults += [*_pooled(whole, results), *_closing_lines(whole), *_published(whole, result)]
+    others = sorted({site for line in whole for site in line.get("answered", {})} - set(sites))
+    found.absent += [f"the ledgers of {', '.join(others)}"] if others else []
+    if any("published" in line for line in whole) and not result.is_dir():
+        found.absent.append(f"the files of a result, which is not beside {server}")
     return found
 
 
@@ -100,14 +104,32 @@ def _run_of(line: Entry, server: Sequence[Entry]) -> bool:
     return any(other.get("run") == line.get("run") for other in server)
 
 
-def _heads(owner: str, chain: Sequence[Entry], told: Sequence[tuple[int, str | None]]) -> Iterator[str]:
-    """Every head of `chain` that the other side has seen must still be in it."""
-    hashes = {FIRST} | {line["hash"] for line in chain}
-    for number, head in told:
-        if head not in hashes:
+def _site_heads(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Iterator[str]:
+    """Every head of a site's ledger that the server was sent must still be in it. The site has signed each with its answer."""
+    hashes = {FIRST} | {line["hash"] for line in own}
+    for number, line in _told_by(server, site):
+        told = line["answered"][site]
+        if told["ledger"] in hashes:
+            continue
+        head = f"the line {told['ledger'][:12]} of site {site}"
+        if is_signed(f"{told['answer_sha256']}|{told['ledger']}".encode(), told.get("signature"), author(own)[1]):
             yield (
-                f"{owner}: the line {str(head)[:12]}, which the other side had seen by its line {number}, is not in the "
-                f"ledger that {author(chain)[0]} signed: lines were removed, or the ledger was written anew"
+                f"site {site}: {head}, which its answer in server line {number} states, is not in the ledger that {site} signed: "
+                "lines were removed, or the ledger was written anew"
+            )
+        else:
+            yield f"server line {number}, signed by server: {head}, which it states, is not in its ledger and was not signed by {site}"
+        return
+
+
+def _server_heads(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+    """Every head of the server's ledger that a site was sent must still be in it; the server signs no question."""
+    hashes = {FIRST} | {line["hash"] for line in server}
+    for number, line in _answers(own):
+        if line["run"] in runs and line["server_ledger"] not in hashes:
+            yield (
+                f"server: the line {line['server_ledger'][:12]}, which site {site} line {number}, signed by {site}, states, is not in "
+                f"the ledger that server signed: lines were removed, the ledger was written anew, or the line of site {site} is false"
             )
             return
 
@@ -176,13 +198,13 @@ def _closed(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[
         if not closing:
             yield f"server: its closing line is missing, which site {site} line {number} (signed by {site}) answered"
         elif line["server_ledger"] in closing and closing[line["server_ledger"]]["heads"].get(site) != line["hash"]:
-            yield f"site {site} line {number}, signed by {site}: is not the closing line that the server was sent"
+            yield f"site {site} line {number}, signed by {site}: is not the closing line that the server states, or the server's is false"
     heads = {line["hash"] for line in own}
     for line in closing.values():
         if line["heads"].get(site) not in heads:
             yield (
                 f"site {site}: the closing line {str(line['heads'].get(site))[:12]} that the server received is not in the ledger "
-                f"that {site} signed: lines were removed, or the ledger was written anew"
+                f"that {site} signed: lines were removed, the ledger was written anew, or the server's closing line is false"
             )
 
 

@@ -67,6 +67,7 @@ class Told(BaseModel):
 
     answer_sha256: str
     ledger: str
+    signature: str = ""
     metrics: Metrics | None = None
 
 

@@ -61,8 +61,11 @@ def call_for(watched: Watched, words: list[str], reporter: Reporter) -> None:
     """Call the command for every new event; what goes wrong with it is said and stops nothing."""
     try:
         for event in watched.news():
-            call(words, event)
-    except (MilError, OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+            try:
+                call(words, event)
+            except (OSError, subprocess.SubprocessError) as error:
+                reporter.say(f"notify: {error}")
+    except (MilError, OSError, ValueError, KeyError) as error:
         reporter.say(f"notify: {error}")
 
 

@@ -36,6 +36,7 @@ HANDSHAKE_S = 5.0
 TILED = {"tile_mpp", "size_px"}
 """What a features file states of its tiles; the rest is of the encoder."""
 OUT_OF_DATE = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
+OTHER_NAME = {62, 64}  # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
 @dataclass(frozen=True)
@@ -268,10 +269,14 @@ def check_connection(spec: SiteSpec, protocol: FederationSpec) -> CheckedItem:
         if error.verify_code in OUT_OF_DATE:
             now = f"{datetime.now(UTC):{MINUTE}}"
             why = f"this machine's clock says {now}; set the clock, or tell the coordinator where it is right"
+        if error.verify_code in OTHER_NAME:
+            why = "server.host in federation.yaml must be the name that the coordinator had when the certificates were made"
         return CheckedItem("connection", "fault", f"{address}: the server's certificate: {error.verify_message}; {why}")
     except ssl.SSLError as error:
-        said = f"{address}: {error.reason or error}; the server and this kit are not of the same authority"
-        return CheckedItem("connection", "fault", said)
+        why = "the server and this kit are not of the same authority"
+        if error.reason == "WRONG_VERSION_NUMBER":
+            why = "no TLS is spoken there; is server.port in federation.yaml the server's, or is a proxy between?"
+        return CheckedItem("connection", "fault", f"{address}: {error.reason or error}; {why}")
     except OSError as error:
         said = f"{address} cannot be reached ({error}); is the server running, and may this machine open connections to it?"
         return CheckedItem("connection", "warning", said)
@@ -288,7 +293,7 @@ def check_ledger(spec: SiteSpec) -> CheckedItem:
         return CheckedItem("ledger", "ok", "begins with the first question")
     try:
         if unfinished := torn_line(path):
-            said = f"{path}: the last line is unfinished ({unfinished} bytes), as after a full disk; the next start removes it"
+            said = f"{path}: the last line is unfinished ({unfinished} bytes), as after a full disk; the next start mends it"
             return CheckedItem("ledger", "warning", said)
         return CheckedItem("ledger", "ok", f"{len(read_record(path, spec.site))} lines, unbroken")
     except MilError as error:

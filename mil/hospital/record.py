@@ -96,6 +96,9 @@ class LedgerFile(Ledger):
         file.seek(0)
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
+        if _entry(content[len(whole) :]):  # an editor took its newline
+            file.write(b"\n")
+            whole = content = content + b"\n"
         if whole != content:
             file.truncate(len(whole))
         try:
@@ -125,9 +128,21 @@ def read_record(path: str | Path, actor: str | None = None, key: str | None = No
 
 def whole_entries(path: Path) -> list[Entry]:
     """The complete lines of a ledger that may be written at this moment, its chain unread; none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    entries = [_entry(line) for line in lines]
+    for number, entry in enumerate(entries, start=1):
+        if "event" not in entry:
+            raise CorruptFile(f"{path}: line {number} is none of a ledger; restore it from the backup of the workspace")
+    return entries
+
+
+def _entry(line: bytes) -> Entry:
+    """A whole line, as far as can be said without the one before; empty for what is none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) and "hash" in entry else {}
 
 
 def author(entries: Sequence[Entry]) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def carried(answers: Mapping[str, Blob], snapshot: Blob, prefix: str = "") -> La
 def told_of(message: Message, blob: Blob) -> dict[str, object]:
     """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
     told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": size_of(blob)}
-    told["ledger"] = message.values["ledger"]
+    told |= {"ledger": message.values["ledger"], "signature": message.values["signature"]}
     if message.kind == "join":
         told["key"] = message.values["key"]
     if message.kind == "finish" and "metrics" not in message.tensors:  # those are in the sums alone

@@ -4,6 +4,8 @@ import datetime
 import json
 import re
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -252,6 +254,27 @@ def test_a_server_s_certificate_out_of_date_may_be_this_machine_s_clock(
     state, sentence = states(copied)["connection"]
     assert state == "fault"
     assert re.search(f"{said}; this machine's clock says .* UTC; set the clock", sentence)
+
+
+def test_a_wrong_host_name_and_a_port_without_tls_are_named(joined: Hospitals, listen) -> None:
+    """Formerly both were a server of another authority."""
+    kit, address = Path(joined.server.workspace) / "kit" / "startup", joined.protocol.server
+    listen(kit / "server.crt", kit / "server.key", kit / "rootCA.pem")
+    with rewrite_protocol(joined, server={"host": "127.0.0.1", "port": address.port}):
+        state, said = states(joined)["connection"]
+    assert (state, "server.host in federation.yaml must be the name" in said) == ("fault", True)
+    with socket.create_server(("127.0.0.1", free_port())) as plain:
+        port = plain.getsockname()[1]
+
+        def answer() -> None:
+            with plain.accept()[0] as one:
+                one.recv(100)
+                one.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with rewrite_protocol(joined, server={"host": "localhost", "port": port}):
+            state, said = states(joined)["connection"]
+    assert (state, "no TLS is spoken there" in said) == ("fault", True)
 
 
 # Provisioning and commands

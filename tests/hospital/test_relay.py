@@ -259,7 +259,7 @@ def test_nothing_of_an_update_lies_at_the_server(three: Hospitals, tmp_path: Pat
     about = header(answers["A"], "")["values"]
     assert set(about) == {"site", "ledger", "question_sha256", "signature", "state_sha256", "asked", "masked_sha256"}
     told = json.loads(server.ledger.lines[-1])["answered"]["A"]
-    assert set(told) == {"answer_sha256", "bytes", "ledger", "num_bags"}
+    assert set(told) == {"answer_sha256", "bytes", "ledger", "num_bags", "signature"}
     for name, value in load(answers["A"]).items():
         if name not in {"num_bags", "num_steps"}:
             assert value.dtype == torch.int64

@@ -17,6 +17,7 @@ import torch
 from browser import needs_browser, opened, violations
 from hospitals import Hospitals, make_hospitals
 
+from mil.errors import CorruptFile
 from mil.hospital.keys import PartyKey
 from mil.hospital.page import call_for, pages
 from mil.hospital.parties import ServerSpec, SiteSpec
@@ -108,7 +109,7 @@ def test_a_site_s_page_says_what_left_and_to_whom(finished: Hospitals) -> None:
 def test_a_spoilt_file_is_a_part_that_says_so(finished: Hospitals, tmp_path: Path) -> None:
     spec = finished.elsewhere("A", tmp_path)
     (tmp_path / "ledger.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match="property name"):
+    with pytest.raises(CorruptFile, match="line 1 is none of a ledger"):
         Watched(spec)
     (tmp_path / "ledger.jsonl").unlink()
     watched = Watched(spec)

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mil.errors import MilError
@@ -30,6 +32,8 @@ from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
 
 SERVER_KIT, OPERATOR_KIT, SITE_KIT = "kit", "operator", "kit"
 REVOKED_SITES = "mil.hospital.flare.revoked.RevokedSites"
+LONGEST_MEMBER = 2**20
+"""Bytes of a file in a request, which has a few thousand."""
 SITE_RIGHTS = {"lead": {"submit_job": "any", "abort_job": "any", "abort": "any"}}
 """What the server's operator may do at a site."""
 
@@ -266,10 +270,8 @@ def _package(signed: Path, request_dir: Path, authority: str, kit: Path) -> Path
 def request_fingerprint(request_zip: Path) -> str:
     """SHA-256 of the public key that a request is about, to be compared by telephone."""
     try:
-        with zipfile.ZipFile(request_zip) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(".csr")]
-            public = x509.load_pem_x509_csr(archive.read(name)).public_key()
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        public = x509.load_pem_x509_csr(_member(request_zip, ".csr")).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise MilError(f"{request_zip}: is no signing request ({error}); it was not signed") from error
     content = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return f"SHA256:{hashlib.sha256(content).digest().hex(':').upper()}"
@@ -292,9 +294,10 @@ def _check_key(workspace: Path, site: str, request_zip: Path, told: str | None) 
 def _check_member(request_zip: Path, protocol: FederationSpec) -> str:
     """The site of the protocol that a request is of; raise where it is of none, or of another organisation."""
     try:
-        with zipfile.ZipFile(request_zip) as archive:
-            stated = json.loads(archive.read("request.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        stated = json.loads(_member(request_zip, "request.json"))
+        if not isinstance(stated, dict):
+            raise ValueError("it states nothing")
+    except (ValueError, RecursionError) as error:
         raise MilError(
             f"{request_zip}: not a site's request ({error}); it is the file that `mil site join` wrote"
         ) from error
@@ -306,6 +309,18 @@ def _check_member(request_zip: Path, protocol: FederationSpec) -> str:
             f"federation ({', '.join(sorted(protocol.sites))}); it was not signed"
         )
     return str(name)
+
+
+def _member(request_zip: Path, end: str) -> bytes:
+    """The only file of a request whose name ends so; ValueError for a request that is none, however it was spoilt."""
+    try:
+        with zipfile.ZipFile(request_zip) as archive:
+            (found,) = [one for one in archive.infolist() if one.filename.endswith(end)]
+            if found.file_size > LONGEST_MEMBER:
+                raise ValueError(f"{found.filename} would have {found.file_size:,} bytes")
+            return archive.read(found)
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
 
 
 def _flare(*words: object) -> dict:
