@@ -150,18 +150,15 @@ class Stages:
         assert shapes is not None
         messages = [message for _, message in sorted(found.items())]
         self.progress.num_bags = {site: message.tensors["num_bags"].tolist() for site, message in found.items()}
-        for name in shapes.measured if not shapes.masked else ():
-            parts = [[message.tensors[f"{name}.{part}"].numpy() for part in PARTS] for message in messages]
-            scales = []
-            for number in self.live:
-                own = [Moments(*(values[[number]] for values in site)) for site in parts]
-                scales.append(Moments.stacked(own).scale())
-            for part, rows in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
-                self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
-        for name in shapes.measured if shapes.masked else ():
-            totals = summed([message.tensors[name + sums.SUMS] for message in messages])
-            most = [None] * len(self.live) if name == "features" else self.totals  # there it counts tiles
-            scales = [sums.moments_of(totals[number], most[number]).scale() for number in self.live]
+        for name in shapes.measured:
+            if shapes.masked:
+                totals = summed([message.tensors[name + sums.SUMS] for message in messages])
+                most = [None] * len(self.live) if name == "features" else self.totals  # there it counts tiles
+                scales = [sums.moments_of(totals[number], most[number]).scale() for number in self.live]
+            else:
+                parts = [[message.tensors[f"{name}.{part}"].numpy() for part in PARTS] for message in messages]
+                own = [[Moments(*(values[[number]] for values in site)) for site in parts] for number in self.live]
+                scales = [Moments.stacked(of_sites).scale() for of_sites in own]
             for part, rows in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
                 self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
         if shapes.balanced:
@@ -269,12 +266,10 @@ class Stages:
 
     def _watch(self, found: Found) -> None:
         """Errors that come with a round's answers are of the models after the round before."""
-        shapes = self.shapes
-        assert shapes is not None
-        parts = []
+        masked, parts = self.protocol.trust == "sites", []
         for name in ("watched_error", "watched_count"):
             told = [message.tensors[name] for _, message in sorted(found.items())]
-            parts.append((sums.read(told) if shapes.masked else torch.stack(told).sum(0)).tolist())
+            parts.append((sums.read(told) if masked else torch.stack(told).sum(0)).tolist())
         self._check_watched(found, *parts)
         stopped = self._stopped()
         self.progress.curves.append(
