@@ -18,6 +18,7 @@ from test_slide_formats import state_of
 from test_slide_readers import texture
 
 from mil.slides.fingerprint import state_on_disk
+from mil.slides.readers import dicom
 from mil.slides.readers.dicom import check_dicom
 from mil.slides.slide import open_slide
 
@@ -339,3 +340,16 @@ def test_a_level_that_is_added_beside_a_slide_s_file_is_noticed(tmp_path):
     time.sleep(0.02)  # what a file system's clock may take
     write(tmp_path / "a.dcm", JPEG, jpeg, "YBR_FULL_422")
     assert state_on_disk(tmp_path / "b.dcm") != before
+
+
+def test_the_headers_of_a_folder_are_read_once_until_a_file_changes(tmp_path, monkeypatch):
+    read, opened = [], dicom.opened
+    monkeypatch.setattr(dicom, "opened", lambda path, *others: [read.append(path.name), opened(path, *others)][1])
+    for number in range(3):
+        write(tmp_path / f"{number}.dcm", JPEG, jpeg, "YBR_FULL_422", SeriesInstanceUID=f"1.5.{number}")
+    for number in (0, 1, 2, 0):
+        assert dicom.siblings(tmp_path / f"{number}.dcm") == [tmp_path / f"{number}.dcm"]
+    assert sorted(read) == ["0.dcm", "1.dcm", "2.dcm"]
+    write(tmp_path / "1.dcm", JPEG, jpeg, "YBR_FULL_422", SeriesInstanceUID="1.5.0")
+    assert dicom.siblings(tmp_path / "0.dcm") == [tmp_path / "0.dcm", tmp_path / "1.dcm"]
+    assert sorted(read) == ["0.dcm", "1.dcm", "1.dcm", "2.dcm"]

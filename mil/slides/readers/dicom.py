@@ -4,6 +4,7 @@ import io
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -126,10 +127,14 @@ def _flavours(kind: str) -> set[str]:
 
 
 def _header(path: Path) -> dict[str, str]:
-    """ImageType (values parted by a backslash), Modality and SeriesInstanceUID of a file, blank where it has none that can be read.
+    """ImageType (values parted by a backslash), Modality and SeriesInstanceUID of a file, blank where it has none that can be read."""
+    state = path.stat()
+    return _header_read(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
-    Reading stops behind them, long before the pixels and the tables of frames.
-    """
+
+@lru_cache(maxsize=2**14)  # every slide of a folder asks for the headers of all its files, several times
+def _header_read(path: Path, *_state: int) -> dict[str, str]:
+    """`_header` of a file in this state. Reading stops long before the pixels and the tables of frames."""
 
     def is_behind(tag: int, _: str | None, length: int) -> bool:
         return tag > SERIES or (length > LONGEST_BYTES and length != 0xFFFFFFFF)
