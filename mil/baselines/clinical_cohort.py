@@ -4,6 +4,7 @@
 scored and compared by the same code as experiments on slides.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +81,10 @@ def clinical_cohort(
     covariates = list(dict.fromkeys(name for one in trained.values() for name in one.covariates))
     bags = _bags(cohort, config, endpoint, covariates)
     spec = config.endpoints[endpoint]
-    folded = [run_protocol("clinical", clinical_inputs(cohort.patients, config.metrics.clinical), bags, spec)]
+    inputs = {"clinical": _inputs(cohort, config.metrics.clinical, "metrics.clinical")}
     if config.metrics.annotation:
-        column = clinical_inputs(cohort.patients, [config.metrics.annotation], "metrics.annotation")
-        folded.append(run_protocol("annotation", column, bags, spec))
+        inputs["annotation"] = _inputs(cohort, [config.metrics.annotation], "metrics.annotation")
+    folded = [run_protocol(name, own, bags, spec) for name, own in inputs.items()]
     folded += [train_without_tiles(name, one, spec, bags, reporter) for name, one in trained.items()]
     together = join_folded(folded)
     return ClinicalResults(
@@ -93,6 +94,14 @@ def clinical_cohort(
         score(together.predictions, config.metrics, None, together.inner),
         _compared(together.predictions, config, endpoint, list(trained)),
     )
+
+
+def _inputs(cohort: Cohort, columns: Sequence[str], where: str) -> pd.DataFrame:
+    """`clinical_inputs` of the cohort; a class that all patients have is no input."""
+    inputs = clinical_inputs(cohort.patients, columns, where)
+    if inputs.columns.empty:
+        raise MilError(f"{where}: all patients of {cohort.source} have the same {' and '.join(columns)}; name others")
+    return inputs
 
 
 def _bags(cohort: Cohort, config: Config, endpoint: str, covariates: list[str]) -> pd.DataFrame:

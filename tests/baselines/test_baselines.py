@@ -16,13 +16,15 @@ from test_leaks import ENDPOINT, cohort
 from typer.testing import CliRunner
 
 from mil.bags.table import deal_folds
+from mil.baselines.clinical_cohort import clinical_cohort
 from mil.baselines.curves import _ridge
 from mil.baselines.inputs import fused, late_fusion, permuted
 from mil.baselines.protocol import run_protocol
 from mil.cli import app
-from mil.config import EndpointSpec, MetricsSpec
+from mil.config import Config, EndpointSpec, MetricsSpec
 from mil.endpoints import build_endpoint
 from mil.endpoints.binary import PRIMARY
+from mil.errors import MilError
 from mil.metrics.score import primary, score
 from mil.results.results import Results
 from mil.rng import rng
@@ -166,6 +168,24 @@ def test_real_clinical_tables_go_the_way_of_the_command(
         (found.metrics["experiment"] == "clinical_pooled") & (found.metrics["site"] == "training sites")
     ]
     assert 0.55 < pooled[pooled["metric"] == "auroc_within_sites"]["value"].item() < 0.8
+
+
+@pytest.mark.parametrize("key", ["clinical", "annotation"])
+def test_a_clinical_column_of_one_class_is_no_input(key, tmp_path):
+    rows = [f"p{number},A,{number % 2},{40 + number},same" for number in range(12)]
+    (tmp_path / "patients.csv").write_text("\n".join(["patient_id,site,response,age,stage", *rows]) + "\n")
+    config = Config.model_validate(
+        {
+            "cohort": "one",
+            "slides": {"sheet": "none.csv", "patients": str(tmp_path / "patients.csv"), "roles": {"A": "train"}},
+            "endpoints": {"response": {"folds": 2, "inner_folds": 2}},
+            "metrics": {"clinical": ["age"]} | {key: "stage" if key == "annotation" else ["stage"]},
+        }
+    )
+    with pytest.raises(
+        MilError, match=f"metrics.{key}: all patients of .*patients.csv have the same stage; name others"
+    ):
+        clinical_cohort(config, "response")
 
 
 def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monkeypatch):
