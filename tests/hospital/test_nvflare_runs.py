@@ -36,15 +36,18 @@ pytestmark = [
 LOST = "connection lost: its process ended, or was not heard for 10 s (silent_s)"
 
 
+def lost_b(deployment: Deployment, run: str) -> bool:
+    """Whether the server has missed B alone in mid-run; on a busy machine B may also have come too late when the job began."""
+    return any(line["event"] == "waiting" and line["missing"] == {"B": LOST} for line in deployment.ledger(run))
+
+
 def test_a_run_survives_a_killed_site_and_a_killed_server_bit_for_bit(deployment: Deployment, tmp_path: Path) -> None:
     run = Background(deployment, "killed", rehearse=True)
     until(lambda: len(deployment.answered("killed")) >= 1, 300, "the first round")
     until(lambda: deployment.job_process("B") is not None, 60, "the site's job process")
     time.sleep(0.8)
     deployment.kill("B")
-    until(lambda: any(line["event"] == "waiting" for line in deployment.ledger("killed")), 300, "the server misses B")
-    waiting = next(line for line in deployment.ledger("killed") if line["event"] == "waiting")
-    assert waiting["missing"] == {"B": LOST}
+    until(lambda: lost_b(deployment, "killed"), 300, "the server misses B")
     before = len(deployment.answered("killed"))
     deployment.start("B")
     until(lambda: len(deployment.answered("killed")) > before, 300, "the round that B missed")
@@ -58,7 +61,7 @@ def test_a_run_survives_a_killed_site_and_a_killed_server_bit_for_bit(deployment
     assert deployment.ledger("killed")[1]["rehearsal"] == hospital.rehearsal(deployment.hospitals.server)
     stand = hospital.status(deployment.hospitals.server, "killed")
     assert stand.progress.stage == "done"
-    assert [(site, why) for _, site, why in stand.missed][:1] == [("B", LOST)]
+    assert ("B", LOST) in [(site, why) for _, site, why in stand.missed]
 
 
 def test_every_side_holds_the_result_and_the_ledgers_agree(deployment: Deployment) -> None:
@@ -200,16 +203,16 @@ def test_a_site_that_says_nothing_is_one_line_and_the_run_waits_for_it(deploymen
     until(lambda: len(deployment.answered("frozen")) >= 1, 300, "the first round")
     deployment.freeze("B")
     try:
-        until(
-            lambda: any(line["event"] == "waiting" for line in deployment.ledger("frozen")), 90, "the server misses B"
-        )
+        until(lambda: lost_b(deployment, "frozen"), 90, "the server misses B")
         until(lambda: "waiting for B to connect" in run.log.read_text(), 60, "the coordinator waits")
-        assert shown(deployment, "frozen")[1]["B"][-2:] == [1, LOST]
+        *_, missed, why = shown(deployment, "frozen")[1]["B"]
+        assert missed >= 1
+        assert why == LOST
         assert run.thread.is_alive()
     finally:
         deployment.freeze("B", signal.SIGCONT)
     run.finished(600)
-    assert run.log.read_text().count("without B: ") == 1
+    assert run.log.read_text().count(f"without B: {LOST}") == 1
     assert digests_of(deployment, "frozen") == reference(deployment.hospitals, tmp_path)
 
 
