@@ -21,7 +21,7 @@ STEP = (
 @pytest.fixture(scope="module")
 def results():
     script = Path(__file__).with_name("training_memory.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
