@@ -25,6 +25,7 @@ STOPPED = {
     "command goes on from them",
     signal.SIGINT: "interrupted; finished slides are kept, run the same command again to go on",
 }
+STOP_AGAIN_S = 0.5  # Slurm waits 30 s (KillWait) between SIGTERM and SIGKILL
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,13 +42,21 @@ def main() -> None:
 
     SIGTERM (Slurm: time limit, `scancel`, preemption) and SIGINT (Ctrl-C) become one line and exit code 143 or 130, whatever
     exception arrives here after them: C libraries that were calling Python when the signal came (h5py, matplotlib) raise another
-    error in place of `Stopped`.
+    error in place of `Stopped`. Python drops an exception that a signal raises in the callback of a weak reference or in `__del__`:
+    a timer raises it again until the command ends, never while another exception is handled, so that files are still cleaned up.
     """
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
-        received.append(number)
-        raise Stopped
+        first = not received
+        if number in STOPPED:
+            received.append(number)
+        sys.unraisablehook = lambda _: None  # a dropped `Stopped` is no news: the command ends
+        if first and sys.platform != "win32":
+            signal.signal(signal.SIGALRM, stop)
+            signal.setitimer(signal.ITIMER_REAL, STOP_AGAIN_S, STOP_AGAIN_S)
+        if first or number == signal.SIGINT or sys.exc_info()[0] is None:
+            raise Stopped
 
     handled = [number for number in STOPPED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGINT
     for number in handled:
@@ -56,8 +65,13 @@ def main() -> None:
         try:
             app()
         finally:
-            for number in handled:
-                signal.signal(number, signal.SIG_DFL)  # calls `stop` first if a signal is still pending
+            try:
+                for number in handled:
+                    signal.signal(number, signal.SIG_DFL)  # calls `stop` first if a signal is still pending
+            finally:
+                if received and sys.platform != "win32":
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    signal.signal(signal.SIGALRM, signal.SIG_IGN)
     except BaseException as error:  # noqa: BLE001  raised again unless it has a line
         if received and not (isinstance(error, SystemExit) and error.code in {0, None}):
             report_failure(STOPPED[signal.Signals(received[0])])

@@ -27,6 +27,7 @@ from mil.machine import memory_given
 
 MEMORY_SHARE = 0.8  # of the memory that the job may have; a decoder that asks for more gets a MemoryError
 START_S = 300.0
+FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT)  # no decoder ends by these
 READY = b"ready"
 LENGTH = struct.Struct("<Q")
 Answer: TypeAdapter[tuple[Literal["done"], Any, str] | tuple[Literal["slide", "user", "fault"], str, str]] = (
@@ -70,6 +71,11 @@ class Isolated:
                 raise MilError(
                     f"{name}: the process that reads it was killed (SIGKILL), most often for want of memory; give the job more "
                     "memory, the same command goes on from the finished slides"
+                )
+            if -code in FROM_OUTSIDE:
+                raise MilError(
+                    f"{name}: the process that reads it was ended from outside ({signal.Signals(-code).name}); the same command "
+                    "goes on from the finished slides"
                 )
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise SlideError("decoder_crash", f"{name}: the library that decodes it died ({how}); the file is damaged")

@@ -260,6 +260,43 @@ def test_a_signal_is_named_even_where_a_library_turns_it_into_another_error(erro
     assert process.stderr.startswith(line)
 
 
+LOSSES = {
+    "a callback": "    import weakref\n    thing = type('Thing', (), {})()\n    seen = weakref.ref(thing, lambda _: kill())\n    del thing\n",
+    "an error that is dealt with": "    try:\n        try:\n            kill()\n        except BaseException:\n            raise OSError('h5py')\n"
+    "    except OSError:\n        pass\n",
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_signal_whose_exception_is_lost_ends_the_command_all_the_same(loss, tmp_path):
+    """Slurm's SIGTERM came while Python removed a weak reference: the exception was dropped and the job went on until SIGKILL."""
+    code = (
+        "import os, signal, sys, time\nfrom mil import cli\nfrom mil.files import replacing\n"
+        "def kill():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.01)\n"
+        f"def work():\n{LOSSES[loss]}    with replacing('table.csv') as partial:\n"
+        "        partial.write_text('half')\n        time.sleep(20)\n    print('ended')\n"
+        "cli.app = work\ncli.main()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 143
+    assert process.stderr.startswith("error: terminated (SIGTERM)")
+    assert process.stderr.count("\n") == 1
+    assert not process.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_signal_does_not_end_the_cleaning_up_after_the_first(tmp_path):
+    """Slurm and Snakemake both pass SIGTERM on."""
+    code = (
+        "import os, signal, time\nfrom mil import cli\ndef kill():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.01)\n"
+        "def work():\n    try:\n        kill()\n    finally:\n        kill()\n        time.sleep(1)\n        print('cleaned')\n"
+        "cli.app = work\ncli.main()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 143
+    assert process.stdout == "cleaned\n"
+
+
 def test_a_signal_that_comes_after_the_command_prints_no_traceback():
     """Python ends in some tenths of a second, in which the handler of the command would raise where nothing catches it."""
     code = (

@@ -56,9 +56,11 @@ def test_a_dead_decoder_is_one_slides_reason_and_the_next_call_works():
 
 
 def test_a_reader_that_is_killed_from_outside_stops_the_command_and_blames_no_file():
-    """The system kills for want of memory: a slide that was well would be left out of the study."""
+    """The system kills for want of memory, Slurm ends every process of a job: a slide that was well would be left out of the study."""
     with pytest.raises(MilError, match=r"a\.svs: .*killed \(SIGKILL\).*memory"):
         isolated(die, signal.SIGKILL, name="a.svs", timeout_s=30)
+    with pytest.raises(MilError, match=r"a\.svs: .*ended from outside \(SIGTERM\)"):
+        isolated(die, signal.SIGTERM, name="a.svs", timeout_s=30)
     assert isolated(talk, "hello", name="b.svs", timeout_s=30) == "hello!"
 
 
