@@ -178,6 +178,7 @@ def start(folder: Path, arguments: tuple[str, ...], prepare: Callable[[], object
         threadpool_limits(
             1
         )  # a pool of threads that this process had does not cross the fork; waiting for it would never end
+        sys.dont_write_bytecode = True  # Python before 3.12.8 keeps half a file of it where a limit is met
         prepare()
         sys.argv = ["mil", *arguments]
         cli.main()

@@ -183,7 +183,7 @@ def test_a_full_disk_and_a_log_that_cannot_be_written_are_one_line_each(tmp_path
     """A limit on the size of files stands for the full disk: HDF5 tells of both in several lines."""
     write_trident(tmp_path / "theirs", "s1", np.random.default_rng(0).normal(size=(400, 64)))
     arguments = ["convert", "trident", "theirs", "ours", "--mpp", "0.25"]
-    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from mil.cli import main; main()"
+    code = "import resource, sys; sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from mil.cli import main; main()"
     full = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )

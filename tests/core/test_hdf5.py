@@ -170,6 +170,7 @@ def test_a_group_is_no_dataset(tmp_path):
 
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True
 import numpy as np
 from mil import hdf5
 from mil.errors import MilError

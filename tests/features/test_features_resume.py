@@ -115,7 +115,7 @@ def test_killed_again_and_again_nothing_is_lost_or_computed_again(tmp_path):
 def test_a_full_disk_ends_with_one_line_and_no_file(tmp_path):
     slides = make_shard(tmp_path, {"a": 30, "b": 30})
     script = (
-        "import resource, sys, signal\nfrom pathlib import Path\nimport pandas as pd\n"
+        "import resource, sys, signal\nsys.dont_write_bytecode = True\nfrom pathlib import Path\nimport pandas as pd\n"
         "from mil.config import EncoderSpec\nfrom mil.errors import MilError\n"
         "from mil.features.shard import extract_shard\nfrom mil.progress import quiet\n"
         "root = Path(sys.argv[1])\nslides = pd.read_csv(root / 'slides.csv', keep_default_na=False)\n"

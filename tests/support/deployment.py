@@ -22,6 +22,7 @@ from mil.hospital.flare.session import ServerAway, connected, session
 from mil.training.ledger import read
 
 JOB = ("runner_process", "worker_process")
+UNCACHED = {"PYTHONDONTWRITEBYTECODE": "1"}  # before 3.12.8 Python keeps half a file of its cache where a limit is met
 
 
 def free_port() -> int:
@@ -85,7 +86,7 @@ class Deployment:
         for side in sides:
             spec = self.hospitals.server if side == "server" else self.hospitals.site(side)
             words, environment, folder = server_command(spec) if side == "server" else site_command(spec)
-            given = environment | self.environments.get(side, {})
+            given = environment | UNCACHED | self.environments.get(side, {})
             with open(self.log(side), "a") as log:
                 self.processes[side] = psutil.Popen(words, env=given, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
