@@ -21,9 +21,9 @@ from mil.files import reason_of, way_out
 from mil.version import __version__
 
 STOPPED = {
-    signal.SIGTERM: "error: terminated (SIGTERM): time limit, cancelled, or the node was taken away; finished slides are kept, the same "
-    "command goes on from them",
-    signal.SIGINT: "interrupted; finished slides are kept, run the same command again to go on",
+    signal.SIGTERM: "error: terminated (SIGTERM): time limit, cancelled, or the node was taken away; what is finished is kept, the same "
+    "command goes on from there",
+    signal.SIGINT: "interrupted; what is finished is kept, run the same command again to go on",
 }
 STOP_AGAIN_S = 0.5  # Slurm waits 30 s (KillWait) between SIGTERM and SIGKILL
 HELP = {"help_option_names": ["-h", "--help"]}
