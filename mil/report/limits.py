@@ -30,6 +30,11 @@ def limits(results: Results) -> list[str]:
             "other patients of the site are scored with them, and one patient alone is scaled by their own tiles."
             + _scaled_by_few(results)
         )
+    if others := sorted(set(results.endpoints) - {results.endpoint}):
+        said.append(
+            f"Findings and figures are about the endpoint {results.endpoint}; of {', '.join(others)} the tables have the primary "
+            "measure, and each model has a card."
+        )
     if results.config.truth is None:
         said.append("No tile-level truth was given, so attention is shown but not scored.")
     return said

@@ -39,7 +39,7 @@ STORY = (
         "Does federation help?",
         "Every patient of a training site is scored by models that did not see them; external sites were read by no "
         "training or selection step.",
-        tables=("performance", "comparisons", "baseline_comparisons"),
+        tables=("performance", "comparisons", "baseline_comparisons", "further_endpoints"),
     ),
     Chapter(
         "use",

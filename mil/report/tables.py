@@ -100,21 +100,9 @@ def without_label(results: Results) -> ReportTable:
 def performance(results: Results) -> ReportTable:
     """The primary measure of every arm at every site, with its interval or why there is none."""
     kind = results.kind
-    counted = bool(kind.outcome)
-    rows, table = [], primary(results.metrics(*_alike(results)))
-    if len(results.external_sites) == 1:
-        table = table[table["site"] != EXTERNAL_SITES]
-    for row in table.itertuples():
-        cells = [
-            Cell(input_name(results.experiments[row.experiment])),
-            Cell(arm(results, row.experiment, row.trained_on).name),
-            Cell(row.site),
-            Cell(row.split.replace("_", "-")),
-            count(row.patients),
-            Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
-        ]
-        predicted = _endpoint(results, results.experiments[row.experiment].endpoint)
-        rows.append([*predicted, *cells[:5], *([count(row.positives)] if counted else []), *cells[5:]])
+    table, rows = _measured(results, _alike(results))
+    if kind.outcome:
+        rows = [[*row[:-1], count(positives), row[-1]] for row, positives in zip(rows, table["positives"], strict=True)]
     return ReportTable(
         f"{kind.primary.title} by model, strategy and site",
         f"{kind.primary.title} of every model {with_intervals(table, results.config.metrics.confidence)}. "
@@ -122,16 +110,53 @@ def performance(results: Results) -> ReportTable:
         "column method of metrics/*.csv in the results folder says why.",
         [
             *(cell.text for cell in _endpoint(results, "Endpoint")),
-            "Input and model",
-            "Strategy",
-            "Scored on",
-            "Split",
-            "Patients",
-            *([kind.outcome.capitalize()] if counted else []),
+            *SCORED,
+            *([kind.outcome.capitalize()] if kind.outcome else []),
             kind.primary.title,
         ],
         rows,
     )
+
+
+@TABLES.register("further_endpoints")
+def further_endpoints(results: Results) -> ReportTable:
+    """The primary measure of every arm whose endpoint is of another kind than the main one's."""
+    others = [name for name in results.experiments if name not in _alike(results)]
+    if not others:
+        raise Absent("every endpoint of the run is measured alike")
+    table, rows = _measured(results, others)
+    titles = [Cell(results.kind_of(name).primary.title) for name in table["experiment"]]
+    return ReportTable(
+        "Further endpoints",
+        f"The primary measure of every model whose endpoint is of another kind than {results.endpoint}, "
+        f"{with_intervals(table, results.config.metrics.confidence)}. On groups of sites patients are compared within their site. "
+        "Findings and figures are about the main experiment's endpoint; metrics/*.csv in the results folder has every measure of the others.",
+        ["Endpoint", "Measure", *SCORED, "Value"],
+        [[row[0], title, *row[1:]] for row, title in zip(rows, titles, strict=True)],
+    )
+
+
+SCORED = ("Input and model", "Strategy", "Scored on", "Split", "Patients")
+
+
+def _measured(results: Results, names: list[str]) -> tuple[pd.DataFrame, list[list[Cell]]]:
+    """The primary measures of these experiments: the table's rows, and their cells: endpoint (of several), `SCORED`, value."""
+    table = primary(results.metrics(*names))
+    if len(results.external_sites) == 1:
+        table = table[table["site"] != EXTERNAL_SITES]
+    rows = [
+        [
+            *_endpoint(results, results.experiments[row.experiment].endpoint),
+            Cell(input_name(results.experiments[row.experiment])),
+            Cell(arm(results, row.experiment, row.trained_on).name),
+            Cell(row.site),
+            Cell(row.split.replace("_", "-")),
+            count(row.patients),
+            Cell(with_interval(row.value, row.low, row.high), row.value, strong=True),
+        ]
+        for row in table.itertuples()
+    ]
+    return table, rows
 
 
 def _alike(results: Results) -> list[str]:
@@ -318,17 +343,8 @@ def localisation(results: Results) -> ReportTable:
         f"AUROC of attention for tiles that are positive in the truth, {said}. 0.5 is what a model gets that looks at all tiles alike.",
         [
             *(cell.text for cell in _endpoint(results, "Endpoint")),
-            *(
-                "Input and model",
-                "Strategy",
-                "Site",
-                "Patients",
-                "Slides",
-                "Tiles",
-                "Positive tiles",
-                "Over",
-                "Tile AUROC",
-            ),
+            *("Input and model", "Strategy", "Site", "Patients", "Slides", "Tiles", "Positive tiles", "Over"),
+            "Tile AUROC",
         ],
         rows,
     )

@@ -7,6 +7,7 @@ from without_label import FURTHER, with_more_patients
 
 from mil.bags.table import deal_folds
 from mil.config import Config, ExperimentSpec
+from mil.endpoints import build_endpoint
 from mil.figures.ablations import draw as draw_ablations
 from mil.files import write_text
 from mil.metrics.comparison import compare, compare_with
@@ -205,22 +206,33 @@ def test_the_mean_over_slides_counts_only_the_slides_that_were_averaged(results)
 
 
 def test_rows_and_limits_are_of_their_own_endpoint(tmp_path):
-    """Two endpoints of one kind: which row is of which must be seen, and a model card counts its own patients."""
-    names = {"attention_pooled": "response", "attention_fedavg": "response", "colour_fedavg": "her2"}
+    """Endpoints of one kind and of another: which row is of which must be seen, and a model card counts its own patients."""
+    names = {
+        "attention_pooled": "response",
+        "attention_fedavg": "response",
+        "colour_fedavg": "her2",
+        "third_fedavg": "age",
+    }
     stanzas = {name: config_of().experiments[name].model_dump() | {"endpoint": one} for name, one in names.items()}
     folds = {"folds": 2, "inner_folds": 2}
     endpoints = {"response": folds, "her2": folds | {"column": "her2"}}
+    endpoints["age"] = folds | {"column": "age", "kind": "regression"}
     config = config_of(tuple(names), experiments=stanzas, endpoints=endpoints)
     write_text(tmp_path / "config.json", config.to_json())
     bags, tables = {}, {}
-    for endpoint, number in (("response", 12), ("her2", 16)):
+    for endpoint, number in (("response", 12), ("her2", 16), ("age", 14)):
         rows = [(f"{s}{k:02d}", f"{s}{k:02d}-1", s, ROLES[s], k % 2) for s in ROLES for k in range(number)]
         bags[endpoint] = pd.DataFrame(rows, columns=["patient_id", "slides", "site", "role", "label"])
         bags[endpoint] = deal_folds(bags[endpoint], config.endpoints[endpoint])
         write_table(bags[endpoint], tmp_path / f"bags/{endpoint}.csv")
     for name, one in config.selected().items():
-        tables[name] = predictions_of(name, one, bags[one.endpoint])
-        write_table(score(tables[name], config.metrics, one), tmp_path / f"metrics/{name}.csv")
+        predictions, kind = (
+            predictions_of(name, one, bags[one.endpoint]),
+            build_endpoint(config.endpoints[one.endpoint]),
+        )
+        write_table(score(predictions, config.metrics, one, kind=kind), tmp_path / f"metrics/{name}.csv")
+        if kind.two_classes:
+            tables[name] = predictions
     write_table(compare(tables, config.metrics, config.selected()), tmp_path / "metrics/comparisons.csv")
     results = Results.open(tmp_path)
     table = tables_of(results, "performance")
@@ -228,6 +240,10 @@ def test_rows_and_limits_are_of_their_own_endpoint(tmp_path):
     counts = {(row[0].text, row[5].text) for row in table.rows if row[3].text == "A"}
     assert counts == {("response", "12"), ("her2", "16")}
     assert {row[0].text for row in tables_of(results, "comparisons").rows} == {"response"}
+    further = tables_of(results, "further_endpoints")
+    assert {tuple(cell.text for cell in row[:2]) for row in further.rows} == {("age", "Spearman's ρ")}
+    assert {row[6].text for row in further.rows if row[4].text == "A"} == {"14"}
+    assert any("about the endpoint response; of age, her2 the tables" in line for line in limits(results))
     for name, number in (("attention_pooled", 12), ("colour_fedavg", 16)):
         assert f"Few patients: A {number} ({number // 2} positive)" in model_card(results, name)
 
