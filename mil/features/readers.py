@@ -130,7 +130,7 @@ class ProcessReaders:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         package = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "mil.features.reader", str(memory.descriptor), str(memory.size)]
+        command = [sys.executable, "-P", "-m", "mil.features.reader", str(memory.descriptor), str(memory.size)]
         self.selector = selectors.DefaultSelector()
         self.readers: list[Process] = []
         for _ in range(count):

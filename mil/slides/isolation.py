@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -108,7 +108,8 @@ class Isolated:
     def _start(self) -> None:
         self.close()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-c", "from mil.slides.isolation import serve; serve()"]
+        # -P: no file of the working directory, `queue.py` say, stands for a module of Python
+        command = [sys.executable, "-P", "-c", "from mil.slides.isolation import serve; serve()"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None
         answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -140,11 +141,7 @@ def serve() -> None:
     _send(answers, READY)
     while (message := _receive(calls)) is not None:
         order = json.loads(message, object_hook=_restored)
-        module, names = order["function"]
-        function: Any = importlib.import_module(module)
-        for part in names.split("."):
-            function = getattr(function, part)
-        _send(answers, json.dumps(_answer(function, tuple(order["arguments"])), default=_plain).encode())
+        _send(answers, json.dumps(_answer(order["function"], order["arguments"]), default=_plain).encode())
 
 
 def _plain(value: Any) -> Any:
@@ -169,8 +166,12 @@ def _restored(found: dict[str, Any]) -> Any:
     return found
 
 
-def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _answer(place: Sequence[str], arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The answer of the function `place`: module and qualified name."""
     try:
+        function: Any = importlib.import_module(place[0])
+        for part in place[1].split("."):
+            function = getattr(function, part)
         return "done", function(*arguments), ""
     except SlideError as error:
         return "slide", error.state, str(error)

@@ -1,5 +1,6 @@
 """Crashes, hangs and cores: what one bad slide or a small job may cost."""
 
+import importlib
 import os
 import pickle
 import re
@@ -62,6 +63,27 @@ def test_a_reader_that_is_killed_from_outside_stops_the_command_and_blames_no_fi
     with pytest.raises(MilError, match=r"a\.svs: .*ended from outside \(SIGTERM\)"):
         isolated(die, signal.SIGTERM, name="a.svs", timeout_s=30)
     assert isolated(talk, "hello", name="b.svs", timeout_s=30) == "hello!"
+
+
+def test_a_file_of_the_working_directory_stands_for_no_module(tmp_path, monkeypatch):
+    """`grp.py` beside the cohort's sheet made every slide a damaged one."""
+    for name in ("grp", "queue", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise IndexError('not a module')")
+    monkeypatch.chdir(tmp_path)
+    worker = Isolated()
+    assert worker.call(talk, "hello", name="a.svs", timeout_s=30) == "hello!"
+    worker.close()
+
+
+def test_a_fault_before_the_file_is_opened_blames_no_file(tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("def call():\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("broken_module").call
+    (tmp_path / "broken_module.py").write_text("raise IndexError('a release that was half copied')")
+    worker = Isolated()
+    with pytest.raises(RuntimeError, match=r"a\.svs: IndexError"):
+        worker.call(function, name="a.svs", timeout_s=30)
+    worker.close()
 
 
 def test_a_reader_that_cannot_start_stops_the_command_and_blames_no_file(monkeypatch):
