@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from deployment import Deployment, forked_flare, free_port
-from hospitals import PROTOCOL, make_hospitals
+from hospitals import PROTOCOL, features_read_once, make_hospitals
 from slow_line import SlowLine
 from tissue import make_tissue_hospitals, write_tissue
 from wall_clock import COMPILER, WallClock
@@ -17,6 +17,12 @@ EXPERIMENT = {
     "training": {"rounds": 4, "batch_size": 8, "lr": 0.002, "local_epochs": 10},
 }
 """Rounds that are long enough for something to happen in the middle of one."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _features_read_once() -> Iterator[None]:
+    with features_read_once():
+        yield
 
 
 @pytest.fixture(scope="module")

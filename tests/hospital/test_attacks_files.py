@@ -9,8 +9,8 @@ import inprocess
 import pytest
 import torch
 import yaml
-from hospitals import Hospitals, make_hospitals
-from reached_runs import BRIEF, THREE, opened, reached
+from hospitals import SITES, Hospitals, make_hospitals
+from reached_runs import BRIEF, BRIEFEST, THREE, opened, reached
 
 from mil.errors import CorruptFile, MilError
 from mil.hospital.config import FederationSpec, read_federation
@@ -129,11 +129,11 @@ def test_an_account_that_was_lost_is_noticed_under_another_delta(tmp_path: Path)
 def finished(three: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PartyKey]]:
     """Copies of the ledgers of all parties of a run, and their keys; the result lies beside them."""
     folder, run = tmp_path_factory.mktemp("ledgers"), tmp_path_factory.mktemp("finished")
-    hospitals = make_hospitals(folder / "h", sites=THREE, experiment=BRIEF)
+    hospitals = make_hospitals(folder / "h", experiment=BRIEFEST)
     inprocess.run(Server(hospitals.protocol, "run", run), opened(hospitals))
     shutil.copytree(run / "result", folder / "result")
     found = {}
-    for party in ("server", *THREE):
+    for party in ("server", *SITES):
         workspace = run if party == "server" else Path(hospitals.site(party).workspace)
         shutil.copy(workspace / "ledger.jsonl", folder / f"{party}.jsonl")
         found[party] = (folder / f"{party}.jsonl", PartyKey(workspace))
@@ -217,7 +217,7 @@ def test_a_file_that_was_put_into_or_taken_out_of_a_result_is_named(finished) ->
 
 def test_metrics_of_two_runs_are_withheld_where_one_patient_was_replaced(tmp_path: Path) -> None:
     """As many patients and positives as before: only who they are tells that the difference is of two patients."""
-    hospitals = make_hospitals(tmp_path)
+    hospitals = make_hospitals(tmp_path, experiment=BRIEFEST)
     path = Path(hospitals.site("C").results) / "bags" / "response.csv"
     found = {}
     for run in ("first", "second", "third"):

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hospitals import PROTOCOL, Bad, Hospitals, edited, make_hospitals
+from hospitals import PROTOCOL, Hospitals, edited, make_hospitals, resigned
 from private_federation import PRIVATE, TRAINING
-from reached_runs import BRIEF, THREE, opened, reached, until_kind
+from reached_runs import BRIEF, BRIEFEST, THREE, Reached, opened, reached, until_kind
 from safetensors.torch import load
 from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -27,7 +27,7 @@ from mil.hospital.site import Site
 
 pytestmark = pytest.mark.slow
 
-AGED = {**BRIEF, "covariates": ["age"]}
+AGED = {**BRIEFEST, "covariates": ["age"]}
 SUMS = {"sites": THREE, "metrics": "sums"}
 
 
@@ -143,10 +143,10 @@ def test_an_age_that_became_known_between_two_runs_is_not_the_difference_of_two_
 
 def test_a_table_that_is_as_it_was_is_summed_again(tmp_path: Path) -> None:
     hospitals = with_ages(tmp_path, sites={**THREE, "A": ("train", 72)}, metrics="sums")
-    for name in ("first", "second", "third"):
-        inprocess.run(Server(hospitals.protocol, name, tmp_path / name), opened(hospitals))
-        if name == "second":
-            rewritten(hospitals, "A", lambda table: table.iloc[:-24])  # twelve of each class
+    inprocess.run(Server(hospitals.protocol, "first", tmp_path / "first"), opened(hospitals))
+    reached(hospitals, tmp_path / "second", "train")
+    rewritten(hospitals, "A", lambda table: table.iloc[:-24])  # twelve of each class
+    reached(hospitals, tmp_path / "third", "train")
 
 
 # The same masks
@@ -154,7 +154,7 @@ def test_a_table_that_is_as_it_was_is_summed_again(tmp_path: Path) -> None:
 
 def test_the_same_masks_do_not_hide_two_answers(tmp_path: Path) -> None:
     """A stricter site.yaml between two answers to the same question: their difference would be the site's metrics."""
-    hospitals = make_hospitals(tmp_path, experiment=BRIEF, **SUMS)
+    hospitals = make_hospitals(tmp_path, experiment=BRIEFEST, **SUMS)
     run = reached(hospitals, tmp_path / "run", "finish")
     first = load(run.sites["A"].answer(run.question))["metrics"]
     assert torch.equal(first, load(Site.open(hospitals.site("A")).answer(run.question))["metrics"])
@@ -180,8 +180,13 @@ def many(name: str, numbers: list[float], row: int | None = None) -> Callable[[b
 
 
 @pytest.fixture(scope="module")
-def pooled(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
-    return with_ages(tmp_path_factory.mktemp("pooled"), **SUMS)
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Reached, dict[str, bytes]]]:
+    """A run at each kind of question with its honest answers; an answer that is refused changes nothing."""
+    found, hospitals = {}, with_ages(tmp_path_factory.mktemp("pooled"), **SUMS)
+    for kind in ("moments", "finish"):
+        run = reached(hospitals, tmp_path_factory.mktemp(kind), kind)
+        found[kind] = run, {name: run.sites[name].answer(run.question) for name in run.server.asked}
+    return found
 
 
 @pytest.mark.parametrize(
@@ -196,13 +201,11 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
     ],
 )
 def test_a_masked_sum_of_patients_that_there_are_not_stops_the_round(
-    pooled: Hospitals, tmp_path: Path, kind: str, name: str, numbers: list[float], said: str
+    pooled: dict[str, tuple[Reached, dict[str, bytes]]], kind: str, name: str, numbers: list[float], said: str
 ) -> None:
-    sites = opened(pooled)
+    run, answers = pooled[kind]
     with pytest.raises(PayloadError, match=said):
-        inprocess.run(
-            Server(pooled.protocol, tmp_path.name, tmp_path), {**sites, "B": Bad(sites["B"], kind, many(name, numbers))}
-        )
+        run.server.receive({**answers, "B": resigned(many(name, numbers)(answers["B"]), run.sites["B"])}, {})
 
 
 # Privacy

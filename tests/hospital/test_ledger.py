@@ -79,8 +79,8 @@ def test_untouched_ledgers_agree(finished: Hospitals) -> None:
     assert found.faults == []
     asked = [line for line in read(server) if line["event"] == "answered"]
     assert found.answers == sum(len(line["answered"]) for line in asked)
-    assert found.lines["A"] == 14  # key, join, twice moments, 3 + 3 rounds, watch, finish, its own result, closed
-    assert len(read_record(sites["A"])) == 14
+    assert found.lines["A"] == 12  # key, join, twice moments, 2 + 2 rounds, watch, finish, its own result, closed
+    assert len(read_record(sites["A"])) == 12
 
 
 def test_a_change_anywhere_breaks_the_chain(finished: Hospitals, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import inprocess
@@ -31,11 +33,16 @@ COMPARED = (
 )  # every how manyth inner model; 4 meets every outer and inner fold
 RUNS = itertools.count()  # a name belongs to one protocol
 SGD = {"rounds": 3, "batch_size": 8, "lr": 0.05, "optimiser": "sgd", "scaling": "standard"}  # moments cross, too
+FULL = {**PROTOCOL["experiment"], "training": {"rounds": 3, "batch_size": 8, "lr": 0.01}}
 HEART = {"fedavg", "scaffold", "fedper", "cyclic", "median", "fedadam"}
 """Of each way of aggregating a strategy; `make test-all` has all of them."""
 SPECIAL = {
     "scaffold": {"training": SGD},
-    "cyclic": {"strategy": {"name": "cyclic", "shuffled": True}},
+    "fedavg by sgd": {"training": SGD, "strategy": "fedavg"},
+    "cyclic": {
+        "strategy": {"name": "cyclic", "shuffled": True},
+        "training": {"rounds": 2, "batch_size": 8, "lr": 0.01},
+    },
     "finetune": {"strategy": {"name": "finetune", "epochs": 2, "base": "cyclic"}},
     "fedavg": {"training": {"rounds": 3, "batch_size": 8, "lr": 0.01, "imbalance": "weights", "local_epochs": 2}},
     "fedprox": {"strategy": {"name": "fedprox", "mu": 0.1, "participation": 0.5}},
@@ -49,8 +56,24 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
     return make_hospitals(tmp_path_factory.mktemp("federation"))
 
 
+@pytest.fixture(scope="module")
+def compared(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Server]:
+    """A strategy -> its run, compared with the reference once, however many tests ask for it."""
+
+    @cache
+    def run_of(strategy: str) -> Server:
+        members = hospitals.protocol.model_dump(mode="json")["sites"]
+        if strategy == "fedper":  # an external site would have no layers of its own
+            members.pop("C")
+        with rewrite_protocol(hospitals, experiment=experiment(strategy), sites=members):
+            folder = tmp_path_factory.mktemp("compared")
+            return compare_with_reference(hospitals, folder, folder.name)
+
+    return run_of
+
+
 def experiment(strategy: str) -> dict:
-    return {**PROTOCOL["experiment"], "strategy": strategy, **SPECIAL.get(strategy, {})}
+    return {**FULL, "strategy": strategy, **SPECIAL.get(strategy, {})}
 
 
 def run(hospitals: Hospitals, folder: Path, sites: dict[str, Site], after=None) -> Server:
@@ -71,23 +94,19 @@ def opened(hospitals: Hospitals) -> dict[str, Site]:
         if kind.between_hospitals
     ],
 )
-def test_every_round_has_the_reference_driver_s_digest(hospitals: Hospitals, tmp_path: Path, strategy: str) -> None:
-    members = hospitals.protocol.model_dump(mode="json")["sites"]
-    if strategy == "fedper":  # an external site would have no layers of its own
-        members.pop("C")
-    with rewrite_protocol(hospitals, experiment=experiment(strategy), sites=members):
-        compare_with_reference(hospitals, tmp_path, strategy)
+def test_every_round_has_the_reference_driver_s_digest(compared: Callable[[str], Server], strategy: str) -> None:
+    compared(strategy)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=pytest.mark.extended), "scaffold"])
+@pytest.mark.parametrize("strategy", [pytest.param("fedavg by sgd", marks=pytest.mark.extended), "scaffold"])
 def test_sums_of_32_bits_have_the_reference_driver_s_digests_and_half_the_bytes(
-    hospitals: Hospitals, tmp_path: Path, strategy: str
+    hospitals: Hospitals, compared: Callable[[str], Server], tmp_path: Path, strategy: str
 ) -> None:
-    bytes_sent, states = {}, {}
-    for bits in (64, 32):
-        own = {**PROTOCOL["experiment"], "training": SGD, "strategy": {"name": strategy, "sum_bits": bits}}
-        with rewrite_protocol(hospitals, experiment=own):
-            server = compare_with_reference(hospitals, tmp_path / f"{bits}", f"{strategy}-{bits}")
+    bytes_sent, states, servers = {}, {}, {64: compared(strategy)}
+    own = experiment(strategy)
+    with rewrite_protocol(hospitals, experiment={**own, "strategy": {"name": own["strategy"], "sum_bits": 32}}):
+        servers[32] = compare_with_reference(hospitals, tmp_path, f"{own['strategy']}-32")
+    for bits, server in servers.items():
         states[bits] = server.stages.state
         trained = [line for line in map(json.loads, server.ledger.lines) if line.get("kind") == "train"]
         bytes_sent[bits] = trained[-1]["answered"]["A"]["bytes"]
@@ -99,7 +118,7 @@ def test_sums_of_32_bits_have_the_reference_driver_s_digests_and_half_the_bytes(
 
 def test_a_change_that_needs_64_bits_is_refused_in_a_line_that_says_so(hospitals: Hospitals, tmp_path: Path) -> None:
     training = {"rounds": 1, "batch_size": 8, "lr": 3.0}
-    own = {**PROTOCOL["experiment"], "training": training, "strategy": {"name": "fedavg", "sum_bits": 32}}
+    own = {**FULL, "training": training, "strategy": {"name": "fedavg", "sum_bits": 32}}
     with rewrite_protocol(hospitals, experiment=own), pytest.raises(SitesMissing, match="A: refused: payload"):
         run(hospitals, tmp_path, opened(hospitals))
     last = read(Path(hospitals.site("A").workspace) / "ledger.jsonl")[-1]
@@ -112,7 +131,7 @@ def test_a_search_and_replicas_are_more_models_with_the_reference_driver_s_diges
 ) -> None:
     training = {"rounds": 2, "batch_size": 8, "replicas": 2, "patience": 1}
     more = {"training": training, "search": {"lr": [0.001, 0.03], "weight_decay": [0.0, 0.1]}}
-    with rewrite_protocol(hospitals, experiment={**PROTOCOL["experiment"], **more}):
+    with rewrite_protocol(hospitals, experiment={**FULL, **more}):
         server = compare_with_reference(hospitals, tmp_path, "search")
         assert len(server.stages.progress.rounds) == 3 * 2
         assert len(set(server.stages.progress.choices)) > 1 or server.stages.progress.choices[0] > 0
@@ -184,7 +203,7 @@ def test_a_run_between_hospitals_is_that_of_mil_train(
     """Selected rounds, scales and models of the vectorised driver on all rows at once, to 1e-5."""
     long = {**SGD, "rounds": 6, "patience": patience}
     strategy = {"name": "fedadam", "participation": participation}
-    changed = {**PROTOCOL["experiment"], "training": long, "strategy": strategy}
+    changed = {**FULL, "training": long, "strategy": strategy}
     with rewrite_protocol(hospitals, experiment=changed):
         sites = opened(hospitals)
         server = run(hospitals, tmp_path, sites)
@@ -212,7 +231,7 @@ def test_searches_and_personal_strategies_are_those_of_mil_train(
     hospitals: Hospitals, tmp_path: Path, case: str
 ) -> None:
     """Candidates, rounds and every model, a site's own included, of the vectorised driver on all rows at once."""
-    changed = {**PROTOCOL["experiment"], "training": SGD, **LIKE_TRAIN[case]}
+    changed = {**FULL, "training": SGD, **LIKE_TRAIN[case]}
     members = {name: one for name, one in hospitals.protocol.model_dump(mode="json")["sites"].items() if name != "C"}
     with rewrite_protocol(hospitals, experiment=changed, sites=members):
         sites = {name: Site.open(hospitals.site(name)) for name in "AB"}
@@ -240,10 +259,12 @@ def train_on_all(hospitals: Hospitals, sites: dict[str, Site]) -> Run:
     return train(hospitals.protocol.experiment, hospitals.protocol.endpoint, bags, store, quiet())
 
 
-def test_scaffold_goes_on_exactly_after_a_round_that_did_not_count(hospitals: Hospitals, tmp_path: Path) -> None:
+def test_scaffold_goes_on_exactly_after_a_round_that_did_not_count(
+    hospitals: Hospitals, compared: Callable[[str], Server], tmp_path: Path
+) -> None:
     """B is lost in every second attempt: A's controls must not move by a round that is asked again."""
+    plain = compared("scaffold")
     with rewrite_protocol(hospitals, experiment=experiment("scaffold")):
-        plain = run(hospitals, tmp_path / "plain", opened(hospitals))
         sites = opened(hospitals)
         server = Server(hospitals.protocol, "torn", tmp_path / "torn")
         attempt = 0
@@ -266,7 +287,7 @@ def test_scaffold_goes_on_exactly_after_a_round_that_did_not_count(hospitals: Ho
 
 def test_covariates_and_regression_cross_as_moments(tmp_path: Path) -> None:
     """An endpoint whose target is scaled, with a covariate that is not always known."""
-    own = {**PROTOCOL["experiment"], "covariates": ["age"]}
+    own = {**FULL, "covariates": ["age"]}
     endpoint = {**PROTOCOL["endpoint"], "kind": "regression"}
     hospitals = make_hospitals(tmp_path, experiment=own, endpoint=endpoint)
     for name in "ABC":

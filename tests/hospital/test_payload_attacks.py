@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from hospitals import PROTOCOL, SEEN, Hospitals, edited, make_hospitals
-from reached_runs import opened, until_kind
+from reached_runs import BRIEFEST, Reached, opened, reached, until_kind
 
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec
@@ -48,6 +48,12 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
     return make_hospitals(tmp_path_factory.mktemp("federation"), **SEEN)
 
 
+@pytest.fixture(scope="module")
+def training(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Reached:
+    """At the first round, which nobody has answered; a question that is refused changes nothing."""
+    return reached(hospitals, tmp_path_factory.mktemp("odd"), "train")
+
+
 # A server
 
 
@@ -70,10 +76,10 @@ def _tensors(blob: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"round": 4}, "round 4 is not among the 3"),
+        ({"round": 3}, "round 3 is not among the 2"),
         ({"round": 0}, "round 0"),
         ({"round": -1}, "round -1"),
-        ({"used": [0, 4]}, "beyond the protocol"),
+        ({"used": [0, 3]}, "beyond the protocol"),
         ({"used": [-1, 0]}, "beyond the protocol"),
         ({"used": [0]}, "has not 2 numbers"),
         ({"choices": [0]}, "choices"),
@@ -84,13 +90,9 @@ def _tensors(blob: bytes) -> bytes:
         ({"encoder": "python:evil.py:make"}, "value 'encoder' is not on the list"),
     ],
 )
-def test_what_is_not_of_the_protocol_is_not_answered(
-    hospitals: Hospitals, tmp_path: Path, values: dict, said: str
-) -> None:
-    sites = opened(hospitals)
-    question = until_kind(Server(hospitals.protocol, "odd", tmp_path), sites, "train")
+def test_what_is_not_of_the_protocol_is_not_answered(training: Reached, values: dict, said: str) -> None:
     with pytest.raises(PayloadError, match=said):
-        sites["A"].answer(edited(question, **values))
+        training.sites["A"].answer(edited(training.question, **values))
 
 
 def test_losses_are_told_of_whole_sets_of_inner_folds_only(hospitals: Hospitals, tmp_path: Path) -> None:
@@ -102,16 +104,15 @@ def test_losses_are_told_of_whole_sets_of_inner_folds_only(hospitals: Hospitals,
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_not_trained_on(hospitals: Hospitals, tmp_path: Path, value: float) -> None:
-    sites = opened(hospitals)
-    question = until_kind(Server(hospitals.protocol, "nan", tmp_path), sites, "train")
+def test_weights_that_are_no_numbers_are_not_trained_on(training: Reached, value: float) -> None:
     with pytest.raises(PayloadError, match=r"'score\.bias' holds NaN or infinity"):
-        sites["A"].answer(edited(question, lambda found: {**found, "score.bias": found["score.bias"] + value}))
+        training.sites["A"].answer(
+            edited(training.question, lambda found: {**found, "score.bias": found["score.bias"] + value})
+        )
 
 
-def test_an_update_that_overflows_does_not_leave_the_site(hospitals: Hospitals, tmp_path: Path) -> None:
-    sites = opened(hospitals)
-    question = until_kind(Server(hospitals.protocol, "huge", tmp_path), sites, "train")
+def test_an_update_that_overflows_does_not_leave_the_site(training: Reached) -> None:
+    sites, question = training.sites, training.question
     with pytest.raises(PayloadError, match=r"site A, answer to 'train': .*holds NaN or infinity"):
         sites["A"].answer(edited(question, lambda found: {**found, "score.weight": found["score.weight"] * 0 + 3e38}))
     last = json.loads(sites["A"].ledger.lines[-1])
@@ -135,7 +136,7 @@ def test_a_run_that_the_hospital_has_not_agreed_to_is_refused_but_for_its_canary
 
 def test_two_runs_whose_patients_differ_by_few_are_not_both_told_of(tmp_path: Path) -> None:
     """Two patients more in the second run: the difference of the metrics would be theirs alone."""
-    hospitals = make_hospitals(tmp_path)
+    hospitals = make_hospitals(tmp_path, experiment=BRIEFEST)
     for run, dropped in {"first": 2, "second": 0, "third": 2, "fourth": 25}.items():
         path = Path(hospitals.site("C").results) / "bags" / "response.csv"
         whole = path.read_text()

@@ -7,8 +7,8 @@ from pathlib import Path
 import inprocess
 import pytest
 import torch
-from hospitals import PROTOCOL, SEEN, Bad, Hospitals, edited, make_hospitals, rewrite_protocol
-from reached_runs import opened, until_kind
+from hospitals import PROTOCOL, SEEN, Bad, Hospitals, edited, make_hospitals, resigned, rewrite_protocol
+from reached_runs import Reached, opened, reached, until_kind
 
 from mil.errors import MilError
 from mil.hospital.alarms import stand_apart
@@ -24,6 +24,20 @@ pytestmark = pytest.mark.slow
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
     torch.set_num_threads(1)
     return make_hospitals(tmp_path_factory.mktemp("federation"), **SEEN)
+
+
+@pytest.fixture(scope="module")
+def claiming(
+    hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Reached, dict[str, bytes]]]:
+    """A run at each kind of question with its honest answers; an answer that is refused changes nothing."""
+    found, members = {}, hospitals.protocol.model_dump(mode="json")["sites"]
+    members["A"]["patients"] = 60
+    with rewrite_protocol(hospitals, sites=members):
+        for kind in ("join", "moments", "train", "watch", "finish"):
+            run = reached(hospitals, tmp_path_factory.mktemp(kind), kind)
+            found[kind] = run, {name: run.sites[name].answer(run.question) for name in run.server.asked}
+    return found
 
 
 def many(number: int):
@@ -81,16 +95,11 @@ def told(**numbers: float):
     ],
 )
 def test_a_site_that_claims_too_much_is_refused(
-    hospitals: Hospitals, tmp_path: Path, kind: str, change, said: str
+    claiming: dict[str, tuple[Reached, dict[str, bytes]]], kind: str, change, said: str
 ) -> None:
-    members = hospitals.protocol.model_dump(mode="json")["sites"]
-    members["A"]["patients"] = 60
-    with rewrite_protocol(hospitals, sites=members):
-        sites = opened(hospitals)
-        with pytest.raises(SitesMissing, match=f"A: refused.*{said}"):
-            inprocess.run(
-                Server(hospitals.protocol, tmp_path.name, tmp_path), {**sites, "A": Bad(sites["A"], kind, change)}
-            )
+    run, answers = claiming[kind]
+    with pytest.raises(SitesMissing, match=f"A: refused.*{said}"):
+        run.server.receive({**answers, "A": resigned(change(answers["A"]), run.sites["A"])}, {})
 
 
 def test_a_site_that_decides_alone_raises_an_alarm(hospitals: Hospitals, tmp_path: Path) -> None:

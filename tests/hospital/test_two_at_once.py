@@ -1,15 +1,18 @@
 """Two processes that do at once what one may do: two jobs on one site, two servers, two coordinators, two runs."""
 
 import os
-import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from deployment import until
+from forks import PROCESSES
 from hospitals import PROTOCOL, SEEN, Hospitals, edited, make_hospitals
 
 from mil.hospital import coordinator, own_data
+from mil.hospital.flare.processes import become
 from mil.hospital.own_data import Busy, alone
 from mil.hospital.payload import PayloadError, header
 from mil.hospital.privacy import BudgetSpent
@@ -81,17 +84,34 @@ def test_a_second_coordinator_of_a_run_and_a_second_start_are_refused_in_one_lin
         coordinator.run(hospitals.server, "first", quiet())
     kit = tmp_path / "workspace" / "kit"
     kit.mkdir(parents=True)
-    code = (
-        "import sys; from pathlib import Path; from mil.hospital.flare.processes import become; "
-        "become(([sys.executable, '-c', 'input(chr(62))'], {}, Path(sys.argv[1])), 'mil site join as A')"
-    )
-    command = [sys.executable, "-c", code, str(kit)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        said = f"mil site join as A: runs until it is stopped; FLARE's log is {kit / 'log.txt'}\n>".encode()
-        assert running.stdout.read(len(said)) == said
-        second = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        assert f"Busy: mil site join as A: process {running.pid} does so already" in second.stderr
-        running.kill()
-    third = subprocess.run(command, capture_output=True, text=True, check=False, input="\n")
-    assert (third.returncode, third.stdout) == (0, said.decode())
+    said = f"mil site join as A: runs until it is stopped; FLARE's log is {kit / 'log.txt'}\n>"
+    os.mkfifo(tmp_path / "first.in")
+    first = started(kit, tmp_path / "first")
+    try:
+        until(lambda: (tmp_path / "first.out").read_text() == said, 60, "the first runs")
+        second = started(kit, tmp_path / "second")
+        second.join()
+        told = (tmp_path / "second.out").read_text()
+        assert f"Busy: mil site join as A: process {first.pid} does so already" in told
+    finally:
+        first.kill()
+        first.join()
+    (tmp_path / "third.in").write_text("\n")
+    third = started(kit, tmp_path / "third")
+    third.join()
+    assert (third.exitcode, (tmp_path / "third.out").read_text()) == (0, said)
+
+
+def started(kit: Path, files: Path) -> BaseProcess:
+    """A process that becomes one on this kit, waits for a line of `files`.in and writes into `files`.out."""
+    files.with_suffix(".out").touch()
+    process = PROCESSES.Process(target=_become, args=(kit, files))
+    process.start()
+    return process
+
+
+def _become(kit: Path, files: Path) -> None:
+    flags = os.O_RDWR | os.O_CREAT  # a pipe opened like this waits for no writer
+    for number, suffix in enumerate((".in", ".out", ".out")):
+        os.dup2(os.open(files.with_suffix(suffix), flags | os.O_APPEND), number)
+    become(([sys.executable, "-c", "input(chr(62))"], {}, kit), "mil site join as A")

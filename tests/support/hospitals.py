@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -26,6 +28,7 @@ from mil.hospital.payload import Message, header
 from mil.hospital.relay import signed_content
 from mil.hospital.site import Site
 from mil.tables import write_table
+from mil.training import store
 
 SITES = {"A": ("train", 48), "B": ("train", 52), "C": ("external", 30)}
 WIDTH = 12
@@ -36,7 +39,7 @@ PROTOCOL = {
         "endpoint": "response",
         "model": {"name": "gated_attention", "hidden": 16, "attention": 8},
         "strategy": "fedavg",
-        "training": {"rounds": 3, "batch_size": 8, "lr": 0.01},
+        "training": {"rounds": 2, "batch_size": 16, "lr": 0.01},
     },
     "endpoint": {"folds": 3, "inner_folds": 3},
     "payload": {"max_mb_a_round": 2.0},
@@ -150,6 +153,31 @@ def feature_files(site: str, patients: int) -> dict[str, bytes]:
                     file.annotate({"encoder": "toy", "weights_sha256": "0" * 64, "tile_mpp": 0.5, "size_px": 224})
                 found[slide] = path.read_bytes()
     return found
+
+
+def once(read: Callable) -> Callable:
+    """A reader of a file that parses the same bytes once in this process."""
+    known: dict[tuple, Any] = {}
+
+    def found(path: Path, *more: object) -> Any:
+        key = (path.read_bytes() if path.is_file() else path, *more)
+        if key not in known:
+            known[key] = read(path, *more)
+        return known[key]
+
+    return found
+
+
+READ_ONCE = {name: once(getattr(store, name)) for name in ("described_features", "read_tiles")}
+"""Of the feature files: HDF5 takes 5 ms for each of the 58 of a site."""
+
+
+@contextmanager
+def features_read_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, read in READ_ONCE.items():
+            patch.setattr(store, name, read)
+        yield
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from hospitals import PROTOCOL, Hospitals
 from mil.hospital.server import Server
 from mil.hospital.site import Site
 
-BRIEF = {**PROTOCOL["experiment"], "training": {"rounds": 2, "batch_size": 8, "lr": 0.01}}
+BRIEF = {**PROTOCOL["experiment"], "training": {"rounds": 2, "batch_size": 16, "lr": 0.01}}
+BRIEFEST = {**BRIEF, "training": {**BRIEF["training"], "rounds": 1}}
 THREE = {**dict.fromkeys("ABD", ("train", 48)), "C": ("external", 30)}
 
 
