@@ -148,7 +148,7 @@ def near_earlier(whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: 
     Nearly: of one class or covariate, patients that are in one of the two runs only are some, but fewer than `small_cells`.
     """
     for entry in (json.loads(line) for line in ledger if '"judged"' in line or '"known"' in line):
-        if entry["event"] not in {"result", "answered"}:
+        if "endpoint" not in entry:  # a run has such a name
             continue
         pairs = [
             (one, entry["known"][name]) for name, one in whom.get("known", {}).items() if name in entry.get("known", {})

@@ -116,7 +116,7 @@ class Budget:
 
     def hold_against(self, ledger: Sequence[str]) -> None:
         """Raise where the site's ledger has rounds that stand in no charge, or a larger epsilon: charges were cut off the account."""
-        known = [json.loads(line) for line in ledger if '"epsilon"' in line]
+        known = [entry for line in ledger if '"epsilon"' in line and "epsilon" in (entry := json.loads(line))]
         most = max((line["epsilon"] for line in known if line.get("delta") == self.delta), default=0.0)
         lost = {(line["run"], line["round"]) for line in known if "round" in line} - {
             (one["run"], one["round"]) for one in self._charges()

@@ -7,10 +7,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import inprocess
 import pytest
 import torch
-from hospitals import Hospitals, make_hospitals
-from reached_runs import BRIEF, THREE, opened
+from hospitals import Hospitals, make_hospitals, rewrite_protocol
+from private_federation import PRIVATE
+from reached_runs import BRIEF, BRIEFEST, THREE, opened, reached
 from typer.testing import CliRunner
 
 from mil.commands.hospital import ledger as ledger_commands
@@ -23,6 +25,7 @@ from mil.hospital.keys import PartyKey
 from mil.hospital.page import call_for
 from mil.hospital.record import LedgerFile, read_record
 from mil.hospital.server import Server
+from mil.hospital.site import Site
 from mil.hospital.watch import Watched, parts_or_fault
 from mil.progress import quiet
 from mil.training.ledger import Ledger
@@ -213,3 +216,25 @@ def test_a_command_that_no_shell_reads_is_a_line(copied: Hospitals, command) -> 
     own = "A/site.yaml" if command is site_commands else "server/server.yaml"
     with pytest.raises(MilError, match="--notify"):
         CliRunner().invoke(command, ["watch", str(copied.folder / own), "--notify", "mail 'it"], catch_exceptions=False)
+
+
+# Names that are words of the record
+
+
+@pytest.mark.parametrize("name", ["known", "judged"])
+def test_a_run_with_the_name_of_a_key_of_the_ledger_locks_nobody_out(tmp_path: Path, name: str) -> None:
+    """The coordinator names the runs, and a site searches its ledger for what earlier runs told."""
+    hospitals = make_hospitals(tmp_path, experiment=BRIEFEST)
+    sites = opened(hospitals)
+    for run in (name, "next"):
+        inprocess.run(Server(hospitals.protocol, run, tmp_path / run), sites)
+        assert (tmp_path / run / "result" / "sites.csv").is_file()
+
+
+def test_rounds_of_a_run_named_epsilon_are_no_rounds_that_were_not_charged(tmp_path: Path) -> None:
+    own = {**BRIEFEST, "training": {**BRIEFEST["training"], "scaling": "none"}}
+    hospitals = make_hospitals(tmp_path, experiment=own)
+    run = reached(hospitals, tmp_path / "epsilon", "train")
+    assert run.sites["A"].answer(run.question)
+    with rewrite_protocol(hospitals, privacy=PRIVATE.model_dump(mode="json")):
+        assert Site.open(hospitals.site("A")).budget is not None
