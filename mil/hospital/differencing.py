@@ -145,7 +145,8 @@ def _digest(secret: bytes, text: str) -> str:
 def near_earlier(whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: int) -> str:
     """The earlier run that told of nearly the same patients, and by how many they differ; blank where there is none.
 
-    Nearly: of one class or covariate, patients that are in one of the two runs only are some, but fewer than `small_cells`.
+    Nearly: of one class or covariate, patients that are in one of the two runs only are some, but fewer than `small_cells`. An
+    endpoint of another name may have the same labels: with it, the classes that both have are compared.
     """
     for entry in (json.loads(line) for line in ledger if '"judged"' in line or '"known"' in line):
         if "endpoint" not in entry:  # a run has such a name
@@ -153,9 +154,10 @@ def near_earlier(whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: 
         pairs = [
             (one, entry["known"][name]) for name, one in whom.get("known", {}).items() if name in entry.get("known", {})
         ]
-        if entry["endpoint"] == endpoint and "judged" in whom and "judged" in entry:
+        if "judged" in whom and "judged" in entry:
             now, before = whom["judged"], entry["judged"]
-            pairs += [(now.get(group, ()), before.get(group, ())) for group in {*now, *before}]
+            groups = {*now, *before} if entry["endpoint"] == endpoint else now.keys() & before.keys()
+            pairs += [(now.get(group, ()), before.get(group, ())) for group in groups]
         for changed in (len(set(one) ^ set(other)) for one, other in pairs):
             if 0 < changed < small_cells:
                 return f"run {entry['run']} of patients of whom {changed} differ"

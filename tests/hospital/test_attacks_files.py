@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import inprocess
+import pandas as pd
 import pytest
 import torch
 import yaml
-from hospitals import SITES, Hospitals, make_hospitals
+from hospitals import SITES, Hospitals, make_hospitals, rewrite_protocol
 from reached_runs import BRIEF, BRIEFEST, THREE, opened, reached
 
 from mil.errors import CorruptFile, MilError
@@ -216,7 +217,9 @@ def test_a_file_that_was_put_into_or_taken_out_of_a_result_is_named(finished) ->
 
 
 def test_metrics_of_two_runs_are_withheld_where_one_patient_was_replaced(tmp_path: Path) -> None:
-    """As many patients and positives as before: only who they are tells that the difference is of two patients."""
+    """As many patients and positives as before: only who they are tells that the difference is of two patients. The same labels as
+    another endpoint, and another patient replaced, are no way around.
+    """
     hospitals = make_hospitals(tmp_path, experiment=BRIEFEST)
     path = Path(hospitals.site("C").results) / "bags" / "response.csv"
     found = {}
@@ -232,3 +235,12 @@ def test_metrics_of_two_runs_are_withheld_where_one_patient_was_replaced(tmp_pat
         ]
         found[run] = [line["patients"] for line in ledger if line["event"] == "result"][-1]
     assert found == {"first": 29, "second": None, "third": 29}
+    for site in hospitals.protocol.sites:
+        table = Path(hospitals.site(site).results) / "bags" / "response.csv"
+        lines = table.read_text().splitlines(keepends=True)
+        table.with_name("renamed.csv").write_text("".join(lines[:3] + lines[4:] if site == "C" else lines))
+    with rewrite_protocol(hospitals, experiment={**BRIEFEST, "endpoint": "renamed"}):
+        inprocess.run(Server(hospitals.protocol, "fourth", tmp_path / "fourth"), opened(hospitals))
+    table = pd.read_csv(tmp_path / "fourth" / "result" / "sites.csv").set_index("site")
+    assert pd.isna(table.loc["C", "patients"])
+    assert table.loc["A", "patients"] == 48
