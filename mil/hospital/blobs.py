@@ -20,8 +20,8 @@ from mil.files import replacing
 
 NAMES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8}
 """Types of tensors as safetensors names them."""
-HEADER, AT_ONCE, LONGEST_HEADER = 8, 2**22, 100_000_000
-"""Bytes: of the header's length, copied at once, and of the longest header, which is safetensors' own limit."""
+HEADER, AT_ONCE, LONGEST_HEADER = 8, 2**22, 2**22
+"""Bytes: of the header's length, copied at once, and of the longest header that is read: as JSON it may take forty times as much memory."""
 
 
 @dataclass(frozen=True)

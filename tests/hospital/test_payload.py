@@ -47,6 +47,19 @@ def test_a_message_comes_out_as_it_went_in() -> None:
     assert header(blob, "A") == {"kind": "train", "values": VALUES}
 
 
+def test_a_header_that_would_fill_the_memory_is_not_read() -> None:
+    """As JSON, 15 MB of empty lists take 600 MB before anything of them is refused; the header of a long search has some 2 MB."""
+    blob = pack(message(), FORM, 1e9, "A")
+    size = int.from_bytes(blob[:8], "little")
+    for more, fits in ((2**20, True), (2**22, False)):
+        padded = (size + more).to_bytes(8, "little") + blob[8 : 8 + size] + b" " * more + blob[8 + size :]
+        if fits:
+            assert unpack(padded, FORM, 1e9, "server").values == VALUES
+        else:
+            with pytest.raises(PayloadError, match="not a message of ours"):
+                unpack(padded, FORM, 1e9, "server")
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
