@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -119,9 +120,12 @@ def disk_short(error: Exception) -> DiskShort | None:
 
 
 def told_of(error: Exception, spec: SiteSpec) -> str:
-    """What the ledger, which others get to read, says of an error: not where the site's folders are; of a fault of the program its kind."""
+    """What the ledger, which others get to read, says of an error: not where the site's folders are, nor the name of a slide, which
+    may be that of a patient; of a fault of the program its kind.
+    """
     said = str(error) if isinstance(error, MilError) else f"an error of the program: {type(error).__name__}"
-    return said.replace(spec.workspace, "workspace").replace(spec.results, "results")
+    said = said.replace(spec.workspace, "workspace").replace(spec.results, "results")
+    return re.sub(r"(results/sites/.*?/)[^/]*\.h5", r"\1<slide>.h5", said)
 
 
 def only_answer(spec: SiteSpec, wait_s: float) -> AbstractContextManager[int]:

@@ -163,6 +163,23 @@ def test_a_spoilt_file_of_the_site_s_own_is_named_without_its_place(training: Re
     path.write_bytes(whole)
 
 
+def test_a_damaged_feature_file_is_in_the_record_without_the_name_of_its_slide(
+    three: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of slides may hold those of patients, and the ledger is shown to the other parties. The error itself names the file."""
+    shutil.copytree(three.folder, tmp_path / "copy")
+    hospitals = Hospitals(tmp_path / "copy")
+    monkeypatch.setattr("mil.training.store.memory_given", lambda: 2000)  # tiles stay in their files
+    run = reached(hospitals, tmp_path / "damaged", "train")
+    for path in (Path(hospitals.site("A").results) / "sites" / "A" / "features" / "toy").glob("*.h5"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptFile, match=r"A-\d+-\d\.h5"):
+        run.sites["A"].answer(run.question)
+    said = json.loads(run.sites["A"].ledger.lines[-1])["reason"]
+    assert said.startswith("results/sites/A/features/toy/<slide>.h5: ")
+    assert "A-" not in said
+
+
 def test_an_update_that_no_sum_can_hold_does_not_leave_the_site(tmp_path: Path) -> None:
     wild = {"rounds": 2, "batch_size": 8, "lr": 1e8, "optimiser": "sgd"}
     hospitals = make_hospitals(tmp_path, experiment={**BRIEF, "training": wild})
