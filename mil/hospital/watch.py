@@ -193,11 +193,13 @@ def events_of(entries: Sequence[Entry]) -> Iterator[Event]:
 
 
 def silence(entries: Sequence[Entry], longest_s: float) -> str:
-    """A sentence where a run that is not over has had no line for more than `longest_s`; blank otherwise."""
+    """A sentence where a run that is not over has had no line for more than `longest_s`, or where the clock cannot tell; blank otherwise."""
     last = entries[-1] if entries else {}
     if last.get("event") not in {"answered", "lost", "started", "resumed"} or "time" not in last:
         return ""
     age = (datetime.now(UTC) - datetime.fromisoformat(last["time"])).total_seconds()
+    if age < -longest_s:
+        return f"the last line is dated {-age:.0f} s after this machine's time, so that silence is not noticed; correct the clock"
     return (
         f"no line for {age:.0f} s, where {longest_s:g} s (timeout_s and silent_s) are the longest"
         if age > longest_s

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from mil.hospital.parties import ServerSpec, SiteSpec
 from mil.hospital.record import LedgerFile
 from mil.hospital.server import Server
 from mil.hospital.site import Site
-from mil.hospital.watch import Watched, events_of, parts_or_fault
+from mil.hospital.watch import Watched, events_of, parts_or_fault, silence
 from mil.local_page import LocalPage
 from mil.progress import quiet
 
@@ -139,10 +140,18 @@ def test_a_run_that_has_had_no_line_for_too_long_is_told_once(finished: Hospital
     ledger = LedgerFile(tmp_path / "ledger.jsonl", "B", PartyKey(tmp_path))
     ledger.add({"event": "answered", "run": "first", "kind": "join"})
     assert list(watched.news()) == []
-    watched.silent_s = -1.0
+    watched.silent_s = 0.0
     assert [event.kind for event in watched.news()] == ["silence"]
     assert list(watched.news()) == []
     assert [one.kind for one in events_of([{"event": "refused", "reason": "x"}])] == ["refusal"]
+
+
+def test_a_clock_that_was_set_back_is_said_where_silence_is_looked_for() -> None:
+    """For as long as the last line lies ahead, no silence would be noticed."""
+    for hours, said in ((0, ""), (-2, "no line for 7"), (2, "dated 7")):
+        time = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+        found = silence([{"event": "answered", "time": time}], 600.0)
+        assert (said in found) if said else (found == "")
 
 
 @needs_browser
