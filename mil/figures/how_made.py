@@ -14,6 +14,8 @@ IN_WORDS = {
 }
 """What the column `method` says -> words for readers; other methods are named as in the table."""
 MOST_SITES = 5
+UNKNOWN = "these patients do not show how much the difference varies"
+"""Why a difference has no test though patients are enough: its estimated variance is 0."""
 
 
 def method_in_words(method: str) -> str:
@@ -29,10 +31,8 @@ def with_intervals(table: pd.DataFrame, confidence: float) -> str:
     shown = table.reindex(columns=["value", "low", "method"]).dropna(subset="value")
     there = shown["low"].notna()
     reasons = shown.loc[~there, "method"].dropna().astype(str)
-    if reasons.str.endswith("needed").all():
-        reason = "there are too few patients"
-    else:
-        reason = "the column “method” of the values says why"
+    few = bool(reasons.map(is_few).all())
+    reason = "there are too few patients" if few else "the column “method” of the values says why"
     if not there.any():
         return f"without intervals ({reason})" if len(shown) else "without intervals"
     said = sorted({method_in_words(method) for method in shown.loc[there, "method"].dropna()})
@@ -40,20 +40,31 @@ def with_intervals(table: pd.DataFrame, confidence: float) -> str:
     return f"with {confidence:.0%} intervals" + (f" ({'; '.join(said)})" if said else "")
 
 
+def is_few(method: str) -> bool:
+    """Whether the column `method` says that patients (or pairs of them) are too few for an interval or a test."""
+    return method.endswith("needed")
+
+
 def how_tested(table: pd.DataFrame) -> str:
-    """The tests of the differences shown and the sites where patients are too few for one: one or two sentences.
+    """The tests of the differences shown, and the sites where there is none, with the reason.
 
     From the columns difference, p, method and site.
     """
     shown = table.dropna(subset="difference")
-    tested = shown["p"].notna()
+    tested, few = shown["p"].notna(), shown["method"].astype(str).map(is_few)
     said = sorted({method_in_words(str(method)) for method in shown.loc[tested, "method"]})
+    reasons = {"patients are too few": ~tested & few, UNKNOWN: ~tested & ~few}
+    untested = {reason: _places(shown.loc[rows, "site"]) for reason, rows in reasons.items() if rows.any()}
     if not said:
-        return "No difference is tested: there are too few patients."
-    untested = list(dict.fromkeys(shown.loc[~tested, "site"].astype(str)))
-    where = ", ".join(untested) if len(untested) <= MOST_SITES else f"{len(untested)} sites"
-    none = f" Differences without a test, since patients are too few: {where}." if untested else ""
+        where = (f"{reason} ({places})" for reason, places in untested.items())
+        return f"No difference is tested: {next(iter(untested)) if len(untested) == 1 else '; '.join(where)}."
+    none = "".join(f" Differences without a test, since {reason}: {places}." for reason, places in untested.items())
     return f"Test{'s' if len(said) > 1 else ''}: {'; '.join(said)}.{none}"
+
+
+def _places(sites: pd.Series) -> str:
+    named = list(dict.fromkeys(sites.astype(str)))
+    return ", ".join(named) if len(named) <= MOST_SITES else f"{len(named)} sites"
 
 
 def correction(table: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mil.figures.arms import arm, baseline_arm, input_name
 from mil.figures.cohort_table import p_words
-from mil.figures.how_made import how_tested, method_in_words
+from mil.figures.how_made import how_tested, is_few, method_in_words
 from mil.figures.layout import capital, signed, with_interval
 from mil.figures.style import strategy_name
 from mil.metrics.score import primary
@@ -128,7 +128,8 @@ def _performance(results: Results) -> Claim | None:
     name = f"{strategy_name(experiment.strategy.name)} ({input_name(experiment)})"
     kind = results.kind
     if not np.isfinite(row["low"]):
-        text = f"On {row['site']} there are too few patients to say whether {name} does better than chance"
+        few = "there are too few patients to say" if is_few(str(row["method"])) else "it cannot be said"
+        text = f"On {row['site']} {few} whether {name} does better than chance"
     elif row["low"] > (kind.primary.chance or 0.0):
         text = f"On {row['site']} {name} {kind.better}"
     elif row["high"] < (kind.primary.chance or 0.0):
@@ -149,15 +150,20 @@ def _performance(results: Results) -> Claim | None:
 
 def _left_out(results: Results, row: pd.Series) -> str:
     """The sites of a group whose patients are in no pair; '' where all sites count, or predictions are not here."""
-    place = (row["trained_on"], row["split"], row["site"])
+    sites = list(_unpaired(results, results.main, row["trained_on"], row))
+    reason = f"no {results.kind.primary.title} can be formed there"
+    return f" It leaves out the patients of {_enumerated(sites)}: {reason}." if sites else ""
+
+
+def _unpaired(results: Results, experiment: str, trained_on: str, row: pd.Series) -> dict[str, int]:
+    """Patients of each site of the row's split and group of sites that are in no pair of the arm's measure."""
+    place = (trained_on, row["split"], row["site"])
     with suppress(Absent):
-        for scope in results.scopes(results.main):
+        for scope in results.scopes(experiment):
             if (scope.trained_on, scope.split, scope.site) == place:
                 parts = scope.table.groupby("site")
-                sites = [str(site) for site, part in parts if not results.kind.has_within(part)]
-                reason = f"no {results.kind.primary.title} can be formed there"
-                return f" It leaves out the patients of {_enumerated(sites)}: {reason}." if sites else ""
-    return ""
+                return {str(site): len(part) for site, part in parts if not results.kind.has_within(part)}
+    return {}
 
 
 def _below_chance(results: Results, row: pd.Series) -> str:
@@ -221,6 +227,7 @@ def _comparisons(results: Results, name: str, factors: tuple[str, ...]) -> pd.Da
     turned = turned.assign(
         second=turned["first"],
         second_trained_on=turned["first_trained_on"],
+        first_trained_on=turned["second_trained_on"],
         difference=-turned["difference"],
         low_adjusted=-turned["high_adjusted"],
         high_adjusted=-turned["low_adjusted"],
@@ -258,13 +265,18 @@ def _differences(results: Results, experiment: str, rows: pd.DataFrame, others: 
     elif tested:
         text = f"On {site} no difference in {title} between {name} and {others} can be told from chance."
     else:
-        text = f"On {site} there are too few patients to test {name} against {others}."
+        few = rows["method"].astype(str).map(is_few).all()
+        why = f"there are too few patients to test {name}" if few else f"{name} cannot be tested"
+        text = f"On {site} {why} against {others}."
     correction = str(rows["correction"].iloc[0]).split(",")[0]
     listed, more = "; ".join(said[:MOST_LISTED]), rows["difference"].iloc[MOST_LISTED:]
     if len(more):
         listed += f"; {len(more)} others {signed(more.min())} to {signed(more.max())}"
     how = f" {1 - level:.0%} intervals and p after {correction}'s correction." if tested else ""
-    numbers = f"{title} of {name} less that of: {listed}.{how} {how_tested(rows)} Paired on {int(rows['patients'].max())} patients."
+    counted = int(rows["patients"].max())
+    row = rows.loc[rows["patients"].idxmax()]
+    counted -= sum(_unpaired(results, experiment, row["first_trained_on"], row).values())
+    numbers = f"{title} of {name} less that of: {listed}.{how} {how_tested(rows)} Paired on {counted} patients."
     caution = " A difference that cannot be told from chance is not shown to be none." if open_ and tested else ""
     return Claim(text, numbers + caution)
 

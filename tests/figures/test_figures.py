@@ -263,7 +263,11 @@ def test_intervals_and_tests_are_described_by_the_rows_shown():
         }
     )  # fmt: skip
     assert how_tested(differences) == "Test: DeLong, paired. Differences without a test, since patients are too few: B."
-    assert how_tested(differences[1:]) == "No difference is tested: there are too few patients."
+    assert how_tested(differences[1:]) == "No difference is tested: patients are too few."
+    unvaried = differences.assign(p=[np.nan, np.nan])
+    unknown = "these patients do not show how much the difference varies"
+    assert how_tested(unvaried[:1]) == f"No difference is tested: {unknown}."
+    assert how_tested(unvaried) == f"No difference is tested: patients are too few (B); {unknown} (A)."
     assert correction(differences) == "Holm's correction over 1 comparison of model on single sites"
     assert correction(differences[1:]) == ""
 

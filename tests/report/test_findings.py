@@ -1,5 +1,7 @@
 """What the report says of a run with three families, three encoders and five sites, one of them with a single class."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,6 +146,29 @@ def test_the_measure_says_whose_patients_are_not_in_it(results):
     said = claims(results)[bool(leak_warning(results))].numbers
     assert "28 patients" in said
     assert "It leaves out the patients of Y: no AUROC can be formed there." in said
+
+
+def test_differences_count_the_patients_of_sites_that_have_pairs(results):
+    """Y has 14 patients of one class: of 28 external patients, 14 are set against one another."""
+    numbers = [claim.numbers for claim in claims(results) if "less that of" in claim.numbers]
+    assert len(numbers) == 2
+    assert all("Paired on 14 patients." in said for said in numbers)
+
+
+def test_a_measure_and_differences_that_do_not_vary_do_not_blame_the_number_of_patients(results, tmp_path):
+    """No interval and no test though there are patients enough: the reason is that of the column `method`."""
+    shutil.copytree(results.folder / "metrics", tmp_path / "metrics")
+    for path in (tmp_path / "metrics").glob("*.csv"):
+        table = pd.read_csv(path)
+        if "difference" in table:
+            blank = dict.fromkeys(["low", "high", "p", "low_adjusted", "high_adjusted", "p_adjusted"], np.nan)
+            table.assign(method="DeLong, paired", **blank).to_csv(path, index=False)
+        elif path.stem == results.main:
+            table.assign(low=np.nan, high=np.nan, method="the resamples do not vary").to_csv(path, index=False)
+    said = " ".join(claim.text + claim.numbers for claim in claims(Results(tmp_path, results.config)))
+    assert "it cannot be said whether" in said
+    assert "cannot be tested against" in said
+    assert "too few" not in said
 
 
 def test_encoders_and_models_are_drawn_where_any_strategy_has_several(results):
