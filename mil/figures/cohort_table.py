@@ -10,7 +10,7 @@ from mil.figures.layout import capital
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import column_name
 from mil.figures.table import table_picture
-from mil.metrics.cohort import TILES
+from mil.metrics.cohort import MAX_LEVELS, TILES, without_rows
 from mil.results.results import Results
 from mil.tables import by_slide
 
@@ -33,8 +33,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "Patients who are used, by site. Numbers: median [quartiles]; classes: count (share of the patients with a "
             "value). p: difference between the sites, Kruskal-Wallis test for numbers, chi-squared test for classes (by "
             "9,999 permutations where an expected count is below 5); not corrected for the number of rows."
+            + _without_rows(results)
         ),
     )
+
+
+def _without_rows(results: Results) -> str:
+    names = ", ".join(column_name(name) for name in without_rows(results))
+    return f" Columns of more than {MAX_LEVELS} different texts have no row: {names}." if names else ""
 
 
 def _fixed_rows(results: Results, bags: pd.DataFrame, sites: list[str]) -> Iterator[list[str]]:

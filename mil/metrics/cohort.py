@@ -44,10 +44,7 @@ def characteristics(results: "Results", confidence: float) -> pd.DataFrame:
         patients = results.patients().set_index("patient_id")
     except Absent:
         return pd.DataFrame(rows, columns=COHORT)
-    endpoints = {endpoint.column for endpoint in results.config.endpoints.values()}
-    for column in [name for name in patients.columns if name not in {*endpoints, *NAMING}]:
-        values = patients.loc[patients.index.intersection(bags["patient_id"]), column]
-        values = values[values != ""]
+    for column, values in _clinical(results, patients.loc[patients.index.intersection(bags["patient_id"])]):
         numbers = pd.to_numeric(values, errors="coerce")
         if values.empty:
             continue
@@ -58,6 +55,24 @@ def characteristics(results: "Results", confidence: float) -> pd.DataFrame:
         elif values.nunique() <= MAX_LEVELS:
             rows += _levels(str(column), values, site_of, confidence)
     return pd.DataFrame(rows, columns=COHORT)
+
+
+def without_rows(results: "Results") -> list[str]:
+    """Columns of the patient table that have no row, since they hold more than `MAX_LEVELS` different texts: diagnoses, dates, remarks."""
+    try:
+        patients = results.patients().set_index("patient_id")
+    except Absent:
+        return []
+    used = patients.loc[patients.index.intersection(results.bags(results.endpoint)["patient_id"])]
+    described = set(results.cohort()["variable"])
+    return [name for name, values in _clinical(results, used) if len(values) and name not in described]
+
+
+def _clinical(results: "Results", patients: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """The columns of `patients` that are no endpoint's and describe a patient, with the cells that are filled."""
+    endpoints = {endpoint.column for endpoint in results.config.endpoints.values()}
+    for column in [name for name in patients.columns if name not in {*endpoints, *NAMING}]:
+        yield str(column), patients.loc[patients[column] != "", column]
 
 
 def _measure(name: str, values: pd.Series, site_of: pd.Series) -> Iterator[Row]:

@@ -247,6 +247,16 @@ def test_captions_name_the_methods_of_the_table_of_metrics_and_no_other(results,
     assert not re.search("DeLong|Newcombe|held out:", caption)
 
 
+def test_the_cohort_table_names_the_columns_that_it_leaves_out(results, tmp_path):
+    """A ward of nine names has no row; a column without a cell needs none."""
+    patients = results.patients().assign(blank="", ward=[f"ward {n % 9}" for n in range(len(results.patients()))])
+    patients.to_csv(tmp_path / "patients.csv", index=False)
+    slides = results.config.slides.model_copy(update={"patients": str(tmp_path / "patients.csv")})
+    wider = Results(results.folder, results.config.model_copy(update={"slides": slides}))
+    said, usual = (FIGURES["cohort_table"].draw(one, one.config.figures).caption for one in (wider, results))
+    assert said == f"{usual} Columns of more than 8 different texts have no row: Ward."
+
+
 def test_intervals_and_tests_are_described_by_the_rows_shown():
     few = "no interval: 8 positive and 11 negative patients in pairs; 10 of each needed"
     rows = pd.DataFrame(
