@@ -91,8 +91,10 @@ def auprc(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Bounds:
 
 @INTERVALS.register("brier")
 def brier(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Bounds:
-    """A mean of squares: its standard error on the logit scale."""
+    """A mean of squares: its standard error on the logit scale. It is known where every score is 0.5: all patients have 0.25."""
     squares = (scores - labels) ** 2
+    if np.abs(scores - 0.5).max() <= LEAST:
+        return Bounds(0.25, 0.25, "exact, every score is 0.5")
     error = float(squares.std(ddof=1) / np.sqrt(len(squares))) if len(squares) > 1 else np.nan
     return on_logit_scale(float(squares.mean()), error, len(squares) - 1, confidence, len(squares), "mean")
 
