@@ -63,9 +63,10 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Sequence[np.ndarray], y: Sequence[Any] | np.ndarray, groups: Any = None) -> "MILClassifier":
         """Train on bags `X` with labels `y`; `groups` has the site of each bag (default, where nothing is federated: one site).
 
-        Raises `MilError` where `groups` are missing and the strategy is federated, or a setting is unknown or a site has too few patients of a class for the folds.
+        Raises `MilError` where `groups` are missing and the strategy is federated, a setting is unknown, labels are no
+        classes, or a site has too few patients of a class for the folds.
         """
-        bags, labels, experiment = _bags(X), _filled("labels", y), self._experiment()
+        bags, labels, experiment = _bags(X), _labels(y), self._experiment()
         strategy = experiment.strategy
         if groups is None and strategy.of_rounds.federated:
             raise MilError(
@@ -80,6 +81,13 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise MilError(f"every label is {labels[0] if len(labels) else 'missing'}; two classes are needed")
         codes = np.searchsorted(classes, labels)
+        counts = np.bincount(codes)
+        if len(classes) > 2 and counts.min() < 2:
+            rare, alone = classes[counts.argmin()], int((counts == 1).sum())
+            raise MilError(
+                f"{alone} of {len(classes)} classes have 1 patient (the first is {rare}), who cannot be both trained on and tested; "
+                "join classes, or leave these patients out"
+            )
         endpoint = self._endpoint(len(classes))
         table = _table(len(bags), sites, "train")
         table["label"] = codes if len(classes) == 2 else [str(code) for code in codes]
@@ -154,6 +162,22 @@ def _filled(what: str, values: Any) -> np.ndarray:
         what = f"{what} have shape {array.shape}" if array.ndim != 1 else f"{what} hold a missing value at {missing[0]}"
         raise MilError(f"{what}; give one value per patient, and leave out patients without one")
     return array
+
+
+def _labels(y: Any) -> np.ndarray:
+    """Labels as an array (patients,): texts, or whole numbers (True and False among them)."""
+    labels = _filled("labels", y)
+    kinds = {"text" if isinstance(label, str) else "number" if np.isscalar(label) else "other" for label in y}
+    if len(kinds) > 1:
+        raise MilError(
+            f"labels are of several types ({', '.join(sorted(kinds))}); give all as text, or all as whole numbers"
+        )
+    fractions = labels[labels % 1 != 0] if labels.dtype.kind == "f" else labels[:0]
+    if len(fractions):
+        raise MilError(
+            f"label {fractions[0]:g} is not a class; give classes, or train on numbers with an endpoint of kind regression in `mil train`"
+        )
+    return labels
 
 
 def _table(count: int, sites: np.ndarray, role: str) -> pd.DataFrame:
