@@ -88,8 +88,21 @@ def make_bags(
     bags = bags.sort_values(["site", "patient_id"], ignore_index=True)
     lost = {name: "no_label" if name in listed else "no_patient" for name in set(slides.index) - set(targets.index)}
     table = flow(census, roles, set(used) & set(targets.index), lost)
+    _refuse_none(table)
     check_classes(bags, roles, endpoint)
     return deal_folds(bags, endpoint), table
+
+
+def _refuse_none(flow: pd.DataFrame) -> None:
+    """Raise where slides of training sites were given, and none is used, with the reasons: the flow table is not written then."""
+    train = flow[flow["role"] == "train"]
+    if len(train) and not train.loc[train["step"] == "used", "patients"].any():
+        out = train[train["step"] == "excluded"]
+        reasons = ", ".join(f"{row.site}: {row.slides} slides {row.reason}" for row in out.itertuples())
+        raise MilError(
+            f"no patient of a training site is left ({reasons}); the tables census/SITE.csv say why of each slide, "
+            "the patient table has the labels"
+        )
 
 
 def covariate_columns(cohort: "Cohort", covariates: Sequence[str]) -> pd.DataFrame:
@@ -165,7 +178,9 @@ def check_classes(bags: pd.DataFrame, roles: Mapping[str, str], endpoint: Endpoi
     """
     train, column = bags[(bags["role"] == "train") & has_label(bags)], endpoint.event or endpoint.column
     if train.empty and (bags.empty or "train" in roles.values()):
-        raise MilError("no patient of a training site is left; see the flow table for what was excluded and why")
+        raise MilError(
+            "no patient of a training site has a label; fill the patient table, or change the roles of the sites"
+        )
     for site, members in train.groupby("site", sort=True):
         if not build_endpoint(endpoint).outcome:
             if len(members) < 2 * endpoint.folds:

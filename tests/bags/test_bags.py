@@ -118,6 +118,16 @@ def test_a_hospital_that_is_external_has_bags_without_folds():
         make_bags(cohort, own.iloc[:0], {"A": "external"}, ENDPOINT)
 
 
+def test_where_no_training_patient_is_left_the_reasons_are_in_the_message():
+    """The flow table is not written then."""
+    cohort, census = make_cohort()
+    none = census.assign(state="unreadable_features")
+    with pytest.raises(
+        MilError, match=r"training site is left \(A: \d+ slides unreadable_features, B: \d+ slides unread"
+    ):
+        make_bags(cohort, none, ROLES, ENDPOINT)
+
+
 @pytest.mark.parametrize(
     "endpoint",
     [ENDPOINT, ENDPOINT.model_copy(update={"kind": "multiclass", "classes": ("0", "1")})],
