@@ -144,7 +144,8 @@ def _performance(results: Results) -> Claim | None:
     )
     return Claim(
         f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
-        f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}.{_left_out(results, row)}{_below_chance(results, row)}",
+        f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}."
+        f"{_left_out(results, row)}{_no_external(results, row)}{_below_chance(results, row)}",
     )
 
 
@@ -153,6 +154,16 @@ def _left_out(results: Results, row: pd.Series) -> str:
     sites = list(_unpaired(results, results.main, row["trained_on"], row))
     reason = f"no {results.kind.primary.title} can be formed there"
     return f" It leaves out the patients of {_enumerated(sites)}: {reason}." if sites else ""
+
+
+def _no_external(results: Results, row: pd.Series) -> str:
+    """Why the measure is of the training sites though there are external ones; '' where that is not so."""
+    table = primary(results.metrics(results.main))
+    external = table[table["site"] == EXTERNAL_SITES]
+    if row["site"] != TRAINING_SITES or external.empty:
+        return ""
+    reason = str(external["method"].iloc[0]).removeprefix("not defined: ")
+    return f" On {EXTERNAL_SITES} no {results.kind.primary.title} is defined: {reason}."
 
 
 def _unpaired(results: Results, experiment: str, trained_on: str, row: pd.Series) -> dict[str, int]:

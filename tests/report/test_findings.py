@@ -148,6 +148,17 @@ def test_the_measure_says_whose_patients_are_not_in_it(results):
     assert "It leaves out the patients of Y: no AUROC can be formed there." in said
 
 
+def test_a_finding_on_training_sites_says_why_there_is_none_on_external_ones(results, tmp_path):
+    shutil.copytree(results.folder / "metrics", tmp_path / "metrics")
+    path = tmp_path / f"metrics/{results.main}.csv"
+    table, reason = pd.read_csv(path), "not defined: patients of one class only"
+    table.loc[table["split"] == "external", ["value", "low", "high", "method"]] = [np.nan, np.nan, np.nan, reason]
+    table.to_csv(path, index=False)
+    said = [claim.numbers for claim in claims(Results(tmp_path, results.config)) if "less that of" not in claim.numbers]
+    assert any("On external sites no AUROC is defined: patients of one class only." in numbers for numbers in said)
+    assert not any("On external sites no AUROC" in claim.numbers for claim in claims(results))
+
+
 def test_differences_count_the_patients_of_sites_that_have_pairs(results):
     """Y has 14 patients of one class: of 28 external patients, 14 are set against one another."""
     numbers = [claim.numbers for claim in claims(results) if "less that of" in claim.numbers]
