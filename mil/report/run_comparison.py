@@ -24,7 +24,7 @@ from mil.tables import by_slide, read_table, require_columns
 
 MOST = 6  # runs; more columns do not fit a page
 MOST_LETTERS = 160  # of a setting's value
-ARM = ["experiment", "trained_on", "split", "site"]
+ARM = ["experiment", "trained_on", "split", "site"]  # with the endpoint, since baselines of several have one name
 SHOWN = ["metric", "value", "low", "high", "method", "patients", "primary"]
 
 
@@ -63,13 +63,15 @@ class ComparedRun:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """The primary measure of every arm of the run's experiments and baselines, at every site."""
-        paths = [self.folder / "metrics" / f"{name}.csv" for name in self.settings["run"]]
-        paths += [self.folder / "baselines" / name / "metrics.csv" for name in self.kinds]
+        used = self.used("experiments")
+        paths = {self.folder / "metrics" / f"{name}.csv": stanza["endpoint"] for name, stanza in used.items()}
+        paths |= {self.folder / "baselines" / name / "metrics.csv": name for name in self.kinds}
         tables = []
-        for path in (path for path in paths if path.is_file()):
-            table = read_table(path)
-            require_columns(table, [*ARM, *SHOWN], str(path))
-            tables.append(primary(table))
+        for path, endpoint in paths.items():
+            if path.is_file():
+                table = read_table(path)
+                require_columns(table, [*ARM, *SHOWN], str(path))
+                tables.append(primary(table).assign(endpoint=endpoint))
         filled = [table for table in tables if len(table)]
         if not filled:
             raise MilError(f"{self.folder}: has no metrics of its experiments; finish the run, then compare")
@@ -165,15 +167,16 @@ def _settings(runs: list[ComparedRun]) -> ReportTable:
 
 
 def _measures(runs: list[ComparedRun]) -> ReportTable:
-    """A row per arm and site, a column per run."""
+    """A row per endpoint, arm and site, a column per run; the endpoint is shown where there are several."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for run in runs:
         for row in run.metrics.itertuples():
-            key = (*(str(getattr(row, name)) for name in ARM), str(row.metric))
+            key = (*(str(getattr(row, name)) for name in ("endpoint", *ARM)), str(row.metric))
             found.setdefault(key, {})[run.letter] = row
-    rows = []
-    for (experiment, trained_on, split, site, metric), by_run in found.items():
-        cells = [Cell(experiment), Cell(trained_on), Cell(site), Cell(split.replace("_", "-")), Cell(_measure(metric))]
+    rows, several = [], len({endpoint for endpoint, *_ in found}) > 1
+    for (endpoint, experiment, trained_on, split, site, metric), by_run in found.items():
+        cells = [Cell(endpoint)] * several
+        cells += [Cell(experiment), Cell(trained_on), Cell(site), Cell(split.replace("_", "-")), Cell(_measure(metric))]
         for run in runs:
             row = by_run.get(run.letter)
             if row is None:
@@ -185,7 +188,15 @@ def _measures(runs: list[ComparedRun]) -> ReportTable:
     return ReportTable(
         "The primary measure of each arm",
         "With its interval and the number of patients, as in each run's metrics. –: the run has no such arm.",
-        ["Experiment", "Trained on", "Scored on", "Split", "Measure", *(run.name for run in runs)],
+        [
+            *["Endpoint"] * several,
+            "Experiment",
+            "Trained on",
+            "Scored on",
+            "Split",
+            "Measure",
+            *(run.name for run in runs),
+        ],
         rows,
     )
 

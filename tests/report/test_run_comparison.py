@@ -77,6 +77,24 @@ def test_each_number_is_that_of_the_runs_tables(runs, tmp_path):
     assert all(cells[1] == "–" for cells in alone)
 
 
+def test_arms_of_several_endpoints_are_rows_of_their_own(runs, tmp_path):
+    """Their baselines have the same names, and the second endpoint's stood for both."""
+    for run in runs:
+        shutil.copytree(run, tmp_path / run.name)
+    folders = [tmp_path / run.name for run in runs]
+    for folder in folders[:1]:
+        edited(folder, lambda settings: settings["endpoints"].update(grade=settings["endpoints"]["response"]))
+        edited(folder, lambda settings: settings["experiments"]["mean_fedavg"].update(endpoint="grade"))
+        shutil.copy(folder / "bags/response.csv", folder / "bags/grade.csv")
+        known = read_table(folder / "baselines/response/metrics.csv")
+        write_table(known.assign(value=0.125), folder / "baselines/grade/metrics.csv")
+    rows = rows_of(compare_runs(folders, tmp_path / "page.html"), "measures")
+    of = [row for row in rows if row[1] == "clinical_pooled" and row[3] == "external sites"]
+    assert [row[0] for row in of] == ["response", "grade"]
+    assert [row[6].startswith("0.12") for row in of] == [False, True]
+    assert [row[7].startswith("–") for row in of] == [False, True]  # the other run has no such endpoint
+
+
 def test_settings_that_differ_and_no_others_are_listed(runs, tmp_path):
     keys = {row[0]: row[1:] for row in rows_of(compare_runs(runs, tmp_path / "page.html"), "settings")}
     assert keys.pop("experiments.attention_fedavg.training.lr")[1] == "0.125"
