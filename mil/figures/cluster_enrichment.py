@@ -46,9 +46,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"Share of each of {len(table)} clusters of tiles (k-means on features of {results.experiments[results.main].encoder}, standardised within each site, "
             "without labels) in the tiles of positive and of negative patients; dots are patients, lines medians. p: Mann-Whitney test with Benjamini and Hochberg's "
-            "correction. The tiles are in the next figure."
+            f"correction.{_where(results)}"
         ),
     )
+
+
+def _where(results: Results) -> str:
+    """Where tiles of the clusters are shown; '' where all sites joined with features alone, so that there are none."""
+    return " The tiles are in the next figure." if set(results.sites) - set(results.config.slides.features) else ""
 
 
 def cluster_name(number: int) -> str:

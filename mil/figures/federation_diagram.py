@@ -10,6 +10,7 @@ from mil.figures.layout import arrow, fitted, rounded_box
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import DOUBLE_MM, FAINT, INK, SOFT, centred, new_figure, readable, site_colour, strategy_name
 from mil.results.results import Absent, Results
+from mil.strategies.strategy import Strategy
 from mil.tables import by_slide
 
 HEIGHT_MM, BOX_MM, WALL_MM, SERVER_MM = 90.0, 36.0, 25.0, 66.0
@@ -79,11 +80,19 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         data=pd.DataFrame(rows, columns=["site", "role", "patients", "slides", "bytes_a_model"]),
         n=f"{sum(site.patients for site in sites)} patients, {sum(site.slides for site in sites)} slides at {len(sites)} sites",
         caption=(
-            "In every round the server sends the model's weights to the training sites, each "
-            "trains on its own patients and sends weights, its number of patients and metrics back. "
-            f"{external}{strategy} used {fewest if fewest == most else f'{fewest} to {most}'} rounds a model"
+            f"{_round(results.experiments[name].strategy.of_rounds)} {external}{strategy} used {fewest if fewest == most else f'{fewest} to {most}'} rounds a model"
             f"{f', {size / 1e3:,.0f} kB a message' if size else ''}. {_where(results, name)}"
         ),
+    )
+
+
+def _round(strategy: Strategy) -> str:
+    """What moves in a round, in a sentence."""
+    down = strategy.sent.removeprefix("gradients of the ")
+    to = "one training site after another" if strategy.cyclic else "the training sites"
+    return (
+        f"In every round the server sends {down} to {to}, each trains on its own patients and sends {strategy.sent}, its number of "
+        "patients and metrics back."
     )
 
 

@@ -18,6 +18,8 @@ import mil
 from mil.errors import Absent, MilError
 from mil.figures import FIGURES, draw_figure
 from mil.figures.auroc_by_strategy import _lines
+from mil.figures.cluster_enrichment import _where as where_tiles_are
+from mil.figures.federation_diagram import _round as what_moves
 from mil.figures.heatmaps import choose
 from mil.figures.how_made import correction, how_tested, with_intervals
 from mil.figures.save import save
@@ -245,6 +247,22 @@ def test_captions_name_the_methods_of_the_table_of_metrics_and_no_other(results,
     caption = FIGURES[name].draw(changed, changed.config.figures).caption
     assert "95% intervals (some method" in caption
     assert not re.search("DeLong|Newcombe|held out:", caption)
+
+
+def test_the_federations_caption_says_what_the_strategy_moves():
+    said = {name: what_moves(STRATEGIES[name]()) for name in ("fedavg", "fedper", "cyclic")}
+    assert "sends model weights to the training sites, each trains" in said["fedavg"]
+    assert said["fedper"].count("model weights but for the layers that stay") == 2
+    assert "sends model weights to one training site after another" in said["cyclic"]
+
+
+def test_clusters_point_to_no_figure_of_tiles_where_no_site_has_slides(results):
+    features = dict.fromkeys(results.sites, "")
+    alone = results.config.model_copy(
+        update={"slides": results.config.slides.model_copy(update={"features": features})}
+    )
+    assert where_tiles_are(results).endswith("in the next figure.")
+    assert where_tiles_are(Results(results.folder, alone)) == ""
 
 
 def test_the_cohort_table_names_the_columns_that_it_leaves_out(results, tmp_path):
