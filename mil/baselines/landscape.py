@@ -19,18 +19,20 @@ FOLDS = 5
 
 
 def components(means: pd.DataFrame, bags: pd.DataFrame) -> pd.DataFrame:
-    """patient_id, site, pc1, pc2 and the share of variance of each (the same in every row)."""
+    """patient_id, site, pc1, pc2 and the share of variance of each (the same in every row); zeros where no feature varies."""
     values = StandardScaler().fit_transform(means.reindex(bags["patient_id"]).to_numpy(dtype=float))
-    fitted = PCA(2, random_state=0).fit(values)
-    points = fitted.transform(values)
+    points, shares = np.zeros((len(values), 2)), np.zeros(2)
+    if values.any():
+        fitted = PCA(2, random_state=0).fit(values)
+        points, shares = fitted.transform(values), fitted.explained_variance_ratio_
     return pd.DataFrame(
         {
             "patient_id": bags["patient_id"].to_numpy(),
             "site": bags["site"].to_numpy(),
             "pc1": points[:, 0],
             "pc2": points[:, 1],
-            "share1": fitted.explained_variance_ratio_[0],
-            "share2": fitted.explained_variance_ratio_[1],
+            "share1": shares[0],
+            "share2": shares[1],
         }
     )
 

@@ -19,6 +19,7 @@ from mil.bags.table import deal_folds
 from mil.baselines.clinical_cohort import clinical_cohort
 from mil.baselines.curves import _ridge
 from mil.baselines.inputs import fused, late_fusion, permuted
+from mil.baselines.landscape import components
 from mil.baselines.protocol import run_protocol
 from mil.cli import app
 from mil.config import Config, EndpointSpec, MetricsSpec
@@ -33,6 +34,14 @@ from mil.statistics.bootstrap import resamples
 from mil.tables import write_table
 
 pytestmark = pytest.mark.slow
+
+
+def test_features_that_do_not_vary_have_components_without_variance():
+    """The shares of variance were blank, and the figure of the sites' features ended in a traceback after all training."""
+    bags, _ = cohort()
+    means = pd.DataFrame(1.0, index=bags["patient_id"], columns=range(4))
+    found = components(means, bags)
+    assert (found[["pc1", "pc2", "share1", "share2"]] == 0).all(axis=None)
 
 
 def test_baselines_stand_on_the_same_folds_and_give_the_same_table_as_models():
