@@ -69,10 +69,14 @@ def without_rows(results: "Results") -> list[str]:
 
 
 def _clinical(results: "Results", patients: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
-    """The columns of `patients` that are no endpoint's and describe a patient, with the cells that are filled."""
+    """The columns of `patients` that are no endpoint's and describe a patient, with the cells that are filled.
+
+    A column that is called as the endpoint or `TILES` (endpoint `grade`, of column `grade_high`) gets a name of its own.
+    """
     endpoints = {endpoint.column for endpoint in results.config.endpoints.values()}
     for column in [name for name in patients.columns if name not in {*endpoints, *NAMING}]:
-        yield str(column), patients.loc[patients[column] != "", column]
+        taken = column in {results.endpoint, TILES}
+        yield f"{column} (patient table)" if taken else str(column), patients.loc[patients[column] != "", column]
 
 
 def _measure(name: str, values: pd.Series, site_of: pd.Series) -> Iterator[Row]:
