@@ -12,19 +12,34 @@ from PIL import Image, UnidentifiedImageError
 from mil.errors import SlideError
 from mil.slides.readers.image import MAX_IMAGE_PIXELS
 
+MASK_VERSION = 2  # raised when the same file would now give another mask
 MAX_GEOJSON_BYTES = 2**28
 FARTHEST = 2**30  # pixels of a corner from the slide's
 MAX_CROSSINGS = 2**24  # of an outline and the rows of pixels
 POLYGONS = {"Polygon": 1, "MultiPolygon": 2}
+IGNORED = "Ignore"  # QuPath's `Ignore*`
+Polygons = list[list[np.ndarray]]
 
 
 def read_mask(path: Path, size: tuple[int, int], slide_size: tuple[int, int]) -> np.ndarray:
     """The mask at `path` as bool (height, width) of `size` = (width, height), for a slide of `slide_size` level-0 pixels."""
     if not path.is_file():
         raise SlideError("no_mask", f"mask {path} does not exist; see tiles.tissue.masks")
-    if path.suffix.lower() in {".geojson", ".json"}:
-        return _drawn(_polygons(path), size, (size[0] / slide_size[0], size[1] / slide_size[1]))
-    return _pixels(path, size, slide_size)
+    if path.suffix.lower() not in {".geojson", ".json"}:
+        return _pixels(path, size, slide_size)
+    polygons, ignored = _polygons(path)
+    scale = size[0] / slide_size[0], size[1] / slide_size[1]
+    corners = np.concatenate([np.empty((0, 2)), *(polygon[0] for polygon in polygons)])
+    mask = _drawn(polygons, size, scale)
+    least = np.minimum(1, np.array(slide_size) / 2)  # of polygons from 0 to 1, which are in shares of the slide
+    if len(corners) and ((corners.max(axis=0) <= least).any() or (corners.min(axis=0) >= slide_size).any()):
+        (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+        raise SlideError(
+            "no_mask",
+            f"mask {path}: its polygons span x {left:g} to {right:g} and y {top:g} to {bottom:g}, the slide {slide_size[0]} x "
+            f"{slide_size[1]} pixels; export them in level-0 pixels, of this slide",
+        )
+    return mask & ~_drawn(ignored, size, scale)
 
 
 def to_geojson(mask: np.ndarray, slide_size: tuple[int, int]) -> str:
@@ -61,33 +76,44 @@ def _ring(points: np.ndarray, scale: np.ndarray) -> list[list[float]]:
     return [*ring, ring[0]]
 
 
-def _polygons(path: Path) -> list[list[np.ndarray]]:
-    """Rings of every polygon of a GeoJSON file; objects classified as `Ignore*` are QuPath's to leave out."""
+def _polygons(path: Path) -> tuple[Polygons, Polygons]:
+    """Rings of every polygon of a GeoJSON file: what is tissue, and what is classified as `Ignore*`."""
     if path.stat().st_size > MAX_GEOJSON_BYTES:
         raise SlideError("no_mask", f"mask {path} has {path.stat().st_size:,} bytes; simplify its outlines")
+    found: tuple[Polygons, Polygons] = [], []
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         features = data["features"] if isinstance(data, dict) and "features" in data else data
-        features = features if isinstance(features, list) else [features]
-        polygons: list[list[np.ndarray]] = []
-        for feature in features:
-            if not _name(feature).startswith("Ignore"):
-                geometry = feature.get("geometry", feature)
-                rings = geometry["coordinates"]
-                polygons += [rings] if POLYGONS[geometry["type"]] == 1 else rings
-        return [[np.asarray(ring, float)[:, [0, 1]] for ring in polygon] for polygon in polygons if polygon]
+        for number, feature in enumerate(features if isinstance(features, list) else [features]):
+            geometry, ignored = feature.get("geometry", feature), _is_ignored(feature)
+            kind = None if geometry is None else geometry.get("type")
+            if kind in POLYGONS:
+                shapes = geometry["coordinates"] if POLYGONS[kind] == 2 else [geometry["coordinates"]]
+                found[ignored].extend(
+                    [np.asarray(ring, float)[:, [0, 1]] for ring in polygon] for polygon in shapes if polygon
+                )
+            elif not ignored:
+                raise SlideError(
+                    "no_mask",
+                    f"mask {path}: its object {number} is {'without a shape' if kind is None else f'a {kind}'}, not a Polygon or a "
+                    "MultiPolygon; delete it, or classify it as Ignore*",
+                )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise SlideError(
             "no_mask", f"mask {path} is not a GeoJSON of polygons in level-0 pixels ({type(error).__name__}: {error})"
         ) from error
+    return found
 
 
-def _name(feature: dict[str, Any]) -> str:
-    classification = feature.get("properties", {}).get("classification") or {}
-    return str(classification.get("name", ""))
+def _is_ignored(feature: dict[str, Any]) -> bool:
+    classification = (feature.get("properties") or {}).get("classification") or {}
+    if isinstance(classification, str):
+        classification = {"name": classification}
+    names = [classification.get("name", ""), *(classification.get("names") or ())]
+    return any(str(name).startswith(IGNORED) for name in names)
 
 
-def _drawn(polygons: list[list[np.ndarray]], size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
+def _drawn(polygons: Polygons, size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
     """Pixels whose middle lies in a polygon and not in its holes."""
     mask = np.zeros((size[1], size[0]), bool)
     for rings in polygons:
@@ -135,8 +161,18 @@ def _pixels(path: Path, size: tuple[int, int], slide_size: tuple[int, int]) -> n
                         f"mask {path} has {image.width} x {image.height} pixels, another shape than the slide's "
                         f"{slide_size[0]} x {slide_size[1]}; draw it for the whole slide, as it lies in the file",
                     )
-                grey = np.asarray(image.convert("L"))
+                grey = np.asarray(image.convert("LA") if image.has_transparency_data else image.convert("L"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise SlideError("no_mask", f"mask {path} is not a PNG that can be read ({error})") from error
+        raise SlideError(
+            "no_mask",
+            f"mask {path} is not a PNG that can be read ({error}); export it as PNG, or as GeoJSON from QuPath",
+        ) from error
+    if grey.ndim == 3:  # what is transparent is not drawn
+        grey = np.where(grey[..., 1] > 127, grey[..., 0], np.uint8(0))
+    if 0 < grey.max() <= 127:
+        raise SlideError(
+            "no_mask",
+            f"mask {path}: its brightest pixel is {grey.max()} of 255, so that none counts as tissue; write tissue as 255 (white)",
+        )
     share = cv2.resize((grey > 127).astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return share >= 0.5

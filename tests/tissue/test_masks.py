@@ -183,11 +183,66 @@ def test_a_pixel_is_drawn_where_its_middle_lies_in_a_polygon_and_not_in_its_hole
         np.testing.assert_array_equal(found, a)
     np.testing.assert_array_equal(drawn(tmp_path, polygon(hole, other)), b & ~c)
     np.testing.assert_array_equal(drawn(tmp_path, polygon(hole, other), polygon(other)), b | c)
-    np.testing.assert_array_equal(drawn(tmp_path, polygon(hole), polygon(star, name="Ignore*")), b)
+    np.testing.assert_array_equal(drawn(tmp_path, polygon(hole), polygon(star, name="Ignore*")), b & ~a)
     np.testing.assert_array_equal(drawn(tmp_path, polygon(hole), polygon(), polygon(star, name="Tumour")), b | a)
     for text in (polygon(hole), [polygon(hole)], polygon(hole)["geometry"]):
         (tmp_path / "b.json").write_text(json.dumps(text))
         np.testing.assert_array_equal(read_mask(tmp_path / "b.json", (40, 30), (80, 90)), b)
+
+
+WHOLE = [[0, 0], [80, 0], [80, 90], [0, 90]]
+FOLD = [[10, 10], [60, 10], [60, 60], [10, 60]]
+
+
+@pytest.mark.parametrize("stated", [{"name": "Ignore*"}, {"names": ["Tissue", "Ignore*"]}, "Ignore*"])
+def test_an_area_to_ignore_is_no_tissue_within_another_annotation_either(tmp_path, stated):
+    """A fold that was drawn and classified as `Ignore*` stayed tissue, and by QuPath's list of names it became tissue itself."""
+    fold = {"geometry": {"type": "Polygon", "coordinates": [FOLD]}, "properties": {"classification": stated}}
+    point = {"geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": {"classification": stated}}
+    expected = ~inside(FOLD)
+    for order in ((polygon(WHOLE), fold, point), (fold, polygon(WHOLE))):
+        np.testing.assert_array_equal(drawn(tmp_path, *order), expected)
+    assert not drawn(tmp_path, fold).any()
+
+
+@pytest.mark.parametrize("properties", [None, {}, {"classification": None}, {"classification": "Tissue"}])
+def test_annotations_without_a_class_and_a_mark_of_the_byte_order_are_read(tmp_path, properties):
+    whole = {"geometry": {"type": "Polygon", "coordinates": [WHOLE]}, "properties": properties}
+    (tmp_path / "b.json").write_text(json.dumps({"features": [whole]}), encoding="utf-8-sig")
+    assert read_mask(tmp_path / "b.json", (40, 30), (80, 90)).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [{"type": "LineString", "coordinates": [[1, 1], [2, 2]]}, None, {"type": "GeometryCollection"}]
+)
+def test_an_annotation_without_an_area_is_named(tmp_path, shape):
+    with pytest.raises(SlideError, match=r"a\.json: its object 1 is .*, not a Polygon .*; delete it"):
+        drawn(tmp_path, polygon(WHOLE), {"geometry": shape})
+
+
+@pytest.mark.parametrize(
+    "ring", [[[100, 1], [300, 1], [300, 80]], [[0, 0], [1, 0], [1, 1]], [[-9, 5], [-2, 5], [-2, 9]]]
+)
+def test_a_mask_of_another_slide_or_unit_is_refused(tmp_path, ring):
+    """All its polygons lie beside the slide, or span a pixel: the slide had no tissue, for no reason that a user could see."""
+    with pytest.raises(SlideError, match="the slide 80 x 90 pixels; export them in level-0 pixels, of this slide"):
+        drawn(tmp_path, polygon(ring))
+    assert drawn(tmp_path, polygon(ring), polygon(WHOLE)).all()
+
+
+def test_a_picture_without_bright_pixels_is_refused_and_a_transparent_pixel_is_no_tissue(tmp_path):
+    """A mask of 0 and 1 held no tissue; one that is white all over, but transparent beside the tissue, held nothing else."""
+    half = np.zeros((40, 80), np.uint8)
+    half[:, :40] = 255
+    for one in (half // 255, half // 3, np.dstack([half, half * 0, half * 0])):
+        Image.fromarray(one).save(tmp_path / "a.png")
+        with pytest.raises(SlideError, match=r"brightest pixel is (1|85|76) of 255.*write tissue as 255"):
+            read_mask(tmp_path / "a.png", (80, 40), (800, 400))
+    for white in ([np.full_like(half, 255)] * 3, [np.full_like(half, 255)]):
+        Image.fromarray(np.dstack([*white, half])).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.png", (80, 40), (800, 400)), half > 0)
+    Image.fromarray(half * 0).save(tmp_path / "a.png")
+    assert not read_mask(tmp_path / "a.png", (80, 40), (800, 400)).any()
 
 
 def test_any_outline_is_drawn_as_its_edges_are_crossed(tmp_path):
