@@ -1,8 +1,8 @@
 """Tiles of a slide in order, by several threads, each compressed segment decoded once however the grid falls on it.
 
 The tiles are cut into short runs. A plan made beforehand says which run decodes which segment and how many runs use it; a segment is
-dropped after its last use. What is kept at a time is about one row of segments across the tissue, at most `KEPT_BYTES`: where a row
-is larger than that, segments that would be kept longest are decoded again instead.
+dropped after its last use. What is kept at a time is about one row of segments across the tissue, at most `KEPT_BYTES` or one segment:
+where a row is larger than that, segments that would be kept longest are decoded again instead.
 """
 
 import threading
@@ -68,7 +68,7 @@ def plan(grid: SegmentGrid, boxes: np.ndarray, tiles_a_run: int, kept_bytes: int
     segment, run = np.divmod(pairs, max(num_runs, 1))
     gap = np.diff(run, prepend=run[:1])
     first = np.diff(segment, prepend=-1) != 0
-    again = first | (gap > _longest_gap(first, gap, run, num_runs, kept_bytes // grid.segment_bytes))
+    again = first | (gap > _longest_gap(first, gap, run, num_runs, max(kept_bytes // grid.segment_bytes, 1)))
     stay = np.cumsum(again) - 1
     order = np.argsort(run, kind="stable")
     by_run = np.split(stay[order], np.searchsorted(run[order], np.arange(1, num_runs)))

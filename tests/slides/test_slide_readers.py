@@ -1,5 +1,7 @@
 """Our TIFF reader against OpenSlide, pixel by pixel, on files made in every layout; and what passes decode."""
 
+from dataclasses import replace
+
 import imagecodecs
 import numpy as np
 import openslide
@@ -136,6 +138,20 @@ def test_a_pass_decodes_each_tile_once(tmp_path, monkeypatch):
         for _ in slide.read_tiles(coords, 100, 0.25, 2):
             pass
     assert sorted(loaded) == list(range(8 * 6))
+
+
+def test_a_strip_larger_than_what_may_be_kept_is_decoded_once_a_pass(tmp_path):
+    """It was decoded again for every 16 tiles, a flat slide of 20,000 x 20,000 pixels hundreds of times."""
+    tifffile.imwrite(tmp_path / "a.tif", texture(1000, 800), photometric="rgb", rowsperstrip=800)
+    boxes = np.array([[x, y, 20, 20] for y in range(0, 800, 20) for x in range(0, 1000, 20)])
+    with open_slide(tmp_path / "a.tif") as slide:
+        grid = slide.reader.grid(0)
+        assert plan(grid, boxes, TILES_A_RUN, kept_bytes=grid.segment_bytes - 1).segments.tolist() == [0]
+        two = replace(grid, segment_height=400)
+        found = plan(two, boxes, TILES_A_RUN, kept_bytes=1)
+    runs = [run * TILES_A_RUN for run in found.owners.tolist()]
+    assert found.segments.tolist() == [0, 1]
+    assert runs == [0, 992]  # box 1000 is the first of the second strip
 
 
 def test_little_memory_means_more_decoding_never_other_pixels(tmp_path):

@@ -4,8 +4,10 @@ import gzip
 import struct
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -13,6 +15,7 @@ from PIL import Image
 from test_slide_formats import HALF_MICRON, state_of
 from test_slide_readers import texture
 
+from mil.slides.fingerprint import files_of, fingerprint
 from mil.slides.readers.directories import directories
 from mil.slides.slide import Reading, open_slide
 
@@ -50,6 +53,47 @@ def test_a_picture_of_another_shape_is_no_level(tmp_path, tile):
     with open_slide(tmp_path / "a.tif") as slide:
         assert [level.downsample for level in slide.levels] in ([1.0, 2.0], [1.0])
         np.testing.assert_array_equal(slide.read_region(0, 0, 0, 640, 480), pixels)
+
+
+@pytest.mark.parametrize("make", ["narrow", "filled up"])
+def test_the_overview_lies_as_level_0_does_whatever_the_lower_levels_rounded(tmp_path, make):
+    """The mean of both axes' ratios shifted the overview of a narrow slide, and of levels filled up to whole tiles by 1 %."""
+    width, height = (40, 8000) if make == "narrow" else (1200, 840)
+    pixels = np.full((height, width, 3), 240, np.uint8)
+    pixels[height * 7 // 8 :, : width // 2] = (150, 60, 140)
+    levels = [pixels]
+    for factor in (3.17, 10.05) if make == "narrow" else (2, 4):
+        size = int(width / factor), int(height / factor)
+        filled = [0, 0] if make == "narrow" else [-side % 16 for side in reversed(size)]
+        level = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        levels.append(np.pad(level, [(0, filled[0]), (0, filled[1]), (0, 0)], constant_values=240))
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for level in levels:
+            options = {"subfiletype": int(level is not pixels), "metadata": None, **HALF_MICRON}
+            file.write(level, photometric="rgb", tile=(64, 64), **options)
+    with open_slide(tmp_path / "a.tif") as slide:
+        found, expected = slide.thumbnail(2.0), replace(slide, levels=slide.levels[:1]).thumbnail(2.0)
+    first = [np.flatnonzero(picture[:, 0, 1] < 150)[0] for picture in (found, expected)]
+    assert abs(first[0] - first[1]) <= 2  # pixels, of 2000 or 210; the mean of both ratios: 45 and 4
+
+
+def test_the_files_of_a_vms_slide_are_those_that_its_index_names(tmp_path):
+    """A slide beside it whose name begins alike changed the fingerprint, so that both were checked and tiled again."""
+    index = "[Virtual Microscope Specimen]\r\nNoLayers=1\r\nImageFile={0}.jpg\r\nImageFile(1,0)={0}(1,0).jpg\r\nMapFile={0}_map.jpg\r\n"
+    names = {}
+    for stem in ("a", "a1"):
+        (tmp_path / f"{stem}.vms").write_text(index.format(stem))
+        names[stem] = [f"{stem}.vms", f"{stem}.jpg", f"{stem}(1,0).jpg", f"{stem}_map.jpg"]
+        for name in names[stem][1:]:
+            (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "a_notes.txt").write_text("of the same name")
+    for stem, expected in names.items():
+        assert {file.name for file in files_of(tmp_path / f"{stem}.vms")} == set(expected)
+    before = fingerprint(tmp_path / "a.vms")
+    (tmp_path / "a1.jpg").write_bytes(b"other")
+    assert fingerprint(tmp_path / "a.vms") == before
+    (tmp_path / "a(1,0).jpg").write_bytes(b"other")
+    assert fingerprint(tmp_path / "a.vms") != before
 
 
 def test_a_mirax_slide_without_its_folder_or_with_a_file_missing(tmp_path):

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from mil.slides.readers.segments import SegmentGrid
 
 MAX_PIXELS = 1e11  # the largest scans in use are about 250,000 x 250,000; a header that says more is a bomb or a fault
+ROUNDED_BY_PX = 2  # at most, of a level's sides: some converters round to even numbers
+LEAST_SHIFT_PX = 2.0  # pixels of a level that its far end lies off by; a smaller shift is left as it is
 MAX_REGION_PIXELS = 2**28  # one read, 0.8 GB as RGB; nothing here asks for a tenth of it
 
 
@@ -72,12 +74,12 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
 
 
 def levels_alike(levels: tuple[Level, ...]) -> int:
-    """How many of the first levels have level 0's ratio of width to height, but for rounding to whole pixels and 2 %: a picture of
-    another part of the slide is no level of it."""
+    """How many of the first levels have level 0's ratio of width to height, but for rounding by two pixels: a picture of another part of
+    the slide is no level of it, nor is one that was filled up to whole tiles."""
     width, height = levels[0].width, levels[0].height
     for index, level in enumerate(levels):
         x, y = width / level.width, height / level.height
-        if abs(x - y) > (0.02 + 1 / level.width + 1 / level.height) * max(x, y):
+        if abs(x - y) > ROUNDED_BY_PX * (1 / level.width + 1 / level.height) * max(x, y):
             return index
     return len(levels)
 
@@ -88,4 +90,6 @@ def _downsample(width: int, height: int, w: int, h: int) -> float:
     whole = round(ratio)
     if whole >= 1 and w in {width // whole, -(-width // whole)} and h in {height // whole, -(-height // whole)}:
         return float(whole)
-    return ratio
+    # Of a narrow level the longer axis alone is known well: 40 pixels cut to 13 are a ratio of 3.08, not 3.17.
+    longer = width / w if width >= height else height / h
+    return longer if abs(ratio / longer - 1) * max(w, h) > LEAST_SHIFT_PX else ratio
