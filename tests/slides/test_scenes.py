@@ -49,6 +49,17 @@ def test_the_scale_is_that_of_the_image_that_is_read(tmp_path, other, first):
     assert ("not read: image" in remark) == (other not in {"macro first, named", "grey label first"})
 
 
+def test_the_scale_of_an_image_of_another_size_is_not_taken(tmp_path):
+    """A copy at half the size that keeps the OME-XML of the whole was read with the whole's scale."""
+    path = ome(tmp_path / "a.ome.tif", (texture(300, 200), 0.25, "slide"))
+    data = path.read_bytes()
+    assert data.count(b'SizeX="300"') == 1
+    path.write_bytes(data.replace(b'SizeX="300"', b'SizeX="600"'))
+    with open_slide(path) as slide:
+        assert slide.mpp is None
+        assert (slide.width, slide.height) == (300, 200)
+
+
 def test_several_scenes_are_refused_by_name(tmp_path):
     path = ome(
         tmp_path / "a.ome.tif",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -75,6 +76,62 @@ def test_the_overview_lies_as_level_0_does_whatever_the_lower_levels_rounded(tmp
         found, expected = slide.thumbnail(2.0), replace(slide, levels=slide.levels[:1]).thumbnail(2.0)
     first = [np.flatnonzero(picture[:, 0, 1] < 150)[0] for picture in (found, expected)]
     assert abs(first[0] - first[1]) <= 2  # pixels, of 2000 or 210; the mean of both ratios: 45 and 4
+
+
+def patched(path: Path, tag: int, entry: bytes = b"", value: bytes = b"") -> None:
+    """Overwrite a tag's entry in the first directory, or the first bytes of its value."""
+    with tifffile.TiffFile(path) as file:
+        found = file.pages.first.tags[tag]
+    data = bytearray(path.read_bytes())
+    for start, new in ((found.offset, entry), (found.valueoffset, value)):
+        data[start : start + len(new)] = new
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("tile", [(128, 128), None])
+@pytest.mark.parametrize("compression", [None, "deflate", "lzw"])
+def test_bits_that_are_stored_in_reverse_order_are_turned_round(tmp_path, compression, tile):
+    """TIFF 6.0, FillOrder 2. Uncompressed pixels came out wrong (225 of 255 off), deflated ones were called damaged."""
+    pixels, path = texture(300, 200), tmp_path / "a.tif"
+    options = {"photometric": "rgb", "tile": tile, "compression": compression, "software": "x", **HALF_MICRON}
+    tifffile.imwrite(path, pixels, **options)
+    with tifffile.TiffFile(path) as file:
+        places = list(zip(file.pages.first.dataoffsets, file.pages.first.databytecounts, strict=True))
+    data = bytearray(path.read_bytes())
+    for start, length in places:
+        data[start : start + length] = imagecodecs.bitorder_decode(bytes(data[start : start + length]))
+    path.write_bytes(data)
+    patched(path, 305, entry=struct.pack("<HHII", 266, 3, 1, 2))
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 300, 200), pixels)
+
+
+def test_a_tile_whose_offset_is_0_is_one_that_the_file_does_not_hold(tmp_path):
+    """The file's header was read as its pixels."""
+    pixels = texture(300, 200)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(128, 128), **HALF_MICRON)
+    patched(tmp_path / "a.tif", 324, value=bytes(4))
+    assert state_of(tmp_path / "a.tif") == ("ok", "the file holds no pixels for 1 of 6 tiles")
+    pixels[:128, :128] = 255
+    with open_slide(tmp_path / "a.tif") as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 300, 200), pixels)
+
+
+def test_an_aperio_description_that_contradicts_the_tags_is_remarked_on(tmp_path):
+    """A copy at half the size keeps the description, and so the MPP, of the whole."""
+    description = "Aperio Image Library v12.0.0 |AppMag = 40|MPP = 0.25"
+    options = {"photometric": "rgb", "tile": (128, 128), "description": description, "metadata": None}
+    tifffile.imwrite(tmp_path / "a.svs", texture(300, 200), **options, **HALF_MICRON)
+    assert state_of(tmp_path / "a.svs") == ("ok", "tiff.XResolution says 0.5 microns a pixel, aperio.MPP 0.25")
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a"])
+def test_a_zarr_folder_is_named_as_such(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / ".zattrs").write_text("{}")
+    state, reason = state_of(tmp_path / name)
+    assert state == "unsupported"
+    assert reason.startswith(f"{name}: is a Zarr folder; convert it: ")
 
 
 def test_the_files_of_a_vms_slide_are_those_that_its_index_names(tmp_path):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mil.errors import SlideError
-from mil.slides.readers.codecs import DECODE_ERRORS
+from mil.slides.readers.codecs import CONVERT, DECODE_ERRORS
 
 SERIES = 0x0020_000E  # SeriesInstanceUID, the last of the elements that are looked at; they are in ascending order
 CONVERT_DICOM = "with wsidicom, WsiDicom.open(FOLDER).save(OUT, transcoding=JpegSettings()) (docs/slides.md)"
 LONGEST_BYTES = 2**16
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BLOCK = 2**20  # bytes of one step of inflating
+ZARR = (".zattrs", ".zgroup", "zarr.json")
 NOT_VOLUME = ("LABEL", "OVERVIEW", "LOCALIZER")
 
 
@@ -35,6 +36,8 @@ def check_dicom(path: Path) -> None:
 
 def entry_of(folder: Path) -> Path:
     """The file of a folder to open its one slide from: the first, by name, that is a level of a DICOM slide."""
+    if folder.suffix.lower() == ".zarr" or any((folder / name).is_file() for name in ZARR):
+        raise SlideError("unsupported", f"{folder.name}: is a Zarr folder; convert it: {CONVERT}")
     levels: dict[str, list[Path]] = {}
     refused = ""
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):

@@ -167,7 +167,11 @@ def _ome_images(path: Path, tiff: tifffile.TiffFile) -> Iterator[Image]:
         planes = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
         next_page = number_of + sizes["C"] * sizes["Z"] * sizes["T"]
         settings = next(_all(image, "ObjectiveSettings"), None)
-        scale = ome_scale(pixels.attrib)
+        sides = page.imagewidth, page.imagelength
+        is_whole = all(
+            pixels.get(f"Size{axis}", str(side)) == str(side) for axis, side in zip("XY", sides, strict=True)
+        )
+        scale = ome_scale(pixels.attrib) if is_whole else UNKNOWN  # else the scale is that of an image of another size
         yield Image(
             index,
             image.get("Name", ""),

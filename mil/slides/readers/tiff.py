@@ -53,7 +53,9 @@ class TiffReader(GridReader):
         """Header and levels. `behind` is dropped where its levels are not those of the image that is the slide."""
         if self.behind is not None and self.behind.header.format == "aperio":
             check_upright(self.path, tiff.pages.first)
-            return self._behind(tiff, self.behind.header)
+            header = self.behind.header
+            taken = header.mpp_x, header.mpp_y, header.mpp_source
+            return self._behind(tiff, replace(header, remarks=contradiction(taken, tiff.pages.first, UNKNOWN)))
         image, remarks = slide_image(self.path, images_of(self.path, tiff))
         if self.behind is not None and image.pages[0].index == 0:
             header = self.behind.header
@@ -97,14 +99,17 @@ class TiffReader(GridReader):
         if codec is None:
             return None
         _check_bounds(self.path, width, height, segment_width, segment_height)
+        offsets, counts = (np.asarray(found, np.int64) for found in (page.dataoffsets, page.databytecounts))
+        if len(offsets) == len(counts):
+            counts = np.where(offsets == 0, 0, counts)  # where the header is, a tile is not
         grid = SegmentGrid(
             name=self.path.name,
             width=width,
             height=height,
             segment_width=segment_width,
             segment_height=segment_height,
-            offsets=np.asarray(page.dataoffsets, np.int64),
-            counts=np.asarray(page.databytecounts, np.int64),
+            offsets=offsets,
+            counts=counts,
             codec=codec,
             handle=self._file.fileno(),
             planes=page.samplesperpixel if int(page.planarconfig) == 2 else 1,
