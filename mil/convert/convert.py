@@ -22,6 +22,7 @@ from mil.schemas import MANIFEST
 from mil.version import __version__
 
 STAGE_VERSION = 1
+SMALLEST_FLOAT16, LARGEST_FLOAT16 = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)
 
 
 def convert_in(
@@ -139,10 +140,7 @@ def read_expected(layout: str, path: Path, source: ForeignFeatures) -> Foreign:
 
 def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: str, weights_sha256: str | None) -> None:
     """A features file in our layout. What the other tool did not say is empty, never guessed."""
-    with np.errstate(over="ignore"):  # looked for in the next line
-        features = foreign.features.astype(np.float16)
-    if not np.isfinite(features).all():
-        raise CorruptFile(f"{slide_id}: its features exceed the range of float16")
+    features = _stored(slide_id, foreign)
     with hdf5.writing(target) as writer:
         writer.append("features", features)
         coords = np.zeros((len(features), 2), np.int64) if foreign.coords is None else foreign.coords
@@ -169,3 +167,26 @@ def _write(target: Path, slide_id: str, foreign: Foreign, layout: str, recipe: s
                 "recipe": recipe,
             }
         )
+
+
+def _stored(slide_id: str, foreign: Foreign) -> np.ndarray:
+    """The features as float16; `CorruptFile` where float16 does not hold them, or they are not those of a slide's tiles, each once."""
+    largest = np.abs(foreign.features).max(initial=0.0)
+    if foreign.features.size and not SMALLEST_FLOAT16 <= largest <= LARGEST_FLOAT16:
+        raise CorruptFile(
+            f"{slide_id}: its largest feature is {largest:.3g}, which float16 does not hold ({SMALLEST_FLOAT16:.2g} to "
+            f"{LARGEST_FLOAT16:.0f}); extract the slide again"
+        )
+    if foreign.coords is not None and len(foreign.coords) > 1:
+        again = (foreign.coords[1:] == foreign.coords[0]).all(axis=1)
+        if again.all():
+            raise CorruptFile(
+                f"{slide_id}: all its {len(again) + 1} tiles have one corner, {foreign.coords[0].tolist()}"
+            )
+        again &= (foreign.features[1:] == foreign.features[0]).all(axis=1)
+        if again.any():
+            raise CorruptFile(
+                f"{slide_id}: tile {again.argmax() + 1} is tile 0 again, by corner and features: a second extraction was "
+                "appended to its file; delete the file and extract the slide again"
+            )
+    return foreign.features.astype(np.float16)

@@ -92,6 +92,10 @@ def _stamp(path: Path, source: ForeignFeatures) -> Foreign:
     arrays, attributes = hdf5.read_foreign(path, "feats", "patch_embeddings", "coords", "augmented")
     features = _needed(arrays, "feats" if "feats" in arrays else "patch_embeddings", path)
     coords, about = arrays.get("coords"), attributes[""]
+    if (kind := text(about, "feat_type") or "tile") != "tile":
+        raise CorruptFile(
+            f"{path}: holds features of a whole {kind}, not of its tiles; give the folder of `stamp preprocess`"
+        )
     if "augmented" in arrays:
         if arrays["augmented"].shape != (len(features),):
             raise CorruptFile(f"{path}: augmented is {arrays['augmented'].shape} for {len(features)} tiles")

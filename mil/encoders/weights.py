@@ -28,6 +28,11 @@ def read_state(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if "Weights only load failed" in str(error):  # followed by PyTorch's advice to run the file's code
+            raise MilError(
+                f"weights {path} cannot be read: they hold other objects than tensors, which may run code, or are damaged; save the "
+                "tensors alone with torch.save"
+            ) from error
         raise MilError(
             f"weights {path} cannot be read ({' '.join(str(error).split())[:200]}); get them again"
         ) from error

@@ -171,6 +171,10 @@ def test_a_tensor_file_with_code_in_it_is_refused(tmp_path):
     (tmp_path / "theirs" / "pt_files" / "s1.pt").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     row = convert_in("clam", source, tmp_path / "ours", quiet()).iloc[0]
     assert (row.state, "cannot be read" in row.reason) == ("unreadable_features", True)
+    torch.save(FEATURES, tmp_path / "theirs" / "pt_files" / "s1.pt")  # an array of NumPy
+    row = convert_in("clam", source, tmp_path / "ours", quiet()).iloc[0]
+    assert "hold other objects than tensors" in row.reason
+    assert row.reason.isprintable()  # PyTorch's text has bold letters, and advises to run the file's code
 
 
 def test_one_file_under_two_names_is_no_slide_s(tmp_path):
@@ -209,6 +213,36 @@ def test_a_tensor_file_of_another_kind_is_a_row_and_the_others_are_converted(kin
     assert rows.state[good.stem] == "ok"
     assert rows.state["bad"] == ("ok" if kind == "a gradient" else "unreadable_features")
     assert "\n" not in rows.reason["bad"]
+
+
+COPIES = {
+    "appended": (np.vstack([FEATURES[:7], FEATURES]), np.vstack([COORDS[:7], COORDS]), "tile 7 is tile 0 again"),
+    "one corner": (FEATURES, COORDS * 0, "all its 30 tiles have one corner, [0, 0]"),
+    "zeros": (FEATURES * 0, COORDS, "its largest feature is 0, which float16 does not hold"),
+    "tiny": (FEATURES * 1e-6, COORDS, "e-06, which float16 does not hold"),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_features_that_are_not_those_of_tiles_each_once_are_a_row(kind, tmp_path):
+    """A job that was started again appends to CLAM's file; what is below float16 became zeros; both were `ok`."""
+    features, coords, said = COPIES[kind]
+    source = trident(tmp_path / "theirs")
+    with h5py.File(source.folder / "features_uni_v1" / "bad.h5", "w") as file:
+        file["features"], file["coords"] = features, coords
+    rows = convert_in("trident", source, tmp_path / "ours", quiet()).set_index("slide_id")
+    assert rows.state.to_dict() == {"bad": "unreadable_features", "s1": "ok"}
+    assert said in rows.reason["bad"]
+
+
+@pytest.mark.parametrize("kind", ["slide", "patient"])
+def test_stamp_s_features_of_a_whole_slide_are_no_tile(kind, tmp_path):
+    source = stamp(tmp_path / "theirs")
+    with h5py.File(source.folder / "s1.h5", "a") as file:
+        file.attrs["feat_type"] = kind
+    row = convert_in("stamp", source, tmp_path / "ours", quiet()).iloc[0]
+    assert row.state == "unreadable_features"
+    assert f"holds features of a whole {kind}, not of its tiles" in row.reason
 
 
 def test_the_description_of_an_id_with_dots_is_its_own(tmp_path):
