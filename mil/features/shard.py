@@ -100,7 +100,8 @@ def sorted_out(slides: pd.DataFrame, tiles_folder: Path, spec: EncoderSpec, enco
         if problem is not None:
             shard.settle(slide_id, *problem)
         elif (checksum := up_to_date(path, recipe)) is not None:
-            shard.settle(slide_id, "ok", "", int(hdf5.attributes(path)["num_tiles"]), checksum)
+            num_tiles = int(hdf5.attributes(path)["num_tiles"])
+            shard.settle(slide_id, "ok", left_out(num_tiles, tiling), num_tiles, checksum)
         else:
             if path.is_file():  # of other settings, or broken
                 path.unlink()
@@ -163,7 +164,7 @@ def extract(
     reporter.say(f"encoder {name} on {describe(engine.device)}, {way}; {readers} readers")
 
     def finished(work: Work, checksum: str, num_tiles: int) -> None:
-        shard.settle(work.slide_id, "ok", "", num_tiles, checksum)
+        shard.settle(work.slide_id, "ok", left_out(num_tiles, work.tiling), num_tiles, checksum)
         steps.done(tiles=num_tiles)
 
     by_size = sorted(shard.works, key=lambda work: work.tiling.size_px)
@@ -211,6 +212,12 @@ def _with_stains(works: list[Work], engine: EncoderEngine) -> list[Work]:
 def _readers_for(engine: EncoderEngine, given: int) -> int:
     """One reader a core; one core is left to the process that feeds a GPU."""
     return max(given - 1, 1) if engine.device.type == "cuda" else given
+
+
+def left_out(num_tiles: int, tiling: Tiling) -> str:
+    """The remark on a slide of whose tiles only `num_tiles` have features; empty where all have."""
+    missing = len(tiling.coords) - num_tiles
+    return f"{missing} of {len(tiling.coords)} tiles cannot be decoded and were left out" if missing else ""
 
 
 def provenance(work: Work, engine: EncoderEngine) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mil.provenance import require_slide
 STAGE_VERSION = 1  # raised when the same tiles and encoder would now give other features
 STAIN_VERSION = 2  # the same for stain normalisation, and counted only where there is some
 # Settings that say how work is done, not what comes out of it; the weights count by their hash.
+DROPS = "drop_unreadable"  # of `Reading`; no part of the recipe, because it changes no tile that can be read
 NOT_IN_RECIPE = {"weights", "batch_size"}
 
 
@@ -45,7 +46,8 @@ class Tiling:
             coords=coords,
             size_px=int(spec["size_px"]),
             mpp=float(spec["mpp"]),
-            reading={key: spec[key] for key in ("level", "decoding", "drop_unreadable") if key in spec},
+            reading={key: spec[key] for key in ("level", "decoding") if key in spec}
+            | ({DROPS: True} if spec.get("unreadable") == "drop" else {}),
             attributes=attributes,
             coords_attributes=hdf5.attributes(path, on="coords"),
         )
@@ -66,7 +68,7 @@ class Tiling:
             "slide_mpp": self.attributes["mpp"],
             "size_px": self.size_px,
             "mpp": self.mpp,
-            "reading": dict(self.reading),
+            "reading": {key: value for key, value in self.reading.items() if key != DROPS},
             "coords": hashlib.sha256(np.ascontiguousarray(self.coords, "<i8").tobytes()).hexdigest(),
         }
         if spec.stain is not None:

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
-from feature_slides import SIZE, make_shard, write_slide, write_tiles
+from feature_slides import SIZE, SPEC, make_shard, write_slide, write_tiles
 
 from mil import hdf5
 from mil.config import EncoderSpec
@@ -252,3 +253,35 @@ def test_a_slide_that_is_replaced_while_its_tiles_are_read_has_no_features(tmp_p
     manifest = extract(slides, tmp_path)
     assert list(manifest.state) == ["changed", "ok"]
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["b.h5"]
+
+
+def test_a_tile_that_cannot_be_decoded_is_left_out_where_the_tiling_says_so_and_counted(tmp_path):
+    """`tiles.unreadable: drop` held for the overview, which a coarser level may give, and not for the features: the slide was refused."""
+    slides = make_shard(tmp_path, {"a": 3})
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        write_slide(path, 3),
+        photometric="rgb",
+        tile=(SIZE, SIZE),
+        compression="deflate",
+        resolution=(20_000, 20_000),
+        resolutionunit="CENTIMETER",
+    )
+    with tifffile.TiffFile(path) as tiff:
+        start = tiff.pages.first.dataoffsets[7]
+    data = bytearray(path.read_bytes())
+    data[start : start + 8] = bytes(8)
+    path.write_bytes(data)
+    slides["fingerprint"] = fingerprint(path)
+    states = {}
+    for unreadable in ("refuse", "drop"):
+        spec = SPEC.model_copy(update={"unreadable": unreadable})
+        coords = write_tiles(tmp_path / "tiles", "a", path, spec=spec)
+        states[unreadable] = extract(slides, tmp_path).iloc[0]
+    assert states["refuse"].state == "unreadable_region"
+    assert (states["drop"].state, states["drop"].num_tiles) == ("ok", 11)
+    assert states["drop"].reason == "1 of 12 tiles cannot be decoded and were left out"
+    assert extract(slides, tmp_path).iloc[0].equals(states["drop"])  # kept, as it was
+    kept = hdf5.read(tmp_path / "features" / "a.h5", "coords")[0]
+    np.testing.assert_array_equal(kept, np.delete(coords, 7, axis=0))
