@@ -31,6 +31,8 @@ SPELLINGS = {
     "description.PixelSize": rf"pixel[-_ ]?size(?:[-_ ]?(?:x|microns?|um))?\s*[=:]\s*{NUMBER}",
     "description.MicronsPerPixel": rf"microns?[-_ ]?per[-_ ]?pixel(?:[-_ ]?x)?\s*[=:]\s*{NUMBER}",
 }
+# Aperio's of a page that is a reduced copy, with the scale of the whole: 46920x33014 [0,100 46000x32914] (256x256) -> 2875x2057
+REDUCED = re.compile(r"(\d+)x\d+\b[^|;]*?->\s*(\d+)x\d+")
 Scale = tuple[float | None, float | None, str]
 UNKNOWN: Scale = (None, None, "")
 
@@ -46,12 +48,20 @@ def number(text: object) -> float | None:
 
 def described_scale(text: str) -> Scale:
     """Scale from the free text of an image description."""
+    if is_of_larger(text):
+        return UNKNOWN
     for source, spelling in SPELLINGS.items():
         found = re.search(spelling, text, re.IGNORECASE)
         mpp = number(found.group(1)) if found else None
         if mpp is not None:
             return mpp, mpp, source
     return UNKNOWN
+
+
+def is_of_larger(text: str) -> bool:
+    """Whether a description says that its image is a reduced copy of another, whose scale it then states."""
+    sizes = REDUCED.search(text)
+    return sizes is not None and int(sizes[1]) > 1.5 * int(sizes[2])
 
 
 def resolution_scale(x: float | None, y: float | None, unit: int | str | None) -> Scale:

@@ -60,6 +60,29 @@ def test_the_scale_of_an_image_of_another_size_is_not_taken(tmp_path):
         assert (slide.width, slide.height) == (300, 200)
 
 
+@pytest.mark.parametrize("tile", [(128, 128), None])
+def test_a_reduced_copy_does_not_have_the_scale_of_the_whole_that_its_description_states(tmp_path, tile):
+    """Of an SVS whose whole is gone; its thumbnail was read with the scale of the slide, 0.25 for 1.0."""
+    description = "Aperio Image Library v11\n1200x800 [0,0 1200x800] (240x240) -> 300x200 - |AppMag = 40|MPP = 0.25"
+    options = {"photometric": "rgb", "description": description, "metadata": None, "tile": tile}
+    tifffile.imwrite(tmp_path / "a.svs", texture(300, 200), **options)
+    assert state_of(tmp_path / "a.svs")[0] == "no_mpp"
+    tifffile.imwrite(
+        tmp_path / "a.svs", texture(300, 200), **options | {"description": description.replace("1200x800", "300x200")}
+    )
+    assert state_of(tmp_path / "a.svs")[0] == "ok"
+
+
+def test_an_svs_that_begins_with_a_lower_level_is_refused(tmp_path):
+    """The lower level was read with the scale of the whole, which tifffile takes for the thumbnail, by its place."""
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        for pixels in (texture(300, 200), texture(600, 400)):
+            file.write(pixels, photometric="rgb", description=APERIO, metadata=None, **TILED)
+    state, reason = state_of(tmp_path / "a.svs")
+    assert state == "unsupported"
+    assert "image 1 'Thumbnail' (600 x 400 pixels, 0.25 microns a pixel) is larger than image 0" in reason
+
+
 def test_several_scenes_are_refused_by_name(tmp_path):
     path = ome(
         tmp_path / "a.ome.tif",

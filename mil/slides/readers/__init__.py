@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 1e11  # the largest scans in use are about 250,000 x 250,000; a header that says more is a bomb or a fault
 ROUNDED_BY_PX = 2  # at most, of a level's sides: some converters round to even numbers
+MOST_ROUNDED = 0.05  # of a level of a few pixels
 LEAST_SHIFT_PX = 2.0  # pixels of a level that its far end lies off by; a smaller shift is left as it is
 MAX_REGION_PIXELS = 2**28  # one read, 0.8 GB as RGB; nothing here asks for a tenth of it
 
@@ -79,7 +80,8 @@ def levels_alike(levels: tuple[Level, ...]) -> int:
     width, height = levels[0].width, levels[0].height
     for index, level in enumerate(levels):
         x, y = width / level.width, height / level.height
-        if abs(x - y) > ROUNDED_BY_PX * (1 / level.width + 1 / level.height) * max(x, y):
+        rounding = min(ROUNDED_BY_PX * (1 / level.width + 1 / level.height), MOST_ROUNDED)
+        if abs(x - y) > rounding * max(x, y):
             return index
     return len(levels)
 

@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 
 from mil.errors import SlideError
+from mil.slides.readers.codecs import CONVERT
 from mil.slides.scale import UNKNOWN, Scale, number, ome_scale, page_scale
 
 NOT_BRIGHTFIELD = "a brightfield slide has red, green and blue of 8 bits"
@@ -72,6 +73,12 @@ def slide_image(path: Path, images: list[Image]) -> tuple[Image, tuple[str, ...]
     if not candidates or largest.pixels > max(image.pixels for image in candidates):
         raise SlideError("not_a_slide", f"{path.name}: {fault_of(largest)}")
     slide = _finest(candidates)
+    for image in images:
+        if "thumbnail" in image.name.lower() and image.pixels > slide.pixels:  # by its place in the file, says tifffile
+            raise SlideError(
+                "unsupported",
+                f"{path.name}: {image} is larger than {slide}: its levels are not in order; convert it: {CONVERT}",
+            )
     scenes = [image for image in candidates if image is slide or _is_scene(image, slide)]
     if len(scenes) > 1:
         raise SlideError("several_scenes", f"{path.name}: holds {len(scenes)} scenes: {_listed(scenes)}; {EXPORT}")

@@ -18,7 +18,7 @@ from mil.slides.readers.directories import directories
 from mil.slides.readers.grids import GridReader
 from mil.slides.readers.scenes import check_upright, images_of, slide_image
 from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
-from mil.slides.scale import UNKNOWN, contradiction
+from mil.slides.scale import UNKNOWN, contradiction, is_of_larger
 
 # Its complaints about damaged tags; what follows from them for the slide is ours to say, once.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -54,6 +54,8 @@ class TiffReader(GridReader):
         if self.behind is not None and self.behind.header.format == "aperio":
             check_upright(self.path, tiff.pages.first)
             header = self.behind.header
+            if is_of_larger(tiff.pages.first.description or ""):
+                header = replace(header, mpp_x=None, mpp_y=None, mpp_source="")
             taken = header.mpp_x, header.mpp_y, header.mpp_source
             return self._behind(tiff, replace(header, remarks=contradiction(taken, tiff.pages.first, UNKNOWN)))
         image, remarks = slide_image(self.path, images_of(self.path, tiff))
