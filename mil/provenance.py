@@ -68,11 +68,21 @@ def _listed(folder: Path, changed_ns: int) -> dict[str, set[str]] | None:
     """
     paths = sorted(folder.glob("shard*.csv"))
     found: dict[str, set[str]] = {}
-    for path in paths:
-        table = read_table(path, text=("slide_id", "state", "reason", "checksum"))
-        for row in table[table["checksum"] != ""].itertuples():
-            found.setdefault(str(row.slide_id), set()).add(str(row.checksum))
+    for slide_id, checksum in (pair for path in paths for pair in listed_in(path)):
+        found.setdefault(slide_id, set()).add(checksum)
     return found if paths else None
+
+
+def listed_in(manifest: Path) -> list[tuple[str, str]]:
+    """(slide, checksum) of the files that a stage's manifest lists as done."""
+    table = read_table(manifest, text=("slide_id", "state", "reason", "checksum"))
+    if not {"slide_id", "checksum"} <= set(table.columns):
+        raise CorruptFile(
+            f"{manifest}: is no manifest of a stage, which has the columns slide_id and checksum; it has "
+            f"{', '.join(table.columns)}; move it away, or run the step again"
+        )
+    done = table[table["checksum"] != ""]
+    return list(zip(done["slide_id"], done["checksum"], strict=True))
 
 
 def require_of_run(path: Path) -> None:

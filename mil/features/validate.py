@@ -9,8 +9,8 @@ from mil import hdf5
 from mil.errors import CorruptFile, MilError
 from mil.files import file_name
 from mil.progress import Reporter
+from mil.provenance import listed_in
 from mil.schemas import VALIDATION
-from mil.tables import read_table
 
 SET_ASIDE = "set_aside"
 
@@ -31,8 +31,9 @@ def validate(folder: str | Path, reporter: Reporter, repair: bool = False) -> pd
     with reporter.steps("validate", len(paths), "files") as steps:
         for path in paths:
             state, reason = _state_of(path, expected.get(path))
-            rows.append((path, state, reason, path.stat().st_size))
-            steps.done(MB=path.stat().st_size >> 20)
+            size = path.stat().st_size if path.exists() else 0  # a link to nowhere has none
+            rows.append((path, state, reason, size))
+            steps.done(MB=size >> 20)
     rows += [
         (path, "leftover", "of a job that was killed", path.stat().st_size) for path in _below(folder, ".*.partial")
     ]
@@ -50,9 +51,8 @@ def _expected(folder: Path) -> dict[Path, str]:
     """Checksum of every file that a manifest (`shard*.csv`) lists as done."""
     found = {}
     for manifest in _below(folder, "shard*.csv"):
-        table = read_table(manifest)
-        for row in table[table["checksum"] != ""].itertuples():
-            found[manifest.parent / f"{file_name(str(row.slide_id))}.h5"] = str(row.checksum)
+        for slide_id, checksum in listed_in(manifest):
+            found[manifest.parent / f"{file_name(slide_id)}.h5"] = checksum
     return found
 
 

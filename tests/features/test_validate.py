@@ -53,3 +53,13 @@ def test_good_and_bad_are_told_apart_and_the_bad_set_aside(tmp_path):
 def test_a_folder_that_is_none_is_said(tmp_path):
     with pytest.raises(MilError, match="is not a folder"):
         validate(tmp_path / "nowhere", quiet())
+
+
+def test_a_link_to_nowhere_is_broken_and_a_table_that_is_no_manifest_is_named(tmp_path):
+    results(tmp_path)
+    (tmp_path / "e.h5").symlink_to(tmp_path / "nowhere")
+    assert states(tmp_path, repair=True)["e.h5"] == "broken"
+    assert not (tmp_path / "e.h5").is_symlink()
+    (tmp_path / "shard_of_mine.csv").write_text("slide_id,state\na,ok\n")
+    with pytest.raises(MilError, match=r"shard_of_mine\.csv: is no manifest .* it has slide_id, state; move it away"):
+        validate(tmp_path, quiet())
