@@ -85,8 +85,8 @@ def _polygons(path: Path) -> tuple[Polygons, Polygons]:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         features = data["features"] if isinstance(data, dict) and "features" in data else data
         for number, feature in enumerate(features if isinstance(features, list) else [features]):
-            geometry, ignored = feature.get("geometry", feature), _is_ignored(feature)
-            kind = None if geometry is None else geometry.get("type")
+            geometry, ignored = feature.get("geometry", feature) or {}, _is_ignored(feature)
+            kind = geometry.get("type")
             if kind in POLYGONS:
                 shapes = geometry["coordinates"] if POLYGONS[kind] == 2 else [geometry["coordinates"]]
                 found[ignored].extend(

@@ -200,7 +200,7 @@ def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> De
 
     def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         if deflated or int(page.compression) == 1:
-            stream = imagecodecs.bitorder_decode(stream) if int(page.fillorder) == 2 else stream
+            stream = bytes(imagecodecs.bitorder_decode(stream)) if int(page.fillorder) == 2 else stream
             stream = inflate(stream, height * row_bytes) if deflated else stream
             pixels = np.frombuffer(stream, np.uint8)[: len(stream) // row_bytes * row_bytes].reshape(-1, width, samples)
             if int(page.predictor) == 2:
