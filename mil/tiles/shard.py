@@ -22,10 +22,10 @@ from mil.tiles.grid import tile_slide
 from mil.tiles.quality import FLAGS, flagged
 from mil.tiles.thumbnail import draw_thumbnail, write_jpeg
 from mil.tiles.tiles import Tiles
-from mil.tissue.masks import MASK_VERSION, read_mask, to_geojson
+from mil.tissue.masks import read_mask, to_geojson
 from mil.version import __version__
 
-STAGE_VERSION = 2  # raised when the same spec and slide would now give other tiles
+STAGE_VERSION = 3  # raised when the same spec and slide would now give other tiles
 SECONDS_A_SLIDE = 300.0  # a slide that takes longer, and longer than its bytes need, hangs its decoder
 BYTES_A_SECOND = 2e6  # of compressed pixels; JPEG 2000 on one busy core is decoded at about this
 MAX_MASK_PX = 8192  # a brought mask is used at the thumbnail's resolution, at most this many pixels a side
@@ -82,9 +82,7 @@ def _row(
     target, picture = folder / f"{name}.h5", thumbnails / f"{name}.jpg"
     try:
         mask = mask_of(slide_id, spec)
-        wanted = recipe(
-            spec, str(slide["fingerprint"]), override_of(slide), f"{sha256_of(mask)} {MASK_VERSION}" if mask else ""
-        )
+        wanted = recipe(spec, str(slide["fingerprint"]), override_of(slide), sha256_of(mask) if mask else "")
         checksum = up_to_date(target, wanted) if picture.is_file() else None
         if checksum is None:
             target.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from PIL import Image, UnidentifiedImageError
 from mil.errors import SlideError
 from mil.slides.readers.image import MAX_IMAGE_PIXELS
 
-MASK_VERSION = 2  # raised when the same file would now give another mask
 MAX_GEOJSON_BYTES = 2**28
 FARTHEST = 2**30  # pixels of a corner from the slide's
 MAX_CROSSINGS = 2**24  # of an outline and the rows of pixels
