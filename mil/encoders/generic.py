@@ -178,7 +178,7 @@ def _measured(name: str, make: Callable[[], torch.nn.Module], input_px: int, is_
     module = make().eval()
     tiles = torch.rand(3, 3, input_px, input_px, generator=torch.Generator().manual_seed(0))
     vectors = _tried(name, module, tiles[:2])
-    if is_foreign and not torch.allclose(vectors[:1], _tried(name, module, tiles[[0, 2, 1]])[:1], 1e-3, 1e-3, True):
+    if is_foreign and not torch.allclose(vectors, _tried(name, module, tiles[[1, 2, 0]])[[2, 0]], 1e-3, 1e-3, True):
         raise MilError(
             f"encoder {name} gives one tile different vectors in two batches, as batch normalisation and dropout do in training "
             "mode; save it after .eval()"
