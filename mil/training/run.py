@@ -52,15 +52,15 @@ def train_into(
     """
     cohort = TrainingCohort.of(bags, endpoint, build_endpoint(endpoint), experiment.covariates)
     finished = FinishedRun(folder, f"{_key(experiment, endpoint, cohort, features)} {__version__}")
+    checkpoint = folder / "checkpoint"
     if finished.taken():
         reporter.say(
             f"{folder}: nothing of the training sites or the settings has changed since this run was finished, so it is taken as it is; "
             "to train it again, delete its folder"
         )
-        return
-    checkpoint = folder / "checkpoint"
-    train(experiment, endpoint, bags, features, reporter, checkpoint).save(folder)
-    finished.keep()
+    else:
+        train(experiment, endpoint, bags, features, reporter, checkpoint).save(folder)
+        finished.keep()
     forget(checkpoint)
 
 

@@ -76,7 +76,9 @@ def test_a_finished_run_is_taken_where_only_external_sites_changed(tmp_path, mon
         train_into(tmp_path, of, ENDPOINT, rows, store, quiet())
         return len(trained_anew)
 
+    (tmp_path / "checkpoint").mkdir()  # of a process that was killed after the run was kept
     assert (again(rows), files_of(tmp_path)) == (0, expected)
+    assert not (tmp_path / "checkpoint").exists()
     check_run(tmp_path)
     (tmp_path / "finished/models.csv").write_bytes(b"damaged")
     assert (again(rows), files_of(tmp_path)) == (1, expected)
