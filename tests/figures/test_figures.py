@@ -15,7 +15,6 @@ from crowding import defects
 from matplotlib.collections import FillBetweenPolyCollection
 
 import mil
-from mil.config import Config
 from mil.errors import Absent, MilError
 from mil.figures import FIGURES, draw_figure
 from mil.figures.auroc_by_strategy import _lines
@@ -36,7 +35,6 @@ from mil.figures.style import (
 )
 from mil.figures.top_bottom_tiles import PER_PATIENT, pick
 from mil.metrics.agreement import reviewed
-from mil.metrics.cohort import characteristics
 from mil.paper import PROTOCOL
 from mil.results.results import Results
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
@@ -265,22 +263,6 @@ def test_clusters_point_to_no_figure_of_tiles_where_no_site_has_slides(results):
     )
     assert where_tiles_are(results).endswith("in the next figure.")
     assert where_tiles_are(Results(results.folder, alone)) == ""
-
-
-def test_a_column_that_is_called_as_the_endpoint_keeps_rows_of_its_own(results, tmp_path):
-    """Both had the variable `age`; the table ended in a traceback."""
-    shutil.copytree(results.folder / "census", tmp_path / "census")
-    write_table(results.bags("response"), tmp_path / "bags/age.csv")
-    results.patients().to_csv(tmp_path / "patients.csv", index=False)
-    settings = json.loads(results.config.to_json())
-    settings["slides"]["patients"] = str(tmp_path / "patients.csv")
-    settings["endpoints"] = {"age": settings["endpoints"]["response"]}
-    for experiment in settings["experiments"].values():
-        experiment["endpoint"] = "age"
-    renamed = Results(tmp_path, Config.model_validate(settings))
-    write_table(characteristics(renamed, 0.95), tmp_path / "metrics/cohort.csv")
-    drawn = FIGURES["cohort_table"].draw(renamed, renamed.config.figures).data
-    assert {"Positive for age", "Age (patient table)"} <= set(drawn["Characteristic"])
 
 
 def test_the_cohort_table_names_the_columns_that_it_leaves_out(results, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 
 import pandas as pd
@@ -180,3 +181,19 @@ def test_an_endpoint_without_two_classes_is_told_of_not_crashed_on(kind, usual, 
     text = build(results).pages["index.html"]
     assert f"is of kind {kind}" in text
     assert "Left out" in text
+
+
+def test_a_column_that_is_called_as_the_endpoint_keeps_rows_of_its_own(usual, tmp_path):
+    """Both had the variable `age`; the table ended in a traceback."""
+    shutil.copytree(usual.folder / "census", tmp_path / "census")
+    write_table(usual.bags("response"), tmp_path / "bags/age.csv")
+    usual.patients().to_csv(tmp_path / "patients.csv", index=False)
+    settings = json.loads(usual.config.to_json())
+    settings["slides"]["patients"] = str(tmp_path / "patients.csv")
+    settings["endpoints"] = {"age": settings["endpoints"]["response"]}
+    for experiment in settings["experiments"].values():
+        experiment["endpoint"] = "age"
+    renamed = Results(tmp_path, Config.model_validate(settings))
+    write_table(characteristics(renamed, 0.95), tmp_path / "metrics/cohort.csv")
+    drawn = FIGURES["cohort_table"].draw(renamed, renamed.config.figures).data
+    assert {"Positive for age", "Age (patient table)"} <= set(drawn["Characteristic"])
