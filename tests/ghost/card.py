@@ -5,27 +5,18 @@ real card (a copy that is not asynchronous, `.item()`, `equal`, `nonzero`, ...) 
 bytes that live on the card and their peak. Kernels, compiled code and time are not simulated.
 """
 
-import traceback
-import warnings
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 from unittest import mock
 
 import torch
+from card_log import Log, real_card
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
-
-import mil
-
-PACKAGE = f"{Path(mil.__file__).parent}/"
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-BLOCK_BYTES = 512  # PyTorch's allocator rounds up to it
 WAITS = {
     "aten._local_scalar_dense.default": "item",
     "aten.is_nonzero.default": "item",
@@ -38,47 +29,6 @@ WAITS = {
 }
 COPIES = ("aten.copy_.default", "aten._to_copy.default")
 INDEXING = ("aten.index.Tensor", "aten.index_put.default", "aten.index_put_.default", "aten._index_put_impl_.default")
-
-
-class Log:
-    """What the host waited for, and the bytes on the card."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self.waits: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-        self.total_bytes, self.live_bytes, self.peak_bytes = total_bytes, 0, 0
-        self.allocations = 0
-        self.fails_at: int | None = None
-        """Number of the allocation that fails though there is memory; the next one succeeds."""
-        self.failure = "CUDA out of memory"
-        self._held: dict[int, int] = {}
-
-    def wait(self, why: str) -> None:
-        """Count a call that blocks the host."""
-        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
-        line = f"{frames[-1].filename.removeprefix(PACKAGE)}:{frames[-1].lineno}" if frames else "test"
-        self.waits[f"{why} @ {line}"] += 1
-
-    def hold(self, values: torch.Tensor) -> None:
-        """Count the memory of a tensor on the card; an error where the card is full."""
-        storage = values.untyped_storage()
-        key = storage._cdata
-        if key in self._held:
-            return
-        size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
-        self.allocations += 1
-        if self.allocations == self.fails_at:
-            kind = torch.cuda.OutOfMemoryError if "out of memory" in self.failure else RuntimeError  # cuBLAS and cuDNN
-            raise kind(f"{self.failure} (simulated card)")
-        if self.live_bytes + size > self.total_bytes:
-            raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes (simulated card)")
-        self._held[key] = size
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key: int) -> None:
-        self.live_bytes -= self._held.pop(key, 0)
 
 
 _log = Log(2**62)
@@ -121,9 +71,9 @@ def is_card(device: Any) -> bool:
 
 def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation with the card's rules: devices must not mix, waits are counted, results lie on the card."""
-    name = str(func)
+    name = _name(func)
     _log.calls[name] += 1
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_of(args) + tensors_of(kwargs.values())
     here = [tensor for tensor in tensors if isinstance(tensor, OnCard)]
     if name in WAITS and here:
         _log.wait(WAITS[name])
@@ -146,13 +96,35 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         on_card = is_card(kwargs["device"])
         kwargs["device"] = CPU
     kwargs.pop("non_blocking", None)
-    plain_args, plain_kwargs = tree_map(_values, args), tree_map(_values, kwargs)
-    with _disable_current_modes():
+    plain_args = mapped(_values, args)
+    plain_kwargs = {key: mapped(_values, value) for key, value in kwargs.items()}
+    with _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext():
         result = func(*plain_args, **plain_kwargs)
     if name == "aten.copy_.default":
         return args[0]
     known = {id(_values(tensor)): tensor for tensor in tensors}
-    return tree_map(lambda leaf: _result(leaf, known, on_card), result)
+    return mapped(lambda leaf: _result(leaf, known, on_card), result)
+
+
+_name = cache(str)
+
+
+def tensors_of(values: Any) -> list[torch.Tensor]:
+    """The tensors among the arguments of an operation, in lists of them, too. PyTorch's trees take most of a test's time."""
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_of(value)
+    return found
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """`change` of each leaf of an argument or result of an operation: lists and tuples of leaves."""
+    if isinstance(value, list | tuple):
+        return type(value)([mapped(change, leaf) for leaf in value])
+    return change(value)
 
 
 def _check_indices(args: Any) -> None:
@@ -183,9 +155,14 @@ class Factories(TorchDispatchMode):
         """As `operate`, for operations that name the card or hold a tensor of it."""
         kwargs = kwargs or {}
         named = is_card(kwargs.get("device"))
-        if named or any(isinstance(leaf, OnCard) for leaf in tree_leaves((args, kwargs))):
+        if named or any(isinstance(leaf, OnCard) for leaf in [*tensors_of(args), *tensors_of(kwargs.values())]):
             return operate(func, args, kwargs)
         return func(*args, **kwargs)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; the default costs two more calls per operation."""
+        return False
 
 
 class Bindings(TorchFunctionMode):
@@ -293,46 +270,6 @@ class Properties:
 def on_stream(_: Any) -> Iterator[None]:
     """As `torch.cuda.stream`."""
     yield
-
-
-class RealLog(Log):
-    """Of a real card: PyTorch's warnings of calls that wait, and its allocator's numbers. Not yet run on one."""
-
-    live_bytes = property(lambda _: torch.cuda.memory_allocated(), lambda _, value: None)
-    peak_bytes = property(lambda _: torch.cuda.max_memory_allocated(), lambda *_: torch.cuda.reset_peak_memory_stats())
-    total_bytes = property(lambda self: self._total, lambda self, value: self._limit(value))
-
-    def _limit(self, value: int) -> None:
-        real = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(min(1.0, value / real))
-        self._total = min(value, real)
-
-    def warned(self, _: Any, __: Any, filename: str, line: int, *___: Any) -> None:
-        """In place of `warnings.showwarning`."""
-        place = f"{filename.removeprefix(PACKAGE)}:{line}" if filename.startswith(PACKAGE) else "test"
-        self.waits[f"wait @ {place}"] += 1
-
-
-@contextmanager
-def real_card(total_bytes: int) -> Iterator[Log]:
-    """The card of this machine, as `simulated_card`."""
-    log = RealLog(total_bytes)
-    synchronize = torch.cuda.Event.synchronize
-
-    def waited(event: torch.cuda.Event) -> None:
-        log.wait("event")
-        synchronize(event)
-
-    with warnings.catch_warnings(), mock.patch.object(torch.cuda.Event, "synchronize", waited):
-        warnings.simplefilter("always")
-        warnings.showwarning = log.warned
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield log
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-            log.total_bytes = 2**62
 
 
 @contextmanager

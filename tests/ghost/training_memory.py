@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from card import PACKAGE, Log, simulated_card
+from card import simulated_card
+from card_log import PACKAGE, Log
 from pydantic import TypeAdapter
 
 from mil.endpoints import build_endpoint
