@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from certificates import certificate, new_key, pem
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 from deployment import free_port
 from hospitals import Hospitals, make_hospitals, rewrite_protocol
 from listener import Listener
@@ -76,38 +74,9 @@ def _startup(hospitals: Hospitals) -> Path:
     return Path(hospitals.site("A").workspace) / "kit" / "startup"
 
 
-def _key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-def _certificate(
-    name: str, issuer: str, own: rsa.RSAPrivateKey, by: rsa.RSAPrivateKey, days: tuple[int, int], ca=False
-) -> bytes:
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-        .public_key(own.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + datetime.timedelta(days[0]))
-        .not_valid_after(now + datetime.timedelta(days[1]))
-        .add_extension(x509.BasicConstraints(ca, None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(by, hashes.SHA256())
-    )
-    return built.public_bytes(serialization.Encoding.PEM)
-
-
-def _pem(key: rsa.RSAPrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
 @pytest.fixture(scope="module")
 def authority() -> rsa.RSAPrivateKey:
-    return _key()
+    return new_key()
 
 
 NOT_YET = "valid only from (.* UTC) on, but this machine's clock says (.* UTC); set the clock"
@@ -126,10 +95,10 @@ def test_a_certificate_that_will_not_do_is_seen(
     copied: Hospitals, authority: rsa.RSAPrivateKey, name: str, days: tuple[int, int], said: str, times: tuple[int, ...]
 ) -> None:
     """`times`: days from now that the sentence speaks of."""
-    startup, own, now = _startup(copied), _key(), datetime.datetime.now(datetime.UTC)
-    (startup / "rootCA.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
-    (startup / "client.crt").write_bytes(_certificate(name, "root", own, authority, days))
-    (startup / "client.key").write_bytes(_pem(own))
+    startup, own, now = _startup(copied), new_key(), datetime.datetime.now(datetime.UTC)
+    (startup / "rootCA.pem").write_bytes(certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (startup / "client.crt").write_bytes(certificate(name, "root", own, authority, days))
+    (startup / "client.key").write_bytes(pem(own))
     (sentence,) = [one.sentence for one in check_site(copied.site("A")) if one.check == "certificate"]
     found = re.search(said, sentence)
     assert found, sentence
@@ -141,18 +110,18 @@ def test_a_certificate_that_will_not_do_is_seen(
 def test_a_certificate_of_another_authority_or_key_is_seen(copied: Hospitals, authority: rsa.RSAPrivateKey) -> None:
     startup = _startup(copied)
     whole = (startup / "rootCA.pem").read_bytes()
-    (startup / "rootCA.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (startup / "rootCA.pem").write_bytes(certificate("root", "root", authority, authority, (-1, 900), ca=True))
     assert "not signed by the authority" in states(copied)["certificate"][1]
     (startup / "rootCA.pem").write_bytes(whole)
-    (startup / "client.key").write_bytes(_pem(authority))
+    (startup / "client.key").write_bytes(pem(authority))
     assert "the key is not the certificate's" in states(copied)["certificate"][1]
 
 
 def test_a_certificate_that_ends_soon_is_worth_a_thought(copied: Hospitals, authority: rsa.RSAPrivateKey) -> None:
-    startup, own = _startup(copied), _key()
-    (startup / "rootCA.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
-    (startup / "client.crt").write_bytes(_certificate("A", "root", own, authority, (-1, 20)))
-    (startup / "client.key").write_bytes(_pem(own))
+    startup, own = _startup(copied), new_key()
+    (startup / "rootCA.pem").write_bytes(certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (startup / "client.crt").write_bytes(certificate("A", "root", own, authority, (-1, 20)))
+    (startup / "client.key").write_bytes(pem(own))
     assert states(copied)["certificate"][0] == "warning"
 
 
@@ -223,10 +192,10 @@ def test_a_server_that_hangs_up_without_a_word_has_not_let_us_in(
 def test_the_handshake_fails_with_a_server_of_another_authority(
     joined: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey
 ) -> None:
-    own = _key()
-    (tmp_path / "root.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
-    (tmp_path / "server.crt").write_bytes(_certificate("localhost", "root", own, authority, (-1, 300)))
-    (tmp_path / "server.key").write_bytes(_pem(own))
+    own = new_key()
+    (tmp_path / "root.pem").write_bytes(certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (tmp_path / "server.crt").write_bytes(certificate("localhost", "root", own, authority, (-1, 300)))
+    (tmp_path / "server.key").write_bytes(pem(own))
     listen(tmp_path / "server.crt", tmp_path / "server.key", tmp_path / "root.pem")
     state, said = states(joined)["connection"]
     assert state == "fault"
@@ -237,7 +206,7 @@ def test_the_handshake_fails_where_the_server_does_not_know_us(
     joined: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey
 ) -> None:
     kit = Path(joined.server.workspace) / "kit" / "startup"
-    (tmp_path / "root.pem").write_bytes(_certificate("root", "root", authority, authority, (-1, 900), ca=True))
+    (tmp_path / "root.pem").write_bytes(certificate("root", "root", authority, authority, (-1, 900), ca=True))
     listen(kit / "server.crt", kit / "server.key", tmp_path / "root.pem")
     assert states(joined)["connection"][0] == "fault"
 
@@ -246,10 +215,10 @@ def test_the_handshake_fails_where_the_server_does_not_know_us(
 def test_a_server_s_certificate_out_of_date_may_be_this_machine_s_clock(
     copied: Hospitals, listen, tmp_path: Path, authority: rsa.RSAPrivateKey, days: tuple[int, int], said: str
 ) -> None:
-    own, trusted = _key(), _startup(copied) / "rootCA.pem"
-    trusted.write_bytes(_certificate("root", "root", authority, authority, (-20, 900), ca=True))
-    (tmp_path / "server.crt").write_bytes(_certificate("localhost", "root", own, authority, days))
-    (tmp_path / "server.key").write_bytes(_pem(own))
+    own, trusted = new_key(), _startup(copied) / "rootCA.pem"
+    trusted.write_bytes(certificate("root", "root", authority, authority, (-20, 900), ca=True))
+    (tmp_path / "server.crt").write_bytes(certificate("localhost", "root", own, authority, days))
+    (tmp_path / "server.key").write_bytes(pem(own))
     listen(tmp_path / "server.crt", tmp_path / "server.key", trusted)
     state, sentence = states(copied)["connection"]
     assert state == "fault"

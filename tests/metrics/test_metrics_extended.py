@@ -1,12 +1,10 @@
 """Metrics beyond AUROC, against scikit-learn, lifelines and arithmetic by hand; folds; thresholds; agreement."""
 
-import re
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
 import pytest
-from lifelines import CoxPHFitter
 from lifelines.datasets import load_rossi, load_waltons
 from lifelines.statistics import logrank_test
 from lifelines.utils import concordance_index
@@ -14,21 +12,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, cohen_kappa_score
 from test_metrics import predictions_of
 
-from mil.bags.covariates import clinical_inputs, follow_up
 from mil.config import MetricsSpec
 from mil.endpoints.survival import known_pairs
-from mil.errors import MilError
-from mil.metrics.added_value import added_value
 from mil.metrics.agreement import cohen_kappa, fleiss_kappa, pattern_table
 from mil.metrics.score import primary, score
-from mil.metrics.subgroups import subgroup_aurocs
 from mil.rng import rng
 from mil.statistics import calibration, classification, delong, ranking
 from mil.statistics.bootstrap import point
 from mil.statistics.decision import net_benefit, treat_all
 from mil.statistics.differences import bounded
 from mil.statistics.folds import corrected_resampled_t, fold_aurocs
-from mil.statistics.survival import c_index, cox_models, kaplan_meier, log_rank
+from mil.statistics.survival import c_index, kaplan_meier, log_rank
 from mil.statistics.thresholds import choose_thresholds, vote, youden
 
 
@@ -203,141 +197,6 @@ def test_a_c_index_in_blocks_of_patients_counts_every_pair_once(monkeypatch):
         whole.tolist(),
         by_hand,
     )
-
-
-def test_cox_models_and_what_the_score_adds_are_lifelines():
-    table = load_rossi()
-    ids = [f"p{n}" for n in range(len(table))]
-    patients = table.astype(str).assign(patient_id=ids)
-    scores = pd.DataFrame(
-        {
-            "time": table["week"].astype(float),
-            "event": table["arrest"].astype(bool),
-            "score": table["prio"].astype(float),
-        }
-    ).set_axis(ids)
-    covariates = ["fin", "age", "race", "wexp", "mar", "paro"]
-    models = cox_models(scores, patients, covariates, 0.95)
-    full = CoxPHFitter().fit(table, "week", "arrest")
-    part = CoxPHFitter().fit(table.drop(columns="prio"), "week", "arrest")
-    assert models.likelihood_ratio == pytest.approx(2 * (full.log_likelihood_ - part.log_likelihood_), abs=1e-6)
-    mine = models.ratios[(models.ratios["model"] == "clinical + score") & (models.ratios["covariate"] == "score")].iloc[
-        0
-    ]
-    assert mine["p"] == pytest.approx(full.summary.loc["prio", "p"], abs=1e-6)
-    assert mine["ratio"] == pytest.approx(np.exp(full.params_["prio"] * table["prio"].std()), abs=1e-6)
-    alone = cox_models(scores, patients, [], 0.95)
-    single = CoxPHFitter().fit(table[["prio", "week", "arrest"]], "week", "arrest")
-    assert alone.likelihood_ratio == pytest.approx(single.log_likelihood_ratio_test().test_statistic, abs=1e-6)
-    with pytest.raises(MilError, match="too few"):
-        cox_models(scores.head(20), patients, covariates, 0.95)
-
-
-@pytest.mark.parametrize("name", ["label", "time", "event"])
-def test_a_clinical_column_may_have_the_name_of_an_outcome(name):
-    scores, patients = drawn_scores(80)
-    renamed = patients.rename(columns={"age": name})
-    for table, other in (
-        (added_value(scores, patients, ["age"], 0.95), added_value(scores, renamed, [name], 0.95)),
-        (cox_models(scores, patients, ["age"], 0.95), cox_models(scores, renamed, [name], 0.95)),
-    ):
-        columns = ["ratio", "low", "high", "p"]
-        pd.testing.assert_frame_equal(table.ratios[columns], other.ratios[columns])
-        assert list(other.ratios["covariate"]) == [name if one == "age" else one for one in table.ratios["covariate"]]
-        assert (table.p, table.patients) == (other.p, other.patients)
-
-
-def test_clinical_columns_that_determine_one_another_are_named():
-    scores, patients = drawn_scores(80)
-    patients["born"] = (2020 - patients["age"].astype(int)).astype(str)
-    patients["grade"] = "1"
-    patients.loc[:9, "grade"] = ""  # does not vary among the others
-    assert list(added_value(scores, patients, ["age", "grade"], 0.95).ratios["covariate"]) == ["age", "score"]
-    assert cox_models(scores, patients, ["age", "grade"], 0.95).patients == 80
-    with pytest.raises(MilError, match="age and born determine one another; leave one of them out"):
-        added_value(scores, patients, ["age", "born"], 0.95)
-
-
-def drawn_scores(count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """label, score, time and event by patient_id, and the patient table with their age."""
-    generator = np.random.default_rng(0)
-    ids = pd.Index([f"p{number}" for number in range(count)], name="patient_id")
-    labels = np.arange(count) % 2
-    table = {"label": labels, "score": generator.uniform(0.2, 0.6, count) + 0.3 * labels}
-    table |= {"time": generator.exponential(10, count), "event": generator.random(count) < 0.7}
-    age = generator.integers(30, 80, count).astype(str)
-    return pd.DataFrame(table, ids), pd.DataFrame({"patient_id": ids, "age": age})
-
-
-def test_follow_up_with_an_impossible_value_names_the_patient():
-    patients = pd.DataFrame({"patient_id": ["a", "b", "c"], "time": ["12", "", "3"], "event": ["1", "0", "2"]})
-    with pytest.raises(MilError, match="patient 'c'"):
-        follow_up(patients, "time", "event")
-    assert follow_up(patients.head(2), "time", "event").index.tolist() == ["a"]
-
-
-def test_clinical_columns_become_numbers():
-    patients = pd.DataFrame(
-        {
-            "patient_id": ["a", "b", "c"],
-            "age": ["50", "", "61"],
-            "t": ["T1c", "T2", "T3"],
-            "type": ["ductal", "lobular", ""],
-        }
-    )
-    inputs = clinical_inputs(patients, ["age", "t", "type"])
-    assert inputs["t"].tolist() == [1, 2, 3]
-    assert inputs["age"].isna().tolist() == [False, True, False]
-    assert inputs["type = lobular"].tolist()[:2] == [0, 1]
-    with pytest.raises(MilError, match="did you mean 'age'"):
-        clinical_inputs(patients, ["agee"])
-
-
-@pytest.mark.parametrize(
-    ("cells", "said"),
-    [
-        (["46,5", "50,1", "61"], "has a decimal comma for patient 'a' ('46,5'); write a decimal point"),
-        (["12.03.1961", "1.4.1970", ""], "has a date for patient 'a' ('12.03.1961'); write a number"),
-        (["71", "65", "18m"], "holds numbers, but '18m' for patient 'c'"),
-    ],
-)
-def test_numbers_in_another_spelling_are_refused_with_the_way_out(cells, said):
-    patients = pd.DataFrame({"patient_id": ["a", "b", "c"], "age": cells})
-    with pytest.raises(MilError, match=re.escape(said)):
-        clinical_inputs(patients, ["age"])
-
-
-def test_units_after_numbers_are_not_dropped():
-    """Days, months and years without a plain number beside them are classes, not 71, 18 and 3."""
-    patients = pd.DataFrame({"patient_id": ["a", "b", "c"], "age": ["71y", "18m", "3d"]})
-    assert clinical_inputs(patients, ["age"]).columns.tolist() == ["age = 3d", "age = 71y"]
-
-
-def test_subgroups_split_numbers_at_their_median_and_classes_by_level():
-    stream = rng(0, "subgroups")
-    scores = pd.DataFrame(
-        {
-            "patient_id": [f"p{n}" for n in range(60)],
-            "site": "A",
-            "label": np.tile([0, 1], 30),
-            "score": stream.random(60),
-        }
-    )
-    patients = pd.DataFrame(
-        {"patient_id": scores["patient_id"], "age": [str(30 + n) for n in range(60)], "grade": ["2", "3"] * 30}
-    )
-    table = subgroup_aurocs(scores, patients, ["age", "grade", "site"])
-    assert table["level"].tolist() == ["", "< 59.5", "≥ 59.5", "2", "3", "A"]
-    assert table.loc[table["variable"] == "grade", "auroc"].isna().all()  # each grade holds one class only
-    young = scores.head(30)
-    assert table.loc[1, "auroc"] == pytest.approx(delong.auroc(young["label"].to_numpy(), young["score"].to_numpy()))
-    shifted = scores.assign(
-        site=np.repeat(["A", "B"], 30)
-    )  # B responds more often and scores higher: no credit for that
-    shifted["label"] = np.where(shifted["site"] == "A", np.arange(60) % 5 == 0, np.arange(60) % 5 > 0).astype(int)
-    shifted["score"] += shifted["site"] == "B"
-    first = subgroup_aurocs(shifted, patients, ["age"]).loc[0, "auroc"]
-    assert first == pytest.approx(delong.within(shifted["label"], shifted["score"], shifted["site"]).auroc[0])
 
 
 def test_kappas_by_hand_and_by_scikit_learn():
