@@ -244,12 +244,17 @@ def finished() -> Finished:
     return Finished(folder, config, digests(folder), seconds)
 
 
-def trials(folder: Path, chosen: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Stage, Path]]:
-    """For each stage (of the sites, the first) a copy of the finished folder without what the stage makes."""
+def trials(
+    folder: Path, chosen: Callable[[str], bool] = lambda _: True, repeats: int = REPEATS
+) -> Iterator[tuple[str, Stage, Path]]:
+    """For each stage (of the sites, the first) a copy of the finished folder without what the stage makes.
+
+    `repeats` times; the baselines, which take as long as all other stages, half as often.
+    """
     for name, stage in stages(finished().config).items():
         if name in LEFT_OUT or name.partition(".")[2] not in {"", "north"} or not chosen(name.partition(".")[0]):
             continue
-        for repeat in range(REPEATS):
+        for repeat in range(max(1, repeats // 2) if name == "baseline" else repeats):
             place = folder / f"{name}{repeat}"
             shutil.copytree(finished().folder, place, symlinks=True)
             removed(stage, place)

@@ -1,7 +1,8 @@
 """Faults of whole stages, for `benchmarks/faults.py`: a small cohort of real slides, every command killed, limited, crowded, misled.
 
 A stage's files are removed from a copy of the finished results, the stage runs with the fault, then, where it ended early, without it;
-all files of the results must then be equal to the byte. REPEATS (an environment variable) repeats each trial.
+all files of the results must then be equal to the byte. REPEATS (an environment variable) repeats each trial in which a moment, a byte
+or an order is drawn, or whose settings change from trial to trial.
 """
 
 import os
@@ -86,7 +87,7 @@ def stage_terms(folder: Path) -> Iterator[str]:
 @case("standard input and output closed, in each stage", "the same files", "equal")
 def closed(folder: Path) -> Iterator[str]:
     """Each stage."""
-    for _, stage, place in trials(folder):
+    for _, stage, place in trials(folder, repeats=1):
         code, lines = run(place, stage.arguments, lambda: (os.close(0), os.close(1)))
         yield compared(place) if code == 0 else f"exit {code} {lines[:1]}"
 
@@ -136,7 +137,7 @@ def read_only(folder: Path) -> Iterator[str]:
             and str(path).startswith(tempfile.gettempdir() + "/")
         ):
             path.chmod(0o755)
-    for name, stage, place in trials(folder):
+    for name, stage, place in trials(folder, repeats=1):
         for path in (place / "results", *(place / "results").rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         before = digests(place)
@@ -165,7 +166,7 @@ def crowded(folder: Path) -> Iterator[str]:
 @case("results and slides that are symbolic links, in each stage", "the same files", "equal")
 def linked(folder: Path) -> Iterator[str]:
     """Each stage."""
-    for name, stage, place in trials(folder):
+    for name, stage, place in trials(folder, repeats=1):
         (place / "elsewhere").mkdir()
         (place / "results").rename(place / "elsewhere/results")
         (place / "results").symlink_to(place / "elsewhere/results")
@@ -229,7 +230,7 @@ def other_slides(folder: Path) -> Iterator[str]:
     source = finished().folder
     for stage in ("tile.north", "extract.north"):
         for change in ("deleted", "cut", "replaced", "one byte"):
-            for _, whole, place in trials(folder, lambda name, stage=stage: name == stage.partition(".")[0]):
+            for _, whole, place in trials(folder, lambda name, stage=stage: name == stage.partition(".")[0], 1):
                 path = place / "data/north3.tif"
                 content = path.read_bytes()
                 middle = len(content) // 2
@@ -253,7 +254,7 @@ def wrong_numbers(folder: Path) -> Iterator[str]:
     good = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float16)
     kinds = (good[:, 0], good[None], good[:, :5], good * np.nan, good * np.inf, good[:0], good.astype(np.int32))
     for wrong in kinds:
-        for _, stage, place in trials(folder, lambda name: name == "train"):
+        for _, stage, place in trials(folder, lambda name: name == "train", 1):
             path = place / "results/sites/north/features/colour/north-3-s.h5"
             about = hdf5.attributes(path)
             coords = hdf5.attributes(path, "coords")
