@@ -8,7 +8,7 @@ REPEATS ?= 2
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all faults environment lock clean
+.PHONY: demo test types suite test-all faults environment lock clean
 
 environment: .venv/installed
 
@@ -30,7 +30,13 @@ test: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
+	$(MAKE) --no-print-directory --jobs 2 types suite
+
+# Pyright computes on one core for a minute: at the same time as the tests.
+types: environment
 	$(BIN)/pyright
+
+suite: environment
 	$(PYTEST) -n $$(($(CORES) + 1)) -m "not extended"
 
 # What `make test` leaves out: more kills and damaged files, long simulations, a Slurm, long federations. The last two wait more than
