@@ -50,8 +50,8 @@ def test_the_checklists_point_at_what_the_page_has(page):
     assert [number for number, here, missing in rows if not here and not missing] == []
 
 
-def test_tables_for_a_manuscript_hold_the_report_s_cells(results):
-    files = build(results).tables
+def test_tables_for_a_manuscript_hold_the_report_s_cells(report):
+    files = report.tables
     assert {"performance.csv", "performance.tex", "cohort_table.tex"} <= set(files)
     for name in (name for name in files if name.endswith(".csv")):
         rows = list(csv.reader(io.StringIO(files[name])))
