@@ -4,13 +4,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from mil.bags.covariates import clinical_inputs, follow_up, refuse_mixture
-from mil.bags.table import check_classes
+from mil.bags.table import check_classes, deal_folds
 from mil.config import Config
 from mil.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError, MissingColumn, nearest
 from mil.slides.sheet import Cohort, read_cohort
 from mil.tables import require_columns
+from mil.training.cohort import TrainingCohort
+from mil.training.protocol import check_groups, groups, teachers
 
 
 def checked_cohort(config: Config) -> Cohort:
@@ -85,15 +89,29 @@ def _check_labels(config: Config, cohort: Cohort) -> None:
     patients = patients.assign(role=patients["site"].map(dict(roles)))
     for name in config.used_endpoints:
         endpoint = config.endpoints[name]
-        built = build_endpoint(endpoint)
         try:
-            labelled = patients.join(built.read(cohort), how="inner")
-            check_classes(labelled, roles, endpoint)
-            training = labelled[labelled["role"] == "train"].rename_axis("patient_id").reset_index()
-            if len(training):
-                built.check(built.targets(training), "training sites")
+            labelled = patients.join(build_endpoint(endpoint).read(cohort), how="inner")
         except MilError as error:
             raise MilError(f"endpoints.{name}: {error}") from error
+        training = labelled[labelled["role"] == "train"].rename_axis("patient_id").reset_index()
+        try:
+            check_classes(labelled, roles, endpoint)
+            if len(training):
+                _check_groups(config, name, training.sort_values(["site", "patient_id"], ignore_index=True))
+        except MilError as error:
+            raise MilError(f"endpoints.{name}: patient table {cohort.source}: {error}") from error
+
+
+def _check_groups(config: Config, name: str, training: pd.DataFrame) -> None:
+    """Something can be learned from the training patients of each model of the experiments that predict endpoint `name`."""
+    endpoint = config.endpoints[name]
+    built = build_endpoint(endpoint)
+    cohort = TrainingCohort.of(deal_folds(training, endpoint), endpoint, built)
+    built.check(cohort.targets, "training sites")
+    for key, experiment in config.selected().items():
+        if experiment.endpoint == name:
+            trained_on = teachers(cohort.sites, experiment.strategy.by_site, experiment.protocol)
+            check_groups(cohort, groups(cohort, trained_on), built, f"experiment {key}")
 
 
 def _check_weights(config: Config, cohort: Cohort) -> None:

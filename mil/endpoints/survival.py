@@ -68,8 +68,9 @@ class Survival(Endpoint):
         time, event = targets[:, 0], targets[:, 1] > 0.5
         if not (event & (time < time.max())).any():
             raise MilError(
-                f"bags: {whose}: {len(targets)} training patients have {int(event.sum())} events and nobody was followed up "
-                "after one, so there is no order to learn; use fewer folds, add patients, or give their site the role external"
+                f"{whose}: {len(targets)} training patients have {int(event.sum())} events in column '{self.spec.event}' and nobody was "
+                f"followed up after one (column '{self.spec.column}' is {time.min():g} to {time.max():g}), so there is no order to "
+                "learn; correct these columns, use fewer folds, add patients, or give their site the role external"
             )
 
     def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":

@@ -67,11 +67,11 @@ class Target:
         return np.array(found, np.float32).reshape(len(bags), len(self.columns))
 
     def check(self, targets: np.ndarray, whose: str) -> None:
-        """Refuse training patients (patients, columns) whose targets are all equal."""
+        """Refuse training patients (patients, columns) whose targets are all equal; `whose` names their table and their models."""
         if len(np.unique(targets[:, -1])) < 2:
             raise MilError(
-                f"bags: {whose}: all {len(targets)} training patients have the same label, so no difference can be learned; "
-                "use fewer folds, add patients, or give their site the role external"
+                f"{whose}: all {len(targets)} training patients have the same label in column '{self.spec.column}', so no "
+                "difference can be learned; use fewer folds, add patients, or give their site the role external"
             )
 
     def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":

@@ -12,6 +12,7 @@ from itertools import product
 
 import numpy as np
 
+from mil.endpoints import Endpoint
 from mil.errors import MilError, NoInnerFold
 from mil.specs.experiments import ExperimentSpec
 from mil.specs.models import ModelSpec
@@ -103,6 +104,14 @@ def groups(cohort: TrainingCohort, trained_on: Sequence[tuple[str, ...]]) -> lis
         for repeat in range(cohort.outer.shape[1])
         for fold in range(cohort.folds)
     ]
+
+
+def check_groups(cohort: TrainingCohort, wanted: Sequence[Group], endpoint: Endpoint, where: str) -> None:
+    """Raise MilError for the first group whose training patients have targets of which nothing can be learned."""
+    for group in wanted:
+        seen = cohort.outer_train(group.trained_on, group.repeat, group.fold)
+        if len(seen):  # none: said by `inner_tasks`
+            endpoint.check(cohort.targets[seen], f"{where}: {group.name}")
 
 
 def inner_tasks(

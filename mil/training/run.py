@@ -26,7 +26,7 @@ from mil.training.finished import FinishedRun
 from mil.training.packing import Places
 from mil.training.plans import Rounds
 from mil.training.precision import Computing
-from mil.training.protocol import Task, candidates, groups, inner_tasks, refit_tasks, select, teachers
+from mil.training.protocol import Task, candidates, check_groups, groups, inner_tasks, refit_tasks, select, teachers
 from mil.training.records import Records
 from mil.training.rounds import Driver, Phase
 from mil.training.setup import Setup
@@ -152,10 +152,8 @@ class Trainer:
         """For every sites, repeat and outer fold a task with the best candidate and number of rounds."""
         trained_on = teachers(self.cohort.sites, self.strategy.by_site, self.experiment.protocol)
         wanted = groups(self.cohort, trained_on)
-        for group in wanted:
-            seen = self.cohort.outer_train(group.trained_on, group.repeat, group.fold)
-            if len(seen) and not self.alike:  # none: said below
-                self.endpoint.check(self.cohort.targets[seen], group.name)
+        if not self.alike:
+            check_groups(self.cohort, wanted, self.endpoint, "bags")
         tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
         errors = np.full((len(tasks), self.experiment.training.rounds), np.inf)
         counts, held = np.ones_like(errors), [np.zeros((0, 0), np.float32)] * len(tasks)

@@ -78,6 +78,74 @@ def test_labels_of_which_nothing_can_be_learned_are_said(tmp_path, repository, k
         check(tmp_path, repository, {"endpoints": {"response": {**kind, "column": column}}}, spoil)
 
 
+def died_at(*times):
+    """The column `age` of a site's patients p0, p1, ... becomes these times, one after the other."""
+
+    def spoil(text):
+        head, *rows = text.splitlines()
+        cells = [row.split(",") for row in rows]
+        return "\n".join([head, *(f"{name},{event},{times[int(name[-1])]}" for name, event, _ in cells)])
+
+    return spoil
+
+
+SURVIVAL = {"kind": "survival", "column": "age", "event": "response"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "experiment", "times", "said"),
+    [
+        ({}, {}, [50] * 8, r"training sites: 16 .* 8 events in column 'response' .* \(column 'age' is 50 to 50\)"),
+        # who was followed longer is in one fold of two, at both sites
+        (
+            {},
+            {},
+            [20] * 7 + [90],
+            r"experiment attention_pooled: north\+south/repeat0/fold\d: 8 .* \(column 'age' is 20 to 20\)",
+        ),
+        (
+            {"kind": "regression"},
+            {},
+            [20] * 7 + [90],
+            r"fold\d: all 8 training patients have the same label in column 'age'",
+        ),
+        (
+            {"negative": ["0", "1"], "positive": ["2"]},
+            {},
+            range(10, 18),
+            r"site north: all 8 patients have response = 0 or 1",
+        ),
+    ],
+    ids=["tied", "tied-but-in-one-fold", "number", "no-event"],
+)
+def test_times_without_an_order_are_said_before_the_first_tile(tmp_path, repository, endpoint, experiment, times, said):
+    over = {"endpoints": {"response": {**SURVIVAL, **endpoint}}, "experiments": {"attention_pooled": experiment}}
+    said = rf"endpoints.response.*: patient table .*patients.csv: .*{said}.*(external|external,.*)"
+    with pytest.raises(MilError, match=said) as raised:
+        check(tmp_path, repository, over, died_at(*times))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_site_without_an_order_is_said_where_it_is_trained_alone(tmp_path, repository):
+    def spoil(text):
+        return "\n".join(
+            f"{row.rpartition(',')[0]},50" if row.startswith("south") else row for row in text.splitlines()
+        )
+
+    over = {"endpoints": {"response": SURVIVAL}}
+    check(tmp_path, repository, over, spoil)  # pooled and FedAvg learn the order of the other site's patients
+    over["experiments"] = {"attention_fedavg": {"strategy": "local"}}
+    said = r"patient table .*: experiment attention_fedavg: south/repeat0/fold0: .* \(column 'age' is 50 to 50\)"
+    with pytest.raises(MilError, match=said):
+        check(tmp_path, repository, over, spoil)
+
+
+def test_leaving_a_site_out_of_two_is_refused_before_the_first_tile(tmp_path, repository):
+    over = {"experiments": {"attention_pooled": {"protocol": "leave_one_site_out"}}}
+    with pytest.raises(MilError, match="protocol leave_one_site_out needs three"):
+        check(tmp_path, repository, over)
+
+
 @pytest.mark.parametrize(
     ("metrics", "cell", "said"),
     [

@@ -61,7 +61,11 @@ def test_more_folds_than_patients_leave_some_folds_empty():
         ("multiclass", {"label": "a"}, "all 16 training patients have the same label"),
         ("regression", {"label": 3.5}, "all 16 training patients have the same label"),
         ("survival", {"label": 0, "time": 3}, "16 training patients have 0 events"),
-        ("survival", {"label": 1, "time": 3}, "16 events and nobody was followed up after one"),
+        (
+            "survival",
+            {"label": 1, "time": 3},
+            "16 events in column 'dead' and nobody was followed up after one (column 'response' is 3 to 3)",
+        ),
     ],
 )
 def test_labels_of_which_nothing_can_be_learned_are_refused(kind, change, said):
