@@ -42,7 +42,7 @@ REGISTERED = (ranking, classification, calibration)  # importing them fills METR
 class Binary(Endpoint):
     """Yes or no: the label is 0 or 1, one logit, cross-entropy, the score is a probability, AUROC."""
 
-    name = "binary"
+    name, classes = "binary", 2
     thresholds = two_classes = True
     error, largest_error = "squared error of the probability (Brier score)", 1.0
     primary = Measure("auroc", "AUROC", ranking.auroc, chance=0.5)
@@ -56,11 +56,6 @@ class Binary(Endpoint):
         """0 or 1."""
         return yes_or_no(cohort, self.spec, self.spec.column).to_frame("label")
 
-    @property
-    def classes(self) -> int:
-        """Two."""
-        return 2
-
     def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
         """Cross-entropy of the logistic function."""
         from torch.nn.functional import binary_cross_entropy_with_logits
@@ -70,10 +65,6 @@ class Binary(Endpoint):
     def errors(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
         """Squared error of the probability: unlike the loss it does not grow without end with a model that is sure and wrong."""
         return ((logits.sigmoid() - targets) ** 2).squeeze(-1) * present
-
-    def class_of(self, targets: "Tensor") -> "Tensor":
-        """0 or 1."""
-        return targets[..., 0].long()
 
     def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         """`score`: probability of yes."""
@@ -89,10 +80,6 @@ class Binary(Endpoint):
     def valid(self, table: pd.DataFrame) -> Mapping[str, pd.Series]:
         """0 or 1, a probability."""
         return {"label": table["label"].isin([0, 1]), "score": table["score"].between(0, 1)}
-
-    def positives(self, table: pd.DataFrame) -> int | None:
-        """Patients with label 1."""
-        return int(table["label"].sum())
 
     def undefined(self, table: pd.DataFrame) -> str:
         """Both classes are needed."""

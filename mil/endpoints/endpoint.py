@@ -93,8 +93,8 @@ class Endpoint(Target):
         return table["score"].to_numpy(dtype=float)
 
     def positives(self, table: pd.DataFrame) -> int | None:
-        """Patients with the outcome (events); none where there is no such thing."""
-        return None
+        """Patients with the outcome (label 1, events); none where there is no such thing."""
+        return int(table["label"].sum()) if self.outcome else None
 
     def undefined(self, table: pd.DataFrame) -> str:
         """Why the primary measure does not exist for these patients; '' where it does."""
@@ -108,30 +108,81 @@ class Endpoint(Target):
         """The primary measure, patients set against those of their own group (site) only."""
         raise NotImplementedError
 
+    def value_within(self, table: pd.DataFrame) -> float:
+        """The primary measure of these patients within sites; nan where it is not defined."""
+        everyone, sites = np.ones((1, len(table))), table["site"].to_numpy()
+        return float(self.within(self.labels_of(table), self.scores_of(table), everyone, sites)[0])
+
     def has_within(self, table: pd.DataFrame) -> bool:
         """Whether the primary measure within sites exists for these patients."""
-        found = self.within(
-            self.labels_of(table), self.scores_of(table), np.ones((1, len(table))), table["site"].to_numpy()
-        )
-        return bool(np.isfinite(found[0]))
+        return bool(np.isfinite(self.value_within(table)))
 
     def interval(self, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
         """The primary measure within sites, with its interval, and how that was made or why there is none."""
-        return interval_within(self, scope, spec)
+        weights = np.concatenate([np.ones((1, len(scope.table))), self.weights(scope.table, spec)])
+        found = self.within(self.labels_of(scope.table), self.scores_of(scope.table), weights, scope.sites)
+        value = float(found[0])
+        if few := self.too_few(scope.table):
+            return value, np.nan, np.nan, few
+        drawn = self._widened(scope, value, found[1:])
+        bounds = bootstrap_bounds(self.primary.scale, value, drawn, len(scope.table), spec.confidence)
+        return value, bounds.low, bounds.high, bounds.method
 
     def weights(self, table: pd.DataFrame, spec: "MetricsSpec") -> np.ndarray:
         """Resamples (resamples, n) of these patients."""
         return bootstrap_weights(table, spec, self.strata)
 
     def rows(self, scope: Scope, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
-        """metric, value, low, high and method of every measure on one scope."""
-        return measured_rows(self, scope, spec)
+        """metric, value, low, high and method of every measure on one scope, and on a group of sites of the primary one within sites."""
+        labels, scores, weights = (
+            self.labels_of(scope.table),
+            self.scores_of(scope.table),
+            self.weights(scope.table, spec),
+        )
+        everyone = np.ones((1, len(scope.table)))
+        reason, few = self.undefined(scope.table), self.too_few(scope.table)
+        for measure in (self.primary, *self.further):
+            function = measure.function
+            value, drawn = float(function(labels, scores, everyone)[0]), function(labels, scores, weights)
+            if measure is self.primary:
+                drawn = self._widened(scope, value, drawn)
+            yield row_of(measure.name, measure.scale, value, drawn, len(labels), spec.confidence, reason, few)
+        if scope.site in GROUPS:
+            value = self.value_within(scope.table)
+            drawn = self._widened(scope, value, self.within(labels, scores, weights, scope.sites))
+            name, reason = f"{self.primary.name}_within_sites", reason or "at no site can it be formed"
+            yield row_of(name, self.primary.scale, value, drawn, len(labels), spec.confidence, reason, few)
 
     def beyond(
         self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
     ) -> Iterator[dict[str, Any]]:
-        """Rows that rest on more than one scope's mean scores: the primary measure over the folds."""
-        return mean_of_folds(predictions, self, spec)
+        """Rows that rest on more than one scope's mean scores: the mean of the folds' primary measure.
+
+        Its interval allows for what the folds' training sets have in common.
+        """
+        inside = predictions[predictions["split"] != "external"]
+        number = inside["fold"].nunique()
+        if number < 2:
+            return
+        low, high = LIMITS[self.primary.scale]
+        for key, folds in self.folds(inside).groupby(list(KEYS), sort=False):
+            values = folds["value"].to_numpy(dtype=float)
+            found = corrected_resampled_t(values, 1 / (number - 1), spec.confidence, widest=np.inf)
+            method = f"corrected resampled t, {len(folds)} folds"
+            if not found.low < found.high:
+                method = "not defined: folds do not vary, or one only"
+            known = folds.dropna(subset=["positives"])
+            yield {
+                **dict(zip(KEYS, key, strict=True)),
+                "patients": int(folds.groupby("repeat")["patients"].sum().max()),
+                "positives": int(known.groupby("repeat")["positives"].sum().max()) if len(known) else None,
+                "models": 1,
+                "metric": f"{self.primary.name}_mean_of_folds",
+                "value": found.difference,
+                "low": float(np.clip(found.low, low, high)),
+                "high": float(np.clip(found.high, low, high)),
+                "method": method,
+            }
 
     def curves(
         self, scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
@@ -140,8 +191,18 @@ class Endpoint(Target):
         return iter(())
 
     def folds(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """trained_on, split, site, repeat, fold, patients, positives, value: the primary measure of each fold's models alone."""
-        return fold_values(predictions, self)
+        """trained_on, split, site, repeat, fold, patients, positives, value: the primary measure of each fold's models alone.
+
+        Folds in which it is not defined at a site are left out; groups of sites count patients of the same site.
+        """
+        rows = []
+        for (repeat, fold), part in predictions.groupby(list(APART)):
+            for scope in scopes(part):
+                place = (scope.trained_on, scope.split, scope.site, repeat, fold)
+                counts = (len(scope.table), self.positives(scope.table))
+                rows.append((*place, *counts, self.value_within(scope.table)))
+        table = pd.DataFrame(rows, columns=[*KEYS, *APART, "patients", "positives", "value"])
+        return table[np.isfinite(table["value"].astype(float))].sort_values([*APART, *KEYS], ignore_index=True)
 
     def compared(self, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
         """The primary measure of two scopes of the same patients and the test of their difference; None where it is not defined.
@@ -149,7 +210,40 @@ class Endpoint(Target):
         Patients of one site are set against each other. Held-out patients are tested fold by fold, since training sets overlap;
         others by a paired bootstrap, the models being given.
         """
-        return bootstrap_compared(self, first, second, spec)
+        few = self.too_few(first.table)
+        if not few and first.folds is not None and second.folds is not None:
+            return self._over_folds(first.folds, second.folds, spec)
+        labels, sites = self.labels_of(first.table), first.sites
+        weights = np.concatenate([np.ones((1, len(first.table))), self.weights(first.table, spec)])
+        one, other = (self.within(labels, self.scores_of(scope.table), weights, sites) for scope in (first, second))
+        if not np.isfinite([one[0], other[0]]).all():
+            return None
+        if few:
+            nothing = Difference(float(one[0] - other[0]), np.nan, np.nan, np.nan, np.nan)
+            return Pair((float(one[0]), float(other[0])), nothing, few.replace("interval", "test", 1))
+        tested = paired_bootstrap(one, other, spec.confidence, WIDEST[self.primary.scale])
+        return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
+
+    def _over_folds(self, first: pd.DataFrame, second: pd.DataFrame, spec: "MetricsSpec") -> Pair | None:
+        parts = [
+            pd.Series({key: self.value_within(part) for key, part in folds.groupby(list(APART))}, dtype=float)
+            for folds in (first, second)
+        ]
+        both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner").dropna()
+        number = min(folds["fold"].nunique() for folds in (first, second))
+        if number < 2 or both.empty:
+            return None
+        change = (both["first"] - both["second"]).to_numpy()
+        tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, WIDEST[self.primary.scale])
+        values = float(both["first"].mean()), float(both["second"].mean())
+        return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
+
+    def _widened(self, scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
+        """Resamples `drawn`, of held-out patients further from `value`: each patient trained the models of others as well."""
+        if scope.folds is None or not np.isfinite(drawn).any():
+            return drawn
+        chance = value if self.primary.chance is None else self.primary.chance
+        return value + (drawn - value) * np.sqrt(inflation(value, float(np.nanvar(drawn)), None, chance))
 
 
 def scope_columns(kind: Endpoint, scope: Scope) -> dict[str, Any]:
@@ -162,132 +256,6 @@ def scope_columns(kind: Endpoint, scope: Scope) -> dict[str, Any]:
         "positives": kind.positives(scope.table),
         "models": scope.models,
     }
-
-
-def bootstrap_compared(kind: Endpoint, first: Scope, second: Scope, spec: "MetricsSpec") -> Pair | None:
-    """`Endpoint.compared`: held-out patients fold by fold, others by a paired bootstrap."""
-    few = kind.too_few(first.table)
-    if not few and first.folds is not None and second.folds is not None:
-        return _over_folds(kind, first.folds, second.folds, spec)
-    labels, sites = kind.labels_of(first.table), first.sites
-    weights = np.concatenate([np.ones((1, len(first.table))), kind.weights(first.table, spec)])
-    one, other = (kind.within(labels, kind.scores_of(scope.table), weights, sites) for scope in (first, second))
-    if not np.isfinite([one[0], other[0]]).all():
-        return None
-    if few:
-        nothing = Difference(float(one[0] - other[0]), np.nan, np.nan, np.nan, np.nan)
-        return Pair((float(one[0]), float(other[0])), nothing, few.replace("interval", "test", 1))
-    tested = paired_bootstrap(one, other, spec.confidence, WIDEST[kind.primary.scale])
-    return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
-
-
-def _over_folds(kind: Endpoint, first: pd.DataFrame, second: pd.DataFrame, spec: "MetricsSpec") -> Pair | None:
-    parts = [values_of_folds(kind, folds) for folds in (first, second)]
-    both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner").dropna()
-    number = min(folds["fold"].nunique() for folds in (first, second))
-    if number < 2 or both.empty:
-        return None
-    change = (both["first"] - both["second"]).to_numpy()
-    tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, WIDEST[kind.primary.scale])
-    values = float(both["first"].mean()), float(both["second"].mean())
-    return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
-
-
-def measured_rows(kind: Endpoint, scope: Scope, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
-    """Every measure of `kind`, and on a group of sites the primary one within sites; undefined ones with their reason."""
-    labels, scores, weights = kind.labels_of(scope.table), kind.scores_of(scope.table), kind.weights(scope.table, spec)
-    everyone = np.ones((1, len(scope.table)))
-    reason, few = kind.undefined(scope.table), kind.too_few(scope.table)
-    for measure in (kind.primary, *kind.further):
-        function = measure.function
-        value, drawn = float(function(labels, scores, everyone)[0]), function(labels, scores, weights)
-        if measure is kind.primary:
-            drawn = widened(kind, scope, value, drawn)
-        yield row_of(measure.name, measure.scale, value, drawn, len(labels), spec.confidence, reason, few)
-    if scope.site in GROUPS:
-        value = float(kind.within(labels, scores, everyone, scope.sites)[0])
-        drawn = widened(kind, scope, value, kind.within(labels, scores, weights, scope.sites))
-        name, reason = f"{kind.primary.name}_within_sites", reason or "at no site can it be formed"
-        yield row_of(name, kind.primary.scale, value, drawn, len(labels), spec.confidence, reason, few)
-
-
-def interval_within(kind: Endpoint, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
-    """The primary measure within sites, its interval, and how that was made."""
-    weights = np.concatenate([np.ones((1, len(scope.table))), kind.weights(scope.table, spec)])
-    found = kind.within(kind.labels_of(scope.table), kind.scores_of(scope.table), weights, scope.sites)
-    value = float(found[0])
-    if few := kind.too_few(scope.table):
-        return value, np.nan, np.nan, few
-    drawn = widened(kind, scope, value, found[1:])
-    bounds = bootstrap_bounds(kind.primary.scale, value, drawn, len(scope.table), spec.confidence)
-    return value, bounds.low, bounds.high, bounds.method
-
-
-def widened(kind: Endpoint, scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
-    """Resamples `drawn`, of held-out patients further from `value`: each patient trained the models of others as well."""
-    if scope.folds is None or not np.isfinite(drawn).any():
-        return drawn
-    chance = value if kind.primary.chance is None else kind.primary.chance
-    return value + (drawn - value) * np.sqrt(inflation(value, float(np.nanvar(drawn)), None, chance))
-
-
-def values_of_folds(kind: Endpoint, folds: pd.DataFrame) -> pd.Series:
-    """The primary measure within sites of every (repeat, fold) of `Scope.folds`."""
-    found = {
-        key: float(
-            kind.within(kind.labels_of(part), kind.scores_of(part), np.ones((1, len(part))), part["site"].to_numpy())[0]
-        )
-        for key, part in folds.groupby(list(APART))
-    }
-    return pd.Series(found, dtype=float)
-
-
-def fold_values(predictions: pd.DataFrame, kind: Endpoint) -> pd.DataFrame:
-    """trained_on, split, site, repeat, fold, patients, positives, value: the primary measure of each fold's models alone.
-
-    Folds in which it is not defined at a site are left out; groups of sites count patients of the same site.
-    """
-    rows = []
-    for (repeat, fold), part in predictions.groupby(list(APART)):
-        for scope in scopes(part):
-            labels, scores = kind.labels_of(scope.table), kind.scores_of(scope.table)
-            value = float(kind.within(labels, scores, np.ones((1, len(labels))), scope.sites)[0])
-            place = (scope.trained_on, scope.split, scope.site, repeat, fold)
-            rows.append((*place, len(labels), kind.positives(scope.table), value))
-    table = pd.DataFrame(rows, columns=[*KEYS, *APART, "patients", "positives", "value"])
-    return table[np.isfinite(table["value"].astype(float))].sort_values([*APART, *KEYS], ignore_index=True)
-
-
-def mean_of_folds(predictions: pd.DataFrame, kind: Endpoint, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
-    """Mean of the folds' primary measure, with an interval that allows for what their training sets have in common."""
-    inside = predictions[predictions["split"] != "external"]
-    number = inside["fold"].nunique()
-    if number < 2:
-        return
-    low, high = LIMITS[kind.primary.scale]
-    for key, folds in fold_values(inside, kind).groupby(list(KEYS), sort=False):
-        found = corrected_resampled_t(
-            folds["value"].to_numpy(dtype=float), 1 / (number - 1), spec.confidence, widest=np.inf
-        )
-        method = f"corrected resampled t, {len(folds)} folds"
-        if not found.low < found.high:
-            method = "not defined: folds do not vary, or one only"
-        yield {
-            **dict(zip(KEYS, key, strict=True)),
-            "patients": int(folds.groupby("repeat")["patients"].sum().max()),
-            "positives": _most(folds),
-            "models": 1,
-            "metric": f"{kind.primary.name}_mean_of_folds",
-            "value": found.difference,
-            "low": float(np.clip(found.low, low, high)),
-            "high": float(np.clip(found.high, low, high)),
-            "method": method,
-        }
-
-
-def _most(folds: pd.DataFrame) -> int | None:
-    known = folds.dropna(subset=["positives"])
-    return int(known.groupby("repeat")["positives"].sum().max()) if len(known) else None
 
 
 ENDPOINTS: Registry[type[Endpoint]] = Registry("endpoint kind")

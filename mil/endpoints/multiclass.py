@@ -49,6 +49,7 @@ class Multiclass(Endpoint):
 
     def __init__(self, spec: EndpointSpec) -> None:
         super().__init__(spec)
+        self.outputs = self.classes = len(spec.classes)
         self.predicted = (*PREDICTED, *(f"score_{name}" for name in spec.classes))
         chance = 1 / len(spec.classes)
         self.further = (Measure("balanced_accuracy", "Balanced accuracy", balanced_accuracy, chance=chance),)
@@ -68,16 +69,6 @@ class Multiclass(Endpoint):
         """The classes."""
         return f"classes: {', '.join(self.spec.classes)}"
 
-    @property
-    def outputs(self) -> int:
-        """One logit per class."""
-        return len(self.spec.classes)
-
-    @property
-    def classes(self) -> int:
-        """As many as the spec names."""
-        return len(self.spec.classes)
-
     def losses(self, logits: "Tensor", targets: "Tensor", present: "Tensor") -> "Tensor":
         """Cross-entropy of the softmax."""
         from torch.nn.functional import cross_entropy
@@ -91,10 +82,6 @@ class Multiclass(Endpoint):
 
         wanted = one_hot(self.class_of(targets), self.classes)
         return ((logits.softmax(-1) - wanted) ** 2).sum(-1) / 2 * present
-
-    def class_of(self, targets: "Tensor") -> "Tensor":
-        """Position in the spec's classes."""
-        return targets[..., 0].long()
 
     def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         """`score_{class}`: probability of each class; `score`: the highest of them."""

@@ -62,10 +62,6 @@ class Regression(Endpoint):
         """Half the squared error."""
         return (logits[..., 0] - targets[..., 0]) ** 2 / 2 * present
 
-    def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """`score`: the number itself."""
-        return {"score": logits[:, 0].astype(np.float64)}
-
     def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """Share of the pairs with different targets that are in the right order."""
         return pairs_in_order(targets[:, 0], logits[:, 0])

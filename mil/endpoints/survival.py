@@ -92,10 +92,6 @@ class Survival(Endpoint):
         """Events count, the censored do not."""
         return ((targets[..., 1] > 0.5) & present).to(targets.dtype)
 
-    def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """`score`: log hazard; higher has the event sooner."""
-        return {"score": logits[:, 0].astype(np.float64)}
-
     def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """Harrell's C-index."""
         return float(harrell(targets, logits[:, 0], np.ones((1, len(logits))))[0])
@@ -120,10 +116,6 @@ class Survival(Endpoint):
     def labels_of(self, table: pd.DataFrame) -> np.ndarray:
         """Time and event (n, 2)."""
         return table[["time", "label"]].to_numpy(dtype=float)
-
-    def positives(self, table: pd.DataFrame) -> int | None:
-        """Events."""
-        return int(table["label"].sum())
 
     def undefined(self, table: pd.DataFrame) -> str:
         """No patient had the event while another was followed further."""

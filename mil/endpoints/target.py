@@ -34,21 +34,15 @@ class Target:
     """What rounds and candidates are chosen by, in words: the mean of `errors` over patients of inner folds."""
     largest_error = float("inf")
     """Of one patient."""
+    outputs: int = 1
+    """Number of logits per bag."""
+    classes: int = 1
+    """Number of classes for weights and sampling; 1 where there are none."""
     columns: tuple[str, ...] = ("label",)
     """Columns of the bag table that hold the target."""
 
     def __init__(self, spec: EndpointSpec) -> None:
         self.spec = spec
-
-    @property
-    def outputs(self) -> int:
-        """Number of logits per bag."""
-        return 1
-
-    @property
-    def classes(self) -> int:
-        """Number of classes for weights and sampling; 1 where there are none."""
-        return 1
 
     def read(self, cohort: "Cohort") -> pd.DataFrame:
         """`label` (and `time`) by patient_id, of patients whose cells are filled; an error names the line of a wrong value."""
@@ -99,11 +93,11 @@ class Target:
 
     def class_of(self, targets: "Tensor") -> "Tensor":
         """Class number of every bag (..., bags) int64; 0 where there are no classes."""
-        return targets.new_zeros(targets.shape[:-1]).long()
+        return targets[..., 0].long() if self.classes > 1 else targets.new_zeros(targets.shape[:-1]).long()
 
     def scores(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Columns of the prediction table from logits (bags, outputs), `score` among them."""
-        raise NotImplementedError
+        """Columns of the prediction table from logits (bags, outputs), `score` among them: here the logit itself."""
+        return {"score": logits[:, 0].astype(np.float64)}
 
     def metric(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """Share of the pairs of patients in the right order (AUROC, C-index); nan where no pair has an order."""

@@ -11,7 +11,6 @@ from mil.config import EndpointSpec, MetricsSpec
 from mil.endpoints import ENDPOINTS, build_endpoint
 from mil.endpoints.bounds import bootstrap_bounds
 from mil.endpoints.curves import of_classes
-from mil.endpoints.endpoint import fold_values
 from mil.endpoints.multiclass import balanced_accuracy, macro_auroc
 from mil.endpoints.regression import absolute_error, mean_error, r_squared, slope, spearman
 from mil.endpoints.survival import harrell
@@ -242,7 +241,7 @@ def test_measures_of_a_number_hold_in_any_unit(unit):
 
 def test_the_measure_of_a_fold_is_of_its_own_patients():
     table, kind = table_of("survival"), build_endpoint(SPECS["survival"])
-    found = fold_values(table, kind).set_index(["site", "fold"])["value"]
+    found = kind.folds(table).set_index(["site", "fold"])["value"]
     own = table[(table["site"] == "north") & (table["fold"] == 1)]
     assert found["north", 1] == pytest.approx(concordance_index(own["time"], -own["score"], own["label"]))
 
