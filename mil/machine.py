@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from mil.errors import MilError
@@ -32,50 +33,7 @@ def keep_memory() -> None:
             library.mallopt(option, value)
 
 
-def _quotas(root: Path) -> list[float]:
-    """Cores by every cgroup limit between this process's group and the top."""
-    quotas = []
-    for version, group in _groups(root):
-        base = root / "sys/fs/cgroup" / ("" if version == 2 else "cpu")
-        folder = base / group.lstrip("/")
-        for place in [folder, *folder.parents]:
-            quotas.append(_quota_v2(place / "cpu.max") if version == 2 else _quota_v1(place))
-            if place == base:
-                break
-    return [quota for quota in quotas if quota is not None]
-
-
-def _groups(root: Path) -> list[tuple[int, str]]:
-    """(cgroup version, path of this process's group) from /proc/self/cgroup; none where there is no such file."""
-    text = _text(root / "proc/self/cgroup")
-    found = []
-    for line in (text or "").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            found.append((2, group))
-        elif "cpu" in controllers.split(","):
-            found.append((1, group))
-    return found
-
-
-def _quota_v2(path: Path) -> float | None:
-    quota, _, period = (_text(path) or "max 1").strip().partition(" ")
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def _quota_v1(folder: Path) -> float | None:
-    quota = int(_text(folder / "cpu.cfs_quota_us") or -1)
-    return None if quota <= 0 else quota / int(_text(folder / "cpu.cfs_period_us") or 100_000)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def memory_given(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+def memory_given(root: Path = Path("/")) -> int:
     """Bytes of memory that this process may have: the machine's, or less where a scheduler, a container or `ulimit -v` says so."""
     allowed = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     if sys.platform != "win32":
@@ -84,13 +42,34 @@ def memory_given(proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sy
         allowed += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
     megabytes = os.environ.get("SLURM_MEM_PER_NODE", "")
     allowed += [int(megabytes) * 2**20] if megabytes.isdigit() and int(megabytes) else []
-    lines = proc.read_text().splitlines() if proc.is_file() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers not in {"", "memory"}:
+    limits = [_text(path).strip() for path in _limits(root, "memory", "memory.max", "memory.limit_in_bytes")]
+    return min(allowed + [int(limit) for limit in limits if limit.isdigit()])
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores by every cgroup limit of this process."""
+    for path in _limits(root, "cpu", "cpu.max", "cpu.cfs_quota_us"):
+        quota, _, period = _text(path).strip().partition(" ")
+        period = period or _text(path.with_name("cpu.cfs_period_us"))  # v1 has a file for each
+        if quota.isdigit() and int(quota):
+            yield int(quota) / int(period or 100_000)
+
+
+def _limits(root: Path, controller: str, version2: str, version1: str) -> Iterator[Path]:
+    """Files that limit this process by cgroup v2 or v1: of its own group and of every group above, whose limits hold as well."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
             continue
-        folder, name = (mount, "memory.max") if not controllers else (mount / "memory", "memory.limit_in_bytes")
-        inside = folder / path.lstrip("/")
-        for one in (inside, *inside.parents):  # a limit above holds as well
-            limit = (one / name).read_text().strip() if (one / name).is_file() else "max"
-            allowed += [int(limit)] if limit.isdigit() else []
-    return min(allowed)
+        top = root / "sys/fs/cgroup" / (controller if controllers else "")
+        folder = top / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            yield place / (version1 if controllers else version2)
+
+
+def _text(path: Path) -> str:
+    """What stands in a file; nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -207,17 +207,19 @@ def test_a_slide_id_that_would_leave_the_folder_is_refused(tmp_path):
 
 
 def test_memory_is_what_the_scheduler_allows(tmp_path):
-    (tmp_path / "job").mkdir()
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "job" / "memory.max").write_text("2000000\n")
-    (tmp_path / "cgroup").write_text("0::/job/step\n")
-    assert memory_given(tmp_path / "cgroup", tmp_path) == 2_000_000
-    old = tmp_path / "memory" / "job"
+    groups, mounted = tmp_path / "proc/self/cgroup", tmp_path / "sys/fs/cgroup"
+    groups.parent.mkdir(parents=True)
+    (mounted / "job").mkdir(parents=True)
+    (mounted / "memory.max").write_text("max\n")
+    (mounted / "job" / "memory.max").write_text("2000000\n")
+    groups.write_text("0::/job/step\n")
+    assert memory_given(tmp_path) == 2_000_000
+    old = mounted / "memory" / "job"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("1000000\n")
-    (tmp_path / "cgroup").write_text("9:name=systemd:/x\n8:memory:/job\n")
-    assert memory_given(tmp_path / "cgroup", tmp_path) == 1_000_000
-    assert memory_given(tmp_path / "none", tmp_path) > 2_000_000
+    groups.write_text("9:name=systemd:/x\n8:memory:/job\n")
+    assert memory_given(tmp_path) == 1_000_000
+    assert memory_given(tmp_path / "none") > 2_000_000
 
 
 def test_a_file_that_the_system_refuses_is_a_reason():
