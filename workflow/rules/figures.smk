@@ -93,36 +93,31 @@ rule figure_of_site:
         "mil plot all --results {params.results:q} --site {wildcards.site:q} --spec {params.spec:q} --log {log:q}"
 
 
-# `snakemake NAME` draws one figure alone, from no more than it needs; those that are drawn a site in a job a site.
-for figure_name in OF_COHORT:
+# `snakemake NAME` draws one figure alone, `snakemake F2a` those that have this number in the protocol's list, from no more than they
+# need; figures that are drawn a site in a job a site.
+for asked, names in sorted(({name: [name] for name in FIGURES} | NUMBERED).items()):
 
     rule:
         name:
-            figure_name
+            asked
         input:
             settings=FIGURE_SETTINGS,
-            tables=figure_inputs([figure_name], []),
-            code=code_of(f"figures/{figure_name}.py"),
+            tables=figure_inputs([one for one in names if one in OF_COHORT], []),
+            code=code_of(*(f"figures/{one}.py" for one in names)),
+            sites=expand(
+                "<results>/figures/alone/{figure}.{site}", figure=[one for one in names if one in OF_SITE], site=SITES
+            ),
         log:
-            f"<logs>/figure/{figure_name}.log",
+            f"<logs>/figure/{asked}.log",
         resources:
             mem_mb=growing(8000),
             runtime=growing(120),
         params:
             spec=lambda wildcards: settings_of_cohort.figures.to_json(),
             results=lambda wildcards: RESULTS,
-            figure=figure_name,
+            figures=[one for one in names if one in OF_COHORT],
         shell:
-            "mil plot {params.figure:q} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
-
-
-for figure_name in OF_SITE:
-
-    rule:
-        name:
-            figure_name
-        input:
-            expand("<results>/figures/alone/{figure}.{site}", figure=figure_name, site=SITES),
+            "test -z '{params.figures}' || mil plot {params.figures} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
 
 
 rule one_figure_of_site:
@@ -144,34 +139,6 @@ rule one_figure_of_site:
         results=lambda wildcards: RESULTS,
     shell:
         "mil plot {wildcards.figure:q} --results {params.results:q} --site {wildcards.site:q} --spec {params.spec:q} --log {log:q}"
-
-
-# `snakemake F2a` draws the figures that have this number in the protocol's list.
-for figure_number in sorted(NUMBERED):
-
-    rule:
-        name:
-            figure_number
-        input:
-            settings=FIGURE_SETTINGS,
-            tables=figure_inputs([one for one in NUMBERED[figure_number] if one in OF_COHORT], []),
-            code=code_of(*(f"figures/{one}.py" for one in NUMBERED[figure_number])),
-            sites=expand(
-                "<results>/figures/alone/{figure}.{site}",
-                figure=[one for one in NUMBERED[figure_number] if one in OF_SITE],
-                site=SITES,
-            ),
-        log:
-            f"<logs>/figure/{figure_number}.log",
-        resources:
-            mem_mb=growing(8000),
-            runtime=growing(120),
-        params:
-            spec=lambda wildcards: settings_of_cohort.figures.to_json(),
-            results=lambda wildcards: RESULTS,
-            figures=[one for one in NUMBERED[figure_number] if one in OF_COHORT],
-        shell:
-            "mil plot {params.figures:q} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
 
 
 rule figures:
