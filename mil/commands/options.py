@@ -102,16 +102,7 @@ def read_config(files: "Sequence[Path]") -> "Config":
     return load(*[path for path in [named] if path.is_file()], *files)
 
 
-def _open_log(path: Path) -> None:
-    reporter_of(path)
-
-
-def _check_table(path: Path) -> None:
-    require_file(path, "table", "run the step that writes it")
-
-
-_table = checked_by(_check_table)
-
+_table = checked_by(lambda path: require_file(path, "table", "run the step that writes it"))
 LogOption = Annotated[
     Path | None,
     typer.Option(
@@ -119,7 +110,7 @@ LogOption = Annotated[
         help="File that gets every message with its time.",
         show_default=False,
         is_eager=True,
-        callback=checked_by(_open_log),
+        callback=checked_by(reporter_of),
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="File to write.")]

@@ -21,11 +21,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for support.")] = False,
 ) -> None:
     """Look at packages, GPU, memory, disk, Slurm, network and weights; name the command that mends what is missing."""
-    from mil.workflow.doctor import as_dicts, examine, lines
+    from mil.workflow.doctor import examine, lines
 
     config = read_config(configs) if configs else None
     findings = examine(config, Path("results") if config is None else config.results_folder, slurm)
-    for line in [json.dumps(as_dicts(findings), indent=1)] if as_json else lines(findings):
+    for line in [json.dumps([vars(finding) for finding in findings], indent=1)] if as_json else lines(findings):
         typer.echo(line)
     if missing := [finding.what for finding in findings if finding.state == "missing"]:
         raise MilError(f"missing: {', '.join(missing)}; see the lines above")

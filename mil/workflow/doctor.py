@@ -2,12 +2,13 @@
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
@@ -41,11 +42,6 @@ def examine(config: Config | None, results: Path, slurm: bool = False) -> list[E
     return [finding for part in parts for finding in part]
 
 
-def as_dicts(findings: Sequence[Examined]) -> list[dict[str, str]]:
-    """For JSON."""
-    return [asdict(finding) for finding in findings]
-
-
 def _packages() -> Iterator[Examined]:
     yield Examined("mil", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     try:
@@ -56,13 +52,9 @@ def _packages() -> Iterator[Examined]:
         )
         return
     lacking = []
-    for line in wanted:
-        name = line.split(";")[0].strip()
-        for sign in "<>=!~[ ":
-            name = name.split(sign)[0]
+    for name in [re.split(r"[^\w.-]", line)[0] for line in wanted if "extra ==" not in line]:
         try:
-            if "extra ==" not in line:
-                version(name)
+            version(name)
         except PackageNotFoundError:
             lacking.append(name)
     if lacking:
