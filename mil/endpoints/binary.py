@@ -110,7 +110,8 @@ class Binary(Endpoint):
             yield metric_row("auroc", *held_out.interval(pairs, spec.confidence))
         else:
             yield metric_row("auroc", *fixed_interval(labels, scores, everywhere, spec.confidence))
-        yield metric_row("prevalence", *wilson_interval(int(labels.sum()), len(labels), spec.confidence), "Wilson")
+        share = int(labels.sum()) / len(labels)
+        yield metric_row("prevalence", share, *intervals.wilson(share, len(labels), spec.confidence), "Wilson")
         for name in INTERVALS:
             bounds = INTERVALS[name](labels, scores, spec.confidence)
             yield metric_row(name, point(METRICS[name], labels, scores), bounds.low, bounds.high, bounds.method)
@@ -198,8 +199,3 @@ def _decisions(
         for name, value, found in zip(DECISIONS, (*values, sum(values) / 2), (*bounds, both), strict=True):
             row = metric_row(name, value, found.low, found.high, f"{found.method}; threshold on inner folds")
             yield {**scope_columns(kind, scope), **row}
-
-
-def wilson_interval(count: int, total: int, confidence: float) -> tuple[float, float, float]:
-    """A share with Wilson's score interval (1927)."""
-    return count / total, *intervals.wilson(count / total, total, confidence)

@@ -110,32 +110,32 @@ class Run:
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
         """Read what `save` wrote; a file that differs from its digest in spec.json is refused."""
-        folder, again = Path(folder), DAMAGED
+        folder = Path(folder)
         spec = check_run(folder)
         try:
             heads = [MODEL.validate_python(head) for head in spec["heads"]]
             stated = spec["experiment"], spec["endpoint"], spec["features"]
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFile(
-                f"{folder}/spec.json cannot be read ({str(error).splitlines()[0][:80]}); {again}"
+                f"{folder}/spec.json cannot be read ({str(error).splitlines()[0][:80]}); {DAMAGED}"
             ) from error
         try:
             tensors = load_file(folder / "weights.safetensors")
         except SafetensorError as error:
-            raise CorruptFile(f"{folder}/weights.safetensors cannot be read ({error}); {again}") from error
+            raise CorruptFile(f"{folder}/weights.safetensors cannot be read ({error}); {DAMAGED}") from error
         models = read_table(folder / "models.csv")
-        require_columns(models, MODELS, f"{folder}/models.csv ({again})")
+        require_columns(models, MODELS, f"{folder}/models.csv ({DAMAGED})")
         families = []
         for number, head in enumerate(heads):
             own = {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}/")}
             families.append(Family(head, own))
-        _check_models(models, families, folder, again)
+        _check_models(models, families, folder)
         inner = read_table(folder / "inner.csv")
         folds, lines, ledger = folder / "folds.csv", folder / "ledger.jsonl", Ledger()
         ledger.lines = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
         experiment = parse(ExperimentSpec, stated[0], f"{folder}/spec.json")
         if experiment.search is None and heads != [experiment.model]:
-            raise CorruptFile(f"{folder}/spec.json: its head is not its experiment's model; {again}")
+            raise CorruptFile(f"{folder}/spec.json: its head is not its experiment's model; {DAMAGED}")
         return cls(
             experiment,
             parse(EndpointSpec, stated[1], f"{folder}/spec.json"),
@@ -178,7 +178,7 @@ def _self_digest(spec: Mapping[str, Any]) -> str:
     return digest_of(stated)
 
 
-def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path, again: str) -> None:
+def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path) -> None:
     """Every row of the table has its tensors, and these have the row's digest."""
     for model in models.itertuples():
         try:
@@ -186,10 +186,10 @@ def _check_models(models: pd.DataFrame, families: Sequence[Family], folder: Path
         except (ValueError, IndexError):
             right = False
         if not right:
-            raise CorruptFile(f"{folder}/weights.safetensors: {model.model} differs from models.csv; {again}")
+            raise CorruptFile(f"{folder}/weights.safetensors: {model.model} differs from models.csv; {DAMAGED}")
     held = sum(len(next(iter(family.weights.values()))) for family in families if family.weights)
     if held != len(models):
-        raise CorruptFile(f"{folder}/models.csv names {len(models)} models, the weights hold {held}; {again}")
+        raise CorruptFile(f"{folder}/models.csv names {len(models)} models, the weights hold {held}; {DAMAGED}")
 
 
 def inner_scores(

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mil.training.packing import Places
 from mil.training.sources import Source
 
 PARTS = ("mean", "deviation")
@@ -56,15 +54,3 @@ class Data:
             return None
         mean, deviation = (buffers[f"covariates.{name}"].unsqueeze(1) for name in PARTS)
         return self.covariates[bags].sub_(mean).div_(deviation).nan_to_num_(0.0)
-
-
-@dataclass(frozen=True)
-class LearnerTable:
-    """Places of bags, on the device and on the host."""
-
-    places: Places
-    sizes: np.ndarray
-
-    def tiles(self, bags: np.ndarray) -> int:
-        """Number of tiles of some bags together."""
-        return int(self.sizes[bags].sum())

@@ -22,7 +22,7 @@ from mil.endpoints import Endpoint
 from mil.models.head import Head, Inputs, Output
 from mil.progress import Reporter, quiet
 from mil.training.card import COMPILE_FROM, Card
-from mil.training.data import PARTS, Data, LearnerTable, Method
+from mil.training.data import PARTS, Data, Method
 from mil.training.dropout import combined, step_keys
 from mil.training.layout import RowLayout
 from mil.training.learners import Learners, Plan
@@ -117,23 +117,22 @@ class Engine:
         """
         if self.card is not None:
             return self.card.train(learners, state, plans, places)
-        table = LearnerTable(places, places.sizes.numpy())
-        steps = StepGroups.of([plan.batches for plan in plans], table.sizes, self.limits)
+        steps = StepGroups.of([plan.batches for plan in plans], places.sizes.numpy(), self.limits)
         order, losses = steps.order(), np.full(len(plans), np.nan, np.float32)
         if order == list(range(len(plans))):
-            return self._train(learners, state or self.fresh(learners.rows), plans, steps, table)
+            return self._train(learners, state or self.fresh(learners.rows), plans, steps, places)
         if order:  # those that have stopped or are not asked are not carried along, those alike lie side by side
             where = torch.tensor(order)
             own = learners[where]
             its = state[where] if state else self.fresh(own.rows)
-            losses[order] = self._train(own, its, [plans[k] for k in order], steps.chosen(order), table)
+            losses[order] = self._train(own, its, [plans[k] for k in order], steps.chosen(order), places)
             learners.rows[where] = own.rows
             if state:
                 state.put(where, its)
         return losses
 
     def _train(
-        self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], steps: StepGroups, table: LearnerTable
+        self, learners: Learners, state: OptimiserState, plans: Sequence[Plan], steps: StepGroups, places: Places
     ) -> np.ndarray:
         """As `train`, learners as they lie."""
         total, seen = torch.zeros((2, len(plans)))
@@ -147,11 +146,11 @@ class Engine:
                 streams = np.array([plan.stream for plan in plans[part]], np.uint64)
                 keys = torch.from_numpy(step_keys(streams, np.full(len(streams), number)))
                 batches = [plan.batches[number] for plan in plans[part]]
-                losses, counts = self._step(taken[key], batches, shape, keys, table)
+                losses, counts = self._step(taken[key], batches, shape, keys, places)
                 total[part] += losses
                 seen[part] += counts
 
-        self._each(steps, step, self._to_come(steps, table, self._split))
+        self._each(steps, step, self._to_come(steps, places, self._split))
         return (total / seen).numpy()  # 0 / 0 is NaN
 
     def apply(
@@ -164,8 +163,8 @@ class Engine:
         """Give `receive` (learner, places of a piece, output of the chunk, its row there) for all bags of all learners."""
         if self.card is not None:
             return self.card.apply(learners, bags, places, receive)
-        table = LearnerTable(places, places.sizes.numpy())
-        whole = StepGroups.of([pieces(own, table.sizes, self.budget) for own in bags], table.sizes, self.limits)
+        sizes = places.sizes.numpy()
+        whole = StepGroups.of([pieces(own, sizes, self.budget) for own in bags], sizes, self.limits)
         order = whole.order()
         steps, where = whole.chosen(order), torch.tensor(order, dtype=torch.int64)
         own = learners if order == list(range(len(bags))) else learners[where]
@@ -174,13 +173,13 @@ class Engine:
             for part, shape in steps.alike(chunk, number):
                 batches = [own_batches[number] for own_batches in steps.batches[part]]
                 with torch.no_grad(), self.method.arithmetic(self.device):
-                    inputs = self._inputs(own[part], Batch.of(batches, shape), table)
+                    inputs = self._inputs(own[part], Batch.of(batches, shape), places)
                     output = self.head(self.layout.views(own[part].rows), inputs)
                 for row, batch in enumerate(batches):
                     receive(order[part.start + row], batch, output, row)
 
         if order:
-            self._each(steps, step, self._to_come(steps, table, lambda batches, shape, _: [(batches, shape)]))
+            self._each(steps, step, self._to_come(steps, places, lambda batches, shape, _: [(batches, shape)]))
 
     def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its own bags, float32."""
@@ -195,20 +194,20 @@ class Engine:
         return [np.concatenate(parts) for parts in found]
 
     def _step(
-        self, taken: Taken, batches: Sequence[np.ndarray], shape: Shape, keys: Tensor, table: LearnerTable
+        self, taken: Taken, batches: Sequence[np.ndarray], shape: Shape, keys: Tensor, places: Places
     ) -> tuple[Tensor, Tensor]:
         """One optimiser step of neighbours on a batch each; summed loss and number of bags of each."""
         learners, whole = taken.learners, Batch.of(batches, shape)
-        targets, present, _ = lesson = self._lesson(learners, whole, table)
+        targets, present, _ = lesson = self._lesson(learners, whole, places)
         counts = self.endpoint.counts(targets, present).sum(-1)
-        cut = self._split(batches, shape, table)
+        cut = self._split(batches, shape, places)
         if len(cut) == 1:
-            gradient, total = self._gradient(taken, whole, lesson, counts, keys, table)
+            gradient, total = self._gradient(taken, whole, lesson, counts, keys, places)
         else:
             gradient, total = torch.zeros_like(learners.rows), torch.zeros_like(counts)  # of one learner
             for bags, own in cut:
                 piece = Batch.of(bags, own)
-                found = self._gradient(taken, piece, self._lesson(learners, piece, table), counts, keys, table)
+                found = self._gradient(taken, piece, self._lesson(learners, piece, places), counts, keys, places)
                 gradient, total = gradient.add_(found[0]), total + found[1]
         with torch.no_grad():
             learners.bend(gradient, self.method.clip_norm)
@@ -216,10 +215,10 @@ class Engine:
         return total, counts
 
     def _gradient(
-        self, taken: Taken, batch: Batch, lesson: Lesson, counts: Tensor, keys: Tensor, table: LearnerTable
+        self, taken: Taken, batch: Batch, lesson: Lesson, counts: Tensor, keys: Tensor, places: Places
     ) -> tuple[Tensor, Tensor]:
         """Gradient (learners, size) of the batch's summed losses over `counts`, and the sums (learners,)."""
-        inputs = self._inputs(taken.learners, batch, table, keys)
+        inputs = self._inputs(taken.learners, batch, places, keys)
         with self.method.arithmetic(self.device):
             losses = (self.objective(taken.weights, inputs, lesson.targets, lesson.present) * lesson.balance).sum(-1)
         parts = torch.autograd.grad((losses / counts.clamp(min=1)).sum(), list(taken.weights.values()))
@@ -242,60 +241,60 @@ class Engine:
         scaled = chosen.float().view(len(mean), -1, tiles.shape[1]).sub_(mean).div_(deviation)
         return scaled.bfloat16() if self.method.precision == "bf16" else scaled
 
-    def _inputs(self, learners: Learners, batch: Batch, table: LearnerTable, keys: Tensor | None = None) -> Inputs:
+    def _inputs(self, learners: Learners, batch: Batch, places: Places, keys: Tensor | None = None) -> Inputs:
         """Scaled tiles of a batch of every learner; with `keys` (learners,) for training."""
-        packed = pack(batch.numbers, table.places, batch.columns)
-        mean, deviation = (self._of_tiles(learners.buffers[f"features.{name}"], packed.owner, table) for name in PARTS)
+        packed = pack(batch.numbers, places, batch.columns)
+        mean, deviation = (self._of_tiles(learners.buffers[f"features.{name}"], packed.owner, places) for name in PARTS)
         source, rows = self.data.source, packed.rows.flatten()
         if source.tiles is None:
             tiles = self._scaled(source.take(rows), None, mean, deviation)
             source.expect(next(self.to_come, None))
         else:
             tiles = self._scaled(source.tiles, rows, mean, deviation)
-        covariates, drawn = self.data.known(batch.bags(table.places.bags), learners.buffers), None
+        covariates, drawn = self.data.known(batch.bags(places.bags), learners.buffers), None
         if keys is not None and self.head.dropout:
-            drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % table.places.bags], packed.rank)
+            drawn = combined(keys.unsqueeze(-1), self.data.patients[packed.owner % places.bags], packed.rank)
         return Inputs(tiles, packed.mask, covariates, keys is not None, drawn)
 
-    def _of_tiles(self, buffer: Tensor, owner: Tensor, table: LearnerTable) -> Tensor:
+    def _of_tiles(self, buffer: Tensor, owner: Tensor, places: Places) -> Tensor:
         """A scale (learners, width) -> (learners, 1, width); one by site (learners, sites, width) -> that of every tile."""
         if buffer.dim() == 2 or self.data.sites is None:
             return buffer.unsqueeze(1)
-        site = self.data.sites[owner % table.places.bags]
+        site = self.data.sites[owner % places.bags]
         return buffer[torch.arange(len(buffer)).unsqueeze(1), site]
 
-    def _lesson(self, learners: Learners, batch: Batch, table: LearnerTable) -> Lesson:
+    def _lesson(self, learners: Learners, batch: Batch, places: Places) -> Lesson:
         """What a batch teaches each learner, in the learner's own unit."""
-        targets = self.data.targets[batch.bags(table.places.bags)]
+        targets = self.data.targets[batch.bags(places.bags)]
         balance = learners.balance.gather(-1, self.endpoint.class_of(targets))
         if self.endpoint.scaled:
             mean, deviation = (learners.buffers[f"target.{name}"].unsqueeze(1) for name in ("mean", "deviation"))
             targets = (targets - mean) / deviation
         return Lesson(targets, batch.numbers >= 0, balance)
 
-    def _split(self, batches: Sequence[np.ndarray], shape: Shape, table: LearnerTable) -> list[Cut]:
+    def _split(self, batches: Sequence[np.ndarray], shape: Shape, places: Places) -> list[Cut]:
         """The batches as they are if they fit, else cut into pieces whose gradients are added up."""
-        if not self.endpoint.separable or len(batches) * max(map(table.tiles, batches)) <= self.uncut:
+        if not self.endpoint.separable or len(batches) * max(map(places.tiles, batches)) <= self.uncut:
             return [(batches, shape)]
-        cut = [pieces(batch, table.sizes, max(1, self.budget // len(batches))) for batch in batches]
+        cut = [pieces(batch, places.sizes.numpy(), max(1, self.budget // len(batches))) for batch in batches]
         found = []
         for number in range(max(map(len, cut))):
             bags = [own[number] if number < len(own) else own[0][:0] for own in cut]
-            found.append((bags, shape_of(max(map(len, bags)), max(map(table.tiles, bags)), self.limits)))
+            found.append((bags, shape_of(max(map(len, bags)), max(map(places.tiles, bags)), self.limits)))
         return found
 
     def _to_come(
         self,
         steps: StepGroups,
-        table: LearnerTable,
-        cut: Callable[[Sequence[np.ndarray], Shape, LearnerTable], list[Cut]],
+        places: Places,
+        cut: Callable[[Sequence[np.ndarray], Shape, Places], list[Cut]],
     ) -> Iterator[Tensor]:
         """The tiles that `_inputs` will ask for, in their order, so that they can be fetched while the device works."""
         for chunk, number in steps.one_by_one():
             for part, shape in steps.alike(chunk, number):
-                for bags, own in cut([batches[number] for batches in steps.batches[part]], shape, table):
+                for bags, own in cut([batches[number] for batches in steps.batches[part]], shape, places):
                     batch = Batch.of(bags, own)
-                    yield pack(batch.numbers, table.places, batch.columns).rows.flatten()
+                    yield pack(batch.numbers, places, batch.columns).rows.flatten()
 
     def _each(self, steps: StepGroups, step: Callable[[slice, int], None], to_come: Iterator[Tensor]) -> None:
         """Every step of every chunk: chunk after chunk, on threads, or step after step where tiles come from afar."""

@@ -1,4 +1,4 @@
-"""A record of every round, each line bound to the one before: change, drop or move a line and `verify` names it.
+"""A record of every round, each line bound to the one before: change, drop or move a line and `read` names it.
 
 Counts and digests only: no patient, no score. There is no clock in it, so that two equal runs write equal ledgers. The signed
 record of a federation between hospitals, with the time of each line, is `mil.hospital.record`.
@@ -36,11 +36,6 @@ class Ledger:
     def save(self, path: str | Path) -> None:
         """Write as JSON lines."""
         write_text(path, "".join(f"{line}\n" for line in self.lines))
-
-
-def verify(path: str | Path) -> int:
-    """Number of lines if the chain holds; `CorruptFile` naming the first line that does not."""
-    return len(read(path))
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mil.registry import Registry
-
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Kingma & Ba 2015, and PyTorch's defaults
 
 
@@ -40,10 +38,7 @@ class OptimiserState:
 Step = Callable[[Tensor, Tensor, OptimiserState, Tensor, Tensor, float], None]
 """(rows, gradient, state, lr (models, 1), decay (models, 1), momentum): one step in place; the gradient is used up."""
 
-OPTIMISERS: Registry[Step] = Registry("optimiser")
 
-
-@OPTIMISERS.register("adamw")
 def adamw(
     rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor, momentum: float = 0.0
 ) -> None:
@@ -52,7 +47,6 @@ def adamw(
     _adam_step(rows, gradient, state, lr)
 
 
-@OPTIMISERS.register("adam")
 def adam(
     rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor, momentum: float = 0.0
 ) -> None:
@@ -60,7 +54,6 @@ def adam(
     _adam_step(rows, gradient.addcmul_(rows, decay), state, lr)
 
 
-@OPTIMISERS.register("sgd")
 def sgd(
     rows: Tensor, gradient: Tensor, state: OptimiserState, lr: Tensor, decay: Tensor, momentum: float = 0.0
 ) -> None:
@@ -70,6 +63,9 @@ def sgd(
     if momentum:
         gradient = state.first.mul_(momentum).add_(gradient)
     rows.addcmul_(gradient, lr, value=-1)
+
+
+OPTIMISERS: dict[str, Step] = {"adamw": adamw, "adam": adam, "sgd": sgd}
 
 
 def clip(gradient: Tensor, longest: float) -> None:

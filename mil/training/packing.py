@@ -31,6 +31,10 @@ class Places:
         drawn = None if rows is None else torch.from_numpy(rows)
         return cls(torch.from_numpy(starts), torch.from_numpy(sizes), drawn, bags or len(starts))
 
+    def tiles(self, places: np.ndarray) -> int:
+        """Number of tiles of some places together."""
+        return int(self.sizes.numpy()[places].sum())
+
 
 @dataclass(frozen=True)
 class Packed:

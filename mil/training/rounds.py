@@ -109,7 +109,7 @@ class Driver:
                 self._pass_on(phase, clients, turn)
         else:
             losses = self._train(phase, clients, tasks, active, number)
-            self._aggregate(phase, clients, tasks, active, number)
+            self._aggregate(phase, clients, tasks, active)
         models = self.personal(phase, clients) if self.strategy.local_parts else phase.rows
         self.records.round(self.engine, phase, models, losses, active, number, kind, self.crossing)
         if kind == "inner":
@@ -176,9 +176,7 @@ class Driver:
             if len(clients.patients[learner]):
                 phase.rows[int(task)] = phase.learners.rows[learner]
 
-    def _aggregate(
-        self, phase: Phase, clients: Clients, tasks: Sequence[Task], active: np.ndarray, number: int
-    ) -> None:
+    def _aggregate(self, phase: Phase, clients: Clients, tasks: Sequence[Task], active: np.ndarray) -> None:
         """The server's step of every task that had an answer: some tasks at a time, of equal rate and the same sites."""
         if not self.strategy.federated:
             phase.rows.copy_(phase.learners.rows)

@@ -34,8 +34,6 @@ from mil.training.sources import Centre, Source
 from mil.training.store import FeatureStore
 from mil.version import __version__
 
-__all__ = ["Run", "train", "train_into"]
-
 
 def train_into(
     folder: Path,

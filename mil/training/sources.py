@@ -1,6 +1,6 @@
 """Where tiles lie, and how some of them get to the device: resident, from pinned host memory, or streamed from files.
 
-All three hand out the same numbers; which one serves is a matter of size (see `choose`).
+All three hand out the same numbers; which one serves is a matter of size (see `FeatureStore.source`).
 """
 
 from collections import OrderedDict
@@ -28,10 +28,12 @@ class Source:
     """All of them, if they are in the device's memory."""
     where: str
     """For the log."""
-    centre: Centre | None = None
-    """On a GPU: what tiles are centred and divided by when they come there."""
-    shape: tuple[int, torch.dtype]
-    """Width, and type as stored."""
+
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device, centre: Centre | None) -> None:
+        self.shape = (width, dtype)
+        """Width, and type as stored."""
+        self.centre: Centre | None = None if centre is None else (centre[0].to(device), centre[1].to(device))
+        """On a GPU: what tiles are centred and divided by when they come there."""
 
     def host_tiles(self, rows: np.ndarray) -> Tensor:
         """The tiles of `rows` (tiles,) int64, rising, in the host's memory."""
@@ -48,13 +50,14 @@ class Source:
 class Ahead(Source):
     """A source that fetches the next tiles on a thread of its own while the device works on the last ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device, centre: Centre | None) -> None:
+        super().__init__(width, dtype, device, centre)
         self.pool = ThreadPoolExecutor(1)
         self.expected: tuple[Tensor, Future[Tensor]] | None = None
 
     def fetch(self, rows: Tensor) -> Tensor:
         """As `take`; one call at a time."""
-        raise NotImplementedError
+        return self.host_tiles(rows.numpy())
 
     def take(self, rows: Tensor) -> Tensor:
         """What was expected, when it is there; anything else, when the thread is free."""
@@ -80,12 +83,11 @@ class Resident(Source):
     where = "in the device's memory"
 
     def __init__(self, tiles: Tensor, device: torch.device, centre: Centre | None = None) -> None:
-        self.shape = (tiles.shape[1], tiles.dtype)
+        super().__init__(tiles.shape[1], tiles.dtype, device, centre)
         if centre is None:
             small = device.type == "cpu" and 4 * tiles.numel() <= WIDENED
             self.tiles = tiles.to(device, torch.float32 if small else tiles.dtype)
             return
-        self.centre = (centre[0].to(device), centre[1].to(device))
         self.tiles = torch.empty(tiles.shape, dtype=torch.bfloat16, device=device)
         for start in range(0, len(tiles), CHUNK):
             part = tiles[start : start + CHUNK].to(device)
@@ -105,15 +107,13 @@ class Pinned(Ahead):
     def __init__(
         self, tiles: Tensor, device: torch.device, centre: Centre | None = None, reporter: Reporter | None = None
     ) -> None:
-        super().__init__()
-        self.host, self.shape = tiles, (tiles.shape[1], tiles.dtype)
-        if centre is not None:
-            self.centre = (centre[0].to(device), centre[1].to(device))
+        super().__init__(tiles.shape[1], tiles.dtype, device, centre)
+        self.host = tiles
         if device.type == "cuda":
             register(tiles, reporter or quiet())  # where they lie: a pinned copy would be a second one
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """Gathered."""
+        """Gathered: a copy, which the reader may change."""
         return self.host.index_select(0, rows)
 
     def host_tiles(self, rows: np.ndarray) -> Tensor:
@@ -139,22 +139,15 @@ class Streamed(Ahead):
         device: torch.device,
         centre: Centre | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = (width, torch.from_numpy(np.empty(0, dtype)).dtype)
-        if centre is not None:
-            self.centre = (centre[0].to(device), centre[1].to(device))
+        super().__init__(width, torch.from_numpy(np.empty(0, dtype)).dtype, device, centre)
         self.files, self.sizes, self.width, self.dtype = list(files), sizes, width, dtype
         self.memory = memory
         self.ends = np.cumsum(sizes)
         self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self.held = self.peak = self.read = 0
-
-    def fetch(self, rows: Tensor) -> Tensor:
-        """Each slide's part in one go."""
-        return self.host_tiles(rows.numpy())
+        self.held = self.peak = 0
 
     def host_tiles(self, rows: np.ndarray) -> Tensor:
-        """As `fetch`."""
+        """Each slide's part in one go."""
         wanted = np.empty((len(rows), self.width), self.dtype)
         file_of = np.searchsorted(self.ends, rows, side="right")
         for file in np.unique(file_of).tolist():
@@ -167,7 +160,6 @@ class Streamed(Ahead):
             self.kept.move_to_end(file)
             return self.kept[file]
         tiles = read_tiles(self.files[file])
-        self.read += tiles.nbytes
         while self.kept and self.held + tiles.nbytes > self.memory:
             _, oldest = self.kept.popitem(last=False)
             self.held -= oldest.nbytes

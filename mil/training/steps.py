@@ -71,7 +71,7 @@ class StepGroups:
         tiles = [[int(sizes[batch].sum()) for batch in own] for own in batches]
         small = [max(own, default=0) <= limits.small for own in tiles]
         shapes = [
-            _small_shapes(*own, limits) if fit else _shapes(*own, limits)
+            _small_shapes(*own) if fit else _shapes(*own, limits)
             for fit, own in zip(small, zip(batches, tiles, strict=True), strict=True)
         ]
         return cls(batches, shapes, small, limits)
@@ -125,7 +125,7 @@ class StepGroups:
         )
 
 
-def _small_shapes(batches: Sequence[np.ndarray], tiles: Sequence[int], limits: Limits) -> list[Shape]:
+def _small_shapes(batches: Sequence[np.ndarray], tiles: Sequence[int]) -> list[Shape]:
     """All steps as wide as the largest; a last one of few bags half or a quarter ... of that."""
     if not batches:
         return []

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ class FeatureStore:
     """Bag i is tiles `starts[i]` to `starts[i] + sizes[i]` of all tiles, which are in memory (`tiles`) or in `files`."""
 
     patients: tuple[str, ...]
-    starts: np.ndarray
     sizes: np.ndarray
+    """Tiles of every bag (bags,) int64."""
     width: int
     dtype: str
     """Type of the tiles as stored, as numpy names it."""
@@ -42,7 +43,7 @@ class FeatureStore:
     """Every slide's file and number of tiles, in order."""
     memory: int = 0
     """Bytes that tiles in files may take up at once."""
-    about: Mapping[str, object] = None  # type: ignore[assignment]  set by the constructors
+    about: Mapping[str, object] = field(default_factory=dict)
     """What the files say of the encoder: name, hash of its weights, size and resolution of the tiles, stain, other settings."""
     checksums: tuple[str, ...] = ()
     """Of `files`, in order."""
@@ -89,17 +90,9 @@ class FeatureStore:
         allowed = memory_given() // 2 if memory is None else memory
         small = sum(sizes) * width * np.dtype(dtype).itemsize <= allowed
         tiles = torch.from_numpy(_filled(files, width, dtype)) if small else None
-        return cls._made(
-            list(bags["patient_id"].astype(str)),
-            sizes,
-            width,
-            dtype,
-            tiles,
-            tuple(files),
-            allowed,
-            about or {},
-            checksums,
-        )
+        patients = tuple(bags["patient_id"].astype(str))
+        counts, of_files = np.array(sizes, np.int64), (tuple(files), allowed, about or {}, tuple(checksums))
+        return cls(patients, counts, width, dtype, tiles, *of_files)
 
     @classmethod
     def of(cls, bags: Mapping[str, np.ndarray], about: Mapping[str, object] | None = None) -> "FeatureStore":
@@ -118,25 +111,13 @@ class FeatureStore:
             raise CorruptFile(
                 f"features of patient {culprit} hold NaN or infinity; extract that patient's slides again"
             )
-        sizes = [len(bag) for bag in bags.values()]
-        return cls._made(list(bags), sizes, tiles.shape[1], str(tiles.numpy().dtype), tiles, (), 0, about or {})
+        sizes = np.array([len(bag) for bag in bags.values()], np.int64)
+        return cls(tuple(bags), sizes, tiles.shape[1], str(tiles.numpy().dtype), tiles, about=dict(about or {}))
 
-    @classmethod
-    def _made(
-        cls,
-        patients: list[str],
-        sizes: list[int],
-        width: int,
-        dtype: str,
-        tiles: torch.Tensor | None,
-        files: tuple[tuple[Path, int], ...],
-        memory: int,
-        about: Mapping[str, object],
-        checksums: Iterable[str] = (),
-    ) -> "FeatureStore":
-        counts = np.array(sizes, np.int64)
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        return cls(tuple(patients), starts, counts, width, dtype, tiles, files, memory, dict(about), tuple(checksums))
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Number of every bag's first tile (bags,) int64."""
+        return np.cumsum(self.sizes) - self.sizes
 
     def bag(self, index: int) -> np.ndarray:
         """The tiles of bag `index` (tiles, width)."""
