@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 
 OCTAVE = 16
 """Classes of size per doubling; pairs of one class are gathered together."""
@@ -123,12 +124,5 @@ class PairTable:
 
 def _rank(*keys: np.ndarray) -> np.ndarray:
     """How many earlier rows have the same keys."""
-    order = np.lexsort(keys[::-1])
-    same = np.ones(len(order), bool)
-    same[:1] = False
-    for key in keys:
-        same[1:] &= key[order][1:] == key[order][:-1]
-    position = np.arange(len(order))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = position - np.maximum.accumulate(np.where(same, 0, position))
-    return rank
+    columns = dict(enumerate(keys))
+    return pd.DataFrame(columns).groupby(list(columns), sort=False).cumcount().to_numpy()

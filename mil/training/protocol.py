@@ -6,7 +6,7 @@ candidate after the chosen number of rounds. `benchmarks/selection.py` compares 
 external sites are in no list made here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -182,16 +182,6 @@ def no_choice(lr: float) -> str:
         f"no candidate has a finite error on the inner folds after any round (lr {lr:g}); lower training.lr, set training.clip_norm, "
         "or check the labels of these patients"
     )
-
-
-def best_rounds(
-    tasks: Sequence[Task], errors: np.ndarray, counts: np.ndarray
-) -> Iterator[tuple[list[int], int, float]]:
-    """For each group and candidate the numbers of its tasks, the number of rounds after which their error is least, and this."""
-    for own in by_choice(tasks):
-        curve = mean_curve(errors[own], counts[own])
-        rounds = int(np.argmin(curve))
-        yield own, rounds + 1, float(curve[rounds])
 
 
 def by_choice(tasks: Sequence[Task]) -> list[list[int]]:

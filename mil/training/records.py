@@ -14,7 +14,7 @@ from mil.training.engine import Engine, Learners
 from mil.training.ledger import Ledger, digest
 from mil.training.packing import Places
 from mil.training.phase import Phase
-from mil.training.protocol import Task, best_rounds, by_choice, mean_curve, stalled
+from mil.training.protocol import Task, by_choice, least, mean_curve, stalled
 
 
 @dataclass
@@ -86,7 +86,10 @@ class Records:
     def settle(self) -> None:
         """End the phase. Keep the logits of the inner folds only for the rounds that selection may choose."""
         begins = self.ends - [len(task.watched) for task in self.tasks]
-        best = {k: rounds for own, rounds, _ in best_rounds(self.tasks, self.errors, self.counts) for k in own}
+        best: dict[int, int] = {}
+        for own in by_choice(self.tasks):
+            _, rounds, _ = least([mean_curve(self.errors[own], self.counts[own])])
+            best |= dict.fromkeys(own, rounds)
         self.held = [self.watched[best[k] - 1, begins[k] : self.ends[k]] for k in range(len(self.tasks))]
 
     def stalled(self, tasks: Sequence[Task], number: int, patience: int | None) -> np.ndarray:

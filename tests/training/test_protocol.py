@@ -16,11 +16,12 @@ from mil.training.optimisers import clip, schedule
 from mil.training.protocol import (
     Group,
     Task,
-    best_rounds,
+    by_choice,
     candidates,
     checked,
     groups,
     inner_tasks,
+    least,
     mean_curve,
     model_name,
     refit_tasks,
@@ -127,13 +128,14 @@ def test_the_best_candidate_and_its_number_of_rounds_are_chosen_in_each_group():
     tasks = [task(0, 0), task(0, 1), task(1, 0), task(1, 1), task(0, 0, other), task(1, 0, other)]
     losses = np.array([[9, 5, 8], [9, 5, 8], [9, 9, 4], [9, 9, 5.5], [1, 1, 1], [1, 3, 3]], float)
     counts = np.ones((6, 3))
-    assert list(best_rounds(tasks, losses, counts)) == [
-        ([0, 1], 2, 5.0), ([2, 3], 3, 4.75), ([4], 1, 1.0), ([5], 1, 1.0)
+    assert by_choice(tasks) == [[0, 1], [2, 3], [4], [5]]
+    assert [least([mean_curve(losses[own], counts[own])]) for own in by_choice(tasks)] == [
+        (0, 2, 5.0), (0, 3, 4.75), (0, 1, 1.0), (0, 1, 1.0)
     ]  # fmt: skip
     found = select(tasks, losses, counts)
     assert [(one.group, one.choice, one.rounds) for one in found] == [(BOTH, 1, 3), (other, 0, 1)]
     counts[2] = 3.0  # 9 + 9, 9 + 9, 4 + 5.5 of four patients
-    assert [loss for _, _, loss in best_rounds(tasks, losses, counts)][1] == 9.5 / 4
+    assert least([mean_curve(losses[2:4], counts[2:4])])[2] == 9.5 / 4
     with pytest.raises(MilError, match="A/repeat0/fold0: no candidate has a finite error"):
         select(tasks[4:], np.full((2, 3), np.inf), counts[4:])
 
