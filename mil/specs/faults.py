@@ -29,13 +29,9 @@ def first_fault(spec: type[BaseModel], error: ValidationError) -> str:
         message += f"; write it in quotes: '{_short(fault['input'])}'"  # YAML takes 1 for a number, and yes for true
     if fault["type"] == "missing":
         return f"key '{where}' is missing"
-    if fault["type"] in {"value_error"} and not where:
-        return message
-    return (
-        f"{where}: {_short(fault['input'])} is refused ({message[:1].lower()}{message[1:]})"
-        if fault["type"] != "value_error"
-        else f"{where}: {message}"
-    )
+    if fault["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {_short(fault['input'])} is refused ({message[:1].lower()}{message[1:]})"
 
 
 def _unknown_name(fault: Any) -> str:

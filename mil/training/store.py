@@ -135,10 +135,6 @@ class FeatureStore:
             found.update(self.tiles.numpy().tobytes())
         return found.hexdigest()
 
-    def index(self) -> dict[str, int]:
-        """Bag number of every patient."""
-        return {patient: number for number, patient in enumerate(self.patients)}
-
     def patient_keys(self) -> torch.Tensor:
         """A number of each patient's own (bags,) int64, to seed what is drawn for that patient."""
         return torch.tensor([seed_of(0, "patient", patient) for patient in self.patients])
@@ -171,7 +167,7 @@ class FeatureStore:
 
     def require(self, patients: Iterable[str]) -> np.ndarray:
         """Bag numbers of the patients; one that was not read is an error."""
-        known = self.index()
+        known = {patient: number for number, patient in enumerate(self.patients)}
         missing = [patient for patient in patients if patient not in known]
         if missing:
             raise MilError(f"features: patient {missing[0]} is not among the {len(known)} patients that were read")

@@ -220,7 +220,9 @@ def course_like(trainer, task, together=False):
     sites = {}
     for name in ("+".join(task.group.trained_on),) if together else cohort.sites:
         mine = np.flatnonzero(np.isin(cohort.site, name.split("+")))
-        own = FeatureStore.of({cohort.patients[k]: store.bag(store.index()[cohort.patients[k]]) for k in mine})
+        own = FeatureStore.of(
+            {cohort.patients[k]: store.bag(int(store.require([cohort.patients[k]])[0])) for k in mine}
+        )
         bags = np.flatnonzero(np.isin(mine, task.train))
         targets = torch.from_numpy(cohort.targets[mine])
         balance = trainer.setup.balance([task])[0]
