@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mil.errors import MilError, nearest
-from mil.files import SAFE_NAME
+from mil.files import SAFE_NAME, require_file
 from mil.spec import Spec
 from mil.specs.endpoints import EndpointSpec
 from mil.specs.experiments import ExperimentSpec
@@ -268,9 +268,7 @@ def read_spec(spec: type[S], text: str) -> S:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping."""
-    path = Path(path)
-    if not path.is_file():
-        raise MilError(f"config {path} does not exist")
+    path = require_file(path, "config")
     try:
         data = load_yaml(path.read_text(encoding="utf-8"), f"config {path}")
     except UnicodeDecodeError as error:

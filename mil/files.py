@@ -189,10 +189,19 @@ def write_bytes(path: str | Path, content: bytes, private: bool = False) -> None
 SHEET_PATH = "give its path relative to the folder you run in, or an absolute one"
 
 
+def why_no_file(path: str | Path) -> str:
+    """Why `path` is not read as a file; blank where it is one. Opening a pipe would wait for a writer without end."""
+    if Path(path).is_file():
+        return ""
+    if Path(path).is_dir():
+        return "is a folder, not a file"
+    return "is a pipe, socket or device, not a file" if Path(path).exists() else "does not exist"
+
+
 def require_file(path: str | Path, what: str = "", way_out: str = "") -> Path:
-    """The path of a file that exists, else a `MilError`: `{what} {path} does not exist; {way_out}`."""
-    if not Path(path).is_file():
-        raise MilError(f"{what} {path} does not exist{'; ' if way_out else ''}{way_out}".strip())
+    """The path of a file that exists, else a `MilError`: `{what} {path} {why_no_file}; {way_out}`."""
+    if why := why_no_file(path):
+        raise MilError(f"{what} {path} {why}{'; ' if way_out else ''}{way_out}".strip())
     return Path(path)
 
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from mil.errors import CorruptFile
-from mil.files import Sink, digest_of, replacing
+from mil.files import Sink, digest_of, replacing, why_no_file
 
 CHECKSUM = "checksum"
 ROWS_A_CHUNK = 512
@@ -119,16 +119,21 @@ def _state(path: str | Path) -> tuple[int, ...]:
 @contextmanager
 def reading(path: str | Path) -> Iterator[h5py.File]:
     """The file, opened for reading after `check_foreign`; HDF5's own errors come out as `CorruptFile`."""
+    with _opened(path, "; run the step that writes it", "; delete it and run the step again") as file:
+        check_foreign(file, path)
+        yield file
+
+
+@contextmanager
+def _opened(path: str | Path, if_absent: str = "", if_broken: str = "") -> Iterator[h5py.File]:
+    """The file, opened for reading; `CorruptFile` with a way out where there is none, or where HDF5 cannot read it."""
+    if why := why_no_file(path):
+        raise CorruptFile(f"{path}: {why}{if_absent}")
     try:
         with h5py.File(path, "r") as file:
-            check_foreign(file, path)
             yield file
-    except FileNotFoundError as error:
-        raise CorruptFile(f"{path}: does not exist; run the step that writes it") from error
     except HDF5_FAILS as error:
-        raise CorruptFile(
-            f"{path}: HDF5 cannot read it ({' '.join(str(error).split())}); delete it and run the step again"
-        ) from error
+        raise CorruptFile(f"{path}: HDF5 cannot read it ({' '.join(str(error).split())}){if_broken}") from error
 
 
 def read(path: str | Path, *names: str) -> tuple[np.ndarray, ...]:
@@ -182,32 +187,24 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
     Only these datasets are touched, after `check_dataset`, whatever else lies in the file.
     """
     arrays: dict[str, np.ndarray] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = {"": {key: _decoded(value) for key, value in file.attrs.items()}}
-            for name in names:
-                dataset = _followed(file, name, path)
-                if dataset is not None:
-                    check_dataset(dataset, path)
-                    if dataset.shape is None:
-                        raise CorruptFile(f"{path}: dataset '{name}' has no shape and holds nothing")
-                    arrays[name] = dataset[()]
-                    attributes[name] = {key: _decoded(value) for key, value in dataset.attrs.items()}
-    except FileNotFoundError as error:
-        raise CorruptFile(f"{path}: does not exist") from error
-    except HDF5_FAILS as error:
-        raise CorruptFile(f"{path}: HDF5 cannot read it ({' '.join(str(error).split())})") from error
+    with _opened(path) as file:
+        attributes = {"": {key: _decoded(value) for key, value in file.attrs.items()}}
+        for name in names:
+            dataset = _followed(file, name, path)
+            if dataset is not None:
+                check_dataset(dataset, path)
+                if dataset.shape is None:
+                    raise CorruptFile(f"{path}: dataset '{name}' has no shape and holds nothing")
+                arrays[name] = dataset[()]
+                attributes[name] = {key: _decoded(value) for key, value in dataset.attrs.items()}
     return arrays, attributes
 
 
 def names_under(path: str | Path, group: str) -> list[str]:
     """Names in a group of a file of someone else's; none where there is no such group."""
-    try:
-        with h5py.File(path, "r") as file:
-            found = file.get(group, getclass=True)
-            return sorted(file[group]) if found is h5py.Group else []
-    except HDF5_FAILS as error:
-        raise CorruptFile(f"{path}: HDF5 cannot read it ({' '.join(str(error).split())})") from error
+    with _opened(path) as file:
+        found = file.get(group, getclass=True)
+        return sorted(file[group]) if found is h5py.Group else []
 
 
 def _followed(file: h5py.File, name: str, path: str | Path) -> h5py.Dataset | None:

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from mil.errors import MilError, nearest
-from mil.files import write_text
+from mil.files import require_file, write_text
 from mil.tables import write_table
 
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".dcm")
@@ -220,10 +220,17 @@ def _slides(cohort: PublicCohort, folder: Path) -> pd.DataFrame:
 def _patients(cohort: PublicCohort, folder: Path, patients: list[str]) -> pd.DataFrame:
     """One row per patient, '' where no table says it. The first table in alphabetical order that says something holds."""
     table = pd.DataFrame({"patient_id": patients}).set_index("patient_id")
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in TABLES):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in TABLES and not path.is_dir()):
         if path.name in ("slides.csv", "patients.csv"):
             continue
-        read = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False, comment="#")
+        read = pd.read_csv(
+            require_file(path, "table", "remove it"),
+            sep=None,
+            engine="python",
+            dtype=str,
+            keep_default_na=False,
+            comment="#",
+        )
         read.columns = [str(column).strip().lower().replace(" ", "_") for column in read.columns]
         ids = next((column for column in IDS if column in read), None)
         if ids is None:

@@ -258,7 +258,7 @@ def _check_zip(path: Path) -> None:
 
 def _slide_folders(folder: Path) -> dict[str, Path]:
     """`{slide}.{ext}/features.npy` anywhere below."""
-    return {path.parent.stem: path for path in sorted(folder.rglob("features.npy"))}
+    return {path.parent.stem: path for path in sorted(folder.rglob("features.npy")) if path.is_file()}
 
 
 for name, reader in {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mil.errors import SlideError
-from mil.files import sha256_of
+from mil.files import sha256_of, why_no_file
 from mil.slides.readers.dicom import entry_of, is_dicom, siblings
 from mil.slides.readers.directories import MOST, directories
 
@@ -91,8 +91,8 @@ def files_of(path: Path) -> list[Path]:
     if path.is_dir():
         files = _inside(path)
         return siblings(entry_of(path)) if any(is_dicom(file) for file in files) else files
-    if not path.is_file():
-        raise SlideError("unreadable", f"{path}: is not a file or folder that exists; check the sheet's path column")
+    if why := why_no_file(path):
+        raise SlideError("unreadable", f"{path}: {why}; check the sheet's path column")
     data = path.with_suffix("")
     if path.suffix.lower() == ".mrxs" and data.is_dir():
         return [path, *_inside(data)]

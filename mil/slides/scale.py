@@ -89,9 +89,14 @@ def contradiction(taken: Scale, page: tifffile.TiffPage, described: Scale) -> tu
 
 def differ(one: float | None, other: float | None) -> bool:
     """Whether two scales, both such as a slide may have, differ by more than a tenth."""
-    if not all(mpp is not None and PLAUSIBLE[0] <= mpp <= PLAUSIBLE[1] for mpp in (one, other)):
+    if one is None or other is None or not (is_plausible(one) and is_plausible(other)):
         return False
-    return max(one, other) > 1.1 * min(one, other)  # type: ignore[type-var, operator]  neither is None
+    return max(one, other) > 1.1 * min(one, other)
+
+
+def is_plausible(mpp: float) -> bool:
+    """Whether a slide may have this scale."""
+    return PLAUSIBLE[0] <= mpp <= PLAUSIBLE[1]
 
 
 def property_scale(properties: Mapping[str, str]) -> Scale:

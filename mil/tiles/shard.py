@@ -10,7 +10,7 @@ import pandas as pd
 from mil import hdf5
 from mil.config import TileSpec
 from mil.errors import SlideError
-from mil.files import check_id, digest_of, file_name, sha256_of, write_text
+from mil.files import check_id, digest_of, file_name, sha256_of, why_no_file, write_text
 from mil.progress import Reporter
 from mil.provenance import up_to_date
 from mil.schemas import MANIFEST
@@ -133,13 +133,14 @@ def mask_of(slide_id: str, spec: TileSpec) -> Path | None:
     if spec.tissue.masks is None:
         return None
     path = Path(spec.tissue.masks.replace("{slide_id}", slide_id))
-    if path.is_file():
-        return path
-    if spec.tissue.method == "mask":
+    why = why_no_file(path)
+    if why and path.exists():
+        raise SlideError("no_mask", f"mask {path} {why}; put the mask there, or remove it")
+    if why and spec.tissue.method == "mask":
         raise SlideError(
-            "no_mask", f"mask {path} does not exist and the tissue method is 'mask'; draw it, or name another method"
+            "no_mask", f"mask {path} {why} and the tissue method is 'mask'; draw it, or name another method"
         )
-    return None
+    return None if why else path
 
 
 def _mask_size(slide: Slide, spec: TileSpec) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mil.config import TruthSpec
 from mil.errors import MilError
+from mil.files import require_file
 from mil.tables import read_text_table, require_columns
 
 
@@ -44,7 +45,7 @@ class Truth:
         path = find(self.spec.masks.replace("{slide_id}", slide_id), self.folder)
         if path is None:
             return None
-        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        mask = cv2.imread(str(require_file(path, "truth mask")), cv2.IMREAD_GRAYSCALE)
         if mask is None:
             raise MilError(f"truth mask {path} cannot be read as an 8-bit PNG; write it again or remove it")
         return mask > 127
@@ -69,7 +70,7 @@ def load_truth(spec: TruthSpec, folder: Path) -> Truth:
 
 def find(path: str, folder: Path) -> Path | None:
     """`path` as given or under `folder`, whichever exists first."""
-    return next((place for place in (Path(path), folder / path) if place.is_file()), None)
+    return next((place for place in (Path(path), folder / path) if place.exists()), None)
 
 
 def _share_of_squares(corners: np.ndarray, side_um: float, squares: np.ndarray, square_um: float) -> np.ndarray:

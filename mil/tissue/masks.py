@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mil.errors import SlideError
+from mil.files import why_no_file
 from mil.slides.readers.image import MAX_IMAGE_PIXELS
 
 MAX_GEOJSON_BYTES = 2**28
@@ -22,8 +23,8 @@ Polygons = list[list[np.ndarray]]
 
 def read_mask(path: Path, size: tuple[int, int], slide_size: tuple[int, int]) -> np.ndarray:
     """The mask at `path` as bool (height, width) of `size` = (width, height), for a slide of `slide_size` level-0 pixels."""
-    if not path.is_file():
-        raise SlideError("no_mask", f"mask {path} does not exist; see tiles.tissue.masks")
+    if why := why_no_file(path):
+        raise SlideError("no_mask", f"mask {path} {why}; see tiles.tissue.masks")
     if path.suffix.lower() not in {".geojson", ".json"}:
         return _pixels(path, size, slide_size)
     polygons, ignored = _polygons(path)

@@ -137,7 +137,7 @@ def test_fingerprint_covers_all_files_of_a_folder(tmp_path):
     before = fingerprint(folder)
     (folder / "b.dcm").write_bytes(b"c")
     assert fingerprint(folder) != before
-    with pytest.raises(SlideError, match="not a file"):
+    with pytest.raises(SlideError, match="does not exist"):
         fingerprint(tmp_path / "absent")
 
 

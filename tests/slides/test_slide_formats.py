@@ -178,7 +178,22 @@ def test_a_description_that_contradicts_the_resolution_tags_is_remarked_on(tmp_p
     assert ("says 0.25 microns a pixel" in reason or "description.MPP 0.25" in reason) == differs
     tifffile.imwrite(path, texture(300, 200), **options, resolution=(72, 72), resolutionunit="INCH")
     sheet_differs = "the sheet says 0.5 microns a pixel, description.MPP 0.25 in x and 0.25 in y"
-    assert state_of(path, "0.5")[1] == (sheet_differs if differs and tile is None else "")
+    assert state_of(path, "0.5")[1] == (sheet_differs if differs else "")
+
+
+@pytest.mark.parametrize("dpi", [72, 96])
+@pytest.mark.parametrize("tile", [(128, 128), None])
+def test_a_description_holds_where_the_tags_have_what_editors_fill_in(tmp_path, tile, dpi):
+    path = tmp_path / "a.tif"
+    tags = {"photometric": "rgb", "tile": tile, "metadata": None, "resolution": (dpi, dpi), "resolutionunit": "INCH"}
+    tifffile.imwrite(path, texture(300, 200), **tags, description="exported |MPP = 0.25|")
+    assert state_of(path) == ("ok", "")
+    with open_slide(path) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.25, "description.MPP")
+    tifffile.imwrite(path, texture(300, 200), **tags)
+    state, reason = state_of(path)
+    assert state == "implausible_mpp"
+    assert f"tiff.XResolution says {25_400 / dpi:g} microns a pixel" in reason
 
 
 def test_anisotropic_pixels(tmp_path):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from mil.errors import SlideError
+from mil.files import why_no_file
 from mil.slides.readers import Reader
 from mil.slides.readers.dicom import check_dicom, entry_of
 from mil.slides.readers.dicom_levels import DicomReader
@@ -40,9 +41,8 @@ def reader_of(path: Path) -> Reader:
     """An open reader; `SlideError` with the state and the reason where there is none for this path."""
     if path.is_dir():
         return _dicom(entry_of(path))
-    if not path.is_file():
-        kind = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise SlideError("unreadable", f"{path}: {kind}; check the sheet's path column")
+    if why := why_no_file(path):
+        raise SlideError("unreadable", f"{path}: {why}; check the sheet's path column")
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -69,14 +69,12 @@ def reader_of(path: Path) -> Reader:
 def check_mirax(path: Path) -> None:
     """`SlideError('unreadable')` where files are missing of the folder that holds a MIRAX slide's pixels."""
     folder = path.with_suffix("")
-    try:
-        settings = (folder / MIRAX_INI).read_text("utf-8-sig", "replace")
-    except OSError as error:
+    if why := why_no_file(folder / MIRAX_INI):
         raise SlideError(
             "unreadable",
-            f"{path.name}: its pixels lie in the folder {folder.name} beside it, whose {MIRAX_INI} cannot be read "
-            f"({error.strerror or error}); copy the folder too",
-        ) from error
+            f"{path.name}: its pixels lie in the folder {folder.name} beside it, whose {MIRAX_INI} {why}; copy the folder too",
+        )
+    settings = (folder / MIRAX_INI).read_text("utf-8-sig", "replace")
     listed = re.findall(r"^(?:FILE_\d+|INDEXFILE)\s*=\s*(.+?)\s*$", settings, re.MULTILINE)
     missing = [name for name in listed if not (folder / name).is_file()]
     if missing:

@@ -10,13 +10,14 @@ import openslide
 from mil.errors import SlideError
 from mil.slides.readers import Gaps, Header, levels_of
 from mil.slides.readers.codecs import CONVERT, over_white
-from mil.slides.scale import number, property_scale
+from mil.slides.scale import is_plausible, number, property_scale
 
+GENERIC = "generic-tiff"
 # The header field that OpenSlide takes the mpp from, by its vendor name (OpenSlide 4 format notes).
 MPP_FIELD = {
     "aperio": "aperio.MPP",
     "dicom": "dicom.PixelSpacing",
-    "generic-tiff": "tiff.XResolution",
+    GENERIC: "tiff.XResolution",
     "hamamatsu": "hamamatsu.XResolution",
     "leica": "tiff.XResolution",
     "mirax": "mirax.MICROMETER_PER_PIXEL_X",
@@ -125,7 +126,7 @@ def _header(slide: openslide.OpenSlide) -> Header:
     mpp_x = number(properties.get(openslide.PROPERTY_NAME_MPP_X))
     mpp_y = number(properties.get(openslide.PROPERTY_NAME_MPP_Y))
     source = MPP_FIELD.get(vendor, "openslide.mpp-x")
-    if mpp_x is None:
+    if mpp_x is None or (vendor == GENERIC and not is_plausible(mpp_x)):  # 72 and 96 dpi are what image editors fill in
         mpp_x, mpp_y, source = property_scale(properties)
     return Header(
         format=vendor,
