@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -191,11 +192,15 @@ SHEET_PATH = "give its path relative to the folder you run in, or an absolute on
 
 def why_no_file(path: str | Path) -> str:
     """Why `path` is not read as a file; blank where it is one. Opening a pipe would wait for a writer without end."""
-    if Path(path).is_file():
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name with a zero byte
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be opened ({reason_of(error)})"
+    if stat.S_ISREG(mode):
         return ""
-    if Path(path).is_dir():
-        return "is a folder, not a file"
-    return "is a pipe, socket or device, not a file" if Path(path).exists() else "does not exist"
+    return "is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe, socket or device, not a file"
 
 
 def require_file(path: str | Path, what: str = "", way_out: str = "") -> Path:
