@@ -3,7 +3,7 @@
 Measures have intervals and tests by a bootstrap over patients, unless a kind has better ones.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +107,12 @@ class Endpoint(Target):
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """The primary measure, patients set against those of their own group (site) only."""
         raise NotImplementedError
+
+    def within_same(
+        self, labels: np.ndarray, scores: Sequence[np.ndarray], weights: np.ndarray, groups: np.ndarray
+    ) -> list[np.ndarray]:
+        """`within` of several scores of the same patients, all of them over the same groups."""
+        return [self.within(labels, part, weights, groups) for part in scores]
 
     def value_within(self, table: pd.DataFrame) -> float:
         """The primary measure of these patients within sites; nan where it is not defined."""
@@ -215,7 +221,8 @@ class Endpoint(Target):
             return self._over_folds(first.folds, second.folds, spec)
         labels, sites = self.labels_of(first.table), first.sites
         weights = np.concatenate([np.ones((1, len(first.table))), self.weights(first.table, spec)])
-        one, other = (self.within(labels, self.scores_of(scope.table), weights, sites) for scope in (first, second))
+        scores = [self.scores_of(scope.table) for scope in (first, second)]
+        one, other = self.within_same(labels, scores, weights, sites)
         if not np.isfinite([one[0], other[0]]).all():
             return None
         if few:
@@ -225,18 +232,30 @@ class Endpoint(Target):
         return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
 
     def _over_folds(self, first: pd.DataFrame, second: pd.DataFrame, spec: "MetricsSpec") -> Pair | None:
-        parts = [
-            pd.Series({key: self.value_within(part) for key, part in folds.groupby(list(APART))}, dtype=float)
-            for folds in (first, second)
-        ]
-        both = pd.concat(parts, axis=1, keys=["first", "second"], join="inner").dropna()
+        both = self._values_of_folds(first, second)
         number = min(folds["fold"].nunique() for folds in (first, second))
-        if number < 2 or both.empty:
+        if number < 2 or not len(both):
             return None
-        change = (both["first"] - both["second"]).to_numpy()
+        change = both[:, 0] - both[:, 1]
         tested = corrected_resampled_t(change, 1 / (number - 1), spec.confidence, WIDEST[self.primary.scale])
-        values = float(both["first"].mean()), float(both["second"].mean())
+        values = float(both[:, 0].mean()), float(both[:, 1].mean())
         return Pair(values, tested, f"{OVER_FOLDS}, {len(both)} folds")
+
+    def _values_of_folds(self, first: pd.DataFrame, second: pd.DataFrame) -> np.ndarray:
+        """The primary measure within sites of both (folds, 2), for every (repeat, fold) of `Scope.folds` where both have it.
+
+        Both are formed over the same patients and sites of the fold.
+        """
+        seconds, values = dict(tuple(second.groupby(list(APART)))), []
+        for key, part in first.groupby(list(APART)):
+            if key in seconds:
+                other = seconds[key].set_index("patient_id")
+                part = part[part["patient_id"].isin(other.index)]
+                scores = [self.scores_of(part), self.scores_of(other.loc[part["patient_id"]])]
+                everyone, sites = np.ones((1, len(part))), part["site"].to_numpy()
+                values.append([value[0] for value in self.within_same(self.labels_of(part), scores, everyone, sites)])
+        table = np.array(values, dtype=float).reshape(-1, 2)
+        return table[np.isfinite(table).all(axis=1)]
 
     def _widened(self, scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
         """Resamples `drawn`, of held-out patients further from `value`: each patient trained the models of others as well."""

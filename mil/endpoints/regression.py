@@ -86,15 +86,21 @@ class Regression(Endpoint):
 
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Mean of the groups' correlations, weighted by their patients; a group without one is left out."""
-        total, patients = np.zeros(len(weights)), np.zeros(len(weights))
+        return self.within_same(labels, [scores], weights, groups)[0]
+
+    def within_same(
+        self, labels: np.ndarray, scores: Sequence[np.ndarray], weights: np.ndarray, groups: np.ndarray
+    ) -> list[np.ndarray]:
+        """The same of several scores; a group where one of them does not vary is left out of all, in that resample."""
+        totals, patients = np.zeros((len(scores), len(weights))), np.zeros(len(weights))
         for group in np.unique(groups):
             own = groups == group
-            value = spearman(labels[own], scores[own], weights[:, own])
-            there = np.isfinite(value)
-            total += np.where(there, value, 0) * own.sum()
+            values = np.stack([spearman(labels[own], one[own], weights[:, own]) for one in scores])
+            there = np.isfinite(values).all(axis=0)
+            totals += np.where(there, values, 0) * own.sum()
             patients += there * own.sum()
         with np.errstate(invalid="ignore"):
-            return total / patients
+            return list(totals / patients)
 
 
 def spearman(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -158,8 +158,11 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind:
     if kind.two_classes and scope.folds is not None:
         return _pairs_less_elsewhere(scope.of_patients(table["patient_id"]), others, spec)
     weights = np.concatenate([np.ones((1, len(table))), kind.weights(table, spec)])
-    there = (_auroc_elsewhere if kind.two_classes else _mean_elsewhere)(table, others, scores, weights, kind)
-    here = kind.within(kind.labels_of(table), kind.scores_of(table), weights, table["site"].to_numpy())
+    if kind.two_classes:
+        here = kind.within(kind.labels_of(table), kind.scores_of(table), weights, table["site"].to_numpy())
+        there = _auroc_elsewhere(table, others, weights)
+    else:
+        here, there = _mean_elsewhere(table, others, scores, weights, kind)
     chance = float(here[0]) if kind.primary.chance is None else kind.primary.chance
     factor = 1.0 if scope.folds is None else inflation(float(here[0]), float(np.nanvar(here[1:])), None, chance)
     tested = paired_bootstrap(here, there, spec.confidence, WIDEST[kind.primary.scale], factor)
@@ -184,9 +187,7 @@ def _pairs_less_elsewhere(scope: Scope, others: Mapping[str, pd.DataFrame], spec
     return {"value": here.auroc, "against_value": there.auroc, **_tested(tested), "method": method}
 
 
-def _auroc_elsewhere(
-    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Endpoint
-) -> np.ndarray:
+def _auroc_elsewhere(table: pd.DataFrame, others: Mapping[str, pd.DataFrame], weights: np.ndarray) -> np.ndarray:
     """Mean AUROC of each site's models from elsewhere, sites weighted by their pairs, in each resample."""
     labels, sites = table["label"].to_numpy(), table["site"].to_numpy()
     wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
@@ -205,17 +206,20 @@ def _auroc_elsewhere(
 
 def _mean_elsewhere(
     table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Endpoint
-) -> np.ndarray:
-    """Mean of the primary measure over choices of one model from elsewhere a site, so that each site's are used alike."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The primary measure of `table`, and its mean over choices of one model from elsewhere a site, so that each site's are used alike.
+
+    All of them are formed over the same sites.
+    """
     most = max(len(wide.columns) for wide in others.values())
     by_model = scores.set_index(["trained_on", "patient_id"])
-    found = []
+    judged = [kind.scores_of(table)]
     for turn in range(most):
         model = {site: wide.columns[turn % len(wide.columns)] for site, wide in others.items()}
         rows = by_model.loc[list(zip(table["site"].map(model), table["patient_id"], strict=True))]
-        judged = kind.scores_of(rows.reset_index(drop=True))
-        found.append(kind.within(kind.labels_of(table), judged, weights, table["site"].to_numpy()))
-    return np.mean(found, axis=0)
+        judged.append(kind.scores_of(rows.reset_index(drop=True)))
+    here, *there = kind.within_same(kind.labels_of(table), judged, weights, table["site"].to_numpy())
+    return here, np.mean(there, axis=0)
 
 
 def _tested(found: Difference) -> dict[str, Any]:

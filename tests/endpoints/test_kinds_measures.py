@@ -175,6 +175,37 @@ def test_within_sites_no_measure_is_earned_by_telling_sites_apart():
     assert np.isnan(build_endpoint(SPECS["multiclass"]).within(classes, shares, once, sites)[0])
 
 
+def numbers_at_two_sites(folds):
+    """Predictions of a number by two models: `good` ranks as observed, `flat` as well at A and says one number at B."""
+    random, tables = np.random.default_rng(0), {}
+    label = random.normal(size=40)
+    site = np.repeat(["A", "B"], 20)
+    seen = {"good": np.where(site == "A", label, -label), "flat": np.where(site == "A", label, 0.5)}
+    for name, score_ in seen.items():
+        table = {"experiment": name, "trained_on": "A+B", "repeat": 0, "site": site, "label": label, "score": score_}
+        table["patient_id"] = [f"p{number:02d}" for number in range(40)]
+        table |= (
+            {"fold": np.arange(40) % 4, "role": "train", "split": "held_out"}
+            if folds
+            else {"fold": 0, "role": "external", "split": "external"}
+        )
+        tables[name] = pd.DataFrame(table)
+    return tables
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_a_difference_of_correlations_rests_on_the_same_sites_on_both_sides(folds):
+    """At B one model's scores do not vary: both count site A alone, where they are equal."""
+    kinds = dict.fromkeys(("good", "flat"), build_endpoint(SPECS["regression"]))
+    table = compare(numbers_at_two_sites(folds), SPEC, kinds=kinds)
+    row = table[table["site"] == ("training sites" if folds else "external sites")].iloc[0]
+    assert row["first_value"] == row["second_value"] == pytest.approx(1)
+    assert row["difference"] == 0
+    found = strategy_table(numbers_at_two_sites(folds), SPEC, "flat", None, kinds["good"])
+    found = found[(found["experiment"] == "good") & (found["against"] == "pooled") & (found["site"] == row["site"])]
+    assert found[["value", "against_value"]].to_numpy().tolist() == [[pytest.approx(1), pytest.approx(1)]]
+
+
 @pytest.mark.parametrize("kind", [kind for kind in ENDPOINTS if kind != "binary"])
 def test_what_is_not_defined_is_said_and_not_one_half(kind):
     table = table_of(kind)
