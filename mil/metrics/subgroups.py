@@ -13,7 +13,7 @@ from mil.statistics import delong
 from mil.statistics.intervals import normal_quantile
 from mil.statistics.multiplicity import holm
 
-MAX_LEVELS = 6
+MAX_LEVELS = 6  # of a text column; further ones stand together in a row that says how many they are
 MIN_OF_A_CLASS = 3  # patients of either class below which a subgroup's AUROC is not drawn
 
 
@@ -51,7 +51,7 @@ def _each(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _levels(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Each level's name and its patients; blanks are in none."""
+    """Each level's name and its patients, of many those with most patients, and the others together; blanks are in none."""
     known = values != ""
     numbers = pd.to_numeric(pd.Series(values[known]), errors="coerce")
     distinct = np.unique(values[known])
@@ -61,8 +61,12 @@ def _levels(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield f"< {median:g}", known & (as_numbers < median)
         yield f"≥ {median:g}", known & (as_numbers >= median)
         return
-    for level in distinct[:MAX_LEVELS]:
+    counts = pd.Series(values[known]).value_counts().sort_index()
+    alone = counts.sort_values(ascending=False, kind="stable").index[:MAX_LEVELS]
+    for level in sorted(alone):
         yield str(level), values == level
+    if others := len(distinct) - len(alone):
+        yield f"{others} other level{'s' if others > 1 else ''}", known & ~np.isin(values, alone)
 
 
 def _auroc(scores: pd.DataFrame, confidence: float) -> tuple[int, int, float, float, float]:

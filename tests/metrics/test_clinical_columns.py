@@ -150,3 +150,27 @@ def test_subgroups_split_numbers_at_their_median_and_classes_by_level():
     shifted["score"] += shifted["site"] == "B"
     first = subgroup_aurocs(shifted, patients, ["age"]).loc[0, "auroc"]
     assert first == pytest.approx(delong.within(shifted["label"], shifted["score"], shifted["site"]).auroc[0])
+
+
+def test_a_column_of_many_texts_shows_the_levels_with_most_patients_and_counts_the_others():
+    sizes = {"a": 4, "b": 20, "c": 20, "d": 4, "e": 20, "f": 20, "g": 20, "h": 20}
+    levels = np.repeat(list(sizes), list(sizes.values()))
+    number = len(levels)
+    scores = pd.DataFrame(
+        {
+            "patient_id": [f"p{n}" for n in range(number)],
+            "site": "A",
+            "label": np.arange(number) % 2,
+            "score": rng(0, "levels").random(number),
+        }
+    )
+    patients = pd.DataFrame({"patient_id": scores["patient_id"], "kind": levels})
+    table = subgroup_aurocs(scores, patients, ["kind"])
+    assert table["level"].tolist() == ["", "b", "c", "e", "f", "g", "h", "2 other levels"]
+    assert table["patients"].tolist() == [number, *[20] * 6, 8]
+    others = scores[np.isin(levels, ["a", "d"])]
+    assert table["auroc"].iloc[-1] == pytest.approx(
+        delong.auroc(others["label"].to_numpy(), others["score"].to_numpy())
+    )
+    one_more = subgroup_aurocs(scores[levels != "a"], patients, ["kind"])
+    assert one_more["level"].tolist()[-1] == "1 other level"
