@@ -1,5 +1,7 @@
 """The run -> what its results cannot say, as far as the run itself can tell."""
 
+from contextlib import suppress
+
 import pandas as pd
 
 from mil.report.claims import leak_warning
@@ -14,7 +16,7 @@ def limits(results: Results) -> list[str]:
     said = [warning] if (warning := leak_warning(results)) else []
     try:
         bags = results.bags(results.endpoint)
-        said += [*_limits_of_size(results, bags), *_without_label(results, bags)]
+        said += [*_limits_of_size(results, bags), *_without_class(results, bags), *_without_label(results, bags)]
     except Absent:
         said.append("No table of patients was found, so nothing is known of the cohort's size.")
     said += [
@@ -80,6 +82,34 @@ def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
             "sites apart would score above 0.5 on several sites together."
         )
     return said
+
+
+def _without_class(results: Results, bags: pd.DataFrame) -> list[str]:
+    """Training sites with local models that saw no patient of a class."""
+    kind = results.kind
+    classes = ("negative", "positive") if kind.two_classes else kind.spec.classes
+    if not classes or not _has_local_models(results):
+        return []
+    named = bags["label"].astype(int).map(dict(enumerate(classes))) if kind.two_classes else kind.named(bags)
+    said = []
+    for site in results.training_sites:
+        lacking = [name for name in classes if name not in set(named[bags["site"] == site])]
+        if lacking:
+            whom = f"{lacking[0]} patient" if kind.two_classes else f"patient of class {' or '.join(lacking)}"
+            said.append(
+                f"Site {site} has no {whom} of {results.endpoint}: its local models were trained without any and cannot tell such "
+                "patients from others, so that their scores, and those of the ensemble of local models, say little."
+            )
+    return said
+
+
+def _has_local_models(results: Results) -> bool:
+    """Whether an experiment or a baseline of the main endpoint trains a model per site."""
+    if any(one.strategy.by_site and one.endpoint == results.endpoint for one in results.experiments.values()):
+        return True
+    with suppress(Absent):
+        return bool(results.baseline_metrics(results.endpoint)["experiment"].str.endswith("_local").any())
+    return False
 
 
 def _without_label(results: Results, bags: pd.DataFrame) -> list[str]:

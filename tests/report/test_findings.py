@@ -284,6 +284,38 @@ def test_rows_and_limits_are_of_their_own_endpoint(tmp_path):
         assert f"Few patients: A {number} ({number // 2} positive)" in model_card(results, name)
 
 
+@pytest.mark.parametrize("strategy", ["attention_local", "attention_fedavg"])
+@pytest.mark.parametrize(
+    ("kind", "labels", "said"),
+    [
+        ({}, {"A": [0, 1], "B": [1, 1]}, "Site B has no negative patient of response: its local models"),
+        (
+            {"kind": "multiclass", "column": "grade", "classes": ("low", "middle", "high")},
+            {"A": ["low", "middle", "high"], "B": ["low", "middle"]},
+            "Site B has no patient of class high of response: its local models",
+        ),
+    ],
+)
+def test_a_site_that_lacks_a_class_comes_with_a_caution_about_its_local_models(tmp_path, strategy, kind, labels, said):
+    config = config_of(
+        (strategy,),
+        slides={"sheet": "slides.csv", "roles": {"A": "train", "B": "train"}},
+        endpoints={"response": {"folds": 2, "inner_folds": 2, **kind}},
+    )
+    rows = [
+        (f"{s}{k:02d}", f"{s}{k:02d}-1", s, "train", own[k % len(own)]) for s, own in labels.items() for k in range(12)
+    ]
+    bags = pd.DataFrame(rows, columns=["patient_id", "slides", "site", "role", "label"])
+    write_text(tmp_path / "config.json", config.to_json())
+    write_table(bags, tmp_path / "bags/response.csv")
+    told = [line for line in limits(Results.open(tmp_path)) if "local models" in line]
+    assert [line.startswith(said) for line in told] == [True] * (strategy == "attention_local")
+    if strategy == "attention_fedavg":  # baselines have local models as well
+        metrics = pd.DataFrame({"experiment": ["clinical_local"], "value": [0.5]})
+        write_table(metrics, tmp_path / "baselines/response/metrics.csv")
+        assert any(line.startswith(said) for line in limits(Results.open(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("patients", "said"),
     [(16, "one in twenty cohorts of 16 patients (8 positive)"), (60, "up to 3 in 100 have an interval below 0.5")],
