@@ -146,7 +146,7 @@ class ReportSpec(Spec):
 
 # Names that would write over another table (metrics/comparisons.csv, bags/X.flow.csv) or stand for another model.
 TAKEN = {"experiments": ("cohort", "comparisons", "reviews", "strategies"), "slides.roles": ("ensemble",)}
-TAKEN_ENDINGS = {"experiments": (".localisation", ".curves", ".folds"), "endpoints": (".flow",)}
+TAKEN_ENDINGS = {"experiments": (".localisation", ".slides", ".curves", ".folds"), "endpoints": (".flow",)}
 
 
 class Config(Spec):

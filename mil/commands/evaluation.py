@@ -119,16 +119,21 @@ def localise(
     spec: Annotated[str | None, spec_option("MetricsSpec", show_default="the run's")] = None,
     log: LogOption = None,
 ) -> None:
-    """Score the attention of an experiment against the annotated truth of every tile."""
+    """Score the attention of an experiment against the annotated truth of every tile.
+
+    Beside OUT, `EXPERIMENT.slides.csv` holds the AUROC of each slide, of patients without a label as well.
+    """
     from mil.config import MetricsSpec, read_spec
+    from mil.metrics.localisation import by_slide, slides_with_truth
     from mil.metrics.localisation import localise as localise_slides
-    from mil.metrics.localisation import slides_with_truth
     from mil.results.results import Results
     from mil.tables import write_table
 
     reporter_of(log)
     opened = Results.open(results)
     slides = slides_with_truth(opened, experiment)
+    each = [*slides, *slides_with_truth(opened, experiment, labelled=False)]
+    write_table(by_slide(each), out.parent / f"{experiment}.slides.csv")
     settings = read_spec(MetricsSpec, spec) if spec else opened.config.metrics
     write_table(localise_slides(slides, settings, experiment, opened.experiments[experiment]), out)
 

@@ -22,7 +22,6 @@ from mil.figures.registry import Drawn, figure
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, SOFT, bare_image, new_figure, strategy_name
 from mil.results.results import Absent, Results
 from mil.slides.slide import open_slide
-from mil.statistics import delong
 from mil.statistics.arms import OWN_SITE, patient_scores
 
 CMAP = "inferno"
@@ -52,7 +51,7 @@ class ShownSlide:
 
 @figure(
     "Attention over the slides",
-    needs=("attention", "predictions", "bags", "thumbnails"),
+    needs=("attention", "predictions", "bags", "thumbnails", "localisation"),
     per_site=True,
     chapter="attention",
     number="F4a",
@@ -60,6 +59,7 @@ class ShownSlide:
 def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     """A row a slide: H&E, truth (tiles framed), attention relative to the mean of the patient's tiles."""
     slides = [show(results, site, *choice) for choice in choose(results, site, spec.slides_a_site)]
+    aurocs = _tile_aurocs(results)
     with_truth = any(slide.truth is not None for slide in slides)
     columns = 3 if with_truth else 2
     wide = (DOUBLE_MM - 16) / columns
@@ -69,7 +69,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     values = []
     norm, reach = scale_of(slides)
     for row, slide in zip(panels, slides, strict=True):
-        _draw_row(row, slide, with_truth, norm, wide - 3)
+        _draw_row(row, slide, with_truth, norm, wide - 3, aurocs.get(slide.slide_id, ""))
         values.append(_values(slide, site))
     bar = picture.colorbar(
         ScalarMappable(norm, CMAP),
@@ -210,7 +210,18 @@ def _pixels(
         return thumbnail[top:bottom, left:right], scale
 
 
-def _draw_row(row: np.ndarray, slide: ShownSlide, with_truth: bool, norm: LogNorm, room_mm: float) -> None:
+def _tile_aurocs(results: Results) -> dict[str, str]:
+    """Tile AUROC by slide, in words; nothing for a cohort without truth."""
+    try:
+        table = results.slide_aurocs(results.main)
+    except Absent:
+        return {}
+    return {str(row.slide_id): f"tile AUROC {row.auroc:.2f}" for row in table.itertuples()}
+
+
+def _draw_row(
+    row: np.ndarray, slide: ShownSlide, with_truth: bool, norm: LogNorm, room_mm: float, measured: str
+) -> None:
     """Headings stand over the middle of their column, since a picture may be narrower than its heading."""
     for axes in row:
         bare_image(axes, slide.pixels)
@@ -227,10 +238,7 @@ def _draw_row(row: np.ndarray, slide: ShownSlide, with_truth: bool, norm: LogNor
         )
         _heading(row[1], "Truth", 7, f"{int(slide.truth.sum()):,} of {len(slide.truth):,} tiles positive")
     draw_attention(row[-1], slide, norm)
-    said = ""
-    if slide.truth is not None and delong.both_classes(slide.truth):
-        said = f"tile AUROC {delong.auroc(slide.truth.astype(int), slide.attention):.2f}"
-    _heading(row[-1], "Attention", 7, said)
+    _heading(row[-1], "Attention", 7, measured)
 
 
 def _heading(axes: Axes, head: str, size: float, words: str, colour: str = SOFT, bold: bool = False) -> None:

@@ -15,7 +15,7 @@ from mil.config import ExperimentSpec, MetricsSpec
 from mil.endpoints.bounds import metric_row
 from mil.metrics.score import described
 from mil.results.results import Results
-from mil.schemas import LOCALISATION
+from mil.schemas import LOCALISATION, SLIDE_AUROCS
 from mil.statistics import delong
 from mil.statistics.arms import EXTERNAL_SITES, TRAINING_SITES
 from mil.statistics.intervals import GROUPS, deletions, jackknife_error, on_logit_scale
@@ -66,12 +66,16 @@ def _counts(slides: Sequence[SlideAttention]) -> dict[str, int]:
     }
 
 
-def slides_with_truth(results: Results, experiment: str) -> list[SlideAttention]:
-    """Attention beside truth for every slide of the experiment that has both; none for a cohort without truth."""
+def slides_with_truth(results: Results, experiment: str, labelled: bool = True) -> list[SlideAttention]:
+    """Attention beside truth for every slide of the experiment that has both; none for a cohort without truth.
+
+    The slides are those of the patients who are `labelled`, or of the others.
+    """
     if results.config.truth is None:
         return []
     files, found = results.files, []
-    for row in results.bags(results.experiments[experiment].endpoint).itertuples():
+    patients = results.bags if labelled else results.without_label
+    for row in patients(results.experiments[experiment].endpoint).itertuples():
         read = files.bag_attention(str(row.site), experiment, row.slides)
         bag_tiles = sum(len(attention) for _, _, attention in read)
         for slide, coords, attention in read:
@@ -85,7 +89,7 @@ def slides_with_truth(results: Results, experiment: str) -> list[SlideAttention]
 
 
 def by_slide(slides: Iterable[SlideAttention]) -> pd.DataFrame:
-    """Tile AUROC of each slide that has both kinds of tile: slide_id, patient_id, site, tiles, positive_tiles, auroc."""
+    """Table `SLIDE_AUROCS`: tile AUROC of each slide that has both kinds of tile."""
     rows = [
         {
             "slide_id": slide.slide_id,
@@ -98,7 +102,7 @@ def by_slide(slides: Iterable[SlideAttention]) -> pd.DataFrame:
         for slide in slides
         if delong.both_classes(slide.truth)
     ]
-    return pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "tiles", "positive_tiles", "auroc"])
+    return pd.DataFrame(rows, columns=SLIDE_AUROCS)
 
 
 def _groups(slides: Sequence[SlideAttention]) -> Iterable[tuple[str, list[SlideAttention]]]:

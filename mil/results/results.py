@@ -230,6 +230,10 @@ class Results:
             lambda name: self.table("metrics", f"{name}.localisation.csv"),
         )
 
+    def slide_aurocs(self, experiment: str) -> pd.DataFrame:
+        """AUROC of attention against truth within each slide that has both kinds of tile."""
+        return self.table("metrics", f"{experiment}.slides.csv")
+
     def clinical(self, name: str) -> pd.DataFrame:
         """The main experiment beside the patient table: `subgroups`, `associations` or `survival`; `Absent` when empty."""
         return self._filled("the cohort lacks the columns or the events for it", "metrics", "clinical", f"{name}.csv")

@@ -139,6 +139,22 @@ def test_heat_maps_show_hits_and_misses_chosen_by_score(results):
     assert scores[1] <= scores[3]
 
 
+def test_heat_maps_head_each_slide_with_the_tile_auroc_of_the_table(results, monkeypatch):
+    """A number in the figure that the table of `mil localise` does not hold would be computed twice."""
+    table = results.slide_aurocs(results.main)
+
+    def headings() -> list[str]:
+        drawn = FIGURES["heatmaps"].draw(results, results.config.figures, results.sites[0])
+        texts = [text.get_text() for axes in drawn.figure.axes for text in axes.texts]
+        return [text for text in texts if text.startswith("tile AUROC")]
+
+    shown = table[table["site"] == results.sites[0]]["auroc"].map("tile AUROC {:.2f}".format)
+    assert headings()
+    assert set(headings()) <= set(shown)
+    monkeypatch.setattr(Results, "slide_aurocs", lambda self, name: table.assign(auroc=0.125))
+    assert set(headings()) == {"tile AUROC 0.12"}
+
+
 def test_the_montage_takes_few_tiles_of_a_patient():
     tiles = pd.DataFrame(
         {"slide_id": "s", "patient_id": ["p"] * 5 + ["q"], "label": 1, "x": range(6), "y": 0, "relative": range(6)}

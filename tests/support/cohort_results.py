@@ -26,7 +26,7 @@ from mil.metrics.agreement import reviewed
 from mil.metrics.clinical import clinical_tables
 from mil.metrics.cohort import characteristics
 from mil.metrics.comparison import compare
-from mil.metrics.localisation import localise, slides_with_truth
+from mil.metrics.localisation import by_slide, localise, slides_with_truth
 from mil.metrics.score import curves_and_folds, score
 from mil.metrics.strategies import strategies_of
 from mil.results.results import Results
@@ -326,9 +326,9 @@ def score_models(results: Results) -> None:
         write_table(score(predictions[name], spec, experiment), folder / f"{name}.csv")
         for table, values in curves_and_folds(predictions[name], spec).items():
             write_table(values, folder / f"{name}.{table}.csv")
-        write_table(
-            localise(slides_with_truth(results, name), spec, name, experiment), folder / f"{name}.localisation.csv"
-        )
+        slides = slides_with_truth(results, name)
+        write_table(by_slide(slides), folder / f"{name}.slides.csv")
+        write_table(localise(slides, spec, name, experiment), folder / f"{name}.localisation.csv")
     write_table(strategies_of(results, spec), folder / "strategies.csv")
     write_table(characteristics(results, spec.confidence), folder / "cohort.csv")
     write_table(reviewed(results), folder / "reviews.csv")

@@ -74,6 +74,7 @@ rule localise:
         code=code_of("metrics/localisation.py"),
     output:
         localisation="<results>/metrics/{experiment}.localisation.csv",
+        slides="<results>/metrics/{experiment}.slides.csv",
     log:
         "<logs>/localise/{experiment}.log",
     benchmark:
