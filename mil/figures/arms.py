@@ -1,5 +1,6 @@
 """Experiments and what they were trained on -> the arms that figures draw: name, colour and line, the same everywhere."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mil.baselines.inputs import NAMES as BASELINE_NAMES
@@ -70,19 +71,19 @@ def input_name(spec: ExperimentSpec) -> str:
     return f"{encoder_name(spec.encoder)}, {model_name(spec.model.name)}{joined}"
 
 
-def arms_at(results: Results, site: str) -> list[tuple[Arm, Scope]]:
-    """Every model of the main experiment's family at one site that has patients of both classes, least collaborative first."""
-    found = []
+def arms_by_site(results: Results) -> dict[str, list[tuple[Arm, Scope]]]:
+    """Every model of the main experiment's family at each site that has patients of both classes, least collaborative first."""
+    found: dict[str, list[tuple[Arm, Scope]]] = {site: [] for site in results.sites}
     for name in results.family():
-        try:
-            there = results.scopes(name)
-        except Absent:
-            continue
-        for scope in there:
-            wanted = scope.site == site and scope.split != "transfer" and scope.trained_on not in {OWN_SITE, ENSEMBLE}
-            if wanted and both_classes(scope.labels):
-                found.append((arm(results, name, scope.trained_on), scope))
-    return sorted(found, key=lambda pair: pair[0].order)
+        with suppress(Absent):
+            for scope in results.scopes(name):
+                wanted = scope.split != "transfer" and scope.trained_on not in {OWN_SITE, ENSEMBLE}
+                if wanted and scope.site in found and both_classes(scope.labels):
+                    found[scope.site].append((arm(results, name, scope.trained_on), scope))
+    found = {site: sorted(arms, key=lambda pair: pair[0].order) for site, arms in found.items() if arms}
+    if not found:
+        raise Absent("no site has patients of both classes with predictions")
+    return found
 
 
 def main_scopes(results: Results, both: bool = False) -> dict[str, Scope]:

@@ -7,7 +7,7 @@ from mil.config import FiguresSpec
 from mil.endpoints.curves import FEWEST_BINS, PATIENTS_A_BIN
 from mil.figures.arms import input_name, main_scopes
 from mil.figures.how_made import with_intervals
-from mil.figures.layout import outer_panels, site_panels, title_of_site, under, with_interval
+from mil.figures.layout import site_panels, title_of_site, under, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SOFT, chance_line, site_colour, strategy_name
 from mil.results.results import Results
@@ -18,7 +18,7 @@ from mil.statistics.calibration import BINS
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Share of positives against the mean score in bins of equally many patients, with slope, intercept and error."""
     scopes = main_scopes(results, both=True)
-    picture, panels = site_panels(list(scopes), below_mm=12)
+    picture, panels = site_panels(list(scopes), "Share of positives", below_mm=12)
     metrics, values, shown = results.config.metrics, [], []
     for axes, (site, scope) in zip(panels, scopes.items(), strict=True):
         colour = site_colour(site, results.sites)
@@ -51,8 +51,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Mean score", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         patients = scope.table[["site", "patient_id", "score", "label"]].assign(kind="patient")
         values += [table.assign(kind="bin"), curve.assign(kind="recalibration"), patients, pd.DataFrame(found)]
-    for axes in outer_panels(panels):
-        axes.set_ylabel("Share of positives")
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,

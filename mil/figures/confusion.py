@@ -27,13 +27,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     drawn = main_scopes(results)
     classes = results.kind.spec.classes
     longest = min(max(text_mm(name, 6.5) for name in classes), UPRIGHT_MM)
-    picture, panels = site_panels(list(drawn), below_mm=longest)
+    picture, panels = site_panels(list(drawn), "True class", below_mm=longest)
     data = [_panel(axes, results, site, scope) for axes, (site, scope) in zip(panels, drawn.items(), strict=True)]
     for axes in outer_panels(panels):
         axes.set_yticks(
             range(len(classes)), [fitted(name, NAMES_MM, 6.5)[0] for name in classes], rotation=90, va="center"
         )
-        axes.set_ylabel("True class")
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,

@@ -5,7 +5,7 @@ import pandas as pd
 from mil.config import FiguresSpec
 from mil.endpoints.curves import THRESHOLDS
 from mil.figures.arms import baseline_arm, input_name, main_scopes
-from mil.figures.layout import outer_panels, site_panels, title_of_site
+from mil.figures.layout import site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT, SOFT, strategy_colour, strategy_name
 from mil.results.results import Absent, Results
@@ -16,7 +16,7 @@ from mil.statistics.arms import Scope
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Net benefit over the range of thresholds, with a pointwise band for the main model."""
     scopes = main_scopes(results, both=True)
-    picture, panels = site_panels(list(scopes), foot_mm=6)
+    picture, panels = site_panels(list(scopes), "Net benefit a patient", foot_mm=6)
     main = results.experiments[results.main]
     colour, name = strategy_colour(main.strategy.name), strategy_name(main.strategy.name)
     values, bottom, top = [], -0.1, 0.1
@@ -45,8 +45,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         values.append(pd.DataFrame({**stated, "model": "Everybody", "net_benefit": everybody}))
     for axes in panels:  # of "everybody" what lies below every band is cut off
         axes.set_ylim(bottom - 0.02, top + 0.02)
-    for axes in outer_panels(panels):
-        axes.set_ylabel("Net benefit a patient")
     handles, labels = panels[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="lower center", ncols=len(labels), borderaxespad=0.2)
     return Drawn(

@@ -18,8 +18,10 @@ PANELS_A_ROW, LARGEST_PANEL_MM = 4, 52.0
 UPRIGHT_MM = 26.0  # room for names that stand upright below an axis
 
 
-def site_panels(sites: Sequence[str], below_mm: float = 0.0, foot_mm: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """A square panel a site, at most four a row, placed to the mm; the first of a row has the y axis' numbers.
+def site_panels(
+    sites: Sequence[str], y_axis: str, below_mm: float = 0.0, foot_mm: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """A square panel a site, at most four a row, placed to the mm; the first of a row has the y axis' numbers and name.
 
     Under each panel there is room for the x axis and then `below_mm` for a legend or words (at `under(axes)`), under all of
     them `foot_mm` for a legend of the figure.
@@ -38,6 +40,8 @@ def site_panels(sites: Sequence[str], below_mm: float = 0.0, foot_mm: float = 0.
         axes = picture.add_axes((left / width, bottom / height, side / width, side / height))
         if column:
             axes.tick_params(labelleft=False)
+        else:
+            axes.set_ylabel(y_axis)
         panels.append(axes)
     if len(panels) > 1:
         letters(panels, up=12)  # on the line of `title_of_site`
@@ -127,17 +131,12 @@ def name_rows(axes: Axes, names: Sequence[str], room_mm: float = 42.0) -> None:
     )
 
 
-def legend_of_figure(
-    picture: Figure,
-    handles: Sequence[Artist],
-    labels: Sequence[str],
-) -> int:
-    """One legend for the whole figure in as many columns as fit its width; returns its number of lines."""
+def legend_of_figure(picture: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """One legend for the whole figure in as many columns as fit its width."""
     room = picture.get_figwidth() * MM_AN_INCH - 4
     wide = max((text_mm(label, 6.5) for label in labels), default=0) + 9
     columns = max(1, min(len(labels), int(room // wide)))
     picture.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4, borderaxespad=0.2)
-    return -(-len(labels) // columns)
 
 
 def rounded_box(

@@ -4,29 +4,27 @@ import numpy as np
 import pandas as pd
 
 from mil.config import FiguresSpec
-from mil.figures.arms import arms_at, input_name
+from mil.figures.arms import arms_by_site, input_name
 from mil.figures.how_made import with_intervals
-from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
+from mil.figures.layout import legend_under, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT
-from mil.results.results import Absent, Results
+from mil.results.results import Results
 
 
 @figure("Precision and recall by site", needs=("predictions", "bags", "metrics"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the dashed line is the share of positives."""
-    found = {site: arms for site in results.sites if (arms := arms_at(results, site))}
-    if not found:
-        raise Absent("no site has patients of both classes with predictions")
+    found = arms_by_site(results)
     most = max(len(arms) for arms in found.values())
-    picture, panels = site_panels(list(found), below_mm=1 + 3.4 * most)
+    picture, panels = site_panels(list(found), "Precision", below_mm=1 + 3.4 * most)
     values, shown = [], []
     for axes, (site, arms) in zip(panels, found.items(), strict=True):
         share = float(arms[0][1].labels.mean())
         for one, scope in arms:
             curve = results.curve("precision_recall", one.experiment, scope)
             shown.append(results.measured_row(one.experiment, scope, "auprc"))
-            area, low, high = results.measured(one.experiment, scope, "auprc")
+            area, low, high = shown[-1][["value", "low", "high"]]
             label = f"{one.name}  {with_interval(area, low, high)}"
             recall, precision = np.append(0.0, curve["x"]), np.append(curve["y"].iloc[0], curve["y"])
             axes.plot(recall, precision, drawstyle="steps-pre", color=one.colour, linestyle=one.line, label=label)
@@ -37,8 +35,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         title_of_site(axes, site, f"{share:.0%} of {len(arms[0][1].table)} positive")
         axes.set(xlim=(-0.01, 1.01), ylim=(0, 1.02), xlabel="Recall", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         legend_under(axes)
-    for axes in outer_panels(panels):
-        axes.set_ylabel("Precision")
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name, main_scopes
-from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site
+from mil.figures.layout import legend_under, site_panels, title_of_site
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import FAINT, column_name, dots, light_grid, site_colour, strategy_name
 from mil.results.results import Results
@@ -26,15 +26,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     everyone = pd.concat([scope.table for scope in drawn.values()])[["label", "score"]]
     reach = float(everyone.min().min()), float(everyone.max().max())
     room = 0.04 * (reach[1] - reach[0] or 1.0)
-    picture, panels = site_panels(list(drawn), below_mm=15)
+    name = column_name(results.endpoints[results.endpoint].column)
+    picture, panels = site_panels(list(drawn), f"{name}, observed", below_mm=15)
     data = []
     for axes, (site, scope) in zip(panels, drawn.items(), strict=True):
         data.append(_panel(axes, results, site, scope, (reach[0] - room, reach[1] + room)))
-    name = column_name(results.endpoints[results.endpoint].column)
     for axes in panels:
         axes.set_xlabel(f"{name}, predicted")
-    for axes in outer_panels(panels):
-        axes.set_ylabel(f"{name}, observed")
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,

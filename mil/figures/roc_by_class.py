@@ -7,7 +7,7 @@ from mil.config import FiguresSpec
 from mil.endpoints.multiclass import OF_CLASS
 from mil.figures.arms import LINES, input_name, main_scopes
 from mil.figures.how_made import with_intervals
-from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
+from mil.figures.layout import legend_under, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import SEVERAL_CLASSES, chance_line, strategy_name
 from mil.results.results import Results
@@ -25,12 +25,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """The main experiment at every site: a curve a class, by that class's probability."""
     classes = results.kind.spec.classes
     drawn = main_scopes(results)
-    picture, panels = site_panels(list(drawn), below_mm=1 + 3.4 * len(classes))
+    picture, panels = site_panels(list(drawn), "Sensitivity", below_mm=1 + 3.4 * len(classes))
     values = []
     for axes, (site, scope) in zip(panels, drawn.items(), strict=True):
         values += _panel(axes, results, site, scope)
-    for axes in outer_panels(panels):
-        axes.set_ylabel("Sensitivity")
     main = results.experiments[results.main]
     names = [OF_CLASS + name for name in results.kind.spec.classes]
     rows = [results.measured_row(results.main, scope, name) for scope in drawn.values() for name in names]

@@ -4,29 +4,24 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.config import FiguresSpec
-from mil.figures.arms import Arm, arms_at, input_name
+from mil.figures.arms import Arm, arms_by_site, input_name
 from mil.figures.how_made import with_intervals
-from mil.figures.layout import legend_under, outer_panels, site_panels, title_of_site, with_interval
+from mil.figures.layout import legend_under, site_panels, title_of_site, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import chance_line
-from mil.results.results import Absent, Results
+from mil.results.results import Results
 from mil.statistics.arms import Scope
 
 
 @figure("ROC curves by site", needs=("predictions", "bags", "metrics"), chapter="performance", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the band belongs to the most collaborative one."""
-    drawn = {site: arms_at(results, site) for site in results.sites}
-    drawn = {site: found for site, found in drawn.items() if found}
-    if not drawn:
-        raise Absent("no site has patients of both classes with predictions")
+    drawn = arms_by_site(results)
     most = max(len(found) for found in drawn.values())
-    picture, panels = site_panels(list(drawn), below_mm=1 + 3.4 * most)
+    picture, panels = site_panels(list(drawn), "Sensitivity", below_mm=1 + 3.4 * most)
     values = []
     for axes, (site, found) in zip(panels, drawn.items(), strict=True):
         values += _panel(axes, results, site, found)
-    for axes in outer_panels(panels):
-        axes.set_ylabel("Sensitivity")
     patients = sum(len(next(iter(found))[1].table) for found in drawn.values())
     main = results.experiments[results.main]
     each = [(one.experiment, scope) for found in drawn.values() for one, scope in found]
