@@ -1,5 +1,7 @@
 """What the strategies send: of a round, of a final model and of the whole run, beside the size of the features themselves."""
 
+from contextlib import suppress
+
 import pandas as pd
 
 from mil.config import FiguresSpec
@@ -23,12 +25,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """A row a federated strategy; markers on a scale of MB, and a line where uploading the features would be."""
     rows = []
     for name in results.family():
-        try:
-            told = traffic(results.ledger(name))
-        except Absent:
-            continue
-        if told:
-            rows.append({"experiment": name, "strategy": results.experiments[name].strategy.name, **told})
+        with suppress(Absent):
+            if sent := traffic(results.ledger(name)):
+                rows.append({"experiment": name, "strategy": results.experiments[name].strategy.name, **sent})
     if not rows:
         raise Absent(
             "no ledger of the main model's family states bytes: nothing was exchanged, or it was written before they were"

@@ -6,11 +6,11 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import with_interval
-from mil.figures.ratios import draw_ratios
+from mil.figures.ratios import draw_ratios, model_rows
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import DOUBLE_MM, column_name, letters, new_figure, strategy_colour, strategy_name
 from mil.figures.survival_curves import draw_curves
-from mil.metrics.clinical import ADDED, CONCORDANCE, GROUPS, HAZARD, LOG_RANK, by_prediction, main_scores
+from mil.metrics.clinical import CONCORDANCE, GROUPS, HAZARD, LOG_RANK, by_prediction, main_scores
 from mil.results.results import Absent, Results
 
 TICKS = (0.1, 0.25, 0.5, 1, 2, 4, 10)
@@ -24,9 +24,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         raise Absent("no follow-up is named (metrics.time and metrics.event in the cohort file)")
     table = by_prediction(results, main_scores(results).set_index("patient_id"))
     curves, found = results.clinical("survival"), results.clinical("associations").set_index("analysis", drop=False)
-    cox, added = found.loc[found.index == HAZARD], found.loc[found.index == HAZARD + ADDED]
+    cox, added, why = model_rows(found, HAZARD, "Cox model")
     index, tested = found.loc[CONCORDANCE], found.loc[found.index == LOG_RANK]
-    why = f" No Cox model: {cox['method'].iloc[0].removeprefix('not made: ')}." if added.empty else ""
     picture = new_figure(DOUBLE_MM if len(added) else 95, 78)
     panels = picture.subplots(1, 1 + len(added), squeeze=False, width_ratios=(1.25, 1)[: 1 + len(added)])[0]
     draw_curves(

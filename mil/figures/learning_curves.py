@@ -1,5 +1,7 @@
 """Loss and AUROC on the inner folds, round by round and site by site: a column a strategy."""
 
+from contextlib import suppress
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -33,7 +35,10 @@ MOST_BANDS = 4
 @figure("Learning curves by round", needs=("rounds",), endpoints=ANY, chapter="training", number="ED1")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Mean over folds with the middle 80 % of models; dotted: the training loss; ticks: the rounds that were chosen."""
-    found = {name: _curves(results, name) for name in results.family() if _has_rounds(results, name)}
+    found = {}
+    for name in results.family():
+        with suppress(Absent):
+            found[name] = _curves(results, name)
     if not found:
         raise Absent("no run of this family has a table of rounds")
     picture = new_figure(DOUBLE_MM if len(found) > 2 else MIDDLE_MM, 80 + 1.5 * len(results.training_sites))
@@ -60,7 +65,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     ]
     letters(panels.ravel())
     legend_of_figure(picture, handles, [str(handle.get_label()) for handle in handles])
-    chosen = [_chosen(results, name).assign(experiment=name, kind="rounds chosen") for name in found]
+    chosen = [chosen_rounds(results, name).assign(experiment=name, kind="rounds chosen") for name in found]
     curves = [table.assign(experiment=name, kind="curve") for name, table in found.items()]
     data = pd.concat([part for part in [*curves, *chosen] if len(part)], ignore_index=True)
     main = results.experiments[results.main]
@@ -77,10 +82,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"models{f', of all sites together where there are more than {MOST_BANDS}' if len(sites) > MOST_BANDS else ''}. Ticks at the bottom: the number of rounds chosen for each outer fold, where the {results.kind.error} on the inner folds is smallest."
         ),
     )
-
-
-def _has_rounds(results: Results, name: str) -> bool:
-    return (results.folder / "runs" / name / "rounds.csv").is_file()
 
 
 def _curves(results: Results, name: str) -> pd.DataFrame:
@@ -108,7 +109,7 @@ def _panel(axes: Axes, results: Results, table: pd.DataFrame, metric: str) -> No
             axes.plot(train["round"], train["mean"], color=colour, linewidth=0.9, linestyle=TRAIN_LINE)
 
 
-def _chosen(results: Results, name: str) -> pd.DataFrame:
+def chosen_rounds(results: Results, name: str) -> pd.DataFrame:
     """Each fold's model with the rounds that were chosen for it; no row where the run kept no list of models."""
     try:
         return results.models(name)[["trained_on", "repeat", "fold", "rounds"]]
@@ -117,7 +118,7 @@ def _chosen(results: Results, name: str) -> pd.DataFrame:
 
 
 def _mark_chosen(axes: Axes, results: Results, name: str) -> None:
-    models = _chosen(results, name)
+    models = chosen_rounds(results, name)
     stream = np.linspace(-0.25, 0.25, len(models)) if len(models) > 1 else np.zeros(1)
     for offset, row in zip(stream, models.sort_values("rounds").itertuples(), strict=True):
         site = str(row.trained_on)

@@ -76,13 +76,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _rows(results: Results) -> pd.DataFrame:
     """model, site, value, low, high of the controls and of the main experiment."""
-    parts = []
+    parts, baselines = [], results.baseline_metrics(results.endpoint)
     for kind in CONTROLS:
-        try:
-            metrics = results.baseline_metrics(results.endpoint)
-        except Absent:
-            break
-        part = metrics[metrics["experiment"] == f"{kind}_pooled"]
+        part = baselines[baselines["experiment"] == f"{kind}_pooled"]
         if len(part):
             parts.append(_of(part, BASELINE_NAMES[kind]))
     main = results.experiments[results.main]

@@ -5,8 +5,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mil.figures.style import SOFT, column_name, interval_in_row
+from mil.metrics.clinical import ADDED
 
 REACH = 100  # ratios beyond are cut off
+
+
+def model_rows(found: pd.DataFrame, analysis: str, called: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Of the associations `found` (by analysis): a model's ratios, the test of the score in it, and the sentence why there is none."""
+    ratios, added = found.loc[found.index == analysis], found.loc[found.index == analysis + ADDED]
+    if added.empty and len(ratios):
+        return ratios, added, f" No {called}: {ratios['method'].iloc[0].removeprefix('not made: ')}."
+    return ratios, added, ""
 
 
 def draw_ratios(axes: Axes, table: pd.DataFrame, colour: str, name: str, ticks: tuple[float, ...]) -> None:

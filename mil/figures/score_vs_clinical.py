@@ -9,7 +9,7 @@ from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_words
 from mil.figures.layout import legend_of_figure
-from mil.figures.ratios import draw_ratios
+from mil.figures.ratios import draw_ratios, model_rows
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import (
     DOUBLE_MM,
@@ -22,7 +22,7 @@ from mil.figures.style import (
     strategy_colour,
     strategy_name,
 )
-from mil.metrics.clinical import ADDED, ODDS, SPEARMAN, clinical_columns, main_scores
+from mil.metrics.clinical import ODDS, SPEARMAN, clinical_columns, main_scores
 from mil.results.results import Absent, Results
 from mil.rng import rng
 
@@ -41,12 +41,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     inputs, found = inputs.reindex(scores.index), results.clinical("associations").set_index("analysis", drop=False)
     table = found.loc[found.index == SPEARMAN].head(MAX_PANELS)
     shown = list(table["variable"])
-    odds, added = found.loc[found.index == ODDS], found.loc[found.index == ODDS + ADDED]
-    why = (
-        f" No multivariable model: {odds['method'].iloc[0].removeprefix('not made: ')}."
-        if added.empty and len(odds)
-        else ""
-    )
+    odds, added, why = model_rows(found, ODDS, "multivariable model")
     count = len(shown) + len(added)
     across = min(4, count)
     down = -(-count // across)

@@ -7,11 +7,13 @@ from mil.config import FiguresSpec
 from mil.figures.arms import Arm, arm, input_name
 from mil.figures.how_made import how_tested
 from mil.figures.layout import signed
+from mil.figures.learning_curves import chosen_rounds
 from mil.figures.registry import ANY, Drawn, figure
 from mil.figures.style import DOUBLE_MM, FAINT, HAIR, PAPER, letters, light_grid, new_figure, row_axis
 from mil.metrics.strategies import ELSEWHERE, POOLED
 from mil.results.results import Absent, Results
 from mil.statistics.arms import GROUPS, OWN_SITE
+from mil.tables import stacked
 
 ROW_MM, HEAD_MM = 6.0, 22.0
 STEPS = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -44,7 +46,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     ]
     title = results.kind.primary.title
     picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(arms))
-    rounds = _rounds(results, results.family())
+    rounds = stacked([chosen_rounds(results, name).assign(experiment=name) for name in results.family()])
     panels = picture.subplots(1, len(columns) + 1, sharey=True, squeeze=False)[0]
     _draw_rounds(panels[-1], rounds, arms)
     for axes, (against, site) in zip(panels, columns, strict=False):
@@ -73,18 +75,6 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "in the values beside the figure. Rounds: the number that the inner folds chose for each fold's model; for one-site and pooled models a round "
             "is one pass of local work."
         ),
-    )
-
-
-def _rounds(results: Results, family: dict) -> pd.DataFrame:
-    parts = []
-    for name in family:
-        try:
-            parts.append(results.models(name)[["trained_on", "repeat", "fold", "rounds"]].assign(experiment=name))
-        except Absent:
-            continue
-    return (
-        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["experiment", "trained_on", "rounds"])
     )
 
 
