@@ -44,7 +44,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """One column of boxes a site: in the sheet, left out (each reason with its counts), used (with the positives)."""
     flow, bags = results.flow(results.endpoint), results.bags(results.endpoint)
     sites = [site for site in results.sites if site in set(flow["site"])]
-    labels = bags["label"].astype(int) if results.two_classes else pd.Series(np.nan, bags.index)
+    labels = bags["label"].astype(int) if results.kind.two_classes else pd.Series(np.nan, bags.index)
     positives = labels.groupby(bags["site"]).agg(["sum", "count"]).reindex(sites, fill_value=0)
     reasons = {site: _excluded(flow, site) for site in sites}
     most = max((len(lines) for lines in reasons.values()), default=0)

@@ -1,7 +1,6 @@
 """Filled review sheets -> how often patterns stand in each kind of tile, and how far the reviewers agree."""
 
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,18 +30,18 @@ def reviewed(results: "Results") -> pd.DataFrame:
         return pd.DataFrame(columns=REVIEWS)
     sheets = [read_sheet(Path(path), spec.patterns) for path in spec.reviews]
     together = majority(sheets, spec.patterns).join(pd.concat(keys).set_index("tile")["kind"], how="inner")
-    table = pattern_table(together.reset_index(), spec.patterns, KINDS)
+    table = pattern_table(together.reset_index(), spec.patterns)
     kappas = [_kappa([sheet[pattern].to_numpy() for sheet in sheets]) for pattern in spec.patterns]
     return table.assign(kappa=kappas, reviewers=len(sheets))[list(REVIEWS)]
 
 
-def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str], groups: tuple[str, str]) -> pd.DataFrame:
+def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str]) -> pd.DataFrame:
     """Fisher's exact test a pattern, with Benjamini and Hochberg's adjustment.
 
-    `reviews` has `kind` (one of `groups`) and a 0/1 column a pattern, one row a tile (the majority of its reviewers).
+    `reviews` has `kind` (one of `KINDS`) and a 0/1 column a pattern, one row a tile (the majority of its reviewers).
     Columns: pattern, first, first_total, second, second_total, odds_ratio, low, high, p, p_adjusted.
     """
-    first, second = (reviews[reviews["kind"] == group] for group in groups)
+    first, second = (reviews[reviews["kind"] == kind] for kind in KINDS)
     rows = []
     for pattern in patterns:
         a, c = int(first[pattern].sum()), int(second[pattern].sum())
@@ -102,5 +101,5 @@ def _kappa(ratings: list[np.ndarray]) -> float:
     if len(ratings) < 2:
         return np.nan
     if len(ratings) == 2:
-        return cohen_kappa(*next(combinations(ratings, 2)))
+        return cohen_kappa(*ratings)
     return fleiss_kappa(np.stack(ratings, axis=1))

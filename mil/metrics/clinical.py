@@ -38,7 +38,7 @@ def clinical_tables(results: "Results", spec: "MetricsSpec") -> dict[str, pd.Dat
     patients = scores = pd.DataFrame()
     with suppress(Absent):  # no patient table or no prediction on this machine
         patients, scores = results.patients(), main_scores(results)
-    if len(scores) and results.two_classes:
+    if len(scores) and results.kind.two_classes:
         by_patient = scores.set_index("patient_id")
         columns = clinical_columns(spec)
         if columns:

@@ -86,11 +86,6 @@ def primary(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[_is_primary(metrics)]
 
 
-def of_site(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the primary measure over all pairs of patients, whether of one site or of several."""
-    return metrics[metrics["metric"].isin(MEASURES)]
-
-
 def _is_primary(metrics: pd.DataFrame) -> pd.Series:
     within = metrics["metric"].isin([f"{name}_within_sites" for name in MEASURES])
     return pd.Series(np.where(metrics["site"].isin(GROUPS), within, metrics["metric"].isin(MEASURES)), metrics.index)

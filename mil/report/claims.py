@@ -179,7 +179,7 @@ def _unpaired(results: Results, experiment: str, trained_on: str, row: pd.Series
 
 def _below_chance(results: Results, row: pd.Series) -> str:
     """How often chance makes the AUROC of held-out patients as low as this; '' unless it is below 0.5 without an interval that holds 0.5."""
-    if not results.two_classes or row["site"] != TRAINING_SITES or not row["value"] < 0.5 or row["high"] >= 0.5:
+    if not results.kind.two_classes or row["site"] != TRAINING_SITES or not row["value"] < 0.5 or row["high"] >= 0.5:
         return ""
     where_to_look = "Look first for labels that were exchanged, or that mean the opposite at one site."
     if np.isfinite(row["high"]):

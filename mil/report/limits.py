@@ -21,7 +21,7 @@ def limits(results: Results) -> list[str]:
         said.append("No table of patients was found, so nothing is known of the cohort's size.")
     said += [
         "A patient's score is the mean over models of several folds; scores of different folds, sites and strategies "
-        f"need not lie on one scale, which {_title(results)} over several sites together does not forgive.",
+        f"need not lie on one scale, which {results.kind.primary.title} over several sites together does not forgive.",
         "Intervals of held-out patients allow for other patients at these sites, in training as well, but not for other seeds; those of "
         "external sites take the trained models as given. Neither says how other hospitals would do.",
         "Attention says where a model looked, not why, and not that the tissue caused the outcome.",
@@ -54,7 +54,7 @@ def _scaled_by_few(results: Results) -> str:
 
 def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
     said = []
-    if not results.two_classes:
+    if not results.kind.two_classes:
         said.append(
             f"The endpoint {results.endpoint} is of kind {results.kind.name}: baselines, controls with permuted labels, curves of sample size and figures that need "
             "two classes are left out, so that nothing here says how far colour or clinical columns alone would come."
@@ -68,7 +68,7 @@ def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
             for site, row in small.iterrows()
         )
         said.append(
-            f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in {_title(results)} are noise."
+            f"Few patients: {listed}. Intervals at such numbers are wide, and differences of 0.1 in {results.kind.primary.title} are noise."
         )
     if not results.external_sites:
         labelled = " with labels" if "external" in results.config.slides.roles.values() else ""
@@ -76,7 +76,7 @@ def _limits_of_size(results: Results, bags: pd.DataFrame) -> list[str]:
     elif len(results.external_sites) == 1:
         said.append("There is one external site; how results vary between hospitals cannot be told from it.")
     rates = counts["sum"] / counts["size"]
-    if results.two_classes and len(rates) > 1 and rates.max() - rates.min() > 0.1:
+    if results.kind.two_classes and len(rates) > 1 and rates.max() - rates.min() > 0.1:
         said.append(
             f"The share of positives differs between sites ({rates.min():.0%} to {rates.max():.0%}); a model that only tells "
             "sites apart would score above 0.5 on several sites together."
@@ -120,15 +120,8 @@ def _without_label(results: Results, bags: pd.DataFrame) -> list[str]:
     listed = ", ".join(f"{site} {counts[site]}" for site in results.sites if site in counts.index)
     unmeasured = [site for site in results.sites if site in counts.index and site not in set(bags["site"])]
     none = (
-        f" Of {' and '.join(unmeasured)} there is no {_title(results)}, as no patient there has a label."
+        f" Of {' and '.join(unmeasured)} there is no {results.kind.primary.title}, as no patient there has a label."
         if unmeasured
         else ""
     )
     return [f"Patients without a label are predicted, but counted in no measure: {listed}.{none}"]
-
-
-def _title(results: Results) -> str:
-    try:
-        return results.kind.primary.title
-    except Absent:
-        return "AUROC"

@@ -78,7 +78,7 @@ def write_viewer(
 def _choice(results: Results, site: str, count: int) -> list[tuple[str, str]]:
     """Slide and patient of a site's slides in the viewer."""
     try:
-        return [one[:2] for one in choose(results, site, count)] if count and results.two_classes else []
+        return [one[:2] for one in choose(results, site, count)] if count and results.kind.two_classes else []
     except Absent:
         return []
 

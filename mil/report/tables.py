@@ -237,11 +237,11 @@ def metrics_of_main(results: Results) -> ReportTable:
     """Every metric of the main experiment by site."""
     table, titles = results.metrics(results.main), _titles(results.kind)
     table = table[table["split"] != "transfer"]
-    if results.two_classes:  # as everywhere: on groups of sites within sites
+    if results.kind.two_classes:  # as everywhere: on groups of sites within sites
         table = pd.concat([primary(table).assign(metric="auroc"), table[table["metric"] != "auroc"]])
     table = table[table["metric"].isin(titles)]
     present = [name for name in titles if name in set(table["metric"])]
-    measured = table[table["metric"] == "auroc"] if results.two_classes else table
+    measured = table[table["metric"] == "auroc"] if results.kind.two_classes else table
     said = with_intervals(measured, results.config.metrics.confidence)
     rows = []
     for (trained_on, site), part in table.groupby(["trained_on", "site"], sort=False):
@@ -260,7 +260,7 @@ def metrics_of_main(results: Results) -> ReportTable:
         "The main model's metrics",
         f"Every measure of the main model by site, {said}; a dash is not defined there. "
         f"On several sites all patients are laid together here, sites' levels included."
-        if not results.two_classes
+        if not results.kind.two_classes
         else f"Every measure of the main model by site: AUROC {said}, the others with intervals by "
         "methods that keep their level with few patients (named in the column method of metrics/*.csv in the results folder). On groups of sites AUROC is within sites. AUPRC has to be read beside the prevalence, which a model that knows nothing reaches; slope 1 and intercept 0 are perfect calibration. "
         "Sensitivity and specificity are at thresholds that were chosen on inner folds, where the run kept their predictions.",

@@ -35,7 +35,7 @@ def index_script(results: Results, slides: list[ListedSlide], models: list[str],
     """The text of `slides.js`: the models, and of each slide its address, label (0, 1, none) and a score by model."""
     labels: dict[str, Any] = {}
     scores: list[dict[str, float]] = [{} for _ in models]
-    if results.two_classes:
+    if results.kind.two_classes:
         labels = _labels(results)
         scores = [_scores(results, name) for name in models]
     names = [

@@ -93,11 +93,6 @@ class Results:
         """The main experiment's endpoint."""
         return self.experiments[self.main].endpoint
 
-    @property
-    def two_classes(self) -> bool:
-        """Whether the main experiment predicts yes or no."""
-        return self.kind.two_classes
-
     @cached_property
     def kind(self) -> Endpoint:
         """What the main experiment's endpoint is scored by."""

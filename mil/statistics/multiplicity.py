@@ -6,7 +6,12 @@ import scipy
 
 def holm(p: np.ndarray) -> np.ndarray:
     """Holm's step-down adjustment (Holm 1979, Scand J Statist 6:65), valid under any dependence; nan stays nan."""
-    return _stepwise(p, lambda ranked: np.maximum.accumulate(ranked * np.arange(len(ranked), 0, -1)))
+    p = np.asarray(p, dtype=np.float64)
+    adjusted, known = np.full(p.shape, np.nan), np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    if len(order):
+        adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    return adjusted
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
@@ -15,14 +20,4 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     adjusted, known = np.full(p.shape, np.nan), np.isfinite(p)
     if known.any():
         adjusted[known] = scipy.stats.false_discovery_control(p[known])
-    return adjusted
-
-
-def _stepwise(p: np.ndarray, adjust) -> np.ndarray:
-    p = np.asarray(p, dtype=np.float64)
-    adjusted = np.full(p.shape, np.nan)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    if len(order):
-        adjusted[order] = np.minimum(adjust(p[order]), 1.0)
     return adjusted

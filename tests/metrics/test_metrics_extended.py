@@ -213,7 +213,7 @@ def test_patterns_are_compared_by_fishers_test():
     reviews = pd.DataFrame(
         {"kind": ["top"] * 8 + ["bottom"] * 8, "lymphocytes": [1] * 7 + [0] + [1] + [0] * 7, "fat": [1, 0] * 8}
     )
-    table = pattern_table(reviews, ["lymphocytes", "fat"], ("top", "bottom")).set_index("pattern")
+    table = pattern_table(reviews, ["lymphocytes", "fat"]).set_index("pattern")
     assert table.loc["lymphocytes", "p"] == pytest.approx(0.010100, abs=1e-5)  # hypergeometric, two-sided
     assert table.loc["fat", "p"] == 1
     assert table.loc["lymphocytes", "p_adjusted"] == pytest.approx(2 * table.loc["lymphocytes", "p"])
