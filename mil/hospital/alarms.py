@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mil.hospital.messages import FinishAnswer
 from mil.hospital.payload import Message, lengths
 
 FAR = 10.0
@@ -23,7 +24,7 @@ AGAINST = -0.5
 def all_alarms(kind: str, found: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
     """Of answers that are not masked; `before`: the models that were sent, `first`: in the first round."""
     apart = stand_apart(kind, {site: message.tensors for site, message in found.items()})
-    return apart | (stand_out(found, before, first) if kind == "train" else lone_voice(kind, found))
+    return apart | (stand_out(found, before, first) if kind == "train" else lone_voice(found))
 
 
 def stand_out(found: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
@@ -80,19 +81,19 @@ def _typical(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def lone_voice(kind: str, found: Mapping[str, Message]) -> dict[str, str]:
+def lone_voice(found: Mapping[str, Message]) -> dict[str, str]:
     """A sentence about the site that alone decides a pooled metric of three sites or more."""
-    counts = {site: int(str(message.values["patients"])) for site, message in found.items() if _counted(kind, message)}
+    counts = {
+        site: message.values.patients
+        for site, message in found.items()
+        if isinstance(message.values, FinishAnswer) and message.values.patients is not None
+    }
     total = sum(counts.values())
     return {
         site: f"its {count} patients are {count / total:.0%} of those whose metrics are published; it decides alone"
         for site, count in sorted(counts.items())
         if len(counts) > 2 and count > MOST * total
     }
-
-
-def _counted(kind: str, message: Message) -> bool:
-    return kind == "finish" and message.values["patients"] is not None
 
 
 def _direction(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mil.endpoints import build_endpoint
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
-from mil.hospital.forms import FINISHED
 from mil.hospital.masking import CLEAR
+from mil.hospital.messages import AnyAnswer, FinishAnswer, FollowedAnswer
 from mil.hospital.payload import Message, PayloadError, check_updates
 from mil.hospital.stages import Stages
 
@@ -26,10 +26,10 @@ STATED = {
 """Numbers of a `finish` by kind of endpoint: all of them, or none where they are withheld."""
 
 
-def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: Message) -> None:
+def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: Message[AnyAnswer]) -> None:
     """Raise `PayloadError` for an answer whose numbers cannot be, or would let the site outweigh the others."""
-    kind, tensors = message.kind, message.tensors
-    masked = "masked_sha256" in message.values
+    kind, values, tensors = message.kind, message.values, message.tensors
+    masked = isinstance(values, FollowedAnswer)
     for name in (
         name for name in tensors if not masked or name in CLEAR
     ):  # what is masked may be large, and is not read
@@ -43,8 +43,8 @@ def check_claims(protocol: FederationSpec, stages: Stages, site: str, message: M
         _check_counts(protocol, stages, site, kind, tensors)
     if "watched_count" in tensors and not masked:
         _check_watched(protocol, stages, site, tensors)
-    if kind == "finish":
-        _check_metrics(protocol, stages, site, message)
+    if isinstance(values, FinishAnswer):
+        _check_metrics(protocol, stages, site, values)
         if "covariates.count" in tensors:
             _check_covariates(protocol, stages, site, tensors["covariates.count"])
     fewest = FLOOR_STEPS if protocol.privacy is None else 1
@@ -115,9 +115,9 @@ def _check_covariates(protocol: FederationSpec, stages: Stages, site: str, count
         raise PayloadError(f"site {site}: covariates of {float(counts[wrong][0]):g} patients")
 
 
-def _check_metrics(protocol: FederationSpec, stages: Stages, site: str, message: Message) -> None:
+def _check_metrics(protocol: FederationSpec, stages: Stages, site: str, values: FinishAnswer) -> None:
     kind, least, most = protocol.endpoint.kind, protocol.payload.small_cells, _most(protocol, stages, site)
-    stated = {name: float(str(message.values[name])) for name in FINISHED if message.values[name] is not None}
+    stated = {name: float(value) for name, value in values.metrics.items() if value is not None}
     if not stated:
         return
     if set(stated) != STATED[kind]:

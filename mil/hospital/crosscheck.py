@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from mil.files import sha256_of
-from mil.hospital.forms import FINISHED
 from mil.hospital.keys import is_signed
+from mil.hospital.messages import FINISHED
 from mil.hospital.record import author, read_record
 from mil.hospital.results import parts_of, sites_table, totals_of
 from mil.training.ledger import FIRST

@@ -4,10 +4,8 @@ A slot is one model: a repeat, an outer fold and, while rounds are selected, an 
 one message, as the leading axis of every tensor; a slot that is finished is left out of later rounds.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +13,27 @@ import torch
 from mil.endpoints import Endpoint, build_endpoint
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec
-from mil.hospital.payload import KEY, NAME, SHA256, Form, Kind
+from mil.hospital.messages import (
+    FINISHED,
+    AnyAnswer,
+    Asked,
+    AskedFinish,
+    AskedRound,
+    CloseQuestion,
+    FinishAnswer,
+    Followed,
+    FollowedAnswer,
+    FollowedFinish,
+    FollowedRound,
+    FollowedWithheld,
+    JoinAnswer,
+    JoinQuestion,
+    WithheldAnswer,
+)
+from mil.hospital.payload import Form, Shaped
 from mil.models import Head, build
 from mil.training.protocol import candidates, model_name
 
-VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
-NUMBER = (float, type(None))
-COUNT = (int, type(None))
 BALANCE = "balance"
 CONTROL = "control/"
 RELAY = "relay/"
@@ -163,49 +175,48 @@ class Forms:
             raise ValueError("nothing is known of the features before the sites have joined")
         return self.known
 
-    def question(self, kind: str, live: int, relayed: Sequence[str] = ()) -> Form:
-        """A question about `live` models; `relayed`: the sites whose last answers it carries."""
-        if kind == "join":
-            return JOIN_QUESTION
-        if kind == "close":
-            return CLOSE_QUESTION
+    def asked(self, kind: str) -> type[Asked]:
+        """The values of a question about models."""
+        of_round = kind in {"train", "watch"}
         if self.shapes.masked:
-            names = [f"{RELAY}{site}" for site in relayed]
-            tensors = dict.fromkeys([*names, SNAPSHOT], ((-1,), torch.uint8))
-            return Form(kind, tensors, ASKED | RELAYED | ({"round": int} if kind in {"train", "watch"} else {}))
-        if kind == "moments":
-            return Form(kind, {}, ASKED)
-        models = self._stacked(self.shapes.state | self.shapes.buffers, live)
-        if kind == "finish":
-            return Form(kind, models, ASKED | {"rounds": list[int], "used": list[int]})
-        if kind == "train":
-            values = {"round": int, "used": list[int]}
-            return Form(kind, models | self._controls(live), ASKED | values)
-        return Form(kind, models, ASKED | ({"round": int, "used": list[int]} if kind == "watch" else {}))
+            return FollowedRound if of_round else Followed
+        if of_round:
+            return AskedRound
+        return AskedFinish if kind == "finish" else Asked
 
-    def answer(self, kind: str, live: int, groups: int) -> Form:
+    def question(self, kind: str, live: int, relayed: Sequence[str] = ()) -> Form[Asked]:
+        """A question about `live` models; `relayed`: the sites whose last answers it carries."""
+        tensors: Shaped = {}
+        if self.shapes.masked:
+            tensors = dict.fromkeys([*(f"{RELAY}{site}" for site in relayed), SNAPSHOT], ((-1,), torch.uint8))
+        elif kind != "moments":
+            tensors = self._stacked(self.shapes.state | self.shapes.buffers, live)
+            tensors |= self._controls(live) if kind == "train" else {}
+        return Form(kind, tensors, self.asked(kind))
+
+    def answer(self, kind: str, live: int, groups: int) -> Form[AnyAnswer]:
         """An answer about `live` models that are selected in `groups` (0 in the refit, where nothing is)."""
         if kind == "join":
             return JOIN_ANSWER
         if kind == "close":
-            return Form(kind, {}, ANSWERED)
-        answered = ANSWERED | (FOLLOWED if self.shapes.masked else {})
-        if kind == "moments":
-            return Form(kind, self._moments(live), answered)
-        if kind == "watch":
-            return Form(kind, self._integers(_watched(groups)), answered)
+            return CLOSE_ANSWER
         if kind == "finish":
-            return self._finished(answered)
+            return self._finished()
+        values = FollowedAnswer if self.shapes.masked else AnyAnswer
+        if kind == "moments":
+            return Form(kind, self._moments(live), values)
+        if kind == "watch":
+            return Form(kind, self._integers(_watched(groups)), values)
         state = self._stacked(self.shapes.state, live)
         if kind == "canary":
-            return Form(kind, state, answered)
-        trained: dict[str, Any] = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
+            return Form(kind, state, values)
+        trained: Shaped = dict.fromkeys(("num_bags", "num_steps"), ((live,), torch.int64))
         if not self.shapes.private:
             trained["train_loss"] = ((live,), torch.float64)
         whole = state | self._controls(live) | _watched(groups) | trained
-        return Form(kind, self._integers(whole), answered)
+        return Form(kind, self._integers(whole), values)
 
-    def _integers(self, tensors: dict[str, Any]) -> dict[str, Any]:
+    def _integers(self, tensors: Shaped) -> Shaped:
         """What is masked is summed as integers; those of models have as many bits as the strategy states."""
         if not self.shapes.masked:
             return tensors
@@ -213,27 +224,27 @@ class Forms:
         models = self.shapes.exchanged
         return {name: (shape, kind if name in models else torch.int64) for name, (shape, _) in tensors.items()}
 
-    def _finished(self, answered: dict[str, Kind]) -> Form:
+    def _finished(self) -> Form[FinishAnswer]:
+        masked, width = self.shapes.masked, self.shapes.scales.get("covariates", 0)
         if self.shapes.private:
-            return Form("finish", {}, answered | dict.fromkeys(FINISHED, type(None)))
-        width = self.shapes.scales.get("covariates", 0)
+            return Form("finish", {}, FollowedWithheld if masked else WithheldAnswer)
         if self.shapes.pooled:
-            sums = {"metrics": ((1 + len(FINISHED), 8), torch.int64)}
+            sums: Shaped = {"metrics": ((1 + len(FINISHED), 8), torch.int64)}
             sums |= {"covariates.sums": ((width, len(PARTS), 8), torch.int64)} if width else {}
-            return Form("finish", sums, answered | dict.fromkeys(FINISHED, type(None)))
-        parts = {f"covariates.{part}": ((width,), torch.float64) for part in PARTS} if width else {}
-        return Form("finish", parts, answered | FINISHED)
+            return Form("finish", sums, FollowedWithheld)
+        parts: Shaped = {f"covariates.{part}": ((width,), torch.float64) for part in PARTS} if width else {}
+        return Form("finish", parts, FollowedFinish if masked else FinishAnswer)
 
-    def _stacked(self, shapes: Mapping[str, tuple[int, ...]], live: int) -> dict[str, Any]:
+    def _stacked(self, shapes: Mapping[str, tuple[int, ...]], live: int) -> Shaped:
         return {name: ((live, *shape), torch.float32) for name, shape in shapes.items()}
 
-    def _controls(self, live: int) -> dict[str, Any]:
+    def _controls(self, live: int) -> Shaped:
         if not self.shapes.controls:
             return {}
         return self._stacked({f"{CONTROL}{name}": shape for name, shape in self.shapes.state.items()}, live)
 
-    def _moments(self, live: int) -> dict[str, Any]:
-        found: dict[str, Any] = {"num_bags": ((live,), torch.int64)}
+    def _moments(self, live: int) -> Shaped:
+        found: Shaped = {"num_bags": ((live,), torch.int64)}
         for name, width in self.shapes.measured.items():
             if self.shapes.masked:
                 found[f"{name}.sums"] = ((live, width, len(PARTS), 8), torch.int64)
@@ -246,7 +257,7 @@ class Forms:
         return found
 
 
-def _watched(groups: int) -> dict[str, Any]:
+def _watched(groups: int) -> Shaped:
     """Error of the models as they were sent, over the patients of their inner folds, and what to divide it by.
 
     Summed over the inner folds of an outer fold, where every patient stands once: never the count of a small fold.
@@ -254,43 +265,7 @@ def _watched(groups: int) -> dict[str, Any]:
     return dict.fromkeys(("watched_error", "watched_count"), ((groups,), torch.float64)) if groups else {}
 
 
-IDENTITY: dict[str, Kind] = {"mil": VERSION, "torch": VERSION, "code_sha256": SHA256, "spec_sha256": SHA256}
-ASKED: dict[str, Kind] = {"run": NAME, "phase": NAME, "spec_sha256": SHA256, "ledger": SHA256}
-ASKED |= dict.fromkeys(("slots", "choices"), list[int])
-ANSWERED: dict[str, Kind] = {"site": NAME, "ledger": SHA256, "question_sha256": SHA256, "signature": KEY}
-RELAYED: dict[str, Kind] = {"step": int, "state_sha256": SHA256, "asked": list[int], "relayed": list[int]}
-"""Of a question whose models every site computes itself: the step, the digest of its state, sites that are asked now, and
-those whose answers to the last question it carries."""
-FOLLOWED: dict[str, Kind] = {"state_sha256": SHA256, "asked": list[int], "masked_sha256": SHA256}
-"""Of an answer: the state that it was computed from, the sites whose masks are in it, and the question they belong to."""
-FINISHED: dict[str, Kind] = {
-    "patients": COUNT,
-    "positives": COUNT,
-    "metric": NUMBER,
-    "variance": NUMBER,
-    "logrank_difference": NUMBER,
-    "logrank_variance": NUMBER,
-}
-JOIN_QUESTION = Form(
-    "join", {"revoked": ((-1,), torch.uint8)}, IDENTITY | {"run": NAME, "ledger": SHA256, "canary": bool, "key": KEY}
-)
-CLOSE_QUESTION = Form("close", {}, {"run": NAME, "spec_sha256": SHA256, "ledger": SHA256})
-JOIN_ANSWER = Form(
-    "join",
-    {},
-    IDENTITY
-    | ANSWERED
-    | {
-        "key": KEY,
-        "step": int,
-        "width": int,
-        "encoder": (NAME, type(None)),
-        "weights_sha256": (SHA256, type(None)),
-        "tile_mpp": NUMBER,
-        "size_px": COUNT,
-        "stain": (NAME, type(None)),
-        "settings": (NAME, type(None)),
-        "data_sha256": SHA256,
-        "num_bags": COUNT,
-    },
-)
+JOIN_QUESTION = Form("join", {"revoked": ((-1,), torch.uint8)}, JoinQuestion)
+CLOSE_QUESTION = Form("close", {}, CloseQuestion)
+JOIN_ANSWER = Form("join", {}, JoinAnswer)
+CLOSE_ANSWER = Form("close", {}, AnyAnswer)

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def identity(protocol: FederationSpec) -> dict[str, str]:
     }
 
 
-def differences(mine: dict[str, str], theirs: dict[str, object]) -> list[str]:
+def differences(mine: Mapping[str, str], theirs: Mapping[str, object]) -> list[str]:
     """Sentences about what differs. The build of torch (its `+` part) may; the rest may not."""
     found = []
     for key, own in mine.items():

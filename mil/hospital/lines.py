@@ -3,31 +3,28 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mil.errors import CorruptFile
+from mil.hospital.payload import fault_of
 
 Number = float | int | None
 
 
-class Line(BaseModel):
+class Line(BaseModel, extra="allow", strict=True, frozen=True):
     """Of any event; a line may hold more."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     event: str
 
 
-class OtherLine(Line):
+class OtherLine(Line, frozen=True):
     """Of an event of which nothing is compared but the run."""
 
     run: str = ""
 
 
-class Metrics(BaseModel):
+class Metrics(BaseModel, strict=True, frozen=True):
     """A site's own metrics, `null` where they are withheld."""
-
-    model_config = ConfigDict(strict=True)
 
     patients: int | None
     positives: int | None
@@ -36,14 +33,19 @@ class Metrics(BaseModel):
     logrank_difference: Number
     logrank_variance: Number
 
+    @property
+    def metrics(self) -> dict[str, Number]:
+        """The numbers by name."""
+        return {name: getattr(self, name) for name in Metrics.model_fields}
 
-class SiteResult(Metrics, Line):
+
+class SiteResult(Metrics, Line, frozen=True):
     """The end of a run at a site."""
 
     run: str
 
 
-class SiteClosed(Line):
+class SiteClosed(Line, frozen=True):
     """The last exchange of a run."""
 
     run: str
@@ -51,7 +53,7 @@ class SiteClosed(Line):
     server_ledger: str
 
 
-class SiteAnswer(SiteClosed):
+class SiteAnswer(SiteClosed, frozen=True):
     """A question that a site answered."""
 
     asked_sha256: str
@@ -60,10 +62,8 @@ class SiteAnswer(SiteClosed):
     round: int = 0
 
 
-class Told(BaseModel):
+class Told(BaseModel, extra="allow", strict=True, frozen=True):
     """What the server keeps of an answer."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     answer_sha256: str
     ledger: str
@@ -71,10 +71,8 @@ class Told(BaseModel):
     metrics: Metrics | None = None
 
 
-class Sums(BaseModel):
+class Sums(BaseModel, extra="forbid", strict=True, frozen=True):
     """What the server's line of a `finish` holds of masked metrics: `mil.hospital.results.POOLED`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     sites: float
     patients: float
@@ -85,7 +83,7 @@ class Sums(BaseModel):
     logrank_variance: float
 
 
-class Collected(Line):
+class Collected(Line, frozen=True):
     """What the server's lines may hold of the sites."""
 
     answered: dict[str, Told] = {}
@@ -96,11 +94,11 @@ class Collected(Line):
     pooled: Sums | None = None
 
 
-class ServerLine(Collected, OtherLine):
+class ServerLine(Collected, OtherLine, frozen=True):
     """Of any other event at the server."""
 
 
-class ServerAnswer(Collected):
+class ServerAnswer(Collected, frozen=True):
     """A question that moved the run on, or did not."""
 
     run: str
@@ -110,7 +108,7 @@ class ServerAnswer(Collected):
     asked_sha256: str
 
 
-class ServerClosed(Line):
+class ServerClosed(Line, frozen=True):
     """The last line of a run."""
 
     run: str
@@ -129,7 +127,6 @@ def check_lines(entries: Sequence[dict[str, Any]], actor: str, where: str) -> No
         try:
             (kinds.get(event, other) if isinstance(event, str) else Line).model_validate(entry)
         except ValidationError as error:
-            key = ".".join(map(str, error.errors()[0]["loc"]))
             raise CorruptFile(
-                f"{where}: line {number}, signed by {actor}: '{key[:80]}' is missing or is not what mil writes there"
+                f"{where}: line {number}, signed by {actor}: '{fault_of(error)[0]}' is missing or is not what mil writes there"
             ) from error

@@ -3,20 +3,20 @@
 A message is one safetensors file in memory, its values as JSON in the header: no pickle, no class names, nothing that
 runs. Both sides hold a `Form`, made from their own copy of the protocol, and refuse whatever does not fill it exactly: a
 tensor too many, one too few (an update that lost its tensors in transport must not be averaged), another shape or type, a
-NaN, a text where a count belongs, too many bytes.
+NaN, a text where a count belongs, too many bytes. The values of every kind of message are typed in `mil.hospital.messages`.
 """
 
 import hashlib
 import json
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Generic, Self, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -25,18 +25,14 @@ from mil.errors import MilError
 from mil.hospital import blobs
 from mil.hospital.blobs import Blob
 
-Value = str | int | float | bool | None | list[str] | list[int] | list[float]
-Kind = Any
+Shaped = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and type of every tensor; -1 stands for any length."""
 ABOUT = "mil"
+FINITE = "a finite number"
 LONGEST_QUOTE, LONGEST_LINE = 100, 1000
 """Characters of the other side's that stand in a message of ours, and of all of that message."""
 
 TYPES = tuple(blobs.NAMES.values())
-
-# No free text crosses: what is not a number or a tensor must look like one of these.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-KEY = re.compile(r"[0-9a-f]{128}")
 
 
 class Refusal(MilError):
@@ -72,24 +68,88 @@ class TooFewPatients(Refusal):
     code = "patients"
 
 
+class Values(BaseModel, extra="forbid", strict=True, frozen=True):
+    """What a message says beside its tensors: its kind and a few named values, all of them required."""
+
+    kind: str
+
+    @field_validator("*")
+    @classmethod
+    def _finite(cls, value: object) -> object:
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+            raise ValueError(FINITE)
+        return value
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the values, without the kind."""
+        return [name for name in cls.model_fields if name != "kind"]
+
+    @classmethod
+    def read(cls, kind: str, stated: Mapping[str, Any], where: str) -> Self:
+        """The values of a message as they came -> typed; `PayloadError` names the first that does not belong."""
+        _check_names("value", stated, cls.names(), where)
+        try:
+            return cls.model_validate({**stated, "kind": kind})
+        except ValidationError as error:
+            place, why = fault_of(error)
+            name = place.split(".")[0]
+            what, found = cls.model_fields[name], {**stated, "kind": kind}[name]
+            wanted = what.description or (
+                what.annotation.__name__ if isinstance(what.annotation, type) else what.annotation
+            )
+            raise PayloadError(
+                f"{where}: value '{name}' is {_said(found)}, not {FINITE if why.endswith(FINITE) else wanted}; refused"
+            ) from error
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """As they cross."""
+        return self.model_dump(exclude={"kind"})
+
+
+V = TypeVar("V", bound=Values, covariant=True)
+
+
 @dataclass(frozen=True)
-class Message:
+class Message(Generic[V]):
     """A question of the server or a site's answer."""
 
-    kind: str
-    """`join`, `moments`, `train`, `watch`, `finish`."""
-    values: Mapping[str, Value] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    values: V
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def kind(self) -> str:
+        """`join`, `moments`, `canary`, `train`, `watch`, `finish` or `close`."""
+        return self.values.kind
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The values as they cross."""
+        return self.values.stated
 
 
 @dataclass(frozen=True)
-class Form:
-    """What a message must be: its kind, its tensors' shapes and types, its values' types."""
+class Received:
+    """A message as it came: of its values nothing is known but that they are JSON."""
 
     kind: str
-    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
-    values: Mapping[str, "Kind"] = field(default_factory=dict)
-    """A type, a list of one (`list[int]`), a pattern that a text must match whole, or a tuple of these."""
+    stated: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Form(Generic[V]):
+    """What a message must be: its kind, its tensors' shapes and types, its values."""
+
+    kind: str
+    tensors: Shaped
+    values: type[V]
+
+    def filled(self, known: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Message[V]:
+        """A message of this form: the values that it states are taken from all that a side knows."""
+        stated = {name: known[name] for name in self.values.names()}
+        return Message(self.values.read(self.kind, stated, where), tensors)
 
 
 def pack(message: Message, form: Form, max_bytes: float, where: str) -> bytes:
@@ -116,7 +176,7 @@ def packed(message: Message, form: Form, max_bytes: float, where: str, path: Pat
 
 
 @contextmanager
-def computed(message: Message, path: Path | None) -> Iterator[Message]:
+def computed(message: Message[V], path: Path | None) -> Iterator[Message[V]]:
     """The message with its tensors computed once: in memory or, with a path, in a file beside it as long as the `with` lasts."""
     if path is None:
         yield replace(message, tensors=dict(message.tensors))
@@ -130,18 +190,16 @@ def computed(message: Message, path: Path | None) -> Iterator[Message]:
 
 
 def _about(message: Message) -> dict[str, str]:
-    return {ABOUT: json.dumps({"kind": message.kind, "values": dict(message.values)}, sort_keys=True)}
+    return {ABOUT: json.dumps({"kind": message.kind, "values": message.stated}, sort_keys=True)}
 
 
-def unpack(blob: Blob, form: Form, max_bytes: float, where: str) -> Message:
+def unpack(blob: Blob, form: Form[V], max_bytes: float, where: str) -> Message[V]:
     """What `pack` made -> the message, once it fills `form`; `PayloadError` naming what does not, otherwise."""
     _check_size(blobs.size_of(blob), max_bytes, where)
-    message = parsed(blob, where)
-    check(message, form, where)
-    return message
+    return check(parsed(blob, where), form, where)
 
 
-def parsed(blob: Blob, where: str) -> Message:
+def parsed(blob: Blob, where: str) -> Received:
     """A message whose form is still to be checked; tensors of types that no message has are refused.
 
     The tensors of a file stay there, and are read whenever they are asked for.
@@ -160,10 +218,10 @@ def parsed(blob: Blob, where: str) -> Message:
     for name, value in tensors.items() if isinstance(blob, bytes) else ():  # `read` knows no other types
         if value.dtype not in TYPES:
             raise PayloadError(f"{where}: tensor {_said(name)} is {value.dtype}, which no message holds; refused")
-    return Message(str(about["kind"]), about["values"], tensors)
+    return Received(about["kind"], about["values"], tensors)
 
 
-def header(blob: Blob, where: str) -> dict:
+def header(blob: Blob, where: str) -> dict[str, Any]:
     """Kind and values of a message, its tensors unread."""
     try:
         about = json.loads(blobs.MessageHeader.of(blob).stated["__metadata__"][ABOUT])
@@ -174,8 +232,8 @@ def header(blob: Blob, where: str) -> dict:
     return about
 
 
-def check(message: Message, form: Form, where: str) -> None:
-    """Raise `PayloadError` for the first thing in `message` that `form` does not allow."""
+def check(message: Message | Received, form: Form[V], where: str) -> Message[V]:
+    """The message with the values that `form` has; `PayloadError` for the first thing in it that `form` does not allow."""
     if message.kind != form.kind:
         raise PayloadError(f"{where}: a message {_said(message.kind)} where '{form.kind}' belongs; refused")
     _check_names("tensor", message.tensors, form.tensors, where)
@@ -188,10 +246,7 @@ def check(message: Message, form: Form, where: str) -> None:
             )
         if value.dtype.is_floating_point and not torch.isfinite(message.tensors[name]).all():
             raise PayloadError(f"{where}: tensor '{name}' holds NaN or infinity; refused")
-    _check_names("value", message.values, form.values, where)
-    for name, kind in form.values.items():
-        if not _is(message.values[name], kind):
-            raise PayloadError(f"{where}: value '{name}' is {_said(message.values[name])}, not {_named(kind)}; refused")
+    return Message(form.values.read(message.kind, message.stated, where), message.tensors)
 
 
 def lengths(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
@@ -229,9 +284,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def content_digest(message: Message) -> str:
+def content_digest(message: Message | Received) -> str:
     """SHA-256 of all of a message but the head of its sender's ledger and its signature."""
-    values = {name: value for name, value in message.values.items() if name not in {"ledger", "signature"}}
+    values = {name: value for name, value in message.stated.items() if name not in {"ledger", "signature"}}
     whole = f"{message.kind}|{json.dumps(values, sort_keys=True)}|{digest(message.tensors)}"
     return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -249,7 +304,7 @@ def _check_size(size: int, max_bytes: float, where: str) -> None:
         )
 
 
-def _check_names(what: str, found: Mapping[str, object], allowed: Mapping[str, object], where: str) -> None:
+def _check_names(what: str, found: Collection[str], allowed: Collection[str], where: str) -> None:
     for name in found:
         if name not in allowed:
             raise PayloadError(f"{where}: {what} {_said(name)} is not on the list of what may cross; refused")
@@ -262,29 +317,13 @@ def _described(shape: tuple[int, ...], dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 
 
-def _is(value: object, kind: Kind) -> bool:
-    if isinstance(kind, tuple):
-        return any(_is(value, one) for one in kind)
-    if isinstance(kind, re.Pattern):
-        return isinstance(value, str) and kind.fullmatch(value) is not None
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is(item, get_args(kind)[0]) for item in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+def fault_of(error: ValidationError) -> tuple[str, str]:
+    """Place of the first fault that pydantic found, and what is wrong there: one line, without the value, which may be secret."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return ascii(".".join(map(str, fault["loc"])))[1:-1][:LONGEST_QUOTE], fault["msg"]
 
 
 def _said(value: object) -> str:
     """What the other side wrote, fit for a line of a log: no character of a language, no line break, no more than a line."""
     text = ascii(value)
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
-
-
-def _named(kind: Kind) -> str:
-    if isinstance(kind, tuple):
-        return " or ".join(_named(one) for one in kind)
-    if isinstance(kind, re.Pattern):
-        return {NAME: "a name", SHA256: "a SHA-256", KEY: "a public key"}.get(kind, f"of the pattern {kind.pattern}")
-    return "nothing" if kind is type(None) else str(kind) if get_origin(kind) else kind.__name__

@@ -7,9 +7,10 @@ with the signatures of training sites that computed it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from mil.hospital import state_files, sums
 from mil.hospital.blobs import Blob, Lazy, Stored, as_part, chunks_of, part_of, read, size_of
 from mil.hospital.claims import check_claims
 from mil.hospital.config import FederationSpec
-from mil.hospital.forms import FINISHED, RELAY, SNAPSHOT, Forms, groups_of
+from mil.hospital.forms import RELAY, SNAPSHOT, Forms, groups_of
 from mil.hospital.keys import is_signed
-from mil.hospital.payload import Message, PayloadError, Value, check, content_digest, parsed
+from mil.hospital.lines import Metrics
+from mil.hospital.messages import AnyAnswer, Asked, AskedFinish, AskedRound, Followed, FollowedAnswer, JoinAnswer
+from mil.hospital.payload import Message, PayloadError, Received, check, content_digest, parsed
 from mil.hospital.questions import place_digest
 from mil.hospital.stages import Stages
 
@@ -30,9 +33,27 @@ KEPT = "relay:"
 """Prefix of the relay's tensors in the server's checkpoint."""
 
 
-def signed_content(message: Message) -> bytes:
+@dataclass(frozen=True)
+class Posed:
+    """A question about models, and the models and places that belong to it, as they were sent or as computed here."""
+
+    values: Asked
+    models: Mapping[str, Tensor]
+    used: Sequence[int] = ()
+    """Of each training site, the round of its last answer that was used."""
+    rounds: Sequence[int] = ()
+    """Of every final model."""
+
+    @classmethod
+    def sent(cls, values: Asked, models: Mapping[str, Tensor]) -> "Posed":
+        """Of a question that carries its models."""
+        used = values.used if isinstance(values, AskedRound | AskedFinish) else ()
+        return cls(values, models, used, values.rounds if isinstance(values, AskedFinish) else ())
+
+
+def signed_content(message: Message | Received) -> bytes:
     """What a site signs of an answer: all of it, and the head of its ledger."""
-    return f"{content_digest(message)}|{message.values.get('ledger')}".encode()
+    return f"{content_digest(message)}|{message.stated.get('ledger')}".encode()
 
 
 def carried(answers: Mapping[str, Blob], snapshot: Blob, prefix: str = "") -> Lazy:
@@ -41,15 +62,16 @@ def carried(answers: Mapping[str, Blob], snapshot: Blob, prefix: str = "") -> La
     return Lazy({prefix + name: as_part(blob) for name, blob in parts.items()})
 
 
-def told_of(message: Message, blob: Blob) -> dict[str, object]:
+def told_of(message: Message[AnyAnswer], blob: Blob) -> dict[str, object]:
     """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
+    values = message.values
     told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": size_of(blob)}
-    told |= {"ledger": message.values["ledger"], "signature": message.values["signature"]}
-    if message.kind == "join":
-        told["key"] = message.values["key"]
-    if message.kind == "finish" and "metrics" not in message.tensors:  # those are in the sums alone
-        told["metrics"] = {name: message.values[name] for name in FINISHED}
-    masked = "masked_sha256" in message.values
+    told |= {"ledger": values.ledger, "signature": values.signature}
+    if isinstance(values, JoinAnswer):
+        told["key"] = values.key
+    if isinstance(values, Metrics) and "metrics" not in message.tensors:  # those are in the sums alone
+        told["metrics"] = values.metrics
+    masked = isinstance(values, FollowedAnswer)
     for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_error", "watched_count"):
         if name in message.tensors:
             told[name] = message.tensors[name].tolist()
@@ -75,14 +97,12 @@ class Relayed:
         return cls(answers, kept.get(SNAPSHOT, b""))
 
 
-def asked_sites(protocol: FederationSpec, numbers: object) -> list[str]:
+def asked_sites(protocol: FederationSpec, numbers: list[int]) -> list[str]:
     """Names of the training sites with these numbers; `PayloadError` where they are none, or not in order."""
-    sites, found = protocol.training_sites, numbers
-    if not isinstance(found, list) or not all(type(number) is int for number in found):
-        raise PayloadError("the question's sites are no list of numbers; refused")
-    if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] < len(sites):
-        raise PayloadError(f"sites {found} are not among the {len(sites)} training sites; refused")
-    return [sites[number] for number in found]
+    sites = protocol.training_sites
+    if not numbers or numbers != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] < len(sites):
+        raise PayloadError(f"sites {numbers} are not among the {len(sites)} training sites; refused")
+    return [sites[number] for number in numbers]
 
 
 class Replica:
@@ -93,9 +113,9 @@ class Replica:
         self.stages = state_files.load(protocol, self.path, canary)
         self.canary = canary
 
-    def follow(self, question: Message, where: str) -> None:
+    def follow(self, question: Message[Followed], where: str) -> None:
         """Bring the state to the question's step; `PayloadError` where the state here is another than the question's."""
-        step = cast(int, question.values["step"])
+        step, stated = question.values.step, question.stated
         if self.stages.progress.stage == "new" and step == 1:
             self.stages.join(self.width, self.about)
         if self.stages.progress.step != step:
@@ -104,24 +124,24 @@ class Replica:
             self._check_signed(question, before, where, attest)
             self.stages = before
             self.stages.take(self._checked(question, where))
-        if self.stages.sha256 != question.values["state_sha256"]:
+        if self.stages.sha256 != question.values.state_sha256:
             raise PayloadError(
                 f"{where}: its models are not those that follow from the protocol and the hospitals' answers; refused"
             )
         progress = self.stages.progress
-        stated = {
+        expected = {
             "phase": progress.phase,
             "slots": self.stages.live,
             "choices": progress.choices,
             "round": progress.round,
         }
-        for name, own in stated.items():
-            if question.values.get(name, own) != own or question.kind != progress.stage:
+        for name, own in expected.items():
+            if stated.get(name, own) != own or question.kind != progress.stage:
                 raise PayloadError(
-                    f"{where}: '{question.kind}', {name} {question.values.get(name)} is not what comes next; refused"
+                    f"{where}: '{question.kind}', {name} {stated.get(name)} is not what comes next; refused"
                 )
         if Forms(self.stages.shapes).shapes.summed(question.kind):
-            self._check_enough(asked_sites(self.protocol, question.values["asked"]), where)
+            self._check_enough(asked_sites(self.protocol, question.values.asked), where)
         state_files.save(self.stages, self.path)
 
     def _check_enough(self, sites: Sequence[str], where: str) -> None:
@@ -134,15 +154,13 @@ class Replica:
                 f"{where}: {', '.join(sites)} are not the sites that the protocol wants in a round; refused"
             )
 
-    def complete(self, question: Message) -> Message:
+    def complete(self, question: Message[Followed]) -> Posed:
         """The question with the models, buffers and places that belong to it, as computed here."""
         progress = self.stages.progress
         used = [progress.used.get(site, 0) for site in self.protocol.training_sites]
-        return Message(
-            question.kind, {**question.values, "used": used, "rounds": progress.rounds}, self.stages.models()
-        )
+        return Posed(question.values, self.stages.models(), used, progress.rounds)
 
-    def integers(self, question: Message, reply: Message, site: str) -> Mapping[str, Tensor]:
+    def integers(self, question: Message[Followed], reply: Message[AnyAnswer], site: str) -> Mapping[str, Tensor]:
         """A site's answer as the integers that are to be masked and summed."""
         if question.kind == "moments":
             return sums.of_moments(reply.tensors)
@@ -152,7 +170,7 @@ class Replica:
             return sums.of_errors(reply.tensors)
         live, shapes = self.stages.live, self.stages.shapes
         assert shapes is not None
-        asked = asked_sites(self.protocol, question.values["asked"])
+        asked = asked_sites(self.protocol, question.values.asked)
 
         def share(present: Sequence[str]) -> Tensor:
             return torch.tensor([self.stages.share(site, number, present) for number in live], dtype=torch.float64)
@@ -162,7 +180,7 @@ class Replica:
         shares, fixed = (share(asked), share(everyone)), self.stages.strategy.fixed
         return sums.of_round(reply.tensors, models, list(shapes.exchanged), *shares, fixed)
 
-    def _snapshot(self, question: Message, step: int, where: str) -> Stages:
+    def _snapshot(self, question: Message[Followed], step: int, where: str) -> Stages:
         """The state before the answers that the question carries, still to be attested by them."""
         snapshot = part_of(question.tensors, SNAPSHOT)
         if not snapshot.shape[0]:
@@ -183,30 +201,30 @@ class Replica:
         found.progress.patients, found.progress.data = {}, {}  # in no digest: the coordinator's word alone
         return found
 
-    def _check_signed(self, question: Message, before: Stages, where: str, attest: bool) -> None:
+    def _check_signed(self, question: Message[Followed], before: Stages, where: str, attest: bool) -> None:
         """Raise unless each answer that the question carries is signed by its site and enough of them are of the state `before`.
 
         Nothing else of the answers, nor of a snapshot, is looked at before that.
         """
-        sites, agreeing = asked_sites(self.protocol, question.values["relayed"]), 0
+        sites, agreeing = asked_sites(self.protocol, question.values.relayed), 0
         for site in sites:
             message = _relayed(question, site, where)
-            key, signature = str(self.protocol.sites[site].key), message.values.get("signature")
-            if message.values.get("site") != site or not is_signed(signed_content(message), signature, key):
+            key, signature = str(self.protocol.sites[site].key), message.stated.get("signature")
+            if message.stated.get("site") != site or not is_signed(signed_content(message), signature, key):
                 raise PayloadError(f"{where}: the answer of {site} is not signed by {site}; refused")
-            agreeing += message.values.get("state_sha256") == before.sha256
+            agreeing += message.stated.get("state_sha256") == before.sha256
         needed = min(self.protocol.rounds.signatures or len(sites), len(sites)) if attest else len(sites)
         if agreeing < needed:
             raise PayloadError(
                 f"{where}: {agreeing} of {needed} sites signed the state that the answers belong to; refused"
             )
 
-    def _checked(self, question: Message, where: str) -> dict[str, Message]:
+    def _checked(self, question: Message[Followed], where: str) -> dict[str, Message[AnyAnswer]]:
         """The answers that the question carries, what is masked added up; `PayloadError` unless they are all those to the last
         question of this run, in numbers that can be true.
         """
         sites, kind, now = (
-            asked_sites(self.protocol, question.values["relayed"]),
+            asked_sites(self.protocol, question.values.relayed),
             self.stages.progress.stage,
             self.stages,
         )
@@ -214,29 +232,29 @@ class Replica:
         form = forms.answer(kind, len(now.live), len(groups_of(self.protocol, now.progress.phase, kind)))
         found = {}
         for site in sites:
-            message = _relayed(question, site, where)
-            check(message, form, f"{where}, answer of {site}")
-            if asked_sites(self.protocol, message.values["asked"]) != sites:
+            message = check(_relayed(question, site, where), form, f"{where}, answer of {site}")
+            assert isinstance(message.values, FollowedAnswer)
+            if asked_sites(self.protocol, message.values.asked) != sites:
                 raise PayloadError(
                     f"{where}: without some of the sites that were asked, the masks do not cancel; refused"
                 )
-            if message.values["masked_sha256"] != self._last_place(question, message.values["asked"]):
+            if message.values.masked_sha256 != self._last_place(question, message.values.asked):
                 raise PayloadError(f"{where}: the answer of {site} is to another question, or of another run; refused")
             check_claims(self.protocol, now, site, message)
             found[site] = message
         self._check_enough(sites, where)
         return found
 
-    def _last_place(self, question: Message, asked: Value) -> str:
+    def _last_place(self, question: Message[Followed], asked: list[int]) -> str:
         """`place_digest` of the question to which the answers belong: of this run, about the state as it stands here."""
         now, progress = self.stages, self.stages.progress
-        values = {"run": question.values["run"], "spec_sha256": self.protocol.sha256, "phase": progress.phase}
+        values = {"run": question.values.run, "spec_sha256": self.protocol.sha256, "phase": progress.phase}
         values |= {"slots": now.live, "choices": progress.choices, "step": progress.step, "state_sha256": now.sha256}
         numbered = {"round": progress.round} if progress.stage in {"train", "watch"} else {}
-        return place_digest(Message(progress.stage, {**values, **numbered, "asked": asked}))
+        return place_digest(progress.stage, {**values, **numbered, "asked": asked})
 
 
-def _relayed(question: Message, site: str, where: str) -> Message:
+def _relayed(question: Message[Followed], site: str, where: str) -> Received:
     """A site's answer that the question carries."""
     part = part_of(question.tensors, RELAY + site)
     return parsed(part if isinstance(part, Stored) else b"".join(chunks_of(part)), f"{where}, answer of {site}")

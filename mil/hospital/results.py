@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mil.hospital.config import FederationSpec
 from mil.hospital.differencing import Whom, judged_patients, known_patients, near_earlier
-from mil.hospital.forms import FINISHED, PARTS
+from mil.hospital.forms import PARTS
 from mil.hospital.masking import exact, numbers_of, summed
+from mil.hospital.messages import FINISHED
 from mil.hospital.payload import PayloadError
 from mil.hospital.sums import ONE_SITE, moments_of, of_moments
 from mil.statistics.concordance import harrell, pairs_in_order

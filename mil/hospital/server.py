@@ -19,11 +19,12 @@ from mil.hospital.blobs import Blob, Lazy, as_part, digest_of
 from mil.hospital.claims import MOST_PATIENTS, check_claims, most_patients
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
-from mil.hospital.forms import Forms, groups_of
+from mil.hospital.forms import CLOSE_QUESTION, JOIN_QUESTION, Forms, groups_of
 from mil.hospital.identity import differences, identity
 from mil.hospital.keys import PartyKey, is_signed
+from mil.hospital.messages import AnyAnswer, FinishAnswer, JoinAnswer, Question
 from mil.hospital.models import Refit, rounds_table, run_of
-from mil.hospital.payload import Form, Message, PayloadError, Value, content_digest, pack, pack_file, unpack
+from mil.hospital.payload import Form, Message, PayloadError, content_digest, pack, pack_file, unpack
 from mil.hospital.record import LedgerFile
 from mil.hospital.relay import Relayed, carried, signed_content, told_of
 from mil.hospital.results import Totals, covariates_table, pooled_totals, sites_table
@@ -114,35 +115,30 @@ class Server:
         self.question_sha256 = digest_of(path)
         return path
 
-    def _next(self) -> tuple[Message, Form, float]:
+    def _next(self) -> tuple[Message[Question], Form[Question], float]:
         """The next question, its form and the most bytes that it may have."""
-        progress, live = self.stages.progress, self.stages.live
-        values: dict[str, Value] = {"run": self.run, "ledger": self.ledger.last}
+        progress, live, kind = self.stages.progress, self.stages.live, self.kind
+        known: dict[str, object] = {"run": self.run, "ledger": self.ledger.last, "spec_sha256": self.protocol.sha256}
         tensors: Mapping[str, Tensor] = {}
         relayed: list[str] = []
-        if self.kind == "join":
-            values |= {**identity(self.protocol), "canary": self.stages.canary, "key": self.party.public}
-            tensors = Lazy({"revoked": as_part(self.revoked)})
-        elif self.kind == "close":
-            values["spec_sha256"] = self.protocol.sha256
+        form: Form[Question]
+        if kind == "join":
+            form, tensors = JOIN_QUESTION, Lazy({"revoked": as_part(self.revoked)})
+            known |= {**identity(self.protocol), "canary": self.stages.canary, "key": self.party.public}
+        elif kind == "close":
+            form = CLOSE_QUESTION
         else:
-            values |= {"phase": progress.phase, "slots": live, "choices": progress.choices}
-            values["spec_sha256"] = self.protocol.sha256
-        if self.kind in {"train", "watch"}:
-            values["round"] = progress.round
-        if self.protocol.trust == "sites" and self.kind not in {"join", "close"}:
-            relayed = sorted(self.relay.answers)
-            tensors = self._carried()
-            values |= self._followed(relayed)
-        elif self.kind not in {"join", "close"}:
-            if self.kind in {"train", "watch", "finish"}:
-                values["used"] = [progress.used.get(site, 0) for site in self.protocol.training_sites]
-            if self.kind == "finish":
-                values["rounds"] = progress.rounds
-            tensors = self.stages.models() if self.kind != "moments" else {}
-        message = Message(self.kind, values, tensors)
+            known |= {"phase": progress.phase, "slots": live, "choices": progress.choices, "round": progress.round}
+            if self.protocol.trust == "sites":
+                relayed, tensors = sorted(self.relay.answers), self._carried()
+                known |= self._followed(relayed)
+            else:
+                tensors = self.stages.models() if kind != "moments" else {}
+                known["used"] = [progress.used.get(site, 0) for site in self.protocol.training_sites]
+                known["rounds"] = progress.rounds
+            form = self._forms().question(kind, len(live), relayed)
+        message = form.filled(known, tensors, "server")
         self.asked_sha256 = content_digest(message)
-        form = self._forms().question(self.kind, len(live), relayed)
         return message, form, self.max_bytes * (1 + 2 * len(relayed))
 
     def _carried(self) -> Lazy:
@@ -150,11 +146,11 @@ class Server:
         needed = self.behind or (self.kind == "finish" and self.protocol.external_sites)
         return carried(self.relay.answers, self.relay.before if needed else b"")
 
-    def _followed(self, relayed: list[str]) -> dict[str, Value]:
+    def _followed(self, relayed: list[str]) -> dict[str, object]:
         everyone = self.protocol.training_sites
         asked = [everyone.index(site) for site in self.asked if site in everyone]
-        own: dict[str, Value] = {"step": self.stages.progress.step, "state_sha256": self.stages.sha256}
-        return own | {"asked": asked, "relayed": [everyone.index(site) for site in relayed]}
+        now = {"step": self.stages.progress.step, "state_sha256": self.stages.sha256}
+        return {**now, "asked": asked, "relayed": [everyone.index(site) for site in relayed]}
 
     def _save(self) -> None:
         state_files.save(self.stages, self.checkpoint, self.relay.tensors())
@@ -172,7 +168,7 @@ class Server:
         asked = {"slots": self.stages.live, "choices": self.stages.progress.choices, "asked_sha256": self.asked_sha256}
         entry = {"run": self.run, "kind": kind, **place, **asked, "missing": dict(sorted(missing.items()))}
         hidden, relay = self.protocol.trust == "sites", self.relay
-        heads = {site: message.values["ledger"] for site, message in sorted(found.items())}
+        heads = {site: message.values.ledger for site, message in sorted(found.items())}
         if kind != "close":
             entry["answered"] = dict(sorted(told.items()))
         if alarms := self._alarms(kind, found):
@@ -209,9 +205,9 @@ class Server:
         shapes = self.stages.shapes
         return shapes is not None and shapes.summed(kind)
 
-    def _alarms(self, kind: str, found: Mapping[str, Message]) -> dict[str, str]:
+    def _alarms(self, kind: str, found: Mapping[str, Message[AnyAnswer]]) -> dict[str, str]:
         if self.protocol.trust == "sites":
-            return lone_voice(kind, found)
+            return lone_voice(found)
         before = {name: value[self.stages.live] for name, value in self.stages.state.items()}
         return all_alarms(kind, found, before, self.stages.progress.round == 1)
 
@@ -224,7 +220,7 @@ class Server:
 
     def _judged(
         self, kind: str, answers: Mapping[str, Blob]
-    ) -> tuple[dict[str, Message], dict[str, dict[str, object]], dict[str, str]]:
+    ) -> tuple[dict[str, Message[AnyAnswer]], dict[str, dict[str, object]], dict[str, str]]:
         """Answers that may be used, what is masked added up; what the ledger keeps of them; why the others may not be used."""
         form = self._forms().answer(
             kind, len(self.stages.live), len(groups_of(self.protocol, self.stages.progress.phase, kind))
@@ -233,7 +229,7 @@ class Server:
         for site, blob in answers.items():
             try:
                 message = unpack(blob, form, self.max_bytes, f"site {site}, answer to '{kind}'")
-                self._check(site, kind, message)
+                self._check(site, message)
             except PayloadError as error:
                 refused[site] = f"refused: {error}"
                 continue
@@ -241,37 +237,38 @@ class Server:
             found[site] = message
         return found, told, refused
 
-    def _check(self, site: str, kind: str, message: Message) -> None:
-        if message.values["site"] != site:
-            raise PayloadError(f"the answer of site {site} says it is from {message.values['site']}")
-        key = str(message.values["key"]) if kind == "join" else self.keys.get(site)
-        if key is None or not is_signed(signed_content(message), message.values["signature"], key):
+    def _check(self, site: str, message: Message[AnyAnswer]) -> None:
+        values = message.values
+        if values.site != site:
+            raise PayloadError(f"the answer of site {site} says it is from {values.site}")
+        key = values.key if isinstance(values, JoinAnswer) else self.keys.get(site)
+        if key is None or not is_signed(signed_content(message), values.signature, key):
             raise PayloadError(f"site {site}: the answer is not signed with its key")
-        if message.values["question_sha256"] != self.question_sha256:
+        if values.question_sha256 != self.question_sha256:
             raise PayloadError(f"site {site}: the answer is to another question than this one")
         check_claims(self.protocol, self.stages, site, message)
-        if kind != "join":
-            return
-        width, patients = int(str(message.values["width"])), message.values["num_bags"]
+        if isinstance(values, JoinAnswer):
+            self._check_join(site, values)
+
+    def _check_join(self, site: str, values: JoinAnswer) -> None:
+        width, patients = values.width, values.num_bags
         if not 1 <= width <= WIDEST:
             raise PayloadError(f"site {site}: features of {width} numbers a tile; 1 to {WIDEST} are taken")
-        if patients is not None and not 1 <= int(str(patients)) <= MOST_PATIENTS:
+        if patients is not None and not 1 <= patients <= MOST_PATIENTS:
             raise PayloadError(f"site {site}: says that it has {patients} patients")
-        pinned = self.protocol.sites[site].key
-        if pinned is not None and message.values["key"] != pinned:
-            raise PayloadError(
-                f"site {site}: its key is {str(message.values['key'])[:12]}, not the protocol's {pinned[:12]}"
-            )
-        differing = differences(identity(self.protocol), dict(message.values))
-        if self.stages.progress.data.get(site, message.values["data_sha256"]) != message.values["data_sha256"]:
+        pinned, stated = self.protocol.sites[site].key, values.stated
+        if pinned is not None and values.key != pinned:
+            raise PayloadError(f"site {site}: its key is {values.key[:12]}, not the protocol's {pinned[:12]}")
+        differing = differences(identity(self.protocol), stated)
+        if self.stages.progress.data.get(site, values.data_sha256) != values.data_sha256:
             differing.append("its data have changed since the run began")
-        for key, stated in self.protocol.features.model_dump().items():
-            if stated is not None and message.values[key] != stated:
-                differing.append(f"{key} of its features is {message.values[key]}, not {stated}")
+        for key, wanted in self.protocol.features.model_dump().items():
+            if wanted is not None and stated[key] != wanted:
+                differing.append(f"{key} of its features is {stated[key]}, not {wanted}")
         if differing:
             raise PayloadError(f"site {site}: {'; '.join(differing)}")
 
-    def _enough(self, kind: str, found: Mapping[str, Message], missing: Mapping[str, str]) -> None:
+    def _enough(self, kind: str, found: Mapping[str, Message[AnyAnswer]], missing: Mapping[str, str]) -> None:
         needed = [site for site in self.protocol.required_sites if site in self.stages.drawn]
         if kind in {"finish", "close"}:
             needed = needed + self.protocol.external_sites
@@ -284,10 +281,10 @@ class Server:
         if present < least:
             raise SitesMissing(f"{self.run}: {present} of at least {least} sites answered", missing)
 
-    def _advance(self, kind: str, found: Mapping[str, Message]) -> dict[str, object]:
+    def _advance(self, kind: str, found: Mapping[str, Message[AnyAnswer]]) -> dict[str, object]:
         """Move on; what else the ledger keeps of it."""
         if kind == "join":
-            self._join(found)
+            self._join({site: one.values for site, one in found.items() if isinstance(one.values, JoinAnswer)})
             return {}
         kept: dict[str, object] = {}
         if kind == "finish":
@@ -301,29 +298,27 @@ class Server:
         self.stages.take({site: found[site] for site in self.protocol.training_sites if site in found})
         return kept
 
-    def _join(self, found: Mapping[str, Message]) -> None:
-        first = min(found)
-        for site, message in found.items():
+    def _join(self, found: Mapping[str, JoinAnswer]) -> None:
+        first, stated = min(found), {site: values.stated for site, values in found.items()}
+        for site, values in stated.items():
             for key in COMPARED:
-                if message.values[key] != found[first].values[key]:
+                if values[key] != stated[first][key]:
                     raise MilError(
-                        f"site {site}: {key} of its features is {message.values[key]}, but {found[first].values[key]} at "
+                        f"site {site}: {key} of its features is {values[key]}, but {stated[first][key]} at "
                         f"{first}; extract both with the same encoder and tiles"
                     )
-        about = {key: found[first].values[key] for key in COMPARED[1:]}
-        self.stages.join(int(found[first].values["width"]), about)  # type: ignore[arg-type]
-        self.stages.progress.patients |= {
-            site: None if (count := message.values["num_bags"]) is None else int(str(count))
-            for site, message in found.items()
-        }
-        self.stages.progress.data |= {site: str(message.values["data_sha256"]) for site, message in found.items()}
+        self.stages.join(found[first].width, {key: stated[first][key] for key in COMPARED[1:]})
+        self.stages.progress.patients |= {site: values.num_bags for site, values in found.items()}
+        self.stages.progress.data |= {site: values.data_sha256 for site, values in found.items()}
         self.joined = True
-        self.keys = {site: str(message.values["key"]) for site, message in found.items()}
-        steps = {int(str(found[site].values["step"])) for site in self.protocol.training_sites if site in found}
+        self.keys = {site: values.key for site, values in found.items()}
+        steps = {found[site].step for site in self.protocol.training_sites if site in found}
         now = self.stages.progress.step
         self.behind = now > 1 and not steps <= {now, now - 1}
 
-    def _save_result(self, found: Mapping[str, Message], roles: Mapping[str, str], pooled: Totals | None) -> None:
+    def _save_result(
+        self, found: Mapping[str, Message[AnyAnswer]], roles: Mapping[str, str], pooled: Totals | None
+    ) -> None:
         """The run as `mil train` saves one, and every site's own metrics or what their sums say."""
         progress = self.stages.progress
         about = {key: value for key, value in progress.about.items() if value is not None}
@@ -336,8 +331,8 @@ class Server:
             write_table(rounds_table(self.protocol, self.run, self.ledger), self.folder / "result" / "rounds.csv")
         else:
             run_of(self.protocol, tensors, refit, self.ledger, self.run).save(self.folder / "result")
-        told = {site: message.values for site, message in found.items()}
-        write_table(sites_table(self.protocol.endpoint.kind, roles, told, pooled), self.folder / "result" / "sites.csv")
+        own = {site: one.values.metrics for site, one in found.items() if isinstance(one.values, FinishAnswer)}
+        write_table(sites_table(self.protocol.endpoint.kind, roles, own, pooled), self.folder / "result" / "sites.csv")
         if (names := self.protocol.experiment.covariates) and self.protocol.privacy is None:
             told = {site: found[site].tensors for site in found if not pooled or roles[site] == "train"}
             table = covariates_table(names, told, most_patients(self.protocol, self.stages) if pooled else None)

@@ -12,6 +12,7 @@ from mil.hospital.config import FederationSpec
 from mil.hospital.intersection import check_point
 from mil.hospital.keys import HALF, is_signed
 from mil.hospital.parties import SiteSpec
+from mil.hospital.payload import fault_of
 
 MOST_PATIENTS = 10_000
 """Most patients in the list of a site for which the protocol states no `patients`."""
@@ -100,7 +101,9 @@ class Kept(JsonFile):
         try:
             return cls.model_validate_json(path.read_bytes()) if path.exists() else cls()
         except ValidationError as error:
-            raise CorruptFile(f"{path}: {_first(error)}; delete it and compare again (`mil site shared`)") from error
+            raise CorruptFile(
+                f"{path}: {' '.join(fault_of(error))}; delete it and compare again (`mil site shared`)"
+            ) from error
 
     def write(self, spec: SiteSpec, other: str) -> None:
         """Write it, in place of an earlier file."""
@@ -127,7 +130,7 @@ def read_sent(path: Path, protocol: FederationSpec, site: str) -> SentFile:
     except OSError as error:
         raise MilError(f"{path}: cannot be read ({reason_of(error)}); {again}") from error
     except ValidationError as error:
-        raise MilError(f"{path}: is no file of `mil site shared` ({_first(error)}); {again}") from error
+        raise MilError(f"{path}: is no file of `mil site shared` ({' '.join(fault_of(error))}); {again}") from error
     if sent.sender not in protocol.sites:
         raise MilError(f"{path}: sender '{sent.sender}' is not a member; {nearest(sent.sender, protocol.sites)}")
     key = protocol.sites[sent.sender].key
@@ -166,9 +169,3 @@ def _check_points(sent: SentFile, path: Path) -> None:
                 check_point(bytes.fromhex(one))
         except ValueError as error:
             raise MilError(f"{path}: {error}; refused") from error
-
-
-def _first(error: ValidationError) -> str:
-    """The first fault in one line."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip()[:200]

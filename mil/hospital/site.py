@@ -6,14 +6,14 @@ ledger. Which engine carries the bytes is not known here.
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 from torch import Tensor
 
-from mil.hospital import own_data
+from mil.hospital import forms, messages, own_data, questions
 from mil.hospital.blobs import Blob, Lazy, digest_of, size_of, stacked
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
@@ -24,6 +24,7 @@ from mil.hospital.keys import PartyKey
 from mil.hospital.local import LocalWork, Trained, device_of
 from mil.hospital.masking import masked
 from mil.hospital.memory import Memory
+from mil.hospital.messages import AnyAnswer, Asked, Followed, JoinQuestion, Question
 from mil.hospital.models import Refit, run_of
 from mil.hospital.noise import SecretStream
 from mil.hospital.parties import SiteSpec, limits, own_protocol
@@ -32,7 +33,6 @@ from mil.hospital.payload import (
     Message,
     Mismatch,
     PayloadError,
-    Value,
     check_updates,
     computed,
     content_digest,
@@ -42,25 +42,17 @@ from mil.hospital.payload import (
     unpack,
 )
 from mil.hospital.privacy import open_budget
-from mil.hospital.questions import (
-    answered,
-    check_key,
-    check_masks,
-    check_once,
-    check_place,
-    check_run,
-    core_digest,
-    head_of,
-    place_digest,
-)
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import Replica, asked_sites, signed_content
+from mil.hospital.relay import Posed, Replica, asked_sites, signed_content
 from mil.hospital.results import NOTHING, Metrics, OwnResults, own_results
 from mil.hospital.revocation import check_none_revoked, revoked_of, revoked_sites
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
 from mil.training.artefact import Run
 from mil.training.store import FeatureStore
+
+Filled = tuple[Message[AnyAnswer], Form[AnyAnswer]]
+"""An answer and its form."""
 
 
 class Site:
@@ -76,7 +68,7 @@ class Site:
         self.shapes = Shapes(protocol, features.width)
         self.forms = Forms(self.shapes)
         self.party = PartyKey(spec.workspace)
-        check_key(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
+        questions.check_key(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
         own_data.check_remembered(Path(spec.workspace), self.ledger.lines)
         self.work: LocalWork | None = None
@@ -86,7 +78,7 @@ class Site:
         self.budget = open_budget(protocol, spec, self.party, len(features.patients), self.ledger.lines)
         self.epsilon: float | None = None
         self.whom: Whom = {}  # of the last sums of moments
-        self.about: dict[str, Value] = {key: features.about.get(key) for key in SAME_EVERYWHERE}  # type: ignore[misc]
+        self.about = {key: features.about.get(key) for key in SAME_EVERYWHERE}
 
     @classmethod
     def open(cls, spec: SiteSpec, canary: bool = False) -> "Site":
@@ -105,7 +97,9 @@ class Site:
 
     def answer(self, blob: Blob) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
-        return cast(bytes, self._alone(blob, None))
+        found = self._alone(blob, None)
+        assert isinstance(found, bytes)
+        return found
 
     def answer_file(self, blob: Blob, path: Path) -> None:
         """The same as the file `path`, which is made row by row."""
@@ -125,8 +119,9 @@ class Site:
             question = self._read(blob, kind, where)
             unsigned, form = self._reply(question, digest_of(blob))
             with computed(unsigned, path) as reply:
-                check_masks(reply, self.ledger.lines, where)
-                reply = replace(reply, values={**reply.values, "signature": self.party.sign(signed_content(reply))})
+                questions.check_masks(reply, self.ledger.lines, where)
+                signature = self.party.sign(signed_content(reply))
+                reply = replace(reply, values=reply.values.model_copy(update={"signature": signature}))
                 sent = packed(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'", path)
         except Exception as error:
             known = own_data.disk_short(error) or error
@@ -138,10 +133,10 @@ class Site:
             return sent
         seconds = round(time.monotonic() - started, 3)
         cost = {"bytes_received": size_of(blob), "bytes_sent": size_of(sent), "seconds": seconds}
-        self._record(question, parsed(sent, where), cost)
+        self._record(question, Message(reply.values, parsed(sent, where).tensors), cost)
         return sent
 
-    def _read(self, blob: Blob, kind: str, where: str) -> Message:
+    def _read(self, blob: Blob, kind: str, where: str) -> Message[Question]:
         """The question, once it is of the protocol that the site holds and asks for nothing beyond it."""
         allowed = {"join", "finish", "close"}
         if self.role == "train":
@@ -149,112 +144,117 @@ class Site:
             allowed |= set() if self.budget is not None else {"watch"}  # losses carry no noise
         if kind not in allowed:
             raise PayloadError(f"{where}: '{kind}' is not asked of this site by the protocol; refused")
+        question: Message[Question]
         if kind == "join":
-            question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
-            differing = differences(identity(self.protocol), dict(question.values))
-            check_key(self.protocol.server.key, question.values["key"], "the server")
-        elif kind == "close":
-            question = unpack(blob, self.forms.question(kind, 0), self.max_bytes, where)
-            differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
-        else:
-            numbers = header(blob, where)["values"].get("slots")
-            live = len(numbers) if isinstance(numbers, list) else 0
-            carried = header(blob, where)["values"].get("relayed")
-            numbers = carried if isinstance(carried, list) else []
-            relayed = asked_sites(self.protocol, numbers) if numbers else []
-            most = self.max_bytes * (1 + 2 * len(relayed)) if self.shapes.masked else self.max_bytes
-            question = unpack(blob, self.forms.question(kind, live, relayed), most, where)
-            check_place(question, self.protocol, self.budget is not None, where)
-            private = self.budget is not None and not self.shapes.masked
-            check_once(question, self.ledger.lines, self.protocol, None if private else self.data, where)
-            differing = [] if question.values["spec_sha256"] == self.protocol.sha256 else ["spec_sha256"]
-        if kind == "join":
-            sent = question.tensors["revoked"].numpy().tobytes()
+            question = joining = unpack(blob, forms.JOIN_QUESTION, self.max_bytes, where)
+            questions.check_key(self.protocol.server.key, joining.values.key, "the server")
+            sent = joining.tensors["revoked"].numpy().tobytes()
             self.revoked = revoked_of(revoked_sites(Path(self.spec.workspace), sent), self.protocol)
+        elif kind == "close":
+            question = unpack(blob, forms.CLOSE_QUESTION, self.max_bytes, where)
+        else:
+            question = self._read_asked(blob, kind, where)
         check_none_revoked(self.revoked, [self.spec.site], where)
-        check_run(question, self.spec.runs, where)
-        if differing:
+        questions.check_run(question.values, self.spec.runs, where)
+        stated, own = question.stated, identity(self.protocol)
+        if differing := differences({key: own[key] for key in own if key in stated}, stated):
             raise Mismatch(
                 f"{where}: the server differs from this site: {', '.join(differing)}; install the same version, and hold "
                 "the same federation.yaml"
             )
         return question
 
-    def _reply(self, question: Message, question_sha256: str) -> tuple[Message, Form]:
-        values: dict[str, Value] = {"site": self.spec.site, "ledger": self.ledger.last}
-        if question.kind == "close":
-            closing = {"event": "closed", "kind": "close", "run": question.values["run"]}
-            closing["server_ledger"] = question.values["ledger"]
-            if head_of(closing, self.ledger.lines) is None:  # the same question again adds no second line
-                self.ledger.add(closing)
-            values["ledger"] = head_of(closing, self.ledger.lines)
-        values["question_sha256"] = question_sha256
-        if question.kind not in {"join", "close"} and self.shapes.masked:
-            return self._followed(question, values)
-        return self._answered(question, values)
+    def _read_asked(self, blob: Blob, kind: str, where: str) -> Message[Asked]:
+        """A question about models, in a place of the protocol where no other was answered."""
+        asked = self.forms.asked(kind).read(kind, header(blob, where)["values"], where)
+        relayed = asked_sites(self.protocol, asked.relayed) if isinstance(asked, Followed) and asked.relayed else []
+        form = self.forms.question(kind, len(asked.slots), relayed)
+        question = unpack(blob, form, self.max_bytes * (1 + 2 * len(relayed)), where)
+        questions.check_place(question.values, self.protocol, self.budget is not None, where)
+        private = self.budget is not None and not self.shapes.masked
+        questions.check_once(question, self.ledger.lines, self.protocol, None if private else self.data, where)
+        return question
 
-    def _followed(self, question: Message, values: dict[str, Value]) -> tuple[Message, Form]:
+    def _reply(self, question: Message[Question], question_sha256: str) -> Filled:
+        values = question.values
+        known = {"site": self.spec.site, "question_sha256": question_sha256, "signature": messages.UNSIGNED}
+        if isinstance(values, messages.CloseQuestion):
+            closing = {"event": "closed", "kind": "close", "run": values.run, "server_ledger": values.ledger}
+            if questions.head_of(closing, self.ledger.lines) is None:  # the same question again adds no second line
+                self.ledger.add(closing)
+            return self._filled(
+                forms.CLOSE_ANSWER, {**known, "ledger": questions.head_of(closing, self.ledger.lines)}, {}
+            )
+        known["ledger"] = self.ledger.last
+        if isinstance(values, JoinQuestion):
+            return self._filled(forms.JOIN_ANSWER, {**known, **self._joining(values)}, {})
+        if isinstance(values, Followed):
+            return self._followed(Message(values, question.tensors), known)
+        return self._answered(Posed.sent(values, question.tensors), known)
+
+    def _filled(self, form: Form[AnyAnswer], known: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Filled:
+        return form.filled(known, tensors, f"site {self.spec.site}, answer to '{form.kind}'"), form
+
+    def _followed(self, question: Message[Followed], known: dict[str, str]) -> Filled:
         """The answer from the models that the site computed itself; what is summed is masked."""
-        replica = self._replica(question)
+        replica = self._replica(question.values)
         replica.follow(question, f"site {self.spec.site}, question")
-        asked = asked_sites(self.protocol, question.values["asked"])
+        asked = asked_sites(self.protocol, question.values.asked)
         check_none_revoked(self.revoked, asked, f"site {self.spec.site}, question")
         summed = self.role == "train" and self.shapes.summed(question.kind)
         if (summed or question.kind == "canary") and self.spec.site not in asked:
             raise PayloadError(f"site {self.spec.site}: is not among the sites asked ({', '.join(asked)}); refused")
-        place = place_digest(question)
-        values |= {"state_sha256": replica.stages.sha256, "asked": question.values["asked"], "masked_sha256": place}
-        reply, form = self._answered(replica.complete(question), values)
+        place = questions.place_digest(question.kind, question.stated)
+        masks = {"state_sha256": replica.stages.sha256, "asked": question.values.asked, "masked_sha256": place}
+        reply, form = self._answered(replica.complete(question), {**known, **masks})
         if summed:
             keys = {site: str(self.protocol.sites[site].key) for site in asked}
             parts = replica.integers(question, reply, self.spec.site)
             reply = replace(reply, tensors=masked(parts, self.party, self.spec.site, keys, place))
         return reply, form
 
-    def _replica(self, question: Message) -> Replica:
-        canary = question.kind == "canary"
-        return Replica(self.protocol, self._folder(question), self.features.width, self.about, canary)
+    def _replica(self, values: JoinQuestion | Followed) -> Replica:
+        return Replica(self.protocol, self._folder(values), self.features.width, self.about, values.kind == "canary")
 
-    def _answered(self, question: Message, values: dict[str, Value]) -> tuple[Message, Form]:
+    def _joining(self, values: JoinQuestion) -> dict[str, object]:
+        """What the site says of itself and its features."""
+        count, training = len(self.features.patients), self.role == "train"  # whose training counts are told anyhow
+        least = self.limits.min_patients if training else self.limits.small_cells
+        return {
+            **identity(self.protocol),
+            **self.about,
+            "width": self.features.width,
+            "data_sha256": self.data,
+            "key": self.party.public,
+            "step": self._replica(values).stages.progress.step if self.shapes.masked else 0,
+            "num_bags": count if count >= least else None,
+        }
+
+    def _answered(self, task: Posed, known: Mapping[str, object]) -> Filled:
         """The answer to a question with models in it."""
-        if question.kind == "close":
-            return Message("close", values), self.forms.answer("close", 0, 0)
-        if question.kind == "join":
-            own: dict[str, Value] = {
-                **identity(self.protocol),
-                **self.about,
-                "width": self.features.width,
-                "data_sha256": self.data,
-                "key": self.party.public,
-                "step": self._replica(question).stages.progress.step if self.shapes.masked else 0,
-            }
-            count, training = len(self.features.patients), self.role == "train"  # whose training counts are told anyhow
-            least = self.limits.min_patients if training else self.limits.small_cells
-            own["num_bags"] = count if count >= least else None
-            return Message("join", values | own), self.forms.answer("join", 0, 0)
-        if question.kind == "finish":
-            metrics, tensors = self._finish(question)
-            return Message("finish", values | metrics, tensors), self.forms.answer("finish", 0, 0)
-        phase = str(question.values["phase"])
-        everyone = slots(self.protocol, phase, cast(list[int], question.values["choices"]))
-        groups = [[everyone[number] for number in group] for group in groups_of(self.protocol, phase, question.kind)]
-        chosen = [everyone[number] for number in cast(list[int], question.values["slots"])]
-        form = self.forms.answer(question.kind, len(chosen), len(groups))
-        work = self._work(chosen, question.kind)
-        if question.kind == "canary":
-            models = work.completed(question.tensors, [work.first(slot) for slot in chosen])
+        values, kind = task.values, task.values.kind
+        if kind == "finish":
+            metrics, tensors = self._finish(task)
+            return self._filled(self.forms.answer(kind, 0, 0), {**known, **metrics}, tensors)
+        everyone = slots(self.protocol, values.phase, values.choices)
+        groups = [[everyone[number] for number in group] for group in groups_of(self.protocol, values.phase, kind)]
+        chosen = [everyone[number] for number in values.slots]
+        form = self.forms.answer(kind, len(chosen), len(groups))
+        work = self._work(chosen, kind)
+        if kind == "canary":
+            models = work.completed(task.models, [work.first(slot) for slot in chosen])
             work.rehearse(models, chosen[0])
-            return Message("canary", values, {name: models[name] for name in self.shapes.state}), form
-        if question.kind == "moments":
+            return self._filled(form, known, {name: models[name] for name in self.shapes.state})
+        if kind == "moments":
             self.whom = check_runs(work, own_secret(self.spec.workspace), self.ledger.lines, self.limits.small_cells)
-            return Message("moments", values, work.moments_of(chosen, self.limits.small_cells)), form
-        memory = self._memory(question)
-        models = work.completed(question.tensors, [memory.of(slot, work.first(slot)) for slot in chosen])
+            return self._filled(form, known, work.moments_of(chosen, self.limits.small_cells))
+        memory = self._memory(task)
+        models = work.completed(task.models, [memory.of(slot, work.first(slot)) for slot in chosen])
         tensors = work.watch(models, chosen, groups)
-        if question.kind == "train":
-            trained = self._train(question, models, work, memory, chosen)
+        if isinstance(values, messages.AskedRound | messages.FollowedRound) and kind == "train":
+            trained = self._train(task, values.round, models, work, memory, chosen)
             tensors = Lazy({**tensors, **trained.parts})
-        return Message(question.kind, values, tensors), form
+        return self._filled(form, known, tensors)
 
     def _work(self, chosen: list[Slot], kind: str) -> LocalWork:
         """The site's part of the work, once it is certain that no model would learn from too few patients."""
@@ -264,23 +264,22 @@ class Site:
             self.work.check_patients(chosen, kind, self.limits.min_patients)
         return self.work
 
-    def _memory(self, question: Message) -> Memory:
+    def _memory(self, task: Posed) -> Memory:
         """What the site keeps of the run, as it was when the server last used an answer of it."""
-        used = cast(list[int], question.values["used"])[self.protocol.training_sites.index(self.spec.site)]
-        return Memory(self._folder(question) / "kept", str(question.values["phase"]), used if self.shapes.kept else 0)
+        used = task.used[self.protocol.training_sites.index(self.spec.site)]
+        return Memory(self._folder(task.values) / "kept", task.values.phase, used if self.shapes.kept else 0)
 
-    def _folder(self, question: Message) -> Path:
-        return Path(self.spec.workspace) / "runs" / str(question.values["run"])
+    def _folder(self, values: Question) -> Path:
+        return Path(self.spec.workspace) / "runs" / values.run
 
     def _train(
-        self, question: Message, models: dict[str, Tensor], work: LocalWork, memory: Memory, chosen: list[Slot]
+        self, task: Posed, number: int, models: dict[str, Tensor], work: LocalWork, memory: Memory, chosen: list[Slot]
     ) -> Lazy:
-        """The updates of a round, stacked."""
-        number = cast(int, question.values["round"])
+        """The updates of round `number`, stacked."""
         if self.budget is not None:
-            trained = self._train_privately(question, models, work, chosen, number)
+            trained = self._train_privately(task, number, models, work, chosen)
         else:
-            pairs = memory.controls(question.tensors, chosen) if self.shapes.controls else [None] * len(chosen)
+            pairs = memory.controls(task.models, chosen) if self.shapes.controls else [None] * len(chosen)
             trained = work.train(models, chosen, number, pairs)
         updates = [update for update, _ in trained]
         tensors = stacked([update.state for update in updates], list(self.shapes.state))
@@ -295,7 +294,7 @@ class Site:
         return Lazy({**tensors.parts, **work.told_of(updates, with_loss=self.budget is None)})
 
     def _train_privately(
-        self, question: Message, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot], number: int
+        self, task: Posed, number: int, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot]
     ) -> list[Trained]:
         """The same with noise, once the site's budget allows it.
 
@@ -304,8 +303,9 @@ class Site:
         """
         assert self.budget is not None
         assert self.protocol.privacy is not None
-        run = str(question.values["run"])
-        asked = core_digest(question) if self.shapes.masked else content_digest(question)
+        run = task.values.run
+        core, whole = questions.core_digest(task.values.kind, task.values.stated), Message(task.values, task.models)
+        asked = core if self.shapes.masked else content_digest(whole)
         asked = hashlib.sha256(f"{asked}|{self.data}".encode()).hexdigest()
         patients = {slot: len(work.train_patients(slot)) for slot in chosen}
         self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
@@ -316,35 +316,35 @@ class Site:
 
         return work.train_privately(models, chosen, number, stream)
 
-    def _finish(self, question: Message) -> tuple[Metrics, dict[str, Tensor]]:
+    def _finish(self, task: Posed) -> tuple[Metrics, dict[str, Tensor]]:
         """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
-        run = self._final(question)
-        run.save(self._folder(question))
+        run, folder = self._final(task), self._folder(task.values)
+        run.save(folder)
         table, secret = predict(run, self.bags, self.features).table, own_secret(self.spec.workspace)
         found = own_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
-        entry = {"run": question.values["run"], "endpoint": self.protocol.experiment.endpoint, **found.metrics}
-        self.ledger.add({"event": "result", **entry, **found.whom, "published": published(self._folder(question))})
+        entry = {"run": task.values.run, "endpoint": self.protocol.experiment.endpoint, **found.metrics}
+        self.ledger.add({"event": "result", **entry, **found.whom, "published": published(folder)})
         if not self.shapes.pooled:
             return found.metrics, found.covariates
         return dict(NOTHING), found.pooled() if self.role == "train" else OwnResults.none(self.protocol).pooled()
 
-    def _final(self, question: Message) -> Run:
+    def _final(self, task: Posed) -> Run:
         """The final models; where the strategy gives every site its own, the site's."""
-        choices, rounds = (cast(list[int], question.values[name]) for name in ("choices", "rounds"))
+        choices, rounds = task.values.choices, list(task.rounds)
         finetune = self.protocol.experiment.strategy.finetune_epochs  # at the site alone, after the last round
         if self.work is None or not (self.shapes.own or finetune):
-            return run_of(self.protocol, question.tensors, Refit(choices, rounds, self.features.about))
-        everyone, memory = slots(self.protocol, "refit", choices), self._memory(question)
-        models = self.work.completed(question.tensors, [memory.of(slot, self.work.first(slot)) for slot in everyone])
+            return run_of(self.protocol, task.models, Refit(choices, rounds, self.features.about))
+        everyone, memory = slots(self.protocol, "refit", choices), self._memory(task)
+        models = self.work.completed(task.models, [memory.of(slot, self.work.first(slot)) for slot in everyone])
         if finetune:
             models = self.work.finetuned(models, everyone, finetune)
         patients = [len(self.work.train_patients(slot)) for slot in everyone]
         return run_of(self.protocol, models, Refit(choices, rounds, self.features.about, patients, self.spec.site))
 
-    def _record(self, question: Message, reply: Message, cost: dict[str, float]) -> None:
+    def _record(self, question: Message[Question], reply: Message[AnyAnswer], cost: dict[str, float]) -> None:
         own = {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256(), **cost}
         if self.budget is not None and self.epsilon is not None:
             own |= {"epsilon": self.epsilon, "delta": self.budget.delta}
         if question.kind == "moments" and self.whom:
             own |= {"endpoint": self.protocol.experiment.endpoint, **self.whom}
-        self.ledger.add(answered(question, reply) | own)
+        self.ledger.add(questions.answered(question, reply) | own)

@@ -17,7 +17,7 @@ from mil.errors import MilError
 from mil.hospital.config import FederationSpec, PrivacySpec
 from mil.hospital.forms import slots
 from mil.hospital.keys import PartyKey
-from mil.hospital.payload import Message, PayloadError, content_digest, header
+from mil.hospital.payload import PayloadError, Received, content_digest, header
 from mil.hospital.privacy import (
     Budget,
     BudgetSpent,
@@ -184,7 +184,7 @@ def test_the_same_weights_asked_of_other_models_are_charged_and_drawn_anew() -> 
     """A question is all of it: a server that asks for one fold after the other with the same weights pays for each."""
     values = {"run": "run", "phase": "refit", "round": 1, "slots": [0], "used": [0, 0], "ledger": "0" * 64}
     asked = {
-        content_digest(Message("train", {**values, **change}, {"weight": torch.ones(1, 3)}))
+        content_digest(Received("train", {**values, **change}, {"weight": torch.ones(1, 3)}))
         for change in ({}, {"ledger": "1" * 64}, {"slots": [1]}, {"used": [1, 0]}, {"round": 2}, {"run": "other"})
     }
     assert len(asked) == 5  # only the head of the server's ledger may differ

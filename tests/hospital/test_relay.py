@@ -15,9 +15,9 @@ from safetensors.torch import load
 from mil.hospital import state_files
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import cross_check
-from mil.hospital.forms import FINISHED
 from mil.hospital.keys import PartyKey
 from mil.hospital.masking import exact, masked, numbers_of, summed
+from mil.hospital.messages import FINISHED
 from mil.hospital.payload import PayloadError, header
 from mil.hospital.server import Server, SitesMissing
 from mil.hospital.site import Site

@@ -24,7 +24,7 @@ from mil.errors import MilError
 from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.keys import PartyKey, private_folder
 from mil.hospital.parties import ServerSpec, SiteSpec, read_own
-from mil.hospital.payload import Message, header
+from mil.hospital.payload import Received, header
 from mil.hospital.relay import signed_content
 from mil.hospital.site import Site
 from mil.tables import write_table
@@ -211,7 +211,7 @@ def resigned(blob: bytes, site: Site) -> bytes:
         about, tensors = header(blob, ""), load(blob)
     except (MilError, SafetensorError):
         return blob
-    message = Message(about["kind"], about["values"], tensors)
+    message = Received(about["kind"], about["values"], tensors)
     return edited(blob, signature=site.party.sign(signed_content(message)))
 
 
