@@ -26,7 +26,7 @@ from mil.training.protocol import candidates
 from mil.training.run import Run, train
 from mil.training.store import FeatureStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.repeated]
+pytestmark = pytest.mark.slow
 
 COMPARED = (
     4 if os.environ.get("REPEATS", "1") == "1" else 1
@@ -86,6 +86,7 @@ def opened(hospitals: Hospitals) -> dict[str, Site]:
     return {name: Site.open(hospitals.site(name)) for name in "ABC"}
 
 
+@pytest.mark.repeated
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -98,6 +99,7 @@ def test_every_round_has_the_reference_driver_s_digest(compared: Callable[[str],
     compared(strategy)
 
 
+@pytest.mark.repeated
 @pytest.mark.parametrize("strategy", [pytest.param("fedavg by sgd", marks=pytest.mark.extended), "scaffold"])
 def test_sums_of_32_bits_have_the_reference_driver_s_digests_and_half_the_bytes(
     hospitals: Hospitals, compared: Callable[[str], Server], tmp_path: Path, strategy: str
@@ -126,6 +128,7 @@ def test_a_change_that_needs_64_bits_is_refused_in_a_line_that_says_so(hospitals
     assert "sum_bits to 64. Nothing was sent" in last["reason"]
 
 
+@pytest.mark.repeated
 def test_a_search_and_replicas_are_more_models_with_the_reference_driver_s_digests(
     hospitals: Hospitals, tmp_path: Path
 ) -> None:

@@ -18,9 +18,10 @@ from mil.slides.slide import open_slide
 from mil.specs.slides import QualitySpec, TissueSpec
 from mil.tiles.grid import tile_slide
 
-pytestmark = [pytest.mark.slow, pytest.mark.repeated]
+pytestmark = pytest.mark.slow
 
-CASES = 36 * int(os.environ.get("REPEATS", "1"))  # a file
+REPEATS = int(os.environ.get("REPEATS", "1"))
+CASES = range(36 if REPEATS > 1 else 0, 36 * REPEATS)  # of a file; more repeats add to those of `make test`
 STATES = {"ok", "unreadable", "unreadable_region", "not_a_slide", "unsupported", "implausible_size", "implausible_mpp", "too_many_tiles"}  # fmt: skip
 SPEC = TileSpec(size_px=64, mpp=0.5, min_tissue=0.0, max_tiles=10_000, tissue=TissueSpec(mpp=4), quality=QualitySpec())
 
@@ -88,6 +89,7 @@ def outcome(path) -> str:
     return "ok"
 
 
+@pytest.mark.repeated
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_end_as_ok_or_as_a_reason(tmp_path, kind):
     whole = tmp_path / kind
@@ -95,8 +97,8 @@ def test_damaged_files_end_as_ok_or_as_a_reason(tmp_path, kind):
     assert outcome(whole) == "ok"
     data = whole.read_bytes()
     path = tmp_path / f"damaged-{kind}"
-    faulthandler.dump_traceback_later(60 * int(os.environ.get("REPEATS", "1")), exit=True)
-    for case in range(CASES):
+    faulthandler.dump_traceback_later(60 * REPEATS, exit=True)
+    for case in CASES:
         path.write_bytes(damaged(data, case, kind))
         assert outcome(path) in STATES, case
     faulthandler.cancel_dump_traceback_later()

@@ -10,7 +10,7 @@ from mil.training.artefact import check_run
 from mil.training.checkpoint import Checkpoint
 from mil.training.run import train_into
 
-pytestmark = [pytest.mark.slow, pytest.mark.repeated]
+pytestmark = pytest.mark.slow
 
 
 class EveryRound(Checkpoint):
@@ -34,6 +34,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
 
 
+@pytest.mark.repeated
 @pytest.mark.parametrize("strategy", ["pooled", "scaffold"])
 def test_killed_at_random_moments_the_run_is_the_same(strategy, tmp_path):
     whole = undisturbed(trained, (strategy,), tmp_path / "whole")
