@@ -26,17 +26,17 @@ STEP = (
 
 
 FEW = ("gated_attention, bf16", "strategy scaffold", "covariates, dsmil", "max_tiles", "max_tiles, more steps", "auto")
-"""In `make test`; all cases in `make test-all`."""
+"""In `make test`; all others in `make test-all`."""
 
 
 PAIRWISE = pytest.mark.skipif("PAIRWISE" not in os.environ, reason="many minutes of CPU; PAIRWISE=1 runs them")
 LONG = [
-    pytest.param((), marks=pytest.mark.extended),
+    pytest.param(("without", *FEW), marks=pytest.mark.extended),
     pytest.param(("pairwise",), marks=[pytest.mark.extended, PAIRWISE]),
 ]
 
 
-@pytest.fixture(scope="module", params=[FEW, *LONG], ids=["few", "all", "pairwise"])
+@pytest.fixture(scope="module", params=[FEW, *LONG], ids=["few", "others", "pairwise"])
 def results(request):
     command = [sys.executable, SCRIPT, *request.param]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600)

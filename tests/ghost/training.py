@@ -1,6 +1,6 @@
 """Trainings on the simulated card, each beside the same one on the CPU; prints one JSON object. Run in a process of its own.
 
-python tests/ghost/training.py [NAME ...]
+python tests/ghost/training.py [[without] NAME ... | pairwise]
 """
 
 import json
@@ -46,7 +46,7 @@ HEADS = {
     "weldon": {"name": "weldon", "top": 3, "bottom": 3},
     "clam_sb": {"name": "clam_sb", "hidden": 16, "attention": 8, "samples": 2},
     "dsmil": {"name": "dsmil"},
-    "transmil": {"name": "transmil", "width": 16, "heads": 2, "landmarks": 4},
+    "transmil": {"name": "transmil", "width": 16, "heads": 2, "landmarks": 4, "iterations": 2},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {"optimiser": "adamw", "lr": 1e-3},
@@ -232,8 +232,12 @@ def hospital() -> dict[str, Any]:
 
 if __name__ == "__main__":
     results: dict[str, Any] = {}
-    every = pairwise_cases() if sys.argv[1:2] == ["pairwise"] else cases()
-    for name in (sys.argv[1:] if every.keys() >= set(sys.argv[1:]) - {"hospital"} else every) or [*every, "hospital"]:
+    given = sys.argv[1:]
+    every = pairwise_cases() if given == ["pairwise"] else cases()
+    chosen = given if every.keys() >= set(given) - {"hospital"} else []
+    left_out = given if given[:1] == ["without"] else []
+    rest = [name for name in every if name not in left_out] + (["hospital"] if given != ["pairwise"] else [])
+    for name in chosen or rest:
         try:
             results[name] = hospital() if name == "hospital" else compared(every[name])
         except (RuntimeError, ValueError, MilError) as error:  # one case does not hide the others
