@@ -11,21 +11,26 @@ import time
 from pathlib import Path
 
 import asks_often
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from one_node_slurm import OneNodeSlurm, missing
 
-from mil.synthetic import make_cohort
+from mil.config import merge
+from mil.synthetic import cohort, flaws
 
 pytestmark = pytest.mark.extended
 
 OVER = {
+    "endpoints": {"response": {"folds": 2}},
     "run": ["attention_fedavg"],
     "experiments": {"attention_fedavg": {"encoder": "colour", "training": {"rounds": 4}}},
     "metrics": {"bootstrap": 100, "permutations": 10},
     "figures": {"formats": ["svg"], "slides_a_site": 1, "tiles_a_site": 2, "review_tiles": 2, "resamplings": 2},
     "report": {"viewer_slides": 1, "viewer_px": 512},
 }
+ROLES = {"north": "train", "east": "external"}
 TILES = "results/demo/sites/north/tiles/shard0.csv"
 LOG = "results/demo/logs/tile/north.0.log"
 
@@ -42,12 +47,20 @@ def started(folder, accounting):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The small demo cohort, 44 slides."""
+def demo(tmp_path_factory, repository):
+    """The demo cohort with two of its hospitals: each rule has its jobs, and a job costs two starts of Snakemake."""
     require_slurm()
     folder = tmp_path_factory.mktemp("slurm")
-    make_cohort(folder / "data/demo", seed=1, patients_per_site=10)
-    (folder / "small.yaml").write_text(yaml.safe_dump(OVER))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cohort, "SITES", [site for site in cohort.SITES if site.name in ROLES])
+        patch.setattr(flaws, "FLAWS", [flaw for flaw in flaws.FLAWS if flaw.site in ROLES])
+        cohort.make_cohort(folder / "data/demo", seed=1, patients_per_site=8)
+    sheet = folder / "data/demo/patients.csv"
+    patients = pd.read_csv(sheet, dtype=str, keep_default_na=False)
+    patients.assign(response=np.arange(len(patients)) % 2).to_csv(sheet, index=False)  # enough of each for the folds
+    config = yaml.safe_load((repository / "configs/cohorts/demo.yaml").read_text())
+    config["slides"]["roles"] = ROLES
+    (folder / "small.yaml").write_text(yaml.safe_dump(merge(config, OVER)))
     return folder
 
 
@@ -61,7 +74,7 @@ def slurm(request, demo, tmp_path_factory):
 def command(repository, *arguments):
     snakemake = [sys.executable, asks_often.__file__, "--snakefile", repository / "Snakefile"]
     profile = ["--workflow-profile", repository / "configs/profiles/slurm"]
-    configs = ["--configfile", repository / "configs/cohorts/demo.yaml", "small.yaml"]
+    configs = ["--configfile", "small.yaml"]
     return [str(word) for word in [*snakemake, *configs, *profile, *arguments]]
 
 
@@ -89,7 +102,7 @@ def test_the_small_demo_runs_from_end_to_end(slurm, demo, repository, tmp_path):
         shutil.copy(demo / "small.yaml", tmp_path)
         code, said = run(tmp_path, repository, "--until", "census", "--jobs", "4")
         assert code == 0, said[-5000:]
-        assert len(list(tmp_path.glob("results/demo/census/*.csv"))) == 4
+        assert len(list(tmp_path.glob("results/demo/census/*.csv"))) == len(ROLES)
         states = slurm.say("sacct", "--noheader", "--allocations", "--format=state").split()
         assert set(states) == {"COMPLETED"}
         return
