@@ -6,7 +6,7 @@ Coordinates are (x, y) in level-0 pixels, top left first; images are uint8 RGB (
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from mil.errors import MilError, SlideError
 from mil.machine import cores
 from mil.slides.passes import Regions, read_in_order
-from mil.slides.readers import MAX_PIXELS, MAX_REGION_PIXELS, Level, Reader
+from mil.slides.readers import MAX_PIXELS, MAX_REGION_PIXELS, Header, Reader
 from mil.slides.readers.choose import reader_of
 from mil.slides.resample import extents
 
@@ -39,17 +39,11 @@ EXACT = Reading()
 NEAREST_LEVEL = Reading(level="nearest")
 
 
-@dataclass(frozen=True)
-class Slide:
-    """An open slide. `mpp_source` names the header field that the mpp comes from, or `sheet`."""
+@dataclass(frozen=True, kw_only=True)
+class Slide(Header):
+    """An open slide. `mpp_source` names the header field that the mpp comes from, or `sheet`; `reader.header` is the file's."""
 
     path: Path
-    format: str
-    levels: tuple[Level, ...]
-    mpp_x: float | None
-    mpp_y: float | None
-    mpp_source: str
-    objective_power: float | None
     reader: Reader
 
     @property
@@ -215,16 +209,8 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Iterator[Slide]:
             raise SlideError(
                 "implausible_size", f"{path.name}: declares {width} x {height} pixels; more than any scanner makes"
             )
-        yield Slide(
-            path=path,
-            format=header.format,
-            levels=header.levels,
-            mpp_x=header.mpp_x if mpp is None else mpp,
-            mpp_y=header.mpp_y if mpp is None else mpp,
-            mpp_source=header.mpp_source if mpp is None else "sheet",
-            objective_power=header.objective_power,
-            reader=reader,
-        )
+        stated = header if mpp is None else replace(header, mpp_x=mpp, mpp_y=mpp, mpp_source="sheet")
+        yield Slide(**vars(stated), path=path, reader=reader)
     finally:
         reader.close()
 

@@ -6,6 +6,7 @@ so that nothing drifts, and to multiples of 8 where decoding is `scaled`. Tiles 
 
 import math
 
+import cv2
 import numpy as np
 
 from mil.config import TileSpec
@@ -66,8 +67,7 @@ def grid(slide: Slide, spec: TileSpec) -> tuple[np.ndarray, np.ndarray]:
 
 def shares(mask: np.ndarray, left: np.ndarray, top: np.ndarray, side_x: float, side_y: float) -> np.ndarray:
     """Share of `mask` in each square of a grid, float32 (rows, columns); in mask pixels, fractions counted as such."""
-    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    total[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    total = cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F)
     down = _between(total, top + side_y, axis=0) - _between(total, top, axis=0)
     inside = _between(down, left + side_x, axis=1) - _between(down, left, axis=1)
     return np.clip(inside / (side_x * side_y), 0, 1).astype(np.float32)

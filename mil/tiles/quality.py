@@ -121,8 +121,7 @@ def _share(slide: Slide, tiles: Tiles, mask: np.ndarray) -> np.ndarray:
     scale = np.array([mask.shape[1] / slide.width, mask.shape[0] / slide.height])
     low = np.clip(np.rint(tiles.coords * scale).astype(int), 0, np.array(mask.shape[::-1]) - 1)
     high = np.clip(np.rint((tiles.coords + tiles.size_level0) * scale).astype(int), low + 1, mask.shape[::-1])
-    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-    total[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    total = cv2.integral(mask.astype(np.uint8))
     (x0, y0), (x1, y1) = low.T, high.T
     inside = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
     return (inside / ((x1 - x0) * (y1 - y0))).astype(np.float32)

@@ -57,11 +57,11 @@ class Reader(Protocol):
 
     def grid(self, level: int) -> "SegmentGrid | None":
         """The level as compressed segments that can be read by their offsets; None where the reader has none."""
-        ...
+        return None
 
     def gaps(self) -> Gaps | None:
         """Where the file holds no pixels; None where it holds all, as far as was read until now."""
-        ...
+        return None
 
     def close(self) -> None:
         """Release the file."""

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import imagecodecs
@@ -61,7 +62,7 @@ def codec_of(page: tifffile.TiffPage, height: int, width: int) -> Codec | None:
     if photometric != RGB:
         return None
     if compression == JPEG and samples == 1:
-        return Codec(_grey_jpeg(page.jpegtables or b"", height, width), fourth=fourth)
+        return Codec(jpeg(page.jpegtables or b"", False, height, width, "GRAY"), fourth=fourth)
     if compression in {JPEG2000_RGB, JPEG2000} and samples in {1, 3}:
         return Codec(jpeg2000(height, width, samples), (2, 4, 8), fourth)
     if compression in tifffile.TIFF.DECOMPRESSORS and compression not in {JPEG, JPEG2000_YCBCR}:
@@ -120,13 +121,14 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
-def jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
-    """JPEG streams with these shared tables -> pixels (rows up to `height`, `width`, 3)."""
+def jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int, colours: Literal["RGB", "GRAY"] = "RGB") -> Decode:
+    """JPEG streams with these shared tables -> pixels (rows up to `height`, `width`, 3); of one colour that is stored apart, 1 in place of 3."""
+    samples = 3 if colours == "RGB" else 1
 
     def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
         whole, (rows, columns, components) = complete_jpeg(stream, tables, is_ycbcr)
-        if rows > height or columns != width or components != 3:
-            raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x 3 is due")
+        if rows > height or columns != width or components != samples:
+            raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x {samples} is due")
         lossless = _is_lossless(whole)
         if lossless and is_ycbcr:
             raise ValueError(f"a lossless JPEG whose tag says YCbCr must be converted: {CONVERT}")
@@ -135,20 +137,8 @@ def jpeg(tables: bytes, is_ycbcr: bool, height: int, width: int) -> Decode:
             return cv2.resize(decode(stream, number, 1), size, interpolation=cv2.INTER_AREA)
         least = {"min_height": -(-rows // divisor), "min_width": -(-columns // divisor), "min_factor": divisor}
         return simplejpeg.decode_jpeg(
-            whole, "RGB", fastdct=False, fastupsample=False, strict=True, **(least if divisor > 1 else {})
+            whole, colours, fastdct=False, fastupsample=False, strict=True, **(least if divisor > 1 else {})
         )
-
-    return decode
-
-
-def _grey_jpeg(tables: bytes, height: int, width: int) -> Decode:
-    """One colour of an image whose colours are stored apart, (rows, width, 1)."""
-
-    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
-        whole, (rows, columns, components) = complete_jpeg(stream, tables, is_ycbcr=False)
-        if rows > height or columns != width or components != 1:
-            raise ValueError(f"JPEG of {columns} x {rows} x {components} where {width} x {height} x 1 is due")
-        return simplejpeg.decode_jpeg(whole, "GRAY", fastdct=False, fastupsample=False, strict=True)
 
     return decode
 

@@ -7,6 +7,7 @@ libraries that decode them in TIFF.
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import imagecodecs
 import numpy as np
@@ -74,15 +75,15 @@ def _as_rgb(decode: Decode) -> Decode:
 
 
 def _native(planar: int, height: int, width: int) -> Decode:
-    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
-        samples = np.frombuffer(stream, np.uint8)
-        return _together(samples, height, width) if planar else samples.reshape(height, width, 3)
-
-    return decode
+    return lambda stream, number, divisor: _pixels(stream, planar, height, width)
 
 
-def _together(samples: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(samples.reshape(3, height, width), 0, 2))
+def _pixels(samples: bytes | bytearray, planar: int, height: int, width: int) -> np.ndarray:
+    """Samples as they are, uint8 (height, width, 3); with `planar`, all of the first colour, then those of the second."""
+    found = np.frombuffer(samples, np.uint8)
+    if not planar:
+        return found.reshape(height, width, 3)
+    return np.ascontiguousarray(np.moveaxis(found.reshape(3, height, width), 0, 2))
 
 
 def _run_lengths(height: int, width: int) -> Decode:
@@ -90,16 +91,14 @@ def _run_lengths(height: int, width: int) -> Decode:
         pixels = 3 * height * width
         if len(stream) > 2 * pixels + 65_536:
             raise ValueError(f"{len(stream)} bytes for {pixels} bytes of pixels")
-        return _together(np.frombuffer(imagecodecs.dicomrle_decode(stream, np.dtype("u1")), np.uint8), height, width)
+        return _pixels(imagecodecs.dicomrle_decode(stream, np.dtype("u1")), 1, height, width)
 
     return decode
 
 
 def _deflated(height: int, width: int) -> Decode:
-    def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
-        return np.frombuffer(inflate(stream, 3 * height * width, -zlib.MAX_WBITS), np.uint8).reshape(height, width, 3)
-
-    return decode
+    most = 3 * height * width
+    return lambda stream, number, divisor: _pixels(inflate(stream, most, -zlib.MAX_WBITS), 0, height, width)
 
 
 def _by(decoder: Callable[..., np.ndarray]) -> Callable[[int, int], Decode]:
@@ -122,20 +121,12 @@ def _jpeg_ls(height: int, width: int) -> Decode:
     return ended
 
 
-def _lossless_jpeg(height: int, width: int) -> Decode:
-    return jpeg(b"", False, height, width)
-
-
-def _jpeg2000(height: int, width: int) -> Decode:
-    return jpeg2000(height, width, 3)
-
-
 FRAMES: dict[str, Callable[[int, int], Decode]] = {
     "1.2.840.10008.1.2.5": _run_lengths,
     "1.2.840.10008.1.2.8.1": _deflated,
-    **{f"1.2.840.10008.1.2.4.{last}": _lossless_jpeg for last in (57, 70)},
+    **{f"1.2.840.10008.1.2.4.{last}": partial(jpeg, b"", False) for last in (57, 70)},
     **{f"1.2.840.10008.1.2.4.{last}": _jpeg_ls for last in (80, 81)},
     **dict.fromkeys(JPEG_XL, _by(imagecodecs.jpegxl_decode)),
-    **dict.fromkeys(JPEG2000, _jpeg2000),
+    **dict.fromkeys(JPEG2000, partial(jpeg2000, samples=3)),
 }
 """By transfer syntax (DICOM PS3.6, table A-1), what decodes the frames that are not native and not lossy JPEG."""

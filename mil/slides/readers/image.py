@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mil.errors import SlideError
-from mil.slides.readers import Header, levels_of
+from mil.slides.readers import Header, Reader, levels_of
 from mil.slides.readers.codecs import DECODE_ERRORS, over_white
 from mil.slides.scale import resolution_scale
 
@@ -16,7 +16,7 @@ MAX_IMAGE_PIXELS = 1.7e8  # decoded whole: 0.5 GB as RGB; Pillow itself refuses 
 ORIENTATION = 274
 
 
-class ImageReader:
+class ImageReader(Reader):
     """A PNG or JPEG, decoded whole on first use."""
 
     def __init__(self, path: Path) -> None:
@@ -44,14 +44,6 @@ class ImageReader:
             objective_power=None,
         )
         self._pixels: np.ndarray | None = None
-
-    def grid(self, level: int) -> None:
-        """An image has no segments."""
-        return
-
-    def gaps(self) -> None:
-        """An image holds all its pixels."""
-        return
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels from (x, y), uint8 (height, width, 3); white outside; `SlideError` where the image is damaged."""

@@ -8,7 +8,7 @@ import numpy as np
 import openslide
 
 from mil.errors import SlideError
-from mil.slides.readers import Gaps, Header, levels_of
+from mil.slides.readers import Gaps, Header, Reader, levels_of
 from mil.slides.readers.codecs import CONVERT, over_white
 from mil.slides.scale import is_plausible, number, property_scale
 
@@ -32,7 +32,7 @@ COARSEST_GAPS = 64  # level-0 pixels: a level as coarse as this shows where pixe
 MOST_CELLS, BLOCK_CELLS = 4096, 512
 
 
-class OpenSlideReader:
+class OpenSlideReader(Reader):
     """A slide through OpenSlide. Reads that run beside each other have a handle each, and one that failed is not used again:
     OpenSlide keeps a handle's first error for ever."""
 
@@ -45,10 +45,6 @@ class OpenSlideReader:
         self._sizes = slide.level_dimensions
         self._has_gaps = False
         self.header = _header(slide)
-
-    def grid(self, level: int) -> None:
-        """OpenSlide does not show its segments."""
-        return
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels of `level` from its own pixel (x, y), uint8 (height, width, 3); white outside the scanned area."""
