@@ -138,47 +138,38 @@ def _opened(path: str | Path, if_absent: str = "", if_broken: str = "") -> Itera
 
 def read(path: str | Path, *names: str) -> tuple[np.ndarray, ...]:
     """The named root datasets, whole, in the order asked for; the file's checksum holds."""
-    state = _state(path)
-    with reading(path) as file:
-        return _arrays(file, path, state, names)
+    return read_with_attributes(path, *names)[0]
 
 
 def read_with_attributes(path: str | Path, *names: str) -> tuple[tuple[np.ndarray, ...], dict[str, Any]]:
     """What `read` and `attributes` give; the file is opened once."""
     state = _state(path)
     with reading(path) as file:
-        return _arrays(file, path, state, names), {key: _decoded(value) for key, value in file.attrs.items()}
-
-
-def _arrays(
-    file: h5py.File, path: str | Path, state: tuple[int, ...], names: tuple[str, ...]
-) -> tuple[np.ndarray, ...]:
-    for name in names:
-        if name not in file:
-            raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
-    arrays = {name: file[name][()] for name in names}
-    _check_once(file, path, state, arrays)
-    return tuple(arrays[name] for name in names)
+        arrays = {name: _needed(file, name, path)[()] for name in names}
+        _check_once(file, path, state, arrays)
+        return tuple(arrays[name] for name in names), _told(file)
 
 
 def described(path: str | Path, name: str) -> tuple[tuple[int, ...], str, dict[str, Any]]:
     """Shape and type of a root dataset, and the attributes of the root; for files that `read` will check later."""
     with reading(path) as file:
-        if name not in file:
-            raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
-        told = {key: _decoded(value) for key, value in file.attrs.items()}
-        return file[name].shape, str(file[name].dtype), told
+        dataset = _needed(file, name, path)
+        return dataset.shape, str(dataset.dtype), _told(file)
 
 
 def attributes(path: str | Path, on: str | None = None) -> dict[str, Any]:
     """Attributes of the root, or of dataset `on`, JSON decoded; the file's checksum holds."""
     state = _state(path)
     with reading(path) as file:
-        if on is not None and on not in file:
-            raise CorruptFile(f"{path}: dataset '{on}' is missing; it has {', '.join(file) or 'none'}")
+        source = file if on is None else _needed(file, on, path)
         _check_once(file, path, state, {})
-        source = file if on is None else file[on]
-        return {key: _decoded(value) for key, value in source.attrs.items()}
+        return _told(source)
+
+
+def _needed(file: h5py.File, name: str, path: str | Path) -> h5py.Dataset:
+    if name not in file:
+        raise CorruptFile(f"{path}: dataset '{name}' is missing; it has {', '.join(file) or 'none'}")
+    return file[name]
 
 
 def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
@@ -188,7 +179,7 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
     """
     arrays: dict[str, np.ndarray] = {}
     with _opened(path) as file:
-        attributes = {"": {key: _decoded(value) for key, value in file.attrs.items()}}
+        attributes = {"": _told(file)}
         for name in names:
             dataset = _followed(file, name, path)
             if dataset is not None:
@@ -196,7 +187,7 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
                 if dataset.shape is None:
                     raise CorruptFile(f"{path}: dataset '{name}' has no shape and holds nothing")
                 arrays[name] = dataset[()]
-                attributes[name] = {key: _decoded(value) for key, value in dataset.attrs.items()}
+                attributes[name] = _told(dataset)
     return arrays, attributes
 
 
@@ -281,6 +272,11 @@ def _plain(attrs: h5py.AttributeManager) -> dict[str, Any]:
         for key, value in attrs.items()
         if key != CHECKSUM
     }
+
+
+def _told(source: h5py.File | h5py.Dataset) -> dict[str, Any]:
+    """Attributes, JSON decoded."""
+    return {key: _decoded(value) for key, value in source.attrs.items()}
 
 
 def _decoded(value: Any) -> Any:
