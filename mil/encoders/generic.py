@@ -14,7 +14,7 @@ import torchvision
 from mil.config import EncoderSpec
 from mil.encoders.entry import IMAGENET_MEAN, IMAGENET_STD, Entry
 from mil.encoders.sources import HubFile, LocalFile, NoWeights, Source, UrlFile
-from mil.encoders.state import StateDict, load_strictly, unwrapped
+from mil.encoders.state import StateDict, load_known, load_strictly
 from mil.errors import MilError, nearest
 from mil.user_code import in_one_line, run_source
 
@@ -56,7 +56,7 @@ def _timm(name: str, spec: EncoderSpec) -> Entry:
         make,
         spec,
         source,
-        load=_load_headless,
+        load=load_known,
         input_px=known.get("input_size", (3, 224, 224))[-1],
         mean=known.get("mean", IMAGENET_MEAN),
         std=known.get("std", IMAGENET_STD),
@@ -202,14 +202,8 @@ def _tried(name: str, module: torch.nn.Module, tiles: torch.Tensor) -> torch.Ten
     return vectors
 
 
-def _load_headless(module: torch.nn.Module, state: StateDict) -> None:
-    """timm's weights without the classifier's, whatever it is called."""
-    known = module.state_dict()
-    load_strictly(module, {name: tensor for name, tensor in unwrapped(state).items() if name in known})
-
-
 def _load_torchvision(module: Any, state: StateDict) -> None:
-    _load_headless(module.net, state)
+    load_known(module.net, state)
 
 
 def _existing(name: str, kind: str) -> Path:

@@ -3,8 +3,6 @@
 import torch
 import torchvision
 
-from mil.encoders.state import StateDict, load_strictly
-
 
 class ResNet50(torch.nn.Module):
     """The first `stages` stages of ResNet-50, averaged over the plane: 1024 wide after three, 2048 after four."""
@@ -23,9 +21,3 @@ class ResNet50(torch.nn.Module):
         for stage in self.stages:
             plane = self.get_submodule(stage)(plane)
         return plane.mean((2, 3))
-
-
-def load_torchvision(module: torch.nn.Module, state: StateDict) -> None:
-    """torchvision's tensors, without those of the stages that were cut off."""
-    known = module.state_dict()
-    load_strictly(module, {name: tensor for name, tensor in state.items() if name in known})

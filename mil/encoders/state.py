@@ -37,6 +37,12 @@ def load_strictly(module: torch.nn.Module, state: StateDict) -> None:
     module.load_state_dict(dict(state), strict=True, assign=True)
 
 
+def load_known(module: torch.nn.Module, state: StateDict) -> None:
+    """Give `module` its weights by name from the checkpoint of a larger network: a classifier's last layers, stages that were cut off."""
+    known = module.state_dict()
+    load_strictly(module, {name: tensor for name, tensor in unwrapped(state).items() if name in known})
+
+
 def unwrapped(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint that wraps them (`model`, `state_dict`, `teacher`) or prefixes their names."""
     for wrapper in WRAPPERS:

@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -61,10 +62,8 @@ def in_precision(module: torch.nn.Module, dtype: torch.dtype, exact: tuple[str, 
 def cache_folder() -> Path:
     """Folder for compiled code: the user's cache, or the temporary folder where the user's cache cannot be written."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mil" / "inductor"
-    try:
+    with suppress(OSError):
         home.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.gettempdir()) / f"mil-inductor-{os.getuid()}"
     return home if os.access(home, os.W_OK) else Path(tempfile.gettempdir()) / f"mil-inductor-{os.getuid()}"
 
 

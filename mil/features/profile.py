@@ -55,7 +55,7 @@ class Profile:
                 found.append(f"  {stage}: {seconds:,.1f} s")
                 continue
             workers = self.readers if stage == "reading" else 1
-            alone = self.tiles * workers / seconds if seconds > 0 else float("inf")
+            alone = self.tiles * workers / seconds
             who = f" of {workers} readers" if workers > 1 else ""
             found.append(f"  {stage}: {seconds:,.1f} s{who}, {alone:,.0f} tiles/s if nothing else ran")
         reading, encoder = (self.seconds.get(stage, 0.0) for stage in ("reading", "encoder"))

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mil.errors import MilError
 from mil.features.reader import OpenSlides, fulfil
@@ -53,31 +53,6 @@ class Process:
     orders: set[int]
     received: bytes = b""
     """What came of a line whose end has not come yet."""
-
-
-class Readers(Protocol):
-    """Whoever reads tiles into the shared memory."""
-
-    def free(self) -> bool:
-        """Whether another order can be taken."""
-        ...
-
-    def order(self, order: dict[str, Any]) -> None:
-        """Hand an order over."""
-        ...
-
-    def answers(self, timeout: float | None) -> list[dict[str, Any]]:
-        """Answers that have come, after waiting at most `timeout` seconds for the first."""
-        ...
-
-    def close(self) -> None:
-        """End the readers."""
-        ...
-
-
-def start_readers(count: int, memory: SharedMemory, tiles: int) -> Readers:
-    """`count` readers: processes, or threads of this one where starting processes would take longer than the reading."""
-    return ThreadReaders(count, memory) if tiles < PROCESSES_FROM_TILES else ProcessReaders(count, memory)
 
 
 class ThreadReaders:
@@ -191,3 +166,11 @@ def _lost(reader: Process) -> MilError:
     code = reader.process.wait()
     why = "killed, perhaps for want of memory" if code == -9 else f"exit code {code}"
     return MilError(f"a reader process ended ({why}); slides that were finished are kept, run the same command again")
+
+
+Readers = ThreadReaders | ProcessReaders
+
+
+def start_readers(count: int, memory: SharedMemory, tiles: int) -> Readers:
+    """`count` readers: processes, or threads of this one where starting processes would take longer than the reading."""
+    return ThreadReaders(count, memory) if tiles < PROCESSES_FROM_TILES else ProcessReaders(count, memory)

@@ -34,8 +34,8 @@ def tissue_outliers(shares: pd.Series) -> pd.Series:
     return (0.6745 * (logs - middle).abs() / spread > ROBUST_Z).fillna(False)
 
 
-def contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path) -> np.ndarray:
-    """One page, uint8 RGB (h, w, 3), of every slide of a site: thumbnail with outline and grid, number of tiles, flags.
+def contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path) -> tuple[np.ndarray, list[str]]:
+    """One page, uint8 RGB (h, w, 3), of every slide of a site: thumbnail with outline and grid, number of tiles, flags; outliers in words.
 
     `slides` are rows with slide_id, state and reason (`slides.csv`, a manifest or a census). Slides that cannot be used have their state in
     place of a picture; those whose share of tissue is an outlier of the site are framed in orange.
@@ -55,7 +55,11 @@ def contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path) ->
         left, top = GAP_PX + index % columns * cell_w, HEADING_PX + index // columns * cell_h
         cell = page[top : top + CELL_PX + CAPTION_PX, left : left + CELL_PX]
         _draw_cell(cell, row, bool(odd), Path(thumbnails) / f"{file_name(row['slide_id'])}.jpg")
-    return page
+    return page, [
+        f"slide {row['slide_id']}: {row['tissue_share']:.1%} tissue, an outlier of its site"
+        for row, odd in zip(rows, unusual, strict=True)
+        if odd
+    ]
 
 
 def write_contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path, out: Path) -> list[str]:
@@ -68,7 +72,7 @@ def write_contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Pa
     tiled = pd.concat(manifests).set_index("slide_id")[["state", "reason"]]
     states = slides.set_index("slide_id", drop=False)
     states.loc[states.index.intersection(tiled.index), ["state", "reason"]] = tiled
-    page = contact_sheet(states, tiles_folder, thumbnails)
+    page, outliers = contact_sheet(states, tiles_folder, thumbnails)
     encoded, data = cv2.imencode(".jpg", page[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     if not encoded:
         raise MilError(
@@ -76,12 +80,7 @@ def write_contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Pa
         )
     with replacing(out) as partial:
         partial.write_bytes(data.tobytes())
-    described = [_described(row, tiles_folder) for row in states.to_dict("records")]
-    shares = pd.Series([row["tissue_share"] for row in described], dtype=float)
-    return [
-        f"slide {described[index]['slide_id']}: {shares[index]:.1%} tissue, an outlier of its site"
-        for index in np.flatnonzero(tissue_outliers(shares))
-    ]
+    return outliers
 
 
 def _described(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -200,14 +200,15 @@ def test_contact_sheet_shows_every_slide(tmp_path):
         paths.append(write_slide(tmp_path / f"{index}.svs", pixels, mpp=1.0))
     slides = check_slides(sheet(*paths, tmp_path / "gone.svs"), SlidesSpec(), quiet())
     manifest = tile_shard(slides, SPEC, tmp_path / "tiles", tmp_path / "thumbnails", quiet())
-    page = contact_sheet(manifest, tmp_path / "tiles", tmp_path / "thumbnails")
+    page, outliers = contact_sheet(manifest, tmp_path / "tiles", tmp_path / "thumbnails")
     assert page.dtype == np.uint8
     assert page.shape[2] == 3
     orange = (page == (225, 140, 0)).all(axis=2).sum()
     red = (page == (200, 30, 30)).all(axis=2).sum()
     assert orange > 1000  # the frame of the slide with little tissue
     assert red > 1000  # the frame of the slide that is gone
-    assert contact_sheet(manifest[:0], tmp_path / "tiles", tmp_path / "thumbnails").shape[0] > 0
+    assert outliers == [f"slide s0: {manifest.tissue_share[0]:.1%} tissue, an outlier of its site"]
+    assert contact_sheet(manifest[:0], tmp_path / "tiles", tmp_path / "thumbnails")[0].shape[0] > 0
     about = hdf5.attributes(tmp_path / "tiles" / "s1.h5")
     assert set(about["flagged"]) == set(FLAGS)
     assert manifest.loc[1, list(FLAGS)].notna().all()
