@@ -32,21 +32,21 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if main.strategy.by_site:
         metrics = metrics[metrics["trained_on"].isin([OWN_SITE, ENSEMBLE])]
     groups = [group for group in (TRAINING_SITES, EXTERNAL_SITES) if group in set(metrics["site"])]
-    encoders = list(dict.fromkeys(one.encoder for one in chosen.values()))
+    encoders = list(dict.fromkeys(experiment.encoder for experiment in chosen.values()))
     picture = new_figure(MIDDLE_MM + 30, 18 + 6.5 * len(chosen))
     panels = picture.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, group in zip(panels, groups, strict=True):
         light_grid(axes, "x")
         chance_line(axes, vertical=True, at=measure.chance)
         table = metrics[metrics["site"] == group].drop_duplicates("experiment").set_index("experiment")
-        for place, (name, one) in enumerate(chosen.items()):
+        for height, (name, experiment) in enumerate(chosen.items()):
             if name not in table.index:
                 continue
-            row, colour = table.loc[name], SPARE_COLOURS[encoders.index(one.encoder) % len(SPARE_COLOURS)]
-            interval_in_row(axes, place, row, colour)
+            row, colour = table.loc[name], SPARE_COLOURS[encoders.index(experiment.encoder) % len(SPARE_COLOURS)]
+            interval_in_row(axes, height, row, colour)
             axes.text(
                 row["value"],
-                place - 0.2,
+                height - 0.2,
                 f"{row['value']:z.2f}".replace("-", "−"),
                 ha="center",
                 va="bottom",
@@ -56,7 +56,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.set(xlim=(low, 1.02), xlabel=f"{measure.title} within sites")
         axes.set_title(capital(group))
         row_axis(axes)
-    names = [capital(input_name(one)) for one in chosen.values()]
+    names = [capital(input_name(experiment)) for experiment in chosen.values()]
     name_rows(panels[0], names)
     panels[0].set_ylim(len(chosen) - 0.4, -0.6)
     shown = metrics[metrics["site"].isin(groups)]
@@ -78,10 +78,10 @@ def _of_one_strategy(results: Results) -> dict[str, ExperimentSpec]:
     """
     main = results.experiments[results.main]
     by_strategy: dict[str, dict[str, ExperimentSpec]] = {main.strategy.to_json(): {}}
-    for name, one in results.experiments.items():
-        if one.endpoint == main.endpoint:
-            by_strategy.setdefault(one.strategy.to_json(), {})[name] = one
-    inputs = {key: len({input_name(one) for one in group.values()}) for key, group in by_strategy.items()}
+    for name, experiment in results.experiments.items():
+        if experiment.endpoint == main.endpoint:
+            by_strategy.setdefault(experiment.strategy.to_json(), {})[name] = experiment
+    inputs = {key: len({input_name(experiment) for experiment in group.values()}) for key, group in by_strategy.items()}
     first = next(iter(inputs))
     chosen = first if inputs[first] > 1 else max(inputs, key=lambda key: inputs[key])
     if inputs[chosen] < 2:

@@ -45,20 +45,20 @@ def arm(results: Results, experiment: str, trained_on: str) -> Arm:
     elif trained_on == OWN_SITE:
         colour, line, name, rank = strategy_colour(strategy), "-", f"{strategy_name(strategy)}, own site", 0
     elif spec.strategy.by_site:
-        place = results.training_sites.index(trained_on) if trained_on in results.training_sites else 0
-        colour, line = strategy_colour(strategy), LINES[place % len(LINES)]
+        number = results.training_sites.index(trained_on) if trained_on in results.training_sites else 0
+        colour, line = strategy_colour(strategy), LINES[number % len(LINES)]
         name, rank = f"{strategy_name(strategy)}, {trained_on}", 0
     else:
         colour, line, name = strategy_colour(strategy), "-", strategy_name(strategy) + _optimiser(results, spec)
         rank = 1 + spec.strategy.collaboration
-    place = list(results.experiments).index(experiment)
-    return Arm(experiment, trained_on, name, colour, line, (rank, place, trained_on == OWN_SITE, trained_on))
+    number = list(results.experiments).index(experiment)
+    return Arm(experiment, trained_on, name, colour, line, (rank, number, trained_on == OWN_SITE, trained_on))
 
 
 def _optimiser(results: Results, spec: ExperimentSpec) -> str:
     """The optimiser, where one strategy was run with several."""
-    same = [one for one in results.experiments.values() if one.strategy == spec.strategy]
-    several = len({one.training.optimiser for one in same}) > 1
+    same = [experiment for experiment in results.experiments.values() if experiment.strategy == spec.strategy]
+    several = len({experiment.training.optimiser for experiment in same}) > 1
     return f", {spec.training.optimiser.upper().replace('ADAMW', 'AdamW')}" if several else ""
 
 
@@ -73,17 +73,17 @@ def input_name(spec: ExperimentSpec) -> str:
 
 def arms_by_site(results: Results) -> dict[str, list[tuple[Arm, Scope]]]:
     """Every model of the main experiment's family at each site that has patients of both classes, least collaborative first."""
-    found: dict[str, list[tuple[Arm, Scope]]] = {site: [] for site in results.sites}
+    by_site: dict[str, list[tuple[Arm, Scope]]] = {site: [] for site in results.sites}
     for name in results.family():
         with suppress(Absent):
             for scope in results.scopes(name):
                 wanted = scope.split != "transfer" and scope.trained_on not in {OWN_SITE, ENSEMBLE}
-                if wanted and scope.site in found and both_classes(scope.labels):
-                    found[scope.site].append((arm(results, name, scope.trained_on), scope))
-    found = {site: sorted(arms, key=lambda pair: pair[0].order) for site, arms in found.items() if arms}
-    if not found:
+                if wanted and scope.site in by_site and both_classes(scope.labels):
+                    by_site[scope.site].append((arm(results, name, scope.trained_on), scope))
+    by_site = {site: sorted(arms, key=lambda pair: pair[0].order) for site, arms in by_site.items() if arms}
+    if not by_site:
         raise Absent("no site has patients of both classes with predictions")
-    return found
+    return by_site
 
 
 def main_scopes(results: Results, both: bool = False) -> dict[str, Scope]:
@@ -102,12 +102,12 @@ def baseline_arm(results: Results, name: str) -> Arm:
     """A baseline's looks: grey for controls, its strategy's colour for models a hospital could use, hollow in either case."""
     kind, strategy = name.rsplit("_", 1)
     title = BASELINE_NAMES.get(kind, kind.replace("_", " ").capitalize())
-    place = list(BASELINE_NAMES).index(kind) if kind in BASELINE_NAMES else len(BASELINE_NAMES)
+    rank = list(BASELINE_NAMES).index(kind) if kind in BASELINE_NAMES else len(BASELINE_NAMES)
     return Arm(
         name,
         "",
         title,
         BASELINE_COLOURS.get(kind, BASELINE_COLOUR),
         "-",
-        (place, STRATEGIES[strategy].collaboration if strategy in STRATEGIES else 2, False, strategy),
+        (rank, STRATEGIES[strategy].collaboration if strategy in STRATEGIES else 2, False, strategy),
     )

@@ -46,10 +46,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             _panel(axes, results, metrics, named, scope)
             title, size = fitted(scope, UPRIGHT_MM, 7, bold=True) if upright else (_title(scope), 7)
             axes.set_title(title, fontsize=size, loc="center", rotation=90 if upright else 0)
-        name_rows(panels[0], [one.name if one else title for title, one in named], NAMES_MM)
-        for label, (_, one) in zip(panels[0].get_yticklabels(), named, strict=True):
-            label.set_fontweight(400 if one else 700)
-            label.set_color(readable(one.colour) if one else INK)
+        name_rows(panels[0], [row_arm.name if row_arm else title for title, row_arm in named], NAMES_MM)
+        for label, (_, row_arm) in zip(panels[0].get_yticklabels(), named, strict=True):
+            label.set_fontweight(400 if row_arm else 700)
+            label.set_color(readable(row_arm.colour) if row_arm else INK)
         panels[0].set_ylim(len(named) - 0.4, -0.8)
     picture.supxlabel(f"{kind.primary.title}, {confidence:.0%} interval", fontsize=7)
     shown = metrics[metrics["site"].isin(columns)]
@@ -72,7 +72,7 @@ def _blocks(results: Results, metrics: pd.DataFrame) -> dict[str, list[Arm]]:
         part = metrics[metrics["experiment"] == name]
         arms = [arm(results, name, on) for on in part["trained_on"].unique()]
         blocks.setdefault(capital(input_name(experiment)), []).extend(arms)
-    return {title: sorted(arms, key=lambda one: one.order) for title, arms in blocks.items() if arms}
+    return {title: sorted(arms, key=lambda row_arm: row_arm.order) for title, arms in blocks.items() if arms}
 
 
 def _rows(blocks: dict[str, list[Arm]], metrics: pd.DataFrame, scopes: list[str]) -> list[tuple[str, Arm | None]]:
@@ -80,9 +80,10 @@ def _rows(blocks: dict[str, list[Arm]], metrics: pd.DataFrame, scopes: list[str]
     shown = metrics[metrics["site"].isin(scopes)]
     valued = set(zip(shown["experiment"], shown["trained_on"], strict=True))
     kept = {
-        title: [one for one in arms if (one.experiment, one.trained_on) in valued] for title, arms in blocks.items()
+        title: [row_arm for row_arm in arms if (row_arm.experiment, row_arm.trained_on) in valued]
+        for title, arms in blocks.items()
     }
-    return [(title, one) for title, arms in kept.items() if arms for one in [None, *arms]]
+    return [(title, row_arm) for title, arms in kept.items() if arms for row_arm in [None, *arms]]
 
 
 def _title(scope: str) -> str:
@@ -112,20 +113,20 @@ def _lines(columns: list[str]) -> list[list[str]]:
 
 def _panel(axes: Axes, results: Results, metrics: pd.DataFrame, rows: list[tuple[str, Arm | None]], scope: str) -> None:
     chance_line(axes, vertical=True, at=results.kind.primary.chance)
-    for place, (_, one) in enumerate(rows):
-        if one is None:
-            axes.axhline(place - 0.5, color=HAIR, linewidth=0.6, zorder=0)
+    for height, (_, row_arm) in enumerate(rows):
+        if row_arm is None:
+            axes.axhline(height - 0.5, color=HAIR, linewidth=0.6, zorder=0)
             continue
-        found = metrics[
-            (metrics["experiment"] == one.experiment)
-            & (metrics["trained_on"] == one.trained_on)
+        part = metrics[
+            (metrics["experiment"] == row_arm.experiment)
+            & (metrics["trained_on"] == row_arm.trained_on)
             & (metrics["site"] == scope)
         ]
-        if found.empty:
+        if part.empty:
             continue
-        row = found.iloc[0]
-        face = "white" if one.trained_on in {OWN_SITE, ENSEMBLE} else one.colour
-        interval_in_row(axes, place, row, one.colour, markerfacecolor=face)
+        row = part.iloc[0]
+        face = "white" if row_arm.trained_on in {OWN_SITE, ENSEMBLE} else row_arm.colour
+        interval_in_row(axes, height, row, row_arm.colour, markerfacecolor=face)
     group = scope in {TRAINING_SITES, EXTERNAL_SITES}
     patients = metrics.loc[metrics["site"] == scope, "patients"].max()
     axes.set_xlabel(f"n = {int(patients)}", fontsize=6.3, color=SOFT)

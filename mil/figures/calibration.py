@@ -36,11 +36,11 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         axes.plot(curve["score"], curve["share"], color=colour, linewidth=1.2)
         for label, height, up in ((1, 1.0, -0.04), (0, 0.0, 0.04)):
             axes.vlines(scope.scores[scope.labels == label], height, height + up, color=SOFT, linewidth=0.4)
-        lines, found = [], []
+        lines, rows = [], []
         for name, metric in (("Slope", "calibration_slope"), ("Intercept", "calibration_intercept"), ("ECE", "ece")):
             shown.append(results.measured_row(results.main, scope, metric))
             value, low, high = results.measured(results.main, scope, metric)
-            found.append({"site": site, "kind": "statistic", "name": name, "value": value, "low": low, "high": high})
+            rows.append({"site": site, "kind": "statistic", "name": name, "value": value, "low": low, "high": high})
             lines.append(
                 f"{name} {with_interval(value, low, high) if np.isfinite([value, low, high]).all() else 'not defined'}"
             )
@@ -50,7 +50,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         title_of_site(axes, site, f"n = {len(scope.table)}")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Mean score", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         patients = scope.table[["site", "patient_id", "score", "label"]].assign(kind="patient")
-        values += [table.assign(kind="bin"), curve.assign(kind="recalibration"), patients, pd.DataFrame(found)]
+        values += [table.assign(kind="bin"), curve.assign(kind="recalibration"), patients, pd.DataFrame(rows)]
     main = results.experiments[results.main]
     return Drawn(
         figure=picture,

@@ -20,17 +20,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     picture = new_figure(MIDDLE_MM + 15, 20 + 10 * len(table))
     axes = picture.subplots()
     light_grid(axes, "x")
-    for place, row in enumerate(table.itertuples()):
+    for number, row in enumerate(table.itertuples()):
         for label, offset in ((1, -0.17), (0, 0.17)):
             values = shares.loc[shares["label"] == label, f"cluster{row.cluster}"].to_numpy()
-            jitter = rng(0, "jitter", place, label).uniform(-0.1, 0.1, len(values))
-            height, colour = place + offset, CLASS_COLOURS[label]
+            jitter = rng(0, "jitter", number, label).uniform(-0.1, 0.1, len(values))
+            height, colour = number + offset, CLASS_COLOURS[label]
             dots(axes, values, height + jitter, colour)
             if len(values):
                 axes.vlines(np.median(values), height - 0.14, height + 0.14, color=colour, linewidth=2)
         said = p_words(float(row.p_adjusted))  # type: ignore[arg-type]
         axes.text(
-            1.0, place, said, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.3, color=SOFT
+            1.0, number, said, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.3, color=SOFT
         )
     for label, name in ((1, "positive"), (0, "negative")):
         axes.plot([], [], "o", color=CLASS_COLOURS[label], markersize=3.5, label=name)

@@ -33,17 +33,17 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             "no ledger of the main model's family states bytes: nothing was exchanged, or it was written before they were"
         )
     table = pd.DataFrame(rows).assign(features_mb=features_mb(results))
-    arms = sorted((arm(results, name, "") for name in table["experiment"]), key=lambda one: one.order)
+    arms = sorted((arm(results, name, "") for name in table["experiment"]), key=lambda row_arm: row_arm.order)
     picture = new_figure(MIDDLE_MM, HEAD_MM + ROW_MM * len(arms))
     axes = picture.subplots()
     light_grid(axes, "x")
     by_name = table.set_index("experiment")
-    for place, one in enumerate(arms):
+    for height, row_arm in enumerate(arms):
         for kind, (marker, words) in KINDS.items():
-            value, face = by_name.loc[one.experiment, kind], "white" if kind == "round_mb" else one.colour
-            label = words if not place else None
-            axes.plot(value, place, marker, color=one.colour, markerfacecolor=face, markersize=4.5, label=label)
-            axes.text(value, place - 0.2, _three_digits(value), ha="center", va="bottom", fontsize=6)
+            value, face = by_name.loc[row_arm.experiment, kind], "white" if kind == "round_mb" else row_arm.colour
+            label = words if not height else None
+            axes.plot(value, height, marker, color=row_arm.colour, markerfacecolor=face, markersize=4.5, label=label)
+            axes.text(value, height - 0.2, _three_digits(value), ha="center", va="bottom", fontsize=6)
     features = float(table["features_mb"].iloc[0])
     if features == features:
         axes.axvline(features, color=SOFT, linewidth=1, linestyle=(0, (4, 2)))
@@ -53,7 +53,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set(xlabel="MB, both ways, all training sites", ylim=(len(arms) - 0.4, -0.9))
-    axes.set_yticks(range(len(arms)), [one.name for one in arms])
+    axes.set_yticks(range(len(arms)), [row_arm.name for row_arm in arms])
     axes.tick_params(axis="y", length=0)
     handles, labels = axes.get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=6.3)

@@ -47,8 +47,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 
 def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> pd.DataFrame:
-    classes, found = results.kind.spec.classes, results.curve("confusion", results.main, scope)
-    counts, rows = (found[name].to_numpy().reshape(len(classes), -1) for name in ("patients", "y"))
+    classes, confusion = results.kind.spec.classes, results.curve("confusion", results.main, scope)
+    counts, rows = (confusion[name].to_numpy().reshape(len(classes), -1) for name in ("patients", "y"))
     counts = counts.astype(int)
     axes.imshow(rows, cmap=CMAP, vmin=0, vmax=1, aspect="auto")
     for (i, j), count in np.ndenumerate(counts):
@@ -62,6 +62,6 @@ def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> pd.DataFram
     axes.set_yticks(range(len(classes)))
     axes.set_xlabel("Likeliest class")
     unframed(axes)
-    true, likeliest = (np.array(classes)[place] for place in np.indices(counts.shape).reshape(2, -1))
+    true, likeliest = (np.array(classes)[indices] for indices in np.indices(counts.shape).reshape(2, -1))
     table = {"site": site, "true": true, "likeliest": likeliest, "patients": counts.ravel(), "share": rows.ravel()}
     return pd.DataFrame(table).assign(balanced_accuracy=value)

@@ -52,8 +52,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     for axes, site in zip(panels, sites, strict=True):
         light_grid(axes, "x")
         chance_line(axes, vertical=True, at=measure.chance)
-        for place, (name, (table, colour)) in enumerate(tables.items()):
-            _box(axes, place, table.loc[table["site"] == site, measure.name].to_numpy(), colour, f"{site} {name}")
+        for height, (name, (table, colour)) in enumerate(tables.items()):
+            _box(axes, height, table.loc[table["site"] == site, measure.name].to_numpy(), colour, f"{site} {name}")
         title_of_site(axes, site, f"n = {_patients(results, site)}", (DOUBLE_MM - 40) / across - 3)
         low = 2 * (measure.chance or 0.0) - 1
         axes.set(xlim=(low - 0.02, 1.03), xlabel=f"{measure.title} of a held-out fold")
@@ -78,15 +78,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 
 def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
-    found = {}
+    tables = {}
     for name, experiment in results.experiments.items():
         if experiment.strategy.by_site and experiment.endpoint == results.endpoint:
             try:
                 table = results.folds(name)
             except Absent:
                 continue
-            found[capital(input_name(experiment))] = (_own(table), strategy_colour("local"))
-    return found
+            tables[capital(input_name(experiment))] = (_own(table), strategy_colour("local"))
+    return tables
 
 
 def _baselines(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
@@ -94,14 +94,14 @@ def _baselines(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
         table = results.about_features(results.endpoint, "folds")
     except Absent:
         return {}
-    found = {}
+    tables = {}
     for kind in LOCAL_BASELINES:
         part = table[table["experiment"] == f"{kind}_local"]
         if len(part):
             look = baseline_arm(results, f"{kind}_local")
             part = part.drop(columns="experiment").rename(columns={"value": results.kind.primary.name})
-            found[look.name] = (_own(part), look.colour)
-    return found
+            tables[look.name] = (_own(part), look.colour)
+    return tables
 
 
 def _own(table: pd.DataFrame) -> pd.DataFrame:

@@ -83,9 +83,11 @@ def _models(results: Results, metrics: pd.DataFrame, columns: list[str]) -> list
     ]
     rows = []
     for name in results.experiments:
-        for one in sorted((one for one in arms if one.experiment == name), key=lambda one: one.order):
-            part = metrics[(metrics["experiment"] == name) & (metrics["trained_on"] == one.trained_on)]
-            rows.append([capital(input_name(results.experiments[name])), one.name, *_cells(part, columns)])
+        for row_arm in sorted(
+            (row_arm for row_arm in arms if row_arm.experiment == name), key=lambda row_arm: row_arm.order
+        ):
+            part = metrics[(metrics["experiment"] == name) & (metrics["trained_on"] == row_arm.trained_on)]
+            rows.append([capital(input_name(results.experiments[name])), row_arm.name, *_cells(part, columns)])
     return rows
 
 
@@ -107,8 +109,8 @@ def _unrepeated(table: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(part: pd.DataFrame, columns: list[str]) -> list[str]:
     by_site = part.set_index("site")
-    found = []
+    cells = []
     for site in columns:
         value, low, high = by_site.loc[site, ["value", "low", "high"]] if site in by_site.index else (np.nan,) * 3
-        found.append(with_interval(value, low, high))
-    return found
+        cells.append(with_interval(value, low, high))
+    return cells

@@ -94,9 +94,9 @@ def _classifier(axes: Axes, results: Results, sites: Sequence[str]) -> pd.DataFr
     light_grid(axes)
     chance_line(axes)
     for row in table.itertuples():
-        place, colour = list(sites).index(str(row.site)), site_colour(str(row.site), results.sites)
-        axes.vlines(place, row.low, row.high, color=colour, linewidth=1.4)
-        axes.plot(place, row.value, site_marker(str(row.site), results.sites), color=colour, markersize=4.5)
+        column, colour = list(sites).index(str(row.site)), site_colour(str(row.site), results.sites)
+        axes.vlines(column, row.low, row.high, color=colour, linewidth=1.4)
+        axes.plot(column, row.value, site_marker(str(row.site), results.sites), color=colour, markersize=4.5)
     _sites_below(axes, sites)
     axes.set(ylim=(min(0.3, float(table["low"].min()) - 0.02), 1.03), ylabel="AUROC, site against the rest")
     axes.set_title("Site from features")
@@ -111,12 +111,12 @@ def _stains(axes: Axes, results: Results, sites: Sequence[str]) -> pd.DataFrame:
     except Absent:
         _without(axes, "slides were not\non this machine")
         return pd.DataFrame()
-    for place, site in enumerate(sites):
+    for column, site in enumerate(sites):
         for row, stain in enumerate(STAINS):
             mine = table[(table["site"] == site) & (table["stain"] == stain)][["red", "green", "blue"]]
             if len(mine):
                 colour = tuple(np.clip(np.exp(-mine.mean().to_numpy()), 0, 1))
-                axes.add_patch(Rectangle((place - 0.42, row - 0.4), 0.84, 0.8, facecolor=colour, edgecolor="none"))
+                axes.add_patch(Rectangle((column - 0.42, row - 0.4), 0.84, 0.8, facecolor=colour, edgecolor="none"))
     _sites_below(axes, sites)
     axes.set_ylim(1.5, -0.5)
     axes.set_yticks([0, 1], ["H", "E"])
@@ -137,7 +137,7 @@ def _by_patient(
         results.census()[["slide_id", "mpp", "num_tiles"]], on="slide_id"
     )
     by_patient = table.groupby(["site", "patient_id"])
-    found = []
+    tables = []
     for axes, name, values in (
         (panels[0], "Microns a pixel", by_patient["mpp"].mean()),
         (panels[1], "Tiles a patient", by_patient["num_tiles"].sum()),
@@ -147,14 +147,14 @@ def _by_patient(
             _without(axes, "not stated in\nthe features")
             continue
         light_grid(axes)
-        for place, site in enumerate(sites):
+        for column, site in enumerate(sites):
             mine = values.get(site, pd.Series(dtype=float)).dropna().to_numpy(dtype=float)
             jitter = rng(0, "jitter", site, name).uniform(-0.2, 0.2, len(mine))
-            dots(axes, place + jitter, mine, site_colour(site, results.sites))
+            dots(axes, column + jitter, mine, site_colour(site, results.sites))
         _sites_below(axes, sites)
         axes.set_ylim(0, float(values.max()) * 1.08)
-        found.append(values.rename("value").reset_index().assign(panel=name))
-    return found
+        tables.append(values.rename("value").reset_index().assign(panel=name))
+    return tables
 
 
 def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
@@ -163,11 +163,11 @@ def _labels(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[st
         return (_numbers if results.kind.scaled else _classes)(axes, results, bags, sites)
     rows, table = [], results.cohort()
     shares = table[(table["variable"] == results.endpoint) & (table["level"] == "yes")].set_index("site")
-    for place, site in enumerate(sites):
+    for column, site in enumerate(sites):
         share, low, high = shares.loc[site, ["value", "low", "high"]]
         colour = site_colour(site, results.sites)
-        axes.bar(place, share, width=0.6, color=colour, alpha=0.35)
-        axes.vlines(place, low, high, color=colour, linewidth=1.3)
+        axes.bar(column, share, width=0.6, color=colour, alpha=0.35)
+        axes.vlines(column, low, high, color=colour, linewidth=1.3)
         rows.append({"panel": "label", "site": site, "value": share, "low": low, "high": high})
     _sites_below(axes, sites)
     axes.set_ylim(0, 1)
@@ -181,8 +181,8 @@ def _classes(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[s
         index=list(sites), columns=list(results.kind.spec.classes), fill_value=0.0
     )
     below = np.zeros(len(sites))
-    for place, name in enumerate(shares.columns):
-        colour = SEVERAL_CLASSES[place % len(SEVERAL_CLASSES)]
+    for number, name in enumerate(shares.columns):
+        colour = SEVERAL_CLASSES[number % len(SEVERAL_CLASSES)]
         axes.bar(range(len(sites)), shares[name], width=0.6, bottom=below, color=colour, alpha=0.6, label=name)
         below += shares[name].to_numpy()
     _sites_below(axes, sites)
@@ -190,18 +190,18 @@ def _classes(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[s
     axes.set_yticks([0, 0.5, 1])
     axes.legend(loc="upper center", ncols=min(len(shares.columns), 3), fontsize=6, columnspacing=1, borderpad=0.1)
     axes.set_title(f"Classes of {results.endpoint}")
-    found = shares.rename_axis("site").reset_index().melt("site", var_name="class", value_name="value")
-    return found.assign(panel="label")
+    table = shares.rename_axis("site").reset_index().melt("site", var_name="class", value_name="value")
+    return table.assign(panel="label")
 
 
 def _numbers(axes: Axes, results: Results, bags: pd.DataFrame, sites: Sequence[str]) -> pd.DataFrame:
     """Every patient's number, with the site's median."""
-    for place, site in enumerate(sites):
+    for column, site in enumerate(sites):
         mine = bags.loc[bags["site"] == site, "label"].to_numpy(dtype=float)
         jitter = rng(0, "jitter", site, "label").uniform(-0.2, 0.2, len(mine))
         colour = site_colour(site, results.sites)
-        dots(axes, place + jitter, mine, colour)
-        axes.hlines(np.median(mine), place - 0.3, place + 0.3, color=colour, linewidth=1.6)
+        dots(axes, column + jitter, mine, colour)
+        axes.hlines(np.median(mine), column - 0.3, column + 0.3, color=colour, linewidth=1.6)
     _sites_below(axes, sites)
     axes.set_title(column_name(results.endpoint))
     return bags[["site", "patient_id", "label"]].rename(columns={"label": "value"}).assign(panel="label")

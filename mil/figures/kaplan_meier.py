@@ -23,9 +23,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if metrics.time is None or metrics.event is None:
         raise Absent("no follow-up is named (metrics.time and metrics.event in the cohort file)")
     table = by_prediction(results, main_scores(results).set_index("patient_id"))
-    curves, found = results.clinical("survival"), results.clinical("associations").set_index("analysis", drop=False)
-    cox, added, why = model_rows(found, HAZARD, "Cox model")
-    index, tested = found.loc[CONCORDANCE], found.loc[found.index == LOG_RANK]
+    curves, analyses = results.clinical("survival"), results.clinical("associations").set_index("analysis", drop=False)
+    cox, added, why = model_rows(analyses, HAZARD, "Cox model")
+    index, tested = analyses.loc[CONCORDANCE], analyses.loc[analyses.index == LOG_RANK]
     picture = new_figure(DOUBLE_MM if len(added) else 95, 78)
     panels = picture.subplots(1, 1 + len(added), squeeze=False, width_ratios=(1.25, 1)[: 1 + len(added)])[0]
     draw_curves(
@@ -38,9 +38,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         letters(panels)
         colour = strategy_colour(results.experiments[results.main].strategy.name)
         draw_ratios(panels[1], cox, colour, "Hazard ratio", TICKS)
-        for place, row in enumerate(cox.itertuples()):
+        for height, row in enumerate(cox.itertuples()):
             text = with_interval(row.value, row.low, row.high)
-            panels[1].text(1.02, place, text, transform=panels[1].get_yaxis_transform(), va="center", fontsize=6.3)
+            panels[1].text(1.02, height, text, transform=panels[1].get_yaxis_transform(), va="center", fontsize=6.3)
         panels[1].set_title(f"Cox model, {int(cox['patients'].iloc[0])} patients")
     main = results.experiments[results.main]
     said = (

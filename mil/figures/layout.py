@@ -116,11 +116,11 @@ def name_sites(axes: Axes, sites: Sequence[str], below: Sequence[str] = (), room
     """
     axes.set_xlim(-0.5, len(sites) - 0.5)
     step = (room_mm or width_mm(axes)) / max(len(sites), 1) - 1
-    lines = [[name, *below[place : place + 1]] for place, name in enumerate(sites)]
-    if all(text_mm(line, 6.5) <= step for one in lines for line in one):
-        axes.set_xticks(range(len(sites)), ["\n".join(one) for one in lines])
+    lines = [[name, *below[number : number + 1]] for number, name in enumerate(sites)]
+    if all(text_mm(line, 6.5) <= step for label in lines for line in label):
+        axes.set_xticks(range(len(sites)), ["\n".join(label) for label in lines])
         return
-    cut = [", ".join([fitted(one[0], UPRIGHT_MM, 6, least=6)[0], *one[1:]]) for one in lines]
+    cut = [", ".join([fitted(label[0], UPRIGHT_MM, 6, least=6)[0], *label[1:]]) for label in lines]
     axes.set_xticks(range(len(sites)), cut, rotation=90, fontsize=6)
 
 

@@ -35,15 +35,15 @@ MOST_BANDS = 4
 @figure("Learning curves by round", needs=("rounds",), endpoints=ANY, chapter="training", number="ED1")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Mean over folds with the middle 80 % of models; dotted: the training loss; ticks: the rounds that were chosen."""
-    found = {}
+    tables = {}
     for name in results.family():
         with suppress(Absent):
-            found[name] = _curves(results, name)
-    if not found:
+            tables[name] = _curves(results, name)
+    if not tables:
         raise Absent("no run of this family has a table of rounds")
-    picture = new_figure(DOUBLE_MM if len(found) > 2 else MIDDLE_MM, 80 + 1.5 * len(results.training_sites))
-    panels = picture.subplots(2, len(found), squeeze=False, sharex="col", sharey="row")
-    for column, (name, table) in enumerate(found.items()):
+    picture = new_figure(DOUBLE_MM if len(tables) > 2 else MIDDLE_MM, 80 + 1.5 * len(results.training_sites))
+    panels = picture.subplots(2, len(tables), squeeze=False, sharex="col", sharey="row")
+    for column, (name, table) in enumerate(tables.items()):
         for row, (metric, label) in enumerate(zip(METRICS, ("Loss", results.kind.watched), strict=True)):
             _panel(panels[row, column], results, table, metric)
             if column == 0:
@@ -56,20 +56,20 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         panels[1, column].set_xlabel("Round")
         panels[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         chance_line(panels[1, column])  # of every kind the share of pairs in order
-    sites = [site for site in results.training_sites if any(site in set(table["site"]) for table in found.values())]
+    sites = [site for site in results.training_sites if any(site in set(table["site"]) for table in tables.values())]
     handles = [Line2D([], [], color=site_colour(site, results.sites), label=site) for site in sites]
-    if any(set(table["site"]) - set(results.sites) for table in found.values()):
+    if any(set(table["site"]) - set(results.sites) for table in tables.values()):
         handles.append(Line2D([], [], color=INK, label="all sites"))
     handles += [
         Line2D([], [], color=SOFT, linestyle=TRAIN_LINE, label="training loss"),
     ]
     letters(panels.ravel())
     legend_of_figure(picture, handles, [str(handle.get_label()) for handle in handles])
-    chosen = [chosen_rounds(results, name).assign(experiment=name, kind="rounds chosen") for name in found]
-    curves = [table.assign(experiment=name, kind="curve") for name, table in found.items()]
+    chosen = [chosen_rounds(results, name).assign(experiment=name, kind="rounds chosen") for name in tables]
+    curves = [table.assign(experiment=name, kind="curve") for name, table in tables.items()]
     data = pd.concat([part for part in [*curves, *chosen] if len(part)], ignore_index=True)
     main = results.experiments[results.main]
-    models = {name: results.rounds(name).loc[lambda t: t["phase"] == "inner", "model"].nunique() for name in found}
+    models = {name: results.rounds(name).loc[lambda t: t["phase"] == "inner", "model"].nunique() for name in tables}
     return Drawn(
         figure=picture,
         data=data,

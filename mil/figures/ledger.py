@@ -67,9 +67,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _model(results: Results, name: str) -> str:
     """`A+B/repeat0/fold1` in words."""
-    found = MODEL.match(name)
-    if found is None:
+    match = MODEL.match(name)
+    if match is None:
         return f"model {name}"
-    sites = found["sites"].split("+")
+    sites = match["sites"].split("+")
     said = "all training sites" if sites == results.training_sites and len(sites) > 1 else " and ".join(sites)
-    return f"the model of {said}, repeat {int(found['repeat']) + 1}, fold {int(found['fold']) + 1}"
+    return f"the model of {said}, repeat {int(match['repeat']) + 1}, fold {int(match['fold']) + 1}"

@@ -96,8 +96,8 @@ def _of(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _value(table: pd.DataFrame, group: str, name: str) -> float:
-    found = table[(table["site"] == group) & (table["model"] == name)]["value"]
-    return float(found.iloc[0]) if len(found) else np.nan
+    values = table[(table["site"] == group) & (table["model"] == name)]["value"]
+    return float(values.iloc[0]) if len(values) else np.nan
 
 
 def _panel(axes: Axes, results: Results, table: pd.DataFrame, null: pd.DataFrame) -> None:
@@ -111,9 +111,9 @@ def _panel(axes: Axes, results: Results, table: pd.DataFrame, null: pd.DataFrame
         low, middle, high = np.quantile(values, [tail, 0.5, 1 - tail])
         axes.plot([low, high], [0, 0], color=BASELINE_COLOUR, linewidth=1.6)
         axes.plot(middle, 0, "o", color=BASELINE_COLOUR, markersize=4)
-    for place, row in enumerate(table.itertuples(), 1):
-        colour = strategy_colour(main.strategy.name) if place == len(table) else BASELINE_COLOUR
-        interval_in_row(axes, place, row, colour)
+    for height, row in enumerate(table.itertuples(), 1):
+        colour = strategy_colour(main.strategy.name) if height == len(table) else BASELINE_COLOUR
+        interval_in_row(axes, height, row, colour)
     lowest = float(np.nanmin([0.1, *table["low"], *null["value"]]))
     axes.set(xlim=(lowest - 0.03, 1.02), ylim=(len(table) + 0.6, -0.6), xlabel="AUROC", xticks=[0.25, 0.5, 0.75, 1])
     row_axis(axes)

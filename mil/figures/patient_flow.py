@@ -59,8 +59,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         top = row_mm * (len(rows) - number) - 1
         most_across = len(rows[0])
         width = (DOUBLE_MM - 2 - COLUMN_GAP_MM * (most_across - 1)) / most_across
-        for place, site in enumerate(members):
-            column = _Column(axes, 1 + place * (width + COLUMN_GAP_MM), width, site_colour(site, results.sites))
+        for column_number, site in enumerate(members):
+            column = _Column(axes, 1 + column_number * (width + COLUMN_GAP_MM), width, site_colour(site, results.sites))
             column.draw(top, site, results.config.slides.roles[site], flow, reasons[site], positives.loc[site], heights)
     used = flow[flow["step"] == "used"]
     return Drawn(

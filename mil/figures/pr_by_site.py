@@ -15,20 +15,20 @@ from mil.results.results import Results
 @figure("Precision and recall by site", needs=("predictions", "bags", "metrics"), chapter="use", number="F3c")
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the dashed line is the share of positives."""
-    found = arms_by_site(results)
-    most = max(len(arms) for arms in found.values())
-    picture, panels = site_panels(list(found), "Precision", below_mm=1 + 3.4 * most)
+    by_site = arms_by_site(results)
+    most = max(len(arms) for arms in by_site.values())
+    picture, panels = site_panels(list(by_site), "Precision", below_mm=1 + 3.4 * most)
     values, shown = [], []
-    for axes, (site, arms) in zip(panels, found.items(), strict=True):
+    for axes, (site, arms) in zip(panels, by_site.items(), strict=True):
         share = float(arms[0][1].labels.mean())
-        for one, scope in arms:
-            curve = results.curve("precision_recall", one.experiment, scope)
-            shown.append(results.measured_row(one.experiment, scope, "auprc"))
+        for arm, scope in arms:
+            curve = results.curve("precision_recall", arm.experiment, scope)
+            shown.append(results.measured_row(arm.experiment, scope, "auprc"))
             area, low, high = shown[-1][["value", "low", "high"]]
-            label = f"{one.name}  {with_interval(area, low, high)}"
+            label = f"{arm.name}  {with_interval(area, low, high)}"
             recall, precision = np.append(0.0, curve["x"]), np.append(curve["y"].iloc[0], curve["y"])
-            axes.plot(recall, precision, drawstyle="steps-pre", color=one.colour, linestyle=one.line, label=label)
-            stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
+            axes.plot(recall, precision, drawstyle="steps-pre", color=arm.colour, linestyle=arm.line, label=label)
+            stated = {"site": site, "experiment": arm.experiment, "trained_on": arm.trained_on}
             summary = {"average_precision": area, "low": low, "high": high, "prevalence": share}
             values.append(pd.DataFrame({"recall": recall, "precision": precision}).assign(**stated, **summary))
         axes.axhline(share, color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)))
@@ -39,7 +39,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     return Drawn(
         figure=picture,
         data=pd.concat(values, ignore_index=True),
-        n=f"{sum(len(arms[0][1].table) for arms in found.values())} patients at {len(found)} sites",
+        n=f"{sum(len(arms[0][1].table) for arms in by_site.values())} patients at {len(by_site)} sites",
         caption=(
             f"Precision and recall of {input_name(main)} for {main.endpoint}. In the legends the average precision "
             f"{with_intervals(pd.DataFrame(shown), results.config.metrics.confidence)}, the area under the steps; dashed: the share of positives, which a model that knows nothing reaches."

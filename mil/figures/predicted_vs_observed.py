@@ -48,25 +48,25 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 
 def _panel(axes: Axes, results: Results, site: str, scope: Scope, reach: tuple[float, float]) -> pd.DataFrame:
     measures = (results.kind.primary, *results.kind.further)
-    found = {one.name: results.measured(results.main, scope, one.name) for one in measures}
+    values = {measure.name: results.measured(results.main, scope, measure.name) for measure in measures}
     observed, predicted = scope.labels.astype(float), scope.scores.astype(float)
     colour = site_colour(site, results.sites)
     light_grid(axes, "both")
     axes.plot(reach, reach, color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
     dots(axes, predicted, observed, colour, 0.75)
-    slope = found["calibration_slope"][0]
+    slope = values["calibration_slope"][0]
     if np.isfinite(slope):
         ends = np.array([predicted.min(), predicted.max()])
         axes.plot(ends, observed.mean() + slope * (ends - predicted.mean()), color=colour, linewidth=1.2)
     for name in ("spearman", "mae", "r2", "calibration_slope"):
-        title = {one.name: one.title for one in measures}[name]
-        axes.plot([], [], " ", label=f"{title}  {_said(*found[name])}")
+        title = {measure.name: measure.title for measure in measures}[name]
+        axes.plot([], [], " ", label=f"{title}  {_said(*values[name])}")
     role = results.config.slides.roles[site]
     title_of_site(axes, site, f"{'held out' if role == 'train' else 'external'}, n = {len(observed)}")
     axes.set(xlim=reach, ylim=reach)
     legend_under(axes)
     table = scope.table.rename(columns={"label": "observed", "score": "predicted"})
-    return table.assign(**{name: row[0] for name, row in found.items()})
+    return table.assign(**{name: row[0] for name, row in values.items()})
 
 
 def _said(value: float, low: float, high: float) -> str:

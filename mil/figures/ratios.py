@@ -21,8 +21,8 @@ def model_rows(found: pd.DataFrame, analysis: str, called: str) -> tuple[pd.Data
 def draw_ratios(axes: Axes, table: pd.DataFrame, colour: str, name: str, ticks: tuple[float, ...]) -> None:
     """A row per variable of `table` (variable, value, low, high) on a logarithmic axis called `name`, with those of `ticks` that it reaches."""
     axes.axvline(1, color=SOFT, linewidth=0.7, linestyle=(0, (3, 2)))
-    for place, row in enumerate(table.itertuples()):
-        interval_in_row(axes, place, row, colour if row.variable == "score" else SOFT)
+    for height, row in enumerate(table.itertuples()):
+        interval_in_row(axes, height, row, colour if row.variable == "score" else SOFT)
     names = ["Slide score" if name == "score" else column_name(name) for name in table["variable"]]
     axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")

@@ -24,23 +24,23 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     picture = new_figure(MIDDLE_MM + 30, 18 + 8.5 * len(table))
     axes, right = picture.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
     light_grid(axes, "x")
-    for place, row in enumerate(table.itertuples()):
+    for height, row in enumerate(table.itertuples()):
         for kind, offset, count, total in (
             ("top", -0.17, row.first, row.first_total),
             ("bottom", 0.17, row.second, row.second_total),
         ):
-            axes.barh(place + offset, count / total, height=0.3, color=COLOURS[kind], alpha=0.85)
-            axes.text(count / total + 0.012, place + offset, f"{count}/{total}", va="center", fontsize=5.8, color=SOFT)
+            axes.barh(height + offset, count / total, height=0.3, color=COLOURS[kind], alpha=0.85)
+            axes.text(count / total + 0.012, height + offset, f"{count}/{total}", va="center", fontsize=5.8, color=SOFT)
         right.text(
             0.05,
-            place,
+            height,
             p_words(row.p_adjusted),
             va="center",
             fontsize=6.5,
             transform=right.get_yaxis_transform(),
         )
         agreed = "–" if not np.isfinite(row.kappa) else f"{row.kappa:z.2f}".replace("-", "−")
-        right.text(0.75, place, agreed, va="center", ha="center", fontsize=6.5, transform=right.get_yaxis_transform())
+        right.text(0.75, height, agreed, va="center", ha="center", fontsize=6.5, transform=right.get_yaxis_transform())
     axes.set_yticks(range(len(table)), [column_name(pattern) for pattern in table["pattern"]])
     axes.set(ylim=(len(table) - 0.4, -0.9), xlim=(0, 1.12), xlabel="Share of tiles", xticks=[0, 0.25, 0.5, 0.75, 1])
     axes.tick_params(axis="y", length=0)

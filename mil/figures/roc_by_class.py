@@ -49,15 +49,15 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 def _panel(axes: Axes, results: Results, site: str, scope: Scope) -> list[pd.DataFrame]:
     chance_line(axes, diagonal=True)
     values, curves = [], results.curve("roc", results.main, scope)
-    for place, name in enumerate(results.kind.spec.classes):
+    for number, name in enumerate(results.kind.spec.classes):
         curve = curves.loc[curves["group"] == name, ["x", "y"]]
-        again, colour = divmod(place, len(SEVERAL_CLASSES))
+        again, colour = divmod(number, len(SEVERAL_CLASSES))
         drawn = {"color": SEVERAL_CLASSES[colour], "linestyle": LINES[again % len(LINES)]}
         if curve.empty:
             axes.plot([], [], **drawn, label=f"{name}  not defined")
             continue
         value, low, high = results.measured(results.main, scope, OF_CLASS + name)
-        label = f"{name} ({(scope.labels == place).sum()})  {with_interval(value, low, high)}"
+        label = f"{name} ({(scope.labels == number).sum()})  {with_interval(value, low, high)}"
         axes.plot(curve["x"], curve["y"], **drawn, label=label)
         curve = curve.rename(columns={"x": "false_positive_rate", "y": "true_positive_rate"})
         values.append(curve.assign(site=site, of_class=name, auroc=value, auroc_low=low, auroc_high=high))

@@ -17,15 +17,15 @@ from mil.statistics.arms import Scope
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Every arm of the main experiment's family at every site; the band belongs to the most collaborative one."""
     drawn = arms_by_site(results)
-    most = max(len(found) for found in drawn.values())
+    most = max(len(arms) for arms in drawn.values())
     picture, panels = site_panels(list(drawn), "Sensitivity", below_mm=1 + 3.4 * most)
     values = []
-    for axes, (site, found) in zip(panels, drawn.items(), strict=True):
-        values += _panel(axes, results, site, found)
-    patients = sum(len(next(iter(found))[1].table) for found in drawn.values())
+    for axes, (site, arms) in zip(panels, drawn.items(), strict=True):
+        values += _panel(axes, results, site, arms)
+    patients = sum(len(next(iter(arms))[1].table) for arms in drawn.values())
     main = results.experiments[results.main]
-    each = [(one.experiment, scope) for found in drawn.values() for one, scope in found]
-    shown = [results.measured_row(*one, results.kind.primary.name) for one in each]
+    each = [(arm.experiment, scope) for arms in drawn.values() for arm, scope in arms]
+    shown = [results.measured_row(*pair, results.kind.primary.name) for pair in each]
     return Drawn(
         figure=picture,
         data=pd.concat(values, ignore_index=True),
@@ -42,12 +42,12 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope]]) -> list[pd.DataFrame]:
     chance_line(axes, diagonal=True)
     values = []
-    for one, scope in found:
-        drawn = results.curve("roc", one.experiment, scope)
-        value, low, high = results.measured(one.experiment, scope, results.kind.primary.name)
-        label = f"{one.name}  {with_interval(value, low, high)}"
-        axes.plot(drawn["x"], drawn["y"], color=one.colour, linestyle=one.line, label=label, drawstyle="default")
-        stated = {"site": site, "experiment": one.experiment, "trained_on": one.trained_on}
+    for arm, scope in found:
+        drawn = results.curve("roc", arm.experiment, scope)
+        value, low, high = results.measured(arm.experiment, scope, results.kind.primary.name)
+        label = f"{arm.name}  {with_interval(value, low, high)}"
+        axes.plot(drawn["x"], drawn["y"], color=arm.colour, linestyle=arm.line, label=label, drawstyle="default")
+        stated = {"site": site, "experiment": arm.experiment, "trained_on": arm.trained_on}
         curve = pd.DataFrame({"false_positive_rate": drawn["x"], "true_positive_rate": drawn["y"]})
         values.append(curve.assign(kind="curve", **stated, auroc=value, auroc_low=low, auroc_high=high))
     last, scope = found[-1]

@@ -21,16 +21,16 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     axes = picture.subplots()
     light_grid(axes)
     values = []
-    for place, (site, scope) in enumerate(scopes.items()):
+    for column, (site, scope) in enumerate(scopes.items()):
         for label, offset in ((0, -0.19), (1, 0.19)):
             scores = scope.scores[scope.labels == label]
             if not len(scores):
                 continue
             jitter = rng(0, "jitter", site, label).uniform(-0.11, 0.11, len(scores))
-            dots(axes, place + offset + jitter, scores, CLASS_COLOURS[label])
+            dots(axes, column + offset + jitter, scores, CLASS_COLOURS[label])
             low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
-            axes.vlines(place + offset, low, high, color=INK, linewidth=1)
-            axes.hlines(middle, place + offset - 0.13, place + offset + 0.13, color=INK, linewidth=1.6)
+            axes.vlines(column + offset, low, high, color=INK, linewidth=1)
+            axes.hlines(middle, column + offset - 0.13, column + offset + 0.13, color=INK, linewidth=1.6)
         values.append(scope.table)
     name_sites(axes, list(scopes), [f"n = {len(scope.table)}" for scope in scopes.values()], room_mm=width - 14)
     axes.set(ylim=(-0.02, 1.02), ylabel="Score")

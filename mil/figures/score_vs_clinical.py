@@ -38,10 +38,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if not columns:
         raise Absent("no clinical column is named (metrics.clinical and metrics.annotation in the cohort file)")
     inputs, scores = clinical_inputs(results.patients(), columns), main_scores(results).set_index("patient_id")
-    inputs, found = inputs.reindex(scores.index), results.clinical("associations").set_index("analysis", drop=False)
-    table = found.loc[found.index == SPEARMAN].head(MAX_PANELS)
+    inputs, analyses = inputs.reindex(scores.index), results.clinical("associations").set_index("analysis", drop=False)
+    table = analyses.loc[analyses.index == SPEARMAN].head(MAX_PANELS)
     shown = list(table["variable"])
-    odds, added, why = model_rows(found, ODDS, "multivariable model")
+    odds, added, why = model_rows(analyses, ODDS, "multivariable model")
     count = len(shown) + len(added)
     across = min(4, count)
     down = -(-count // across)

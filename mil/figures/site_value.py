@@ -78,14 +78,14 @@ def _each_set(axes: Axes, results: Results, table: pd.DataFrame, names: list[str
 
 def _by_number(axes: Axes, table: pd.DataFrame) -> None:
     """Every set of sites at its number of sites; the quick model's mean as a line."""
-    for place, kind in enumerate(dict.fromkeys(table["model"])):
+    for order, kind in enumerate(dict.fromkeys(table["model"])):
         mine = table[table["model"] == kind]
         colour = mine["colour"].iloc[0]
         jitter = rng(0, "jitter", kind).uniform(-0.12, 0.12, len(mine))
-        look = {"marker": "o" if place else "s", "markersize": 3.4, "label": kind, "zorder": 2 + place}
+        look = {"marker": "o" if order else "s", "markersize": 3.4, "label": kind, "zorder": 2 + order}
         dots(axes, mine["sites"] + jitter, mine["value"], colour, **look)
         mean = mine.groupby("sites")["value"].mean()
-        if place == 0:
+        if order == 0:
             axes.plot(mean.index, mean, color=colour, linewidth=1.2)
     axes.set(xlabel="Number of training sites", xticks=sorted(table["sites"].unique()))
 
@@ -95,14 +95,14 @@ def _main(results: Results) -> pd.DataFrame:
     metrics = metrics[(metrics["site"] == EXTERNAL_SITES) & ~metrics["trained_on"].isin([OWN_SITE, ENSEMBLE])]
     rows = []
     for row in metrics.itertuples():
-        one = arm(results, str(row.experiment), str(row.trained_on))
-        name = one.name.split(",")[0]
+        row_arm = arm(results, str(row.experiment), str(row.trained_on))
+        name = row_arm.name.split(",")[0]
         rows.append(
             (
                 row.trained_on,
                 str(row.trained_on).count("+") + 1,
                 name,
-                one.colour,
+                row_arm.colour,
                 row.value,
                 row.low,
                 row.high,

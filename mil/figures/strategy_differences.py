@@ -37,7 +37,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     if shown.empty:
         raise Absent("no strategy stands beside a pooled or a local model of the same input")
     pairs = shown[["experiment", "trained_on"]].drop_duplicates().itertuples(index=False)
-    arms = sorted((arm(results, name, on) for name, on in pairs), key=lambda one: one.order)
+    arms = sorted((arm(results, name, on) for name, on in pairs), key=lambda row_arm: row_arm.order)
     columns = [
         (against, site)
         for against in TITLES
@@ -51,7 +51,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     _draw_rounds(panels[-1], rounds, arms)
     for axes, (against, site) in zip(panels, columns, strict=False):
         _panel(axes, shown[(shown["against"] == against) & (shown["site"] == site)], arms, against, site, title)
-    panels[0].set_yticks(range(len(arms)), [_label(results, one) for one in arms])
+    panels[0].set_yticks(range(len(arms)), [_label(results, row_arm) for row_arm in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.7)
     if len(panels) > 1:
         letters(panels)
@@ -99,15 +99,15 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
         axes.axvspan(-EQUAL, EQUAL, color=HAIR, linewidth=0, zorder=0)
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
     by_arm = table.set_index(["experiment", "trained_on"])
-    for place, one in enumerate(arms):
-        if (one.experiment, one.trained_on) not in by_arm.index:
+    for height, row_arm in enumerate(arms):
+        if (row_arm.experiment, row_arm.trained_on) not in by_arm.index:
             continue
-        row = by_arm.loc[(one.experiment, one.trained_on)]
-        axes.plot([row["low_adjusted"], row["high_adjusted"]], [place, place], color=one.colour, linewidth=1.4)
-        face = one.colour if row["p_adjusted"] < 0.05 else "white"
-        axes.plot(row["difference"], place, "o", color=one.colour, markersize=4.2, markerfacecolor=face)
+        row = by_arm.loc[(row_arm.experiment, row_arm.trained_on)]
+        axes.plot([row["low_adjusted"], row["high_adjusted"]], [height, height], color=row_arm.colour, linewidth=1.4)
+        face = row_arm.colour if row["p_adjusted"] < 0.05 else "white"
+        axes.plot(row["difference"], height, "o", color=row_arm.colour, markersize=4.2, markerfacecolor=face)
         axes.text(
-            row["difference"], place - 0.2, signed(row["difference"]), ha="center", va="bottom", fontsize=6,
+            row["difference"], height - 0.2, signed(row["difference"]), ha="center", va="bottom", fontsize=6,
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
     reach = max(0.1, float(table[["low_adjusted", "high_adjusted", "difference"]].abs().max().max())) * 1.15
@@ -120,11 +120,18 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
 
 def _draw_rounds(axes: Axes, rounds: pd.DataFrame, arms: list[Arm]) -> None:
     light_grid(axes, "x")
-    for place, one in enumerate(arms):
-        mine = rounds[(rounds["experiment"] == one.experiment) & (rounds["trained_on"] == one.trained_on)]["rounds"]
+    for height, row_arm in enumerate(arms):
+        mine = rounds[(rounds["experiment"] == row_arm.experiment) & (rounds["trained_on"] == row_arm.trained_on)][
+            "rounds"
+        ]
         counts = mine.value_counts()
         axes.scatter(
-            counts.index, [place] * len(counts), s=8 * counts.to_numpy(), color=one.colour, alpha=0.75, linewidths=0
+            counts.index,
+            [height] * len(counts),
+            s=8 * counts.to_numpy(),
+            color=row_arm.colour,
+            alpha=0.75,
+            linewidths=0,
         )
     axes.set(xlabel="Rounds chosen")
     axes.set_xlim(0, float(rounds["rounds"].max() if len(rounds) else 1) * 1.08 + 0.5)

@@ -61,8 +61,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
 def _write(axes: Axes, lines: Sequence[Line]) -> None:
     """Names, patients and AUROCs in three columns; a row a line."""
     axes.axis("off")
-    place = axes.get_yaxis_transform()  # across in shares of the axes, down in lines
-    cell = {"ha": "right", "va": "center", "fontsize": 6.5, "transform": place}
+    transform = axes.get_yaxis_transform()  # across in shares of the axes, down in lines
+    cell = {"ha": "right", "va": "center", "fontsize": 6.5, "transform": transform}
     axes.text(COUNTS, -1, "n (positive)", fontweight=700, **cell)
     axes.text(VALUES, -1, "AUROC", fontweight=700, **cell)
     for number, (kind, text, row) in enumerate(lines):
@@ -70,7 +70,7 @@ def _write(axes: Axes, lines: Sequence[Line]) -> None:
         fitting = fitted(text, 21 if level else 60, 6.8, bold=bold)[0]
         weight = 700 if bold else 400
         axes.text(
-            0.07 if level else 0.02, number, fitting, va="center", fontsize=6.8, fontweight=weight, transform=place
+            0.07 if level else 0.02, number, fitting, va="center", fontsize=6.8, fontweight=weight, transform=transform
         )
         if row is None:
             continue

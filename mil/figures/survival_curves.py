@@ -25,12 +25,12 @@ def draw_curves(
     last = float(table["time"].max())
     ticks = np.asarray(MaxNLocator(5, steps=[1, 2, 2.5, 5, 6, 10]).tick_values(0, last))
     ticks = ticks[(ticks >= 0) & (ticks <= last)]
-    for row, (place, group) in enumerate(groups.items()):
-        part, mine, colour = curves[curves["group"] == group], table[table["group"] == group], CLASS_COLOURS[place]
+    for row, (label, group) in enumerate(groups.items()):
+        part, mine, colour = curves[curves["group"] == group], table[table["group"] == group], CLASS_COLOURS[label]
         axes.step(part["time"], part["survival"], where="post", color=colour, linewidth=1.4, label=labels[group])
         axes.fill_between(part["time"], part["low"], part["high"], step="post", color=colour, alpha=0.13, linewidth=0)
         gone = mine.loc[~mine["event"], "time"]
-        height = [part.loc[part["time"] <= one, "survival"].iloc[-1] for one in gone]
+        height = [part.loc[part["time"] <= moment, "survival"].iloc[-1] for moment in gone]
         axes.plot(gone, height, "|", color=colour, markersize=3.5, markeredgewidth=0.7)
         for tick in ticks:
             axes.text(

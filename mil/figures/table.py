@@ -36,12 +36,12 @@ def table_picture(table: pd.DataFrame, left: int = 1) -> Figure:
 
 def _widths(table: pd.DataFrame) -> list[float]:
     """What each column needs in mm, its gap included; a head that is wider than its cells is cut to `HEAD_MOST_MM`."""
-    found = []
-    for place, column in enumerate(table.columns):
-        cells = max((text_mm(cell, SIZE) for cell in table[column].unique()), default=0.0) + INDENT_MM * (not place)
+    widths = []
+    for number, column in enumerate(table.columns):
+        cells = max((text_mm(cell, SIZE) for cell in table[column].unique()), default=0.0) + INDENT_MM * (not number)
         head = min(text_mm(column, HEAD_SIZE, bold=True), HEAD_MOST_MM)
-        found.append(min(max(cells, head), MOST_MM) + GAP_MM)
-    return found
+        widths.append(min(max(cells, head), MOST_MM) + GAP_MM)
+    return widths
 
 
 def _blocks(table: pd.DataFrame, left: int) -> list[list[str]]:
@@ -70,12 +70,12 @@ def _draw(axes: Axes, table: pd.DataFrame, indented: list[bool], top: float, lef
     bottom = top - HEAD_MM - ROW_MM * len(table) - 0.8
     for y, wide in ((top - 0.8, 0.9), (top - HEAD_MM, 0.6), (bottom, 0.9)):
         axes.plot([1, DOUBLE_MM - 1], [y, y], color=INK, linewidth=wide)
-    for place, row in enumerate(table.itertuples(index=False)):
-        y = top - HEAD_MM - (place + 0.5) * ROW_MM - 0.4
-        if place and not indented[place]:
+    for line, row in enumerate(table.itertuples(index=False)):
+        y = top - HEAD_MM - (line + 0.5) * ROW_MM - 0.4
+        if line and not indented[line]:
             axes.plot([1, DOUBLE_MM - 1], [y + ROW_MM / 2, y + ROW_MM / 2], color=HAIR, linewidth=0.4)
         for number, (cell, x) in enumerate(zip(row, places, strict=True)):
-            sub = indented[place] and not number
+            sub = indented[line] and not number
             at = x + INDENT_MM * sub
             _text(axes, at, y, str(cell), widths[number], number >= left, SIZE, colour=SOFT if sub else INK)
 

@@ -33,9 +33,9 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     pixels = results.files.tile_pixels(site, wanted, TILE_PX)
     picture = new_figure(DOUBLE_MM, 12 + 17.5 * len(clusters))
     grid = picture.add_gridspec(len(clusters), EXEMPLARS + 1, width_ratios=[1] * EXEMPLARS + [2])
-    for place, cluster in enumerate(clusters):
+    for number, cluster in enumerate(clusters):
         for column, tile in enumerate(exemplars[cluster].itertuples()):
-            axes = picture.add_subplot(grid[place, column])
+            axes = picture.add_subplot(grid[number, column])
             bare_image(axes, pixels[str(tile.slide_id), int(tile.x), int(tile.y)], frame=FAINT)
             if column == 0:
                 axes.set_ylabel(
@@ -55,7 +55,7 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
 
 def _attention_of(results: Results, site: str, tiles: pd.DataFrame) -> np.ndarray:
     """Attention relative to the patient's mean of every tile; nan where there is none."""
-    found = np.full(len(tiles), np.nan)
+    relative = np.full(len(tiles), np.nan)
     for slide_id, part in tiles.groupby("slide_id"):
         if not results.files.has_attention(site, results.main, str(slide_id)):
             continue
@@ -63,8 +63,8 @@ def _attention_of(results: Results, site: str, tiles: pd.DataFrame) -> np.ndarra
         by_corner = dict(zip(map(tuple, coords.tolist()), attention.astype(float), strict=True))
         count = results.bag_tiles(site, results.main, str(part["patient_id"].iloc[0]))
         values = [by_corner.get((int(x), int(y)), np.nan) * count for x, y in part[["x", "y"]].to_numpy()]
-        found[tiles.index.get_indexer(part.index)] = values
-    return found
+        relative[tiles.index.get_indexer(part.index)] = values
+    return relative
 
 
 def _nearest(tiles: pd.DataFrame) -> pd.DataFrame:
@@ -76,11 +76,11 @@ def _nearest(tiles: pd.DataFrame) -> pd.DataFrame:
 def _draw_attention(axes: Axes, tiles: pd.DataFrame, clusters: list[int]) -> None:
     light_grid(axes, "x")
     axes.axvline(1, color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)))
-    for place, cluster in enumerate(clusters):
+    for height, cluster in enumerate(clusters):
         values = tiles.loc[tiles["cluster"] == cluster, "attention"].dropna().to_numpy()
         if len(values):
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-            axes.plot([low, high], [place, place], color=SOFT, linewidth=1.6)
-            axes.plot(middle, place, "o", color=SOFT, markersize=4.5)
+            axes.plot([low, high], [height, height], color=SOFT, linewidth=1.6)
+            axes.plot(middle, height, "o", color=SOFT, markersize=4.5)
     axes.set(ylim=(len(clusters) - 0.5, -0.5), yticks=[], xlabel="Attention")
     axes.set_xlim(left=0)

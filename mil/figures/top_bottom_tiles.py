@@ -46,12 +46,12 @@ def draw(results: Results, spec: FiguresSpec, site: str) -> Drawn:
     tiles = all_tiles(results, site)
     picks = {(end, label): pick(tiles[tiles["label"] == label], end, spec.tiles_a_site) for end, label in ROW_TITLES}
     picks = {row: chosen for row, chosen in picks.items() if chosen}
-    wanted = [(one.slide_id, one.x, one.y) for chosen in picks.values() for one in chosen]
+    wanted = [(tile.slide_id, tile.x, tile.y) for chosen in picks.values() for tile in chosen]
     pixels = results.files.tile_pixels(site, wanted, TILE_PX)
     picture, places = _montage(picks, pixels, spec.tiles_a_site)
     experiment = results.experiments[results.main]
     rows = [
-        {"row": ROW_TITLES[row], **vars(one), **places[row, one]} for row, chosen in picks.items() for one in chosen
+        {"row": ROW_TITLES[row], **vars(tile), **places[row, tile]} for row, chosen in picks.items() for tile in chosen
     ]
     side_um = results.config.tiles.size_px * results.config.tiles.mpp
     return Drawn(
@@ -105,17 +105,17 @@ def _montage(
     picture = new_figure(DOUBLE_MM, len(picks) * (side + 6.5))
     panels = picture.subplots(len(picks), columns, squeeze=False)
     for row, (kind, chosen) in zip(panels, picks.items(), strict=True):
-        for axes, one in zip(row, chosen, strict=False):
-            bare_image(axes, pixels[one.slide_id, one.x, one.y], frame=FAINT)
-            axes.set_xlabel(f"{one.patient_id}   {one.relative:.2g}×", fontsize=5.8, color=SOFT, labelpad=1.5)
+        for axes, tile in zip(row, chosen, strict=False):
+            bare_image(axes, pixels[tile.slide_id, tile.x, tile.y], frame=FAINT)
+            axes.set_xlabel(f"{tile.patient_id}   {tile.relative:.2g}×", fontsize=5.8, color=SOFT, labelpad=1.5)
         for axes in row[len(chosen) :]:
             axes.axis("off")
         row[0].set_title(ROW_TITLES[kind], fontsize=7, color=CLASS_COLOURS[kind[1]])
     picture.draw_without_rendering()
     places = {}
     for row, (kind, chosen) in zip(panels, picks.items(), strict=True):
-        for axes, one in zip(row, chosen, strict=False):
+        for axes, tile in zip(row, chosen, strict=False):
             box = axes.get_position()
             shares = {"left": box.x0, "top": 1 - box.y1, "wide": box.width, "high": box.height}
-            places[kind, one] = {name: round(float(share), 4) for name, share in shares.items()}
+            places[kind, tile] = {name: round(float(share), 4) for name, share in shares.items()}
     return picture, places

@@ -28,7 +28,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     metrics = metrics[metrics["site"].isin(results.sites) & (metrics["trained_on"] != OWN_SITE)].dropna(
         subset=["value"]
     )
-    local = [name for name, one in family.items() if one.strategy.by_site]
+    local = [name for name, experiment in family.items() if experiment.strategy.by_site]
     if not local:
         raise Absent("no experiment of this family trains a model a site (strategy local)")
     rows = [(name, on) for name in family for on in metrics.loc[metrics["experiment"] == name, "trained_on"].unique()]
