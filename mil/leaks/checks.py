@@ -45,7 +45,7 @@ class Finding:
 def findings_table(findings: Iterable[Finding]) -> pd.DataFrame:
     """check, subject, state, reason, value, p; leaks first, then what is suspect, then what could not be judged."""
     table = pd.DataFrame(
-        [asdict(one) for one in findings], columns=["check", "subject", "state", "reason", "value", "p"]
+        [asdict(finding) for finding in findings], columns=["check", "subject", "state", "reason", "value", "p"]
     )
     order = table["state"].map({"leak": 0, "suspect": 1, NOT_JUDGED: 2, "ok": 3})
     return table.iloc[order.argsort(kind="stable")].drop_duplicates().reset_index(drop=True)
@@ -69,38 +69,38 @@ def check_bags(bags: pd.DataFrame, census: pd.DataFrame | None = None) -> list[F
 
     With the sites' censuses also: every usable slide of a patient is in the bag, whatever the order of the slide table.
     """
-    found = []
+    findings = []
     for patient in bags[bags["patient_id"].duplicated()]["patient_id"].unique():
         reason = "stands in two rows of the bag table, so it can be in two folds; merge them"
-        found.append(Finding("patients", str(patient), "leak", reason))
+        findings.append(Finding("patients", str(patient), "leak", reason))
     slides = by_slide(bags)["slide_id"]
     for slide in slides[slides.duplicated()].unique():
-        found.append(Finding("slides", str(slide), "leak", "belongs to two patients; correct the slide sheet"))
+        findings.append(Finding("slides", str(slide), "leak", "belongs to two patients; correct the slide sheet"))
     for repeat, fold in outer_folds(bags):
         outer = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce")
         inner = pd.to_numeric(bags[f"repeat{repeat}_fold{fold}_inner"], errors="coerce")
         wrong = bags[((outer == fold) | (bags["role"] == "external")) & inner.notna()]
         reason = f"is judged in repeat {repeat}, fold {fold}, and stands in its inner folds"
-        found += [Finding("folds", str(patient), "leak", reason) for patient in wrong["patient_id"]]
+        findings += [Finding("folds", str(patient), "leak", reason) for patient in wrong["patient_id"]]
     if census is not None:
         usable = census[(census["state"] == "ok") & census["patient_id"].isin(set(bags["patient_id"]))]
         for row in usable[~usable["slide_id"].isin(slides)].itertuples():
             reason = f"is usable and not in the bag of patient {row.patient_id}; run `mil bag` again"
-            found.append(Finding("slides", str(row.slide_id), "suspect", reason))
-    return found or [Finding("bags", f"{len(bags)} patients", "ok")]
+            findings.append(Finding("slides", str(row.slide_id), "suspect", reason))
+    return findings or [Finding("bags", f"{len(bags)} patients", "ok")]
 
 
 def check_duplicate_slides(slides: pd.DataFrame) -> list[Finding]:
     """No two patients share a slide file; `slides` has slide_id, patient_id, fingerprint."""
     known = slides[slides["fingerprint"].fillna("").astype(str) != ""]
-    found = []
+    findings = []
     for _, same in known.groupby("fingerprint"):
         if same["patient_id"].nunique() > 1:
             names = ", ".join(f"{row.slide_id} of {row.patient_id}" for row in same.itertuples())
-            found.append(
+            findings.append(
                 Finding("duplicate slides", names, "leak", "are one file under several patients; keep the right one")
             )
-    return found or [Finding("duplicate slides", f"{len(known)} slide files that could be read", "ok")]
+    return findings or [Finding("duplicate slides", f"{len(known)} slide files that could be read", "ok")]
 
 
 def check_inputs(
@@ -114,10 +114,10 @@ def check_inputs(
     said so. `innocent` inputs (file sizes, names, number of tiles) should know nothing at all: what they know beyond
     chance within the sites (sites may differ in size and in response) is suspect.
     """
-    place = pd.Series("", index=labels.index) if sites is None else sites.reindex(labels.index)
+    strata = pd.Series("", index=labels.index) if sites is None else sites.reindex(labels.index)
     inputs = inputs.reindex(labels.index)
     inputs = inputs.loc[:, inputs.nunique() > 1]
-    judged, few = _judged(check, inputs, labels, place)
+    judged, few = _judged(check, inputs, labels, strata)
     adjusted = holm(np.array([p for *_, p in judged]))
     known: dict[str, Finding] = {}
     for (column, where, area, _), p in zip(judged, adjusted, strict=True):
@@ -125,7 +125,9 @@ def check_inputs(
             known[column] = _encoding(check, column, where, area, p)
     accused = list(known.values())
     if innocent:
-        accused += _too_much(check, inputs.drop(columns=[name for name in inputs if str(name) in known]), labels, place)
+        accused += _too_much(
+            check, inputs.drop(columns=[name for name in inputs if str(name) in known]), labels, strata
+        )
     if not accused and judged:
         accused = [Finding(check, f"{len(inputs.columns)} inputs", "ok")]
     return accused + few
@@ -147,7 +149,7 @@ def _judged(
     wheres |= {where: (place == where).to_numpy() for where in sorted(place.unique()) if place.nunique() > 1}
     least = {where: _least_p(*_classes(labels[rows])) for where, rows in wheres.items()}
     judged, few = [], []
-    for where in sorted(wheres, key=lambda one: least[one]):
+    for where in sorted(wheres, key=lambda site: least[site]):
         rows = wheres[where]
         known, truth = inputs[rows].loc[:, lambda table: table.nunique() > 1], labels[rows]
         if least[where] * (len(judged) + len(known.columns)) < DOUBTFUL:
@@ -234,10 +236,10 @@ def text_inputs(texts: Mapping[str, str]) -> pd.DataFrame:
     Words that fewer than `FEW` patients have, or lack, are left out; of words in the same patients one stands for all.
     """
     words = {patient: set(WORDS.findall(text.lower())) for patient, text in texts.items()}
-    counts = pd.Series([word for own in words.values() for word in own], dtype=object).value_counts()
+    counts = pd.Series([word for tokens in words.values() for word in tokens], dtype=object).value_counts()
     chosen = counts[(counts >= FEW) & (counts <= len(words) - FEW)].index[:MOST_WORDS]
     columns: dict[str, list[float]] = {"length": [float(len(text)) for text in texts.values()]}
-    columns |= {f"'{word}'": [float(word in own) for own in words.values()] for word in sorted(chosen)}
+    columns |= {f"'{word}'": [float(word in tokens) for tokens in words.values()] for word in sorted(chosen)}
     table = pd.DataFrame(columns, index=pd.Index(list(words)))
     return table.loc[:, ~table.T.duplicated() & (table.nunique() > 1)]
 
@@ -257,20 +259,20 @@ def check_copies(check: str, bags: Iterable[tuple[str, np.ndarray]]) -> list[Fin
         summaries.append(np.concatenate([values.mean(axis=0), values.std(axis=0)]))
     if len(patients) < 3:
         return [Finding(check, f"{len(patients)} bags", NOT_JUDGED, "fewer than 3 patients cannot be compared")]
-    found = {}
+    findings = {}
     for a, b, number in _common(rows):
         share = number / min(len(rows[a]), len(rows[b]))
         reason = f"share {number} tiles bit for bit; one slide stands under two patients, keep the right one"
-        found[a, b] = Finding(check, f"{patients[a]} and {patients[b]}", "leak", reason, share)
+        findings[a, b] = Finding(check, f"{patients[a]} and {patients[b]}", "leak", reason, share)
     for a, b, ratio in _near(np.stack(summaries)):
         reason = "have almost the same features; if that is one slide scanned or saved twice, keep one"
-        found.setdefault((a, b), Finding(check, f"{patients[a]} and {patients[b]}", "suspect", reason, ratio))
-    return list(found.values()) or [Finding(check, f"{len(patients)} bags", "ok")]
+        findings.setdefault((a, b), Finding(check, f"{patients[a]} and {patients[b]}", "suspect", reason, ratio))
+    return list(findings.values()) or [Finding(check, f"{len(patients)} bags", "ok")]
 
 
 def _common(rows: Sequence[np.ndarray]) -> Iterator[tuple[int, int, int]]:
     """Pairs of bags of which `SHARED` or more of the smaller one's rows (each bag's distinct hashes) are common, and how many."""
-    sizes = np.array([len(own) for own in rows])
+    sizes = np.array([len(hashes) for hashes in rows])
     kinds, kind, owners = np.unique(np.concatenate(rows), return_inverse=True, return_counts=True)
     several = (owners > 1)[kind]
     bag = np.repeat(np.arange(len(rows)), sizes)[several]

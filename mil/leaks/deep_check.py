@@ -30,15 +30,15 @@ def deep_check(results: "Results", reporter: Reporter | None = None, known: pd.D
     encoder and model.
     """
     if known is None:
-        found = [one for endpoint in results.endpoints for one in input_checks(results, endpoint)]
+        findings = [finding for endpoint in results.endpoints for finding in input_checks(results, endpoint)]
     else:
-        found = [one for one in findings_of(known) if not one.check.startswith(PATIENT_TABLE)]
-        found += [one for endpoint in results.endpoints for one in column_checks(results, endpoint)]
+        findings = [finding for finding in findings_of(known) if not finding.check.startswith(PATIENT_TABLE)]
+        findings += [finding for endpoint in results.endpoints for finding in column_checks(results, endpoint)]
     for name, experiment in results.experiments.items():
-        found += _predictions(results, name)
+        findings += _predictions(results, name)
         if name in results.family() and results.files.has_features(experiment.encoder):
-            found += _probe(results, name, experiment, reporter or quiet())
-    return findings_table(found)
+            findings += _probe(results, name, experiment, reporter or quiet())
+    return findings_table(findings)
 
 
 def _predictions(results: "Results", name: str) -> list[Finding]:
@@ -57,8 +57,11 @@ def _probe(results: "Results", name: str, experiment: ExperimentSpec, reporter: 
     read = results.features_by_patient(training, experiment.encoder)
     features = {patient: bag[:PROBE_TILES].astype(np.float32) for patient, bag in read}
     reporter.note(f"probe of {name}: training two or three times for {PROBE_ROUNDS} rounds")
-    found = probe_training(trainer_of(experiment, results.config.endpoints[experiment.endpoint]), training, features)
-    return [Finding(one.check, f"{name}: {one.subject}", one.state, one.reason, one.value) for one in found]
+    findings = probe_training(trainer_of(experiment, results.config.endpoints[experiment.endpoint]), training, features)
+    return [
+        Finding(finding.check, f"{name}: {finding.subject}", finding.state, finding.reason, finding.value)
+        for finding in findings
+    ]
 
 
 def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
@@ -80,7 +83,7 @@ def trainer_of(experiment: ExperimentSpec, endpoint: EndpointSpec) -> Trainer:
         outside[list(experiment.covariates)] = np.nan
         table = predict(replace(run, experiment=free), outside, FeatureStore.of(further)).table
         models = table.sort_values("patient_id").groupby(["trained_on", "repeat", "fold"])["score"]
-        found = {(str(on), int(repeat), int(fold)): part.to_numpy() for (on, repeat, fold), part in models}
-        return {key: part - part.mean() for key, part in found.items()} if relative else found
+        by_model = {(str(on), int(repeat), int(fold)): part.to_numpy() for (on, repeat, fold), part in models}
+        return {key: part - part.mean() for key, part in by_model.items()} if relative else by_model
 
     return scores

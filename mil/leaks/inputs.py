@@ -40,13 +40,13 @@ def input_checks(results: "Results", endpoint: str) -> list[Finding]:
     """All findings on what training for an endpoint will read; no trained model is needed."""
     bags = results.bags(endpoint)
     patients = bags.drop_duplicates("patient_id")
-    found = [*check_bags(bags, _census(results)), *_slides(results)]
+    findings = [*check_bags(bags, _census(results)), *_slides(results)]
     if build_endpoint(results.endpoints[endpoint]).two_classes:
-        found += _inputs(results, endpoint, patients)
+        findings += _inputs(results, endpoint, patients)
     else:
         reason = f"is of kind {results.endpoints[endpoint].kind}; inputs are judged against labels of two classes only"
-        found.append(Finding("inputs", f"endpoint {endpoint}", NOT_JUDGED, reason))
-    return [*found, *column_checks(results, endpoint), *_copies(results, endpoint, patients)]
+        findings.append(Finding("inputs", f"endpoint {endpoint}", NOT_JUDGED, reason))
+    return [*findings, *column_checks(results, endpoint), *_copies(results, endpoint, patients)]
 
 
 def column_checks(results: "Results", endpoint: str) -> list[Finding]:
@@ -76,7 +76,7 @@ def _census(results: "Results") -> pd.DataFrame | None:
 
 def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Finding]:
     """Whatever is known of patients besides their label, against the label."""
-    found = []
+    findings = []
     by_patient = bags.set_index("patient_id")
     known = by_patient["label"], by_patient["site"]
     with suppress(Absent):
@@ -86,53 +86,60 @@ def _inputs(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Findi
         names = (used["slide_id"] + " " + used["path"].astype(str)).groupby(used["patient_id"]).agg(" ".join)
         words = text_inputs({patient: f"{patient} {text}" for patient, text in names.items()})
         named = check_inputs("names of patients, slides and files", words, *known, innocent=True)
-        unread = [one for one in [*files, *named] if one.subject not in BAG_SIZE]
-        found += _suspected(unread, "no model reads it, but find out how positives and negatives were collected")
-        found += _explained([one for one in files if one.subject in BAG_SIZE], "the number of tiles may be the label's")
+        unread = [finding for finding in [*files, *named] if finding.subject not in BAG_SIZE]
+        findings += _suspected(unread, "no model reads it, but find out how positives and negatives were collected")
+        findings += _explained(
+            [finding for finding in files if finding.subject in BAG_SIZE], "the number of tiles may be the label's"
+        )
     for encoder in _encoders(results, endpoint):
         values = check_inputs(f"features {encoder}", bag_means(results, endpoint, encoder), *known)
-        found += _explained(
+        findings += _explained(
             values, "it holds the label, or scanner, stain or encoder do, or the label is that easy to see"
         )
-    return found
+    return findings
 
 
 def _patient_table(results: "Results", endpoint: str, labels: pd.Series, sites: pd.Series) -> list[Finding]:
     """Columns that this run reads, and those that it does not: there, what was made from the label does no harm yet."""
     patients, metrics = results.patients(), results.config.metrics
     read = {*metrics.clinical, *filter(None, [metrics.annotation])}
-    read |= {name for one in results.experiments.values() for name in one.covariates}
+    read |= {name for experiment in results.experiments.values() for name in experiment.covariates}
     label = results.config.endpoints[endpoint].column
     columns = [name for name in patients.columns if name not in {"patient_id", label, "slide_id", "path"}]
     used = [name for name in columns if name in read]
     rest = [name for name in columns if name not in read]
-    found = check_inputs(PATIENT_TABLE, _numbers(patients, used), labels, sites)
+    findings = check_inputs(PATIENT_TABLE, _numbers(patients, used), labels, sites)
     unread = check_inputs(f"{PATIENT_TABLE}, not used", _numbers(patients, rest), labels, sites)
     way_out = "it was likely made from the label; this run does not read it, keep it so"
-    return found + _suspected(unread, way_out)
+    return findings + _suspected(unread, way_out)
 
 
 def _suspected(found: Sequence[Finding], instead: str) -> list[Finding]:
     """Findings of what is no fault of the run: worth a look, and said what else it can be; they end nothing."""
-    return [replace(one, state="suspect") if one.state == "leak" else one for one in _explained(found, instead)]
+    return [
+        replace(finding, state="suspect") if finding.state == "leak" else finding
+        for finding in _explained(found, instead)
+    ]
 
 
 def _explained(found: Sequence[Finding], instead: str) -> list[Finding]:
     """What else than a column made from the label a finding can be."""
-    return [replace(one, reason=one.reason.replace(MADE_FROM_LABEL, instead)) for one in found]
+    return [replace(finding, reason=finding.reason.replace(MADE_FROM_LABEL, instead)) for finding in found]
 
 
 def _copies(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Finding]:
     return [
-        one
+        finding
         for encoder in _encoders(results, endpoint)
-        for one in check_copies(f"copies, features {encoder}", results.features_by_patient(bags, encoder))
+        for finding in check_copies(f"copies, features {encoder}", results.features_by_patient(bags, encoder))
     ]
 
 
 def _encoders(results: "Results", endpoint: str) -> list[str]:
     """Encoders of the endpoint's experiments whose features are here."""
-    names = dict.fromkeys(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
+    names = dict.fromkeys(
+        experiment.encoder for experiment in results.experiments.values() if experiment.endpoint == endpoint
+    )
     return [name for name in names if results.files.has_features(name)]
 
 

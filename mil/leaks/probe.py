@@ -40,23 +40,23 @@ def probe_training(train: Trainer, bags: pd.DataFrame, features: Features, folds
     fold or another hospital that early stopping, scaling or selection looks at.
     """
     training = bags[bags["role"] == "train"].reset_index(drop=True)
-    own = {patient: features[patient] for patient in training["patient_id"]}
-    copies = {f"probe{n}": tiles for n, tiles in enumerate(list(own.values())[:PROBES])}
-    before = train(training, own, copies)
+    clean = {patient: features[patient] for patient in training["patient_id"]}
+    copies = {f"probe{n}": tiles for n, tiles in enumerate(list(clean.values())[:PROBES])}
+    before = train(training, clean, copies)
     outcome = (
         "time" if "time" in training else "label"
     )  # events turned round may leave nobody who was followed up after one
-    found = []
+    findings = []
     for spoiled in _to_spoil(training, before, folds):
         turned = np.where(spoiled.patients, _turned(training[outcome]), training[outcome])
         stream = rng(0, "probe", spoiled.subject)
         noise = {
-            patient: stream.normal(size=own[patient].shape).astype(own[patient].dtype) * 10
+            patient: stream.normal(size=clean[patient].shape).astype(clean[patient].dtype) * 10
             for patient in training.loc[spoiled.patients, "patient_id"]
         }
-        after = train(training.assign(**{outcome: turned}), {**own, **noise}, copies)
-        found.append(_compared(spoiled, before, after))
-    return found
+        after = train(training.assign(**{outcome: turned}), {**clean, **noise}, copies)
+        findings.append(_compared(spoiled, before, after))
+    return findings
 
 
 def _turned(values: pd.Series) -> pd.Series:
@@ -86,7 +86,7 @@ def _compared(spoiled: Spoiled, before: Scores, after: Scores) -> Finding:
     if not moved:
         reason = "no model of this fold came back, so nothing was tested"
         return Finding("training", spoiled.subject, "suspect", reason)
-    key = max(moved, key=lambda one: moved[one])
+    key = max(moved, key=lambda model: moved[model])
     if moved[key] > SAME:
         reason = (
             f"the model of {key[0]} changes with the patients that it is to judge: training or selection reads them"
