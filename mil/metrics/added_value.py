@@ -36,11 +36,11 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
     too few patients for the columns, or labels are separated.
     """
     inputs = complete_inputs(patients, columns, scores.index)
-    own = scores.loc[inputs.index]
-    clipped = own["score"].clip(1e-4, 1 - 1e-4).to_numpy(dtype=float)
+    complete = scores.loc[inputs.index]
+    clipped = complete["score"].clip(1e-4, 1 - 1e-4).to_numpy(dtype=float)
     if len(np.unique(clipped)) < 2:
         raise MilError("all patients have the same score, which can add nothing to the columns")
-    covariates, labels = [*inputs.columns, "score"], own["label"].to_numpy(dtype=int)
+    covariates, labels = [*inputs.columns, "score"], complete["label"].to_numpy(dtype=int)
     rarer = int(min(labels.sum(), (1 - labels).sum()))
     if rarer < PATIENTS_A_COVARIATE * len(covariates):
         raise MilError(f"{rarer} patients of the rarer class are too few for a model with {len(covariates)} covariates")
@@ -60,7 +60,7 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
         }
     )
     ratio = 2 * (likelihood - without)
-    return AddedValue(ratios, len(own), ratio, float(scipy.stats.chi2.sf(ratio, 1)))
+    return AddedValue(ratios, len(complete), ratio, float(scipy.stats.chi2.sf(ratio, 1)))
 
 
 def _refuse_dependent(x: np.ndarray, covariates: Sequence[str]) -> None:

@@ -99,17 +99,17 @@ def correlations(scores: pd.Series, inputs: pd.DataFrame) -> Iterator[Row]:
     inputs = inputs.reindex(scores.index)
     names = [column for column in inputs.columns if inputs[column].nunique() > 1]
     tested = [scipy.stats.spearmanr(inputs[name].dropna(), scores[inputs[name].notna()]) for name in names]
-    adjusted = holm(pd.Series([float(one.pvalue) for one in tested], dtype=float).to_numpy())
-    for name, one, corrected in zip(names, tested, adjusted, strict=True):
+    adjusted = holm(pd.Series([float(test.pvalue) for test in tested], dtype=float).to_numpy())
+    for name, test, corrected in zip(names, tested, adjusted, strict=True):
         row = {"analysis": SPEARMAN, "variable": str(name), "patients": int(inputs[name].notna().sum())}
-        yield row | {"value": float(one.statistic), "p": float(one.pvalue), "p_adjusted": float(corrected)}
+        yield row | {"value": float(test.statistic), "p": float(test.pvalue), "p_adjusted": float(corrected)}
 
 
 def _odds(scores: pd.DataFrame, patients: pd.DataFrame, columns: tuple[str, ...], confidence: float) -> Iterator[Row]:
-    found = added_value(scores, patients, columns, confidence)
-    for row in found.ratios.rename(columns={"covariate": "variable", "ratio": "value"}).to_dict("records"):
-        yield {**row, "analysis": ODDS, "patients": found.patients}
-    yield {"analysis": ODDS + ADDED, "patients": found.patients, "value": found.likelihood_ratio, "p": found.p}
+    added = added_value(scores, patients, columns, confidence)
+    for row in added.ratios.rename(columns={"covariate": "variable", "ratio": "value"}).to_dict("records"):
+        yield {**row, "analysis": ODDS, "patients": added.patients}
+    yield {"analysis": ODDS + ADDED, "patients": added.patients, "value": added.likelihood_ratio, "p": added.p}
 
 
 def _survival(followed: pd.DataFrame, patients: pd.DataFrame, spec: "MetricsSpec") -> Iterator[Row]:
@@ -123,12 +123,12 @@ def _survival(followed: pd.DataFrame, patients: pd.DataFrame, spec: "MetricsSpec
 
 
 def _hazards(followed: pd.DataFrame, patients: pd.DataFrame, spec: "MetricsSpec") -> Iterator[Row]:
-    found = cox_models(followed, patients, spec.clinical, spec.confidence)
-    counted = {"patients": found.patients, "events": found.events}
-    ratios = found.ratios[found.ratios["model"] == "clinical + score"].drop(columns="model")
+    models = cox_models(followed, patients, spec.clinical, spec.confidence)
+    counted = {"patients": models.patients, "events": models.events}
+    ratios = models.ratios[models.ratios["model"] == "clinical + score"].drop(columns="model")
     for row in ratios.rename(columns={"covariate": "variable", "ratio": "value"}).to_dict("records"):
         yield {**row, "analysis": HAZARD, **counted}
-    yield {"analysis": HAZARD + ADDED, **counted, "value": found.likelihood_ratio, "p": found.p}
+    yield {"analysis": HAZARD + ADDED, **counted, "value": models.likelihood_ratio, "p": models.p}
 
 
 def _or_reason(analysis: str, rows: Callable[[], Iterator[Row]]) -> list[Row]:

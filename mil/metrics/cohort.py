@@ -105,5 +105,5 @@ def _levels(name: str, values: pd.Series, site_of: pd.Series, confidence: float)
         for site in whole.columns:
             count, total = int(row[site]), int(totals[site])
             share = (count / total, *wilson(count / total, total, confidence)) if total else (np.nan,) * 3
-            found = dict(zip(("value", "low", "high"), share, strict=True))
-            yield {"variable": name, "level": level, "site": site, "patients": total, "count": count, "p": p, **found}
+            numbers = dict(zip(("value", "low", "high"), share, strict=True))
+            yield {"variable": name, "level": level, "site": site, "patients": total, "count": count, "p": p, **numbers}

@@ -58,7 +58,9 @@ def compare_with(
 ) -> pd.DataFrame:
     """The same for one experiment less each of `others` (baselines), as the factor `baseline`; two classes."""
     contrasts = [Contrast(name, other, "baseline", endpoint) for other in others]
-    return _compared({name: predictions, **others}, contrasts, spec, {one: build_endpoint() for one in (name, *others)})
+    return _compared(
+        {name: predictions, **others}, contrasts, spec, {experiment: build_endpoint() for experiment in (name, *others)}
+    )
 
 
 def _compared(
@@ -92,16 +94,16 @@ def _contrasts(names: list[str], experiments: Mapping[str, ExperimentSpec] | Non
         if experiments is None:
             yield Contrast(later, earlier, "experiment")
             continue
-        one, other = experiments[earlier], experiments[later]
+        experiment, other = experiments[earlier], experiments[later]
         parts = ("encoder", "model", "strategy", "training", "covariates", "search")
-        differing = [part for part in parts if getattr(one, part) != getattr(other, part)]
-        alike = one.endpoint == other.endpoint and one.protocol == other.protocol
+        differing = [part for part in parts if getattr(experiment, part) != getattr(other, part)]
+        alike = experiment.endpoint == other.endpoint and experiment.protocol == other.protocol
         factors = [part for part in differing if part not in SETTINGS] or differing[:1]
         if not alike or len(factors) != 1:
             continue
-        swap = factors[0] == "strategy" and one.strategy.collaboration > other.strategy.collaboration
+        swap = factors[0] == "strategy" and experiment.strategy.collaboration > other.strategy.collaboration
         first, second = (earlier, later) if swap else (later, earlier)
-        yield Contrast(first, second, factors[0], one.endpoint)
+        yield Contrast(first, second, factors[0], experiment.endpoint)
 
 
 def _pairs(
@@ -138,17 +140,17 @@ def _comparable(
 def _row(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec, kind: Endpoint) -> dict[str, Any] | None:
     keys = ["patient_id", "site"]
     both = first.table[keys].merge(second.table[keys], on=keys)["patient_id"]
-    own, other = first.of_patients(both), second.of_patients(both)
-    if any((own.table[name] != other.table[name]).any() for name in label_columns(own.table)):
+    scope, other = first.of_patients(both), second.of_patients(both)
+    if any((scope.table[name] != other.table[name]).any() for name in label_columns(scope.table)):
         if contrast.endpoint:
             raise MilError(
                 f"{contrast.first} and {contrast.second}: a patient's label differs; run `mil predict` again"
             )
         return None
-    pair = kind.compared(own, other, spec)
+    pair = kind.compared(scope, other, spec)
     if pair is None:
         return None
-    found = pair.tested
+    tested = pair.tested
     return {
         "endpoint": contrast.endpoint,
         "factor": contrast.factor,
@@ -158,17 +160,17 @@ def _row(contrast: Contrast, first: Scope, second: Scope, spec: MetricsSpec, kin
         "second_trained_on": second.trained_on,
         "split": first.split,
         "site": first.site,
-        "patients": len(own.table),
-        "positives": kind.positives(own.table),
+        "patients": len(scope.table),
+        "positives": kind.positives(scope.table),
         "first_models": first.models,
         "second_models": second.models,
         "metric": f"{kind.primary.name}_within_sites" if first.site in GROUPS else kind.primary.name,
         "first_value": pair.values[0],
         "second_value": pair.values[1],
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
+        "difference": tested.difference,
+        "low": tested.low,
+        "high": tested.high,
+        "p": tested.p,
         "method": pair.method,
-        "tested": found,
+        "tested": tested,
     }

@@ -73,7 +73,7 @@ def slides_with_truth(results: Results, experiment: str, labelled: bool = True) 
     """
     if results.config.truth is None:
         return []
-    files, found = results.files, []
+    files, slides = results.files, []
     patients = results.bags if labelled else results.without_label
     for row in patients(results.experiments[experiment].endpoint).itertuples():
         read = files.bag_attention(str(row.site), experiment, row.slides)
@@ -84,8 +84,8 @@ def slides_with_truth(results: Results, experiment: str, labelled: bool = True) 
                 continue
             positive = share >= files.truth.spec.positive_share
             given = (row.patient_id, row.site, row.role, attention.astype(float), positive, bag_tiles)
-            found.append(SlideAttention(slide, *given))
-    return found
+            slides.append(SlideAttention(slide, *given))
+    return slides
 
 
 def by_slide(slides: Iterable[SlideAttention]) -> pd.DataFrame:
@@ -173,5 +173,5 @@ def _patients(slides: list[SlideAttention]) -> np.ndarray:
 
 def _left_out(slides: list[SlideAttention]) -> np.ndarray:
     """Weights (deletions, slides) that leave out each patient, with all their slides."""
-    place = _patients(slides)
-    return deletions(int(place.max()) + 1)[:, place]
+    patient = _patients(slides)
+    return deletions(int(patient.max()) + 1)[:, patient]

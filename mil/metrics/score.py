@@ -40,15 +40,15 @@ def score(
         table = kind.checked(table, f"predictions of {name}")
         stated = {"experiment": name, **described(experiment)}
         for scope in scopes(table):
-            place = scope_columns(kind, scope)
-            rows += [{**stated, **place, **row} for row in kind.rows(scope, spec)]
-        own = inner
+            of_scope = scope_columns(kind, scope)
+            rows += [{**stated, **of_scope, **row} for row in kind.rows(scope, spec)]
+        part = inner
         if inner is not None and "experiment" in inner.columns:
-            own = inner[inner["experiment"] == name]
-        rows += [{**stated, **row} for row in kind.beyond(table, own, spec)]
+            part = inner[inner["experiment"] == name]
+        rows += [{**stated, **row} for row in kind.beyond(table, part, spec)]
     columns = ["experiment", *described(experiment), *METRICS]
-    found = pd.DataFrame(rows, columns=columns).assign(primary=lambda table: _is_primary(table).astype(int))[columns]
-    return whole_counts(found)
+    metrics = pd.DataFrame(rows, columns=columns).assign(primary=lambda table: _is_primary(table).astype(int))[columns]
+    return whole_counts(metrics)
 
 
 def curves_and_folds(
@@ -62,13 +62,13 @@ def curves_and_folds(
     for name, table in predictions.groupby("experiment", sort=False):
         table = kind.checked(table, f"predictions of {name}")
         for scope in scopes(table):
-            place = {"experiment": name, "trained_on": scope.trained_on, "split": scope.split, "site": scope.site}
-            parts["curves"] += [points.assign(**place) for points in kind.curves(scope, table, inner, spec)]
+            of_scope = {"experiment": name, "trained_on": scope.trained_on, "split": scope.split, "site": scope.site}
+            parts["curves"] += [points.assign(**of_scope) for points in kind.curves(scope, table, inner, spec)]
         parts["folds"].append(kind.folds(table).assign(experiment=name))
     columns = {"curves": ["experiment", *CURVES], "folds": ["experiment", *FOLDS]}
     return {
-        table: stacked([pd.DataFrame(columns=columns[table]), *found]).reindex(columns=columns[table])
-        for table, found in parts.items()
+        table: stacked([pd.DataFrame(columns=columns[table]), *frames]).reindex(columns=columns[table])
+        for table, frames in parts.items()
     }
 
 

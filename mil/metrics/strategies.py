@@ -48,8 +48,8 @@ def strategy_table(
     arms = {name: _arms(table, kind) for name, table in checked.items()}
     scores = patient_scores(checked[local]) if local else None
     rows: list[dict[str, Any]] = []
-    for name, own in arms.items():
-        for scope in own.values():
+    for name, by_arm in arms.items():
+        for scope in by_arm.values():
             stated = _stated(name, scope, kind)
             value, low, high, method = kind.interval(scope, spec)
             rows.append({**stated, "value": value, "low": low, "high": high, "against": "", "method": method})
@@ -60,8 +60,8 @@ def strategy_table(
                 if other is not None and (against, name) != (POOLED, pooled):
                     rows.append({**stated, "value": value, "against": against, **_less(scope, other, spec, kind)})
             if scores is not None:
-                found = _less_elsewhere(scope, scores, spec, kind)
-                rows += [{**stated, "value": value, "against": ELSEWHERE, **found}] if found else []
+                difference = _less_elsewhere(scope, scores, spec, kind)
+                rows += [{**stated, "value": value, "against": ELSEWHERE, **difference}] if difference else []
     table = pd.DataFrame(rows, columns=[*STRATEGIES, "tested"]).assign(correction="")
     tested = table[table["tested"].notna()]
     for _, family in tested.groupby(["against", tested["site"].isin(GROUPS)]):
@@ -92,21 +92,21 @@ def elsewhere(scope: Scope, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """
     models = scores[~scores["trained_on"].isin([OWN_SITE, ENSEMBLE])]
     models = models[models["trained_on"] != models["site"]]
-    found = {}
+    by_site = {}
     for site, patients in scope.table.groupby("site"):
         wide = models[models["site"] == site].pivot(index="patient_id", columns="trained_on", values="score")
         if len(wide.columns):
-            found[str(site)] = wide.loc[patients["patient_id"]]
-    return found
+            by_site[str(site)] = wide.loc[patients["patient_id"]]
+    return by_site
 
 
 def _arms(table: pd.DataFrame, kind: Endpoint) -> dict[tuple[str, str, str], Scope]:
-    found = [one for one in scopes(table) if one.split != "transfer"]
-    single = {one.split for one in found if one.site in GROUPS and one.table["site"].nunique() == 1}
+    candidates = [scope for scope in scopes(table) if scope.split != "transfer"]
+    single = {scope.split for scope in candidates if scope.site in GROUPS and scope.table["site"].nunique() == 1}
     return {
-        (one.trained_on, one.split, one.site): one
-        for one in found
-        if kind.has_within(one.table) and not (one.site in GROUPS and one.split in single)
+        (scope.trained_on, scope.split, scope.site): scope
+        for scope in candidates
+        if kind.has_within(scope.table) and not (scope.site in GROUPS and scope.split in single)
     }
 
 
@@ -118,12 +118,12 @@ def _of(
 ) -> Scope | None:
     """The same place in another experiment; there of an arm in `trained_on`, or its only one."""
     there = arms.get(name or "", {})
-    found = [
-        one
-        for (on, split, site), one in there.items()
+    others = [
+        other
+        for (on, split, site), other in there.items()
         if (split, site) == (scope.split, scope.site) and (not trained_on or on in trained_on)
     ]
-    return found[0] if found else None
+    return others[0] if others else None
 
 
 def _stated(name: str, scope: Scope, kind: Endpoint) -> dict[str, Any]:
@@ -193,12 +193,12 @@ def _auroc_elsewhere(table: pd.DataFrame, others: Mapping[str, pd.DataFrame], we
     wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
     for site, wide in others.items():
         chosen = sites == site
-        own, part = labels[chosen], weights[:, chosen]
-        if not delong.both_classes(own):
+        labels_here, part = labels[chosen], weights[:, chosen]
+        if not delong.both_classes(labels_here):
             continue
-        number = part[:, own == 1].sum(1) * part[:, own == 0].sum(1)
+        number = part[:, labels_here == 1].sum(1) * part[:, labels_here == 0].sum(1)
         wide = wide.loc[table["patient_id"][chosen]]
-        areas = [ranking.auroc(own, wide[model].to_numpy(), part) for model in wide.columns]
+        areas = [ranking.auroc(labels_here, wide[model].to_numpy(), part) for model in wide.columns]
         wins += np.mean(areas, axis=0) * number
         pairs += number
     return wins / pairs

@@ -35,9 +35,9 @@ def subgroup_aurocs(
             )
         values = scores["site"] if column == "site" else by_patient[column].fillna("")
         levels = _each(np.asarray(values)) if column == "site" else _levels(np.asarray(values, dtype=str))
-        found = [(level, _auroc(scores[chosen], confidence)) for level, chosen in levels]
-        p = _equal([numbers for _, numbers in found], confidence)
-        rows += [(column, level, *numbers, p) for level, numbers in found]
+        aurocs = [(level, _auroc(scores[chosen], confidence)) for level, chosen in levels]
+        p = _equal([numbers for _, numbers in aurocs], confidence)
+        rows += [(column, level, *numbers, p) for level, numbers in aurocs]
     table = pd.DataFrame(rows, columns=SUBGROUPS[:-1])
     by_variable = table.drop_duplicates("variable").set_index("variable")["p_differs"]
     adjusted = pd.Series(holm(by_variable.to_numpy(dtype=float)), by_variable.index)
