@@ -76,12 +76,12 @@ class Scope:
 
 def refuse(table: pd.DataFrame, valid: Mapping[str, pd.Series], where: str, kind: str = "") -> None:
     """Raise for the first row whose value of a column is not `valid` (for an endpoint of `kind`)."""
-    told = f" for an endpoint of kind {kind}; name the right one, or" if kind else ";"
+    clause = f" for an endpoint of kind {kind}; name the right one, or" if kind else ";"
     for column, fine in valid.items():
         if not fine.all():
             row = table[~fine].iloc[0]
             raise MilError(
-                f"{where}: patient {row['patient_id']}: {column} '{row[column]}' is refused{told} run `mil predict` again"
+                f"{where}: patient {row['patient_id']}: {column} '{row[column]}' is refused{clause} run `mil predict` again"
             )
 
 
@@ -130,8 +130,8 @@ def patient_scores(predictions: pd.DataFrame, apart: Sequence[str] = ()) -> pd.D
         return pd.concat([scores, scores.assign(trained_on=OTHER_SITES)], ignore_index=True)
     if scores["trained_on"].nunique() < 2 or scores["trained_on"].str.contains("+", regex=False).any():
         return scores  # one model of all sites, or models of several sites each: nothing is a site's own
-    own = scores[scores["split"] == "held_out"].assign(trained_on=OWN_SITE)
-    return pd.concat([scores, own, _ensemble(scores, apart)], ignore_index=True)
+    own_site = scores[scores["split"] == "held_out"].assign(trained_on=OWN_SITE)
+    return pd.concat([scores, own_site, _ensemble(scores, apart)], ignore_index=True)
 
 
 def left_out(predictions: pd.DataFrame) -> bool:

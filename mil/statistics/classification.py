@@ -10,9 +10,9 @@ from mil.statistics.ranking import by_score
 def auprc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average precision: the sum of precision times the rise in recall over distinct scores (as scikit-learn's)."""
     positive, negative = by_score(labels, scores, weights)
-    found = np.cumsum(positive, axis=1)
+    true_positives = np.cumsum(positive, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(found / (found + np.cumsum(negative, axis=1)))
+        precision = np.nan_to_num(true_positives / (true_positives + np.cumsum(negative, axis=1)))
         return (precision * positive).sum(axis=1) / positive.sum(axis=1)
 
 

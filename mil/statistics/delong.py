@@ -62,8 +62,8 @@ def within(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> Placem
     pairs = np.array([np.sum(labels[rows] == 1) * np.sum(labels[rows] == 0) for rows in members], dtype=float)
     # Divided in the end, so that AUROCs of 1 in every stratum are 1 together, to the last bit.
     return Placements(
-        np.tensordot(pairs, [one.auroc for one in placed], 1) / pairs.sum(),
-        np.tensordot(pairs**2, [one.covariance for one in placed], 1) / pairs.sum() ** 2,
+        np.tensordot(pairs, [part.auroc for part in placed], 1) / pairs.sum(),
+        np.tensordot(pairs**2, [part.covariance for part in placed], 1) / pairs.sum() ** 2,
     )
 
 
@@ -162,7 +162,7 @@ def exchanged(
         swapped = (np.arange(1, 2 ** len(labels))[:, None] >> np.arange(len(labels))) & 1 == 1
     else:
         swapped = generator.random((resamples, len(labels))) < 0.5
-    both = [np.where(swapped, ranks[one], ranks[1 - one]) for one in (1, 0)]
+    both = [np.where(swapped, ranks[row], ranks[1 - row]) for row in (1, 0)]
     drawn = np.subtract(*(within_areas(labels, scores, strata) for scores in both))
     difference = float(areas[0] - areas[1])
     p = (1 + int(np.sum(np.abs(drawn) >= abs(difference) - 1e-12))) / (1 + len(drawn))
@@ -199,13 +199,13 @@ def _joined(placed: Placements, labels: np.ndarray, strata: np.ndarray | None) -
     alike = float(placed.covariance[0, 1]) / spread if spread > 0 else 0.0
 
     def bounds(level: float) -> tuple[float, float]:
-        found = []
+        intervals = []
         for area, variance in zip(placed.auroc, np.diag(placed.covariance), strict=True):
-            found.append(logit_bounds(float(area), 0.0 if few else float(variance), positives, negatives, level))
-        (one, low1, high1), (two, low2, high2) = found
-        down, up = (one - low1, high2 - two), (high1 - one, two - low2)
+            intervals.append(logit_bounds(float(area), 0.0 if few else float(variance), positives, negatives, level))
+        (area1, low1, high1), (area2, low2, high2) = intervals
+        down, up = (area1 - low1, high2 - area2), (high1 - area1, area2 - low2)
         below, above = (np.sqrt(max(a**2 + b**2 - 2 * alike * a * b, 0.0)) for a, b in (down, up))
-        return one - two - float(below), one - two + float(above)
+        return area1 - area2 - float(below), area1 - area2 + float(above)
 
     return bounds
 

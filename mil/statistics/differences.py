@@ -82,12 +82,12 @@ def corrected(tests: list[Difference], confidence: float) -> list[tuple[float, f
     Each interval is at Holm's level of its own p value, so that it leaves 0 out exactly where the corrected p is below
     1 - `confidence`.
     """
-    p = np.array([one.p for one in tests], dtype=float)
-    adjusted, found = holm(p), []
-    for one, raw, after in zip(tests, p, adjusted, strict=True):
+    p = np.array([test.p for test in tests], dtype=float)
+    adjusted, intervals = holm(p), []
+    for test, raw, after in zip(tests, p, adjusted, strict=True):
         if not np.isfinite(after):
-            found.append((np.nan, np.nan, np.nan))
+            intervals.append((np.nan, np.nan, np.nan))
             continue
         share = raw / after if 0 < after < 1 else 1 / len(tests)
-        found.append((*one.bounds(1 - (1 - confidence) * share), float(after)))
-    return found
+        intervals.append((*test.bounds(1 - (1 - confidence) * share), float(after)))
+    return intervals

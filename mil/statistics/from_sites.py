@@ -40,11 +40,11 @@ class Summary:
 
 def merged(summaries: Sequence[Summary]) -> Summary:
     """The summary of all values together."""
-    count = sum(one.count for one in summaries)
+    count = sum(summary.count for summary in summaries)
     if not count:
         return Summary(0.0, 0.0, 0.0)
-    mean = sum(one.count * one.mean for one in summaries) / count
-    squares = sum(one.squares + one.count * (one.mean - mean) ** 2 for one in summaries)
+    mean = sum(summary.count * summary.mean for summary in summaries) / count
+    squares = sum(summary.squares + summary.count * (summary.mean - mean) ** 2 for summary in summaries)
     return Summary(count, mean, squares)
 
 
@@ -125,7 +125,7 @@ def suppress(counts: np.ndarray, threshold: int) -> Shown:
     small = hidden.copy()
     for _ in range(counts.size + counts.shape[0] + counts.shape[1] + 1):
         known = _Known(counts, hidden, ~lines[0], ~lines[1], whole)
-        open_cell = next((place for place in np.argwhere(small) if not known.is_safe(tuple(place), threshold)), None)
+        open_cell = next((cell for cell in np.argwhere(small) if not known.is_safe(tuple(cell), threshold)), None)
         if open_cell is None:
             break
         if not _hide_another(counts, hidden, lines, tuple(open_cell)):
@@ -151,21 +151,21 @@ class _Known:
         equations, sides = [], []
         for axis, shown in ((0, self.rows), (1, self.columns)):
             for line in np.flatnonzero(shown):
-                own = cells[:, axis] == line
-                equations.append(own.astype(float))
-                sides.append(self.counts[tuple(cells[own].T)].sum())
+                on_line = cells[:, axis] == line
+                equations.append(on_line.astype(float))
+                sides.append(self.counts[tuple(cells[on_line].T)].sum())
         if self.whole:
             equations.append(np.ones(len(cells)))
             sides.append(self.counts[self.hidden].sum())
         aim = (cells == place).all(1).astype(float)
         ends = []
         for sign in (1, -1):
-            found = scipy.optimize.linprog(
+            solution = scipy.optimize.linprog(
                 sign * aim, A_eq=equations or None, b_eq=sides or None, bounds=(0, None), method="highs"
             )
-            if found.status == 3:  # unbounded: nothing is known of it
+            if solution.status == 3:  # unbounded: nothing is known of it
                 return True
-            ends.append(sign * found.fun)
+            ends.append(sign * solution.fun)
         return ends[1] - ends[0] >= threshold - 1 - 1e-9
 
 
@@ -176,7 +176,7 @@ def _hide_another(counts: np.ndarray, hidden: np.ndarray, lines: list[np.ndarray
     beside[row, :] = beside[:, column] = True
     for where in (beside & ~hidden & (counts > 0), ~hidden & (counts > 0), beside & ~hidden, ~hidden):
         if where.any():
-            cell = min(map(tuple, np.argwhere(where)), key=lambda one: (counts[one], one))
+            cell = min(map(tuple, np.argwhere(where)), key=lambda index: (counts[index], index))
             hidden[cell] = True
             return True
     for line, number in zip(lines, place, strict=True):

@@ -56,7 +56,7 @@ class Pairs:
     def numbers(self) -> tuple[int, int]:
         """Positives and negatives that are part of a pair."""
         each = [(block.any(axis=1).sum(), block.any(axis=0).sum()) for block in self.counts]
-        return int(sum(one for one, _ in each)), int(sum(other for _, other in each))
+        return int(sum(positives for positives, _ in each)), int(sum(negatives for _, negatives in each))
 
     @property
     def auroc(self) -> float:
@@ -108,9 +108,9 @@ def pairs_of(folds: pd.DataFrame, within_sites: bool = True) -> Pairs:
         here, sides = sites == site, []
         for label in (1, 0):
             rows = np.flatnonzero(here & (labels == label))
-            known, place = np.unique(patients[rows], return_inverse=True)
+            known, columns = np.unique(patients[rows], return_inverse=True)
             side = np.full((models.max() + 1, len(known)), np.nan)
-            side[models[rows], place] = scores[rows]
+            side[models[rows], columns] = scores[rows]
             sides.append(side)
         number, right = np.zeros((2, sides[0].shape[1], sides[1].shape[1]))
         for positive, negative in zip(*sides, strict=True):
@@ -185,8 +185,8 @@ def paired(first: Pairs, second: Pairs, confidence: float = 0.95) -> tuple[Diffe
     if reason:
         return Difference(difference, np.nan, np.nan, np.nan, np.nan), reason.replace("interval", "test", 1)
     deviations = [
-        one - other - difference * counts
-        for one, other, counts in zip(first.wins, second.wins, first.counts, strict=True)
+        wins - other - difference * counts
+        for wins, other, counts in zip(first.wins, second.wins, first.counts, strict=True)
     ]
     variance, degrees = clustered(deviations, first.total)
     inflation = (first.inflation() + second.inflation()) / 2

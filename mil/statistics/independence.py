@@ -21,7 +21,7 @@ def chi_squared(counts: np.ndarray) -> float:
     tested = scipy.stats.chi2_contingency(counts, correction=False)
     if tested.expected_freq.min() >= FEWEST_EXPECTED:
         return float(tested.pvalue)
-    row, column = (np.repeat(place.ravel(), counts.ravel()) for place in np.indices(counts.shape))
+    row, column = (np.repeat(index.ravel(), counts.ravel()) for index in np.indices(counts.shape))
     of_column = np.eye(counts.shape[1])[column]  # (patients, columns)
 
     def statistic(rows: np.ndarray, axis: int) -> np.ndarray:

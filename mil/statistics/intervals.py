@@ -152,8 +152,8 @@ def ece(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Bounds:
     numbers, share = numbers[there], numbers[there] / len(scores)
     mean = np.bincount(bins, scores, calibration.BINS)[there] / numbers
     gaps = np.bincount(bins, labels - scores, calibration.BINS)[there] / numbers
-    found, tail = float(share @ np.abs(gaps)), (1 - confidence) / 2
-    alike = np.copysign((1 - EVENED) * np.abs(gaps) + EVENED * found, gaps)
+    error, tail = float(share @ np.abs(gaps)), (1 - confidence) / 2
+    alike = np.copysign((1 - EVENED) * np.abs(gaps) + EVENED * error, gaps)
     bounds = []
     for direction in (gaps, alike):
         direction = np.where(np.abs(direction) > 1e-9, direction, 1e-9)
@@ -162,7 +162,7 @@ def ece(labels: np.ndarray, scores: np.ndarray, confidence: float) -> Bounds:
         truth = np.abs(rates - mean) @ share
         drawn = rng(0, "ece", len(scores)).binomial(numbers, rates, (ECE_DRAWS, *rates.shape)) / numbers
         again = np.abs(drawn - mean) @ share
-        below, above = (again <= found + 1e-12).mean(axis=0), (again >= found - 1e-12).mean(axis=0)
+        below, above = (again <= error + 1e-12).mean(axis=0), (again >= error - 1e-12).mean(axis=0)
         # an error smaller than any rates would give is no contradiction
         likely = (below > min(tail, 0.1 * float(below.max()))) & (above > tail)
         bounds.append(truth[likely] if likely.any() else np.array([0.0, 1.0]))
@@ -192,8 +192,8 @@ def votes(values: np.ndarray, confidence: float) -> Bounds:
 
 def mean_of_two(first: tuple[float, Bounds], second: tuple[float, Bounds]) -> Bounds:
     """Of the mean of two independent shares, from each share's interval (MOVER; Zou and Donner 2008)."""
-    (one, of_one), (other, of_other) = first, second
-    value = (one + other) / 2
-    down = np.hypot(one - of_one.low, other - of_other.low) / 2
-    up = np.hypot(of_one.high - one, of_other.high - other) / 2
+    (share, of_share), (other, of_other) = first, second
+    value = (share + other) / 2
+    down = np.hypot(share - of_share.low, other - of_other.low) / 2
+    up = np.hypot(of_share.high - share, of_other.high - other) / 2
     return Bounds(float(value - down), float(value + up), "MOVER of Wilson")

@@ -57,21 +57,21 @@ def pairs_within(scores: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> 
 
     `scores` and `labels` (k, n) are k rankings of the same patients, `strata` (n,) their sites.
     """
-    found = np.zeros((2, len(scores)))
+    pairs = np.zeros((2, len(scores)))
     for stratum in np.unique(strata):
         chosen = strata == stratum
         positives = labels[:, chosen].sum(axis=1)
         ranks = midranks(scores[:, chosen])
-        found[0] += (ranks * labels[:, chosen]).sum(axis=1) - positives * (positives + 1) / 2
-        found[1] += positives * (chosen.sum() - positives)
-    return found
+        pairs[0] += (ranks * labels[:, chosen]).sum(axis=1) - positives * (positives + 1) / 2
+        pairs[1] += positives * (chosen.sum() - positives)
+    return pairs
 
 
 def precision_recall_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(recall, precision), one step a distinct score from the highest."""
     positive, negative = by_score(labels, scores, np.ones((1, len(labels))))
-    found = np.cumsum(positive[0])
-    return found / found[-1], found / (found + np.cumsum(negative[0]))
+    true_positives = np.cumsum(positive[0])
+    return true_positives / true_positives[-1], true_positives / (true_positives + np.cumsum(negative[0]))
 
 
 def by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

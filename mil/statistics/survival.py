@@ -80,13 +80,13 @@ def cox_models(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[s
     where events are too few for the covariates, or a model does not converge.
     """
     inputs = complete_inputs(patients, columns, scores.index)
-    own, covariates = scores.loc[inputs.index], [*map(str, inputs.columns), "score"]
-    events = int(own["event"].sum())
+    complete, covariates = scores.loc[inputs.index], [*map(str, inputs.columns), "score"]
+    events = int(complete["event"].sum())
     if events < max(MIN_EVENTS, EVENTS_A_COVARIATE * len(covariates)):
         raise MilError(f"{events} events are too few for a Cox model with {len(covariates)} covariates")
     names = [f"x{number}" for number in range(len(covariates))]  # a clinical column may be called time
-    table = pd.DataFrame(np.column_stack([inputs, own["score"]]), own.index, names, dtype=float)
-    table = ((table - table.mean()) / table.std().replace(0, 1)).assign(time=own["time"], event=own["event"])
+    table = pd.DataFrame(np.column_stack([inputs, complete["score"]]), complete.index, names, dtype=float)
+    table = ((table - table.mean()) / table.std().replace(0, 1)).assign(time=complete["time"], event=complete["event"])
     models = {"clinical": names[:-1], "clinical + score": names}
     ratios, likelihood = [], {"clinical": _null_likelihood(table)}
     for name, used in models.items():
