@@ -137,8 +137,8 @@ def page_environment(title: str) -> jinja2.Environment:
 
 def _of_number(number: str, numbers: Mapping[str, int]) -> list[tuple[str, str, int | None]]:
     """Title, name and place in the report of the figures with a number of the protocol."""
-    found = sorted(name for name in FIGURES if FIGURES[name].number == number)
-    return [(FIGURES[name].title, name, numbers.get(name)) for name in found]
+    names = sorted(name for name in FIGURES if FIGURES[name].number == number)
+    return [(FIGURES[name].title, name, numbers.get(name)) for name in names]
 
 
 def _number(sections: list[Section]) -> None:

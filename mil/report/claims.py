@@ -77,9 +77,9 @@ def _further(results: Results) -> str:
 
 def claims(results: Results) -> list[Claim]:
     """The findings, the main one first."""
-    found = [_leaks(results), _performance(results), _strategies(results), _baselines(results)]
-    found += [_inputs(results), _localised(results)]
-    return [claim for claim in found if claim is not None]
+    findings = [_leaks(results), _performance(results), _strategies(results), _baselines(results)]
+    findings += [_inputs(results), _localised(results)]
+    return [claim for claim in findings if claim is not None]
 
 
 def leak_warning(results: Results) -> str:
@@ -168,10 +168,10 @@ def _no_external(results: Results, row: pd.Series) -> str:
 
 def _unpaired(results: Results, experiment: str, trained_on: str, row: pd.Series) -> dict[str, int]:
     """Patients of each site of the row's split and group of sites that are in no pair of the arm's measure."""
-    place = (trained_on, row["split"], row["site"])
+    key = (trained_on, row["split"], row["site"])
     with suppress(Absent):
         for scope in results.scopes(experiment):
-            if (scope.trained_on, scope.split, scope.site) == place:
+            if (scope.trained_on, scope.split, scope.site) == key:
                 parts = scope.table.groupby("site")
                 return {str(site): len(part) for site, part in parts if not results.kind.has_within(part)}
     return {}
@@ -216,8 +216,8 @@ def _baselines(results: Results) -> Claim | None:
         table = results.baseline_comparisons(results.endpoint)
     except Absent:
         return None
-    told = [f"{kind}_pooled" for kind in ("clinical", "annotation", "colour")]  # the others stand in the table
-    return _differences(results, results.federated, _on_group(table[table["second"].isin(told)]), "the baselines")
+    names = [f"{kind}_pooled" for kind in ("clinical", "annotation", "colour")]  # the others stand in the table
+    return _differences(results, results.federated, _on_group(table[table["second"].isin(names)]), "the baselines")
 
 
 def _inputs(results: Results) -> Claim | None:

@@ -60,8 +60,12 @@ def guidelines(
     """Each guideline's items against what the page has: figures and tables by name, titles of paragraphs of the methods."""
     read = tomllib.loads(ITEMS.read_text(encoding="utf-8"))
     return [
-        Guideline(one["name"], one["about"], [_item(entry, pictures, tables, paragraphs) for entry in one["items"]])
-        for one in read["guideline"]
+        Guideline(
+            guideline["name"],
+            guideline["about"],
+            [_item(entry, pictures, tables, paragraphs) for entry in guideline["items"]],
+        )
+        for guideline in read["guideline"]
     ]
 
 

@@ -26,7 +26,7 @@ def limits(results: Results) -> list[str]:
         "external sites take the trained models as given. Neither says how other hospitals would do.",
         "Attention says where a model looked, not why, and not that the tissue caused the outcome.",
     ]
-    if any(one.training.scaling == "site" for one in results.experiments.values()):
+    if any(experiment.training.scaling == "site" for experiment in results.experiments.values()):
         said.append(
             "Features are scaled by the moments of each site's own patients (`scaling: site`): a patient's score depends on which "
             "other patients of the site are scored with them, and one patient alone is scaled by their own tiles."
@@ -105,7 +105,10 @@ def _without_class(results: Results, bags: pd.DataFrame) -> list[str]:
 
 def _has_local_models(results: Results) -> bool:
     """Whether an experiment or a baseline of the main endpoint trains a model per site."""
-    if any(one.strategy.by_site and one.endpoint == results.endpoint for one in results.experiments.values()):
+    if any(
+        experiment.strategy.by_site and experiment.endpoint == results.endpoint
+        for experiment in results.experiments.values()
+    ):
         return True
     with suppress(Absent):
         return bool(results.baseline_metrics(results.endpoint)["experiment"].str.endswith("_local").any())

@@ -90,7 +90,7 @@ def _tiles(config: Config) -> str:
 
 
 def _features(results: Results) -> str:
-    names = dict.fromkeys(one.encoder for one in results.experiments.values())
+    names = dict.fromkeys(experiment.encoder for experiment in results.experiments.values())
     said = [
         f"{encoder_name(name)} (“{name}”) is {_encoder(results.config.encoders[name], results.files.encoder_facts(name))}"
         for name in names
@@ -108,11 +108,11 @@ def _features(results: Results) -> str:
 def _encoder(spec: EncoderSpec, facts: dict[str, Any]) -> str:
     """The encoder of the settings, with what the features' files record of it."""
     weights = f" with weights {spec.weights}" if spec.weights else ""
-    found = [f"{facts['width']:,} numbers a tile"] if "width" in facts else []
-    found.append(f"{facts.get('precision', spec.precision)} precision")
+    phrases = [f"{facts['width']:,} numbers a tile"] if "width" in facts else []
+    phrases.append(f"{facts.get('precision', spec.precision)} precision")
     if facts.get("weights_sha256"):
-        found.append(f"weights SHA-256 {str(facts['weights_sha256'])[:12]}…")
-    return f"{spec.name.replace('_', ' ')}{weights} ({', '.join(found)})"
+        phrases.append(f"weights SHA-256 {str(facts['weights_sha256'])[:12]}…")
+    return f"{spec.name.replace('_', ' ')}{weights} ({', '.join(phrases)})"
 
 
 def _folds(results: Results) -> str:
@@ -131,29 +131,29 @@ def _folds(results: Results) -> str:
 
 
 def _models(experiments: dict[str, ExperimentSpec]) -> str:
-    models = {one.model.to_json(): one.model for one in experiments.values()}
-    strategies = {one.strategy.to_json(): one.strategy for one in experiments.values()}
+    models = {experiment.model.to_json(): experiment.model for experiment in experiments.values()}
+    strategies = {experiment.strategy.to_json(): experiment.strategy for experiment in experiments.values()}
     described = "; ".join(f"{model_name(spec.name)}{_settings(spec)}" for spec in models.values())
     listed = "; ".join(
         f"{strategy_name(spec.name)}{f', {spec.description}' if spec.description else ''}{_settings(spec)}"
         for spec in strategies.values()
     )
-    joined = sorted({name for one in experiments.values() for name in one.covariates})
+    joined = sorted({name for experiment in experiments.values() for name in experiment.covariates})
     covariates = f" Covariates of the patient table: {', '.join(joined)}." if joined else ""
     return f"Models: {described}.{covariates} Strategies: {listed}. {_what_leaves(experiments)}"
 
 
 def _what_leaves(experiments: dict[str, ExperimentSpec]) -> str:
     """What the sites of the federated experiments send."""
-    federated = [one for one in experiments.values() if one.strategy.of_rounds.federated]
+    federated = [experiment for experiment in experiments.values() if experiment.strategy.of_rounds.federated]
     if not federated:
         return "No strategy of this run is federated: nothing is said of what would leave a site."
     sent = []
-    for one in federated:
-        sent.append(one.strategy.of_rounds.sent)
-        if one.training.scaling == "standard":
+    for experiment in federated:
+        sent.append(experiment.strategy.of_rounds.sent)
+        if experiment.training.scaling == "standard":
             sent.append("counts, means and squared deviations of the features")
-        if one.covariates:
+        if experiment.covariates:
             sent.append("counts, means and squared deviations of the covariates")
     listed = ", ".join(dict.fromkeys(sent))
     return f"In federated training a site sends {listed}, numbers of patients and losses; slides, features and patients stay."
@@ -185,15 +185,15 @@ def _setting(key: str, value: Any) -> str:
 
 def _training(experiments: dict[str, ExperimentSpec], endpoints: Iterable[EndpointSpec]) -> str:
     groups: dict[str, list[str]] = {}
-    for name, one in experiments.items():
-        spec = one.training
+    for name, experiment in experiments.items():
+        spec = experiment.training
         drawn = (
             "all tiles of a bag" if spec.max_tiles is None else f"{spec.max_tiles:,} tiles drawn from a bag each epoch"
         )
         text = (
             f"{OPTIMISERS.get(spec.optimiser, spec.optimiser)} (learning rate {spec.lr:g}, weight decay {spec.weight_decay:g}), {spec.batch_size} patients a step, "
             f"{drawn}, {spec.local_epochs} local epoch{'s' if spec.local_epochs > 1 else ''} a round, at most {spec.rounds} rounds, "
-            f"features scaled: {spec.scaling}, seed {spec.seed}{_further(spec)}{_searched(one)}"
+            f"features scaled: {spec.scaling}, seed {spec.seed}{_further(spec)}{_searched(experiment)}"
         )
         groups.setdefault(text, []).append(name)
     listed = "; ".join(text if len(groups) == 1 else f"{', '.join(names)}: {text}" for text, names in groups.items())
@@ -218,7 +218,8 @@ def _searched(experiment: ExperimentSpec) -> str:
         return ""
     values = {key: value for key, value in experiment.search.model_dump().items() if value}
     listed = "; ".join(
-        f"{_words(key)} among {', '.join(_setting('', one).strip() for one in value)}" for key, value in values.items()
+        f"{_words(key)} among {', '.join(_setting('', candidate).strip() for candidate in value)}"
+        for key, value in values.items()
     )
     return f", chosen on the inner folds: {listed}"
 

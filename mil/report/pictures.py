@@ -91,9 +91,9 @@ def picture_of(results: Results, name: str, in_viewer: Collection[str] = (), fig
             picture.title = words["title"]
             picture.caption = picture.caption or words["caption"]
             counts.append((site, words["n"]))
-            found = [suffix for suffix in (*words["formats"], "csv") if (folder / f"{file}.{suffix}").is_file()]
+            suffixes = [suffix for suffix in (*words["formats"], "csv") if (folder / f"{file}.{suffix}").is_file()]
             picture.files.append(
-                (site, [(suffix.upper(), f"{figures_at}/{quote(f'{file}.{suffix}')}") for suffix in found])
+                (site, [(suffix.upper(), f"{figures_at}/{quote(f'{file}.{suffix}')}") for suffix in suffixes])
             )
     shown = {part.label for part in picture.parts}
     picture.n = "; ".join(count for site, count in counts if site in shown or not shown)

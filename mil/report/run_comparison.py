@@ -117,7 +117,7 @@ def _opened(folders: Sequence[Path]) -> list[ComparedRun]:
     first, *others = runs
     for run in others:
         if set(run.kinds.values()) != set(first.kinds.values()):
-            said = [", ".join(f"{name} ({kind})" for name, kind in one.kinds.items()) for one in (first, run)]
+            said = [", ".join(f"{name} ({kind})" for name, kind in compared.kinds.items()) for compared in (first, run)]
             raise MilError(
                 f"{first.folder} predicts {said[0]}, {run.folder} {said[1]}: endpoints of different kinds have different measures; "
                 "compare runs of the same kinds"
@@ -168,13 +168,13 @@ def _settings(runs: list[ComparedRun]) -> ReportTable:
 
 def _measures(runs: list[ComparedRun]) -> ReportTable:
     """A row per endpoint, arm and site, a column per run; the endpoint is shown where there are several."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    by_arm: dict[tuple[str, ...], dict[str, Any]] = {}
     for run in runs:
         for row in run.metrics.itertuples():
             key = (*(str(getattr(row, name)) for name in ("endpoint", *ARM)), str(row.metric))
-            found.setdefault(key, {})[run.letter] = row
-    rows, several = [], len({endpoint for endpoint, *_ in found}) > 1
-    for (endpoint, experiment, trained_on, split, site, metric), by_run in found.items():
+            by_arm.setdefault(key, {})[run.letter] = row
+    rows, several = [], len({endpoint for endpoint, *_ in by_arm}) > 1
+    for (endpoint, experiment, trained_on, split, site, metric), by_run in by_arm.items():
         cells = [Cell(endpoint)] * several
         cells += [Cell(experiment), Cell(trained_on), Cell(site), Cell(split.replace("_", "-")), Cell(_measure(metric))]
         for run in runs:

@@ -108,15 +108,15 @@ class SlidePages:
                 return _script(slide_script(self._known(name)))
             case ["thumb.jpg"]:
                 return _picture(thumbnail(self._results.files.thumbnail(site, slide_id)))
-            case ["tiles", place]:
-                x, y = _numbers(place)
+            case ["tiles", file]:
+                x, y = _numbers(file)
                 with self._reading(name) as slide:
                     if x >= slide.width or y >= slide.height:
                         raise Refused(HTTPStatus.NOT_FOUND, f"Slide {slide_id} ends before {x}, {y}.")
                     spec = self._results.config.tiles
                     return _picture(slide.read_tile(x, y, TILE_PX, spec.size_px * spec.mpp / TILE_PX))
-            case [level, place] if re.fullmatch(r"[0-9]{1,2}", level, re.ASCII):
-                return _picture(self._square(name, int(level), *_numbers(place)))
+            case [level, file] if re.fullmatch(r"[0-9]{1,2}", level, re.ASCII):
+                return _picture(self._square(name, int(level), *_numbers(file)))
         raise Refused(
             HTTPStatus.BAD_REQUEST, "A slide has slide.js, thumb.jpg, LEVEL/COLUMN_ROW.jpg and tiles/X_Y.jpg."
         )

@@ -54,7 +54,7 @@ def write_viewer(
     """
     spec, folder, reporter = spec or results.config.report, Path(folder), reporter or quiet()
     shutil.rmtree(folder, ignore_errors=True)
-    chosen = [(site, *one) for site in results.sites for one in _choice(results, site, spec.viewer_slides)]
+    chosen = [(site, *pair) for site in results.sites for pair in _choice(results, site, spec.viewer_slides)]
     models = models_of(results, chosen)
     written, left_out = [], Counter[str]()
     with reporter.steps("slide viewer", len(chosen), "slides") as steps:
@@ -78,7 +78,7 @@ def write_viewer(
 def _choice(results: Results, site: str, count: int) -> list[tuple[str, str]]:
     """Slide and patient of a site's slides in the viewer."""
     try:
-        return [one[:2] for one in choose(results, site, count)] if count and results.kind.two_classes else []
+        return [slide[:2] for slide in choose(results, site, count)] if count and results.kind.two_classes else []
     except Absent:
         return []
 
@@ -103,13 +103,13 @@ def _write_pyramid(whole: np.ndarray, folder: Path) -> list[int]:
     height, width = whole.shape[:2]
     first, last = levels_of(width, height)
     for level in range(first, last + 1):
-        place = folder / str(level)
-        place.mkdir(parents=True, exist_ok=True)
+        subfolder = folder / str(level)
+        subfolder.mkdir(parents=True, exist_ok=True)
         pixels = shrunk(whole, size_at(width, height, last - level))
         for row in range(0, pixels.shape[0], SQUARE_PX):
             for column in range(0, pixels.shape[1], SQUARE_PX):
                 square = pixels[row : row + SQUARE_PX, column : column + SQUARE_PX]
-                _write(place / f"{column // SQUARE_PX}_{row // SQUARE_PX}.jpg", square)
+                _write(subfolder / f"{column // SQUARE_PX}_{row // SQUARE_PX}.jpg", square)
     _write(folder / "thumb.jpg", thumbnail(whole))
     return [first, last]
 

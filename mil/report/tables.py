@@ -178,7 +178,7 @@ def comparisons(results: Results) -> ReportTable:
     rows = []
     for row in table.itertuples():
         first, second = arm(results, row.first, row.first_trained_on), arm(results, row.second, row.second_trained_on)
-        named = [f"{one.name} ({input_name(results.experiments[one.experiment])})" for one in (first, second)]
+        named = [f"{side.name} ({input_name(results.experiments[side.experiment])})" for side in (first, second)]
         if row.factor == "strategy":
             named = [f"{first.name}", f"{second.name} ({input_name(results.experiments[second.experiment])})"]
         rows.append(
@@ -229,7 +229,7 @@ def _titles(kind: Endpoint) -> dict[str, str]:
     if kind.two_classes:
         return MAIN_METRICS
     classes = {OF_CLASS + name: f"AUROC {name}" for name in kind.spec.classes}
-    return {one.name: one.title for one in (kind.primary, *kind.further)} | classes
+    return {measure.name: measure.title for measure in (kind.primary, *kind.further)} | classes
 
 
 @TABLES.register("metrics")

@@ -39,7 +39,8 @@ def index_script(results: Results, slides: list[ListedSlide], models: list[str],
         labels = _labels(results)
         scores = [_scores(results, name) for name in models]
     names = [
-        f"{strategy_name(one.strategy.name)}, {input_name(one)}" for one in (results.experiments[n] for n in models)
+        f"{strategy_name(experiment.strategy.name)}, {input_name(experiment)}"
+        for experiment in (results.experiments[n] for n in models)
     ]
     page = {
         "title": title,
