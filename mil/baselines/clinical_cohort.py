@@ -74,18 +74,18 @@ def clinical_cohort(
     if not config.metrics.clinical:
         raise MilError("metrics.clinical names no column; list the clinical columns to predict from")
     trained = {
-        name: one
-        for name, one in config.selected().items()
-        if one.endpoint == endpoint and one.model.name == "clinical"
+        name: experiment
+        for name, experiment in config.selected().items()
+        if experiment.endpoint == endpoint and experiment.model.name == "clinical"
     }
-    covariates = list(dict.fromkeys(name for one in trained.values() for name in one.covariates))
+    covariates = list(dict.fromkeys(name for experiment in trained.values() for name in experiment.covariates))
     bags = _bags(cohort, config, endpoint, covariates)
     spec = config.endpoints[endpoint]
     inputs = {"clinical": _inputs(cohort, config.metrics.clinical, "metrics.clinical")}
     if config.metrics.annotation:
         inputs["annotation"] = _inputs(cohort, [config.metrics.annotation], "metrics.annotation")
-    folded = [run_protocol(name, own, bags, spec) for name, own in inputs.items()]
-    folded += [train_without_tiles(name, one, spec, bags, reporter) for name, one in trained.items()]
+    folded = [run_protocol(name, table, bags, spec) for name, table in inputs.items()]
+    folded += [train_without_tiles(name, experiment, spec, bags, reporter) for name, experiment in trained.items()]
     together = join_folded(folded)
     return ClinicalResults(
         bags,
@@ -123,8 +123,8 @@ def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[
         if name in {"clinical_local", "clinical_pooled", "clinical_federated"}
     }
     others = {name: part for name, part in parts.items() if name == "annotation_pooled" or name in trained}
-    found = [
+    comparisons = [
         compare(strategies, config.metrics).assign(endpoint=endpoint, factor="strategy"),
         compare_with("clinical_pooled", parts["clinical_pooled"], others, config.metrics, endpoint),
     ]
-    return stacked(found)
+    return stacked(comparisons)

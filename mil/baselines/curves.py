@@ -46,10 +46,10 @@ def permutations(means: pd.DataFrame, bags: pd.DataFrame, count: int, seed: int)
         train, judged = ~outside & (outer != fold), ~outside & (outer == fold)
         inside += pairs_within(_ridge(values, labels, train, judged), labels[:, judged], sites[judged])
         external += _ridge(values, labels, train, outside)
-    found = {TRAINING_SITES: inside, EXTERNAL_SITES: pairs_within(external, labels[:, outside], sites[outside])}
+    by_group = {TRAINING_SITES: inside, EXTERNAL_SITES: pairs_within(external, labels[:, outside], sites[outside])}
     parts = [
         pd.DataFrame({"site": group, "permutation": np.arange(count), "value": wins / np.maximum(pairs, 1)})[pairs > 0]
-        for group, (wins, pairs) in found.items()
+        for group, (wins, pairs) in by_group.items()
     ]
     filled = [part for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["site", "permutation", "value"])
@@ -110,8 +110,8 @@ def site_value(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) -> pd
             inside = np.isin(site, chosen)
             if delong.both_classes(labels[inside]):
                 scores = _fitted(values[inside], labels[inside]).predict_proba(values[outside])[:, 1]
-                found = fixed_interval(labels[outside], scores, site[outside], confidence)
-                rows.append(("+".join(chosen), size, *found))
+                interval = fixed_interval(labels[outside], scores, site[outside], confidence)
+                rows.append(("+".join(chosen), size, *interval))
     return pd.DataFrame(rows, columns=["trained_on", "sites", "value", "low", "high", "method"])
 
 

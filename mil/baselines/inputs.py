@@ -92,14 +92,14 @@ def bag_means(results: "Results", endpoint: str, encoder: str) -> pd.DataFrame:
 def run_baselines(results: "Results", endpoint: str) -> Folded:
     """Every baseline that this cohort has inputs for, its late fusion with the main experiment, and permuted labels."""
     bags, spec = results.bags(endpoint), results.endpoints[endpoint]
-    found = []
+    parts = []
     for name in BASELINES:
         inputs = BASELINES[name](results, endpoint)
         if inputs is not None and len(inputs.columns):
-            found.append(run_protocol(name, inputs, bags, spec, () if name in MODELS else ("pooled",)))
+            parts.append(run_protocol(name, inputs, bags, spec, () if name in MODELS else ("pooled",)))
             if name == "mean_features":
-                found.append(permuted(inputs, bags, spec, results.config.metrics.seed))
-    folded = join_folded(found)
+                parts.append(permuted(inputs, bags, spec, results.config.metrics.seed))
+    folded = join_folded(parts)
     if results.config.metrics.clinical and endpoint == results.endpoint:
         fused = late_fusion(results, folded.predictions)
         return Folded(stacked([folded.predictions, fused]), folded.inner)
@@ -134,4 +134,4 @@ def fused(results: "Results") -> dict[str, ExperimentSpec]:
     family, chosen = results.family(), {}
     for name in (results.main, *family):
         chosen.setdefault(family[name].strategy.name, name)
-    return {name: one for name, one in family.items() if name in chosen.values()}
+    return {name: experiment for name, experiment in family.items() if name in chosen.values()}

@@ -64,13 +64,13 @@ def cluster_tiles(tiles: pd.DataFrame, features: np.ndarray, clusters: int) -> p
         mine = (tiles["site"] == site).to_numpy()
         scaled[mine] = (features[mine] - features[mine].mean(axis=0)) / (features[mine].std(axis=0) + 1e-6)
     fitted = MiniBatchKMeans(clusters, random_state=0, n_init=5, batch_size=2048).fit(scaled)
-    found = tiles.assign(
+    clustered = tiles.assign(
         cluster=fitted.labels_, distance=np.linalg.norm(scaled - fitted.cluster_centers_[fitted.labels_], axis=1)
     )
-    means = shares(found).groupby("label").mean()
-    rise = (means.loc[1] - means.loc[0]) if {0, 1} <= set(means.index) else -found["cluster"].value_counts()
-    rank = {cluster: place for place, cluster in enumerate(rise.sort_values(ascending=False).index)}
-    return found.assign(cluster=found["cluster"].map(rank))
+    means = shares(clustered).groupby("label").mean()
+    rise = (means.loc[1] - means.loc[0]) if {0, 1} <= set(means.index) else -clustered["cluster"].value_counts()
+    rank = {cluster: number for number, cluster in enumerate(rise.sort_values(ascending=False).index)}
+    return clustered.assign(cluster=clustered["cluster"].map(rank))
 
 
 def shares(tiles: pd.DataFrame) -> pd.DataFrame:
@@ -88,5 +88,5 @@ def enrichment(table: pd.DataFrame, clusters: Sequence[int]) -> pd.DataFrame:
         p = float(scipy.stats.mannwhitneyu(positive, negative).pvalue) if both else np.nan
         middle = [float(np.median(part)) if len(part) else np.nan for part in (positive, negative)]
         rows.append((cluster, *middle, p))
-    found = pd.DataFrame(rows, columns=["cluster", "median_positive", "median_negative", "p"])
-    return found.assign(p_adjusted=benjamini_hochberg(found["p"].to_numpy()))
+    summary = pd.DataFrame(rows, columns=["cluster", "median_positive", "median_negative", "p"])
+    return summary.assign(p_adjusted=benjamini_hochberg(summary["p"].to_numpy()))

@@ -53,7 +53,7 @@ def run_protocol(
     )  # models see single precision: seconds since 1970 would be rounded
     table = pd.concat([bags.reset_index(drop=True), pd.DataFrame(values, columns=names)], axis=1)
     several = bags.loc[bags["role"] == "train", "site"].nunique() > 2
-    found = []
+    parts = []
     for strategy in strategies or STRATEGIES:
         left_out = strategy == LEAVE_ONE_SITE_OUT
         if several or not left_out:
@@ -62,11 +62,11 @@ def run_protocol(
             settings = {**stated, "protocol": protocol, "covariates": names, **SETTINGS}
             experiment = ExperimentSpec.model_validate(settings)
             try:
-                found.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table, alike=True))
+                parts.append(train_without_tiles(f"{name}_{strategy}", experiment, endpoint, table, alike=True))
             except NoInnerFold:
                 if strategy != "local":
                     raise
-    return join_folded(found)
+    return join_folded(parts)
 
 
 def train_without_tiles(
@@ -87,8 +87,8 @@ def train_without_tiles(
 
     blank = {patient: np.zeros((1, 1), np.float32) for patient in bags["patient_id"]}
     training = bags[bags["role"] == "train"]
-    own = FeatureStore.of({patient: blank[patient] for patient in training["patient_id"]})
-    run = train(experiment, endpoint, training, own, reporter or quiet(), alike=alike)
+    store = FeatureStore.of({patient: blank[patient] for patient in training["patient_id"]})
+    run = train(experiment, endpoint, training, store, reporter or quiet(), alike=alike)
     table = predict(run, bags, FeatureStore.of(blank)).table.assign(experiment=name)
     inner = pd.DataFrame(columns=WATCHED) if run.inner is None else run.inner.assign(experiment=name)
     return Folded(table[PREDICTED], inner[WATCHED])
@@ -98,7 +98,7 @@ def join_folded(parts: Sequence[Folded]) -> Folded:
     """The predictions of all parts."""
     none = Folded(pd.DataFrame(columns=PREDICTED), pd.DataFrame(columns=WATCHED))
     both = [none, *parts]
-    return Folded(stacked([one.predictions for one in both]), stacked([one.inner for one in both]))
+    return Folded(stacked([part.predictions for part in both]), stacked([part.inner for part in both]))
 
 
 def permuted_labels(bags: pd.DataFrame, seed: int, number: int) -> pd.DataFrame:

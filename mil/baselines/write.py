@@ -38,7 +38,7 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
         return _write_features_alone(results, endpoint, folder)
     folded = run_baselines(results, endpoint)
     metrics = score(folded.predictions, config.metrics, None, folded.inner)
-    encoder = next(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
+    encoder = next(experiment.encoder for experiment in results.experiments.values() if experiment.endpoint == endpoint)
     encoder = results.experiments[results.main].encoder if endpoint == results.endpoint else encoder
     bags, means = results.bags(endpoint), bag_means(results, endpoint, encoder)
     tables = {
@@ -54,8 +54,8 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
         tables["comparisons"] = rivals(results, results.federated, folded.predictions)
     left_out = [
         rivals(results, name, folded.predictions)
-        for name, one in results.experiments.items()
-        if one.protocol == LEFT_OUT and one.endpoint == endpoint
+        for name, experiment in results.experiments.items()
+        if experiment.protocol == LEFT_OUT and experiment.endpoint == endpoint
     ]
     if left_out:
         tables["left_out"] = pd.concat(left_out, ignore_index=True)
@@ -68,7 +68,7 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
 
 def _write_features_alone(results: "Results", endpoint: str, folder: Path) -> pd.DataFrame:
     """What needs no two classes: components, site classifier and stains; there are no baselines, and `metrics` has no row."""
-    encoder = next(one.encoder for one in results.experiments.values() if one.endpoint == endpoint)
+    encoder = next(experiment.encoder for experiment in results.experiments.values() if experiment.endpoint == endpoint)
     encoder = results.experiments[results.main].encoder if endpoint == results.endpoint else encoder
     bags, means = results.bags(endpoint), bag_means(results, endpoint, encoder)
     metrics = pd.DataFrame(columns=["experiment", *METRICS])
@@ -128,7 +128,7 @@ def sample_tiles(results: "Results", bags: pd.DataFrame, encoder: str) -> tuple[
         read = results.files.bag_features(str(bag.site), encoder, bag.slides)
         order = rng(0, "sample", bag.patient_id).permutation(sum(len(coords) for _, coords, _ in read))[:SAMPLED_TILES]
         slides = np.repeat([slide for slide, _, _ in read], [len(coords) for _, coords, _ in read])
-        coords, values = (np.concatenate([part[place] for part in read]) for place in (1, 2))
+        coords, values = (np.concatenate([part[field] for part in read]) for field in (1, 2))
         table = pd.DataFrame({"slide_id": slides[order], "x": coords[order, 0], "y": coords[order, 1]})
         parts.append(table.assign(patient_id=bag.patient_id, site=bag.site, label=bag.label))
         features.append(values[order])
