@@ -56,7 +56,7 @@ class Results:
         return self._with_labels("external")
 
     def _with_labels(self, role: str) -> list[str]:
-        sites = sorted(site for site, own in self.config.slides.roles.items() if own == role)
+        sites = sorted(site for site, site_role in self.config.slides.roles.items() if site_role == role)
         with suppress(Absent):
             return sorted({*sites} & {*self.bags(self.endpoint)["site"]})
         return sites
@@ -170,13 +170,13 @@ class Results:
 
     def baseline_scopes(self, endpoint: str) -> dict[str, list[Scope]]:
         """The same of every baseline, by its name (`clinical_pooled`, ...)."""
-        found = {}
+        by_name = {}
         for name, part in self.baselines(endpoint).groupby("experiment", sort=False):
             key = f"baselines/{endpoint}/{name}"  # no experiment's name has a slash
             if key not in self._scopes:
                 self._scopes[key] = list(scopes(part))
-            found[str(name)] = self._scopes[key]
-        return found
+            by_name[str(name)] = self._scopes[key]
+        return by_name
 
     def has_scores(self, site: str) -> bool:
         """Whether the main experiment scored patients of a site or group of sites that it did not train on."""
@@ -340,10 +340,10 @@ class Results:
 
     def _stack(self, what: str, names: Iterable[str], read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """The tables of `names` that are there, one under the other; `Absent` when none is."""
-        found = []
+        tables = []
         for name in names:
             with suppress(Absent):
-                found.append(read(name))
-        if not found:
+                tables.append(read(name))
+        if not tables:
             raise Absent(f"{what} are not among the results")
-        return stacked(found)
+        return stacked(tables)

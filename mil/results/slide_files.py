@@ -67,9 +67,9 @@ class SlideFiles:
             raise Absent(f"site {site} joined with features alone (slides.features), so there are no pixels to show")
         if not path.is_file():
             raise Absent(f"sites/{site}/tiles/{slide_id}.h5 is not among the results")
-        found = hdf5.attributes(path)
-        require_slide(path, slide_id, found)
-        return found
+        attributes = hdf5.attributes(path)
+        require_slide(path, slide_id, attributes)
+        return attributes
 
     def features(self, site: str, encoder: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
         """Level-0 corners (tiles, 2) and features (tiles, width) of one slide."""
@@ -119,19 +119,19 @@ class SlideFiles:
         """Tiles (size_px, size_px, 3) by (slide, x, y), of the size in microns that the run's tiles have; a slide is opened once."""
         wanted = list(wanted)
         mpp = self._config.tiles.size_px * self._config.tiles.mpp / size_px
-        found = {}
+        pixels = {}
         for slide_id in dict.fromkeys(slide for slide, _, _ in wanted):
             try:
                 known = float(self.geometry(site, slide_id)["mpp"])
                 with open_slide(self.slide_path(site, slide_id), known) as slide:
                     for name, x, y in wanted:
                         if name == slide_id:
-                            found[name, x, y] = slide.read_tile(x, y, size_px, mpp)
+                            pixels[name, x, y] = slide.read_tile(x, y, size_px, mpp)
             except SlideError as error:
                 raise Absent(
                     f"slide {slide_id} of site {site} could be read when it was tiled, but no longer: {error}"
                 ) from error
-        return found
+        return pixels
 
     @cached_property
     def truth(self) -> Truth:

@@ -27,7 +27,7 @@ def family_of(main: str, experiments: Mapping[str, ExperimentSpec]) -> dict[str,
 
     They differ in the strategy and, where a strategy needs other ones, in the settings of training.
     """
-    return {name: one for name, one in experiments.items() if same_input(one, experiments[main])}
+    return {name: experiment for name, experiment in experiments.items() if same_input(experiment, experiments[main])}
 
 
 def federated_experiment(main: str, experiments: Mapping[str, ExperimentSpec]) -> str:
