@@ -33,4 +33,4 @@ def step_models(strategy: Strategy, states: State, server: State, answers: Answe
 
 
 def _stacked(models: Sequence[Named]) -> Named:
-    return {name: torch.stack([one[name] for one in models]) for name in models[0]}
+    return {name: torch.stack([model[name] for model in models]) for name in models[0]}

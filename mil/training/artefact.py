@@ -127,8 +127,8 @@ class Run:
         require_columns(models, MODELS, f"{folder}/models.csv ({DAMAGED})")
         families = []
         for number, head in enumerate(heads):
-            own = {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}/")}
-            families.append(Family(head, own))
+            weights = {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}/")}
+            families.append(Family(head, weights))
         _check_models(models, families, folder)
         inner = read_table(folder / "inner.csv")
         folds, lines, ledger = folder / "folds.csv", folder / "ledger.jsonl", Ledger()
@@ -230,9 +230,9 @@ def model_table(
     rows = []
     for k, task in enumerate(tasks):
         members = task.group.trained_on if strategy.personal else ("",)
-        for place, member in enumerate(members):
-            row = k * len(members) + place
-            own = clients.patients[row] if member else task.train
+        for offset, member in enumerate(members):
+            row = k * len(members) + offset
+            patients = clients.patients[row] if member else task.train
             name = task.name + (f"/{member}" if member else "")
             rows.append(
                 {
@@ -247,7 +247,7 @@ def model_table(
                     "lr": task.candidate.lr,
                     "weight_decay": task.candidate.weight_decay,
                     "server_lr": task.candidate.server_lr or own_rate,
-                    "patients": len(own),
+                    "patients": len(patients),
                     "sha256": family.digest(row),
                 }
             )

@@ -93,16 +93,16 @@ class Card:
                 mine = None if state is None else state[half]
                 losses[half] = self.train(learners[half], mine, plans[half], places)
             return losses
-        where, own, its, pairs, lessons, reach, budget = begun
+        where, picked, its, pairs, lessons, reach, budget = begun
         steps = [list(pairs.calls(number, self.cost, budget)) for number in range(pairs.steps())]
         following = dict(pairwise(call for calls in steps for call in calls))
         for number, calls in enumerate(steps):
             active = sum(len(plans[k].batches) > number for k in order)
-            step = _Step(self, own[:active], pairs, lessons, reach, following)
+            step = _Step(self, picked[:active], pairs, lessons, reach, following)
             gradient = step.gradient(calls)
-            self._update(own[:active], its[:active], gradient)
+            self._update(picked[:active], its[:active], gradient)
         if where is not None:
-            learners.rows[where] = own.rows
+            learners.rows[where] = picked.rows
             if state is not None:
                 state.put(where, its)
         losses[order] = lessons.means(len(order))
@@ -119,17 +119,17 @@ class Card:
         """What a round keeps on the GPU (first the numbers of its learners; none: all, as they lie), and the bytes that a call may take."""
         chosen = [plans[k] for k in order]
         where = None if order == list(range(len(plans))) else upload(np.array(order), self.device)
-        own = learners if where is None else learners[where]
+        picked = learners if where is None else learners[where]
         its = state if where is None or state is None else state[where]
-        its = its or OptimiserState.zeros(own.rows, self.method.second)
+        its = its or OptimiserState.zeros(picked.rows, self.method.second)
         pairs = self._table([plan.batches for plan in chosen], places)
-        lessons = Lessons.of(pairs, own, [plan.stream for plan in chosen], self.data, self.endpoint, places)
+        lessons = Lessons.of(pairs, picked, [plan.stream for plan in chosen], self.data, self.endpoint, places)
         reach = Reach(self.data.source, pairs, places, self.device, self.method.dtype)
-        return where, own, its, pairs, lessons, reach, self.fitting.bytes(UPDATING * 4 * own.rows.numel())
+        return where, picked, its, pairs, lessons, reach, self.fitting.bytes(UPDATING * 4 * picked.rows.numel())
 
     def logits(self, learners: Learners, bags: Sequence[np.ndarray], places: Places) -> list[np.ndarray]:
         """Logits (bags, outputs) of every learner for its bags, float32."""
-        found = [np.empty((len(own), self.endpoint.outputs), np.float32) for own in bags]
+        by_learner = [np.empty((len(numbers), self.endpoint.outputs), np.float32) for numbers in bags]
         collected: list[tuple[Call, Tensor]] = []
         pairs = self._applied(
             learners, bags, places, lambda call, output: collected.append((call, output.logits[:, 0]))
@@ -138,8 +138,8 @@ class Card:
             whole = torch.cat([logits.float() for _, logits in collected]).cpu().numpy()
             row = np.concatenate([np.arange(call.first, call.stop) for call, _ in collected])
             for at, logits in zip(row.tolist(), whole, strict=True):
-                found[pairs.learner[at]][pairs.slot[at]] = logits
-        return found
+                by_learner[pairs.learner[at]][pairs.slot[at]] = logits
+        return by_learner
 
     def apply(
         self,
@@ -164,7 +164,7 @@ class Card:
         self, learners: Learners, bags: Sequence[np.ndarray], places: Places, take: Callable[[Call, Output], None]
     ) -> PairTable:
         """Give `take` the output of every call."""
-        pairs = self._table([[own] if len(own) else [] for own in bags], places)
+        pairs = self._table([[batch] if len(batch) else [] for batch in bags], places)
         if not len(pairs.learner):
             return pairs
         lessons = Lessons.of(pairs, learners, None, self.data, self.endpoint, places)
@@ -194,8 +194,8 @@ class Card:
     def seen(self, weights: dict[str, Tensor], tiles: Tensor, given: Given, whole: bool, training: bool) -> Output:
         """What the head says of every pair; `whole`: all see the same tiles (tiles, width)."""
         count, length = len(given.sizes), tiles.shape[-2]
-        place = torch.arange(length, device=tiles.device)
-        mask = (place < given.sizes.unsqueeze(-1)).unsqueeze(-2)
+        positions = torch.arange(length, device=tiles.device)
+        mask = (positions < given.sizes.unsqueeze(-1)).unsqueeze(-2)
         if whole:
             tiles = tiles.unsqueeze(0)
         if given.mean is not None and given.deviation is not None:
@@ -203,7 +203,7 @@ class Card:
         tiles = tiles.to(self.method.dtype).expand(count, length, tiles.shape[-1])
         drawn = None
         if training and self.head.dropout:
-            drawn = combined(given.keys.unsqueeze(-1), given.patients.unsqueeze(-1), place)
+            drawn = combined(given.keys.unsqueeze(-1), given.patients.unsqueeze(-1), positions)
         with self.method.arithmetic(self.device):
             return self.head(weights, Inputs(tiles, mask, given.covariates, training, drawn, whole))
 
@@ -243,17 +243,17 @@ class _Step:
     def applied(self, call: Call) -> Output:
         """The head's output without a loss."""
         tiles, part = self._tiles(call), slice(call.first, call.stop)
-        own = {name: value.index_select(0, self.lessons.learner[part]) for name, value in self.weights.items()}
-        return self.card.seen(own, tiles, self._given(part), call.place is not None, False)
+        weights = {name: value.index_select(0, self.lessons.learner[part]) for name, value in self.weights.items()}
+        return self.card.seen(weights, tiles, self._given(part), call.place is not None, False)
 
     def _separate(self, call: Call) -> None:
         """A call whose losses depend on its own bags alone."""
         part = slice(call.first, call.stop)
-        own, logits, side = self._forward(call)
+        weights, logits, side = self._forward(call)
         losses = self.card.head.losses(
             Output(logits, None, side), self.lessons.targets[part], self.lessons.present[part], self.card.endpoint
         )
-        parts = torch.autograd.grad((losses * self.lessons.share[part]).sum(), list(own.values()))
+        parts = torch.autograd.grad((losses * self.lessons.share[part]).sum(), list(weights.values()))
         self.lessons.losses[part] = losses.detach() * self.lessons.balance[part]
         self._add(call, parts)  # last: where memory is short before, the call is taken again in halves
 
@@ -265,16 +265,16 @@ class _Step:
         part = slice(calls[0].first, calls[-1].stop)
         where = (lessons.learner[part], lessons.slot[part])
         bags = int(self.pairs.slot[part].max()) + 1
-        found: dict[str, Tensor] = {}
+        joined: dict[str, Tensor] = {}
 
         def look(call: Call) -> None:
-            own = slice(call.first, call.stop)
+            pairs = slice(call.first, call.stop)
             with torch.no_grad():
                 _, logits, side = self._forward(call)
                 for name, value in {"logits": logits, "side": side}.items():
                     if value is not None:
-                        found.setdefault(name, value.new_zeros((count, bags, *value.shape[2:])))
-                        found[name][lessons.learner[own], lessons.slot[own]] = value[:, 0]
+                        joined.setdefault(name, value.new_zeros((count, bags, *value.shape[2:])))
+                        joined[name][lessons.learner[pairs], lessons.slot[pairs]] = value[:, 0]
 
         for call in calls:
             card.fitting.run(call, look)
@@ -283,7 +283,7 @@ class _Step:
             value = getattr(lessons, name)[part][:, 0]
             laid[name] = value.new_zeros((count, bags, *value.shape[1:]))
             laid[name][where] = value
-        leaves = {name: value.requires_grad_() for name, value in found.items()}
+        leaves = {name: value.requires_grad_() for name, value in joined.items()}
         output = Output(leaves["logits"], None, leaves.get("side"))
         losses = card.head.losses(output, laid["targets"], laid["present"], card.endpoint)
         inward = torch.autograd.grad((losses * laid["share"]).sum(), list(leaves.values()), allow_unused=True)
@@ -292,11 +292,13 @@ class _Step:
 
         def back(call: Call) -> None:
             own_part = slice(call.first, call.stop)
-            own, logits, side = self._forward(call)
+            weights, logits, side = self._forward(call)
             at = (lessons.learner[own_part], lessons.slot[own_part])
             outputs = {"logits": logits} | ({} if side is None else {"side": side})
             pulled = {name: slope[at].unsqueeze(1) for name, slope in slopes.items() if slope is not None}
-            parts = torch.autograd.grad([outputs[name] for name in pulled], list(own.values()), list(pulled.values()))
+            parts = torch.autograd.grad(
+                [outputs[name] for name in pulled], list(weights.values()), list(pulled.values())
+            )
             self._add(call, parts)
 
         for call in calls:
@@ -306,8 +308,8 @@ class _Step:
         """Each pair's weights, of which gradients are taken, logits and what else the loss needs."""
         tiles, part = self._tiles(call), slice(call.first, call.stop)
         learner = self.lessons.learner[part]
-        own = {name: value.index_select(0, learner).requires_grad_() for name, value in self.weights.items()}
-        return own, *self.card.output(own, tiles, self._given(part), call.place is not None)
+        weights = {name: value.index_select(0, learner).requires_grad_() for name, value in self.weights.items()}
+        return weights, *self.card.output(weights, tiles, self._given(part), call.place is not None)
 
     def _tiles(self, call: Call) -> Tensor:
         tiles = self.reach.tiles(call)

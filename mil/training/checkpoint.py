@@ -59,8 +59,8 @@ class Checkpoint:
         tensors = load_file(self.folder / stated["file"])
         records.errors, records.counts = tensors.pop("errors").numpy(), tensors.pop("counts").numpy()
         records.watched = tensors.pop("watched").numpy()
-        for part, place in _tensors(phase).items():
-            place.copy_(tensors[part])
+        for part, tensor in _tensors(phase).items():
+            tensor.copy_(tensors[part])
         phase.live = np.array(stated["live"], bool)
         records.table, records.ledger.lines = stated["table"], stated["ledger"]
         records.ledger.last = stated["last"]
@@ -100,7 +100,7 @@ def forget(folder: Path) -> None:
 
 def _tensors(phase: Phase) -> dict[str, Tensor]:
     """All tensors that change from round to round, by name."""
-    found = {"rows": phase.rows, "learners": phase.learners.rows}
-    found |= {"first": phase.state.first, "second": phase.state.second, "steps": phase.state.steps}
-    found |= {f"server/{name}": value for name, value in phase.server.items()}
-    return found if phase.controls is None else found | {"controls": phase.controls}
+    tensors = {"rows": phase.rows, "learners": phase.learners.rows}
+    tensors |= {"first": phase.state.first, "second": phase.state.second, "steps": phase.state.steps}
+    tensors |= {f"server/{name}": value for name, value in phase.server.items()}
+    return tensors if phase.controls is None else tensors | {"controls": phase.controls}

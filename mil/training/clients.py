@@ -28,9 +28,9 @@ class Clients:
         names, patients = [], []
         for task in tasks:
             sites = task.group.trained_on
-            own = [(name,) for name in sites] if strategy.of_rounds.federated else [sites]
-            names.append(tuple("+".join(group) for group in own))
-            patients += [task.train[np.isin(cohort.site[task.train], group)] for group in own]
+            learners = [(name,) for name in sites] if strategy.of_rounds.federated else [sites]
+            names.append(tuple("+".join(group) for group in learners))
+            patients += [task.train[np.isin(cohort.site[task.train], group)] for group in learners]
         return cls(len(tasks), tuple(names), tuple(patients))
 
     @property
@@ -52,7 +52,7 @@ class Clients:
 
     def counts(self) -> torch.Tensor:
         """Training patients (tasks, sites)."""
-        return torch.tensor([len(own) for own in self.patients]).view(self.tasks, self.sites)
+        return torch.tensor([len(patients) for patients in self.patients]).view(self.tasks, self.sites)
 
 
 def participants(sites: int, share: float, seed: int, number: int) -> np.ndarray:

@@ -21,8 +21,8 @@ def step_keys(streams: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def tile_keys(steps: Tensor, patients: Tensor, sizes: Tensor) -> Tensor:
     """Keys of the tiles of some bags end to end: step (), patients (bags,), sizes (bags,) -> (tiles,) int64."""
     ends = sizes.cumsum(0)
-    place = torch.arange(int(ends[-1])) - (ends - sizes).repeat_interleave(sizes)
-    return combined(steps, patients.repeat_interleave(sizes), place)
+    positions = torch.arange(int(ends[-1])) - (ends - sizes).repeat_interleave(sizes)
+    return combined(steps, patients.repeat_interleave(sizes), positions)
 
 
 def combined(steps: Tensor, patients: Tensor, place: Tensor) -> Tensor:

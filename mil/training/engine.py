@@ -123,10 +123,10 @@ class Engine:
             return self._train(learners, state or self.fresh(learners.rows), plans, steps, places)
         if order:  # those that have stopped or are not asked are not carried along, those alike lie side by side
             where = torch.tensor(order)
-            own = learners[where]
-            its = state[where] if state else self.fresh(own.rows)
-            losses[order] = self._train(own, its, [plans[k] for k in order], steps.chosen(order), places)
-            learners.rows[where] = own.rows
+            picked = learners[where]
+            its = state[where] if state else self.fresh(picked.rows)
+            losses[order] = self._train(picked, its, [plans[k] for k in order], steps.chosen(order), places)
+            learners.rows[where] = picked.rows
             if state:
                 state.put(where, its)
         return losses
@@ -164,17 +164,17 @@ class Engine:
         if self.card is not None:
             return self.card.apply(learners, bags, places, receive)
         sizes = places.sizes.numpy()
-        whole = StepGroups.of([pieces(own, sizes, self.budget) for own in bags], sizes, self.limits)
+        whole = StepGroups.of([pieces(numbers, sizes, self.budget) for numbers in bags], sizes, self.limits)
         order = whole.order()
         steps, where = whole.chosen(order), torch.tensor(order, dtype=torch.int64)
-        own = learners if order == list(range(len(bags))) else learners[where]
+        picked = learners if order == list(range(len(bags))) else learners[where]
 
         def step(chunk: slice, number: int) -> None:
             for part, shape in steps.alike(chunk, number):
                 batches = [own_batches[number] for own_batches in steps.batches[part]]
                 with torch.no_grad(), self.method.arithmetic(self.device):
-                    inputs = self._inputs(own[part], Batch.of(batches, shape), places)
-                    output = self.head(self.layout.views(own[part].rows), inputs)
+                    inputs = self._inputs(picked[part], Batch.of(batches, shape), places)
+                    output = self.head(self.layout.views(picked[part].rows), inputs)
                 for row, batch in enumerate(batches):
                     receive(order[part.start + row], batch, output, row)
 
@@ -185,13 +185,13 @@ class Engine:
         """Logits (bags, outputs) of every learner for its own bags, float32."""
         if self.card is not None:
             return self.card.logits(learners, bags, places)
-        found: list[list[np.ndarray]] = [[np.empty((0, self.endpoint.outputs), np.float32)] for _ in bags]
+        logits: list[list[np.ndarray]] = [[np.empty((0, self.endpoint.outputs), np.float32)] for _ in bags]
 
         def receive(learner: int, batch: np.ndarray, output: Output, row: int) -> None:
-            found[learner].append(output.logits[row, : len(batch)].float().numpy())
+            logits[learner].append(output.logits[row, : len(batch)].float().numpy())
 
         self.apply(learners, bags, places, receive)
-        return [np.concatenate(parts) for parts in found]
+        return [np.concatenate(parts) for parts in logits]
 
     def _step(
         self, taken: Taken, batches: Sequence[np.ndarray], shape: Shape, keys: Tensor, places: Places
@@ -205,10 +205,10 @@ class Engine:
             gradient, total = self._gradient(taken, whole, lesson, counts, keys, places)
         else:
             gradient, total = torch.zeros_like(learners.rows), torch.zeros_like(counts)  # of one learner
-            for bags, own in cut:
-                piece = Batch.of(bags, own)
-                found = self._gradient(taken, piece, self._lesson(learners, piece, places), counts, keys, places)
-                gradient, total = gradient.add_(found[0]), total + found[1]
+            for bags, extent in cut:
+                piece = Batch.of(bags, extent)
+                parts = self._gradient(taken, piece, self._lesson(learners, piece, places), counts, keys, places)
+                gradient, total = gradient.add_(parts[0]), total + parts[1]
         with torch.no_grad():
             learners.bend(gradient, self.method.clip_norm)
             self.optimise(learners.rows, gradient, taken.state, learners.lr, learners.decay, self.method.momentum)
@@ -277,11 +277,11 @@ class Engine:
         if not self.endpoint.separable or len(batches) * max(map(places.tiles, batches)) <= self.uncut:
             return [(batches, shape)]
         cut = [pieces(batch, places.sizes.numpy(), max(1, self.budget // len(batches))) for batch in batches]
-        found = []
+        cuts = []
         for number in range(max(map(len, cut))):
-            bags = [own[number] if number < len(own) else own[0][:0] for own in cut]
-            found.append((bags, shape_of(max(map(len, bags)), max(map(places.tiles, bags)), self.limits)))
-        return found
+            bags = [parts[number] if number < len(parts) else parts[0][:0] for parts in cut]
+            cuts.append((bags, shape_of(max(map(len, bags)), max(map(places.tiles, bags)), self.limits)))
+        return cuts
 
     def _to_come(
         self,
@@ -292,8 +292,8 @@ class Engine:
         """The tiles that `_inputs` will ask for, in their order, so that they can be fetched while the device works."""
         for chunk, number in steps.one_by_one():
             for part, shape in steps.alike(chunk, number):
-                for bags, own in cut([batches[number] for batches in steps.batches[part]], shape, places):
-                    batch = Batch.of(bags, own)
+                for bags, extent in cut([batches[number] for batches in steps.batches[part]], shape, places):
+                    batch = Batch.of(bags, extent)
                     yield pack(batch.numbers, places, batch.columns).rows.flatten()
 
     def _each(self, steps: StepGroups, step: Callable[[slice, int], None], to_come: Iterator[Tensor]) -> None:

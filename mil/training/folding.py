@@ -39,15 +39,15 @@ class Folding:
 
     def weights(self, learners: Learners) -> dict[str, Tensor]:
         """Weights by name (learners, *shape) in the type of the products, with the scaling where that is possible."""
-        found = dict(self.layout.views(learners.rows))
+        weights = dict(self.layout.views(learners.rows))
         if self.folds(learners):
             mean, deviation = self.scale(learners)
             for layer in self.head.on_tiles:
-                weight = found[f"{layer.name}.weight"] / deviation.unsqueeze(1)
+                weight = weights[f"{layer.name}.weight"] / deviation.unsqueeze(1)
                 shift = torch.bmm(weight, mean.unsqueeze(-1)).squeeze(-1)
-                found |= {f"{layer.name}.weight": weight, f"{layer.name}.bias": found[f"{layer.name}.bias"] - shift}
+                weights |= {f"{layer.name}.weight": weight, f"{layer.name}.bias": weights[f"{layer.name}.bias"] - shift}
         dtype = self.dtype if self.head.on_tiles else torch.float32
-        return {name: value.to(dtype) for name, value in found.items()}
+        return {name: value.to(dtype) for name, value in weights.items()}
 
     def unfold(self, gradient: Tensor, learners: Learners) -> None:
         """The gradient (learners, size) of those weights -> that of the learners' rows, in place."""

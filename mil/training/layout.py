@@ -26,10 +26,10 @@ class RowLayout:
     def views(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows (models, size) or (models, sites, size) -> views (models, [sites,] *shape) on the same memory."""
         return {
-            name: rows[..., place].view(*rows.shape[:-1], *self.shapes[name])
+            name: rows[..., columns].view(*rows.shape[:-1], *self.shapes[name])
             if len(rows)
             else torch.empty(*rows.shape[:-1], *self.shapes[name])
-            for name, place in self.places.items()
+            for name, columns in self.places.items()
         }
 
     def rows(self, named: Mapping[str, Tensor]) -> Tensor:

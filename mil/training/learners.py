@@ -29,8 +29,10 @@ class Learners:
     def __getitem__(self, chosen: slice | Tensor) -> "Learners":
         rest = (self.pull, self.anchor, self.shift)
         buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
-        own = (part[chosen] for part in (self.lr, self.decay, self.balance))
-        return Learners(self.rows[chosen], buffers, *own, *(None if part is None else part[chosen] for part in rest))
+        settings = (part[chosen] for part in (self.lr, self.decay, self.balance))
+        return Learners(
+            self.rows[chosen], buffers, *settings, *(None if part is None else part[chosen] for part in rest)
+        )
 
     def bend(self, gradient: Tensor, clip_norm: float | None) -> None:
         """Add to the gradients (learners, size) what the strategy adds, then shorten them to `clip_norm`, in place."""

@@ -77,7 +77,7 @@ def parsed(lines: Iterable[str], where: str = "ledger") -> list[dict[str, Any]]:
 
 def digest(rows: Iterable[bytes]) -> str:
     """SHA-256 of tensors' bytes, in hex."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for row in rows:
-        found.update(row)
-    return found.hexdigest()
+        hasher.update(row)
+    return hasher.hexdigest()

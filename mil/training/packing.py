@@ -92,21 +92,21 @@ def chunks(largest: Sequence[int], budget: int) -> Iterator[slice]:
 def runs(keys: Sequence[object]) -> Iterator[slice]:
     """Stretches of neighbours with equal keys; None belongs to no stretch."""
     start = 0
-    for place in range(1, len(keys) + 1):
-        if place == len(keys) or keys[place] != keys[start]:
+    for end in range(1, len(keys) + 1):
+        if end == len(keys) or keys[end] != keys[start]:
             if keys[start] is not None:
-                yield slice(start, place)
-            start = place
+                yield slice(start, end)
+            start = end
 
 
 def pieces(bags: np.ndarray, sizes: np.ndarray, budget: int) -> list[np.ndarray]:
     """Consecutive bags of at most `budget` tiles together, at least one bag a piece."""
-    found: list[list[int]] = []
+    parts: list[list[int]] = []
     held = 0
     for bag in bags.tolist():
-        if not found or held + sizes[bag] > budget:
-            found.append([])
+        if not parts or held + sizes[bag] > budget:
+            parts.append([])
             held = 0
-        found[-1].append(bag)
+        parts[-1].append(bag)
         held += int(sizes[bag])
-    return [np.array(piece, np.int64) for piece in found]
+    return [np.array(piece, np.int64) for piece in parts]

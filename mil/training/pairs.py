@@ -66,11 +66,11 @@ class PairTable:
     @classmethod
     def of(cls, batches: Sequence[Sequence[np.ndarray]], sizes: np.ndarray, worth: int, whole: bool) -> "PairTable":
         """From each learner's batches of places, whose tiles are counted in `sizes`; `whole`: every place by itself."""
-        counts = [[len(batch) for batch in own] for own in batches]
-        flat = [batch for own in batches for batch in own]
-        lengths = np.array([count for own in counts for count in own], np.int64)
-        steps = np.concatenate([np.arange(len(own)) for own in batches]) if flat else lengths
-        learner = np.repeat(np.repeat(np.arange(len(batches)), [len(own) for own in batches]), lengths)
+        counts = [[len(batch) for batch in plan] for plan in batches]
+        flat = [batch for plan in batches for batch in plan]
+        lengths = np.array([count for row in counts for count in row], np.int64)
+        steps = np.concatenate([np.arange(len(plan)) for plan in batches]) if flat else lengths
+        learner = np.repeat(np.repeat(np.arange(len(batches)), [len(plan) for plan in batches]), lengths)
         place = np.concatenate(flat).astype(np.int64) if flat else lengths
         step = np.repeat(steps, lengths)
         slot = np.arange(len(place)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -30,7 +30,7 @@ class Rounds:
 
         With `balance` (bags,), patients are drawn with replacement by these weights, from a stream of this name.
         """
-        found: list[np.ndarray] = []
+        batches: list[np.ndarray] = []
         wanted = self.training.local_steps
         for epoch in range(self.epochs(len(bags)) if len(bags) else 0):
             if balance is None:
@@ -40,8 +40,8 @@ class Rounds:
                 chosen = drawn.choice(bags, size=len(bags), p=balance / balance.sum())
             places = chosen + epoch * len(self.store.sizes) if self.training.max_tiles is not None else chosen
             size = self.training.batch_size
-            found += [places[start : start + size] for start in range(0, len(places), size)]
-        return found if wanted is None else found[:wanted]
+            batches += [places[start : start + size] for start in range(0, len(places), size)]
+        return batches if wanted is None else batches[:wanted]
 
     def places(self, number: int, epochs: int) -> Places:
         """All bags as they are; or, with `max_tiles`, a place for every bag and epoch with its own draw of tiles."""
@@ -56,7 +56,7 @@ class Rounds:
                 else:
                     drawn = rng(self.training.seed, "tiles", number, epoch, patient)
                     rows.append(start + np.sort(drawn.choice(size, most, replace=False)))
-        counts = np.array([len(own) for own in rows], np.int64)
+        counts = np.array([len(tiles) for tiles in rows], np.int64)
         begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
         return Places.of(begins, counts, np.concatenate(rows), len(sizes))
 

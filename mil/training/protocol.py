@@ -125,7 +125,7 @@ def inner_tasks(
         if (inner == NO_FOLD).any():
             patient = cohort.patients[seen[int(np.argmax(inner == NO_FOLD))]]
             raise MilError(f"bags: patient {patient} has no inner fold for {group.name}; run `mil bag` again")
-        usable = [one for one in range(cohort.inner_folds) if (inner == one).any() and (inner != one).any()]
+        usable = [number for number in range(cohort.inner_folds) if (inner == number).any() and (inner != number).any()]
         if not usable:
             raise NoInnerFold(
                 f"bags: {group.name}: {len(seen)} training patients leave no inner fold to watch; use fewer folds"
@@ -154,16 +154,16 @@ def select(tasks: Sequence[Task], errors: np.ndarray, counts: np.ndarray) -> lis
     last round that was tried. Rounds after which a model had diverged are out of the choice.
     """
     tried: dict[Group, list[list[int]]] = {}
-    for own in by_choice(tasks):
-        tried.setdefault(tasks[own[0]].group, []).append(own)
-    found = []
+    for folds in by_choice(tasks):
+        tried.setdefault(tasks[folds[0]].group, []).append(folds)
+    chosen = []
     for group, members in tried.items():
-        choice, rounds, error = least([mean_curve(errors[own], counts[own]) for own in members])
+        choice, rounds, error = least([mean_curve(errors[folds], counts[folds]) for folds in members])
         task = tasks[members[choice][0]]
         if not np.isfinite(error):
             raise MilError(f"{group.name}: {no_choice(task.candidate.lr)}")
-        found.append(replace(task, rounds=rounds))
-    return found
+        chosen.append(replace(task, rounds=rounds))
+    return chosen
 
 
 def least(curves: Sequence[Sequence[float] | np.ndarray]) -> tuple[int, int, float]:

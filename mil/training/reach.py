@@ -55,8 +55,8 @@ class Reach:
             store, drawn, start = window.tiles, None, 0
             if call.place is not None:
                 return store
-            own = self.pairs.place[call.first : call.stop]
-            first = upload(window.starts[np.searchsorted(window.places, own)], self.device)
+            places = self.pairs.place[call.first : call.stop]
+            first = upload(window.starts[np.searchsorted(window.places, places)], self.device)
         if call.place is not None:
             whole = slice(start, start + call.tiles)
             return store[whole] if drawn is None else store.index_select(0, drawn[whole])

@@ -73,8 +73,8 @@ class Records:
             for site, learner in enumerate(learners):
                 patients = len(self.clients.patients[learner])
                 if active[k, site] and patients:
-                    own = present["global_sha256"] if alone else digest([sent[learner].tobytes()])
-                    update: dict[str, object] = {"update_sha256": own}
+                    sha256 = present["global_sha256"] if alone else digest([sent[learner].tobytes()])
+                    update: dict[str, object] = {"update_sha256": sha256}
                     if crossing:
                         update |= {"bytes_received": crossing, "bytes_sent": crossing}
                     self.ledger.add(
@@ -87,9 +87,9 @@ class Records:
         """End the phase. Keep the logits of the inner folds only for the rounds that selection may choose."""
         begins = self.ends - [len(task.watched) for task in self.tasks]
         best: dict[int, int] = {}
-        for own in by_choice(self.tasks):
-            _, rounds, _ = least([mean_curve(self.errors[own], self.counts[own])])
-            best |= dict.fromkeys(own, rounds)
+        for folds in by_choice(self.tasks):
+            _, rounds, _ = least([mean_curve(self.errors[folds], self.counts[folds])])
+            best |= dict.fromkeys(folds, rounds)
         self.held = [self.watched[best[k] - 1, begins[k] : self.ends[k]] for k in range(len(self.tasks))]
 
     def stalled(self, tasks: Sequence[Task], number: int, patience: int | None) -> np.ndarray:
@@ -97,9 +97,9 @@ class Records:
         if patience is None:
             return np.zeros(len(tasks), bool)
         stop = np.zeros(len(tasks), bool)
-        for own in by_choice(tasks):
-            curve = mean_curve(self.errors[own, :number], self.counts[own, :number])
-            stop[own] = stalled(curve, patience)
+        for folds in by_choice(tasks):
+            curve = mean_curve(self.errors[folds, :number], self.counts[folds, :number])
+            stop[folds] = stalled(curve, patience)
         return stop
 
     def _watch(self, engine: Engine, phase: Phase, models: Tensor) -> list[np.ndarray]:
@@ -109,17 +109,17 @@ class Records:
             first = slice(None, None, self.clients.sites)  # a task's learners share their buffers
             judges = _judges(phase.rows, phase.learners, first)
             return engine.logits(judges, [self.bag[patients] for patients in watched], self.places)
-        own = []
+        parts = []
         for learner in range(len(models)):
             patients = watched[self.clients.task(learner)]
-            own.append(patients[self.cohort.site[patients] == self.clients.name(learner)])
+            parts.append(patients[self.cohort.site[patients] == self.clients.name(learner)])
         judges = _judges(models, phase.learners, slice(None))
-        found = engine.logits(judges, [self.bag[patients] for patients in own], self.places)
+        by_learner = engine.logits(judges, [self.bag[patients] for patients in parts], self.places)
         joined = []
         for k, patients in enumerate(watched):
             logits = np.zeros((len(patients), self.endpoint.outputs), np.float32)
             for learner in self.clients.learners(k):
-                logits[np.searchsorted(patients, own[learner])] = found[learner]
+                logits[np.searchsorted(patients, parts[learner])] = by_learner[learner]
             joined.append(logits)
         return joined
 

@@ -136,7 +136,7 @@ class Driver:
         rates = [tasks[clients.task(k)].candidate.lr * factor for k in range(len(clients.patients))]
         learners.lr.copy_(torch.tensor(rates).unsqueeze(1))
         plans = self._plans(clients, tasks, active, number)
-        epochs = max((self.rounds.epochs(len(own)) for own in clients.patients), default=1)
+        epochs = max((self.rounds.epochs(len(patients)) for patients in clients.patients), default=1)
         state = None if self.strategy.federated else phase.state
         losses = self.engine.train(learners, state, plans, self.rounds.places(number, epochs))
         self.travelled = torch.tensor([rate * len(plan.batches) for rate, plan in zip(rates, plans, strict=True)])
@@ -165,9 +165,9 @@ class Driver:
             return phase.rows
         of = torch.arange(len(phase.learners.rows), device=phase.rows.device) // clients.sites
         rows = phase.rows[of]
-        for name, place in self.engine.layout.places.items():
+        for name, columns in self.engine.layout.places.items():
             if name.split(".")[0] in self.strategy.local_parts:
-                rows[:, place] = phase.learners.rows[:, place]
+                rows[:, columns] = phase.learners.rows[:, columns]
         return rows
 
     def _pass_on(self, phase: Phase, clients: Clients, turn: np.ndarray) -> None:
@@ -200,10 +200,10 @@ class Driver:
         some = some.to(device)
         server = {name: value[some] for name, value in phase.server.items()}
         if phase.controls is not None:
-            own, start, end = (rows[learners] for rows in (phase.controls, self.starts, phase.learners.rows))
+            controls, start, end = (rows[learners] for rows in (phase.controls, self.starts, phase.learners.rows))
             common = layout.rows(server_part(server, "control")).unsqueeze(1)
-            kept = control_after(own, common, start, end, self.travelled.to(device)[learners].unsqueeze(-1))
-            answers = replace(answers, controls=layout.views(kept - own), total=amounts.sum(1).to(device))
+            kept = control_after(controls, common, start, end, self.travelled.to(device)[learners].unsqueeze(-1))
+            answers = replace(answers, controls=layout.views(kept - controls), total=amounts.sum(1).to(device))
             phase.controls[learners] = kept
         state, server = step_models(strategy, layout.views(phase.rows[some]), server, answers)
         phase.rows[some] = layout.rows(state)
@@ -222,5 +222,5 @@ class Driver:
         for epoch in range(self.finetune_epochs):
             number = self.training.rounds + 1 + epoch
             plans = self._plans(clients, tasks, active, number)
-            epochs = max(self.rounds.epochs(len(own)) for own in clients.patients)
+            epochs = max(self.rounds.epochs(len(patients)) for patients in clients.patients)
             self.engine.train(phase.learners, state, plans, self.rounds.places(number, epochs))

@@ -136,13 +136,13 @@ class Trainer:
             mean, deviation = moments.merged(np.arange(len(moments.count))).scale()
             self.centre = (torch.from_numpy(mean), torch.from_numpy(deviation))
         self.sources: dict[int, Source] = {}
-        own = features.require(cohort.patients)
-        moments = Moments(moments.count[own], moments.mean[own], moments.squares[own])
+        bags = features.require(cohort.patients)
+        moments = Moments(moments.count[bags], moments.mean[bags], moments.squares[bags])
         self.setup = Setup(cohort, endpoint, experiment.training, moments)
-        self.bag = own
+        self.bag = bags
         places = Places.of(features.starts, features.sizes)
         personal = bool(self.strategy.of_rounds.local_parts)
-        self.records = Records(cohort, endpoint, own, places, personal)
+        self.records = Records(cohort, endpoint, bags, places, personal)
         self.engines: dict[str, tuple[Engine, FeatureStore]] = {}
         self.means: FeatureStore | None = None
 
@@ -155,18 +155,18 @@ class Trainer:
         tasks = inner_tasks(self.cohort, wanted, candidates(self.experiment), self.experiment.training.rounds)
         errors = np.full((len(tasks), self.experiment.training.rounds), np.inf)
         counts, held = np.ones_like(errors), [np.zeros((0, 0), np.float32)] * len(tasks)
-        for number, (model, own) in enumerate(_by_model(tasks)):
+        for number, (model, members) in enumerate(_by_model(tasks)):
             name = "inner" if not number else f"inner{number}"
-            mine = [tasks[k] for k in own]
+            mine = [tasks[k] for k in members]
             if not (self.checkpoint and self.checkpoint.finished(name, self.records)):
                 self._run(model, mine, name, "inner")
                 self.records.settle()
                 if self.checkpoint:
                     self.checkpoint.finish(name, self.records)
             reached = self.records.errors.shape[1]
-            errors[own, :reached], counts[own, :reached] = self.records.errors, self.records.counts
-            for place, logits in zip(own, self.records.held, strict=True):
-                held[place] = logits
+            errors[members, :reached], counts[members, :reached] = self.records.errors, self.records.counts
+            for row, logits in zip(members, self.records.held, strict=True):
+                held[row] = logits
         chosen = select(tasks, errors, counts)
         self.inner = inner_scores(tasks, held, chosen, self.cohort, self.endpoint)
         return chosen
@@ -175,8 +175,8 @@ class Trainer:
         """The chosen tasks trained on all their patients: weights, by head, and the table of models."""
         tasks = refit_tasks(self.cohort, chosen, self.experiment.training.replicas)
         families, tables = [], []
-        for number, (model, own) in enumerate(_by_model(tasks)):
-            mine = [tasks[k] for k in own]
+        for number, (model, members) in enumerate(_by_model(tasks)):
+            mine = [tasks[k] for k in members]
             driver, phase, clients = self._run(model, mine, "refit" if not number else f"refit{number}", "refit")
             rows, buffers = phase.rows, phase.learners.buffers
             first = slice(None, None, clients.sites)
@@ -263,17 +263,17 @@ class Trainer:
 
 def _by_model(tasks: list[Task]) -> list[tuple[ModelSpec, list[int]]]:
     """Numbers of the tasks of each head, heads in the order of their first task."""
-    found: dict[str, tuple[ModelSpec, list[int]]] = {}
+    heads: dict[str, tuple[ModelSpec, list[int]]] = {}
     for number, task in enumerate(tasks):
-        found.setdefault(task.candidate.model.to_json(), (task.candidate.model, []))[1].append(number)
-    return list(found.values())
+        heads.setdefault(task.candidate.model.to_json(), (task.candidate.model, []))[1].append(number)
+    return list(heads.values())
 
 
 def _key(experiment: ExperimentSpec, endpoint: EndpointSpec, cohort: TrainingCohort, features: FeatureStore) -> str:
     """What a checkpoint is for: settings, patients, sites, folds, targets and features."""
     stated = [experiment.to_json(), endpoint.to_json(), cohort.patients, cohort.site.tolist()]
     stated += [features.sizes.tolist(), dict(features.about), features.digest()]
-    found = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
+    hasher = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
     for part in (cohort.targets, cohort.covariates, cohort.outer, cohort.inner):
-        found.update(np.ascontiguousarray(part).tobytes())
-    return found.hexdigest()
+        hasher.update(np.ascontiguousarray(part).tobytes())
+    return hasher.hexdigest()

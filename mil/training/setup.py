@@ -59,8 +59,8 @@ class Setup:
     def _by_site(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (sites, width) of each site's own training patients; 0 and 1 where the task has none."""
         site = self.cohort.site[task.train]
-        own = [self.features.merged(task.train[site == name]).scale() for name in self.cohort.sites]
-        means, deviations = zip(*own, strict=True)
+        scales = [self.features.merged(task.train[site == name]).scale() for name in self.cohort.sites]
+        means, deviations = zip(*scales, strict=True)
         return np.stack(means), np.stack(deviations)
 
     def _merged(self, moments: Moments, task: Task) -> tuple[np.ndarray, np.ndarray]:

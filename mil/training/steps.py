@@ -68,17 +68,17 @@ class StepGroups:
     @classmethod
     def of(cls, batches: Sequence[Sequence[np.ndarray]], sizes: np.ndarray, limits: Limits) -> "StepGroups":
         """From each learner's batches of places, whose tiles are counted in `sizes`."""
-        tiles = [[int(sizes[batch].sum()) for batch in own] for own in batches]
-        small = [max(own, default=0) <= limits.small for own in tiles]
+        tiles = [[int(sizes[batch].sum()) for batch in plan] for plan in batches]
+        small = [max(counts, default=0) <= limits.small for counts in tiles]
         shapes = [
-            _small_shapes(*own) if fit else _shapes(*own, limits)
-            for fit, own in zip(small, zip(batches, tiles, strict=True), strict=True)
+            _small_shapes(*pair) if fit else _shapes(*pair, limits)
+            for fit, pair in zip(small, zip(batches, tiles, strict=True), strict=True)
         ]
         return cls(batches, shapes, small, limits)
 
     def order(self) -> list[int]:
         """The learners that have something to do; those alike beside one another where that saves many calls."""
-        busy = [k for k, own in enumerate(self.shapes) if own]
+        busy = [k for k, shapes in enumerate(self.shapes) if shapes]
         alike = sorted(busy, key=lambda k: (self.shapes[k], len(self.shapes[k])) if self.small[k] else ([], 0))
         return alike if 4 * self.chosen(alike).calls() < 3 * self.chosen(busy).calls() else busy
 
@@ -94,7 +94,7 @@ class StepGroups:
     def chunks(self) -> list[tuple[slice, int]]:
         """Neighbours that fit into the budget together, and how many steps they have."""
         parts = chunks([self.widest(k) for k in range(len(self.shapes))], self.limits.budget)
-        return [(part, max((len(own) for own in self.shapes[part]), default=0)) for part in parts]
+        return [(part, max((len(shapes) for shapes in self.shapes[part]), default=0)) for part in parts]
 
     def one_by_one(self) -> Iterator[tuple[slice, int]]:
         """The first step of every chunk, then the second: all models use a bag while it is here."""
@@ -105,8 +105,8 @@ class StepGroups:
     def alike(self, chunk: slice, number: int) -> Iterator[tuple[slice, Shape]]:
         """Neighbours of a chunk whose step `number` has the same shape, so that no learner is padded to another's size."""
         keys: list[object] = []
-        for own in self.shapes[chunk]:
-            shape = own[number] if number < len(own) else None
+        for shapes in self.shapes[chunk]:
+            shape = shapes[number] if number < len(shapes) else None
             alone = shape is not None and 2 * shape.columns > self.limits.budget  # takes its steps by itself
             keys.append((shape, len(keys)) if alone else shape)
         for part in runs(keys):

@@ -74,13 +74,13 @@ class FeatureStore:
                 shape, kind, attributes = described_features(path, slide)
                 if spec is not None:
                     check_made_by(spec, encoder, attributes, shape[1], str(path))
-                found = shared_recipe(attributes)
+                recipe = shared_recipe(attributes)
                 checksums.append(str(attributes[hdf5.CHECKSUM]))
                 if about is None:
-                    about, width, dtype = found, shape[1], kind
+                    about, width, dtype = recipe, shape[1], kind
                 first = files[0][0] if files else path
                 check_same(
-                    about | {"width": width, "type": dtype}, found | {"width": shape[1], "type": kind}, first, path
+                    about | {"width": width, "type": dtype}, recipe | {"width": shape[1], "type": kind}, first, path
                 )
                 files.append((path, shape[0]))
                 held += shape[0]
@@ -130,10 +130,10 @@ class FeatureStore:
 
     def digest(self) -> str:
         """SHA-256 that changes with any tile: of the files' checksums, or of the tiles where there are no files."""
-        found = hashlib.sha256("|".join(self.checksums).encode())
+        hasher = hashlib.sha256("|".join(self.checksums).encode())
         if not self.files and self.tiles is not None:
-            found.update(self.tiles.numpy().tobytes())
-        return found.hexdigest()
+            hasher.update(self.tiles.numpy().tobytes())
+        return hasher.hexdigest()
 
     def patient_keys(self) -> torch.Tensor:
         """A number of each patient's own (bags,) int64, to seed what is drawn for that patient."""
