@@ -145,18 +145,18 @@ class Binary(Endpoint):
             return None
         if first.folds is not None and second.folds is not None:
             keys = ["patient_id", *APART]
-            folds = [one.merge(other[keys], on=keys) for one, other in permutations((first.folds, second.folds))]
-            pairs = [held_out.pairs_of(one) for one in folds]
+            folds = [table.merge(other[keys], on=keys) for table, other in permutations((first.folds, second.folds))]
+            pairs = [held_out.pairs_of(table) for table in folds]
             tested, method = held_out.paired(pairs[0], pairs[1], spec.confidence)
             return Pair((pairs[0].auroc, pairs[1].auroc), tested, method)
         labels, sites, scores = first.labels, first.sites, (first.scores, second.scores)
-        one, other = delong.within(labels, np.stack(scores), sites).auroc
+        area, other = delong.within(labels, np.stack(scores), sites).auroc
         if min(delong.numbers_in_pairs(labels, sites)) >= EXCHANGE_BELOW:
             tested = delong.paired(labels, *scores, confidence=spec.confidence, strata=sites)
-            return Pair((one, other), tested, "DeLong, paired")
+            return Pair((area, other), tested, "DeLong, paired")
         drawn = rng(spec.seed, "exchange", *first.table["patient_id"])
         tested = delong.exchanged(labels, *scores, sites, drawn, spec.bootstrap, spec.confidence)
-        return Pair((one, other), tested, EXCHANGED)
+        return Pair((area, other), tested, EXCHANGED)
 
 
 def fixed_interval(
@@ -170,8 +170,8 @@ def fixed_interval(
     placed = delong.within(labels, scores, sites)
     area, variance = float(placed.auroc[0]), float(placed.covariance[0, 0])
     if min(numbers) >= FEWEST:
-        found = delong.logit_bounds(area, variance, *numbers, confidence)
-        return *found, PRIMARY if 0 < found[0] < 1 and variance > 0 else held_out.NO_VARIANCE
+        interval = delong.logit_bounds(area, variance, *numbers, confidence)
+        return *interval, PRIMARY if 0 < interval[0] < 1 and variance > 0 else held_out.NO_VARIANCE
     if len(np.unique(sites)) > 1:
         return (
             area,
@@ -193,9 +193,9 @@ def _decisions(
         if scope.trained_on == ENSEMBLE or not delong.both_classes(scope.labels):
             continue
         votes = [scope.scores[scope.labels == label] for label in (1, 0)]
-        bounds = [intervals.votes(own, spec.confidence) for own in (votes[0], 1 - votes[1])]
+        bounds = [intervals.votes(right, spec.confidence) for right in (votes[0], 1 - votes[1])]
         values = float(votes[0].mean()), 1 - float(votes[1].mean())
         both = intervals.mean_of_two(*zip(values, bounds, strict=True))
-        for name, value, found in zip(DECISIONS, (*values, sum(values) / 2), (*bounds, both), strict=True):
-            row = metric_row(name, value, found.low, found.high, f"{found.method}; threshold on inner folds")
+        for name, value, interval in zip(DECISIONS, (*values, sum(values) / 2), (*bounds, both), strict=True):
+            row = metric_row(name, value, interval.low, interval.high, f"{interval.method}; threshold on inner folds")
             yield {**scope_columns(kind, scope), **row}

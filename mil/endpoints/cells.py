@@ -36,10 +36,10 @@ def spelt_as(cells: pd.Series, classes: Collection[str]) -> pd.Series:
 def numbers(cohort: "Cohort", column: str, positive: bool = False) -> pd.Series:
     """Numbers by patient_id, of patients whose cell is filled; with `positive`, numbers above 0."""
     values = filled(cohort, column)
-    found = pd.to_numeric(values, errors="coerce").astype(float)
-    usable = (found.abs() <= LARGEST) & ((found > 0) | (not positive))
+    parsed = pd.to_numeric(values, errors="coerce").astype(float)
+    usable = (parsed.abs() <= LARGEST) & ((parsed > 0) | (not positive))
     refuse_cells(values[~usable], column, "no positive number" if positive else "no number", cohort=cohort)
-    return found
+    return parsed
 
 
 def filled(cohort: "Cohort", column: str) -> pd.Series:

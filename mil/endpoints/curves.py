@@ -44,9 +44,9 @@ def of_probabilities(scope: Scope, spec: "MetricsSpec") -> Iterator[pd.DataFrame
     everyone = np.ones((1, len(labels)))
     benefit = np.array([net_benefit(labels, scores, everyone, threshold)[0] for threshold in THRESHOLDS])
     bounds = [intervals.net_benefit(labels, scores, threshold, spec.confidence) for threshold in THRESHOLDS]
-    low, high = np.array([(one.low, one.high) for one in bounds]).T
+    low, high = np.array([(interval.low, interval.high) for interval in bounds]).T
     yield points("net_benefit", THRESHOLDS, benefit, low=low, high=high)
-    yield points("net_benefit_of_all", THRESHOLDS, np.array([treat_all(labels, one) for one in THRESHOLDS]))
+    yield points("net_benefit_of_all", THRESHOLDS, np.array([treat_all(labels, threshold) for threshold in THRESHOLDS]))
 
 
 def of_classes(scope: Scope, shares: np.ndarray, classes: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -54,12 +54,12 @@ def of_classes(scope: Scope, shares: np.ndarray, classes: Sequence[str]) -> Iter
     if not is_drawn(scope):
         return
     places = np.arange(len(classes))
-    for place, name in enumerate(classes):
-        own = (scope.labels == place).astype(int)
-        if both_classes(own):
-            yield points("roc", *roc_curve(own, shares[:, place])).assign(group=name)
-        counts = np.bincount(shares[own == 1].argmax(axis=1), minlength=len(classes))
-        yield points("confusion", places, counts / max(own.sum(), 1)).assign(group=name, patients=counts)
+    for number, name in enumerate(classes):
+        members = (scope.labels == number).astype(int)
+        if both_classes(members):
+            yield points("roc", *roc_curve(members, shares[:, number])).assign(group=name)
+        counts = np.bincount(shares[members == 1].argmax(axis=1), minlength=len(classes))
+        yield points("confusion", places, counts / max(members.sum(), 1)).assign(group=name, patients=counts)
 
 
 def of_risks(table: pd.DataFrame, confidence: float) -> pd.DataFrame:

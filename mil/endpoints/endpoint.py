@@ -126,11 +126,11 @@ class Endpoint(Target):
     def interval(self, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
         """The primary measure within sites, with its interval, and how that was made or why there is none."""
         weights = np.concatenate([np.ones((1, len(scope.table))), self.weights(scope.table, spec)])
-        found = self.within(self.labels_of(scope.table), self.scores_of(scope.table), weights, scope.sites)
-        value = float(found[0])
+        values = self.within(self.labels_of(scope.table), self.scores_of(scope.table), weights, scope.sites)
+        value = float(values[0])
         if few := self.too_few(scope.table):
             return value, np.nan, np.nan, few
-        drawn = self._widened(scope, value, found[1:])
+        drawn = self._widened(scope, value, values[1:])
         bounds = bootstrap_bounds(self.primary.scale, value, drawn, len(scope.table), spec.confidence)
         return value, bounds.low, bounds.high, bounds.method
 
@@ -173,9 +173,9 @@ class Endpoint(Target):
         low, high = LIMITS[self.primary.scale]
         for key, folds in self.folds(inside).groupby(list(KEYS), sort=False):
             values = folds["value"].to_numpy(dtype=float)
-            found = corrected_resampled_t(values, 1 / (number - 1), spec.confidence, widest=np.inf)
+            interval = corrected_resampled_t(values, 1 / (number - 1), spec.confidence, widest=np.inf)
             method = f"corrected resampled t, {len(folds)} folds"
-            if not found.low < found.high:
+            if not interval.low < interval.high:
                 method = "not defined: folds do not vary, or one only"
             known = folds.dropna(subset=["positives"])
             yield {
@@ -184,9 +184,9 @@ class Endpoint(Target):
                 "positives": int(known.groupby("repeat")["positives"].sum().max()) if len(known) else None,
                 "models": 1,
                 "metric": f"{self.primary.name}_mean_of_folds",
-                "value": found.difference,
-                "low": float(np.clip(found.low, low, high)),
-                "high": float(np.clip(found.high, low, high)),
+                "value": interval.difference,
+                "low": float(np.clip(interval.low, low, high)),
+                "high": float(np.clip(interval.high, low, high)),
                 "method": method,
             }
 
@@ -204,9 +204,9 @@ class Endpoint(Target):
         rows = []
         for (repeat, fold), part in predictions.groupby(list(APART)):
             for scope in scopes(part):
-                place = (scope.trained_on, scope.split, scope.site, repeat, fold)
+                key = (scope.trained_on, scope.split, scope.site, repeat, fold)
                 counts = (len(scope.table), self.positives(scope.table))
-                rows.append((*place, *counts, self.value_within(scope.table)))
+                rows.append((*key, *counts, self.value_within(scope.table)))
         table = pd.DataFrame(rows, columns=[*KEYS, *APART, "patients", "positives", "value"])
         return table[np.isfinite(table["value"].astype(float))].sort_values([*APART, *KEYS], ignore_index=True)
 
@@ -222,14 +222,14 @@ class Endpoint(Target):
         labels, sites = self.labels_of(first.table), first.sites
         weights = np.concatenate([np.ones((1, len(first.table))), self.weights(first.table, spec)])
         scores = [self.scores_of(scope.table) for scope in (first, second)]
-        one, other = self.within_same(labels, scores, weights, sites)
-        if not np.isfinite([one[0], other[0]]).all():
+        values, other = self.within_same(labels, scores, weights, sites)
+        if not np.isfinite([values[0], other[0]]).all():
             return None
         if few:
-            nothing = Difference(float(one[0] - other[0]), np.nan, np.nan, np.nan, np.nan)
-            return Pair((float(one[0]), float(other[0])), nothing, few.replace("interval", "test", 1))
-        tested = paired_bootstrap(one, other, spec.confidence, WIDEST[self.primary.scale])
-        return Pair((float(one[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
+            nothing = Difference(float(values[0] - other[0]), np.nan, np.nan, np.nan, np.nan)
+            return Pair((float(values[0]), float(other[0])), nothing, few.replace("interval", "test", 1))
+        tested = paired_bootstrap(values, other, spec.confidence, WIDEST[self.primary.scale])
+        return Pair((float(values[0]), float(other[0])), tested, PAIRED_BOOTSTRAP)
 
     def _over_folds(self, first: pd.DataFrame, second: pd.DataFrame, spec: "MetricsSpec") -> Pair | None:
         both = self._values_of_folds(first, second)

@@ -159,14 +159,14 @@ class Multiclass(Endpoint):
         yield from super().rows(scope, spec)
         labels, scores = self.labels_of(scope.table), self.scores_of(scope.table)
         for number, name in enumerate(self.spec.classes):
-            own = (labels == number).astype(int)
-            if delong.both_classes(own):
-                everywhere = np.zeros(len(own))
-                found = fixed_interval(own, scores[:, number], everywhere, spec.confidence)
-                yield metric_row(OF_CLASS + name, *found)
+            mask = (labels == number).astype(int)
+            if delong.both_classes(mask):
+                everywhere = np.zeros(len(mask))
+                interval = fixed_interval(mask, scores[:, number], everywhere, spec.confidence)
+                yield metric_row(OF_CLASS + name, *interval)
             else:
-                reason = f"{'no' if not own.any() else 'no other'} patient {'' if own.any() else 'of class ' + name}"
-                yield row_of(OF_CLASS + name, "share", np.nan, own, len(own), spec.confidence, reason.strip())
+                reason = f"{'no' if not mask.any() else 'no other'} patient {'' if mask.any() else 'of class ' + name}"
+                yield row_of(OF_CLASS + name, "share", np.nan, mask, len(mask), spec.confidence, reason.strip())
 
     def curves(
         self, scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
@@ -195,6 +195,6 @@ def macro_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> 
 def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over all classes of the share of its patients whose likeliest class it is; nan where a class has nobody."""
     right = (scores.argmax(axis=1) == labels).astype(float)
-    own = labels[:, None] == np.arange(scores.shape[1])
+    classes = labels[:, None] == np.arange(scores.shape[1])
     with np.errstate(invalid="ignore"):
-        return np.mean(((weights * right) @ own) / (weights @ own), axis=1)
+        return np.mean(((weights * right) @ classes) / (weights @ classes), axis=1)

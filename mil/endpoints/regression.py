@@ -94,11 +94,11 @@ class Regression(Endpoint):
         """The same of several scores; a group where one of them does not vary is left out of all, in that resample."""
         totals, patients = np.zeros((len(scores), len(weights))), np.zeros(len(weights))
         for group in np.unique(groups):
-            own = groups == group
-            values = np.stack([spearman(labels[own], one[own], weights[:, own]) for one in scores])
+            mask = groups == group
+            values = np.stack([spearman(labels[mask], score[mask], weights[:, mask]) for score in scores])
             there = np.isfinite(values).all(axis=0)
-            totals += np.where(there, values, 0) * own.sum()
-            patients += there * own.sum()
+            totals += np.where(there, values, 0) * mask.sum()
+            patients += there * mask.sum()
         with np.errstate(invalid="ignore"):
             return list(totals / patients)
 
@@ -140,16 +140,16 @@ def slope(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean rank (resamples, n) of every patient among those drawn."""
-    distinct, place = np.unique(values, return_inverse=True)
+    distinct, inverse = np.unique(values, return_inverse=True)
     counted = np.zeros((len(weights), len(distinct)))
-    np.add.at(counted.T, place, weights.T)
-    return (np.cumsum(counted, axis=1) - counted / 2)[:, place]
+    np.add.at(counted.T, inverse, weights.T)
+    return (np.cumsum(counted, axis=1) - counted / 2)[:, inverse]
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Pearson's correlation of each resample of values (resamples, n)."""
     total = weights.sum(axis=1, keepdims=True)
-    one, other = (values - (weights * values).sum(axis=1, keepdims=True) / total for values in (first, second))
-    spreads = (weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1)
+    deviations, other = (values - (weights * values).sum(axis=1, keepdims=True) / total for values in (first, second))
+    spreads = (weights * deviations**2).sum(axis=1) * (weights * other**2).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spreads > 1e-12, (weights * one * other).sum(axis=1) / np.sqrt(spreads), np.nan)
+        return np.where(spreads > 1e-12, (weights * deviations * other).sum(axis=1) / np.sqrt(spreads), np.nan)

@@ -154,8 +154,11 @@ class Survival(Endpoint):
         """c over the pairs of the same group whose order is known."""
         right, known = np.zeros(len(weights)), np.zeros(len(weights))
         for group in np.unique(groups):
-            own = groups == group
-            value, pairs = harrell(labels[own], scores[own], weights[:, own]), known_pairs(labels[own], weights[:, own])
+            mask = groups == group
+            value, pairs = (
+                harrell(labels[mask], scores[mask], weights[:, mask]),
+                known_pairs(labels[mask], weights[:, mask]),
+            )
             right += np.nan_to_num(value) * pairs
             known += pairs
         with np.errstate(invalid="ignore"):
@@ -170,10 +173,10 @@ def risk_groups(scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame) ->
     """
     halves = inner.groupby(MODEL)["score"].median().rename("threshold").reset_index()
     voted = vote(predictions, halves)
-    place = (scope.trained_on, scope.split, scope.site)
-    for one in scopes(voted.assign(score=voted["vote"])) if len(voted) else ():
-        if (one.trained_on, one.split, one.site) == place:
-            table = one.table.assign(event=one.table["label"] > 0, higher=(one.table["score"] >= 0.5).astype(int))
+    key = (scope.trained_on, scope.split, scope.site)
+    for votes in scopes(voted.assign(score=voted["vote"])) if len(voted) else ():
+        if (votes.trained_on, votes.split, votes.site) == key:
+            table = votes.table.assign(event=votes.table["label"] > 0, higher=(votes.table["score"] >= 0.5).astype(int))
             return table[["patient_id", "site", "time", "event", "higher"]]
     return pd.DataFrame(columns=["patient_id", "site", "time", "event", "higher"])
 
@@ -181,15 +184,15 @@ def risk_groups(scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame) ->
 def stratified_log_rank(table: pd.DataFrame) -> float:
     """p of equal survival of those at higher and at lower risk (`risk_groups`), stratified by site; nan where it has no variance."""
     parts = [
-        LogRank.of(own["time"].to_numpy(float), own["event"].to_numpy(bool), own["higher"].to_numpy() > 0)
-        for _, own in table.groupby("site")
+        LogRank.of(rows["time"].to_numpy(float), rows["event"].to_numpy(bool), rows["higher"].to_numpy() > 0)
+        for _, rows in table.groupby("site")
     ]
     return float(stratified_logrank(parts)[1])
 
 
 def known_pairs(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Number of the pairs whose order is known, in each resample."""
-    times, events, found = labels[:, 0], labels[:, 1] > 0, np.zeros(len(weights))
+    times, events, pairs = labels[:, 0], labels[:, 1] > 0, np.zeros(len(weights))
     for later in blocks(len(times)):
-        found += ((weights @ known_order(times, events, later)) * weights[:, later]).sum(axis=1)
-    return found
+        pairs += ((weights @ known_order(times, events, later)) * weights[:, later]).sum(axis=1)
+    return pairs

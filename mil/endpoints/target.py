@@ -57,8 +57,8 @@ class Target:
         """The table's target columns as float32 (patients, columns); a bad one is an error that names the patient."""
         require_columns(bags, ["patient_id", *self.columns], "bags")
         rows = bags[list(self.columns)].itertuples(index=False)
-        found = [self._target(tuple(row), str(patient)) for row, patient in zip(rows, bags["patient_id"], strict=True)]
-        return np.array(found, np.float32).reshape(len(bags), len(self.columns))
+        values = [self._target(tuple(row), str(patient)) for row, patient in zip(rows, bags["patient_id"], strict=True)]
+        return np.array(values, np.float32).reshape(len(bags), len(self.columns))
 
     def check(self, targets: np.ndarray, whose: str) -> None:
         """Refuse training patients (patients, columns) whose targets are all equal; `whose` names their table and their models."""
@@ -87,7 +87,7 @@ class Target:
         if not len(targets):
             return 0.0, 0.0, 0.0
         given, present = torch.from_numpy(logits).double(), torch.ones(len(targets), dtype=torch.bool)
-        loss, error = (float(one(given, targets, present).sum()) for one in (self.losses, self.errors))
+        loss, error = (float(measure(given, targets, present).sum()) for measure in (self.losses, self.errors))
         finite = bool(given.isfinite().all())
         return loss, error if finite else float("nan"), float(self.counts(targets, present).sum())
 
@@ -114,7 +114,7 @@ def number_of(cell: object, patient: str, column: str, allowed: tuple[float, ...
     except ValueError:
         value = float("nan")
     if not np.isfinite(value) or (allowed and value not in allowed):
-        wanted = " or ".join(f"{one:g}" for one in allowed) or "a number"
+        wanted = " or ".join(f"{number:g}" for number in allowed) or "a number"
         raise MilError(
             f"bags: patient {patient}: {column} {cell!r} is not {wanted}; run `mil bag` for this endpoint again"
         )
