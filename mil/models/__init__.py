@@ -15,6 +15,6 @@ for module in iter_modules(__path__, f"{__name__}."):  # importing a head's modu
 
 def build(spec: ModelSpec, width: int, outputs: int, covariates: int = 0) -> Head:
     """The head of `spec` for tiles of `width` numbers and `outputs` logits, with late fusion of `covariates` numbers."""
-    own = isinstance(spec, UserHeadSpec)
-    head = UserHead(spec, width, outputs) if own else HEADS[spec.name](spec, width, outputs)
+    from_file = isinstance(spec, UserHeadSpec)
+    head = UserHead(spec, width, outputs) if from_file else HEADS[spec.name](spec, width, outputs)
     return WithCovariates(head, covariates, outputs) if covariates else head

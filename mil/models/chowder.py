@@ -35,9 +35,9 @@ class Chowder(Head):
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:
         """Logits, one MLP for all outputs, and attention that orders tiles by score."""
         scores = self.tile_score(weights, inputs.tiles).mT
-        found = extremes(scores, inputs.mask, self.spec.top, self.spec.bottom)
-        rows = found.flatten(-3, -2)  # (..., outputs x bags, top + bottom)
-        logits = self.score(weights, rows).view(*found.shape[:-1])
+        ends = extremes(scores, inputs.mask, self.spec.top, self.spec.bottom)
+        rows = ends.flatten(-3, -2)  # (..., outputs x bags, top + bottom)
+        logits = self.score(weights, rows).view(*ends.shape[:-1])
         return Output(logits.mT, masked_softmax(scores.amax(-2, keepdim=True), inputs.mask))
 
 
@@ -54,5 +54,5 @@ class Weldon(Head):
     def __call__(self, weights: Weights, inputs: Inputs) -> Output:
         """Logits, and attention that orders tiles by score."""
         scores = self.score(weights, inputs.tiles).mT
-        found = extremes(scores, inputs.mask, self.spec.top, self.spec.bottom)
-        return Output(found.mean(-1).mT, masked_softmax(scores.amax(-2, keepdim=True), inputs.mask))
+        ends = extremes(scores, inputs.mask, self.spec.top, self.spec.bottom)
+        return Output(ends.mean(-1).mT, masked_softmax(scores.amax(-2, keepdim=True), inputs.mask))

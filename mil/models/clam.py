@@ -60,11 +60,11 @@ class ClamSB(Attentive):
         bag = endpoint.losses(output.logits, targets, present)
         if output.side is None:
             return bag
-        own = one_hot(endpoint.class_of(targets), self.classes).to(bag.dtype)  # (..., bags, classes)
+        labels = one_hot(endpoint.class_of(targets), self.classes).to(bag.dtype)  # (..., bags, classes)
         high, low = output.side.split(self.clam.samples, dim=-3)  # (..., bags, samples, classes, 2)
         inside = -(high[..., 1] + low[..., 0]).sum(-2) / 2
-        tiles = (own * inside).sum(-1)
+        tiles = (labels * inside).sum(-1)
         if self.clam.subtyping:
             outside = -high[..., 0].sum(-2)
-            tiles = (tiles + ((1 - own) * outside).sum(-1)) / self.classes
+            tiles = (tiles + ((1 - labels) * outside).sum(-1)) / self.classes
         return self.clam.bag_weight * bag + (1 - self.clam.bag_weight) * tiles

@@ -153,16 +153,16 @@ class TransMIL(Head):
             attentions = [one.attention for one in each if one.attention is not None]
             return Output(torch.stack([one.logits for one in each]), torch.stack(attentions))
         logits, attentions = [], []
-        for own in inputs.mask:
-            where = own.nonzero().squeeze(-1)
-            attention = inputs.tiles.new_zeros(len(own))
+        for mask in inputs.mask:
+            where = mask.nonzero().squeeze(-1)
+            attention = inputs.tiles.new_zeros(len(mask))
             if len(where):
                 keys = None if inputs.keys is None else inputs.keys[where]
-                found, weight = self._bag(weights, inputs.tiles[where], keys)
+                row, weight = self._bag(weights, inputs.tiles[where], keys)
                 attention = attention.index_put((where,), weight)
             else:
-                found = self.score(weights, inputs.tiles.new_zeros((1, self.spec.width)))[0]
-            logits.append(found)
+                row = self.score(weights, inputs.tiles.new_zeros((1, self.spec.width)))[0]
+            logits.append(row)
             attentions.append(attention)
         return Output(torch.stack(logits), torch.stack(attentions))
 

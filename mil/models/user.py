@@ -78,13 +78,13 @@ class UserHead(Head):
             self.module.to(tiles.device)  # its counts; the parameters are exchanged
         logits: dict[tuple[int, int], Tensor] = {}
         attention: dict[tuple[int, int], Tensor] = {}
-        for k, bag in zip(*(place.tolist() for place in torch.nonzero(mask.any(-1), as_tuple=True)), strict=True):
+        for k, bag in zip(*(indices.tolist() for indices in torch.nonzero(mask.any(-1), as_tuple=True)), strict=True):
             start, size = starts[k][bag], sizes[k][bag]
             key = int(keys[k, start]) if keys is not None and self.dropout else None
             with self.lock:
-                own = {name: values[k] for name, values in rows.items()}
-                found, weighed = self._bag(own, tiles[k, start : start + size], training, key)
-            logits[k, bag] = found
+                parameters = {name: values[k] for name, values in rows.items()}
+                scored, weighed = self._bag(parameters, tiles[k, start : start + size], training, key)
+            logits[k, bag] = scored
             if weighed is not None and not inputs.training:
                 attention[k, bag] = weighed
         none = next(iter(logits.values()), tiles).new_zeros(self.outputs)
@@ -147,22 +147,22 @@ class UserHead(Head):
 
     def _tried(self) -> bool:
         """Whether training draws random numbers; raise where the module does not work on a bag."""
-        own = dict(self.module.named_parameters())
+        parameters = dict(self.module.named_parameters())
         bag = torch.randn(TRIAL, self.width, generator=torch.Generator().manual_seed(0))
         drew, logits = {}, torch.zeros(())
         for training in (False, True):
             with _seeded(0):
                 before = torch.get_rng_state()
-                logits, _ = self._bag(own, bag, training, None)
+                logits, _ = self._bag(parameters, bag, training, None)
                 drew[training] = not torch.equal(before, torch.get_rng_state())
         if drew[False]:
             raise MilError(
                 f"model {self.name}: forward draws random numbers in prediction, too; draw them only where self.training is true"
             )
-        reached = [None] * len(own)
+        reached = [None] * len(parameters)
         if logits.requires_grad:
-            reached = torch.autograd.grad(logits.sum(), list(own.values()), allow_unused=True)
-        for name, gradient in zip(own, reached, strict=True):
+            reached = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, reached, strict=True):
             if gradient is None:
                 raise MilError(f"model {self.name}: parameter '{name}' has no effect on the logits; leave it out")
         return drew[True]
@@ -189,13 +189,13 @@ def _class_of(spec: UserHeadSpec) -> type[torch.nn.Module]:
             f"{spec.file_sha256[:12]}...); bring the former file back, or run `mil train` again"
         )
     module = run_source(path, source, f"model {spec.name}")
-    found = getattr(module, spec.class_name, None)
-    if found is None:
+    head = getattr(module, spec.class_name, None)
+    if head is None:
         known = [key for key, value in vars(module).items() if isinstance(value, type)]
         raise MilError(f"model {spec.name}: {path} has no class '{spec.class_name}'; {nearest(spec.class_name, known)}")
-    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+    if not (isinstance(head, type) and issubclass(head, torch.nn.Module)):
         raise MilError(f"model {spec.name}: '{spec.class_name}' in {path} is not a subclass of torch.nn.Module")
-    return found
+    return head
 
 
 def _is_count(value: Tensor) -> bool:
