@@ -20,7 +20,7 @@ def by_patient(predictions: pd.DataFrame, kind: Endpoint) -> pd.DataFrame:
     patients = predictions.drop_duplicates("patient_id").set_index("patient_id")
     scores = patient_scores(predictions.drop(columns=outcomes))
     scores = scores[(scores["split"] != "transfer") | (scores["trained_on"] == OTHER_SITES)]
-    rank = scores["trained_on"].map({name: place for place, name in enumerate(BY_MANY)}).fillna(len(BY_MANY))
+    rank = scores["trained_on"].map({name: number for number, name in enumerate(BY_MANY)}).fillna(len(BY_MANY))
     first = scores.assign(rank=rank).sort_values(["site", "patient_id", "rank"]).drop_duplicates("patient_id")
     several = [name for name in score_columns(first) if name != "score"]
     names = {name: kind.quantity + name.removeprefix("score") for name in several or ["score"]}

@@ -51,14 +51,14 @@ def predict(run: Run, bags: pd.DataFrame, features: FeatureStore) -> Predictions
     scores: dict[tuple[str, int, int], list[pd.DataFrame]] = {}
     sums: dict[str, np.ndarray] = {}
     for number, family in enumerate(run.families):
-        own = run.models[run.models["family"] == number].sort_values("row")
-        for model, found in zip(own.itertuples(), judge.scores(family, own), strict=True):
-            scores.setdefault((model.trained_on, model.repeat, model.fold), []).append(found)
-        judge.add_attention(family, own, sums)
+        models = run.models[run.models["family"] == number].sort_values("row")
+        for model, scored in zip(models.itertuples(), judge.scores(family, models), strict=True):
+            scores.setdefault((model.trained_on, model.repeat, model.fold), []).append(scored)
+        judge.add_attention(family, models, sums)
     tables = []
     targets = ("label", *(name for name in judge.endpoint.columns if name != "label"))
-    for (trained_on, repeat, fold), found in sorted(scores.items(), key=lambda item: item[0]):
-        mean = pd.concat(found).groupby(level=0).mean()
+    for (trained_on, repeat, fold), scored in sorted(scores.items(), key=lambda item: item[0]):
+        mean = pd.concat(scored).groupby(level=0).mean()
         known = [name for name in targets if name in bags.columns]
         judged = bags.loc[mean.index, ["patient_id", "site", "role", *known]]
         split = splits(bags, trained_on.split("+"), repeat, fold)[mean.index]
@@ -90,8 +90,8 @@ def splits(bags: pd.DataFrame, trained_on: list[str], repeat: int, fold: int) ->
     placed = pd.to_numeric(bags[f"repeat{repeat}"], errors="coerce").astype(float)
     in_fold = ((placed == fold) | placed.isna()).to_numpy(bool)
     external = (bags["role"] == "external").to_numpy(bool)
-    own = bags["site"].isin(trained_on).to_numpy(bool)
-    return np.where(external, "external", np.where(in_fold, np.where(own, "held_out", "transfer"), ""))
+    trained = bags["site"].isin(trained_on).to_numpy(bool)
+    return np.where(external, "external", np.where(in_fold, np.where(trained, "held_out", "transfer"), ""))
 
 
 class Judge:
@@ -118,15 +118,15 @@ class Judge:
         """For each model the endpoint's score columns, indexed by row of the bag table."""
         engine, learners = self._engine(family), self._learners(family, models)
         judged = [self._judged(model) != "" for model in models.itertuples()]
-        rows = [[np.flatnonzero(own & part) for own in judged] for part in self.parts]
-        logits = [engine.logits(learners, [self.bag[own] for own in part], self.places) for part in rows]
+        rows = [[np.flatnonzero(mask & part) for mask in judged] for part in self.parts]
+        logits = [engine.logits(learners, [self.bag[numbers] for numbers in part], self.places) for part in rows]
         tables = []
-        for row, (own, found) in enumerate(zip(zip(*rows, strict=True), zip(*logits, strict=True), strict=True)):
-            own, found = np.concatenate(own), np.concatenate(found)
+        for row, (numbers, values) in enumerate(zip(zip(*rows, strict=True), zip(*logits, strict=True), strict=True)):
+            numbers, values = np.concatenate(numbers), np.concatenate(values)
             if self.endpoint.scaled:
                 deviation, mean = (family.weights[f"target.{name}"][row].numpy() for name in ("deviation", "mean"))
-                found = found * deviation + mean
-            tables.append(pd.DataFrame(self.endpoint.scores(found), index=own))
+                values = values * deviation + mean
+            tables.append(pd.DataFrame(self.endpoint.scores(values), index=numbers))
         return tables
 
     def add_attention(self, family: Family, models: pd.DataFrame, sums: dict[str, np.ndarray]) -> None:
@@ -138,20 +138,20 @@ class Judge:
             transfer = (split == "transfer") & (self.run.experiment.protocol == "leave_one_site_out")
             seen.append((split == "held_out") | (split == "external") | transfer)
 
-        found: dict[tuple[int, str], np.ndarray] = {}
+        attention: dict[tuple[int, str], np.ndarray] = {}
 
         def receive(learner: int, batch: np.ndarray, output: Output, row: int) -> None:
             ends = np.cumsum(self.features.sizes[batch])
-            for place, (number, end) in enumerate(zip(batch.tolist(), ends.tolist(), strict=True)):
+            for bag, (number, end) in enumerate(zip(batch.tolist(), ends.tolist(), strict=True)):
                 size = int(self.features.sizes[number])
                 weights = np.full(size, 1 / size)
                 if output.attention is not None:
-                    weights = output.attention[row, place, end - size : end].double().cpu().numpy()
-                found[learner, self.features.patients[number]] = weights
+                    weights = output.attention[row, bag, end - size : end].double().cpu().numpy()
+                attention[learner, self.features.patients[number]] = weights
 
         for part in self.parts:
-            engine.apply(learners, [self.bag[own & part] for own in seen], self.places, receive)
-        for (_, patient), weights in sorted(found.items(), key=lambda item: item[0]):
+            engine.apply(learners, [self.bag[mask & part] for mask in seen], self.places, receive)
+        for (_, patient), weights in sorted(attention.items(), key=lambda item: item[0]):
             sums[patient] = sums[patient] + weights if patient in sums else weights
 
     def _judged(self, model) -> np.ndarray:
@@ -211,10 +211,10 @@ class Judge:
             there, labelled = np.zeros((2, len(self.features.patients)), bool)
             there[self.bag], labelled[self.bag] = True, has_label(self.bags)
             of_sites = [there & (self.site_of_bag == k) for k in range(len(self.sites))]
-            chosen = [np.flatnonzero(own & labelled if (own & labelled).any() else own) for own in of_sites]
-            scales = [moments.merged(own).scale() for own in chosen]
+            chosen = [np.flatnonzero(mask & labelled if (mask & labelled).any() else mask) for mask in of_sites]
+            scales = [moments.merged(numbers).scale() for numbers in chosen]
             self.own = {part: np.stack(values) for part, values in zip(PARTS, zip(*scales, strict=True), strict=True)}
-        found = {}
+        tensors = {}
         for part in PARTS:
             trained = family.weights[f"features.{part}"]
             scale = torch.from_numpy(self.own[part]).repeat(len(models), 1, 1)
@@ -222,8 +222,8 @@ class Judge:
                 for site in str(model.trained_on).split("+"):
                     if site in self.sites:
                         scale[row, self.sites.index(site)] = trained[row, known.index(site)]
-            found[f"features.{part}"] = scale
-        return found
+            tensors[f"features.{part}"] = scale
+        return tensors
 
 
 BUFFERS = tuple(f"{what}.{part}" for what in ("features", "covariates", "target") for part in ("mean", "deviation"))
