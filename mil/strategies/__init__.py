@@ -16,17 +16,17 @@ def named(value: Any) -> Any:
 
 def _discovered() -> dict[str, type[Strategy]]:
     """The strategies of the files of this package, by name."""
-    found: dict[str, type[Strategy]] = {}
+    strategies: dict[str, type[Strategy]] = {}
     for module in iter_modules(__path__, f"{__name__}."):
         for thing in vars(import_module(module.name)).values():
             if not (isinstance(thing, type) and issubclass(thing, Strategy) and thing.__module__ == module.name):
                 continue
             name = thing.model_fields["name"].default
-            if name in found:
-                raise ValueError(f"two strategies are named '{name}': {found[name].__module__}, {module.name}")
+            if name in strategies:
+                raise ValueError(f"two strategies are named '{name}': {strategies[name].__module__}, {module.name}")
             if isinstance(name, str):  # a base of strategies has no name
-                found[name] = thing
-    return dict(sorted(found.items()))
+                strategies[name] = thing
+    return dict(sorted(strategies.items()))
 
 
 def _union(some: list[type[Strategy]]) -> Any:
