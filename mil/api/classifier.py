@@ -99,9 +99,9 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Sequence[np.ndarray]) -> np.ndarray:
         """Probability of each class: (bags, classes), in the order of `classes_`."""
-        patients, found = self._applied(X)
+        patients, predictions = self._applied(X)
         names = ["score"] if len(self.classes_) == 2 else [f"score_{code}" for code in range(len(self.classes_))]
-        means = found.table.groupby("patient_id")[names].mean().loc[patients].to_numpy(float)
+        means = predictions.table.groupby("patient_id")[names].mean().loc[patients].to_numpy(float)
         return np.column_stack([1 - means[:, 0], means[:, 0]]) if len(self.classes_) == 2 else means
 
     def predict(self, X: Sequence[np.ndarray]) -> np.ndarray:
@@ -111,8 +111,8 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
 
     def attention(self, X: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Attention over the tiles of each bag, summing to 1; equal weights for a head that has none."""
-        patients, found = self._applied(X)
-        return [found.attention[patient] for patient in patients]
+        patients, predictions = self._applied(X)
+        return [predictions.attention[patient] for patient in patients]
 
     def _applied(self, X: Sequence[np.ndarray]) -> tuple[list[str], Predictions]:
         """Names of the bags, in order, and what every model of the run says of them: as of patients of an external site."""
@@ -123,10 +123,10 @@ class MILClassifier(ClassifierMixin, BaseEstimator):
             raise MilError(f"bags have width {bags[0].shape[1]}, the model was trained on {self.n_features_in_}")
         table = _table(len(bags), np.full(len(bags), ONE_SITE), "external").assign(label=np.nan)
         store = FeatureStore.of(dict(zip(table["patient_id"], bags, strict=True)))
-        found = predict(self.run_, deal_folds(table, self.run_.endpoint), store)
-        for warning in found.warnings:
+        predictions = predict(self.run_, deal_folds(table, self.run_.endpoint), store)
+        for warning in predictions.warnings:
             warnings.warn(warning, stacklevel=3)
-        return list(table["patient_id"]), found
+        return list(table["patient_id"]), predictions
 
     def _endpoint(self, classes: int) -> EndpointSpec:
         kind: dict[str, Any] = {"kind": "binary"}

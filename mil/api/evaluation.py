@@ -53,4 +53,4 @@ def draw_figure(name: str, results: str | Path, site: str | None = None) -> list
     from mil.results.results import Results
 
     opened = Results.open(results)
-    return [path for one in names for path in draw(one, opened, opened.config.figures, site)]
+    return [path for figure in names for path in draw(figure, opened, opened.config.figures, site)]
