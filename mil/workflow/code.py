@@ -12,24 +12,24 @@ IMPORT = re.compile(r"^\s*from (mil(?:\.\w+)*) import (\([^)]*\)|[^\n]+)", re.MU
 
 def code_of(*modules: str) -> list[str]:
     """Paths of the modules (`metrics/score.py`, below `mil/`) and of all evaluation code that they import, sorted."""
-    found: set[Path] = set()
+    paths: set[Path] = set()
     waiting = [PACKAGE / name for name in modules]
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
+        if path not in paths:
+            paths.add(path)
             waiting += _imported(path)
-    return sorted(map(str, found))
+    return sorted(map(str, paths))
 
 
 @cache
 def _imported(path: Path) -> tuple[Path, ...]:
     """Files of evaluation code that the file imports."""
-    found = []
+    files = []
     for origin, names in IMPORT.findall(path.read_text(encoding="utf-8")):
         folder = PACKAGE.joinpath(*origin.split(".")[1:])
         candidates = [folder.with_suffix(".py"), *(folder / f"{name}.py" for name in re.findall(r"\w+", names))]
         if origin == "mil" or folder.is_dir():
             candidates.append(folder / "__init__.py")
-        found += [one for one in candidates if one.is_file() and one.relative_to(PACKAGE).parts[0] in EVALUATION]
-    return tuple(dict.fromkeys(found))
+        files += [file for file in candidates if file.is_file() and file.relative_to(PACKAGE).parts[0] in EVALUATION]
+    return tuple(dict.fromkeys(files))

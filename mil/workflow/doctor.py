@@ -99,7 +99,7 @@ def _memory() -> Iterator[Examined]:
 
 
 def _disk(results: Path) -> Iterator[Examined]:
-    folder = next(place for place in [results, *results.absolute().parents] if place.is_dir())
+    folder = next(path for path in [results, *results.absolute().parents] if path.is_dir())
     if not os.access(folder, os.W_OK):
         yield Examined(
             "results",

@@ -26,17 +26,17 @@ def failures(logs: str | Path, since: float, runs: Iterable[str | Path] = ()) ->
     `runs` are the logs of Snakemake itself; a log below `logs`, written since then (seconds of the epoch), that ends with an error counts
     without them, too.
     """
-    found = {}
+    causes = {}
     for path in sorted(Path(logs).rglob("*.log")):
         if path.stat().st_mtime < since:
             continue
         if (said := _last_error(path)) is not None:
-            found[str(path)] = said
+            causes[str(path)] = said
     for run in runs:
         for log, cause in _killed(Path(run).read_text(encoding="utf-8", errors="replace")):
-            if log not in found or TERMINATED in found[log]:
-                found[log] = cause
-    return [f"{log}: error: {cause}" for log, cause in sorted(found.items())]
+            if log not in causes or TERMINATED in causes[log]:
+                causes[log] = cause
+    return [f"{log}: error: {cause}" for log, cause in sorted(causes.items())]
 
 
 def _last_error(path: Path) -> str | None:

@@ -29,7 +29,7 @@ class FigureInputs:
 @cache
 def figure_inputs() -> dict[str, FigureInputs]:
     """Name -> inputs of every figure: each module of `mil/figures` whose function has the decorator `@figure(...)`."""
-    found = {}
+    inputs = {}
     for path in sorted(FOLDER.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if "\n@figure(" not in text:
@@ -40,20 +40,20 @@ def figure_inputs() -> dict[str, FigureInputs]:
                     given = {word.arg: word.value for word in call.keywords}
                     needs = given.get("needs") or call.args[1]
                     per_site = given.get("per_site") or (call.args[2] if len(call.args) > 2 else ast.Constant(False))
-                    found[path.stem] = FigureInputs(
+                    inputs[path.stem] = FigureInputs(
                         ast.literal_eval(needs),
                         bool(ast.literal_eval(per_site)),
                         str(path),
                         ast.literal_eval(given.get("title") or call.args[0]),
                         ast.literal_eval(given.get("number", ast.Constant(""))),
                     )
-    return found
+    return inputs
 
 
 @cache
 def protocol_numbers() -> dict[str, str]:
     """Name of a figure -> its number in the protocol's list (`mil/paper.py`), in the list's order; '' for the others."""
-    numbers = {name: one.number for name, one in figure_inputs().items()}
+    numbers = {name: inputs.number for name, inputs in figure_inputs().items()}
     return dict(sorted(numbers.items(), key=lambda item: place_of(item[1])))
 
 

@@ -25,13 +25,13 @@ def put(path: Path, text: str) -> None:
     What a dry run replaced is kept beside it until a run starts, so that taking a setting back takes the time back, too.
     """
     kept = path.with_name(f".{path.name}{BEFORE}")
-    found = path.read_text(encoding="utf-8") if path.is_file() else None
-    if found == text:
+    content = path.read_text(encoding="utf-8") if path.is_file() else None
+    if content == text:
         return
     if kept.is_file() and kept.read_text(encoding="utf-8") == text:
         kept.replace(path)
         return
-    if found is not None and not kept.is_file():
+    if content is not None and not kept.is_file():
         path.replace(kept)
     write_text(path, text)
 
@@ -69,13 +69,13 @@ def write_inputs(config: Config, cohort: Cohort, results: Path) -> None:
 
 def states(paths: Iterable[str | Path]) -> dict[str, str]:
     """Size and time of files, and of all files below folders, by path."""
-    found = {}
+    stamps = {}
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 status = file.stat()
-                found[str(file)] = f"{status.st_size}:{status.st_mtime_ns}"
-    return found
+                stamps[str(file)] = f"{status.st_size}:{status.st_mtime_ns}"
+    return stamps
 
 
 def _study(config: Config) -> str:
@@ -104,7 +104,7 @@ def _truth(config: Config, cohort: Cohort) -> Mapping[str, object]:
     else:
         pattern = str(config.truth.masks)
         names = [pattern.replace("{slide_id}", slide) for slide in cohort.slides["slide_id"]]
-        files = [place for name in names for place in (Path(name), folder / name)]
+        files = [path for name in names for path in (Path(name), folder / name)]
     return {"spec": config.truth.to_json(), "files": states(files)}
 
 
@@ -113,7 +113,10 @@ def _labels(config: Config, cohort: Cohort, name: str) -> str:
     endpoint = config.endpoints[name]
     columns = [endpoint.column, *([endpoint.event] if endpoint.event else [])]
     columns += [
-        one for experiment in config.selected().values() if experiment.endpoint == name for one in experiment.covariates
+        covariate
+        for experiment in config.selected().values()
+        if experiment.endpoint == name
+        for covariate in experiment.covariates
     ]
     sites = cohort.slides.drop_duplicates("patient_id").set_index("patient_id")["site"]
     table = cohort.patients[["patient_id", *dict.fromkeys(columns)]].sort_values("patient_id")

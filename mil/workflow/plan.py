@@ -90,7 +90,7 @@ def plan(
     others = 4 * len(cohort.sites) + 4 * len(config.run) + 5
     stages.append(Stage("train to report", others, float("nan"), "see docs/cluster.md", 0.5))
     folder = config.results_folder
-    there = next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
+    there = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
     return RunPlan(
         len(cohort.slides),
         given - count,

@@ -34,8 +34,8 @@ def write_shards(config: Config, cohort: Cohort, results: Path) -> dict[str, lis
             dealt = {0: rows}
             put(folder / "shards/slides.json", slides_of(config.slides, site).to_json())
             for encoder in config.used_encoders:
-                found = states([source.folder.replace("{encoder}", encoder)])
-                put(folder / f"shards/features.{encoder}.json", json.dumps(found, indent=1))
+                stamps = states([source.folder.replace("{encoder}", encoder)])
+                put(folder / f"shards/features.{encoder}.json", json.dumps(stamps, indent=1))
         else:
             dealt = _dealt(rows, folder, size, config.slides.fingerprint == "full")
         for number, members in dealt.items():
@@ -84,7 +84,7 @@ def _dealt(rows: Sequence[Row], folder: Path, size: int, full: bool) -> dict[int
             number += 1
         dealt.setdefault(number, []).append(row)
     touched.save()
-    order = {row["slide_id"]: place for place, row in enumerate(rows)}
+    order = {row["slide_id"]: position for position, row in enumerate(rows)}
     return {number: sorted(dealt[number], key=lambda row: order[row["slide_id"]]) for number in sorted(dealt)}
 
 
