@@ -23,9 +23,9 @@ def clinical(
                 f"clinical {endpoint}: left out: no column '{column}' in the patient table, and no experiment of `run` uses it"
             )
             continue
-        found = clinical_cohort(config, endpoint, cohort, reporter)
+        baseline = clinical_cohort(config, endpoint, cohort, reporter)
         folder = config.results_folder / "clinical" / endpoint
-        found.save(folder)
-        for row in primary(found.metrics).itertuples():
+        baseline.save(folder)
+        for row in primary(baseline.metrics).itertuples():
             reporter.note(scored_line(row, "AUROC"))
-        reporter.say(f"clinical {endpoint}: {len(found.bags)} patients; tables below {folder}")
+        reporter.say(f"clinical {endpoint}: {len(baseline.bags)} patients; tables below {folder}")

@@ -155,8 +155,8 @@ def plot(
     known = figure_inputs()
     if names == ["list"]:
         for figure, number in protocol_numbers().items():
-            place = " (one per site)" if known[figure].per_site else ""
-            typer.echo(f"{number:8s} {figure:22s} {known[figure].title}{place}")
+            suffix = " (one per site)" if known[figure].per_site else ""
+            typer.echo(f"{number:8s} {figure:22s} {known[figure].title}{suffix}")
         return
     every = [name for name in known if known[name].per_site == (site is not None)]
     names = every if names == ["all"] else names_of(names)

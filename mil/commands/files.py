@@ -91,8 +91,8 @@ def convert(
     text = ("slide_id", "patient_id", "site", "path", "state", "reason", "format", "mpp_source", "fingerprint")
     table = None if slides is None else read_table(slides, text=text)
     expected = None if expect is None else encoder_of(expect)
-    told = ForeignFeatures(source, encoder, mpp, tile_mpp, weights_sha256, expected)
-    write_table(convert_in(layout, told, target, reporter, table), target / "shard0.csv")
+    features = ForeignFeatures(source, encoder, mpp, tile_mpp, weights_sha256, expected)
+    write_table(convert_in(layout, features, target, reporter, table), target / "shard0.csv")
 
 
 def licences() -> None:

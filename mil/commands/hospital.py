@@ -104,8 +104,8 @@ def renew(file: ServerFile) -> None:
     """New certificates of the server and its operator; stop the server before, and start it after. Sites need nothing."""
     from mil.hospital.flare.kits import renew as renew_kits
 
-    for place in renew_kits(_server(file), file.resolve()):
-        typer.echo(f"the old one is in {place}")
+    for path in renew_kits(_server(file), file.resolve()):
+        typer.echo(f"the old one is in {path}")
 
 
 @server.command()
@@ -186,9 +186,9 @@ def check(file: SiteFile) -> None:
     from mil.hospital.preflight import check_site
 
     findings = check_site(_site(file))
-    for one in findings:
-        typer.echo(f"{one.state:8s} {one.check}: {one.sentence}")
-    faults = [one for one in findings if one.state == "fault"]
+    for finding in findings:
+        typer.echo(f"{finding.state:8s} {finding.check}: {finding.sentence}")
+    faults = [finding for finding in findings if finding.state == "fault"]
     if faults:
         raise MilError(f"{len(faults)} of {len(findings)} checks failed; the first: {faults[0].sentence}")
 
@@ -257,7 +257,7 @@ def join(
         typer.echo(f"send to the coordinator: {request} (the private key stays here)")
         typer.echo(f"read out by telephone: {kits.request_fingerprint(request)}")
     else:
-        faults = [one for one in check_site(spec) if one.state == "fault"]
+        faults = [finding for finding in check_site(spec) if finding.state == "fault"]
         if faults:
             raise MilError(f"{faults[0].check}: {faults[0].sentence}")
         become(site_command(spec), f"mil site join as {spec.site}")
@@ -287,19 +287,19 @@ def verify_ledgers(
         actor, key = author(lines)
         typer.echo(f"{record}: {len(lines)} lines, unbroken, signed by {actor} with key {key[:16]}")
         return
-    named = {name: Path(path) for name, _, path in (one.partition("=") for one in site_records)}
+    named = {name: Path(path) for name, _, path in (pair.partition("=") for pair in site_records)}
     if Path() in named.values():
         raise MilError(f"--site {site_records[0]!r}: write it as NAME=FILE")
     if len(named) < len(site_records):
-        twice = next(name for name in named if sum(one.startswith(f"{name}=") for one in site_records) > 1)
+        twice = next(name for name in named if sum(pair.startswith(f"{name}=") for pair in site_records) > 1)
         raise MilError(f"--site: {twice} is given twice; give each site's ledger once")
     agreed = read_federation(protocol) if protocol is not None else None
-    keys = {**{site: one.key for site, one in agreed.sites.items()}, "server": agreed.server.key} if agreed else {}
-    found = cross_check(record, named, keys)
-    if found.faults:
-        raise MilError(f"{len(found.faults)} disagreements; the first: {found.faults[0]}")
+    keys = {**{site: party.key for site, party in agreed.sites.items()}, "server": agreed.server.key} if agreed else {}
+    agreement = cross_check(record, named, keys)
+    if agreement.faults:
+        raise MilError(f"{len(agreement.faults)} disagreements; the first: {agreement.faults[0]}")
     typer.echo(
-        f"{found.answers} answers agree; lines: {', '.join(f'{who} {count}' for who, count in found.lines.items())}"
+        f"{agreement.answers} answers agree; lines: {', '.join(f'{who} {count}' for who, count in agreement.lines.items())}"
     )
-    if found.absent:
-        typer.echo(f"not compared: {'; '.join(found.absent)}")
+    if agreement.absent:
+        typer.echo(f"not compared: {'; '.join(agreement.absent)}")

@@ -67,8 +67,10 @@ def cohort(
 
     if name is None or folder is None:
         for known in [name] if name in COHORTS else COHORTS:
-            one = COHORTS[known]
-            typer.echo(f"{known}\n  {one.where}\n  licence (check it at the source): {one.licence}\n  size: {one.size}")
+            published = COHORTS[known]
+            typer.echo(
+                f"{known}\n  {published.where}\n  licence (check it at the source): {published.licence}\n  size: {published.size}"
+            )
         return
     paths, slides = build_cohort(name, folder)
     for path in paths:

@@ -168,17 +168,17 @@ def _leak_check(
         raise MilError(f"endpoint '{endpoint}' is none of this run's; {nearest(endpoint, opened.endpoints)}")
     if inputs is not None:
         names = [endpoint] if endpoint is not None else list(opened.endpoints)
-        found = findings_table(one for name in names for one in input_checks(opened, name))
+        findings = findings_table(finding for name in names for finding in input_checks(opened, name))
     else:
         tables = [read_table(path, text=("check", "subject", "reason")) for path in known]
-        found = deep_check(opened, reporter, pd.concat(tables) if tables else None)
+        findings = deep_check(opened, reporter, pd.concat(tables) if tables else None)
     if out is not None:
-        write_table(found, out)
-    for row in found.itertuples():
+        write_table(findings, out)
+    for row in findings.itertuples():
         (reporter.note if row.state == "ok" else reporter.say)(f"{row.state}: {row.check}: {row.subject} {row.reason}")
-    counts = ", ".join(f"{number} {state}" for state, number in found["state"].value_counts().items())
+    counts = ", ".join(f"{number} {state}" for state, number in findings["state"].value_counts().items())
     reporter.say(f"leak checks: {counts}")
-    leaks = found[found["state"] == "leak"]
+    leaks = findings[findings["state"] == "leak"]
     if len(leaks) and opened.config.metrics.on_leak == "stop":
         number = f"{len(leaks)} leak{'s' if len(leaks) > 1 else ''}"
         raise MilError(f"{number}: {named(leaks)}; mend the cause, or go on with metrics.on_leak: flag")
