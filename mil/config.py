@@ -183,12 +183,12 @@ class Config(Spec):
     @property
     def used_encoders(self) -> list[str]:
         """Encoders of the experiments to run, by name."""
-        return sorted({one.encoder for one in self.selected().values()})
+        return sorted({experiment.encoder for experiment in self.selected().values()})
 
     @property
     def used_endpoints(self) -> list[str]:
         """Endpoints of the experiments to run, by name."""
-        return sorted({one.endpoint for one in self.selected().values()})
+        return sorted({experiment.endpoint for experiment in self.selected().values()})
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -228,7 +228,7 @@ class Config(Spec):
 
     def _check_features(self) -> None:
         """Sites with features alone are sites, and say which features are whose where several encoders are used."""
-        used = {one.encoder for one in map(self.experiments.get, self.run) if one is not None}
+        used = {experiment.encoder for experiment in map(self.experiments.get, self.run) if experiment is not None}
         for site, source in self.slides.features.items():
             if site not in self.slides.roles:
                 raise ValueError(f"slides.features: unknown site '{site}'; {nearest(site, self.slides.roles)}")

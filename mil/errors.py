@@ -44,9 +44,9 @@ class Stopped(BaseException):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A closing clause for messages about an unknown name: the nearest known one (case does not count), or all of them."""
     known = sorted(known)
-    folded = {one.casefold(): one for one in reversed(known)}
+    folded = {word.casefold(): word for word in reversed(known)}
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    close = close or [folded[one] for one in difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)]
+    close = close or [folded[key] for key in difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)]
     if close:
         return f"did you mean '{close[0]}'?"
     return f"known: {', '.join(known) if known else 'none'}"

@@ -127,8 +127,8 @@ class Sink(io.FileIO):
 
 def reason_of(error: OSError) -> str:
     """What the operating system said, in a few words; HDF5 hides them in a text of several lines."""
-    told = re.search(r"error message = '([^']+)'", str(error))
-    return error.strerror or (told[1] if told else " ".join(str(error).split()))
+    match = re.search(r"error message = '([^']+)'", str(error))
+    return error.strerror or (match[1] if match else " ".join(str(error).split()))
 
 
 WAYS_OUT = {
@@ -146,8 +146,8 @@ def way_out(error: OSError) -> str:
 def _clear_leftovers(path: Path) -> None:
     """Remove the partials of `path` whose writer's process is gone; another machine's stay, as it cannot be asked."""
     with os.scandir(path.parent) as entries:
-        found = [match for entry in entries if (match := PARTIAL.match(entry.name))]
-    for match in found:
+        partials = [match for entry in entries if (match := PARTIAL.match(entry.name))]
+    for match in partials:
         if (match["name"], match["machine"]) == (path.name, MACHINE) and not _is_running(int(match["process"])):
             with suppress(OSError):  # another writer was quicker, or it is another user's
                 (path.parent / match[0]).unlink()

@@ -92,10 +92,10 @@ def _check(file: h5py.File, path: str | Path, arrays: Mapping[str, np.ndarray]) 
             f"{path}: has no checksum, so it is not a finished file of ours; delete it and run the step again"
         )
     digests = {name: _digest(file[name], arrays.get(name)).hexdigest() for name in file}
-    found, stored = _combine(file, digests), str(file.attrs[CHECKSUM])
-    if found != stored:
+    checksum, stored = _combine(file, digests), str(file.attrs[CHECKSUM])
+    if checksum != stored:
         raise CorruptFile(
-            f"{path}: checksum {found[:12]} differs from the stored {stored[:12]}; delete it and run the step again"
+            f"{path}: checksum {checksum[:12]} differs from the stored {stored[:12]}; delete it and run the step again"
         )
     return stored
 
@@ -110,10 +110,10 @@ def _check_once(file: h5py.File, path: str | Path, state: tuple[int, ...], array
 def _state(path: str | Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced; empty where there is none."""
     try:
-        found = Path(path).stat()
+        status = Path(path).stat()
     except OSError:
         return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextmanager
@@ -194,21 +194,21 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
 def names_under(path: str | Path, group: str) -> list[str]:
     """Names in a group of a file of someone else's; none where there is no such group."""
     with _opened(path) as file:
-        found = file.get(group, getclass=True)
-        return sorted(file[group]) if found is h5py.Group else []
+        kind = file.get(group, getclass=True)
+        return sorted(file[group]) if kind is h5py.Group else []
 
 
 def _followed(file: h5py.File, name: str, path: str | Path) -> h5py.Dataset | None:
     """The dataset at `name`, reached by hard links only; None where there is none."""
-    place: Any = file
+    node: Any = file
     for part in name.split("/"):
-        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):
             raise CorruptFile(f"{path}: '{name}' is a link to elsewhere; refused")
-        place = place[part]
-    return place if isinstance(place, h5py.Dataset) else None
+        node = node[part]
+    return node if isinstance(node, h5py.Dataset) else None
 
 
 def check_foreign(file: h5py.File, path: str | Path) -> None:

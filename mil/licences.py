@@ -20,7 +20,7 @@ NOT_STATED = "not stated"
 
 def licences() -> pd.DataFrame:
     """`COLUMNS`, a row per installed dependency (of this package and of its dependencies), then two per encoder."""
-    rows = [_of_package(one) for one in sorted(_needed(DISTRIBUTION), key=lambda one: one.name.lower())]
+    rows = [_of_package(package) for package in sorted(_needed(DISTRIBUTION), key=lambda package: package.name.lower())]
     for name in sorted(ENCODERS):
         entry = ENCODERS[name]
         rows.append(("encoder, code", name, "", entry.licence, "mil/encoders/encoders.toml"))
@@ -43,12 +43,12 @@ def _needed(name: str) -> Iterator[Distribution]:
     waiting, seen = [name], {_plain(name)}
     while waiting:
         try:
-            found = distribution(waiting.pop())
+            package = distribution(waiting.pop())
         except PackageNotFoundError:
             continue
-        if _plain(found.name) != _plain(name):
-            yield found
-        for requirement in found.requires or ():
+        if _plain(package.name) != _plain(name):
+            yield package
+        for requirement in package.requires or ():
             needed = NAME.match(requirement)
             if needed and _plain(needed[0]) not in seen:
                 seen.add(_plain(needed[0]))
@@ -68,7 +68,9 @@ def _stated(package: Distribution) -> tuple[str, str]:
         if text and text.upper() != "UNKNOWN":
             return text if len(text) <= 80 else f"{text[:77]}...", field
     classifiers = [
-        one.rsplit(" :: ", 1)[1] for one in known.get_all("Classifier") or () if one.startswith("License :: ")
+        classifier.rsplit(" :: ", 1)[1]
+        for classifier in known.get_all("Classifier") or ()
+        if classifier.startswith("License :: ")
     ]
     if classifiers:
         return "; ".join(classifiers), "Classifier"

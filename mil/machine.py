@@ -63,8 +63,8 @@ def _limits(root: Path, controller: str, version2: str, version1: str) -> Iterat
             continue
         top = root / "sys/fs/cgroup" / (controller if controllers else "")
         folder = top / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            yield place / (version1 if controllers else version2)
+        for path in (folder, *folder.parents):
+            yield path / (version1 if controllers else version2)
 
 
 def _text(path: Path) -> str:

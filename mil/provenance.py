@@ -21,14 +21,14 @@ def shared_recipe(attributes: Mapping[str, Any]) -> dict[str, object]:
     """`SAME_EVERYWHERE` from the root attributes of a features file; what is not stated, or as by default, is left out."""
     spec = attributes.get("spec")
     spec = spec if isinstance(spec, dict) else {}
-    told: dict[str, object] = {key: value for key, value in attributes.items() if key in SAME_EVERYWHERE}
+    recipe: dict[str, object] = {key: value for key, value in attributes.items() if key in SAME_EVERYWHERE}
     chosen = {key: spec[key] for key, default in NORMALISATION.items() if spec.get(key, default) != default}
     chosen |= {key: attributes[key] for key, default in READING.items() if attributes.get(key, default) != default}
-    told |= {"stain": spec["stain"]} if spec.get("stain") else {}
+    recipe |= {"stain": spec["stain"]} if spec.get("stain") else {}
     words = (
         f"{key}-{'_'.join(map(str, value)) if isinstance(value, list) else value}" for key, value in chosen.items()
     )
-    return told | ({"settings": ".".join(words)} if chosen else {})
+    return recipe | ({"settings": ".".join(words)} if chosen else {})
 
 
 def up_to_date(path: Path, recipe: str) -> str | None:
@@ -67,10 +67,10 @@ def _listed(folder: Path, changed_ns: int) -> dict[str, set[str]] | None:
     `changed_ns`: when the folder last changed, so that what was read before is not used after that.
     """
     paths = sorted(folder.glob("shard*.csv"))
-    found: dict[str, set[str]] = {}
+    checksums: dict[str, set[str]] = {}
     for slide_id, checksum in (pair for path in paths for pair in listed_in(path)):
-        found.setdefault(slide_id, set()).add(checksum)
-    return found if paths else None
+        checksums.setdefault(slide_id, set()).add(checksum)
+    return checksums if paths else None
 
 
 def listed_in(manifest: Path) -> list[tuple[str, str]]:

@@ -204,8 +204,8 @@ def _slides(cohort: PublicCohort, folder: Path) -> pd.DataFrame:
             continue
         slide = path.parent if path.suffix.lower() == ".dcm" else path
         below = slide.relative_to(folder).as_posix()
-        if found := list(re.finditer(cohort.patient, below)):
-            patient, slide_id = found[-1][0], slide.name if slide.is_dir() else slide.stem
+        if matches := list(re.finditer(cohort.patient, below)):
+            patient, slide_id = matches[-1][0], slide.name if slide.is_dir() else slide.stem
             site = cohort.site(patient)
             site = site if cohort.gathered is None or site in cohort.training else cohort.gathered
             rows.setdefault(below, {"slide_id": slide_id, "patient_id": patient, "site": site, "path": below})
@@ -237,7 +237,7 @@ def _patients(cohort: PublicCohort, folder: Path, patients: list[str]) -> pd.Dat
             continue
         read.index = read[ids].str.extract(f"({cohort.patient})", expand=False).fillna("")
         for name, column in cohort.columns.items():
-            given = next((one for one in column.names if one in read), None)
+            given = next((header for header in column.names if header in read), None)
             if given is None:
                 continue
             values = read[given].str.strip()

@@ -145,15 +145,15 @@ def _check_features(config: Config) -> None:
     for site, source in config.slides.features.items():
         for name in config.used_encoders:
             folder, spec = Path(source.folder.replace("{encoder}", name)), config.encoders[name]
-            found = READERS[source.layout].find(folder)
-            if not found:
+            files = READERS[source.layout].find(folder)
+            if not files:
                 tool = READERS[source.layout].tool
                 raise MilError(
                     f"slides.features.{site}: {folder} holds no features of {tool}; correct layout or folder"
                 )
-            told = (source.encoder or spec.name, source.mpp, source.tile_mpp, source.weights_sha256)
+            stated = (source.encoder or spec.name, source.mpp, source.tile_mpp, source.weights_sha256)
             try:
-                read_expected(source.layout, next(iter(found.values())), ForeignFeatures(folder, *told, (name, spec)))
+                read_expected(source.layout, next(iter(files.values())), ForeignFeatures(folder, *stated, (name, spec)))
             except CorruptFile:
                 continue  # one slide that cannot be read is a row of the site's manifest
             except MilError as error:
@@ -161,7 +161,7 @@ def _check_features(config: Config) -> None:
 
 
 def _check_writable(results: Path) -> None:
-    folder = next(place for place in [results, *results.absolute().parents] if place.exists())
+    folder = next(path for path in [results, *results.absolute().parents] if path.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise MilError(
             f"results: {results} cannot be written, as {folder} is no folder that you may write to; name another"
