@@ -52,8 +52,8 @@ def stand_apart(kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> dict[st
     """Sentences about the sites whose means or losses lie far from all others': one of them decides scales or selection."""
     parts = {site: _typical(kind, tensors) for site, tensors in sorted(found.items())}
     alarms = {}
-    for site, own in parts.items():
-        for name, value in own.items():
+    for site, values in parts.items():
+        for name, value in values.items():
             others = torch.stack(
                 [part[name] for other, part in parts.items() if other != site and name in part] or [value]
             )
@@ -69,10 +69,10 @@ def stand_apart(kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> dict[st
 def _typical(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is comparable between sites of any size: means of scales, losses per patient."""
     if kind == "moments":
-        found = {name: value for name, value in tensors.items() if name.endswith(".mean")}
+        means = {name: value for name, value in tensors.items() if name.endswith(".mean")}
         if "features.count" in tensors:
-            found[TILES] = tensors["features.count"].flatten() / tensors["num_bags"]
-        return found
+            means[TILES] = tensors["features.count"].flatten() / tensors["num_bags"]
+        return means
     if "watched_error" not in tensors:
         return {}
     counted = tensors["watched_count"] > 0

@@ -152,10 +152,10 @@ def size_of(blob: Blob) -> int:
 
 def digest_of(blob: Blob) -> str:
     """SHA-256 of a message's bytes, in hex."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for chunk in chunks_of(as_part(blob)):
-        found.update(chunk)
-    return found.hexdigest()
+        sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def as_part(blob: Blob) -> Part:
@@ -199,18 +199,18 @@ def read(blob: Path | Stored) -> Lazy:
     path, origin = (blob, 0) if isinstance(blob, Path) else (blob.path, blob.start)
     first = origin + HEADER + header.length
     parts, ends = {}, [(0, 0)]
-    for name, one in header.stated.items():
+    for name, tensor in header.stated.items():
         if name == "__metadata__":
             continue
-        (begin, end), shape = one["data_offsets"], one["shape"]
+        (begin, end), shape = tensor["data_offsets"], tensor["shape"]
         if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
             raise ValueError(f"{ascii(name)[:80]} has no shape or place")
-        parts[name] = Stored(path, first + begin, tuple(shape), NAMES[one["dtype"]])
+        parts[name] = Stored(path, first + begin, tuple(shape), NAMES[tensor["dtype"]])
         if parts[name].size != end - begin:
             raise ValueError(f"{ascii(name)[:80]} is not as long as its shape")
         ends.append((begin, end))
     ends.sort()
-    if any(one[1] != other[0] for one, other in pairwise(ends)) or first + ends[-1][1] != origin + size_of(blob):
+    if any(before[1] != after[0] for before, after in pairwise(ends)) or first + ends[-1][1] != origin + size_of(blob):
         raise ValueError("its tensors do not fill it")
     return Lazy(parts)
 

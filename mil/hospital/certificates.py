@@ -57,5 +57,5 @@ def private(path: Path) -> str | None:
 
 def days_to_end(certificate: Path) -> int:
     """Whole days until a certificate ends, by this machine's clock."""
-    own = x509.load_pem_x509_certificate(certificate.read_bytes())
-    return (own.not_valid_after_utc - datetime.now(UTC)).days
+    cert = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return (cert.not_valid_after_utc - datetime.now(UTC)).days

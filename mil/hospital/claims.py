@@ -78,7 +78,7 @@ def _check_counts(
 def most_patients(protocol: FederationSpec, stages: Stages) -> int:
     """Most patients that all training sites may count with together."""
     known = [_most(protocol, stages, site) for site in protocol.training_sites]
-    return sum(MOST_PATIENTS if one is None else one for one in known)
+    return sum(MOST_PATIENTS if most is None else most for most in known)
 
 
 def _most(protocol: FederationSpec, stages: Stages, site: str) -> int | None:
@@ -86,7 +86,7 @@ def _most(protocol: FederationSpec, stages: Stages, site: str) -> int | None:
     known = [protocol.sites[site].patients]
     if site in stages.progress.patients:  # who joined with too few to be stated counts with none
         known.append(stages.progress.patients[site] or 0)
-    return min((one for one in known if one is not None), default=None)
+    return min((patients for patients in known if patients is not None), default=None)
 
 
 def _check_watched(protocol: FederationSpec, stages: Stages, site: str, tensors: Mapping[str, Tensor]) -> None:
@@ -134,7 +134,7 @@ def _check_metrics(protocol: FederationSpec, stages: Stages, site: str, values: 
     # DeLong's variance is of numbers from 0 to 1 with the mean `metric`; at a death, one of two groups dies
     spread = max(0.0, metric * (1 - metric)) * (1 / (positives - 1) + 1 / (total - positives - 1))
     highest = {"metric": 1.0, "variance": spread, "logrank_variance": positives / 4}
-    for name in (one for one in highest if one in stated):
+    for name in (key for key in highest if key in stated):
         if not 0.0 <= stated[name] <= highest[name] + ROUNDING:
             raise PayloadError(f"site {site}: '{name}' is {stated[name]:g}; 0 to {highest[name]:.3g} are possible")
     if kind == "binary" and abs(2 * metric * pairs - round(2 * metric * pairs)) > 1e-4:

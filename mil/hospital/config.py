@@ -300,7 +300,7 @@ class FederationSpec(Spec):
                 raise ValueError(f"experiment.{key}: {getattr(experiment, key)!r} is no name; {error}") from error
         name = experiment.strategy.name
         if not (experiment.strategy.between_hospitals and self.strategy.between_hospitals):
-            run = [own for own, kind in STRATEGIES.items() if kind.between_hospitals]
+            run = [strategy for strategy, kind in STRATEGIES.items() if kind.between_hospitals]
             raise ValueError(
                 f"experiment.strategy: '{name}' is not run between hospitals; choose one of {', '.join(run)}"
             )

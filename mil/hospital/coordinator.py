@@ -133,13 +133,13 @@ class Status:
         """For a person to read."""
         progress = self.progress
         rounds = max(progress.rounds, default=0)
-        found = [
+        lines = [
             f"{self.run}: {progress.stage}, phase {progress.phase}, round {min(progress.round, rounds)} of {rounds}"
         ]
-        found.append(f"  last: {self.last.get('time')} {self.last.get('event')} {self.last.get('reason', '')}".rstrip())
-        found += [f"  missing at {when}: {site} ({why})" for when, site, why in self.missed]
-        found += [f"  alarm at {when}: {site} ({why})" for when, site, why in self.alarms]
-        return found
+        lines.append(f"  last: {self.last.get('time')} {self.last.get('event')} {self.last.get('reason', '')}".rstrip())
+        lines += [f"  missing at {when}: {site} ({why})" for when, site, why in self.missed]
+        lines += [f"  alarm at {when}: {site} ({why})" for when, site, why in self.alarms]
+        return lines
 
 
 def status(spec: ServerSpec, name: str) -> Status:
@@ -239,8 +239,8 @@ def _follow(line: Session, job: str, folder: Path, protocol: FederationSpec, rep
 def _told(entry: dict[str, Any]) -> str:
     missing = "; ".join(f"without {site}: {why}" for site, why in entry.get("missing", {}).items())
     alarms = "; ".join(f"ALARM {site}: {why}" for site, why in entry.get("alarms", {}).items())
-    place = (entry["event"], entry.get("kind"), entry.get("phase"), entry.get("round"))
-    words = (*place, missing, alarms, entry.get("reason"))
+    event = (entry["event"], entry.get("kind"), entry.get("phase"), entry.get("round"))
+    words = (*event, missing, alarms, entry.get("reason"))
     return " ".join(str(word) for word in words if word)
 
 

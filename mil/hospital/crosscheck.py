@@ -50,29 +50,29 @@ def cross_check(
     keys = keys or {}
     whole = read_record(server, "server", keys.get("server"))
     runs = {line["run"] for line in whole if "run" in line}
-    found = Agreement({"server": len(whole)})
+    agreement = Agreement({"server": len(whole)})
     results: dict[str, Entry | None] = {}
-    faults = found.faults
+    faults = agreement.faults
     faults += [] if runs else ["server: its ledger names no run: lines were removed"]
     for site, path in sorted(sites.items()):
-        own = read_record(path, site, keys.get(site))
-        found.lines[site] = len(own)
-        faults += _keys(site, whole, own)
-        faults += [*_site_heads(site, whole, own), *_server_heads(site, whole, own, runs)]
-        agreeing, wrong = _answers_agree(site, whole, own)
-        found.answers += agreeing
-        faults += [*wrong, *_answers_known(site, whole, own, runs), *_results(site, whole, own, runs)]
-        faults += _closed(site, whole, own, runs)
+        ledger = read_record(path, site, keys.get(site))
+        agreement.lines[site] = len(ledger)
+        faults += _keys(site, whole, ledger)
+        faults += [*_site_heads(site, whole, ledger), *_server_heads(site, whole, ledger, runs)]
+        agreeing, wrong = _answers_agree(site, whole, ledger)
+        agreement.answers += agreeing
+        faults += [*wrong, *_answers_known(site, whole, ledger, runs), *_results(site, whole, ledger, runs)]
+        faults += _closed(site, whole, ledger, runs)
         results[site] = next(
-            (line for line in reversed(own) if line["event"] == "result" and line["run"] in runs), None
+            (line for line in reversed(ledger) if line["event"] == "result" and line["run"] in runs), None
         )
     result = Path(server).parent / "result"
     faults += [*_pooled(whole, results), *_closing_lines(whole), *_published(whole, result)]
     others = sorted({site for line in whole for site in line.get("answered", {})} - set(sites))
-    found.absent += [f"the ledgers of {', '.join(others)}"] if others else []
+    agreement.absent += [f"the ledgers of {', '.join(others)}"] if others else []
     if any("published" in line for line in whole) and not result.is_dir():
-        found.absent.append(f"the files of a result, which is not beside {server}")
-    return found
+        agreement.absent.append(f"the files of a result, which is not beside {server}")
+    return agreement
 
 
 def published(folder: Path) -> dict[str, str]:
@@ -108,11 +108,11 @@ def _site_heads(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Ite
     """Every head of a site's ledger that the server was sent must still be in it. The site has signed each with its answer."""
     hashes = {FIRST} | {line["hash"] for line in own}
     for number, line in _told_by(server, site):
-        told = line["answered"][site]
-        if told["ledger"] in hashes:
+        answer = line["answered"][site]
+        if answer["ledger"] in hashes:
             continue
-        head = f"the line {told['ledger'][:12]} of site {site}"
-        if is_signed(f"{told['answer_sha256']}|{told['ledger']}".encode(), told.get("signature"), author(own)[1]):
+        head = f"the line {answer['ledger'][:12]} of site {site}"
+        if is_signed(f"{answer['answer_sha256']}|{answer['ledger']}".encode(), answer.get("signature"), author(own)[1]):
             yield (
                 f"site {site}: {head}, which its answer in server line {number} states, is not in the ledger that {site} signed: "
                 "lines were removed, or the ledger was written anew"
@@ -144,13 +144,13 @@ def _answers_agree(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> 
     agreeing, faults = 0, []
     for number, line in _told_by(server, site):
         candidates = sent.get(_place(line), [])
-        told, where = line["answered"][site], f"server line {number}, signed by server"
-        same = [one for one in candidates if one["answer_sha256"] == told["answer_sha256"]]
+        answer, where = line["answered"][site], f"server line {number}, signed by server"
+        same = [entry for entry in candidates if entry["answer_sha256"] == answer["answer_sha256"]]
         if not candidates:
             faults.append(f"{where}: site {site} has no answer to {_named(line)}")
         elif not same:
             faults.append(f"{where}: the answer of site {site} to {_named(line)} is not what it says it sent")
-        elif line["kind"] != "join" and not any(one["asked_sha256"] == line["asked_sha256"] for one in same):
+        elif line["kind"] != "join" and not any(entry["asked_sha256"] == line["asked_sha256"] for entry in same):
             faults.append(f"{where}: site {site} was asked something else for {_named(line)}")
         else:
             agreeing += 1
@@ -174,7 +174,7 @@ def _results(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set
     stated = [line for line in own if line["event"] == "result" and line["run"] in runs]
     for number, line in _told_by(server, site):
         metrics = line["answered"][site].get("metrics")
-        if metrics and not any({key: one[key] for key in FINISHED} == metrics for one in stated):
+        if metrics and not any({key: entry[key] for key in FINISHED} == metrics for entry in stated):
             yield f"server line {number}, signed by server: the metrics of site {site} are not those in its own ledger"
 
 
@@ -184,8 +184,8 @@ def _pooled(server: Sequence[Entry], results: Mapping[str, Entry | None]) -> Ite
         if "pooled" not in line:
             continue
         trained = [site for site in line.get("answered", {}) if line.get("roles", {}).get(site) == "train"]
-        own = [parts_of(result) for site in trained if (result := results.get(site)) is not None]
-        if len(own) == len(trained) and line["pooled"] != totals_of(own):
+        parts = [parts_of(result) for site in trained if (result := results.get(site)) is not None]
+        if len(parts) == len(trained) and line["pooled"] != totals_of(parts):
             yield f"server line {number}, signed by server: the sums of metrics are not those of the sites' own ledgers"
 
 
@@ -229,14 +229,14 @@ def _published(server: Sequence[Entry], folder: Path) -> Iterator[str]:
         if now.get(name) != line["published"].get(name):
             yield f"{folder / name}: is not a file that server line {number}, signed by server, published"
             return
-    told, pooled = (
-        {site: one["metrics"] for site, one in line.get("answered", {}).items() if one.get("metrics")},
+    metrics, pooled = (
+        {site: answer["metrics"] for site, answer in line.get("answered", {}).items() if answer.get("metrics")},
         line.get("pooled"),
     )
-    if not set(told) <= set(line.get("roles", {})):
-        yield f"server line {number}, signed by server: states no role of {', '.join(set(told) - set(line.get('roles', {})))}"
-    elif (told or pooled) and not _same_table(
-        folder / "sites.csv", sites_table(line.get("endpoint_kind", ""), line.get("roles", {}), told, pooled)
+    if not set(metrics) <= set(line.get("roles", {})):
+        yield f"server line {number}, signed by server: states no role of {', '.join(set(metrics) - set(line.get('roles', {})))}"
+    elif (metrics or pooled) and not _same_table(
+        folder / "sites.csv", sites_table(line.get("endpoint_kind", ""), line.get("roles", {}), metrics, pooled)
     ):
         yield f"{folder / 'sites.csv'}: does not follow from the sites' metrics in server line {number}"
 

@@ -41,7 +41,7 @@ def check_plan(protocol: FederationSpec, work: LocalWork) -> None:
         return
     everyone = np.ones((1, len(work.cohort.patients)), bool)
     for known in np.unique(np.concatenate([everyone, np.isfinite(work.cohort.covariates).T]), axis=0):
-        alone = determined([own[known[own]] for own in sets], len(known))
+        alone = determined([patients[known[patients]] for patients in sets], len(known))
         if len(alone):
             asked = [*work.shapes.measured, *(["classes"] if work.shapes.balanced else [])]
             ways = "scaling site, " * ("features" in asked) + "fewer folds or repeats"
@@ -53,20 +53,20 @@ def check_plan(protocol: FederationSpec, work: LocalWork) -> None:
 
 def _check_bits(protocol: FederationSpec, work: LocalWork, sets: Sequence[np.ndarray]) -> None:
     """Raise where sums of a column of two values are enough equations to be solved in whole numbers."""
-    count, told = len(work.cohort.patients), dict[str, tuple[np.ndarray, Sequence[np.ndarray]]]()
+    count, columns = len(work.cohort.patients), dict[str, tuple[np.ndarray, Sequence[np.ndarray]]]()
     for name, column in zip(protocol.experiment.covariates, work.cohort.covariates.T, strict=True):
         known = np.isfinite(column)
         if len(np.unique(column[known])) == 2:
-            told[name] = (known, sets)
+            columns[name] = (known, sets)
     if work.shapes.balanced:
-        told["classes"] = (np.ones(count, bool), sets)
+        columns["classes"] = (np.ones(count, bool), sets)
     if protocol.endpoint.kind == "survival":  # whose events are counted with the watched errors
-        told["events"] = (np.ones(count, bool), [work.train_patients(slot) for slot in slots(protocol, "refit")])
-    for name, (known, own) in told.items():
-        bits, most = bits_told([one[known[one]] for one in own], count), BITS * known.sum()
+        columns["events"] = (np.ones(count, bool), [work.train_patients(slot) for slot in slots(protocol, "refit")])
+    for name, (known, groups) in columns.items():
+        bits, most = bits_told([patients[known[patients]] for patients in groups], count), BITS * known.sum()
         if bits > most:
             raise MilError(
-                f"federation.yaml: the sums of {name} over {len(own)} sets of patients of site {work.site} tell {bits:.0f} bits of "
+                f"federation.yaml: the sums of {name} over {len(groups)} sets of patients of site {work.site} tell {bits:.0f} bits of "
                 f"{known.sum()} patients with two values, and above {most:.0f} single patients can be worked out; use fewer folds or "
                 "repeats, or leave it out. Nothing was sent"
             )
@@ -112,30 +112,30 @@ def check_runs(work: LocalWork, secret: bytes, ledger: Sequence[str], small_cell
 
 def judged_patients(secret: bytes, bags: pd.DataFrame, kind: str) -> dict[str, list[str]]:
     """Keyed digests of the site's patients and their outcomes, by class: nobody else can test a guess."""
-    found: dict[str, list[str]] = {}
+    digests: dict[str, list[str]] = {}
     outcome = [name for name in ("label", "time") if name in bags]
     for row in bags[["patient_id", *outcome]].itertuples(index=False):
         of_class = "" if kind == "regression" else str(row[1])
-        found.setdefault(_digest(secret, of_class), []).append(_digest(secret, f"judged|{tuple(row)}"))
-    return found
+        digests.setdefault(_digest(secret, of_class), []).append(_digest(secret, f"judged|{tuple(row)}"))
+    return digests
 
 
 def known_patients(
     secret: bytes, bags: pd.DataFrame, covariates: Sequence[str], features: FeatureStore | None = None
 ) -> dict[str, list[str]]:
     """The same of the patients of whom a covariate is known, and its value; with `features`, of their slides' files too."""
-    patients, found = bags["patient_id"].tolist(), dict[str, list[str]]()
+    patients, digests = bags["patient_id"].tolist(), dict[str, list[str]]()
     for name, column in zip(covariates, covariate_table(bags, covariates).T, strict=True):
-        rows = [(one, float(value)) for one, value in zip(patients, column, strict=True) if np.isfinite(value)]
-        found[_digest(secret, f"covariate|{name}")] = [_digest(secret, f"known|{row}") for row in rows]
+        rows = [(patient, float(value)) for patient, value in zip(patients, column, strict=True) if np.isfinite(value)]
+        digests[_digest(secret, f"covariate|{name}")] = [_digest(secret, f"known|{row}") for row in rows]
     if features is not None:
         checksums = iter(features.checksums)
         rows = [
-            (one, *(next(checksums) for _ in str(slides).split(";")))
-            for one, slides in zip(patients, bags["slides"], strict=True)
+            (patient, *(next(checksums) for _ in str(slides).split(";")))
+            for patient, slides in zip(patients, bags["slides"], strict=True)
         ]
-        found[_digest(secret, "features")] = [_digest(secret, f"known|{row}") for row in rows]
-    return found
+        digests[_digest(secret, "features")] = [_digest(secret, f"known|{row}") for row in rows]
+    return digests
 
 
 def _digest(secret: bytes, text: str) -> str:
@@ -152,13 +152,15 @@ def near_earlier(whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: 
         if "endpoint" not in entry:  # a run has such a name
             continue
         pairs = [
-            (one, entry["known"][name]) for name, one in whom.get("known", {}).items() if name in entry.get("known", {})
+            (digests, entry["known"][name])
+            for name, digests in whom.get("known", {}).items()
+            if name in entry.get("known", {})
         ]
         if "judged" in whom and "judged" in entry:
             now, before = whom["judged"], entry["judged"]
             groups = {*now, *before} if entry["endpoint"] == endpoint else now.keys() & before.keys()
             pairs += [(now.get(group, ()), before.get(group, ())) for group in groups]
-        for changed in (len(set(one) ^ set(other)) for one, other in pairs):
+        for changed in (len(set(digests) ^ set(other)) for digests, other in pairs):
             if 0 < changed < small_cells:
                 return f"run {entry['run']} of patients of whom {changed} differ"
     return ""

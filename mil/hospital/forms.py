@@ -72,10 +72,10 @@ def slots(protocol: FederationSpec, phase: str, choices: Sequence[int] = ()) -> 
     if phase == "refit":
         chosen = zip(outer, choices or [0] * len(outer), strict=True)
         replicas = range(experiment.training.replicas)
-        return [Slot(sites, *place, None, choice, replica) for place, choice in chosen for replica in replicas]
+        return [Slot(sites, *fold, None, choice, replica) for fold, choice in chosen for replica in replicas]
     tried = range(len(candidates(experiment)))
     return [
-        Slot(sites, *place, inner, choice) for place in outer for choice in tried for inner in range(spec.inner_folds)
+        Slot(sites, *fold, inner, choice) for fold in outer for choice in tried for inner in range(spec.inner_folds)
     ]
 
 
@@ -244,17 +244,17 @@ class Forms:
         return self._stacked({f"{CONTROL}{name}": shape for name, shape in self.shapes.state.items()}, live)
 
     def _moments(self, live: int) -> Shaped:
-        found: Shaped = {"num_bags": ((live,), torch.int64)}
+        moments: Shaped = {"num_bags": ((live,), torch.int64)}
         for name, width in self.shapes.measured.items():
             if self.shapes.masked:
-                found[f"{name}.sums"] = ((live, width, len(PARTS), 8), torch.int64)
+                moments[f"{name}.sums"] = ((live, width, len(PARTS), 8), torch.int64)
                 continue
             counted = width if name == "covariates" else 1
-            found[f"{name}.count"] = ((live, counted), torch.float64)
-            found |= {f"{name}.{part}": ((live, width), torch.float64) for part in PARTS[1:]}
+            moments[f"{name}.count"] = ((live, counted), torch.float64)
+            moments |= {f"{name}.{part}": ((live, width), torch.float64) for part in PARTS[1:]}
         if self.shapes.balanced:
-            found["classes"] = ((live, self.shapes.endpoint.classes), torch.int64)
-        return found
+            moments["classes"] = ((live, self.shapes.endpoint.classes), torch.int64)
+        return moments
 
 
 def _watched(groups: int) -> Shaped:

@@ -35,10 +35,10 @@ def code_sha256() -> str:
 
 def code_digest(folder: Path) -> str:
     """SHA-256 over names and contents of `import_closure` in the package at `folder`."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path in import_closure(folder):
-        found.update(f"{path.relative_to(folder).as_posix()}|{sha256_of(path)}\n".encode())
-    return found.hexdigest()
+        sha256.update(f"{path.relative_to(folder).as_posix()}|{sha256_of(path)}\n".encode())
+    return sha256.hexdigest()
 
 
 def import_closure(folder: Path) -> list[Path]:
@@ -46,13 +46,13 @@ def import_closure(folder: Path) -> list[Path]:
 
     A module that finds others by `pkgutil` counts as importing everything in its folder.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     waiting = [folder / root for root in ROOTS]
     while waiting:
         path = waiting.pop()
-        if path in found or not path.is_file():
+        if path in files or not path.is_file():
             continue
-        found.add(path)
+        files.add(path)
         names = _imported(ast.parse(path.read_bytes()))
         if "pkgutil" in names:
             waiting += path.parent.rglob("*.py")
@@ -60,9 +60,9 @@ def import_closure(folder: Path) -> list[Path]:
             parts = name.split(".")
             if parts[0] == folder.name:
                 for depth in range(len(parts)):
-                    place = folder.joinpath(*parts[1 : depth + 1])
-                    waiting += [place / "__init__.py", place.with_suffix(".py")]
-    return sorted(found)
+                    module = folder.joinpath(*parts[1 : depth + 1])
+                    waiting += [module / "__init__.py", module.with_suffix(".py")]
+    return sorted(files)
 
 
 def _imported(tree: ast.AST) -> set[str]:
@@ -94,14 +94,14 @@ def identity(protocol: FederationSpec) -> dict[str, str]:
 
 def differences(mine: Mapping[str, str], theirs: Mapping[str, object]) -> list[str]:
     """Sentences about what differs. The build of torch (its `+` part) may; the rest may not."""
-    found = []
-    for key, own in mine.items():
+    sentences = []
+    for key, value in mine.items():
         other = str(theirs.get(key, ""))
-        if key == "torch" and own.split("+")[0] == other.split("+")[0]:
+        if key == "torch" and value.split("+")[0] == other.split("+")[0]:
             continue
-        if own != other:
-            found.append(f"{key} is {other[:12]}, not {own[:12]}")
-    return found
+        if value != other:
+            sentences.append(f"{key} is {other[:12]}, not {value[:12]}")
+    return sentences
 
 
 def own_secret(workspace: str | Path) -> bytes:
@@ -115,10 +115,10 @@ def own_secret(workspace: str | Path) -> bytes:
         if ledger.exists() and b'"event": "answered"' in ledger.read_bytes():
             raise CorruptFile(f"{path}: is gone, but questions were answered with it; restore it from the backup")
         write_bytes(path, secrets.token_bytes(SECRET_BYTES), private=True)
-    found = path.read_bytes()
-    if len(found) != SECRET_BYTES:
-        raise MilError(f"{path}: {len(found)} bytes, not {SECRET_BYTES}; restore it from the backup of the workspace")
-    return found
+    secret = path.read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise MilError(f"{path}: {len(secret)} bytes, not {SECRET_BYTES}; restore it from the backup of the workspace")
+    return secret
 
 
 def data_sha256(secret: bytes, bags: pd.DataFrame, features: FeatureStore) -> str:
@@ -126,9 +126,9 @@ def data_sha256(secret: bytes, bags: pd.DataFrame, features: FeatureStore) -> st
 
     It changes when a patient, label, fold or feature does; the server only sees whether it stayed the same.
     """
-    found = hmac.new(secret, digestmod=hashlib.sha256)
-    found.update(bags.to_csv(index=False).encode())
+    digest = hmac.new(secret, digestmod=hashlib.sha256)
+    digest.update(bags.to_csv(index=False).encode())
     paths = (path for path, _ in features.files)
     for path, checksum in sorted(zip(paths, features.checksums, strict=True)):
-        found.update(f"{path.name}|{checksum}\n".encode())
-    return found.hexdigest()
+        digest.update(f"{path.name}|{checksum}\n".encode())
+    return digest.hexdigest()

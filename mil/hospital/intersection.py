@@ -40,7 +40,7 @@ def check_point(content: bytes) -> None:
 def multiplied(points: Iterable[bytes], secret: bytes) -> list[bytes]:
     """Every point times the secret number (32 bytes), in the same order; ValueError for a point of small order, with 0 as result."""
     key = X25519PrivateKey.from_private_bytes(secret)
-    return [key.exchange(X25519PublicKey.from_public_bytes(one)) for one in points]
+    return [key.exchange(X25519PublicKey.from_public_bytes(coordinate)) for coordinate in points]
 
 
 def _on_curve(u: int) -> bool:

@@ -94,10 +94,10 @@ class LocalWork:
         Raise `TooFewPatients` for a class with fewer than `small_cells` patients, and for a covariate that is known of fewer.
         """
         patients = [self.train_patients(slot) for slot in slots]
-        found = {"num_bags": torch.tensor([len(own) for own in patients], dtype=torch.int64)}
+        tensors = {"num_bags": torch.tensor([len(rows) for rows in patients], dtype=torch.int64)}
         for name in self.shapes.measured:
-            parts = Moments.stacked([self._moments(name).merged(own) for own in patients])
-            found |= {f"{name}.{part}": torch.from_numpy(getattr(parts, part)) for part in PARTS}
+            parts = Moments.stacked([self._moments(name).merged(rows) for rows in patients])
+            tensors |= {f"{name}.{part}": torch.from_numpy(getattr(parts, part)) for part in PARTS}
             if ((parts.count > 0) & (parts.count < small_cells)).any():
                 raise TooFewPatients(
                     f"site {self.site}: of {name} too little is known: a model would be told the mean of fewer than {small_cells} "
@@ -105,14 +105,14 @@ class LocalWork:
                 )
         if self.shapes.balanced:
             classes = self.shapes.endpoint.class_of(torch.from_numpy(self.cohort.targets)).numpy()
-            counts = [np.bincount(classes[own], minlength=self.shapes.endpoint.classes) for own in patients]
-            found["classes"] = torch.from_numpy(np.stack(counts).astype(np.int64))
-            if ((found["classes"] > 0) & (found["classes"] < small_cells)).any():
+            counts = [np.bincount(classes[rows], minlength=self.shapes.endpoint.classes) for rows in patients]
+            tensors["classes"] = torch.from_numpy(np.stack(counts).astype(np.int64))
+            if ((tensors["classes"] > 0) & (tensors["classes"] < small_cells)).any():
                 raise TooFewPatients(
                     f"site {self.site}: a model would learn from fewer than {small_cells} patients of a class, "
                     "and imbalance asks for their number; nothing was sent. Use imbalance none, or fewer folds"
                 )
-        return found
+        return tensors
 
     def told_of(self, updates: Sequence[Update], with_loss: bool) -> dict[str, Tensor]:
         """What is sent beside the weights: changes of control variates, numbers of patients and steps, and losses."""
@@ -145,8 +145,8 @@ class LocalWork:
         `controls`: of each slot the server's control variate and the site's own, where the strategy has them.
         """
         trained = []
-        for place, (slot, control) in enumerate(zip(slots, controls, strict=True)):
-            state, data = self._of(models, slot, place)
+        for row, (slot, control) in enumerate(zip(slots, controls, strict=True)):
+            state, data = self._of(models, slot, row)
             trained.append(client_update(state, self._job(slot, number), data, *(control or ())))
         return trained
 
@@ -157,18 +157,18 @@ class LocalWork:
         privacy = self.protocol.privacy
         assert privacy is not None
         trained = []
-        for place, slot in enumerate(slots):
-            state, data = self._of(models, slot, place)
+        for row, slot in enumerate(slots):
+            state, data = self._of(models, slot, row)
             trained.append((private_update(state, self._job(slot, number), data, privacy, stream(slot)), None))
         return trained
 
     def finetuned(self, models: Named, slots: Sequence[Slot], epochs: int) -> dict[str, Tensor]:
         """Final models (slots, ...), trained on at this site alone."""
         trained = []
-        for place, slot in enumerate(slots):
-            state, data = self._of(models, slot, place)
+        for row, slot in enumerate(slots):
+            state, data = self._of(models, slot, row)
             trained.append(finetune(state, self._job(slot, self.training.rounds), data, epochs))
-        return {**models, **{name: torch.stack([one[name] for one in trained]) for name in self.shapes.whole}}
+        return {**models, **{name: torch.stack([model[name] for model in trained]) for name in self.shapes.whole}}
 
     def _job(self, slot: Slot, number: int) -> Job:
         chosen = self.candidates[slot.choice]
@@ -183,9 +183,9 @@ class LocalWork:
     def site_data(self, slot: Slot, buffers: Named) -> SiteData:
         """What `client_update` needs to know of the site for a slot's model."""
         scales = {name: value for name, value in buffers.items() if name != BALANCE} | self._own_scales(slot)
-        own = self.bag[self.train_patients(slot)]
+        bags = self.bag[self.train_patients(slot)]
         model = (self.shapes.head, self.shapes.endpoint, self.training)
-        about = (self.features, self.targets, own, scales, buffers[BALANCE], self.covariates)
+        about = (self.features, self.targets, bags, scales, buffers[BALANCE], self.covariates)
         return SiteData(*model, *about, self.source, self.device)
 
     def rehearse(self, models: Named, slot: Slot) -> None:
@@ -198,11 +198,11 @@ class LocalWork:
         if not groups:
             return {}
         sums = dict(zip(slots, self._errors(models, slots), strict=True))
-        found = torch.tensor(
+        totals = torch.tensor(
             [[sum(sums[slot][part] for slot in group if slot in sums) for group in groups] for part in (0, 1)],
             dtype=torch.float64,
         )
-        return {"watched_error": found[0], "watched_count": found[1]}
+        return {"watched_error": totals[0], "watched_count": totals[1]}
 
     def _errors(self, models: Named, slots: Sequence[Slot]) -> list[tuple[float, float]]:
         """Summed error of each slot's model over its watched patients, and the number to divide it by."""
@@ -215,18 +215,18 @@ class LocalWork:
         rows = torch.cat([models[name].reshape(len(slots), -1) for name in engine.layout.shapes], dim=1)
         scales = {name: models[name] for name in self.shapes.buffers if name != BALANCE}
         own = [self._own_scales(slot) for slot in slots]
-        scales |= {name: torch.stack([one[name] for one in own]) for name in own[0]}
+        scales |= {name: torch.stack([values[name] for values in own]) for name in own[0]}
         none = torch.zeros(len(rows), 1, device=self.device)
         patients = [self.watched_patients(slot) for slot in slots]
         places = Places.of(self.features.starts, self.features.sizes)
         scales_there = {name: value.to(self.device) for name, value in scales.items()}
         judges = Learners(rows.to(self.device), scales_there, none, none, none)
-        found = engine.logits(judges, [self.bag[own] for own in patients], places)
+        predicted = engine.logits(judges, [self.bag[own] for own in patients], places)
         sums = []
-        for place, (logits, own) in enumerate(zip(found, patients, strict=True)):
+        for row, (logits, own) in enumerate(zip(predicted, patients, strict=True)):
             targets = torch.from_numpy(self.cohort.targets[own]).double()
             if endpoint.scaled:
-                targets = (targets - scales["target.mean"][place]) / scales["target.deviation"][place]
+                targets = (targets - scales["target.mean"][row]) / scales["target.deviation"][row]
             sums.append(endpoint.sums(logits, targets)[1:])
         return sums
 
@@ -245,9 +245,9 @@ class LocalWork:
         """Moments with a group for every patient, in the cohort's order."""
         if name not in self.measured:
             if name == "features":
-                found = Moments.of_bags(self.features)
-                found = Moments(found.count[self.bag], found.mean[self.bag], found.squares[self.bag])
+                moments = Moments.of_bags(self.features)
+                moments = Moments(moments.count[self.bag], moments.mean[self.bag], moments.squares[self.bag])
             else:
-                found = Moments.of_table(self.cohort.covariates if name == "covariates" else self.cohort.targets)
-            self.measured[name] = found
+                moments = Moments.of_table(self.cohort.covariates if name == "covariates" else self.cohort.targets)
+            self.measured[name] = moments
         return self.measured[name]

@@ -91,7 +91,7 @@ def exact(numbers: Sequence[Fraction]) -> Tensor:
 def numbers_of(total: Tensor) -> list[Fraction]:
     """Sums of `exact` tensors (numbers, LIMBS) -> the numbers."""
     return [
-        Fraction(sum(int(limb) << (LIMB * place) for place, limb in enumerate(row)), 2**SHIFT) for row in total.tolist()
+        Fraction(sum(int(limb) << (LIMB * power) for power, limb in enumerate(row)), 2**SHIFT) for row in total.tolist()
     ]
 
 

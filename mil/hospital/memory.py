@@ -47,18 +47,20 @@ class Memory:
 
     def controls(self, models: Named, slots: Sequence[Slot]) -> list[tuple[Named, Named]]:
         """Of each slot the server's control variate, from the question, and the site's own."""
-        found = []
-        for place, slot in enumerate(slots):
+        pairs = []
+        for row, slot in enumerate(slots):
             server = {
-                name.removeprefix(CONTROL): value[place] for name, value in models.items() if name.startswith(CONTROL)
+                name.removeprefix(CONTROL): value[row] for name, value in models.items() if name.startswith(CONTROL)
             }
-            found.append((server, self.of(slot, {name: torch.zeros_like(value) for name, value in server.items()})))
-        return found
+            pairs.append((server, self.of(slot, {name: torch.zeros_like(value) for name, value in server.items()})))
+        return pairs
 
     def keep(self, number: int, slots: Sequence[Slot], kept: Sequence[Named]) -> None:
         """Write what they are after round `number`; slots that were not asked for stay as they are."""
         now = {
-            f"{slot.name}:{name}": value for slot, own in zip(slots, kept, strict=True) for name, value in own.items()
+            f"{slot.name}:{name}": value
+            for slot, state in zip(slots, kept, strict=True)
+            for name, value in state.items()
         }
         tensors = {name: value.contiguous() for name, value in (self.known | now).items()}
         write_bytes(self._file(number), packed(tensors))

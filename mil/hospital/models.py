@@ -32,7 +32,7 @@ def run_of(
     """The refit models and their scales (models, ...) as a run. Models of all are those of the strategy's rounds."""
     strategy = protocol.experiment.strategy if refit.member else protocol.strategy
     experiment = protocol.experiment.model_copy(update={"strategy": strategy})
-    tried, own = candidates(experiment), slots(protocol, "refit", refit.choices)
+    tried, refitted = candidates(experiment), slots(protocol, "refit", refit.choices)
     weights = {name: value for name, value in tensors.items() if name != BALANCE}
     family = Family(experiment.model, weights)
     models = pd.DataFrame(
@@ -51,7 +51,7 @@ def run_of(
                 "patients": refit.patients[number] if refit.patients is not None else "",
                 "sha256": family.digest(number),
             }
-            for number, slot in enumerate(own)
+            for number, slot in enumerate(refitted)
         ]
     )
     record = ledger or Ledger()
@@ -66,14 +66,14 @@ def rounds_table(protocol: FederationSpec, run: str, ledger: Ledger) -> pd.DataF
         if entry.get("run") != run or entry["event"] != "answered" or entry.get("kind") != "train":
             continue
         told_by = {"all sites": entry} if "train_loss" in entry else entry["answered"]
-        for site, told in told_by.items():
-            if "train_loss" not in told:  # under privacy
+        for site, answer in told_by.items():
+            if "train_loss" not in answer:  # under privacy
                 continue
             everyone = slots(protocol, entry["phase"], entry["choices"])
             live = [everyone[number] for number in entry["slots"]]
-            for slot, loss in zip(live, told["train_loss"], strict=True):
-                place = (entry["phase"], entry["round"], slot.name, site)
-                rows[place] = {
+            for slot, loss in zip(live, answer["train_loss"], strict=True):
+                key = (entry["phase"], entry["round"], slot.name, site)
+                rows[key] = {
                     "model": slot.name,
                     "phase": entry["phase"],
                     "repeat": slot.repeat,

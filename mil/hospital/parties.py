@@ -62,13 +62,13 @@ class SiteSpec(Spec):
 def read_own(spec: type[S], path: str | Path) -> S:
     """A side's own YAML file, its relative paths resolved from where the file lies."""
     path = Path(path).resolve()
-    found = parse(spec, read_yaml(path), str(path))
+    party = parse(spec, read_yaml(path), str(path))
     places = {
         key: _place(value, key, path)
         for key in ("federation", "workspace", "results")
-        if (value := getattr(found, key, None)) is not None
+        if (value := getattr(party, key, None)) is not None
     }
-    return found.model_copy(update=places)
+    return party.model_copy(update=places)
 
 
 def _place(value: str, key: str, own: Path) -> str:
@@ -94,5 +94,5 @@ def limits(protocol: FederationSpec, site: SiteSpec) -> PayloadSpec:
         max_mb_a_round=min(common.max_mb_a_round, site.max_mb_a_round or common.max_mb_a_round),
         min_patients=max(common.min_patients, site.min_patients or 0),
         small_cells=max(common.small_cells, site.small_cells or 0),
-        max_update=min((one for one in (common.max_update, site.max_update) if one is not None), default=None),
+        max_update=min((limit for limit in (common.max_update, site.max_update) if limit is not None), default=None),
     )

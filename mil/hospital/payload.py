@@ -92,14 +92,14 @@ class Values(BaseModel, extra="forbid", strict=True, frozen=True):
         try:
             return cls.model_validate({**stated, "kind": kind})
         except ValidationError as error:
-            place, why = fault_of(error)
-            name = place.split(".")[0]
-            what, found = cls.model_fields[name], {**stated, "kind": kind}[name]
+            field, why = fault_of(error)
+            name = field.split(".")[0]
+            what, value = cls.model_fields[name], {**stated, "kind": kind}[name]
             wanted = what.description or (
                 what.annotation.__name__ if isinstance(what.annotation, type) else what.annotation
             )
             raise PayloadError(
-                f"{where}: value '{name}' is {_said(found)}, not {FINITE if why.endswith(FINITE) else wanted}; refused"
+                f"{where}: value '{name}' is {_said(value)}, not {FINITE if why.endswith(FINITE) else wanted}; refused"
             ) from error
 
     @property
@@ -266,22 +266,22 @@ def check_updates(after: Mapping[str, Tensor], before: Mapping[str, Tensor], lon
     """Raise `PayloadError` for an update that is longer than the protocol, or the site, allows."""
     if longest is None:
         return
-    found = float(lengths(after, before).max())
-    if not found <= longest:
+    length = float(lengths(after, before).max())
+    if not length <= longest:
         raise PayloadError(
-            f"{where}: an update of length {found:.3g}, more than the {longest:g} of max_update; refused"
+            f"{where}: an update of length {length:.3g}, more than the {longest:g} of max_update; refused"
         )
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, names sorted, in hex."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(tensors):
         value = blobs.part_of(tensors, name)
-        found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        sha256.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         for chunk in blobs.chunks_of(value):
-            found.update(chunk)
-    return found.hexdigest()
+            sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def content_digest(message: Message | Received) -> str:

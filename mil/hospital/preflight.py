@@ -104,12 +104,12 @@ def check_patients(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
     fewest, briefest, classes = len(bags), FLOOR_STEPS, 0
     for slot in slots(protocol, "inner" if protocol.privacy is None else "refit"):
         seen = cohort.outer_train([spec.site], slot.repeat, slot.fold)
-        own = seen if slot.inner is None else seen[cohort.inner[seen, slot.repeat, slot.fold] != slot.inner]
+        patients = seen if slot.inner is None else seen[cohort.inner[seen, slot.repeat, slot.fold] != slot.inner]
         if protocol.privacy is None:
-            steps, seen = reach(protocol.experiment.training, len(own))
+            steps, seen = reach(protocol.experiment.training, len(patients))
             fewest, briefest = min(fewest, seen), min(briefest, steps)
-        fewest = min(fewest, len(own))
-        if endpoint.classes > 1 and len({int(label) for label in cohort.targets[own, 0]}) < endpoint.classes:
+        fewest = min(fewest, len(patients))
+        if endpoint.classes > 1 and len({int(label) for label in cohort.targets[patients, 0]}) < endpoint.classes:
             classes += 1
     if fewest < least:
         findings.append(
@@ -144,14 +144,14 @@ def check_features(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame)
         for path in paths:
             attributes = hdf5.attributes(path)
             require_slide(path, unquote(path.stem), attributes)
-            found = shared_recipe(attributes)
+            recipe = shared_recipe(attributes)
             for key, value in {**(first or {}), **stated}.items():
-                if found.get(key) != value:
+                if recipe.get(key) != value:
                     again = "tile and extract" if key in TILED else "extract"
                     raise MilError(
-                        f"{path}: {key} is {found.get(key)!r}, not {value!r}; {again} the slide again as the protocol states"
+                        f"{path}: {key} is {recipe.get(key)!r}, not {value!r}; {again} the slide again as the protocol states"
                     )
-            first = first or found
+            first = first or recipe
     except MilError as error:
         return [CheckedItem("features", "fault", str(error))]
     encoder = (first or {}).get("encoder")
@@ -164,17 +164,17 @@ def check_duplicates(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFram
     try:
         ids = own_ids(spec, protocol, bags)
         for other in sorted(set(protocol.sites) - {spec.site}):
-            found = Kept.read(spec, other).comparison
-            if found is None or found.protocol != protocol.sha256 or uncompared(found, ids):
+            comparison = Kept.read(spec, other).comparison
+            if comparison is None or comparison.protocol != protocol.sha256 or uncompared(comparison, ids):
                 lacking.append(other)
-            shared = [] if found is None else still_shared(found, ids)
+            shared = [] if comparison is None else still_shared(comparison, ids)
             findings += [
                 CheckedItem(
                     "duplicates",
                     "fault",
-                    f"{one} is at {other} too; agree which site keeps it, then both compare again (`mil site shared --again`)",
+                    f"{duplicate} is at {other} too; agree which site keeps it, then both compare again (`mil site shared --again`)",
                 )
-                for one in shared
+                for duplicate in shared
             ]
     except MilError as error:
         return [CheckedItem("duplicates", "fault", str(error))]
@@ -188,25 +188,25 @@ def check_duplicates(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFram
 
 def check_disk(spec: SiteSpec) -> CheckedItem:
     """Room for models, ledger and logs."""
-    place = next(folder for folder in (Path(spec.workspace), *Path(spec.workspace).parents) if folder.exists())
-    if not place.is_dir():
-        return CheckedItem("disk", "fault", f"{place}: is a file; workspace names a folder")
-    free = shutil.disk_usage(place).free / 1e9
+    path = next(folder for folder in (Path(spec.workspace), *Path(spec.workspace).parents) if folder.exists())
+    if not path.is_dir():
+        return CheckedItem("disk", "fault", f"{path}: is a file; workspace names a folder")
+    free = shutil.disk_usage(path).free / 1e9
     if free < spec.free_gb:
-        return CheckedItem("disk", "fault", f"{place}: {free:.1f} GB free, {spec.free_gb:g} are asked for; make room")
+        return CheckedItem("disk", "fault", f"{path}: {free:.1f} GB free, {spec.free_gb:g} are asked for; make room")
     return CheckedItem("disk", "ok", f"{free:.0f} GB free")
 
 
 def check_revoked(spec: SiteSpec, protocol: FederationSpec) -> list[CheckedItem]:
     """Sites of the protocol that are on the authority's list, as the server sent it last."""
     try:
-        found = revoked_of(revoked_sites(Path(spec.workspace)), protocol)
+        revoked = revoked_of(revoked_sites(Path(spec.workspace)), protocol)
     except MilError as error:
         return [CheckedItem("revoked", "fault", str(error))]
-    told = {
-        site: f"site {site} was revoked on {since}; with new keys it may join again" for site, since in found.items()
+    lines = {
+        site: f"site {site} was revoked on {since}; with new keys it may join again" for site, since in revoked.items()
     }
-    return [CheckedItem("revoked", "fault" if site == spec.site else "warning", said) for site, said in told.items()]
+    return [CheckedItem("revoked", "fault" if site == spec.site else "warning", said) for site, said in lines.items()]
 
 
 def check_secrets(spec: SiteSpec) -> list[CheckedItem]:
@@ -227,20 +227,20 @@ def check_kit(spec: SiteSpec) -> list[CheckedItem]:
         return [CheckedItem("certificate", "warning", "no kit yet; `mil site join` makes it")]
     startup = kit / "startup"
     try:
-        own = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
+        leaf = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
         root = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
         key = load_pem_private_key((startup / "client.key").read_bytes(), password=None)
     except (OSError, ValueError) as error:
         return [CheckedItem("certificate", "fault", f"{startup}: {error}; make the kit again with `mil site join`")]
     checks: list[Callable[[], str | None]] = [
-        lambda: named(own, spec.site),
-        lambda: signed(own, root),
-        lambda: None if key.public_key() == own.public_key() else "the key is not the certificate's",
+        lambda: named(leaf, spec.site),
+        lambda: signed(leaf, root),
+        lambda: None if key.public_key() == leaf.public_key() else "the key is not the certificate's",
         lambda: private(startup / "client.key"),
         lambda: None if is_hardened(kit) else "the kit's own rules were changed",
     ]
     faults = [f"{said}; make the kit again with `mil site join`" for check in checks if (said := check()) is not None]
-    faults += [said] if (said := out_of_date(own)) is not None else []
+    faults += [said] if (said := out_of_date(leaf)) is not None else []
     if faults:
         return [CheckedItem("certificate", "fault", f"{startup}: {said}") for said in faults]
     days = days_to_end(startup / "client.crt")

@@ -119,7 +119,7 @@ class Budget:
         known = [entry for line in ledger if '"epsilon"' in line and "epsilon" in (entry := json.loads(line))]
         most = max((line["epsilon"] for line in known if line.get("delta") == self.delta), default=0.0)
         lost = {(line["run"], line["round"]) for line in known if "round" in line} - {
-            (one["run"], one["round"]) for one in self._charges()
+            (charge["run"], charge["round"]) for charge in self._charges()
         }
         if lost or (most > 0 and self.so_far().epsilon < most - 1e-9):
             raise BudgetSpent(
@@ -167,9 +167,9 @@ def _worst(lines: Sequence[Mapping]) -> list[Charge]:
         for repeat, folds in repeats.items():
             rounds.setdefault((line["run"], repeat), []).append((line["rate"], line["noise"], folds))
     totals: dict[tuple[float, float], int] = {}
-    for found in rounds.values():
-        alike = len(found[0][2]) > 1 and all(folds == found[0][2] for _, _, folds in found)
-        for rate, noise, folds in found:
+    for charges in rounds.values():
+        alike = len(charges[0][2]) > 1 and all(folds == charges[0][2] for _, _, folds in charges)
+        for rate, noise, folds in charges:
             steps = sum(folds.values()) - (min(folds.values()) if alike else 0)
             totals[rate, noise] = totals.get((rate, noise), 0) + steps
     return [Charge(rate, noise, steps) for (rate, noise), steps in sorted(totals.items())]
@@ -214,7 +214,7 @@ def patient_gradients(weights: Mapping[str, Tensor], bags: np.ndarray, site: Sit
 
     `weights` (1, ...): the model that all of them have.
     """
-    own = {
+    models = {
         name: value[0].detach().expand(len(bags), *value.shape[1:]).requires_grad_() for name, value in weights.items()
     }
     places = Places.of(site.store.starts[bags], site.store.sizes[bags])
@@ -225,14 +225,14 @@ def patient_gradients(weights: Mapping[str, Tensor], bags: np.ndarray, site: Sit
     keys = None
     if site.head.dropout:
         keys = combined(torch.tensor(key), site.store.patient_keys()[bags][packed.owner], packed.rank)
-    output = site.head(own, Inputs(tiles, packed.mask, None, True, keys))
+    output = site.head(models, Inputs(tiles, packed.mask, None, True, keys))
     targets, present = site.targets[bags][:, None], torch.ones(len(bags), 1, dtype=torch.bool)
     losses = site.head.losses(output, targets, present, site.endpoint)
-    parts = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True)
+    parts = torch.autograd.grad(losses.sum(), list(models.values()), allow_unused=True)
     return torch.cat(
         [
             (torch.zeros_like(value) if part is None else part).flatten(1)
-            for part, value in zip(parts, own.values(), strict=True)
+            for part, value in zip(parts, models.values(), strict=True)
         ],
         dim=1,
     )

@@ -111,12 +111,12 @@ def check_once(
     """
     if question.kind not in ONCE:
         return
-    place = _stated(question.stated, "run", "spec_sha256", "phase", "round")
-    place = {"event": "answered", "kind": question.kind, **place}.items()
+    key = _stated(question.stated, "run", "spec_sha256", "phase", "round")
+    key = {"event": "answered", "kind": question.kind, **key}.items()
     run = question.values.run
     quoted = json.dumps(run)
     for line in lines:
-        if quoted not in line or not place <= (entry := json.loads(line)).items():
+        if quoted not in line or not key <= (entry := json.loads(line)).items():
             continue
         if data is not None and entry["data_sha256"] != data:
             raise PayloadError(
@@ -146,9 +146,9 @@ def check_masks(reply: Message[AnyAnswer], lines: Iterable[str], where: str) -> 
     """Raise where other numbers were sent under the masks of this answer: the difference of the two would be bare."""
     if not isinstance(reply.values, FollowedAnswer):
         return
-    place, sent = reply.values.masked_sha256, digest(reply.tensors)
+    masks, sent = reply.values.masked_sha256, digest(reply.tensors)
     for line in lines:
-        if place in line and (entry := json.loads(line)).get("masked_sha256") == place and entry["sent_sha256"] != sent:
+        if masks in line and (entry := json.loads(line)).get("masked_sha256") == masks and entry["sent_sha256"] != sent:
             raise PayloadError(
                 f"{where}: the answer has other numbers than before under the same masks, as with other settings in site.yaml or another "
                 "version; put these back, or give the run another name"
@@ -158,8 +158,8 @@ def check_masks(reply: Message[AnyAnswer], lines: Iterable[str], where: str) -> 
 def head_of(entry: dict[str, Any], lines: Iterable[str]) -> str | None:
     """Hash of the line that holds all of `entry`; none where there is none."""
     event = json.dumps(entry["event"])
-    found = (json.loads(line) for line in lines if event in line)
-    return next((line["hash"] for line in found if entry.items() <= line.items()), None)
+    entries = (json.loads(line) for line in lines if event in line)
+    return next((line["hash"] for line in entries if entry.items() <= line.items()), None)
 
 
 def answered(question: Message[Question], reply: Message[AnyAnswer]) -> dict[str, Any]:

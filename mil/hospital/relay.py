@@ -65,17 +65,17 @@ def carried(answers: Mapping[str, Blob], snapshot: Blob, prefix: str = "") -> La
 def told_of(message: Message[AnyAnswer], blob: Blob) -> dict[str, object]:
     """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
     values = message.values
-    told: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": size_of(blob)}
-    told |= {"ledger": values.ledger, "signature": values.signature}
+    entry: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": size_of(blob)}
+    entry |= {"ledger": values.ledger, "signature": values.signature}
     if isinstance(values, JoinAnswer):
-        told["key"] = values.key
+        entry["key"] = values.key
     if isinstance(values, Metrics) and "metrics" not in message.tensors:  # those are in the sums alone
-        told["metrics"] = values.metrics
+        entry["metrics"] = values.metrics
     masked = isinstance(values, FollowedAnswer)
     for name in ("num_bags",) if masked else ("num_bags", "train_loss", "watched_error", "watched_count"):
         if name in message.tensors:
-            told[name] = message.tensors[name].tolist()
-    return told
+            entry[name] = message.tensors[name].tolist()
+    return entry
 
 
 class Relayed:
@@ -135,8 +135,8 @@ class Replica:
             "choices": progress.choices,
             "round": progress.round,
         }
-        for name, own in expected.items():
-            if stated.get(name, own) != own or question.kind != progress.stage:
+        for name, value in expected.items():
+            if stated.get(name, value) != value or question.kind != progress.stage:
                 raise PayloadError(
                     f"{where}: '{question.kind}', {name} {stated.get(name)} is not what comes next; refused"
                 )
@@ -176,7 +176,7 @@ class Replica:
             return torch.tensor([self.stages.share(site, number, present) for number in live], dtype=torch.float64)
 
         models = {name: value for name, value in self.stages.models().items() if name in self.stages.state}
-        everyone = [one for one in self.protocol.training_sites if one in self.stages.progress.num_bags]
+        everyone = [member for member in self.protocol.training_sites if member in self.stages.progress.num_bags]
         shares, fixed = (share(asked), share(everyone)), self.stages.strategy.fixed
         return sums.of_round(reply.tensors, models, list(shapes.exchanged), *shares, fixed)
 
@@ -193,13 +193,13 @@ class Replica:
                 with open(path, "wb") as file:
                     for chunk in chunks_of(snapshot):
                         file.write(chunk)
-                found = state_files.load(self.protocol, path, self.canary)
+                stages = state_files.load(self.protocol, path, self.canary)
         except MilError as error:
             raise PayloadError(f"{where}: its snapshot is not a state of this protocol; refused") from error
-        if found.progress.step != step or found.progress.width != self.width:
+        if stages.progress.step != step or stages.progress.width != self.width:
             raise PayloadError(f"{where}: its snapshot is of another step or of other features; refused")
-        found.progress.patients, found.progress.data = {}, {}  # in no digest: the coordinator's word alone
-        return found
+        stages.progress.patients, stages.progress.data = {}, {}  # in no digest: the coordinator's word alone
+        return stages
 
     def _check_signed(self, question: Message[Followed], before: Stages, where: str, attest: bool) -> None:
         """Raise unless each answer that the question carries is signed by its site and enough of them are of the state `before`.
@@ -230,7 +230,7 @@ class Replica:
         )
         forms = Forms(now.shapes)
         form = forms.answer(kind, len(now.live), len(groups_of(self.protocol, now.progress.phase, kind)))
-        found = {}
+        answers = {}
         for site in sites:
             message = check(_relayed(question, site, where), form, f"{where}, answer of {site}")
             assert isinstance(message.values, FollowedAnswer)
@@ -241,9 +241,9 @@ class Replica:
             if message.values.masked_sha256 != self._last_place(question, message.values.asked):
                 raise PayloadError(f"{where}: the answer of {site} is to another question, or of another run; refused")
             check_claims(self.protocol, now, site, message)
-            found[site] = message
+            answers[site] = message
         self._check_enough(sites, where)
-        return found
+        return answers
 
     def _last_place(self, question: Message[Followed], asked: list[int]) -> str:
         """`place_digest` of the question to which the answers belong: of this run, about the state as it stands here."""

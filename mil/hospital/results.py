@@ -37,28 +37,28 @@ def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_
     Binary: AUROC with DeLong's variance. Survival: C-index, and the log-rank parts of the half at higher risk against the
     rest. Regression: share of pairs in order. Everything is withheld where a class has fewer than `small_cells` patients.
     """
-    own = predictions[predictions["split"].isin(["held_out", "external"])]
-    scores = own.groupby("patient_id")["score"].mean()
+    judged = predictions[predictions["split"].isin(["held_out", "external"])]
+    scores = judged.groupby("patient_id")["score"].mean()
     rows = bags.set_index("patient_id").loc[scores.index]
-    labels, found = rows["label"].to_numpy(np.float64), scores.to_numpy(np.float64)
-    told = dict(NOTHING)
+    labels, predicted = rows["label"].to_numpy(np.float64), scores.to_numpy(np.float64)
+    metrics = dict(NOTHING)
     positives = int((labels > 0.5).sum()) if kind in {"binary", "survival"} else len(labels) // 2
     if kind == "multiclass" or min(positives, len(labels) - positives) < small_cells:
-        return told
-    told["patients"] = len(labels)
+        return metrics
+    metrics["patients"] = len(labels)
     if kind == "regression":
-        told["metric"] = pairs_in_order(labels, found)
-        return told
-    told["positives"] = positives
+        metrics["metric"] = pairs_in_order(labels, predicted)
+        return metrics
+    metrics["positives"] = positives
     if kind == "binary":
-        area = placements(labels.astype(int), found)
-        told |= {"metric": float(area.auroc[0]), "variance": float(area.covariance[0, 0])}
-        return told
+        area = placements(labels.astype(int), predicted)
+        metrics |= {"metric": float(area.auroc[0]), "variance": float(area.covariance[0, 0])}
+        return metrics
     times, events = rows["time"].to_numpy(np.float64), labels > 0.5
-    ordered = float(harrell(rows[["time", "label"]].to_numpy(np.float64), found, np.ones((1, len(found))))[0])
-    parts = LogRank.of(times, events, found > np.median(found))
+    ordered = float(harrell(rows[["time", "label"]].to_numpy(np.float64), predicted, np.ones((1, len(predicted))))[0])
+    parts = LogRank.of(times, events, predicted > np.median(predicted))
     logrank = {"logrank_difference": parts.difference, "logrank_variance": parts.variance}
-    return told | {"metric": ordered, **logrank}
+    return metrics | {"metric": ordered, **logrank}
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def own_results(
         return OwnResults.none(protocol)
     covariates = own_covariates(bags, names, small_cells) if names else {}
     metrics = own_metrics(kind, predictions, bags, small_cells)
-    told = metrics["patients"] is not None or any(bool(value.any()) for value in covariates.values())
-    return OwnResults(metrics, covariates, whom if told else {})
+    is_told = metrics["patients"] is not None or any(bool(value.any()) for value in covariates.values())
+    return OwnResults(metrics, covariates, whom if is_told else {})
 
 
 def parts_of(metrics: Mapping) -> list[Fraction]:
@@ -122,23 +122,25 @@ def totals_of(parts: Sequence[Sequence[Fraction]]) -> Totals:
 
 def pooled_totals(answers: Sequence[Mapping[str, Tensor]], patients: int) -> Totals:
     """The same from masked integers; `PayloadError` for sums that cannot be, where the sites have `patients`."""
-    found = totals_of([numbers_of(summed([tensors["metrics"] for tensors in answers]))])
-    told, positives = found["patients"], found["positives"]
-    highest = {"sites": len(answers), "patients": patients, "positives": told, "metric": told, "variance": told**2 / 4}
+    totals = totals_of([numbers_of(summed([tensors["metrics"] for tensors in answers]))])
+    size, positives = totals["patients"], totals["positives"]
+    highest = {"sites": len(answers), "patients": patients, "positives": size, "metric": size, "variance": size**2 / 4}
     highest["logrank_variance"] = positives / 4
-    whole = all(found[name].is_integer() for name in ("sites", "patients", "positives"))
-    possible = all(0 <= found[name] <= most + 1e-6 for name, most in highest.items())
-    if not (whole and possible and abs(found["logrank_difference"]) <= positives):
-        raise PayloadError(f"the sums of the sites' metrics are {found}, which cannot be; {ONE_SITE}")
-    return found
+    whole = all(totals[name].is_integer() for name in ("sites", "patients", "positives"))
+    possible = all(0 <= totals[name] <= most + 1e-6 for name, most in highest.items())
+    if not (whole and possible and abs(totals["logrank_difference"]) <= positives):
+        raise PayloadError(f"the sums of the sites' metrics are {totals}, which cannot be; {ONE_SITE}")
+    return totals
 
 
 def own_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -> dict[str, Tensor]:
     """Number, mean and squares of each covariate among the site's patients; zeros where too few are known."""
     table = covariate_table(bags, names)
     summaries = [Summary.of(column) for column in table.T]
-    shown = [one if one.count >= small_cells else Summary(0.0, 0.0, 0.0) for one in summaries]
-    return {f"{COVARIATES}{part}": torch.tensor([getattr(one, part) for one in shown]).double() for part in PARTS}
+    shown = [summary if summary.count >= small_cells else Summary(0.0, 0.0, 0.0) for summary in summaries]
+    return {
+        f"{COVARIATES}{part}": torch.tensor([getattr(summary, part) for summary in shown]).double() for part in PARTS
+    }
 
 
 def sites_table(
@@ -149,23 +151,23 @@ def sites_table(
         return pd.DataFrame([together(kind, "train", pooled)] if pooled["sites"] else [], columns=COLUMNS)
     rows = [{"site": site, "role": roles[site], **{key: told[site][key] for key in FINISHED}} for site in sorted(told)]
     for role in GROUPS:
-        own = [row for row in rows if row["role"] == role and row["metric"] is not None]
-        if own:
-            rows.append(together(kind, role, totals_of([parts_of(row) for row in own])))
+        group = [row for row in rows if row["role"] == role and row["metric"] is not None]
+        if group:
+            rows.append(together(kind, role, totals_of([parts_of(row) for row in group])))
     return pd.DataFrame(rows)
 
 
 def together(kind: str, role: str, totals: Totals) -> dict[str, object]:
     """The row of all sites of a role."""
-    found: dict[str, object] = {"site": GROUPS[role], "role": role, "patients": int(totals["patients"])}
-    found |= {"positives": int(totals["positives"])} if kind in {"binary", "survival"} else {}
+    row: dict[str, object] = {"site": GROUPS[role], "role": role, "patients": int(totals["patients"])}
+    row |= {"positives": int(totals["positives"])} if kind in {"binary", "survival"} else {}
     if kind == "binary":
         area = auroc_of_sums(totals["patients"], totals["metric"], totals["variance"])
-        found |= {"metric": area.auroc, "low": area.low, "high": area.high, "method": area.how}
+        row |= {"metric": area.auroc, "low": area.low, "high": area.high, "method": area.how}
     if kind == "survival":
         statistic, p = stratified_logrank([LogRank(totals["logrank_difference"], totals["logrank_variance"])])
-        found |= {"logrank_chi2": statistic, "logrank_p": p, "method": "log-rank stratified by site"}
-    return found
+        row |= {"logrank_chi2": statistic, "logrank_p": p, "method": "log-rank stratified by site"}
+    return row
 
 
 def covariates_table(
@@ -175,18 +177,18 @@ def covariates_table(
     if pooled is not None:
         total = moments_of(summed([tensors["covariates.sums"] for tensors in told.values()]), pooled)
         columns = zip(total.count[0], total.mean[0], total.squares[0], strict=True)
-        found = [{GROUPS["train"]: Summary(*map(float, column))} for column in columns]
+        covariates = [{GROUPS["train"]: Summary(*map(float, column))} for column in columns]
     else:
-        found = []
+        covariates = []
         for column in range(len(names)):
             sites = {
                 site: Summary(*(float(tensors[f"{COVARIATES}{part}"][column]) for part in PARTS))
                 for site, tensors in sorted(told.items())
             }
-            found.append({**sites, "all sites": merged(list(sites.values()))})
+            covariates.append({**sites, "all sites": merged(list(sites.values()))})
     rows = []
-    for name, summaries in zip(names, found, strict=True):
-        for site, one in summaries.items():
-            values = {"mean": one.mean, "deviation": one.variance**0.5} if one.count else {}
-            rows.append({"covariate": name, "site": site, "known": int(one.count) or None, **values})
+    for name, summaries in zip(names, covariates, strict=True):
+        for site, summary in summaries.items():
+            values = {"mean": summary.mean, "deviation": summary.variance**0.5} if summary.count else {}
+            rows.append({"covariate": name, "site": site, "known": int(summary.count) or None, **values})
     return pd.DataFrame(rows)

@@ -163,31 +163,31 @@ class Server:
         Raises `SitesMissing` when too few answered as they should: nothing has changed then but the ledger.
         """
         kind, place = self.kind, self.stages.progress.place
-        found, told, missing = self._judged(kind, answers)
+        messages, answered, missing = self._judged(kind, answers)
         missing = {**self.away, **silent, **missing}
         asked = {"slots": self.stages.live, "choices": self.stages.progress.choices, "asked_sha256": self.asked_sha256}
         entry = {"run": self.run, "kind": kind, **place, **asked, "missing": dict(sorted(missing.items()))}
         hidden, relay = self.protocol.trust == "sites", self.relay
-        heads = {site: message.values.ledger for site, message in sorted(found.items())}
+        heads = {site: message.values.ledger for site, message in sorted(messages.items())}
         if kind != "close":
-            entry["answered"] = dict(sorted(told.items()))
-        if alarms := self._alarms(kind, found):
+            entry["answered"] = dict(sorted(answered.items()))
+        if alarms := self._alarms(kind, messages):
             entry["alarms"] = alarms
         try:
-            self._enough(kind, found, missing)
-            if self._summed(kind) and set(found) != set(self.asked):
-                self.away |= {site: missing.get(site, "no answer") for site in self.asked if site not in found}
-                self.lost = set(self.asked) - set(found) if kind == "finish" else set()
+            self._enough(kind, messages, missing)
+            if self._summed(kind) and set(messages) != set(self.asked):
+                self.away |= {site: missing.get(site, "no answer") for site in self.asked if site not in messages}
+                self.lost = set(self.asked) - set(messages) if kind == "finish" else set()
                 self.ledger.add({"event": "lost", **entry})
                 return
             if hidden and kind not in {"join", "close"}:
-                trained = {site: answers[site] for site in found if site in self.protocol.training_sites}
+                trained = {site: answers[site] for site in messages if site in self.protocol.training_sites}
                 before = self.folder / "before.safetensors"
                 state_files.save(self.stages, before)
                 relay = Relayed(trained, before)
-            if hidden and "train_loss" in found[min(found)].tensors:
-                entry["train_loss"] = sums.pooled_losses([message.tensors for message in found.values()])
-            entry |= self._advance(kind, found)
+            if hidden and "train_loss" in messages[min(messages)].tensors:
+                entry["train_loss"] = sums.pooled_losses([message.tensors for message in messages.values()])
+            entry |= self._advance(kind, messages)
         except MilError as error:
             self.ledger.add({"event": "waiting", "reason": str(error), **entry})
             raise
@@ -225,7 +225,7 @@ class Server:
         form = self._forms().answer(
             kind, len(self.stages.live), len(groups_of(self.protocol, self.stages.progress.phase, kind))
         )
-        found, told, refused = {}, {}, {}
+        messages, answered, refused = {}, {}, {}
         for site, blob in answers.items():
             try:
                 message = unpack(blob, form, self.max_bytes, f"site {site}, answer to '{kind}'")
@@ -233,9 +233,9 @@ class Server:
             except PayloadError as error:
                 refused[site] = f"refused: {error}"
                 continue
-            told[site] = told_of(message, blob) if kind != "close" else {}
-            found[site] = message
-        return found, told, refused
+            answered[site] = told_of(message, blob) if kind != "close" else {}
+            messages[site] = message
+        return messages, answered, refused
 
     def _check(self, site: str, message: Message[AnyAnswer]) -> None:
         values = message.values
@@ -284,7 +284,7 @@ class Server:
     def _advance(self, kind: str, found: Mapping[str, Message[AnyAnswer]]) -> dict[str, object]:
         """Move on; what else the ledger keeps of it."""
         if kind == "join":
-            self._join({site: one.values for site, one in found.items() if isinstance(one.values, JoinAnswer)})
+            self._join({site: answer.values for site, answer in found.items() if isinstance(answer.values, JoinAnswer)})
             return {}
         kept: dict[str, object] = {}
         if kind == "finish":
@@ -331,9 +331,13 @@ class Server:
             write_table(rounds_table(self.protocol, self.run, self.ledger), self.folder / "result" / "rounds.csv")
         else:
             run_of(self.protocol, tensors, refit, self.ledger, self.run).save(self.folder / "result")
-        own = {site: one.values.metrics for site, one in found.items() if isinstance(one.values, FinishAnswer)}
-        write_table(sites_table(self.protocol.endpoint.kind, roles, own, pooled), self.folder / "result" / "sites.csv")
+        metrics = {
+            site: answer.values.metrics for site, answer in found.items() if isinstance(answer.values, FinishAnswer)
+        }
+        write_table(
+            sites_table(self.protocol.endpoint.kind, roles, metrics, pooled), self.folder / "result" / "sites.csv"
+        )
         if (names := self.protocol.experiment.covariates) and self.protocol.privacy is None:
-            told = {site: found[site].tensors for site in found if not pooled or roles[site] == "train"}
-            table = covariates_table(names, told, most_patients(self.protocol, self.stages) if pooled else None)
+            covariates = {site: found[site].tensors for site in found if not pooled or roles[site] == "train"}
+            table = covariates_table(names, covariates, most_patients(self.protocol, self.stages) if pooled else None)
             write_table(table, self.folder / "result" / "covariates.csv")

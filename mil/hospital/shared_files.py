@@ -165,7 +165,7 @@ def _check_points(sent: SentFile, path: Path) -> None:
         if list(points) != sorted(set(points)):
             raise MilError(f"{path}: its points are not sorted, or a point occurs twice; refused")
         try:
-            for one in points:
-                check_point(bytes.fromhex(one))
+            for point in points:
+                check_point(bytes.fromhex(point))
         except ValueError as error:
             raise MilError(f"{path}: {error}; refused") from error

@@ -64,7 +64,7 @@ def exchange(spec: SiteSpec, files: Sequence[Path], again: Sequence[str] = ()) -
             raise MilError(f"--again {other}: is no other site; {nearest(other, set(protocol.sites) - {spec.site})}")
     with alone(Path(spec.workspace) / "sharing", 0.0, f"compare patients as site {spec.site}"):
         received = [(path, read_sent(path, protocol, spec.site)) for path in files]
-        received.sort(key=lambda one: one[1].kind, reverse=True)  # lists first
+        received.sort(key=lambda pair: pair[1].kind, reverse=True)  # lists first
         exchanges = Exchanges(spec, protocol)
         lines = [exchanges.begin(other) for other in again]
         lines += exchanges.begin_with_all() if not files and not again else []
@@ -106,8 +106,8 @@ class Exchanges:
                 continue
             if member.key is None:
                 lines.append(f"{other}: not compared, because sites.{other}.key in federation.yaml is not set")
-            elif (found := self._under_way(kept)) is not None:
-                lines.append(f"send to {other}: {write_sent(self.spec, found.sent)}")
+            elif (begun := self._under_way(kept)) is not None:
+                lines.append(f"send to {other}: {write_sent(self.spec, begun.sent)}")
             elif (done := kept.comparison) and done.protocol == self.protocol.sha256 and not uncompared(done, self.ids):
                 lines += self._result(other, done)
             else:
@@ -123,19 +123,19 @@ class Exchanges:
         return self._take_list(path, sent) if sent.kind == "list" else self._take_answer(path, sent)
 
     def _under_way(self, kept: Kept) -> Exchange | None:
-        found = kept.exchange
-        return found if found is not None and found.sent.protocol == self.protocol.sha256 else None
+        begun = kept.exchange
+        return begun if begun is not None and begun.sent.protocol == self.protocol.sha256 else None
 
     def _begun(self, other: str) -> Exchange:
         secret = secrets.token_bytes(HALF)
-        points, own = {}, {}
+        points, ids = {}, {}
         for kind, known in self.ids.items():
             label = f"{self.protocol.sha256}|{kind}"
-            hidden = [one.hex() for one in multiplied((point(label, value) for value in known), secret)]
-            points[kind], own[kind] = zip(*sorted(zip(hidden, known, strict=True)), strict=True) if known else ((), ())
+            hidden = [product.hex() for product in multiplied((point(label, value) for value in known), secret)]
+            points[kind], ids[kind] = zip(*sorted(zip(hidden, known, strict=True)), strict=True) if known else ((), ())
         sent = self._file(kind="list", recipient=other, **points)
         check_size(sent, self.protocol, self.spec.federation)
-        begun = Exchange(secret=secret.hex(), own=Elements(**own), sent=sent)
+        begun = Exchange(secret=secret.hex(), own=Elements(**ids), sent=sent)
         Kept.read(self.spec, other).model_copy(update={"exchange": begun}).write(self.spec, other)
         return begun
 
@@ -166,7 +166,7 @@ class Exchanges:
         secret, other = bytes.fromhex(begun.secret), sent.sender
         try:
             points = {
-                kind: tuple(one.hex() for one in multiplied(map(bytes.fromhex, getattr(sent, kind)), secret))
+                kind: tuple(product.hex() for product in multiplied(map(bytes.fromhex, getattr(sent, kind)), secret))
                 for kind in KINDS
             }
         except ValueError as error:
@@ -176,9 +176,9 @@ class Exchanges:
         counts = {kind: len(points[kind]) for kind in KINDS}
         ledger = LedgerFile(Path(self.spec.workspace) / "ledger.jsonl", self.spec.site, self.party)
         ledger.add({"event": "compared", "with": other, **counts, "list_sha256": sent.sha256})
-        found = begun.model_copy(update={"received": sent, "answer": answer})
-        Kept.read(self.spec, other).model_copy(update={"exchange": found}).write(self.spec, other)
-        return found
+        answered = begun.model_copy(update={"received": sent, "answer": answer})
+        Kept.read(self.spec, other).model_copy(update={"exchange": answered}).write(self.spec, other)
+        return answered
 
     def _take_answer(self, path: Path, sent: SentFile) -> list[str]:
         other = sent.sender
@@ -197,17 +197,17 @@ class Exchanges:
             )
         shared = {}
         for kind in KINDS:
-            own, points, theirs = (getattr(one, kind) for one in (begun.own, sent, begun.answer))
-            if len(points) != len(own) or len(set(points)) != len(points):
-                raise MilError(f"{path}: {len(set(points))} points for {len(own)} {kind}; refused")
+            ids, points, theirs = (getattr(holder, kind) for holder in (begun.own, sent, begun.answer))
+            if len(points) != len(ids) or len(set(points)) != len(points):
+                raise MilError(f"{path}: {len(set(points))} points for {len(ids)} {kind}; refused")
             there = set(theirs)
-            shared[kind] = {one: value for value, one in zip(own, points, strict=True) if one in there}
-        both = {**sent.lists, **{kind: sorted(found) for kind, found in shared.items()}}
+            shared[kind] = {product: value for value, product in zip(ids, points, strict=True) if product in there}
+        both = {**sent.lists, **{kind: sorted(matches) for kind, matches in shared.items()}}
         done = Comparison(
             protocol=self.protocol.sha256,
             received=begun.received.sha256,
             own=begun.own,
-            shared=Elements(**{kind: tuple(found.values()) for kind, found in shared.items()}),
+            shared=Elements(**{kind: tuple(matches.values()) for kind, matches in shared.items()}),
             code=hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()[:CODE],
         )
         Kept(comparison=done).write(self.spec, other)
@@ -216,4 +216,4 @@ class Exchanges:
     def _result(self, other: str, done: Comparison) -> list[str]:
         counts = [f"{len(getattr(done.shared, kind))} of {len(getattr(done.own, kind))} {kind}" for kind in KINDS]
         said = f"{other}: {' and '.join(counts)} are there too (code {done.code}; {other} must read the same)"
-        return [said, *(f"{one} is at {other} too" for one in still_shared(done, self.ids))]
+        return [said, *(f"{duplicate} is at {other} too" for duplicate in still_shared(done, self.ids))]

@@ -97,9 +97,9 @@ class Site:
 
     def answer(self, blob: Blob) -> bytes:
         """Answer one question; a `MilError` says why not, and stands in the ledger too."""
-        found = self._alone(blob, None)
-        assert isinstance(found, bytes)
-        return found
+        reply = self._alone(blob, None)
+        assert isinstance(reply, bytes)
+        return reply
 
     def answer_file(self, blob: Blob, path: Path) -> None:
         """The same as the file `path`, which is made row by row."""
@@ -156,8 +156,8 @@ class Site:
             question = self._read_asked(blob, kind, where)
         check_none_revoked(self.revoked, [self.spec.site], where)
         questions.check_run(question.values, self.spec.runs, where)
-        stated, own = question.stated, identity(self.protocol)
-        if differing := differences({key: own[key] for key in own if key in stated}, stated):
+        stated, expected = question.stated, identity(self.protocol)
+        if differing := differences({key: expected[key] for key in expected if key in stated}, stated):
             raise Mismatch(
                 f"{where}: the server differs from this site: {', '.join(differing)}; install the same version, and hold "
                 "the same federation.yaml"
@@ -204,13 +204,13 @@ class Site:
         summed = self.role == "train" and self.shapes.summed(question.kind)
         if (summed or question.kind == "canary") and self.spec.site not in asked:
             raise PayloadError(f"site {self.spec.site}: is not among the sites asked ({', '.join(asked)}); refused")
-        place = questions.place_digest(question.kind, question.stated)
-        masks = {"state_sha256": replica.stages.sha256, "asked": question.values.asked, "masked_sha256": place}
+        digest = questions.place_digest(question.kind, question.stated)
+        masks = {"state_sha256": replica.stages.sha256, "asked": question.values.asked, "masked_sha256": digest}
         reply, form = self._answered(replica.complete(question), {**known, **masks})
         if summed:
             keys = {site: str(self.protocol.sites[site].key) for site in asked}
             parts = replica.integers(question, reply, self.spec.site)
-            reply = replace(reply, tensors=masked(parts, self.party, self.spec.site, keys, place))
+            reply = replace(reply, tensors=masked(parts, self.party, self.spec.site, keys, digest))
         return reply, form
 
     def _replica(self, values: JoinQuestion | Followed) -> Replica:
@@ -289,7 +289,7 @@ class Site:
             memory.keep(
                 number,
                 chosen,
-                [own if own is not None else {} for _, own in trained] if self.shapes.controls else layers,
+                [control if control is not None else {} for _, control in trained] if self.shapes.controls else layers,
             )
         return Lazy({**tensors.parts, **work.told_of(updates, with_loss=self.budget is None)})
 
@@ -321,12 +321,12 @@ class Site:
         run, folder = self._final(task), self._folder(task.values)
         run.save(folder)
         table, secret = predict(run, self.bags, self.features).table, own_secret(self.spec.workspace)
-        found = own_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
-        entry = {"run": task.values.run, "endpoint": self.protocol.experiment.endpoint, **found.metrics}
-        self.ledger.add({"event": "result", **entry, **found.whom, "published": published(folder)})
+        results = own_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
+        entry = {"run": task.values.run, "endpoint": self.protocol.experiment.endpoint, **results.metrics}
+        self.ledger.add({"event": "result", **entry, **results.whom, "published": published(folder)})
         if not self.shapes.pooled:
-            return found.metrics, found.covariates
-        return dict(NOTHING), found.pooled() if self.role == "train" else OwnResults.none(self.protocol).pooled()
+            return results.metrics, results.covariates
+        return dict(NOTHING), results.pooled() if self.role == "train" else OwnResults.none(self.protocol).pooled()
 
     def _final(self, task: Posed) -> Run:
         """The final models; where the strategy gives every site its own, the site's."""
@@ -342,9 +342,9 @@ class Site:
         return run_of(self.protocol, models, Refit(choices, rounds, self.features.about, patients, self.spec.site))
 
     def _record(self, question: Message[Question], reply: Message[AnyAnswer], cost: dict[str, float]) -> None:
-        own = {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256(), **cost}
+        entry = {"data_sha256": self.data, "spec_sha256": self.protocol.sha256, "code_sha256": code_sha256(), **cost}
         if self.budget is not None and self.epsilon is not None:
-            own |= {"epsilon": self.epsilon, "delta": self.budget.delta}
+            entry |= {"epsilon": self.epsilon, "delta": self.budget.delta}
         if question.kind == "moments" and self.whom:
-            own |= {"endpoint": self.protocol.experiment.endpoint, **self.whom}
-        self.ledger.add(questions.answered(question, reply) | own)
+            entry |= {"endpoint": self.protocol.experiment.endpoint, **self.whom}
+        self.ledger.add(questions.answered(question, reply) | entry)

@@ -80,12 +80,12 @@ class Stages:
 
     def models(self) -> dict[str, Tensor]:
         """What a site gets to see: models, buffers and, where the strategy has one, the server's control variate."""
-        live, found = self.live, self.state | self.buffers
+        live, tensors = self.live, self.state | self.buffers
         if self.strategy.controls and self.progress.stage == "train":
-            found |= {name: value for name, value in self.server.items() if name.startswith(CONTROL)}
+            tensors |= {name: value for name, value in self.server.items() if name.startswith(CONTROL)}
         if len(live) == len(self.progress.rounds):  # all, which need no copy
-            return dict(found)
-        return {name: value[live] for name, value in found.items()}
+            return dict(tensors)
+        return {name: value[live] for name, value in tensors.items()}
 
     def join(self, width: int, about: Mapping[str, str | float | int | None]) -> None:
         """The sites' features are known: the first models are drawn. Later calls change nothing."""
@@ -106,8 +106,8 @@ class Stages:
     @property
     def sha256(self) -> str:
         """Digest of everything that the next steps follow from; equal at all parties that computed the same."""
-        told = {name: value for name, value in asdict(self.progress).items() if name not in ("patients", "data")}
-        whole = f"{self.protocol.sha256}|{json.dumps(told, sort_keys=True)}|{digest(self.flat())}"
+        progress = {name: value for name, value in asdict(self.progress).items() if name not in ("patients", "data")}
+        whole = f"{self.protocol.sha256}|{json.dumps(progress, sort_keys=True)}|{digest(self.flat())}"
         return hashlib.sha256(whole.encode()).hexdigest()
 
     @property
@@ -157,8 +157,8 @@ class Stages:
                 scales = [sums.moments_of(totals[number], most[number]).scale() for number in self.live]
             else:
                 parts = [[message.tensors[f"{name}.{part}"].numpy() for part in PARTS] for message in messages]
-                own = [[Moments(*(values[[number]] for values in site)) for site in parts] for number in self.live]
-                scales = [Moments.stacked(of_sites).scale() for of_sites in own]
+                moments = [[Moments(*(values[[number]] for values in site)) for site in parts] for number in self.live]
+                scales = [Moments.stacked(of_sites).scale() for of_sites in moments]
             for part, rows in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
                 self.buffers[f"{name}.{part}"] = torch.from_numpy(np.stack(rows))
         if shapes.balanced:
@@ -178,15 +178,15 @@ class Stages:
         assert shapes is not None
         if shapes.masked:
             longest, names = self.protocol.payload.max_update, sorted(shapes.exchanged)
-            told = [message.tensors for message in found.values()]
+            answers = [message.tensors for message in found.values()]
             for step in (False, True):  # no model moves before all sums were looked at
-                for place, number in enumerate(live):
-                    change = sums.mean_change(told, place, names, longest, list(self.state), self.strategy.fixed)
+                for row, number in enumerate(live):
+                    change = sums.mean_change(answers, row, names, longest, list(self.state), self.strategy.fixed)
                     if step:
                         self._step(number, change=change)
         else:
-            for place, number in enumerate(live):
-                self._step(number, answers=self._answers(found, place, number))
+            for row, number in enumerate(live):
+                self._step(number, answers=self._answers(found, row, number))
         if progress.phase == "inner" and progress.round > 1 and not watched_apart(self.protocol):
             self._watch(found)
         progress.used |= dict.fromkeys(found, progress.round)
@@ -195,9 +195,9 @@ class Stages:
     def _pass_on(self, found: Found) -> None:
         """Cyclic: the model as the visited site left it goes to the next; the round is over after the last."""
         progress, (message,) = self.progress, found.values()
-        for place, number in enumerate(self.live):
+        for row, number in enumerate(self.live):
             for name, value in self.state.items():
-                value[number] = message.tensors[name][place]
+                value[number] = message.tensors[name][row]
         progress.used |= dict.fromkeys(found, progress.round)
         progress.visit += 1
         if progress.visit == len(self.protocol.training_sites):
@@ -227,7 +227,7 @@ class Stages:
         there = [message for _, message in sorted(found.items()) if int(message.tensors["num_bags"][place])]
 
         def along_sites(part: str) -> dict[str, Tensor]:
-            return {name: torch.stack([one.tensors[part + name][place] for one in there]) for name in self.state}
+            return {name: torch.stack([answer.tensors[part + name][place] for answer in there]) for name in self.state}
 
         counts = torch.stack([message.tensors["num_bags"][place] for message in there])
         answers = Answers(along_sites(""), self.strategy.amounts(counts))
@@ -241,7 +241,7 @@ class Stages:
         """What `site` counts in a slot's sum, of what `sites` count together."""
 
         def amount(names: Sequence[str]) -> Tensor:
-            return self.strategy.amounts(torch.tensor([self.progress.num_bags[one][number] for one in names]))
+            return self.strategy.amounts(torch.tensor([self.progress.num_bags[name][number] for name in names]))
 
         return float(amount([site])[0] / amount(sites).sum())
 
@@ -268,8 +268,8 @@ class Stages:
         """Errors that come with a round's answers are of the models after the round before."""
         masked, parts = self.protocol.trust == "sites", []
         for name in ("watched_error", "watched_count"):
-            told = [message.tensors[name] for _, message in sorted(found.items())]
-            parts.append((sums.read(told) if masked else torch.stack(told).sum(0)).tolist())
+            values = [message.tensors[name] for _, message in sorted(found.items())]
+            parts.append((sums.read(values) if masked else torch.stack(values).sum(0)).tolist())
         self._check_watched(found, *parts)
         stopped = self._stopped()
         self.progress.curves.append(
@@ -336,9 +336,9 @@ class Stages:
     def _end(self, found: Found) -> None:
         """After the canary nothing may have changed; after the finish the ledgers are closed."""
         if self.progress.stage == "canary":
-            own = digest({name: value[self.live] for name, value in self.state.items()})
+            expected = digest({name: value[self.live] for name, value in self.state.items()})
             for site, message in sorted(found.items()):
-                if digest(message.tensors) != own:
+                if digest(message.tensors) != expected:
                     raise MilError(
                         f"site {site}: the canary's weights came back changed; look at what is between the sites"
                     )

@@ -57,7 +57,7 @@ def progress_of(path: Path) -> Progress:
             header = json.loads(file.read(int.from_bytes(file.read(HEADER), "little")))
             left = os.fstat(file.fileno()).st_size - file.tell()
         progress = Progress(**json.loads(header.pop("__metadata__")["progress"]))
-        if left != max((one["data_offsets"][1] for one in header.values()), default=0):
+        if left != max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
             raise ValueError("it is cut off")
         return progress
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError) as error:

@@ -29,8 +29,8 @@ def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
         return stages
     try:
         stated = str(blobs.MessageHeader.of(path).stated["__metadata__"].get("spec_sha256", ""))
-        found = blobs.read(path)
-        tensors = {name: found[name] for name in found if name.partition(":")[0] in stages.parts}
+        checkpoint = blobs.read(path)
+        tensors = {name: checkpoint[name] for name in checkpoint if name.partition(":")[0] in stages.parts}
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # the last: shapes that torch does not have
         raise CorruptFile(f"{path}: not a state of ours ({error}); restore it from the backup") from error
     if stated != protocol.sha256:
@@ -39,6 +39,6 @@ def load(protocol: FederationSpec, path: Path, canary: bool = False) -> Stages:
             "or put the old federation.yaml back"
         )
     for name, value in tensors.items():  # the server keeps more in its checkpoint
-        part, _, own = name.partition(":")
-        stages.parts[part][own] = value
+        part, _, key = name.partition(":")
+        stages.parts[part][key] = value
     return stages

@@ -24,7 +24,7 @@ SUMS = ".sums"
 
 def of_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Counts, means and squares of every scale (models, width) -> exact sums; other tensors stay as they are."""
-    found = {name: value for name, value in tensors.items() if "." not in name}
+    integers = {name: value for name, value in tensors.items() if "." not in name}
     for name in {name.rsplit(".", 1)[0] for name in tensors if "." in name}:
         count, mean, squares = (tensors[f"{name}.{part}"].numpy() for part in PARTS)
         count = np.broadcast_to(count, mean.shape)
@@ -32,8 +32,8 @@ def of_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for n, m, s in zip(count.ravel().tolist(), mean.ravel().tolist(), squares.ravel().tolist(), strict=True):
             total = Fraction(n) * Fraction(m)
             numbers += [Fraction(n), total, Fraction(s) + total * Fraction(m)]
-        found[name + SUMS] = exact(numbers).view(*mean.shape, 3, LIMBS)
-    return found
+        integers[name + SUMS] = exact(numbers).view(*mean.shape, 3, LIMBS)
+    return integers
 
 
 def moments_of(total: Tensor, patients: int | None = None) -> Moments:
@@ -53,8 +53,8 @@ def moments_of(total: Tensor, patients: int | None = None) -> Moments:
         if patients is not None and n > patients:
             raise PayloadError(f"the masked sums are of {n} values, but there are {patients} patients; {ONE_SITE}")
     columns = (
-        np.array([[max(0.0, float(one)) for one in count]]),
-        *(np.array([[float(one) for one in part]]) for part in (mean, squares)),
+        np.array([[max(0.0, float(number)) for number in count]]),
+        *(np.array([[float(number) for number in part]]) for part in (mean, squares)),
     )
     return Moments(columns[0], columns[1], np.maximum(columns[2], 0.0))
 
@@ -82,12 +82,12 @@ def of_round(
             share = everyone
         return _steps(name, value, fixed, share[number]).to(kind)
 
-    found: dict[str, Part] = {name: answers[name] for name in ("num_bags", "num_steps")}
+    integers: dict[str, Part] = {name: answers[name] for name in ("num_bags", "num_steps")}
     for name in names:
-        found[name] = Made(tuple(part_of(answers, name).shape), kind, partial(change, name))
+        integers[name] = Made(tuple(part_of(answers, name).shape), kind, partial(change, name))
     if "train_loss" in answers:
-        found["train_loss"] = _steps("train_loss", answers["train_loss"] * answers["num_bags"])
-    return Lazy(found | of_errors(answers))
+        integers["train_loss"] = _steps("train_loss", answers["train_loss"] * answers["num_bags"])
+    return Lazy(integers | of_errors(answers))
 
 
 def of_errors(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,13 +126,13 @@ def mean_change(
     A mean is no larger than the largest of its parts, so what holds for every honest site holds for it: `PayloadError` for numbers
     that no site may send, and where the tensors `bounded` together are longer than `longest` (L2 norm of a model's change).
     """
-    found = {name: read((row_of(tensors, name, number) for tensors in answers), fixed) for name in names}
-    largest = max(float(value.abs().max()) for value in found.values())
+    change = {name: read((row_of(tensors, name, number) for tensors in answers), fixed) for name in names}
+    largest = max(float(value.abs().max()) for value in change.values())
     if largest >= fixed.largest:
         raise PayloadError(f"the mean change of all sites is {largest:.3g} in a weight; {ONE_SITE}")
-    norm = sum(float(found[name].square().sum()) for name in bounded) ** 0.5
+    norm = sum(float(change[name].square().sum()) for name in bounded) ** 0.5
     if longest is not None and norm > longest * (1 + 1e-6):
         raise PayloadError(
             f"the mean change of all sites is {norm:.3g} long, more than the {longest:g} of max_update; {ONE_SITE}"
         )
-    return found
+    return change

@@ -72,7 +72,7 @@ def site_view(spec: SiteSpec) -> list[Part]:
     answered = [entry for entry in entries if entry["event"] == "answered"]
     epsilon = max((entry["epsilon"] for entry in entries if "epsilon" in entry), default=None)
     checks = [check_disk(spec), *check_kit(spec)]
-    gone = "; ".join(one.sentence for one in check_revoked(spec, protocol))
+    gone = "; ".join(check.sentence for check in check_revoked(spec, protocol))
     facts = {
         "protocol": protocol.sha256[:16],
         "role": protocol.sites[spec.site].role,
@@ -80,7 +80,7 @@ def site_view(spec: SiteSpec) -> list[Part]:
         "last question": f"{when(answered[-1])} {silence(entries, longest_s(protocol))}" if answered else "none yet",
         **({"revoked": gone} if gone else {}),
         "epsilon spent": "no privacy in the protocol" if protocol.privacy is None else f"{epsilon or 0:.3f}",
-        **{one.check: f"{one.state}: {one.sentence}" for one in checks},
+        **{check.check: f"{check.state}: {check.sentence}" for check in checks},
     }
     refused = [[when(entry), entry["reason"]] for entry in entries if entry["event"] == "refused"]
     results = [entry for entry in entries if entry["event"] == "result"]
@@ -95,21 +95,23 @@ def site_view(spec: SiteSpec) -> list[Part]:
 
 def _given(protocol: FederationSpec, answered: Sequence[Entry]) -> Table:
     hidden = protocol.trust == "sites"
-    told = (
+    metrics = (
         "nothing but the sum over sites"
         if hidden and protocol.metrics == "sums"
         else "the site's metrics, above the smallest cell"
     )
-    told = "nothing" if protocol.privacy is not None else told
-    given = GIVEN | {"finish": (f"metrics: {told}", "the coordinator")}
+    metrics = "nothing" if protocol.privacy is not None else metrics
+    given = GIVEN | {"finish": (f"metrics: {metrics}", "the coordinator")}
     rows = []
     for run, kind in dict.fromkeys((entry["run"], entry["kind"]) for entry in answered):
-        own = [entry for entry in answered if (entry["run"], entry["kind"]) == (run, kind)]
+        entries = [entry for entry in answered if (entry["run"], entry["kind"]) == (run, kind)]
         what, whom = given.get(kind, (kind, ""))
         megabytes = [
-            f"{sum(entry.get(name, 0) for entry in own) / 1e6:.1f}" for name in ("bytes_sent", "bytes_received")
+            f"{sum(entry.get(name, 0) for entry in entries) / 1e6:.1f}" for name in ("bytes_sent", "bytes_received")
         ]
-        rows.append([run, kind, len(own), what, whom or (MASKED if hidden else OPEN), *megabytes, when(own[-1])])
+        rows.append(
+            [run, kind, len(entries), what, whom or (MASKED if hidden else OPEN), *megabytes, when(entries[-1])]
+        )
     head = ("run", "question", "answers", "what left", "to whom", "MB out", "MB in", "last")
     return Table("What left this site", head, rows[::-1])
 
@@ -155,12 +157,12 @@ def _loss(entry: Entry) -> float | None:
     """Mean training loss of a round over models, and over sites where they are told apart."""
     if entry["event"] != "answered" or entry.get("kind") != "train":
         return None
-    told = (
+    groups = (
         [entry["train_loss"]]
         if "train_loss" in entry
-        else [one.get("train_loss", []) for one in entry["answered"].values()]
+        else [answer.get("train_loss", []) for answer in entry["answered"].values()]
     )
-    values = [value for losses in told for value in losses]
+    values = [value for losses in groups for value in losses]
     return sum(values) / len(values) if values else None
 
 

@@ -131,9 +131,9 @@ class RunController(Controller):
             time.sleep(POLL_S)
         self.cancel_task(task, TaskCompletionStatus.CANCELLED, fl_ctx)
         with self.lock:
-            told = {site: word for site, word in self.answers.items() if isinstance(word, str)}
+            reasons = {site: word for site, word in self.answers.items() if isinstance(word, str)}
             late = {site: f"no answer in {timeout:g} s" for site in sites if site not in self.answers}
-        return late | gone | told
+        return late | gone | reasons
 
     def _received(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         if client_task.result is not None:

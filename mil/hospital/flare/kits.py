@@ -71,16 +71,16 @@ def renew(spec: ServerSpec, own_file: Path) -> list[Path]:
     names = (protocol.server.host, spec.operator)
     places = [workspace / SERVER_KIT, workspace / OPERATOR_KIT, *(workspace / "requests" / name for name in names)]
     old = workspace / f"old-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    moved = [(place, old / place.relative_to(workspace)) for place in places if place.exists()]
-    for place, kept in moved:
+    moved = [(folder, old / folder.relative_to(workspace)) for folder in places if folder.exists()]
+    for folder, kept in moved:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(place, kept)
+        os.replace(folder, kept)
     try:
         _own_kits(spec, own_file, protocol)
     except (MilError, OSError):
-        for place, kept in moved:
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(kept, place)
+        for folder, kept in moved:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(kept, folder)
         raise
     return [kept for _, kept in moved]
 
@@ -88,8 +88,8 @@ def renew(spec: ServerSpec, own_file: Path) -> list[Path]:
 def days_left(spec: ServerSpec) -> dict[str, int]:
     """Days until the certificates of the server and of its operator end, by their kit; negative: ended."""
     files = {SERVER_KIT: "server.crt", OPERATOR_KIT: "client.crt"}
-    found = {kit: Path(spec.workspace) / kit / "startup" / file for kit, file in files.items()}
-    return {kit: days_to_end(path) for kit, path in found.items() if path.is_file()}
+    certificates = {kit: Path(spec.workspace) / kit / "startup" / file for kit, file in files.items()}
+    return {kit: days_to_end(path) for kit, path in certificates.items() if path.is_file()}
 
 
 def _own_kits(spec: ServerSpec, own_file: Path, protocol: FederationSpec) -> None:
@@ -155,8 +155,8 @@ def approve(spec: ServerSpec, request_zip: Path, check: bool = True, key: str | 
 def join(spec: SiteSpec, signed_zip: Path, authority: str, own_file: Path) -> Path:
     """The site's kit from what the coordinator signed, once the authority's fingerprint is the one that was told."""
     kit = Path(spec.workspace) / SITE_KIT
-    place = Path(spec.workspace) / "request" / spec.site
-    _package(signed_zip, place, authority, kit)
+    folder = Path(spec.workspace) / "request" / spec.site
+    _package(signed_zip, folder, authority, kit)
     harden_site(kit, own_file)
     return kit
 
@@ -217,12 +217,12 @@ def heartbeat(kit: Path) -> float:
 
 def refresh_server(kit: Path, protocol: FederationSpec) -> None:
     """Put the protocol's `silent_s` and the check for revoked sites into the server's kit."""
-    path, own = kit / "local" / "resources.json", kit / "local" / OWN_FILE
+    path, own_file = kit / "local" / "resources.json", kit / "local" / OWN_FILE
     resources = json.loads(path.read_text(encoding="utf-8"))
     resources["servers"][0]["heart_beat_timeout"] = protocol.rounds.silent_s
-    told = {"own_file": json.loads(own.read_text(encoding="utf-8"))["file"]}
+    args = {"own_file": json.loads(own_file.read_text(encoding="utf-8"))["file"]}
     others = [part for part in resources["components"] if part["id"] != "revoked_sites"]
-    resources["components"] = [*others, {"id": "revoked_sites", "path": REVOKED_SITES, "args": told}]
+    resources["components"] = [*others, {"id": "revoked_sites", "path": REVOKED_SITES, "args": args}]
     _write_json(path, resources)
 
 
@@ -248,10 +248,10 @@ def _defaults(kit: Path) -> dict:
 def _request(folder: Path, federation: str, participant: dict) -> Path:
     definition = folder / f"{participant['name']}.yaml"
     _write_yaml(definition, {"name": federation, "participants": [participant]})
-    place = folder / participant["name"]
-    if (place / f"{participant['name']}.key").exists():
-        raise MilError(f"{place} holds a key already; send its request again, or delete the folder to make a new key")
-    return Path(_flare("cert", "request", "-p", definition, "--out", place)["request_zip"])
+    target = folder / participant["name"]
+    if (target / f"{participant['name']}.key").exists():
+        raise MilError(f"{target} holds a key already; send its request again, or delete the folder to make a new key")
+    return Path(_flare("cert", "request", "-p", definition, "--out", target)["request_zip"])
 
 
 def _package(signed: Path, request_dir: Path, authority: str, kit: Path) -> Path:
@@ -279,16 +279,16 @@ def request_fingerprint(request_zip: Path) -> str:
 
 def _check_key(workspace: Path, site: str, request_zip: Path, told: str | None) -> None:
     """Raise for another key than the hospital read out, and for a second key of a site of which nothing was read out."""
-    found, known = request_fingerprint(request_zip), workspace / "signed" / f"{site}.key"
-    if told is not None and told != found:
-        raise MilError(f"{request_zip}: is about the key {found}, not {told}; it was not signed")
-    before = known.read_text(encoding="utf-8").strip() if known.exists() else found
-    if before != found and told is None:
+    key, known = request_fingerprint(request_zip), workspace / "signed" / f"{site}.key"
+    if told is not None and told != key:
+        raise MilError(f"{request_zip}: is about the key {key}, not {told}; it was not signed")
+    before = known.read_text(encoding="utf-8").strip() if known.exists() else key
+    if before != key and told is None:
         raise MilError(
             f"{request_zip}: another key of {site} was signed before ({before}); where the hospital made a new one, let it read out "
             "the fingerprint and give it with --key"
         )
-    write_text(known, f"{found}\n")
+    write_text(known, f"{key}\n")
 
 
 def _check_member(request_zip: Path, protocol: FederationSpec) -> str:
@@ -315,10 +315,10 @@ def _member(request_zip: Path, end: str) -> bytes:
     """The only file of a request whose name ends so; ValueError for a request that is none, however it was spoilt."""
     try:
         with zipfile.ZipFile(request_zip) as archive:
-            (found,) = [one for one in archive.infolist() if one.filename.endswith(end)]
-            if found.file_size > LONGEST_MEMBER:
-                raise ValueError(f"{found.filename} would have {found.file_size:,} bytes")
-            return archive.read(found)
+            (member,) = [file for file in archive.infolist() if file.filename.endswith(end)]
+            if member.file_size > LONGEST_MEMBER:
+                raise ValueError(f"{member.filename} would have {member.file_size:,} bytes")
+            return archive.read(member)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(str(error)) from error
 

@@ -21,17 +21,17 @@ def server_command(spec: ServerSpec) -> Command:
     refresh_server(kit, protocol)
     organisation = protocol.server.organisation
     words = _words("nvflare.private.fed.app.server.server_train", kit, "fed_server.json", org=organisation)
-    told = {"GRPC_VERBOSITY": "info"}  # writes down whose certificate was refused, and why
-    return words, _environment(1, NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT="20", **told), kit
+    verbosity = {"GRPC_VERBOSITY": "info"}  # writes down whose certificate was refused, and why
+    return words, _environment(1, NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT="20", **verbosity), kit
 
 
 def site_command(spec: SiteSpec) -> Command:
     """A site's process. It opens connections to the server and listens on the loopback interface only."""
     protocol = own_protocol(spec)
     kit = _kit(Path(spec.workspace) / SITE_KIT, "mil site join")
-    own = {"uid": spec.site, "org": protocol.sites[spec.site].organisation}
-    own["heart_beat_interval"] = str(max(2, min(10, int(protocol.rounds.silent_s / 4))))
-    words = _words("nvflare.private.fed.app.client.client_train", kit, "fed_client.json", **own)
+    settings = {"uid": spec.site, "org": protocol.sites[spec.site].organisation}
+    settings["heart_beat_interval"] = str(max(2, min(10, int(protocol.rounds.silent_s / 4))))
+    words = _words("nvflare.private.fed.app.client.client_train", kit, "fed_client.json", **settings)
     return words, _environment(spec.threads), kit
 
 
