@@ -61,24 +61,24 @@ def check_slide(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
 def unopened(source: FeaturesSpec, mpp: str) -> dict[str, object]:
     """Columns of a slide of which there are features only: whether they are there, `mil convert` finds out."""
     given = sheet_mpp(mpp) or source.mpp
-    told = {} if given is None else {"mpp": given, "mpp_source": "sheet" if mpp.strip() else "slides.features"}
-    return {"state": "ok", "reason": "", "format": f"features ({source.layout})", "fingerprint": "", **told}
+    scale = {} if given is None else {"mpp": given, "mpp_source": "sheet" if mpp.strip() else "slides.features"}
+    return {"state": "ok", "reason": "", "format": f"features ({source.layout})", "fingerprint": "", **scale}
 
 
 def look_at(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
     """`check_slide`, in this process."""
-    found: dict[str, object] = {"state": "ok", "reason": ""}
+    columns: dict[str, object] = {"state": "ok", "reason": ""}
     try:
         with open_slide(path, sheet_mpp(mpp)) as slide:
-            found |= _described(slide)
-            found |= {"fingerprint": fingerprint(path, spec.fingerprint == "full"), "bytes": size_of(path)}
+            columns |= _described(slide)
+            columns |= {"fingerprint": fingerprint(path, spec.fingerprint == "full"), "bytes": size_of(path)}
             check_scale(slide, spec)
-            found["reason"] = remark(slide, *sampled(slide, spec.unreadable == "drop"))
+            columns["reason"] = remark(slide, *sampled(slide, spec.unreadable == "drop"))
     except SlideError as error:
-        found |= {"state": error.state, "reason": str(error)}
+        columns |= {"state": error.state, "reason": str(error)}
     except OSError as error:
-        found |= {"state": "unreadable", "reason": f"{path.name}: {error.strerror or error}"}
-    return found
+        columns |= {"state": "unreadable", "reason": f"{path.name}: {error.strerror or error}"}
+    return columns
 
 
 def sampled(slide: Slide, drop_unreadable: bool) -> tuple[np.ndarray, int]:
@@ -121,8 +121,8 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
         )
     stated = slide.reader.header
     if slide.mpp_source == "sheet" and (differ(slide.mpp, stated.mpp_x) or differ(slide.mpp, stated.mpp_y)):
-        found = f"{stated.mpp_source} {stated.mpp_x:g} in x and {stated.mpp_y:g} in y"
-        remarks.append(f"the sheet says {slide.mpp:g} microns a pixel, {found}")
+        scale = f"{stated.mpp_source} {stated.mpp_x:g} in x and {stated.mpp_y:g} in y"
+        remarks.append(f"the sheet says {slide.mpp:g} microns a pixel, {scale}")
     colours = len(np.unique(pixels[::3].astype(np.uint32) @ np.array([1, 256, 65_536], np.uint32)))
     if 2 < colours <= FEW_COLOURS:
         remarks.append(f"has {colours} colours only: is it a segmentation?")
@@ -210,11 +210,11 @@ class _Kept:
             return check_slide(path, mpp, spec)
         key = hashlib.sha256("\0".join([str(path), state, mpp, self.spec]).encode()).hexdigest()
         if key not in self.found:
-            found = check_slide(path, mpp, spec)
-            if found["state"] in PASSING:
-                return found
-            self.found[key] = found
-            self._keep(json.dumps({key: found}, default=float).encode())
+            columns = check_slide(path, mpp, spec)
+            if columns["state"] in PASSING:
+                return columns
+            self.found[key] = columns
+            self._keep(json.dumps({key: columns}, default=float).encode())
         return dict(self.found[key])
 
     def _keep(self, text: bytes) -> None:
@@ -228,18 +228,18 @@ class _Kept:
 def _checked(sheet: pd.DataFrame, spec: SlidesSpec, done, known: _Kept) -> Iterator[dict[str, object]]:
     for row in sheet.itertuples():
         source = spec.features.get(row.site)
-        found = known.look(Path(row.path), str(row.mpp), spec) if source is None else unopened(source, str(row.mpp))
-        if found["state"] == "ok" and not row.listed:
-            found |= {"state": "no_patient", "reason": f"patient {row.patient_id} has no row in the patient table"}
-        if spec.on_bad_slide == "stop" and found["state"] not in {"ok", "no_patient"}:
-            raise MilError(f"slide {row.slide_id}: {found['state']}: {found['reason']}")
+        columns = known.look(Path(row.path), str(row.mpp), spec) if source is None else unopened(source, str(row.mpp))
+        if columns["state"] == "ok" and not row.listed:
+            columns |= {"state": "no_patient", "reason": f"patient {row.patient_id} has no row in the patient table"}
+        if spec.on_bad_slide == "stop" and columns["state"] not in {"ok", "no_patient"}:
+            raise MilError(f"slide {row.slide_id}: {columns['state']}: {columns['reason']}")
         done()
         yield {
             "slide_id": row.slide_id,
             "patient_id": row.patient_id,
             "site": row.site,
             "path": row.path,
-            **found,
+            **columns,
         }
 
 

@@ -80,10 +80,10 @@ def state_on_disk(path: Path) -> str:
     if path.is_dir() or (path.suffix.lower() == ".mrxs" and data.is_dir()):
         files = _inside(path) if path.is_dir() else [path, *_inside(data)]
         status = [file.stat() for file in files]
-        return f"{sum(one.st_size for one in status)}:{max(one.st_mtime_ns for one in status)}"
-    one = path.stat()
+        return f"{sum(stat.st_size for stat in status)}:{max(stat.st_mtime_ns for stat in status)}"
+    stat = path.stat()
     has_parts = path.suffix.lower() in {".dcm", ".dicom", "", ".vms", ".vmu"}  # beside it, perhaps
-    return f"{one.st_size}:{max(one.st_mtime_ns, path.parent.stat().st_mtime_ns if has_parts else 0)}"
+    return f"{stat.st_size}:{max(stat.st_mtime_ns, path.parent.stat().st_mtime_ns if has_parts else 0)}"
 
 
 def files_of(path: Path) -> list[Path]:

@@ -178,13 +178,13 @@ class _Reading:
         for owner in np.unique(owners[owners != run]).tolist():
             self.ready[owner].wait()
         stopped = SlideError("unreadable_region", f"{self.grid.name}: reading was stopped")
-        found = {int(self.plan.segments[stay]): self.decoded.get(stay, stopped) for stay in stays.tolist()}
+        segments = {int(self.plan.segments[stay]): self.decoded.get(stay, stopped) for stay in stays.tolist()}
         with self.lock:
             for stay in stays.tolist():
                 self.uses[stay] -= 1
                 if not self.uses[stay]:
                     self.decoded.pop(stay, None)
-        return found
+        return segments
 
     def _tile(self, index: int, segments: dict[int, Segment]) -> np.ndarray:
         x, y, width, height = self.regions.boxes[index].tolist()

@@ -51,8 +51,8 @@ def described_scale(text: str) -> Scale:
     if is_of_larger(text):
         return UNKNOWN
     for source, spelling in SPELLINGS.items():
-        found = re.search(spelling, text, re.IGNORECASE)
-        mpp = number(found.group(1)) if found else None
+        match = re.search(spelling, text, re.IGNORECASE)
+        mpp = number(match.group(1)) if match else None
         if mpp is not None:
             return mpp, mpp, source
     return UNKNOWN
@@ -112,9 +112,9 @@ def page_scale(page: tifffile.TiffPage, described: bool = True) -> Scale:
     """Scale of a TIFF page that OpenSlide does not open: its description (not with `described=False`, where that describes
     several images), ImageJ's unit, the resolution tags."""
     description = page.description or "" if described else ""
-    found = described_scale(description)
-    if found[0] is not None:
-        return found
+    scale = described_scale(description)
+    if scale[0] is not None:
+        return scale
     x, y = (_ratio(page.tags.valueof(tag)) for tag in (282, 283))
     unit = re.search(r"^unit=(\S+)", description, re.MULTILINE)
     microns = MICRONS.get(unit.group(1).lower()) if unit else None

@@ -176,12 +176,12 @@ class Slide(Header):
 
     def _patch(self, whole: np.ndarray, x: int, y: int, side: int, mpp: float) -> None:
         """Fill a thumbnail's square with what can be read of it, cutting it up around what cannot."""
-        place = whole[y : y + side, x : x + side]
-        if not place.size:
+        square = whole[y : y + side, x : x + side]
+        if not square.size:
             return
         per_x, per_y = self.level0_px(mpp)
         try:
-            place[:] = self.read_area(x * per_x, y * per_y, (place.shape[1], place.shape[0]), mpp, NEAREST_LEVEL)
+            square[:] = self.read_area(x * per_x, y * per_y, (square.shape[1], square.shape[0]), mpp, NEAREST_LEVEL)
         except SlideError as error:
             if error.state != "unreadable_region":
                 raise

@@ -200,10 +200,10 @@ def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> De
         else:
             if len(stream) > 2 * height * row_bytes + 65_536:
                 raise ValueError(f"{len(stream)} bytes for {height * row_bytes} bytes of pixels")
-            found = page.decode(stream, number, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
-            if found is None:
+            decoded = page.decode(stream, number, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
+            if decoded is None:
                 raise ValueError("no pixels")
-            pixels = found.reshape(-1, width, samples)
+            pixels = decoded.reshape(-1, width, samples)
         if not len(pixels) or len(pixels) > height:
             raise ValueError(f"{len(pixels)} rows where {height} are due")
         return pixels

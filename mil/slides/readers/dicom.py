@@ -146,8 +146,8 @@ def _header_read(path: Path, *_state: int) -> dict[str, str]:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd values in elements that are not looked at
-            found = elements(*opened(path, file, io.BytesIO(), LONGEST_BYTES), names, is_behind)
-            values = {name: found.get(name) or "" for name in names}
+            header = elements(*opened(path, file, io.BytesIO(), LONGEST_BYTES), names, is_behind)
+            values = {name: header.get(name) or "" for name in names}
     except header_errors():
         return dict.fromkeys(names, "")
     return {name: value if isinstance(value, str) else "\\".join(map(str, value)) for name, value in values.items()}

@@ -80,10 +80,10 @@ def _native(planar: int, height: int, width: int) -> Decode:
 
 def _pixels(samples: bytes | bytearray, planar: int, height: int, width: int) -> np.ndarray:
     """Samples as they are, uint8 (height, width, 3); with `planar`, all of the first colour, then those of the second."""
-    found = np.frombuffer(samples, np.uint8)
+    values = np.frombuffer(samples, np.uint8)
     if not planar:
-        return found.reshape(height, width, 3)
-    return np.ascontiguousarray(np.moveaxis(found.reshape(3, height, width), 0, 2))
+        return values.reshape(height, width, 3)
+    return np.ascontiguousarray(np.moveaxis(values.reshape(3, height, width), 0, 2))
 
 
 def _run_lengths(height: int, width: int) -> Decode:

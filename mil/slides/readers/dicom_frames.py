@@ -73,8 +73,8 @@ def _cells(name: str, header: Any, frames: int, across: int, down: int) -> np.nd
     """The number of the tile, row by row, that each frame of a sparse level is."""
     positions = [group.PlanePositionSlideSequence[0] for group in header.PerFrameFunctionalGroupsSequence]
     corners = [
-        (int(one.RowPositionInTotalImagePixelMatrix) - 1, int(one.ColumnPositionInTotalImagePixelMatrix) - 1)
-        for one in positions
+        (int(position.RowPositionInTotalImagePixelMatrix) - 1, int(position.ColumnPositionInTotalImagePixelMatrix) - 1)
+        for position in positions
     ]
     tiles, off = np.divmod(np.array(corners, np.int64), (int(header.Rows), int(header.Columns)))
     if len(tiles) != frames or (tiles < 0).any() or (tiles >= (down, across)).any():

@@ -50,24 +50,24 @@ class DicomReader(GridReader):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            found = self._levels(path)
-            found.sort(key=lambda level: -level[1].width)
-            sizes = [(grid.width, grid.height) for _, grid in found]
+            files = self._levels(path)
+            files.sort(key=lambda level: -level[1].width)
+            sizes = [(grid.width, grid.height) for _, grid in files]
             if len(set(sizes)) < len(sizes):
                 raise _unsupported(path.name, "several files of its series hold the same level")
-            if not found:
+            if not files:
                 raise SlideError("not_a_slide", f"{path.name}: its series holds no level of a slide")
             levels = levels_of(sizes)
             alike = levels_alike(levels)
-            self.grids = [grid for _, grid in found[:alike]]
-            mpp_x, mpp_y = _scale(found[0][0])
+            self.grids = [grid for _, grid in files[:alike]]
+            mpp_x, mpp_y = _scale(files[0][0])
             self.header = Header(
                 format="dicom",
                 levels=levels[:alike],
                 mpp_x=mpp_x,
                 mpp_y=mpp_y,
                 mpp_source="" if mpp_x is None else "dicom.PixelSpacing",
-                objective_power=_power(found[0][0]),
+                objective_power=_power(files[0][0]),
             )
         except SlideError:
             self.close()

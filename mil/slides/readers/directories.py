@@ -27,10 +27,10 @@ def directories(file: BinaryIO) -> Iterator[tuple[int, bytes, Iterator[tuple[int
     def values(table: bytes, high: bytes) -> Iterator[tuple[int, int]]:
         for number in range(len(table) // entry):
             _, kind, length = struct.unpack_from(order + "HH" + word, table, number * entry)
-            (place,) = struct.unpack_from(order + word, table, (number + 1) * entry - inline)
-            place += struct.unpack_from("<I", high, 4 * number)[0] << 32 if high else 0
+            (offset,) = struct.unpack_from(order + word, table, (number + 1) * entry - inline)
+            offset += struct.unpack_from("<I", high, 4 * number)[0] << 32 if high else 0
             if VALUE_BYTES.get(kind, 1) * length > inline:
-                yield place, VALUE_BYTES.get(kind, 1) * length
+                yield offset, VALUE_BYTES.get(kind, 1) * length
 
     head = os.pread(file.fileno(), 16, 0).ljust(16, b"\0")
     order = {b"II": "<", b"MM": ">"}.get(head[:2], "")

@@ -198,7 +198,7 @@ def _series_images(tiff: tifffile.TiffFile) -> Iterator[Image]:
         if index and series.keyframe.is_reduced:
             continue
         copies = planes.pop("I", 1) if set(planes) == {"I"} else 1
-        found = ", ".join(f"{axis} {length}" for axis, length in axes.items()) if planes else ""
+        names = ", ".join(f"{axis} {length}" for axis, length in axes.items()) if planes else ""
         for copy in range(copies):
             pages = [
                 level.pages[copy] if copies > 1 else level.keyframe
@@ -206,7 +206,7 @@ def _series_images(tiff: tifffile.TiffFile) -> Iterator[Image]:
                 if copy < len(level.pages)
             ]
             levels = _levels([page if isinstance(page, tifffile.TiffPage) else page.aspage() for page in pages if page])
-            yield Image(index, series.name, levels, page_scale(levels[0]), None, found)
+            yield Image(index, series.name, levels, page_scale(levels[0]), None, names)
             index += 1
 
 

@@ -70,8 +70,8 @@ class SegmentGrid:
         Corners are in pixels of this grid; half a pixel could not be made up for without blur.
         """
         fitting = (divisor for divisor in reversed(self.codec.divisors) if divisor <= most * (1 + 1e-6))
-        found = next((divisor for divisor in fitting if self._divides(divisor, corners)), 1)
-        return self._by(found, by_codec=found > 1)
+        largest = next((divisor for divisor in fitting if self._divides(divisor, corners)), 1)
+        return self._by(largest, by_codec=largest > 1)
 
     def averaged(self, scale: float, boxes: np.ndarray) -> "SegmentGrid":
         """The grid of means over `scale` x `scale` pixels, where that gives every box (n, 4: x, y, width, height) the same pixels as

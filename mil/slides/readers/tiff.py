@@ -101,7 +101,7 @@ class TiffReader(GridReader):
         if codec is None:
             return None
         _check_bounds(self.path, width, height, segment_width, segment_height)
-        offsets, counts = (np.asarray(found, np.int64) for found in (page.dataoffsets, page.databytecounts))
+        offsets, counts = (np.asarray(numbers, np.int64) for numbers in (page.dataoffsets, page.databytecounts))
         if len(offsets) == len(counts):
             counts = np.where(offsets == 0, 0, counts)  # where the header is, a tile is not
         grid = SegmentGrid(
@@ -161,9 +161,9 @@ def _check_bounds(path: Path, width: int, height: int, segment_width: int, segme
 
 def _page_of(tiff: tifffile.TiffFile, size: tuple[int, int]) -> tifffile.TiffPage | None:
     """The tiled page of this (width, height), where there is exactly one."""
-    found = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
-    found = [page for page in found if (page.imagewidth, page.imagelength) == size]
-    return found[0] if len(found) == 1 else None
+    pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+    pages = [page for page in pages if (page.imagewidth, page.imagelength) == size]
+    return pages[0] if len(pages) == 1 else None
 
 
 def _why_not(page: tifffile.TiffPage) -> str:
