@@ -59,7 +59,7 @@ def check_made_by(spec: EncoderSpec, key: str, stated: Mapping[str, Any], width:
     `stated`: attributes of the features file (`encoder`, `weights_sha256`, `spec`). `width`: numbers for each tile. Tools write a name in
     their own way, so case and signs do not count, and the cohort's own `key` counts as a name.
     """
-    made_by, own = str(stated.get("encoder") or ""), stated.get("spec")
+    made_by, settings = str(stated.get("encoder") or ""), stated.get("spec")
     known = {_plain(name) for name in (spec.name, re.sub(r":.*/", ":", spec.name), key)}  # files state no folder
     if _plain(made_by) not in known:
         way_out = (
@@ -83,9 +83,9 @@ def check_made_by(spec: EncoderSpec, key: str, stated: Mapping[str, Any], width:
             f"{where}: was made with weights {weights[:12]}, but those of {spec.name} are {known[:12]}; if the weights are your "
             f"own, name their file under encoders.{key}.weights"
         )
-    if isinstance(own, dict) and own.get("stain") != spec.stain:
+    if isinstance(settings, dict) and settings.get("stain") != spec.stain:
         raise MilError(
-            f"{where}: was made with stain {own.get('stain')}, but the cohort's encoder '{key}' has stain {spec.stain}; run "
+            f"{where}: was made with stain {settings.get('stain')}, but the cohort's encoder '{key}' has stain {spec.stain}; run "
             "`mil extract` again"
         )
 
@@ -95,9 +95,11 @@ def names(made_by: str, name: str) -> bool:
 
     `STAMP-extract_ctranspath-7c998680` names `ctranspath`; `virchow2` does not name `virchow`.
     """
-    longer = (one for one in ENCODERS if _plain(name) in _plain(one) and _plain(one) != _plain(name))
+    longer = (encoder for encoder in ENCODERS if _plain(name) in _plain(encoder) and _plain(encoder) != _plain(name))
     words = f" {' '.join(_words(name))} "
-    return words in f" {' '.join(_words(made_by))} " and not any(_plain(one) in _plain(made_by) for one in longer)
+    return words in f" {' '.join(_words(made_by))} " and not any(
+        _plain(encoder) in _plain(made_by) for encoder in longer
+    )
 
 
 def _words(name: str) -> list[str]:
@@ -110,6 +112,6 @@ def _plain(name: str) -> str:
 
 def _registered(name: str) -> str:
     """The registered encoder that is most like a name of another tool; the name itself where none is."""
-    longer = [one for one in ENCODERS if _plain(one).startswith(_plain(name))]
-    held = [one for one in ENCODERS if names(name, one)]
+    longer = [encoder for encoder in ENCODERS if _plain(encoder).startswith(_plain(name))]
+    held = [encoder for encoder in ENCODERS if names(name, encoder)]
     return next(iter(longer or held or difflib.get_close_matches(name, list(ENCODERS), n=1, cutoff=0.5)), name)

@@ -77,12 +77,12 @@ class Pipeline:
             batch = TileBatch(self.free_slots.popleft(), parts, waiting=len(parts))
             batch.count = sum(part.count for part in parts)
             self.batches.append(batch)
-            self.to_order.extend((batch, place) for place in range(len(parts)))
+            self.to_order.extend((batch, index) for index in range(len(parts)))
         while self.to_order and self.readers.free():
-            batch, place = self.to_order.popleft()
-            part = batch.parts[place]
+            batch, index = self.to_order.popleft()
+            part = batch.parts[index]
             self.orders += 1
-            self.ordered[self.orders] = batch, place
+            self.ordered[self.orders] = batch, index
             self.readers.order(part.order(self.orders, batch.slot * self.slot_bytes, self.tile_bytes))
         return bool(self.ordered)
 
@@ -96,14 +96,14 @@ class Pipeline:
         if idle and not self.in_flight:
             self.profile.add("waiting for readers", time.perf_counter() - started)
         for answer in answers:
-            batch, place = self.ordered.pop(answer["number"])
+            batch, index = self.ordered.pop(answer["number"])
             batch.waiting -= 1
             self.profile.add("reading", answer["seconds"])
             if answer["missing"]:
-                batch.missing[place] = answer["missing"]
+                batch.missing[index] = answer["missing"]
             if answer["error"] is not None:
                 state, reason = answer["error"]
-                batch.parts[place].work.error = batch.parts[place].work.error or (state, reason)
+                batch.parts[index].work.error = batch.parts[index].work.error or (state, reason)
 
     def _must_wait_for_device(self) -> bool:
         """Whether the device is all there is to wait for: its queue is full, or no reader works."""
@@ -132,8 +132,8 @@ class Pipeline:
 
 def pieces_of(batch: TileBatch, vectors: np.ndarray) -> Iterator[Piece]:
     """The batch's vectors by slide. A value that is not finite fails its slide."""
-    for place, part in enumerate(batch.parts):
-        kept = batch.kept(place)
+    for index, part in enumerate(batch.parts):
+        kept = batch.kept(index)
         mine = vectors[part.offset + kept]
         if part.work.error is None and not np.isfinite(mine).all():
             part.work.error = "not_finite", not_finite(part, kept, mine)

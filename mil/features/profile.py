@@ -47,21 +47,21 @@ class Profile:
 
     def lines(self) -> list[str]:
         """The whole in a few lines: rate, the device's busy share, then each stage's own rate if it ran alone."""
-        found = [
+        lines = [
             f"{self.tiles:,} tiles in {self.wall:,.1f} s: {self.rate:,.0f} tiles/s; {self.device} busy {self.busy:.0%}"
         ]
         for stage, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
             if stage.startswith(("waiting", "compiling")):
-                found.append(f"  {stage}: {seconds:,.1f} s")
+                lines.append(f"  {stage}: {seconds:,.1f} s")
                 continue
             workers = self.readers if stage == "reading" else 1
             alone = self.tiles * workers / seconds
             who = f" of {workers} readers" if workers > 1 else ""
-            found.append(f"  {stage}: {seconds:,.1f} s{who}, {alone:,.0f} tiles/s if nothing else ran")
+            lines.append(f"  {stage}: {seconds:,.1f} s{who}, {alone:,.0f} tiles/s if nothing else ran")
         reading, encoder = (self.seconds.get(stage, 0.0) for stage in ("reading", "encoder"))
         if encoder and reading > encoder * self.readers and not self.device.startswith("the CPU"):
             cores = math.ceil(reading / encoder) + 1
-            found.append(
+            lines.append(
                 f"  short of readers: with {cores} cores {self.device} would be busy (`set-threads: extract` of the profile)"
             )
-        return found
+        return lines

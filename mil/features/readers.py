@@ -138,7 +138,7 @@ class ProcessReaders:
 
     def answers(self, timeout: float | None) -> list[dict[str, Any]]:
         """Answers that have come, after waiting at most `timeout` seconds for the first."""
-        found = []
+        answers = []
         for key, _ in self.selector.select(timeout):
             reader: Process = key.data
             given = os.read(key.fd, 65_536)
@@ -147,8 +147,8 @@ class ProcessReaders:
             *lines, reader.received = (reader.received + given).split(b"\n")
             for answer in map(json.loads, lines):
                 reader.orders.discard(answer["number"])
-                found.append(answer)
-        return found
+                answers.append(answer)
+        return answers
 
     def close(self) -> None:
         """End the processes."""

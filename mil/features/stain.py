@@ -47,8 +47,8 @@ def change_of(method: Method, pixels: np.ndarray) -> np.ndarray:
     Ruderman's colour space.
     """
     if method == "macenko":
-        found = macenko_of(pixels)
-        unmix = np.linalg.pinv(found[:6].reshape(3, 2)) / found[6:, None]
+        stains = macenko_of(pixels)
+        unmix = np.linalg.pinv(stains[:6].reshape(3, 2)) / stains[6:, None]
         return (TARGET_STAINS * TARGET_STRENGTH @ unmix).astype(np.float32).ravel()
     mean, deviation = np.split(reinhard_of(pixels), 2)
     factor = TARGET_SD / deviation

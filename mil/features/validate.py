@@ -49,11 +49,11 @@ def validate(folder: str | Path, reporter: Reporter, repair: bool = False) -> pd
 
 def _expected(folder: Path) -> dict[Path, str]:
     """Checksum of every file that a manifest (`shard*.csv`) lists as done."""
-    found = {}
+    checksums = {}
     for manifest in _below(folder, "shard*.csv"):
         for slide_id, checksum in listed_in(manifest):
-            found[manifest.parent / f"{file_name(slide_id)}.h5"] = checksum
-    return found
+            checksums[manifest.parent / f"{file_name(slide_id)}.h5"] = checksum
+    return checksums
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:
@@ -63,11 +63,11 @@ def _below(folder: Path, pattern: str) -> list[Path]:
 
 def _state_of(path: Path, expected: str | None) -> tuple[str, str]:
     try:
-        found = hdf5.verify(path)
+        checksum = hdf5.verify(path)
     except CorruptFile as error:
         return "broken", str(error).removeprefix(f"{path}: ")
-    if expected is not None and expected != found:
-        return "replaced", f"its checksum {found[:12]} is not the manifest's {expected[:12]}; run the step again"
+    if expected is not None and expected != checksum:
+        return "replaced", f"its checksum {checksum[:12]} is not the manifest's {expected[:12]}; run the step again"
     return "ok", ""
 
 
