@@ -101,10 +101,10 @@ def _download(name: str, source: Fetched, target: Path, first: dict[str, str], e
         else:
             commit = _from_url(source, partial)
         checked(partial, source.sha256, "the registry")
-        found, before = sha256_of(partial), first.get("sha256", "")
-        if before and found != before and not source.sha256:
+        sha256, before = sha256_of(partial), first.get("sha256", "")
+        if before and sha256 != before and not source.sha256:
             raise MilError(
-                f"encoder {name}: {source.page} now gives another file (sha256 {found[:16]}) than was fetched first "
+                f"encoder {name}: {source.page} now gives another file (sha256 {sha256[:16]}) than was fetched first "
                 f"({before[:16]}); to take the new one, remove '{name}' from {BUNDLE}"
             )
     return commit

@@ -13,10 +13,10 @@ from mil.files import sha256_of
 
 def checked(path: Path, sha256: str, where: str) -> str:
     """The file's hash, which must begin with `sha256`."""
-    found = sha256_of(path)
-    if not found.startswith(sha256):
-        raise MilError(f"weights {path}: sha256 {found[:16]} is not {sha256[:16]} ({where}); get them again")
-    return found
+    digest = sha256_of(path)
+    if not digest.startswith(sha256):
+        raise MilError(f"weights {path}: sha256 {digest[:16]} is not {sha256[:16]} ({where}); get them again")
+    return digest
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
