@@ -35,7 +35,7 @@ def tile_slide(slide: Slide, spec: TileSpec, mask: np.ndarray | None = None, thr
     share = shares(mask, columns / per_x, rows / per_y, side_x / per_x, side_y / per_y)
     row, column = np.nonzero(share >= max(spec.min_tissue, np.finfo(np.float32).tiny))
     missing, missing_share = _missing(slide, thumbnail, spec.tissue.mpp, columns, rows, (side_x, side_y))
-    found = Tiles(
+    tiles = Tiles(
         coords=np.stack([columns[column], rows[row]], axis=1).astype(np.int64),
         tissue=share[row, column],
         size_level0=(side_x, side_y),
@@ -45,12 +45,12 @@ def tile_slide(slide: Slide, spec: TileSpec, mask: np.ndarray | None = None, thr
         missing_share=missing_share,
         scores={} if spec.quality is None or spec.quality.missing is None else {"missing": missing[row, column]},
     )
-    if len(found.coords) > spec.max_tiles:
+    if len(tiles.coords) > spec.max_tiles:
         raise SlideError(
             "too_many_tiles",
-            f"{slide.path.name}: {len(found.coords):,} tiles, more than max_tiles ({spec.max_tiles:,})",
+            f"{slide.path.name}: {len(tiles.coords):,} tiles, more than max_tiles ({spec.max_tiles:,})",
         )
-    return found if spec.quality is None else assess(slide, found, spec, spec.quality, threads)
+    return tiles if spec.quality is None else assess(slide, tiles, spec, spec.quality, threads)
 
 
 def grid(slide: Slide, spec: TileSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -82,8 +82,8 @@ def _missing(
     gaps = slide.reader.gaps()
     if gaps is not None:
         maps.append((gaps.cells, gaps.cell_px))
-    found = [shares(cells, columns / x, rows / y, side[0] / x, side[1] / y) for cells, (x, y) in maps]
-    return np.minimum(sum(found), np.float32(1)), min(sum(float(cells.mean()) for cells, _ in maps), 1.0)
+    missing = [shares(cells, columns / x, rows / y, side[0] / x, side[1] / y) for cells, (x, y) in maps]
+    return np.minimum(sum(missing), np.float32(1)), min(sum(float(cells.mean()) for cells, _ in maps), 1.0)
 
 
 def check_magnification(slide: Slide, spec: TileSpec) -> None:

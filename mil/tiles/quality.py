@@ -58,10 +58,10 @@ def straight_edges(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.n
     """
     pixels = thumbnail.copy()
     pixels[(thumbnail >= 254).all(axis=2)] = np.rint(glass).astype(np.uint8)
-    found = density(cv2.GaussianBlur(pixels, (0, 0), 1.0), glass)
-    dark = (found > LEAST_DENSITY).astype(np.uint8)
+    densities = density(cv2.GaussianBlur(pixels, (0, 0), 1.0), glass)
+    dark = (densities > LEAST_DENSITY).astype(np.uint8)
     bulk = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((max(round(BULK_UM / mpp), 3),) * 2, np.uint8))
-    edges = cv2.Canny((np.minimum(found, 1) * 255).astype(np.uint8), 8, 16)
+    edges = cv2.Canny((np.minimum(densities, 1) * 255).astype(np.uint8), 8, 16)
     edges[cv2.erode(bulk, np.ones((5, 5), np.uint8)) > 0] = 0
     edges = cv2.dilate(edges, np.ones((3, 3), np.uint8))  # a slanted line is a staircase, and may bend by a pixel
     length = EDGE_UM / mpp

@@ -70,7 +70,7 @@ def load_truth(spec: TruthSpec, folder: Path) -> Truth:
 
 def find(path: str, folder: Path) -> Path | None:
     """`path` as given or under `folder`, whichever exists first."""
-    return next((place for place in (Path(path), folder / path) if place.exists()), None)
+    return next((candidate for candidate in (Path(path), folder / path) if candidate.exists()), None)
 
 
 def _share_of_squares(corners: np.ndarray, side_um: float, squares: np.ndarray, square_um: float) -> np.ndarray:
