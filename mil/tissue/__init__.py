@@ -24,10 +24,10 @@ def find_tissue(thumbnail: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarr
     """
     not_tissue = unscanned(thumbnail, mpp)
     thumbnail = without_unscanned(thumbnail, not_tissue)
-    found = TISSUE[spec.method](thumbnail, mpp, spec)
+    tissue = TISSUE[spec.method](thumbnail, mpp, spec)
     if spec.ink_is_glass:
         not_tissue |= ink_on_glass(thumbnail, glass_of(thumbnail)[0], mpp)
-    return tidied(found & ~not_tissue, mpp, spec) & ~not_tissue
+    return tidied(tissue & ~not_tissue, mpp, spec) & ~not_tissue
 
 
 def tidied(mask: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:

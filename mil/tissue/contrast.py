@@ -65,8 +65,8 @@ def density(pixels: np.ndarray, glass: np.ndarray) -> np.ndarray:
 
 
 def _otsu_density(smooth: np.ndarray, glass: np.ndarray) -> float:
-    found = np.minimum(density(_reduced(smooth), glass), 1.0)
-    level, _ = cv2.threshold((found * 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    densities = np.minimum(density(_reduced(smooth), glass), 1.0)
+    level, _ = cv2.threshold((densities * 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     return level / 255
 
 

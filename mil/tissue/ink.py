@@ -54,16 +54,16 @@ COLOURS = (
 
 def ink(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
     """Pixels of each ink of `INKS` on a thumbnail uint8 (h, w, 3), bool (5, h, w); colours are judged with the glass made white."""
-    found, _, _ = _on_every_second(thumbnail, glass, mpp)
-    return np.stack([_enlarged(mask, thumbnail) for mask in found])
+    inks, _, _ = _on_every_second(thumbnail, glass, mpp)
+    return np.stack([_enlarged(mask, thumbnail) for mask in inks])
 
 
 def ink_on_glass(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> np.ndarray:
     """Ink that is smooth or has bare glass beside it, and its edges, bool (h, w): nothing of tissue shows there."""
-    found, smooth, dense = _on_every_second(thumbnail, glass, mpp)
-    if not found.any():
+    inks, smooth, dense = _on_every_second(thumbnail, glass, mpp)
+    if not inks.any():
         return np.zeros(thumbnail.shape[:2], bool)
-    inked = np.asarray(found.any(axis=0), np.uint8)
+    inked = np.asarray(inks.any(axis=0), np.uint8)
     free = (cv2.dilate(inked, np.ones((5, 5), np.uint8)) == 0).astype(np.float32)
     tissue, beside = (cv2.blur(values, (BESIDE_PX, BESIDE_PX)) for values in (free * dense, free))
     on_glass = (inked > 0) & (smooth | (tissue < MOST_TISSUE * beside))
@@ -84,15 +84,15 @@ def _on_every_second(thumbnail: np.ndarray, glass: np.ndarray, mpp: float) -> tu
     # Textured red is blood and textured black pigment, but beside bare glass: a thin stroke has no smooth middle.
     beside_bare = cv2.dilate((~dense).astype(np.uint8), np.ones((STROKE_PX // STEP,) * 2, np.uint8)) > 0
     hsv, neutral = _colours(_every_second(cv2.medianBlur(thumbnail, 3)), glass)
-    found = _by_colour(
+    inks = _by_colour(
         hsv, neutral, {"smooth": smooth, "smoother": smoother, "smooth or beside glass": smooth | beside_bare}
     )
     speck_px = SPECK_UM2 / (STEP * mpp) ** 2
     is_pink = (cv2.inRange(hsv[..., 0], *PINK) > 0) & (neutral > GREY)
     flat = dense & (contrast < min(FLATTEST, FLAT * usual)) & ~is_pink
     for colour, mask in traced(lambda: _every_second(cv2.blur(thumbnail, (3, 3))), glass, flat, dense, speck_px):
-        found[_name(colour, glass)] |= mask
-    return np.stack([large_pieces(mask, speck_px) for mask in found]), dense & (contrast <= SMOOTH), dense
+        inks[_name(colour, glass)] |= mask
+    return np.stack([large_pieces(mask, speck_px) for mask in inks]), dense & (contrast <= SMOOTH), dense
 
 
 def _by_colour(hsv: np.ndarray, neutral: np.ndarray, where: dict[str, np.ndarray]) -> np.ndarray:
@@ -112,13 +112,13 @@ def _by_colour(hsv: np.ndarray, neutral: np.ndarray, where: dict[str, np.ndarray
         within = within & np.asarray(cv2.LUT(channel, table_of_bits[None]))
     # Ink of some opacity over glass is the lighter, the less saturated: a line in value and saturation bounds purple.
     faded = np.maximum(80, 70 + 1.5 * np.maximum(190 - np.arange(256), 0)).astype(np.float32)
-    found = np.zeros((len(INKS), *neutral.shape), bool)
+    inks = np.zeros((len(INKS), *neutral.shape), bool)
     for (ink, counts, *_), bit in zip(COLOURS, bits.tolist(), strict=True):
         mask = (within & np.uint16(bit)) > 0
         if ink == "purple":
             mask &= hsv[..., 1] >= cv2.LUT(hsv[..., 2], faded[None])
-        found[INKS.index(ink)] |= mask if counts == "anywhere" else mask & where[counts]
-    return found
+        inks[INKS.index(ink)] |= mask if counts == "anywhere" else mask & where[counts]
+    return inks
 
 
 def _name(colour: np.ndarray, glass: np.ndarray) -> int:

@@ -66,9 +66,9 @@ def to_geojson(mask: np.ndarray, slide_size: tuple[int, int]) -> str:
 def _outlines(mask: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     """Corner points (n, 2) along pixel edges, in pixels, and OpenCV's tree (next, previous, first hole, parent)."""
     thrice = cv2.resize(mask.astype(np.uint8), None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
-    found, tree = cv2.findContours(thrice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines, tree = cv2.findContours(thrice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     # 3k + 0..2 are the columns of pixel k: the first one's middle stands for the edge k, the last one's for k + 1.
-    return [(outline[:, 0, :] + 2) // 3 for outline in found], tree[0] if found else np.array(())
+    return [(outline[:, 0, :] + 2) // 3 for outline in outlines], tree[0] if outlines else np.array(())
 
 
 def _ring(points: np.ndarray, scale: np.ndarray) -> list[list[float]]:
@@ -80,7 +80,7 @@ def _polygons(path: Path) -> tuple[Polygons, Polygons]:
     """Rings of every polygon of a GeoJSON file: what is tissue, and what is classified as `Ignore*`."""
     if path.stat().st_size > MAX_GEOJSON_BYTES:
         raise SlideError("no_mask", f"mask {path} has {path.stat().st_size:,} bytes; simplify its outlines")
-    found: tuple[Polygons, Polygons] = [], []
+    polygons: tuple[Polygons, Polygons] = [], []
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         features = data["features"] if isinstance(data, dict) and "features" in data else data
@@ -89,7 +89,7 @@ def _polygons(path: Path) -> tuple[Polygons, Polygons]:
             kind = geometry.get("type")
             if kind in POLYGONS:
                 shapes = geometry["coordinates"] if POLYGONS[kind] == 2 else [geometry["coordinates"]]
-                found[ignored].extend(
+                polygons[ignored].extend(
                     [np.asarray(ring, float)[:, [0, 1]] for ring in polygon] for polygon in shapes if polygon
                 )
             elif not ignored:
@@ -102,7 +102,7 @@ def _polygons(path: Path) -> tuple[Polygons, Polygons]:
         raise SlideError(
             "no_mask", f"mask {path} is not a GeoJSON of polygons in level-0 pixels ({type(error).__name__}: {error})"
         ) from error
-    return found
+    return polygons
 
 
 def _is_ignored(feature: dict[str, Any]) -> bool:

@@ -44,7 +44,7 @@ def traced(
         return
     shades = pixels().astype(np.int16)
     done = np.zeros(flat.shape, bool)
-    for colour, seeds in sorted(_on_glass(shades, flat, dense, least_px), key=lambda one: -one[0].sum()):
+    for colour, seeds in sorted(_on_glass(shades, flat, dense, least_px), key=lambda pair: -pair[0].sum()):
         if done[seeds].mean() > 0.5:  # the same ink, over tissue
             continue
         like = under = _as_under(shades, colour, glass) | seeds
@@ -55,17 +55,17 @@ def traced(
         number, labels = cv2.connectedComponents(closed, connectivity=8)
         joined = np.bincount(labels[seeds].ravel(), minlength=number) > 0
         joined[0] = False
-        found = joined[labels.astype(np.intp, copy=False)]
-        found |= (cv2.dilate(found.astype(np.uint8), np.ones((CLOSED_PX,) * 2, np.uint8)) > 0) & like  # its border
-        done |= found
-        yield colour, found
+        mask = joined[labels.astype(np.intp, copy=False)]
+        mask |= (cv2.dilate(mask.astype(np.uint8), np.ones((CLOSED_PX,) * 2, np.uint8)) > 0) & like  # its border
+        done |= mask
+        yield colour, mask
 
 
 def _on_glass(
     shades: np.ndarray, flat: np.ndarray, dense: np.ndarray, least_px: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(colour, pixels) of the commonest colours of the flat pixels: even ones, of at least `least_px` pixels, with bare glass beside them."""
-    found = []
+    inks = []
     near_bare = cv2.dilate((~dense).astype(np.uint8), np.ones((NEAR_PX,) * 2, np.uint8)) > 0
     left = np.flatnonzero(large_pieces(flat, LEAST_PIECE_PX) & near_bare)
     for _ in range(MOST_INKS):
@@ -81,9 +81,9 @@ def _on_glass(
         seeds = np.zeros(flat.shape, bool)
         seeds.flat[left[near]] = True
         if near.sum() >= least_px and is_even and _is_on_glass(seeds, dense):
-            found.append((colour.astype(np.int16), seeds))
+            inks.append((colour.astype(np.int16), seeds))
         left = left[~near]
-    return found
+    return inks
 
 
 def _alike(colours: np.ndarray, colour: np.ndarray, most: int) -> np.ndarray:
