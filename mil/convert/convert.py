@@ -37,10 +37,10 @@ def convert_in(
     reader, folder = READERS[layout], Path(folder)
     if not source.folder.is_dir():
         raise MilError(f"{source.folder} is no folder; give the one that holds the features of {reader.tool}")
-    found = reader.find(source.folder)
-    if not found:
+    paths = reader.find(source.folder)
+    if not paths:
         raise MilError(f"{source.folder}: no features of {reader.tool} found; give the folder that holds them")
-    every = pd.DataFrame({"slide_id": list(found)}).assign(state="ok", reason="", mpp=None)
+    every = pd.DataFrame({"slide_id": list(paths)}).assign(state="ok", reason="", mpp=None)
     wanted = every if slides is None else slides
     rows: list[dict[str, Any]] = []
     with reporter.steps(f"convert {reader.tool}", len(wanted), "slides") as steps:
@@ -49,11 +49,11 @@ def convert_in(
             row = {"slide_id": slide_id, "state": state, "reason": "", "num_tiles": 0, "checksum": ""}
             if state != "ok":
                 row["reason"] = slide["reason"]
-            elif slide_id not in found:
+            elif slide_id not in paths:
                 row |= {"state": "no_features", "reason": f"{source.folder} holds no features named '{slide_id}'"}
             else:
-                told = source if pd.isna(slide["mpp"]) else replace(source, mpp=float(slide["mpp"]))
-                row |= _converted(layout, slide_id, found[slide_id], told, folder)
+                features = source if pd.isna(slide["mpp"]) else replace(source, mpp=float(slide["mpp"]))
+                row |= _converted(layout, slide_id, paths[slide_id], features, folder)
             if row["state"] in {"no_features", "no_tissue", "unreadable_features"}:
                 reporter.say(f"slide {slide_id}: {row['state']}: {row['reason']}")
             rows.append(row)
@@ -68,7 +68,7 @@ def _refuse_copies(rows: list[dict[str, Any]], folder: Path, reporter: Reporter)
     for row in rows:
         if row["state"] == "ok":
             alike.setdefault(row.pop("file"), []).append(row)
-    for copies in (found for found in alike.values() if len(found) > 1):
+    for copies in (group for group in alike.values() if len(group) > 1):
         names = " and ".join(f"'{row['slide_id']}'" for row in copies)
         reason = f"{folder}: the files of {names} are equal to the byte; put back the features of each slide"
         for row in copies:
@@ -109,10 +109,10 @@ def _convert_one(layout: str, slide_id: str, path: Path, source: ForeignFeatures
         check_id("slide_id", slide_id, str(path))
     except MilError as error:
         raise CorruptFile(str(error)) from error
-    told = {
+    facts = {
         key: value for key, value in vars(source).items() if key not in {"folder", "expected"} and value is not None
     }
-    made_from = {"stage": "convert", "version": STAGE_VERSION, "layout": layout, "told": told, "file": sha256_of(path)}
+    made_from = {"stage": "convert", "version": STAGE_VERSION, "layout": layout, "told": facts, "file": sha256_of(path)}
     foreign = read_expected(layout, path, source)
     # what files beside it, and the folder's name, say of its features
     made_from["said"] = {key: value for key, value in vars(foreign).items() if key not in {"features", "coords"}}

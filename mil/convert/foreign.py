@@ -72,13 +72,13 @@ def by_suffix(*patterns: str) -> Callable[[Path], dict[str, Path]]:
     """A finder of files by pattern; a slide that two files claim is an error."""
 
     def find(folder: Path) -> dict[str, Path]:
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for pattern in patterns:
             for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
-                if path.stem in found and found[path.stem].suffix == path.suffix:
-                    raise MilError(f"{path} and {found[path.stem]} both claim slide '{path.stem}'; convert them apart")
-                found.setdefault(path.stem, path)
-        return found
+                if path.stem in paths and paths[path.stem].suffix == path.suffix:
+                    raise MilError(f"{path} and {paths[path.stem]} both claim slide '{path.stem}'; convert them apart")
+                paths.setdefault(path.stem, path)
+        return paths
 
     return find
 
