@@ -42,11 +42,11 @@ FLAWS = (
 
 def flaws_by_slide(patients: list[Patient]) -> dict[str, Flaw]:
     """slide_id -> its flaw."""
-    found = {}
+    flaws = {}
     for flaw in FLAWS:
         of_site = [patient for patient in patients if patient.site.name == flaw.site]
-        found[slide_id(of_site[flaw.patient], flaw.slide)] = flaw
-    return found
+        flaws[slide_id(of_site[flaw.patient], flaw.slide)] = flaw
+    return flaws
 
 
 def slide_ids(patient: Patient, flaws: Mapping[str, Flaw]) -> list[str]:

@@ -68,7 +68,7 @@ class Layout:
     def pieces(self) -> list[tuple[slice, slice, "Layout"]]:
         """Every piece of tissue by itself: the rows and columns of its window, and its part of the layout."""
         number, labels, stats, _ = cv2.connectedComponentsWithStats((self.tissue > 0).astype(np.uint8))
-        found = []
+        pieces = []
         for label in range(1, number):
             left, top, width, height = stats[label, :4].tolist()
             rows = slice(max(top - PAD, 0), min(top + height + PAD, self.shape[0]))
@@ -86,8 +86,8 @@ class Layout:
             for name in ("vessels", "ducts"):
                 shifted = getattr(self, name) - corner
                 tubes[name] = shifted[((shifted[:, :2] > 0) & (shifted[:, :2] < size)).all(axis=1)]
-            found.append((rows, columns, Layout(**parts, **tubes)))
-        return found
+            pieces.append((rows, columns, Layout(**parts, **tubes)))
+        return pieces
 
 
 def lay_out(traits: Traits, stream: np.random.Generator) -> Layout:
@@ -203,10 +203,10 @@ def _spots(
 ) -> np.ndarray:
     """Up to `number` round things in `where`, at least `apart_um` from each other: x, y, radius in microns."""
     rows, columns = np.nonzero(where)
-    found: list[tuple[float, float, float]] = []
+    spots: list[tuple[float, float, float]] = []
     for pick in stream.integers(0, max(len(rows), 1), 4 * number) if len(rows) else ():
         x, y = (columns[pick] + 0.5) * LAYOUT_UM, (rows[pick] + 0.5) * LAYOUT_UM
         radius = stream.uniform(*radii_um)
-        if len(found) < number and all(np.hypot(x - a, y - b) > apart_um for a, b, _ in found):
-            found.append((float(x), float(y), float(radius)))
-    return np.array(found, np.float64).reshape(-1, 3)
+        if len(spots) < number and all(np.hypot(x - a, y - b) > apart_um for a, b, _ in spots):
+            spots.append((float(x), float(y), float(radius)))
+    return np.array(spots, np.float64).reshape(-1, 3)

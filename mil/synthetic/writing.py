@@ -119,5 +119,5 @@ class _Tags:
         about = {"AppMag": round(10 / self.scanner.mpp), "StripeWidth": 2040, "ScanScope ID": "SS0000"}
         about["Filename"] = self.slide_id
         scale = {"MPP": f"{self.scanner.mpp:.4f}"} if self.with_mpp else {}
-        told = "|".join(f"{name} = {value}" for name, value in {**about, **scale}.items())
-        return f"{APERIO}{width}x{height} [0,0 {width}x{height}] ({tile}x{tile}) {coding}|{told}"
+        properties = "|".join(f"{name} = {value}" for name, value in {**about, **scale}.items())
+        return f"{APERIO}{width}x{height} [0,0 {width}x{height}] ({tile}x{tile}) {coding}|{properties}"
