@@ -91,13 +91,13 @@ def table_of(rates: list[dict[str, Any]]) -> str:
     lines = [f"{'stage':<11}{'of':<32}{'cores':>5} {'type':<5}{'rate':>9} {'unit':<12}{last}"]
     for rate in rates:
         what = ", ".join(filter(None, (rate["encoder"], rate["form"])))
-        told = [
+        cells = [
             (rate["busy"], "5.0%"),
             (rate["first_tile_s"], "6.1f"),
             (rate["memory_mb"], "7,.0f"),
             (rate["joules"], "6.2g"),
         ]
-        last = "".join(" " * int(form[0]) if value is None else format(value, form) for value, form in told)
+        last = "".join(" " * int(form[0]) if value is None else format(value, form) for value, form in cells)
         start = f"{rate['stage']:<11}{what:<32}{rate['cores']:>5} {rate['precision']:<5}"
         lines.append(f"{start}{rate['rate']:>9,.0f} {rate['unit']:<12}{last}".rstrip())
     notes = {
@@ -123,10 +123,10 @@ def _rates(
             by_core.setdefault(form, read.rate)
     for spec in encoders:
         for precision in dict.fromkeys((choose_precision(spec.precision, device), "fp32")):
-            own = spec.model_copy(update={"precision": precision})
+            variant = spec.model_copy(update={"precision": precision})
             if device.type == "cpu" and given > 1:
-                yield encoding(EncoderEngine(build(own), own, device, MANY, quiet(), 1), 1, seconds)
-            engine = EncoderEngine(build(own), own, device, MANY, quiet(), given)
+                yield encoding(EncoderEngine(build(variant), variant, device, MANY, quiet(), 1), 1, seconds)
+            engine = EncoderEngine(build(variant), variant, device, MANY, quiet(), given)
             alone = encoding(engine, given, seconds)
             yield alone
             if precision == choose_precision(spec.precision, device):
