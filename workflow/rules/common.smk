@@ -62,7 +62,7 @@ wildcard_constraints:
     site=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     encoder=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     endpoint=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    experiment=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    experiment="|".join(map(re.escape, EXPERIMENTS)),  # not X.localisation of `metrics/X.localisation.csv`
     shard=r"\d+",
 
 

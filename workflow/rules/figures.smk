@@ -116,8 +116,10 @@ for asked, names in sorted(({name: [name] for name in FIGURES} | NUMBERED).items
             spec=lambda wildcards: settings_of_cohort.figures.to_json(),
             results=lambda wildcards: RESULTS,
             figures=[one for one in names if one in OF_COHORT],
+            number=sum(one in OF_COHORT for one in names),
         shell:
-            "test -z '{params.figures}' || mil plot {params.figures} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
+            "test {params.number:q} = 0"
+            " || mil plot {params.figures:q} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
 
 
 rule one_figure_of_site:
