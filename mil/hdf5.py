@@ -147,14 +147,14 @@ def read_with_attributes(path: str | Path, *names: str) -> tuple[tuple[np.ndarra
     with reading(path) as file:
         arrays = {name: _needed(file, name, path)[()] for name in names}
         _check_once(file, path, state, arrays)
-        return tuple(arrays[name] for name in names), _told(file)
+        return tuple(arrays[name] for name in names), _attributes(file)
 
 
 def described(path: str | Path, name: str) -> tuple[tuple[int, ...], str, dict[str, Any]]:
     """Shape and type of a root dataset, and the attributes of the root; for files that `read` will check later."""
     with reading(path) as file:
         dataset = _needed(file, name, path)
-        return dataset.shape, str(dataset.dtype), _told(file)
+        return dataset.shape, str(dataset.dtype), _attributes(file)
 
 
 def attributes(path: str | Path, on: str | None = None) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def attributes(path: str | Path, on: str | None = None) -> dict[str, Any]:
     with reading(path) as file:
         source = file if on is None else _needed(file, on, path)
         _check_once(file, path, state, {})
-        return _told(source)
+        return _attributes(source)
 
 
 def _needed(file: h5py.File, name: str, path: str | Path) -> h5py.Dataset:
@@ -179,7 +179,7 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
     """
     arrays: dict[str, np.ndarray] = {}
     with _opened(path) as file:
-        attributes = {"": _told(file)}
+        attributes = {"": _attributes(file)}
         for name in names:
             dataset = _followed(file, name, path)
             if dataset is not None:
@@ -187,7 +187,7 @@ def read_foreign(path: str | Path, *names: str) -> tuple[dict[str, np.ndarray], 
                 if dataset.shape is None:
                     raise CorruptFile(f"{path}: dataset '{name}' has no shape and holds nothing")
                 arrays[name] = dataset[()]
-                attributes[name] = _told(dataset)
+                attributes[name] = _attributes(dataset)
     return arrays, attributes
 
 
@@ -274,7 +274,7 @@ def _plain(attrs: h5py.AttributeManager) -> dict[str, Any]:
     }
 
 
-def _told(source: h5py.File | h5py.Dataset) -> dict[str, Any]:
+def _attributes(source: h5py.File | h5py.Dataset) -> dict[str, Any]:
     """Attributes, JSON decoded."""
     return {key: _decoded(value) for key, value in source.attrs.items()}
 

@@ -32,6 +32,6 @@ PROTOCOL = {
 """Number -> content, in the order of the list."""
 
 
-def place_of(number: str) -> int:
+def rank_of(number: str) -> int:
     """Place of a figure's number in the list; a figure without a number comes after all others."""
     return list(PROTOCOL).index(number) if number else len(PROTOCOL)

@@ -34,15 +34,15 @@ ledger = typer.Typer(no_args_is_help=True, callback=_check_extra, help="The reco
 
 
 def _server(file: Path) -> "ServerSpec":
-    from mil.hospital.parties import ServerSpec, read_own
+    from mil.hospital.parties import ServerSpec, read_party
 
-    return read_own(ServerSpec, file)
+    return read_party(ServerSpec, file)
 
 
 def _site(file: Path) -> "SiteSpec":
-    from mil.hospital.parties import SiteSpec, read_own
+    from mil.hospital.parties import SiteSpec, read_party
 
-    return read_own(SiteSpec, file)
+    return read_party(SiteSpec, file)
 
 
 def _check_ledger(path: Path) -> None:

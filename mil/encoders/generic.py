@@ -131,7 +131,7 @@ def _stamped(module: torch.nn.Module, source: bytes) -> torch.nn.Module:
     return module
 
 
-KINDS: dict[str, Callable[[str, EncoderSpec], Entry]] = {
+MAKERS: dict[str, Callable[[str, EncoderSpec], Entry]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "torchscript": _torchscript,

@@ -28,9 +28,9 @@ def resolve(spec: "EncoderSpec") -> Entry:
         return ENCODERS[spec.name]
     if kind not in GENERIC:
         raise MilError(f"encoder '{spec.name}': unknown kind '{kind}'; {nearest(kind, GENERIC)}")
-    from mil.encoders.generic import KINDS
+    from mil.encoders.generic import MAKERS
 
-    return KINDS[kind](rest, spec)
+    return MAKERS[kind](rest, spec)
 
 
 def read_table(path: Path = FILE) -> Registry[Entry]:

@@ -13,7 +13,7 @@ from mil.tables import by_slide
 
 ROW_MM, HEAD_MM = 6.0, 26.0
 MB = 1e6
-KINDS = {
+SIZES = {
     "round_mb": ("o", "a round"),
     "model_mb": ("s", "a final model"),
     "run_mb": ("D", "the run, selection included"),
@@ -39,7 +39,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     light_grid(axes, "x")
     by_name = table.set_index("experiment")
     for height, row_arm in enumerate(arms):
-        for kind, (marker, words) in KINDS.items():
+        for kind, (marker, words) in SIZES.items():
             value, face = by_name.loc[row_arm.experiment, kind], "white" if kind == "round_mb" else row_arm.colour
             label = words if not height else None
             axes.plot(value, height, marker, color=row_arm.colour, markerfacecolor=face, markersize=4.5, label=label)

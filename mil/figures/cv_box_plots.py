@@ -85,7 +85,7 @@ def _models(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
                 table = results.folds(name)
             except Absent:
                 continue
-            tables[capital(input_name(experiment))] = (_own(table), strategy_colour("local"))
+            tables[capital(input_name(experiment))] = (_of_own_site(table), strategy_colour("local"))
     return tables
 
 
@@ -100,11 +100,11 @@ def _baselines(results: Results) -> dict[str, tuple[pd.DataFrame, str]]:
         if len(part):
             look = baseline_arm(results, f"{kind}_local")
             part = part.drop(columns="experiment").rename(columns={"value": results.kind.primary.name})
-            tables[look.name] = (_own(part), look.colour)
+            tables[look.name] = (_of_own_site(part), look.colour)
     return tables
 
 
-def _own(table: pd.DataFrame) -> pd.DataFrame:
+def _of_own_site(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["split"] == "held_out") & (table["trained_on"] == table["site"])]
 
 

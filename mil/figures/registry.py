@@ -15,7 +15,7 @@ from mil.paper import PROTOCOL
 from mil.registry import Registry
 from mil.results.results import Absent, Results
 
-KINDS = (
+NEEDS = (
     "predictions",
     "metrics",
     "comparisons",
@@ -112,7 +112,7 @@ def figure(
     number: str = "",
 ) -> Callable[[Draw], Draw]:
     """Decorator: enter a drawing function into `FIGURES` under its module's name."""
-    unknown = (set(needs) - set(KINDS)) | (set(endpoints) - set(ANY))
+    unknown = (set(needs) - set(NEEDS)) | (set(endpoints) - set(ANY))
     if number and number not in PROTOCOL:
         raise ValueError(f"figure '{title}' has the number {number}, which the protocol's list does not know")
     if unknown:

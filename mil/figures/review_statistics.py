@@ -6,7 +6,7 @@ from mil.config import FiguresSpec
 from mil.figures.cohort_table import p_words
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import INK, MIDDLE_MM, SOFT, column_name, light_grid, new_figure
-from mil.metrics.agreement import KINDS
+from mil.metrics.agreement import TILE_KINDS
 from mil.results.results import Absent, Results
 
 COLOURS = {"top": "#b2182b", "bottom": "#5b626b"}
@@ -47,7 +47,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     right.axis("off")
     for x, head in ((0.05, "Fisher, FDR"), (0.62, "kappa")):
         right.text(x, -0.75, head, fontsize=6.5, fontweight=700, color=INK, transform=right.get_yaxis_transform())
-    for kind, name in zip(KINDS, ("highest attention", "lowest attention"), strict=True):
+    for kind, name in zip(TILE_KINDS, ("highest attention", "lowest attention"), strict=True):
         axes.barh([], [], color=COLOURS[kind], label=name)
     picture.legend(loc="outside upper left", ncols=2)
     return Drawn(

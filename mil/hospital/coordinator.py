@@ -19,7 +19,7 @@ from mil.hospital.flare.job import Stretch, write_job
 from mil.hospital.flare.kits import SERVER_KIT, heartbeat
 from mil.hospital.flare.session import ServerAway, abort, connected, session
 from mil.hospital.identity import identity
-from mil.hospital.own_data import alone, check_room
+from mil.hospital.local_data import alone, check_room
 from mil.hospital.parties import ServerSpec
 from mil.hospital.record import whole_entries
 from mil.hospital.revocation import revoked_of, revoked_sites
@@ -222,7 +222,7 @@ def _follow(line: Session, job: str, folder: Path, protocol: FederationSpec, rep
     while not _done(folder):
         entries = _entries(folder)
         for entry in entries[seen:]:
-            reporter.note(_told(entry))
+            reporter.note(_sentence(entry))
             deadline = time.monotonic() + longest
         seen = len(entries)
         if entries[-1:] and entries[-1]["event"] in {"waiting", "paused", "stopped"} and seen > before:
@@ -236,7 +236,7 @@ def _follow(line: Session, job: str, folder: Path, protocol: FederationSpec, rep
         time.sleep(POLL_S)
 
 
-def _told(entry: dict[str, Any]) -> str:
+def _sentence(entry: dict[str, Any]) -> str:
     missing = "; ".join(f"without {site}: {why}" for site, why in entry.get("missing", {}).items())
     alarms = "; ".join(f"ALARM {site}: {why}" for site, why in entry.get("alarms", {}).items())
     event = (entry["event"], entry.get("kind"), entry.get("phase"), entry.get("round"))

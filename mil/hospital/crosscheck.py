@@ -21,7 +21,7 @@ from mil.hospital.results import parts_of, sites_table, totals_of
 from mil.training.ledger import FIRST
 
 Entry = dict[str, Any]
-Place = tuple[str, str, str | None, int | None]
+Position = tuple[str, str, str | None, int | None]
 CLOSING = {"actor", "event", "run", "heads", "prev_hash", "hash", "signature"}
 """Keys of the server's last line of a run; it holds no time, so that nothing in it is known to the server alone."""
 
@@ -81,7 +81,7 @@ def published(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
-def _told_by(server: Sequence[Entry], site: str) -> list[tuple[int, Entry]]:
+def _answered_by(server: Sequence[Entry], site: str) -> list[tuple[int, Entry]]:
     """The server's lines in which `site` answered, with their numbers."""
     return [(number, line) for number, line in enumerate(server, 1) if site in line.get("answered", {})]
 
@@ -92,7 +92,7 @@ def _answers(own: Sequence[Entry]) -> list[tuple[int, Entry]]:
 
 def _keys(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Iterator[str]:
     """Each party signed with the key that the other one noted when they met."""
-    for number, line in _told_by(server, site):
+    for number, line in _answered_by(server, site):
         if line["answered"][site].get("key", author(own)[1]) != author(own)[1]:
             yield f"server line {number}, signed by server: site {site} had another key than its ledger is signed with"
     for number, line in enumerate(own, 1):
@@ -107,7 +107,7 @@ def _run_of(line: Entry, server: Sequence[Entry]) -> bool:
 def _site_heads(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Iterator[str]:
     """Every head of a site's ledger that the server was sent must still be in it. The site has signed each with its answer."""
     hashes = {FIRST} | {line["hash"] for line in own}
-    for number, line in _told_by(server, site):
+    for number, line in _answered_by(server, site):
         answer = line["answered"][site]
         if answer["ledger"] in hashes:
             continue
@@ -136,14 +136,14 @@ def _server_heads(site: str, server: Sequence[Entry], own: Sequence[Entry], runs
 
 def _answers_agree(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> tuple[int, list[str]]:
     """Every answer that the server used stands in the site's ledger with the same question and the same content."""
-    sent: dict[Place, list[Entry]] = {}
+    sent: dict[Position, list[Entry]] = {}
     for line in own:
         if line["event"] != "answered":
             continue
-        sent.setdefault(_place(line), []).append(line)
+        sent.setdefault(_position(line), []).append(line)
     agreeing, faults = 0, []
-    for number, line in _told_by(server, site):
-        candidates = sent.get(_place(line), [])
+    for number, line in _answered_by(server, site):
+        candidates = sent.get(_position(line), [])
         answer, where = line["answered"][site], f"server line {number}, signed by server"
         same = [entry for entry in candidates if entry["answer_sha256"] == answer["answer_sha256"]]
         if not candidates:
@@ -159,9 +159,9 @@ def _answers_agree(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> 
 
 def _answers_known(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
     """Every answer that the site gave in the server's runs has a line of the server's, used or not."""
-    known = {_place(line) for line in server if site in line.get("answered", {}) or site in line.get("missing", {})}
+    known = {_position(line) for line in server if site in line.get("answered", {}) or site in line.get("missing", {})}
     for number, line in _answers(own):
-        if line["event"] == "answered" and line["run"] in runs and _place(line) not in known:
+        if line["event"] == "answered" and line["run"] in runs and _position(line) not in known:
             yield (
                 f"site {site} line {number}, signed by {site}: the server's ledger knows nothing of the answer to "
                 f"{_named(line)}: its last lines were removed, or the run is not over (`mil server run` again)"
@@ -172,7 +172,7 @@ def _answers_known(site: str, server: Sequence[Entry], own: Sequence[Entry], run
 def _results(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
     """The metrics of every `finish` are those that the site wrote down itself."""
     stated = [line for line in own if line["event"] == "result" and line["run"] in runs]
-    for number, line in _told_by(server, site):
+    for number, line in _answered_by(server, site):
         metrics = line["answered"][site].get("metrics")
         if metrics and not any({key: entry[key] for key in FINISHED} == metrics for entry in stated):
             yield f"server line {number}, signed by server: the metrics of site {site} are not those in its own ledger"
@@ -245,7 +245,7 @@ def _same_table(path: Path, expected: pd.DataFrame) -> bool:
     return path.is_file() and pd.read_csv(path).equals(pd.read_csv(io.StringIO(expected.to_csv(index=False))))
 
 
-def _place(line: Entry) -> Place:
+def _position(line: Entry) -> Position:
     """What an answer is about; a join is of no round."""
     kind = str(line["kind"])
     if kind == "join":

@@ -63,7 +63,7 @@ def _check_bits(protocol: FederationSpec, work: LocalWork, sets: Sequence[np.nda
     if protocol.endpoint.kind == "survival":  # whose events are counted with the watched errors
         columns["events"] = (np.ones(count, bool), [work.train_patients(slot) for slot in slots(protocol, "refit")])
     for name, (known, groups) in columns.items():
-        bits, most = bits_told([patients[known[patients]] for patients in groups], count), BITS * known.sum()
+        bits, most = bits_revealed([patients[known[patients]] for patients in groups], count), BITS * known.sum()
         if bits > most:
             raise MilError(
                 f"federation.yaml: the sums of {name} over {len(groups)} sets of patients of site {work.site} tell {bits:.0f} bits of "
@@ -72,7 +72,7 @@ def _check_bits(protocol: FederationSpec, work: LocalWork, sets: Sequence[np.nda
             )
 
 
-def bits_told(sets: Sequence[np.ndarray], patients: int) -> float:
+def bits_revealed(sets: Sequence[np.ndarray], patients: int) -> float:
     """Entropy of the sums over `sets` of numbers that are 0 or 1 with equal chance, as of a normal distribution."""
     strengths = np.linalg.svd(_matrix(sets, patients), compute_uv=False)
     strengths = strengths[strengths > strengths.max(initial=0.0) * patients * np.finfo(float).eps]

@@ -104,7 +104,7 @@ def differences(mine: Mapping[str, str], theirs: Mapping[str, object]) -> list[s
     return sentences
 
 
-def own_secret(workspace: str | Path) -> bytes:
+def site_secret(workspace: str | Path) -> bytes:
     """The site's secret key, made at the first call; it stays in the workspace, readable by its owner only.
 
     Under another key every patient in the ledger would be somebody else, so a lost one is not replaced after an answer.

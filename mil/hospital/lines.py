@@ -62,7 +62,7 @@ class SiteAnswer(SiteClosed, frozen=True):
     round: int = 0
 
 
-class Told(BaseModel, extra="allow", strict=True, frozen=True):
+class AnsweredLine(BaseModel, extra="allow", strict=True, frozen=True):
     """What the server keeps of an answer."""
 
     answer_sha256: str
@@ -86,7 +86,7 @@ class Sums(BaseModel, extra="forbid", strict=True, frozen=True):
 class Collected(Line, frozen=True):
     """What the server's lines may hold of the sites."""
 
-    answered: dict[str, Told] = {}
+    answered: dict[str, AnsweredLine] = {}
     missing: dict[str, str] = {}
     published: dict[str, str] = {}
     endpoint_kind: str = ""

@@ -114,7 +114,7 @@ class LocalWork:
                 )
         return tensors
 
-    def told_of(self, updates: Sequence[Update], with_loss: bool) -> dict[str, Tensor]:
+    def counts_of(self, updates: Sequence[Update], with_loss: bool) -> dict[str, Tensor]:
         """What is sent beside the weights: changes of control variates, numbers of patients and steps, and losses."""
         tensors = {
             "num_bags": torch.tensor([update.patients for update in updates]),

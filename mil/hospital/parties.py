@@ -59,19 +59,19 @@ class SiteSpec(Spec):
     rate per step with Adam, which takes the sign of rounding errors. All sites still compute the same global model from their sums."""
 
 
-def read_own(spec: type[S], path: str | Path) -> S:
+def read_party(spec: type[S], path: str | Path) -> S:
     """A side's own YAML file, its relative paths resolved from where the file lies."""
     path = Path(path).resolve()
     party = parse(spec, read_yaml(path), str(path))
     places = {
-        key: _place(value, key, path)
+        key: _absolute(value, key, path)
         for key in ("federation", "workspace", "results")
         if (value := getattr(party, key, None)) is not None
     }
     return party.model_copy(update=places)
 
 
-def _place(value: str, key: str, own: Path) -> str:
+def _absolute(value: str, key: str, own: Path) -> str:
     """An absolute path; `value` is relative to where the file `own` lies."""
     try:
         return str((own.parent / Path(value).expanduser()).resolve())
@@ -79,7 +79,7 @@ def _place(value: str, key: str, own: Path) -> str:
         raise MilError(f"{own}: {key}: {value[:80]!r} is no path ({error})") from error
 
 
-def own_protocol(spec: SiteSpec) -> FederationSpec:
+def protocol_of(spec: SiteSpec) -> FederationSpec:
     """The site's copy of the protocol, with the site in it, and the stricter of both limits in force."""
     protocol = read_federation(spec.federation)
     if spec.site not in protocol.sites:

@@ -23,12 +23,12 @@ from mil.hospital.config import FLOOR_STEPS, FederationSpec
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
 from mil.hospital.identity import code_sha256
-from mil.hospital.own_data import bag_path, feature_files, own_bags
-from mil.hospital.parties import SiteSpec, limits, own_protocol
+from mil.hospital.local_data import bag_path, feature_files, site_bags
+from mil.hospital.parties import SiteSpec, limits, protocol_of
 from mil.hospital.record import read_record, torn_line
 from mil.hospital.revocation import revoked_of, revoked_sites
 from mil.hospital.shared_files import Kept
-from mil.hospital.shared_patients import own_ids, still_shared, uncompared
+from mil.hospital.shared_patients import site_ids, still_shared, uncompared
 from mil.provenance import require_slide, shared_recipe
 
 SOON_DAYS = 30
@@ -51,7 +51,7 @@ class CheckedItem:
 def check_site(spec: SiteSpec) -> list[CheckedItem]:
     """All checks."""
     try:
-        protocol = own_protocol(spec)
+        protocol = protocol_of(spec)
     except MilError as error:
         return [CheckedItem("protocol", "fault", str(error))]
     digest = f"protocol {protocol.sha256[:16]}, code {code_sha256()[:16]}: both must be equal at all parties"
@@ -80,7 +80,7 @@ def check_site(spec: SiteSpec) -> list[CheckedItem]:
 
 def _table(spec: SiteSpec, protocol: FederationSpec) -> pd.DataFrame | CheckedItem:
     try:
-        return own_bags(bag_path(spec, protocol), spec.site, protocol)
+        return site_bags(bag_path(spec, protocol), spec.site, protocol)
     except MilError as error:
         return CheckedItem("bags", "fault", str(error))
 
@@ -162,7 +162,7 @@ def check_duplicates(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFram
     """Patients and slides of this site that another site has too, as far as the sites compared them (`mil site shared`)."""
     findings, lacking = [], []
     try:
-        ids = own_ids(spec, protocol, bags)
+        ids = site_ids(spec, protocol, bags)
         for other in sorted(set(protocol.sites) - {spec.site}):
             comparison = Kept.read(spec, other).comparison
             if comparison is None or comparison.protocol != protocol.sha256 or uncompared(comparison, ids):

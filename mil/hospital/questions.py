@@ -35,7 +35,7 @@ def core_digest(kind: str, stated: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{kind}|{json.dumps(values, sort_keys=True)}".encode()).hexdigest()
 
 
-def place_digest(kind: str, stated: Mapping[str, Any]) -> str:
+def position_digest(kind: str, stated: Mapping[str, Any]) -> str:
     """The same and the sites that are asked: what masks belong to."""
     return hashlib.sha256(f"{core_digest(kind, stated)}|{stated['asked']}".encode()).hexdigest()
 
@@ -63,7 +63,7 @@ def check_key(stated: str | None, key: str, party: str) -> None:
         )
 
 
-def check_place(question: Asked, protocol: FederationSpec, private: bool, where: str) -> None:
+def check_position(question: Asked, protocol: FederationSpec, private: bool, where: str) -> None:
     """Raise unless the question is about a phase and round of the protocol and models of it."""
     phase = "refit" if question.kind == "finish" else question.phase
     phases = ("refit",) if private else ("inner", "refit")

@@ -25,7 +25,7 @@ from mil.hospital.keys import is_signed
 from mil.hospital.lines import Metrics
 from mil.hospital.messages import AnyAnswer, Asked, AskedFinish, AskedRound, Followed, FollowedAnswer, JoinAnswer
 from mil.hospital.payload import Message, PayloadError, Received, check, content_digest, parsed
-from mil.hospital.questions import place_digest
+from mil.hospital.questions import position_digest
 from mil.hospital.stages import Stages
 
 About = Mapping[str, Any]
@@ -62,7 +62,7 @@ def carried(answers: Mapping[str, Blob], snapshot: Blob, prefix: str = "") -> La
     return Lazy({prefix + name: as_part(blob) for name, blob in parts.items()})
 
 
-def told_of(message: Message[AnyAnswer], blob: Blob) -> dict[str, object]:
+def entry_of(message: Message[AnyAnswer], blob: Blob) -> dict[str, object]:
     """What the ledger keeps of an answer: digests, counts, losses, bytes; never a state."""
     values = message.values
     entry: dict[str, object] = {"answer_sha256": content_digest(message), "bytes": size_of(blob)}
@@ -238,20 +238,20 @@ class Replica:
                 raise PayloadError(
                     f"{where}: without some of the sites that were asked, the masks do not cancel; refused"
                 )
-            if message.values.masked_sha256 != self._last_place(question, message.values.asked):
+            if message.values.masked_sha256 != self._last_position(question, message.values.asked):
                 raise PayloadError(f"{where}: the answer of {site} is to another question, or of another run; refused")
             check_claims(self.protocol, now, site, message)
             answers[site] = message
         self._check_enough(sites, where)
         return answers
 
-    def _last_place(self, question: Message[Followed], asked: list[int]) -> str:
-        """`place_digest` of the question to which the answers belong: of this run, about the state as it stands here."""
+    def _last_position(self, question: Message[Followed], asked: list[int]) -> str:
+        """`position_digest` of the question to which the answers belong: of this run, about the state as it stands here."""
         now, progress = self.stages, self.stages.progress
         values = {"run": question.values.run, "spec_sha256": self.protocol.sha256, "phase": progress.phase}
         values |= {"slots": now.live, "choices": progress.choices, "step": progress.step, "state_sha256": now.sha256}
         numbered = {"round": progress.round} if progress.stage in {"train", "watch"} else {}
-        return place_digest(progress.stage, {**values, **numbered, "asked": asked})
+        return position_digest(progress.stage, {**values, **numbered, "asked": asked})
 
 
 def _relayed(question: Message[Followed], site: str, where: str) -> Received:

@@ -31,7 +31,7 @@ GROUPS = {"train": "training sites", "external": "external sites"}
 COLUMNS = ["site", "role", *FINISHED, "low", "high", "method", "logrank_chi2", "logrank_p"]
 
 
-def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_cells: int) -> Metrics:
+def site_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_cells: int) -> Metrics:
     """How well the final models judge the site's patients that they did not learn from.
 
     Binary: AUROC with DeLong's variance. Survival: C-index, and the log-rank parts of the half at higher risk against the
@@ -62,7 +62,7 @@ def own_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_
 
 
 @dataclass(frozen=True)
-class OwnResults:
+class SiteResults:
     """What a site may tell of its patients."""
 
     metrics: Metrics
@@ -71,7 +71,7 @@ class OwnResults:
     """Whom it is told of; empty where nothing is told."""
 
     @classmethod
-    def none(cls, protocol: FederationSpec) -> "OwnResults":
+    def none(cls, protocol: FederationSpec) -> "SiteResults":
         """Nothing."""
         names = protocol.experiment.covariates
         return cls(
@@ -84,26 +84,26 @@ class OwnResults:
         return {"metrics": exact(parts_of(self.metrics)), **covariates}
 
 
-def own_results(
+def site_results(
     protocol: FederationSpec,
     predictions: pd.DataFrame,
     bags: pd.DataFrame,
     secret: bytes,
     ledger: Sequence[str],
     small_cells: int,
-) -> OwnResults:
+) -> SiteResults:
     """What may be told: nothing under `privacy`, as it carries no noise, nor of nearly the same patients as in an earlier run."""
     experiment, kind = protocol.experiment, protocol.endpoint.kind
     if protocol.privacy is not None:
-        return OwnResults(dict(NOTHING), {}, {})
+        return SiteResults(dict(NOTHING), {}, {})
     names = experiment.covariates
     whom = {"judged": judged_patients(secret, bags, kind), "known": known_patients(secret, bags, names)}
     if near_earlier(whom, ledger, experiment.endpoint, small_cells):
-        return OwnResults.none(protocol)
-    covariates = own_covariates(bags, names, small_cells) if names else {}
-    metrics = own_metrics(kind, predictions, bags, small_cells)
+        return SiteResults.none(protocol)
+    covariates = site_covariates(bags, names, small_cells) if names else {}
+    metrics = site_metrics(kind, predictions, bags, small_cells)
     is_told = metrics["patients"] is not None or any(bool(value.any()) for value in covariates.values())
-    return OwnResults(metrics, covariates, whom if is_told else {})
+    return SiteResults(metrics, covariates, whom if is_told else {})
 
 
 def parts_of(metrics: Mapping) -> list[Fraction]:
@@ -133,7 +133,7 @@ def pooled_totals(answers: Sequence[Mapping[str, Tensor]], patients: int) -> Tot
     return totals
 
 
-def own_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -> dict[str, Tensor]:
+def site_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -> dict[str, Tensor]:
     """Number, mean and squares of each covariate among the site's patients; zeros where too few are known."""
     table = covariate_table(bags, names)
     summaries = [Summary.of(column) for column in table.T]

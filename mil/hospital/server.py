@@ -26,7 +26,7 @@ from mil.hospital.messages import AnyAnswer, FinishAnswer, JoinAnswer, Question
 from mil.hospital.models import Refit, rounds_table, run_of
 from mil.hospital.payload import Form, Message, PayloadError, content_digest, pack, pack_file, unpack
 from mil.hospital.record import LedgerFile
-from mil.hospital.relay import Relayed, carried, signed_content, told_of
+from mil.hospital.relay import Relayed, carried, entry_of, signed_content
 from mil.hospital.results import Totals, covariates_table, pooled_totals, sites_table
 from mil.provenance import SAME_EVERYWHERE
 from mil.tables import write_table
@@ -233,7 +233,7 @@ class Server:
             except PayloadError as error:
                 refused[site] = f"refused: {error}"
                 continue
-            answered[site] = told_of(message, blob) if kind != "close" else {}
+            answered[site] = entry_of(message, blob) if kind != "close" else {}
             messages[site] = message
         return messages, answered, refused
 

@@ -19,8 +19,8 @@ from mil.errors import MilError, nearest
 from mil.hospital.config import FederationSpec
 from mil.hospital.intersection import multiplied, point
 from mil.hospital.keys import HALF, PartyKey, private_folder
-from mil.hospital.own_data import alone, bag_path, feature_files, own_bags
-from mil.hospital.parties import SiteSpec, own_protocol
+from mil.hospital.local_data import alone, bag_path, feature_files, site_bags
+from mil.hospital.parties import SiteSpec, protocol_of
 from mil.hospital.questions import check_key
 from mil.hospital.record import LedgerFile
 from mil.hospital.shared_files import (
@@ -35,7 +35,7 @@ from mil.hospital.shared_files import (
     write_sent,
 )
 
-KINDS = {"patients": "patient", "slides": "slide"}
+SINGULAR = {"patients": "patient", "slides": "slide"}
 CODE = 16
 """Hexadecimal digits of the code by which two hospitals see that they computed the same."""
 
@@ -43,7 +43,7 @@ Ids = Mapping[str, Mapping[str, str]]
 """`patients` and `slides`: the element that is compared -> the id."""
 
 
-def own_ids(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> Ids:
+def site_ids(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> Ids:
     """Elements of this site. A slide whose features state no fingerprint is none."""
     slides = [slide for row in bags["slides"] for slide in str(row).split(";")]
     files = zip(slides, feature_files(spec, protocol, bags), strict=True)
@@ -58,7 +58,7 @@ def exchange(spec: SiteSpec, files: Sequence[Path], again: Sequence[str] = ()) -
 
     Without files: a list for every hospital that was not compared yet. `again`: hospitals to which a new list goes.
     """
-    protocol = own_protocol(spec)
+    protocol = protocol_of(spec)
     for other in again:
         if other not in protocol.sites or other == spec.site:
             raise MilError(f"--again {other}: is no other site; {nearest(other, set(protocol.sites) - {spec.site})}")
@@ -79,7 +79,7 @@ def uncompared(comparison: Comparison, ids: Ids) -> int:
 def still_shared(comparison: Comparison, ids: Ids) -> list[str]:
     """`patient ID` or `slide ID` of every element of a site that the other one has too."""
     return [
-        f"{KINDS[kind]} {known[value]}"
+        f"{SINGULAR[kind]} {known[value]}"
         for kind, known in ids.items()
         for value in sorted(known.keys() & set(getattr(comparison.shared, kind)))
     ]
@@ -94,7 +94,7 @@ class Exchanges:
         check_key(stated, self.party.public, f"site {spec.site}")
         if stated is None:
             raise MilError(f"{spec.federation}: sites.{spec.site}.key is not set; put in what `mil site key` prints")
-        self.ids = own_ids(spec, protocol, own_bags(bag_path(spec, protocol), spec.site, protocol))
+        self.ids = site_ids(spec, protocol, site_bags(bag_path(spec, protocol), spec.site, protocol))
         private_folder(folder_of(spec))
 
     def begin_with_all(self) -> list[str]:
@@ -167,13 +167,13 @@ class Exchanges:
         try:
             points = {
                 kind: tuple(product.hex() for product in multiplied(map(bytes.fromhex, getattr(sent, kind)), secret))
-                for kind in KINDS
+                for kind in SINGULAR
             }
         except ValueError as error:
             raise MilError(f"{path}: holds a point of small order, with which nothing is secret; refused") from error
         lists = {self.spec.site: begun.sent.sha256, other: sent.sha256}
         answer = self._file(kind="answer", recipient=other, lists=lists, **points)
-        counts = {kind: len(points[kind]) for kind in KINDS}
+        counts = {kind: len(points[kind]) for kind in SINGULAR}
         ledger = LedgerFile(Path(self.spec.workspace) / "ledger.jsonl", self.spec.site, self.party)
         ledger.add({"event": "compared", "with": other, **counts, "list_sha256": sent.sha256})
         answered = begun.model_copy(update={"received": sent, "answer": answer})
@@ -196,7 +196,7 @@ class Exchanges:
                 f"{path}: answers other lists than those of this exchange; ask {other} for a new answer, or both begin anew with --again"
             )
         shared = {}
-        for kind in KINDS:
+        for kind in SINGULAR:
             ids, points, theirs = (getattr(holder, kind) for holder in (begun.own, sent, begun.answer))
             if len(points) != len(ids) or len(set(points)) != len(points):
                 raise MilError(f"{path}: {len(set(points))} points for {len(ids)} {kind}; refused")
@@ -214,6 +214,6 @@ class Exchanges:
         return self._result(other, done)
 
     def _result(self, other: str, done: Comparison) -> list[str]:
-        counts = [f"{len(getattr(done.shared, kind))} of {len(getattr(done.own, kind))} {kind}" for kind in KINDS]
+        counts = [f"{len(getattr(done.shared, kind))} of {len(getattr(done.own, kind))} {kind}" for kind in SINGULAR]
         said = f"{other}: {' and '.join(counts)} are there too (code {done.code}; {other} must read the same)"
         return [said, *(f"{duplicate} is at {other} too" for duplicate in still_shared(done, self.ids))]

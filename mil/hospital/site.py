@@ -13,13 +13,13 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from mil.hospital import forms, messages, own_data, questions
+from mil.hospital import forms, local_data, messages, questions
 from mil.hospital.blobs import Blob, Lazy, digest_of, size_of, stacked
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
 from mil.hospital.differencing import Whom, check_plan, check_runs
 from mil.hospital.forms import Forms, Shapes, Slot, groups_of, slots
-from mil.hospital.identity import code_sha256, data_sha256, differences, identity, own_secret
+from mil.hospital.identity import code_sha256, data_sha256, differences, identity, site_secret
 from mil.hospital.keys import PartyKey
 from mil.hospital.local import LocalWork, Trained, device_of
 from mil.hospital.masking import masked
@@ -27,7 +27,7 @@ from mil.hospital.memory import Memory
 from mil.hospital.messages import AnyAnswer, Asked, Followed, JoinQuestion, Question
 from mil.hospital.models import Refit, run_of
 from mil.hospital.noise import SecretStream
-from mil.hospital.parties import SiteSpec, limits, own_protocol
+from mil.hospital.parties import SiteSpec, limits, protocol_of
 from mil.hospital.payload import (
     Form,
     Message,
@@ -44,7 +44,7 @@ from mil.hospital.payload import (
 from mil.hospital.privacy import open_budget
 from mil.hospital.record import LedgerFile
 from mil.hospital.relay import Posed, Replica, asked_sites, signed_content
-from mil.hospital.results import NOTHING, Metrics, OwnResults, own_results
+from mil.hospital.results import NOTHING, Metrics, SiteResults, site_results
 from mil.hospital.revocation import check_none_revoked, revoked_of, revoked_sites
 from mil.predictions.predict import predict
 from mil.provenance import SAME_EVERYWHERE
@@ -70,7 +70,7 @@ class Site:
         self.party = PartyKey(spec.workspace)
         questions.check_key(protocol.sites[spec.site].key, self.party.public, f"site {spec.site}")
         self.ledger = LedgerFile(Path(spec.workspace) / "ledger.jsonl", spec.site, self.party)
-        own_data.check_remembered(Path(spec.workspace), self.ledger.lines)
+        local_data.check_remembered(Path(spec.workspace), self.ledger.lines)
         self.work: LocalWork | None = None
         if self.role == "train":
             self.work = LocalWork(protocol, self.shapes, spec.site, bags, features, device_of(spec, protocol))
@@ -86,11 +86,11 @@ class Site:
 
         For the canary, those of two patients only.
         """
-        protocol = own_protocol(spec)
-        bags = own_data.own_bags(own_data.bag_path(spec, protocol), spec.site, protocol)
+        protocol = protocol_of(spec)
+        bags = local_data.site_bags(local_data.bag_path(spec, protocol), spec.site, protocol)
         bags = bags.head(2).reset_index(drop=True) if canary else bags
         features = FeatureStore.open(bags, Path(spec.results) / "sites", protocol.experiment.encoder)
-        site = cls(spec, protocol, bags, features, data_sha256(own_secret(spec.workspace), bags, features))
+        site = cls(spec, protocol, bags, features, data_sha256(site_secret(spec.workspace), bags, features))
         if site.work is not None and not canary:  # of which no sum leaves
             check_plan(protocol, site.work)
         return site
@@ -107,14 +107,14 @@ class Site:
 
     def _alone(self, blob: Blob, path: Path | None) -> Blob:
         """One process at a time: two jobs that asked at once would each not see what the other one was just told."""
-        with own_data.only_answer(self.spec, self.protocol.rounds.timeout_s):
+        with local_data.only_answer(self.spec, self.protocol.rounds.timeout_s):
             self.ledger.refresh()
             return self._answer(blob, path)
 
     def _answer(self, blob: Blob, path: Path | None) -> Blob:
         where, started = f"site {self.spec.site}, question", time.monotonic()
         try:
-            own_data.check_room(self.spec.workspace, self.spec.free_gb)
+            local_data.check_room(self.spec.workspace, self.spec.free_gb)
             kind = str(header(blob, where)["kind"])
             question = self._read(blob, kind, where)
             unsigned, form = self._reply(question, digest_of(blob))
@@ -124,8 +124,8 @@ class Site:
                 reply = replace(reply, values=reply.values.model_copy(update={"signature": signature}))
                 sent = packed(reply, form, self.max_bytes, f"site {self.spec.site}, answer to '{kind}'", path)
         except Exception as error:
-            known = own_data.disk_short(error) or error
-            self.ledger.add({"event": "refused", "reason": own_data.told_of(known, self.spec)})
+            known = local_data.disk_short(error) or error
+            self.ledger.add({"event": "refused", "reason": local_data.refusal_reason(known, self.spec)})
             if known is not error:
                 raise known from error
             raise
@@ -170,7 +170,7 @@ class Site:
         relayed = asked_sites(self.protocol, asked.relayed) if isinstance(asked, Followed) and asked.relayed else []
         form = self.forms.question(kind, len(asked.slots), relayed)
         question = unpack(blob, form, self.max_bytes * (1 + 2 * len(relayed)), where)
-        questions.check_place(question.values, self.protocol, self.budget is not None, where)
+        questions.check_position(question.values, self.protocol, self.budget is not None, where)
         private = self.budget is not None and not self.shapes.masked
         questions.check_once(question, self.ledger.lines, self.protocol, None if private else self.data, where)
         return question
@@ -204,7 +204,7 @@ class Site:
         summed = self.role == "train" and self.shapes.summed(question.kind)
         if (summed or question.kind == "canary") and self.spec.site not in asked:
             raise PayloadError(f"site {self.spec.site}: is not among the sites asked ({', '.join(asked)}); refused")
-        digest = questions.place_digest(question.kind, question.stated)
+        digest = questions.position_digest(question.kind, question.stated)
         masks = {"state_sha256": replica.stages.sha256, "asked": question.values.asked, "masked_sha256": digest}
         reply, form = self._answered(replica.complete(question), {**known, **masks})
         if summed:
@@ -246,7 +246,7 @@ class Site:
             work.rehearse(models, chosen[0])
             return self._filled(form, known, {name: models[name] for name in self.shapes.state})
         if kind == "moments":
-            self.whom = check_runs(work, own_secret(self.spec.workspace), self.ledger.lines, self.limits.small_cells)
+            self.whom = check_runs(work, site_secret(self.spec.workspace), self.ledger.lines, self.limits.small_cells)
             return self._filled(form, known, work.moments_of(chosen, self.limits.small_cells))
         memory = self._memory(task)
         models = work.completed(task.models, [memory.of(slot, work.first(slot)) for slot in chosen])
@@ -291,7 +291,7 @@ class Site:
                 chosen,
                 [control if control is not None else {} for _, control in trained] if self.shapes.controls else layers,
             )
-        return Lazy({**tensors.parts, **work.told_of(updates, with_loss=self.budget is None)})
+        return Lazy({**tensors.parts, **work.counts_of(updates, with_loss=self.budget is None)})
 
     def _train_privately(
         self, task: Posed, number: int, models: dict[str, Tensor], work: LocalWork, chosen: list[Slot]
@@ -309,7 +309,7 @@ class Site:
         asked = hashlib.sha256(f"{asked}|{self.data}".encode()).hexdigest()
         patients = {slot: len(work.train_patients(slot)) for slot in chosen}
         self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
-        secret = own_secret(self.spec.workspace)
+        secret = site_secret(self.spec.workspace)
 
         def stream(slot: Slot) -> SecretStream:
             return SecretStream(secret, "noise", run, slot.name, number, asked)
@@ -320,13 +320,13 @@ class Site:
         """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
         run, folder = self._final(task), self._folder(task.values)
         run.save(folder)
-        table, secret = predict(run, self.bags, self.features).table, own_secret(self.spec.workspace)
-        results = own_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
+        table, secret = predict(run, self.bags, self.features).table, site_secret(self.spec.workspace)
+        results = site_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
         entry = {"run": task.values.run, "endpoint": self.protocol.experiment.endpoint, **results.metrics}
         self.ledger.add({"event": "result", **entry, **results.whom, "published": published(folder)})
         if not self.shapes.pooled:
             return results.metrics, results.covariates
-        return dict(NOTHING), results.pooled() if self.role == "train" else OwnResults.none(self.protocol).pooled()
+        return dict(NOTHING), results.pooled() if self.role == "train" else SiteResults.none(self.protocol).pooled()
 
     def _final(self, task: Posed) -> Run:
         """The final models; where the strategy gives every site its own, the site's."""

@@ -30,7 +30,7 @@ from mil.training.plans import first_weights
 from mil.training.protocol import candidates, least, no_choice, stalled
 from mil.training.setup import class_weights
 
-Found = Mapping[str, Message]
+AnswersBySite = Mapping[str, Message]
 """Answers by site."""
 
 
@@ -97,7 +97,7 @@ class Stages:
             self.progress.step = 1
             self._begin(phase, [self.protocol.experiment.training.rounds] * len(slots(self.protocol, phase)), choices)
 
-    def take(self, found: Found) -> None:
+    def take(self, found: AnswersBySite) -> None:
         """Move on by the training sites' answers to the question of this stage."""
         moves = {"moments": self._scale, "train": self._aggregate, "watch": self._select}
         moves.get(self.progress.stage, self._end)(found)
@@ -144,7 +144,7 @@ class Stages:
         progress.num_bags, progress.used = {}, {}
         progress.stage = "canary" if self.canary else "moments"
 
-    def _scale(self, found: Found) -> None:
+    def _scale(self, found: AnswersBySite) -> None:
         """Sites' moments -> scales of what every model learns from, merged in the order of the sites' names."""
         shapes = self.shapes
         assert shapes is not None
@@ -168,7 +168,7 @@ class Stages:
             self.buffers[BALANCE] = class_weights(counts.numpy())
         self.progress.stage = "train"
 
-    def _aggregate(self, found: Found) -> None:
+    def _aggregate(self, found: AnswersBySite) -> None:
         """The strategy's step for every live slot, as the reference driver takes it."""
         progress, live = self.progress, self.live
         if self.strategy.cyclic:
@@ -192,7 +192,7 @@ class Stages:
         progress.used |= dict.fromkeys(found, progress.round)
         self._advance()
 
-    def _pass_on(self, found: Found) -> None:
+    def _pass_on(self, found: AnswersBySite) -> None:
         """Cyclic: the model as the visited site left it goes to the next; the round is over after the last."""
         progress, (message,) = self.progress, found.values()
         for row, number in enumerate(self.live):
@@ -222,7 +222,7 @@ class Stages:
             if not self.live:  # every selection has stopped by itself
                 self._choose()
 
-    def _answers(self, found: Found, place: int, number: int) -> Answers:
+    def _answers(self, found: AnswersBySite, place: int, number: int) -> Answers:
         """One slot's updates along a site axis, of the sites that answered and have patients."""
         there = [message for _, message in sorted(found.items()) if int(message.tensors["num_bags"][place])]
 
@@ -264,7 +264,7 @@ class Stages:
         for name, value in server.items():
             self.server[name][number] = value
 
-    def _watch(self, found: Found) -> None:
+    def _watch(self, found: AnswersBySite) -> None:
         """Errors that come with a round's answers are of the models after the round before."""
         masked, parts = self.protocol.trust == "sites", []
         for name in ("watched_error", "watched_count"):
@@ -289,7 +289,7 @@ class Stages:
             for group in groups
         ]
 
-    def _check_watched(self, found: Found, errors: Sequence[float], counts: Sequence[float]) -> None:
+    def _check_watched(self, found: AnswersBySite, errors: Sequence[float], counts: Sequence[float]) -> None:
         """Raise where the sites' sums are not those of their watched patients; of survival, only events are counted."""
         shapes, events = self.shapes, self.protocol.endpoint.kind == "survival"
         assert shapes is not None
@@ -310,7 +310,7 @@ class Stages:
         curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
         return {group for group, curve in enumerate(curves) if curve and stalled(curve, patience)}
 
-    def _select(self, found: Found) -> None:
+    def _select(self, found: AnswersBySite) -> None:
         self._watch(found)
         if self.live and self.progress.round <= max(self.progress.rounds):
             self.progress.stage = "train"
@@ -333,7 +333,7 @@ class Stages:
             rounds += [number] * training.replicas
         self._begin("refit", rounds, choices)
 
-    def _end(self, found: Found) -> None:
+    def _end(self, found: AnswersBySite) -> None:
         """After the canary nothing may have changed; after the finish the ledgers are closed."""
         if self.progress.stage == "canary":
             expected = digest({name: value[self.live] for name, value in self.state.items()})

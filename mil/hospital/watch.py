@@ -10,7 +10,7 @@ import pandas as pd
 
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec, read_federation
-from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
+from mil.hospital.parties import ServerSpec, SiteSpec, protocol_of
 from mil.hospital.preflight import check_disk, check_kit, check_revoked
 from mil.hospital.record import whole_entries
 from mil.hospital.standing import progress_of
@@ -68,7 +68,7 @@ def server_view(spec: ServerSpec) -> list[Part]:
 
 def site_view(spec: SiteSpec) -> list[Part]:
     """What this site gave, to whom, and what it refused."""
-    protocol, entries = own_protocol(spec), whole_entries(Path(spec.workspace) / "ledger.jsonl")
+    protocol, entries = protocol_of(spec), whole_entries(Path(spec.workspace) / "ledger.jsonl")
     answered = [entry for entry in entries if entry["event"] == "answered"]
     epsilon = max((entry["epsilon"] for entry in entries if "epsilon" in entry), default=None)
     checks = [check_disk(spec), *check_kit(spec)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mil.results.results import Results
 
 
-KINDS = ("top", "bottom")
+TILE_KINDS = ("top", "bottom")
 """Tiles of the highest and of the lowest attention."""
 
 
@@ -38,10 +38,10 @@ def reviewed(results: "Results") -> pd.DataFrame:
 def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str]) -> pd.DataFrame:
     """Fisher's exact test a pattern, with Benjamini and Hochberg's adjustment.
 
-    `reviews` has `kind` (one of `KINDS`) and a 0/1 column a pattern, one row a tile (the majority of its reviewers).
+    `reviews` has `kind` (one of `TILE_KINDS`) and a 0/1 column a pattern, one row a tile (the majority of its reviewers).
     Columns: pattern, first, first_total, second, second_total, odds_ratio, low, high, p, p_adjusted.
     """
-    first, second = (reviews[reviews["kind"] == kind] for kind in KINDS)
+    first, second = (reviews[reviews["kind"] == kind] for kind in TILE_KINDS)
     rows = []
     for pattern in patterns:
         a, c = int(first[pattern].sum()), int(second[pattern].sum())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mil.figures import FIGURES
-from mil.paper import place_of
+from mil.paper import rank_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Chapter:
     def figures(self) -> list[str]:
         """Names of the figures that state this chapter, in the order of the protocol's list, then by name."""
         mine = [name for name in FIGURES if FIGURES[name].chapter == self.name]
-        return sorted(mine, key=lambda name: (place_of(FIGURES[name].number), name))
+        return sorted(mine, key=lambda name: (rank_of(FIGURES[name].number), name))
 
 
 STORY = (

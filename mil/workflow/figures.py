@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from mil.errors import MilError, nearest
-from mil.paper import place_of
+from mil.paper import rank_of
 
 FOLDER = Path(__file__).parent.parent / "figures"
 
@@ -54,7 +54,7 @@ def figure_inputs() -> dict[str, FigureInputs]:
 def protocol_numbers() -> dict[str, str]:
     """Name of a figure -> its number in the protocol's list (`mil/paper.py`), in the list's order; '' for the others."""
     numbers = {name: inputs.number for name, inputs in figure_inputs().items()}
-    return dict(sorted(numbers.items(), key=lambda item: place_of(item[1])))
+    return dict(sorted(numbers.items(), key=lambda item: rank_of(item[1])))
 
 
 def names_of(figures: list[str]) -> list[str]:

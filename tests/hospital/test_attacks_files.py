@@ -17,7 +17,7 @@ from mil.errors import CorruptFile, MilError
 from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.crosscheck import cross_check
 from mil.hospital.keys import PartyKey
-from mil.hospital.parties import ServerSpec, SiteSpec, read_own
+from mil.hospital.parties import ServerSpec, SiteSpec, read_party
 from mil.hospital.preflight import check_site
 from mil.hospital.privacy import BudgetSpent
 from mil.hospital.record import read_record
@@ -97,7 +97,7 @@ def test_an_own_file_with_odd_values_is_a_line(tmp_path: Path, spec, values: dic
     given = {"site": "A", "results": "results", **values} if spec is SiteSpec else values
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(given))
     with pytest.raises(MilError, match=said):
-        read_own(spec, tmp_path / "own.yaml")
+        read_party(spec, tmp_path / "own.yaml")
 
 
 def test_secrets_that_others_may_read_are_faults(three: Hospitals, tmp_path: Path) -> None:

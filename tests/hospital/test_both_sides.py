@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec
-from mil.hospital.parties import SiteSpec, limits, read_own
+from mil.hospital.parties import SiteSpec, limits, read_party
 from mil.hospital.payload import (
     Mismatch,
     PayloadError,
@@ -199,7 +199,7 @@ def test_a_site_may_only_be_stricter(hospitals: Hospitals, tmp_path: Path) -> No
         assert limits(changed, SiteSpec(site="A", results="r", max_update=own)).max_update == both
     (tmp_path / "site.yaml").write_text("site: A\nresults: r\nsmall_cells: 2\n")
     with pytest.raises(MilError, match="small_cells"):
-        read_own(SiteSpec, tmp_path / "site.yaml")
+        read_party(SiteSpec, tmp_path / "site.yaml")
     with pytest.raises(ValueError, match="min_patients"):
         FederationSpec.model_validate({**protocol.model_dump(), "payload": {"min_patients": 5}})
 

@@ -174,8 +174,8 @@ def test_a_full_disk_is_a_line_of_ours_and_the_site_starts_again(finished: Hospi
     Site.open(hospitals.site("A"))
     path = Path(hospitals.site("A").workspace) / "ledger.jsonl"
     code = (
-        "import resource, signal, sys; sys.dont_write_bytecode = True; from pathlib import Path; from mil.hospital.parties import SiteSpec, read_own;"
-        "from mil.hospital.site import Site; site = Site.open(read_own(SiteSpec, sys.argv[1]));"
+        "import resource, signal, sys; sys.dont_write_bytecode = True; from pathlib import Path; from mil.hospital.parties import SiteSpec, read_party;"
+        "from mil.hospital.site import Site; site = Site.open(read_party(SiteSpec, sys.argv[1]));"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({path.stat().st_size + 100},) * 2);"
         "site.answer(Path(sys.argv[2]).read_bytes())"

@@ -9,8 +9,8 @@ from hospitals import Hospitals, make_hospitals
 
 from mil import hdf5
 from mil.hospital.identity import code_sha256
-from mil.hospital.own_data import own_bags
-from mil.hospital.parties import SiteSpec, own_protocol, read_own
+from mil.hospital.local_data import site_bags
+from mil.hospital.parties import SiteSpec, protocol_of, read_party
 from mil.hospital.preflight import check_site
 
 
@@ -27,7 +27,7 @@ def states(hospitals: Hospitals, name: str = "A", **options) -> dict[str, tuple[
 def test_a_site_that_is_no_member_is_told_so(copied: Hospitals) -> None:
     path = copied.folder / "A" / "site.yaml"
     path.write_text(path.read_text().replace("site: A", "site: AA"))
-    with_fault = check_site(read_own(SiteSpec, path))
+    with_fault = check_site(read_party(SiteSpec, path))
     assert "site 'AA' is not a member" in with_fault[0].sentence
 
 
@@ -67,12 +67,12 @@ def test_patients_without_a_label_stay_out_of_the_federation(copied: Hospitals) 
     """Their features are not even looked for; where nobody has a label, the site cannot take part."""
     before, path = states(copied), _bags(copied)
     spec = copied.site("A")
-    known = own_bags(path, "A", own_protocol(spec))
+    known = site_bags(path, "A", protocol_of(spec))
     head, *lines = path.read_text().splitlines()
     blank = [f"B{number},B-{number},A,train" + "," * (head.count(",") - 3) for number in range(7)]
     path.write_text("\n".join([head, *blank, *lines]) + "\n")
     assert states(copied) == before
-    pd.testing.assert_frame_equal(own_bags(path, "A", own_protocol(spec)), known)
+    pd.testing.assert_frame_equal(site_bags(path, "A", protocol_of(spec)), known)
     path.write_text("\n".join([head, *blank]) + "\n")
     assert "no patient has a label" in states(copied)["bags"][1]
 

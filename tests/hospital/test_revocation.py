@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from mil.cli import app
 from mil.errors import CorruptFile, MilError
 from mil.hospital.flare import kits
-from mil.hospital.own_data import DiskShort
+from mil.hospital.local_data import DiskShort
 from mil.hospital.payload import header
 from mil.hospital.preflight import check_site
 from mil.hospital.revocation import NAME, Revoked, revoke, revoked_of, revoked_sites

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines.statistics import logrank_test
 
-from mil.hospital.results import NOTHING, OwnResults, covariates_table, pooled_totals, sites_table
+from mil.hospital.results import NOTHING, SiteResults, covariates_table, pooled_totals, sites_table
 from mil.statistics.delong import placements
 from mil.statistics.from_sites import LogRank, Summary, auroc_of_sums, merged, stratified_logrank, suppress
 
@@ -165,7 +165,7 @@ def test_covariates_from_masked_sums_are_those_of_all_rows() -> None:
             f"covariates.{part}": [getattr(one, part) for one in summaries] for part in ("count", "mean", "squares")
         }
         covariates = {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in parts.items()}
-        told[site] = OwnResults(dict(NOTHING), covariates, {}).pooled()
+        told[site] = SiteResults(dict(NOTHING), covariates, {}).pooled()
     table = covariates_table(["age", "size"], told, pooled=110).set_index("covariate")
     ages = np.concatenate([rows["A"][:, 0], rows["B"][:, 0]])
     assert table["site"].tolist() == ["training sites"] * 2

@@ -11,9 +11,9 @@ from deployment import until
 from forks import PROCESSES
 from hospitals import PROTOCOL, SEEN, Hospitals, edited, make_hospitals
 
-from mil.hospital import coordinator, own_data
+from mil.hospital import coordinator, local_data
 from mil.hospital.flare.processes import become
-from mil.hospital.own_data import Busy, alone
+from mil.hospital.local_data import Busy, alone
 from mil.hospital.payload import PayloadError, header
 from mil.hospital.privacy import BudgetSpent
 from mil.hospital.server import Server
@@ -70,7 +70,7 @@ def test_who_waits_too_long_for_another_process_is_told_which(tmp_path: Path) ->
     hospitals = make_hospitals(tmp_path, rounds={"timeout_s": 0.3})
     site, blob = Site.open(hospitals.site("A")), Server(hospitals.protocol, "run", tmp_path / "run").question()
     with (
-        own_data.only_answer(site.spec, 0.0),
+        local_data.only_answer(site.spec, 0.0),
         pytest.raises(Busy, match=f"answer as site A: process {os.getpid()} does so"),
     ):
         site.answer(blob)

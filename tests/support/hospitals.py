@@ -23,7 +23,7 @@ from mil.config import EndpointSpec
 from mil.errors import MilError
 from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.keys import PartyKey, private_folder
-from mil.hospital.parties import ServerSpec, SiteSpec, read_own
+from mil.hospital.parties import ServerSpec, SiteSpec, read_party
 from mil.hospital.payload import Received, header
 from mil.hospital.relay import signed_content
 from mil.hospital.site import Site
@@ -66,10 +66,10 @@ class Hospitals:
 
     @property
     def server(self) -> ServerSpec:
-        return read_own(ServerSpec, self.folder / "server" / "server.yaml")
+        return read_party(ServerSpec, self.folder / "server" / "server.yaml")
 
     def site(self, name: str) -> SiteSpec:
-        return read_own(SiteSpec, self.folder / name / "site.yaml")
+        return read_party(SiteSpec, self.folder / name / "site.yaml")
 
     def elsewhere(self, name: str, workspace: Path) -> SiteSpec:
         """The same site with another workspace, its keys included."""

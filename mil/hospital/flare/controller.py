@@ -24,10 +24,10 @@ from mil.errors import MilError
 from mil.hospital.blobs import Blob
 from mil.hospital.config import read_federation
 from mil.hospital.flare.pieces import READ, WHOLE, WRITE, Pieces
-from mil.hospital.flare.wire import SIZE, TASK, announcement, envelope, opened, own_file
+from mil.hospital.flare.wire import SIZE, TASK, announcement, envelope, opened, spec_file
 from mil.hospital.keys import PartyKey
-from mil.hospital.own_data import check_room, disk_short
-from mil.hospital.parties import ServerSpec, read_own
+from mil.hospital.local_data import check_room, disk_short
+from mil.hospital.parties import ServerSpec, read_party
 from mil.hospital.record import LedgerFile
 from mil.hospital.revocation import NAME, revoked_of, revoked_sites
 from mil.hospital.server import Server, SitesMissing
@@ -59,7 +59,7 @@ class RunController(Controller):
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Ask and receive until the run is done, the job has had its rounds, or a site is missing."""
-        spec = read_own(ServerSpec, own_file(fl_ctx))
+        spec = read_party(ServerSpec, spec_file(fl_ctx))
         protocol = read_federation(spec.federation)
         folder = Path(spec.workspace) / "runs" / self.run_name
         try:

@@ -11,9 +11,9 @@ from nvflare.apis.signal import Signal
 from mil.errors import MilError
 from mil.files import file_name
 from mil.hospital.flare.pieces import WHOLE, ServerFiles
-from mil.hospital.flare.wire import MESSAGE, SIZE, TASK, announcement, envelope, own_file, refusal
-from mil.hospital.own_data import disk_short
-from mil.hospital.parties import SiteSpec, read_own
+from mil.hospital.flare.wire import MESSAGE, SIZE, TASK, announcement, envelope, refusal, spec_file
+from mil.hospital.local_data import disk_short
+from mil.hospital.parties import SiteSpec, read_party
 from mil.hospital.payload import PayloadError, header
 from mil.hospital.site import Site
 
@@ -75,7 +75,7 @@ class SiteExecutor(Executor):
 
     def _opened(self, fl_ctx: FLContext, message: bytes) -> Site:
         if self.site is None:
-            spec = read_own(SiteSpec, own_file(fl_ctx))
+            spec = read_party(SiteSpec, spec_file(fl_ctx))
             if spec.site != fl_ctx.get_identity_name():
                 raise MilError(f"the kit is of site {fl_ctx.get_identity_name()}, but its file says {spec.site}")
             torch.set_num_threads(spec.threads)

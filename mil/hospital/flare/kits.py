@@ -26,9 +26,9 @@ from mil.files import write_text
 from mil.hospital.certificates import days_to_end
 from mil.hospital.config import FederationSpec, read_federation
 from mil.hospital.flare.job import CONTROLLER, EXECUTOR
-from mil.hospital.flare.wire import OWN_FILE
+from mil.hospital.flare.wire import SPEC_FILE
 from mil.hospital.keys import private_folder
-from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
+from mil.hospital.parties import ServerSpec, SiteSpec, protocol_of
 
 SERVER_KIT, OPERATOR_KIT, SITE_KIT = "kit", "operator", "kit"
 REVOKED_SITES = "mil.hospital.flare.revoked.RevokedSites"
@@ -38,7 +38,7 @@ SITE_RIGHTS = {"lead": {"submit_job": "any", "abort_job": "any", "abort": "any"}
 """What the server's operator may do at a site."""
 
 
-def make_authority(spec: ServerSpec, own_file: Path) -> str:
+def make_authority(spec: ServerSpec, spec_file: Path) -> str:
     """Make the certificate authority and the kits of the server and its operator; returns the authority's fingerprint."""
     protocol = read_federation(spec.federation)
     workspace = Path(spec.workspace)
@@ -57,11 +57,11 @@ def make_authority(spec: ServerSpec, own_file: Path) -> str:
     }
     _write_yaml(workspace / "profile.yaml", profile)
     _flare("cert", "init", "--profile", workspace / "profile.yaml", "-o", workspace / "authority")
-    _own_kits(spec, own_file, protocol)
+    _make_kits(spec, spec_file, protocol)
     return fingerprint(spec)
 
 
-def renew(spec: ServerSpec, own_file: Path) -> list[Path]:
+def renew(spec: ServerSpec, spec_file: Path) -> list[Path]:
     """New keys, certificates and kits of the server and its operator, of the same authority; where the old ones were put.
 
     The sites notice nothing: they hold the server to the authority and to its name.
@@ -76,7 +76,7 @@ def renew(spec: ServerSpec, own_file: Path) -> list[Path]:
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder, kept)
     try:
-        _own_kits(spec, own_file, protocol)
+        _make_kits(spec, spec_file, protocol)
     except (MilError, OSError):
         for folder, kept in moved:
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +92,7 @@ def days_left(spec: ServerSpec) -> dict[str, int]:
     return {kit: days_to_end(path) for kit, path in certificates.items() if path.is_file()}
 
 
-def _own_kits(spec: ServerSpec, own_file: Path, protocol: FederationSpec) -> None:
+def _make_kits(spec: ServerSpec, spec_file: Path, protocol: FederationSpec) -> None:
     server = {
         "name": protocol.server.host,
         "type": "server",
@@ -103,7 +103,7 @@ def _own_kits(spec: ServerSpec, own_file: Path, protocol: FederationSpec) -> Non
     }
     make_member(spec, protocol, server, SERVER_KIT)
     make_user(spec, spec.operator, "lead", OPERATOR_KIT)
-    harden_server(Path(spec.workspace) / SERVER_KIT, spec, own_file, protocol)
+    harden_server(Path(spec.workspace) / SERVER_KIT, spec, spec_file, protocol)
 
 
 def make_user(spec: ServerSpec, name: str, role: str, kit: str) -> Path:
@@ -131,7 +131,7 @@ def fingerprint(spec: ServerSpec) -> str:
 
 def request(spec: SiteSpec) -> Path:
     """A site's key and its signing request, to be sent to the coordinator; the key stays."""
-    protocol = own_protocol(spec)
+    protocol = protocol_of(spec)
     member = {"name": spec.site, "type": "client", "org": protocol.sites[spec.site].organisation}
     return _request(private_folder(spec.workspace) / "request", protocol.federation, member)
 
@@ -152,21 +152,21 @@ def approve(spec: ServerSpec, request_zip: Path, check: bool = True, key: str | 
     return signed
 
 
-def join(spec: SiteSpec, signed_zip: Path, authority: str, own_file: Path) -> Path:
+def join(spec: SiteSpec, signed_zip: Path, authority: str, spec_file: Path) -> Path:
     """The site's kit from what the coordinator signed, once the authority's fingerprint is the one that was told."""
     kit = Path(spec.workspace) / SITE_KIT
     folder = Path(spec.workspace) / "request" / spec.site
     _package(signed_zip, folder, authority, kit)
-    harden_site(kit, own_file)
+    harden_site(kit, spec_file)
     return kit
 
 
-def harden_site(kit: Path, own_file: Path) -> None:
+def harden_site(kit: Path, spec_file: Path) -> None:
     """The site's side of the rules: one class, no code in jobs, no shell, no logs to the server, nothing from afar.
 
     FLARE's defaults stream the site's error log to the server and let the job's submitter read files and logs.
     """
-    _own_rules(kit, own_file, EXECUTOR, SITE_RIGHTS)
+    _write_rules(kit, spec_file, EXECUTOR, SITE_RIGHTS)
     resources = _defaults(kit)
     resources |= {
         "allow_log_streaming": False,
@@ -191,12 +191,12 @@ def is_hardened(kit: Path) -> bool:
     return not streams and classes == ([EXECUTOR], "enforce") and rules == _rules(SITE_RIGHTS)
 
 
-def harden_server(kit: Path, spec: ServerSpec, own_file: Path, protocol: FederationSpec) -> None:
+def harden_server(kit: Path, spec: ServerSpec, spec_file: Path, protocol: FederationSpec) -> None:
     """The server's side: one class, no code in jobs, no shell; its stores in the workspace, not in /tmp."""
     submitter = ("abort_job", "delete_job", "download_job")
     anybody = ("list_jobs", "get_job_meta", "check_status", "sys_info")
     lead = {"submit_job": "any", **dict.fromkeys(submitter, "n:submitter"), **dict.fromkeys(anybody, "any")}
-    _own_rules(kit, own_file, CONTROLLER, {"lead": lead, "member": dict.fromkeys(anybody, "any")})
+    _write_rules(kit, spec_file, CONTROLLER, {"lead": lead, "member": dict.fromkeys(anybody, "any")})
     resources = _defaults(kit)
     resources |= {"class_list_enforcement_mode": "enforce", "class_allow_list": [CONTROLLER]}
     stores = Path(spec.workspace) / "engine"
@@ -217,19 +217,19 @@ def heartbeat(kit: Path) -> float:
 
 def refresh_server(kit: Path, protocol: FederationSpec) -> None:
     """Put the protocol's `silent_s` and the check for revoked sites into the server's kit."""
-    path, own_file = kit / "local" / "resources.json", kit / "local" / OWN_FILE
+    path, spec_file = kit / "local" / "resources.json", kit / "local" / SPEC_FILE
     resources = json.loads(path.read_text(encoding="utf-8"))
     resources["servers"][0]["heart_beat_timeout"] = protocol.rounds.silent_s
-    args = {"own_file": json.loads(own_file.read_text(encoding="utf-8"))["file"]}
+    args = {"own_file": json.loads(spec_file.read_text(encoding="utf-8"))["file"]}
     others = [part for part in resources["components"] if part["id"] != "revoked_sites"]
     resources["components"] = [*others, {"id": "revoked_sites", "path": REVOKED_SITES, "args": args}]
     _write_json(path, resources)
 
 
-def _own_rules(kit: Path, own_file: Path, allowed: str, permissions: dict) -> None:
+def _write_rules(kit: Path, spec_file: Path, allowed: str, permissions: dict) -> None:
     local = kit / "local"
     _write_json(local / "authorization.json", {"format_version": "1.0", "permissions": _rules(permissions)})
-    _write_json(local / OWN_FILE, {"file": str(own_file), "class": allowed})
+    _write_json(local / SPEC_FILE, {"file": str(spec_file), "class": allowed})
     logging = json.loads((local / "log_config.json.default").read_text(encoding="utf-8"))
     logging["handlers"]["consoleHandler"]["level"] = "WARNING"  # everything is in the kit's log.txt
     _write_json(local / "log_config.json", logging)

@@ -7,8 +7,8 @@ from pathlib import Path
 from mil.errors import MilError
 from mil.hospital.config import read_federation
 from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT, refresh_server
-from mil.hospital.own_data import alone
-from mil.hospital.parties import ServerSpec, SiteSpec, own_protocol
+from mil.hospital.local_data import alone
+from mil.hospital.parties import ServerSpec, SiteSpec, protocol_of
 
 Command = tuple[list[str], dict[str, str], Path]
 """Words, environment, working directory."""
@@ -27,7 +27,7 @@ def server_command(spec: ServerSpec) -> Command:
 
 def site_command(spec: SiteSpec) -> Command:
     """A site's process. It opens connections to the server and listens on the loopback interface only."""
-    protocol = own_protocol(spec)
+    protocol = protocol_of(spec)
     kit = _kit(Path(spec.workspace) / SITE_KIT, "mil site join")
     settings = {"uid": spec.site, "org": protocol.sites[spec.site].organisation}
     settings["heart_beat_interval"] = str(max(2, min(10, int(protocol.rounds.silent_s / 4))))

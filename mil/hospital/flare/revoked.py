@@ -10,7 +10,7 @@ from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 
 from mil.hospital.config import read_federation
-from mil.hospital.parties import ServerSpec, read_own
+from mil.hospital.parties import ServerSpec, read_party
 from mil.hospital.revocation import NAME, revoked_of, revoked_sites
 
 
@@ -18,9 +18,9 @@ class RevokedSites(FLComponent):
     """Looks at the list whenever a site registers or gives a sign of life."""
 
     def __init__(self, own_file: str) -> None:
-        """`own_file`: path of `server.yaml`."""
+        """`own_file`: path of `server.yaml`, as kits name it."""
         super().__init__()
-        self.own_file, self.disabled = own_file, dict[str, bool]()
+        self.spec_file, self.disabled = own_file, dict[str, bool]()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Disable the site before FLARE judges its message, or enable it again where it has a new key."""
@@ -34,7 +34,7 @@ class RevokedSites(FLComponent):
             self.disabled[site] = revoked
 
     def _revoked(self) -> dict[str, str]:
-        spec = read_own(ServerSpec, Path(self.own_file))
+        spec = read_party(ServerSpec, Path(self.spec_file))
         if not (Path(spec.workspace) / NAME).exists():
             return {}
         return revoked_of(revoked_sites(Path(spec.workspace)), read_federation(spec.federation))

@@ -14,7 +14,7 @@ TASK = "question"
 MESSAGE = "message"
 SIZE = "size"
 CODE = "code"
-OWN_FILE = "mil.json"
+SPEC_FILE = "mil.json"
 CODES = {
     "payload": "the message is not of the protocol",
     "mismatch": "code or protocol differ",
@@ -63,10 +63,10 @@ def opened(shareable: Shareable, pieces: Path) -> Blob | str:
     return f"refused: {code} ({CODES[code]})" if code in CODES else f"refused: {shareable.get_return_code()}"
 
 
-def own_file(context: FLContext) -> Path:
+def spec_file(context: FLContext) -> Path:
     """The side's own YAML file, which its kit names; never the job."""
     workspace = context.get_prop(FLContextKey.WORKSPACE_OBJECT)
     if not isinstance(workspace, Workspace):
         workspace = context.get_engine().get_workspace()  # type: ignore[union-attr]
-    path = Path(workspace.get_site_config_dir()) / OWN_FILE
+    path = Path(workspace.get_site_config_dir()) / SPEC_FILE
     return Path(json.loads(path.read_text(encoding="utf-8"))["file"])

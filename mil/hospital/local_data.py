@@ -35,7 +35,7 @@ def feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) 
     return [folder / f"{file_name(slide)}.h5" for row in bags["slides"] for slide in str(row).split(";")]
 
 
-def own_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
+def site_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
     """The bag table, which may hold no other site's patient, with the roles as the protocol has them."""
     bags = read_bags(path)
     require_columns(bags, BAGS, str(path))
@@ -119,7 +119,7 @@ def disk_short(error: Exception) -> DiskShort | None:
     return DiskShort(f"{error.filename or 'a file of the workspace'}: {reason_of(error)}{ways_out}")
 
 
-def told_of(error: Exception, spec: SiteSpec) -> str:
+def refusal_reason(error: Exception, spec: SiteSpec) -> str:
     """What the ledger, which others get to read, says of an error: not where the site's folders are, nor the name of a slide, which
     may be that of a patient; of a fault of the program its kind.
     """
