@@ -53,7 +53,7 @@ def score(
     kind = build_endpoint(read_spec(EndpointSpec, endpoint))
     everyone, known = read_table(predictions), read_table(predictions, only_labelled=True)
     if without := everyone.loc[~has_label(everyone), "patient_id"].nunique():
-        reporter.say(f"score: {without} patients without a label are left out")
+        reporter.say(f"score: patients without a label, who are left out: {without}")
     scored = known if len(known) else everyone
     table = score_table(scored, settings, read_spec(ExperimentSpec, experiment), held, kind)
     for name, further in curves_and_folds(scored, settings, held, kind).items():

@@ -161,7 +161,7 @@ def extract(
     size_px = shard.works[0].tiling.size_px
     profile.add("compiling", engine.prepare(size_px))
     way = f"{engine.precision}{', compiled' if engine.compiled else ''}"
-    reporter.say(f"encoder {name} on {describe(engine.device)}, {way}; {readers} readers")
+    reporter.say(f"encoder {name} on {describe(engine.device)}, {way}; {readers} reader{'s' if readers > 1 else ''}")
 
     def finished(work: Work, checksum: str, num_tiles: int) -> None:
         shard.settle(work.slide_id, "ok", left_out(num_tiles, work.tiling), num_tiles, checksum)
