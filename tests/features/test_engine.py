@@ -237,9 +237,9 @@ def test_the_log_has_the_profile_and_the_terminal_where_it_is_asked_for(profile,
     options.reporters[-1].log.close()
     assert done.exit_code == 0, done.output
     log = (tmp_path / "log").read_text()
-    for line in ("20 tiles in", "the CPU busy", "  reading:", "  encoder:", "  writing:", "1 readers"):
+    for line in ("20 tiles in", "the CPU busy", "  reading:", "  encoder:", "  writing:", "; 1 reader\n"):
         assert line in log
-        assert (line in done.output) == (profile or line == "1 readers")
+        assert (line in done.output) == (profile or line == "; 1 reader\n")
 
 
 def test_weights_on_the_command_line_come_before_the_specs(tmp_path):
