@@ -75,9 +75,9 @@ class TileBatch:
     count: int = 0
     """Tiles, left-out ones included."""
 
-    def kept(self, place: int) -> np.ndarray:
+    def kept(self, part: int) -> np.ndarray:
         """Which of a part's tiles were read, as offsets into the part."""
-        return np.setdiff1d(np.arange(self.parts[place].count), self.missing.get(place, []))
+        return np.setdiff1d(np.arange(self.parts[part].count), self.missing.get(part, []))
 
 
 def parts_of(works: list[Work], batch_tiles: int, failed: Callable[[Work], bool]) -> Iterator[list[TilePart]]:

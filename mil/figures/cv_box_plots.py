@@ -108,16 +108,16 @@ def _of_own_site(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["split"] == "held_out") & (table["trained_on"] == table["site"])]
 
 
-def _box(axes: Axes, place: int, values: np.ndarray, colour: str, name: str) -> None:
+def _box(axes: Axes, height: int, values: np.ndarray, colour: str, name: str) -> None:
     if not len(values):
         return
     if len(values) >= FEWEST_OF_A_BOX:
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-        axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.22, edgecolor=colour, linewidth=0.8)
-        axes.vlines(middle, place - 0.25, place + 0.25, color=colour, linewidth=1.6)
+        axes.barh(height, high - low, left=low, height=0.5, color=colour, alpha=0.22, edgecolor=colour, linewidth=0.8)
+        axes.vlines(middle, height - 0.25, height + 0.25, color=colour, linewidth=1.6)
     jitter = rng(0, "jitter", name).uniform(-0.16, 0.16, len(values))
-    dots(axes, values, place + jitter, colour, markersize=2.2)
-    axes.plot(values.mean(), place, "D", color=INK, markersize=2.8)
+    dots(axes, values, height + jitter, colour, markersize=2.2)
+    axes.plot(values.mean(), height, "D", color=INK, markersize=2.8)
 
 
 def _patients(results: Results, site: str) -> int:

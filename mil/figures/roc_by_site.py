@@ -39,10 +39,10 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     )
 
 
-def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope]]) -> list[pd.DataFrame]:
+def _panel(axes: Axes, results: Results, site: str, arms: list[tuple[Arm, Scope]]) -> list[pd.DataFrame]:
     chance_line(axes, diagonal=True)
     values = []
-    for arm, scope in found:
+    for arm, scope in arms:
         drawn = results.curve("roc", arm.experiment, scope)
         value, low, high = results.measured(arm.experiment, scope, results.kind.primary.name)
         label = f"{arm.name}  {with_interval(value, low, high)}"
@@ -50,7 +50,7 @@ def _panel(axes: Axes, results: Results, site: str, found: list[tuple[Arm, Scope
         stated = {"site": site, "experiment": arm.experiment, "trained_on": arm.trained_on}
         curve = pd.DataFrame({"false_positive_rate": drawn["x"], "true_positive_rate": drawn["y"]})
         values.append(curve.assign(kind="curve", **stated, auroc=value, auroc_low=low, auroc_high=high))
-    last, scope = found[-1]
+    last, scope = arms[-1]
     drawn = results.curve("roc_band", last.experiment, scope)
     axes.fill_between(drawn["x"], drawn["low"], drawn["high"], color=last.colour, alpha=0.13, linewidth=0)
     band = pd.DataFrame({"false_positive_rate": drawn["x"], "band_low": drawn["low"], "band_high": drawn["high"]})

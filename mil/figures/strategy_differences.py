@@ -78,13 +78,13 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     )
 
 
-def _label(results: Results, one: Arm) -> str:
+def _label(results: Results, arm: Arm) -> str:
     """The arm, with its local epochs and most rounds where the family differs in them."""
     settings = {(spec.training.rounds, spec.training.local_epochs) for spec in results.family().values()}
     if len(settings) < 2:
-        return one.name
-    training = results.experiments[one.experiment].training
-    return f"{one.name}\n{training.rounds} × {training.local_epochs}"
+        return arm.name
+    training = results.experiments[arm.experiment].training
+    return f"{arm.name}\n{training.rounds} × {training.local_epochs}"
 
 
 def _single(table: pd.DataFrame) -> list[str]:

@@ -212,10 +212,10 @@ def dots(axes: Axes, x: Any, y: Any, colour: str, alpha: float = 0.6, **look: An
     axes.plot(x, y, linestyle="none", color=colour, alpha=alpha, markeredgewidth=0, **look)
 
 
-def interval_in_row(axes: Axes, place: float, row: Any, colour: str, **look: Any) -> None:
-    """The mark of `row.value` and the line from `row.low` to `row.high`, in the row at height `place`."""
-    axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.4)
-    axes.plot(row.value, place, "o", color=colour, markersize=4.5, **look)
+def interval_in_row(axes: Axes, height: float, row: Any, colour: str, **look: Any) -> None:
+    """The mark of `row.value` and the line from `row.low` to `row.high`, in the row at `height`."""
+    axes.plot([row.low, row.high], [height, height], color=colour, linewidth=1.4)
+    axes.plot(row.value, height, "o", color=colour, markersize=4.5, **look)
 
 
 def centred(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:

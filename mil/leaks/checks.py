@@ -142,11 +142,11 @@ def _encoding(check: str, column: str, where: str, area: float, p: float) -> Fin
 
 
 def _judged(
-    check: str, inputs: pd.DataFrame, labels: pd.Series, place: pd.Series
+    check: str, inputs: pd.DataFrame, labels: pd.Series, sites: pd.Series
 ) -> tuple[list[tuple[str, str, float, float]], list[Finding]]:
     """Column, where ('' is everywhere), AUROC and p; and the sites whose patients are too few for that many columns."""
     wheres = {"": np.ones(len(labels), bool)}
-    wheres |= {where: (place == where).to_numpy() for where in sorted(place.unique()) if place.nunique() > 1}
+    wheres |= {where: (sites == where).to_numpy() for where in sorted(sites.unique()) if sites.nunique() > 1}
     least = {where: _least_p(*_classes(labels[rows])) for where, rows in wheres.items()}
     judged, few = [], []
     for where in sorted(wheres, key=lambda site: least[site]):
@@ -182,14 +182,14 @@ def _least_p(positives: int, negatives: int) -> float:
     return 2 / comb(positives + negatives, positives)
 
 
-def _too_much(check: str, inputs: pd.DataFrame, labels: pd.Series, place: pd.Series) -> list[Finding]:
+def _too_much(check: str, inputs: pd.DataFrame, labels: pd.Series, sites: pd.Series) -> list[Finding]:
     """What innocent columns know of the label within sites: the rank-sum test stratified by site (van Elteren 1960)."""
     judged = []
     for column in inputs:
         values = inputs[column].reindex(labels.index)
         parts = []
-        for where in sorted(place.unique()):
-            rows = values.notna() & (place == where)
+        for where in sorted(sites.unique()):
+            rows = values.notna() & (sites == where)
             truth = labels[rows].to_numpy(int)
             if both_classes(truth):
                 parts.append(_rank_sum(truth, values[rows].to_numpy(float)))

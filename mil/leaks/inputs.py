@@ -114,17 +114,17 @@ def _patient_table(results: "Results", endpoint: str, labels: pd.Series, sites: 
     return findings + _suspected(unread, way_out)
 
 
-def _suspected(found: Sequence[Finding], instead: str) -> list[Finding]:
+def _suspected(findings: Sequence[Finding], instead: str) -> list[Finding]:
     """Findings of what is no fault of the run: worth a look, and said what else it can be; they end nothing."""
     return [
         replace(finding, state="suspect") if finding.state == "leak" else finding
-        for finding in _explained(found, instead)
+        for finding in _explained(findings, instead)
     ]
 
 
-def _explained(found: Sequence[Finding], instead: str) -> list[Finding]:
+def _explained(findings: Sequence[Finding], instead: str) -> list[Finding]:
     """What else than a column made from the label a finding can be."""
-    return [replace(finding, reason=finding.reason.replace(MADE_FROM_LABEL, instead)) for finding in found]
+    return [replace(finding, reason=finding.reason.replace(MADE_FROM_LABEL, instead)) for finding in findings]
 
 
 def _copies(results: "Results", endpoint: str, bags: pd.DataFrame) -> list[Finding]:

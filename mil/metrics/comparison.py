@@ -122,18 +122,18 @@ def _pairs(
 
 
 def _comparable(
-    one: str,
-    other: str,
+    trained_on: str,
+    other_trained_on: str,
     split: str,
     first: Mapping[tuple[str, str, str], Scope],
     second: Mapping[tuple[str, str, str], Scope],
 ) -> bool:
     locals_of = [any(key[0] == OWN_SITE for key in arms) for arms in (first, second)]
     if all(locals_of):
-        return one == other and one == (ENSEMBLE if split == "external" else OWN_SITE)
+        return trained_on == other_trained_on and trained_on == (ENSEMBLE if split == "external" else OWN_SITE)
     if not any(locals_of):
-        return one == other
-    local = one if locals_of[0] else other
+        return trained_on == other_trained_on
+    local = trained_on if locals_of[0] else other_trained_on
     return split == "external" or local in {OWN_SITE, ENSEMBLE}
 
 

@@ -222,5 +222,11 @@ def _mean_elsewhere(
     return here, np.mean(there, axis=0)
 
 
-def _tested(found: Difference) -> dict[str, Any]:
-    return {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p, "tested": found}
+def _tested(difference: Difference) -> dict[str, Any]:
+    return {
+        "difference": difference.difference,
+        "low": difference.low,
+        "high": difference.high,
+        "p": difference.p,
+        "tested": difference,
+    }

@@ -78,9 +78,9 @@ def _auroc(scores: pd.DataFrame, confidence: float) -> tuple[int, int, float, fl
     return *numbers, *fixed_interval(labels, scores["score"].to_numpy(), sites, confidence)[:3]
 
 
-def _equal(found: list[tuple[int, int, float, float, float]], confidence: float) -> float:
+def _equal(groups: list[tuple[int, int, float, float, float]], confidence: float) -> float:
     """Cochran's Q of the AUROCs on the logit scale, errors from their intervals."""
-    usable = [(area, low, high) for _, _, area, low, high in found if 0 < area < 1 and low > 0 and high < 1]
+    usable = [(area, low, high) for _, _, area, low, high in groups if 0 < area < 1 and low > 0 and high < 1]
     if len(usable) < 2:
         return np.nan
     area, low, high = np.array(usable).T

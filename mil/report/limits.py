@@ -28,7 +28,7 @@ def limits(results: Results) -> list[str]:
     ]
     if any(experiment.training.scaling == "site" for experiment in results.experiments.values()):
         said.append(
-            "Features are scaled by the moments of each site's own patients (`scaling: site`): a patient's score depends on which "
+            "Features are scaled by the moments of each site's own patients (setting scaling: site): a patient's score depends on which "
             "other patients of the site are scored with them, and one patient alone is scaled by their own tiles."
             + _scaled_by_few(results)
         )

@@ -185,8 +185,8 @@ def read_square(slide: Slide, halvings: int, corner: tuple[int, int], size: tupl
     return square
 
 
-def _numbers(place: str) -> tuple[int, int]:
-    match = WHOLE_NUMBERS.fullmatch(place)
+def _numbers(path: str) -> tuple[int, int]:
+    match = WHOLE_NUMBERS.fullmatch(path)
     if match is None:
         raise Refused(HTTPStatus.BAD_REQUEST, "Two whole numbers are needed, as in 3_4.jpg.")
     return int(match[1]), int(match[2])

@@ -36,7 +36,7 @@ def federated_experiment(main: str, experiments: Mapping[str, ExperimentSpec]) -
     return main if main in federated or not federated else federated[0]
 
 
-def same_input(one: ExperimentSpec, other: ExperimentSpec) -> bool:
+def same_input(experiment: ExperimentSpec, other: ExperimentSpec) -> bool:
     """Whether two experiments read the same and are of the same model."""
     parts = ("encoder", "model", "endpoint", "protocol", "covariates")
-    return all(getattr(one, part) == getattr(other, part) for part in parts)
+    return all(getattr(experiment, part) == getattr(other, part) for part in parts)

@@ -145,7 +145,7 @@ class _Known:
     columns: np.ndarray
     whole: bool
 
-    def is_safe(self, place: tuple[int, ...], threshold: int) -> bool:
+    def is_safe(self, cell: tuple[int, ...], threshold: int) -> bool:
         """Whether a hidden cell could still be any of `threshold` numbers, as far as linear programming can tell."""
         cells = np.argwhere(self.hidden)
         equations, sides = [], []
@@ -157,7 +157,7 @@ class _Known:
         if self.whole:
             equations.append(np.ones(len(cells)))
             sides.append(self.counts[self.hidden].sum())
-        aim = (cells == place).all(1).astype(float)
+        aim = (cells == cell).all(1).astype(float)
         ends = []
         for sign in (1, -1):
             solution = scipy.optimize.linprog(
@@ -169,9 +169,9 @@ class _Known:
         return ends[1] - ends[0] >= threshold - 1 - 1e-9
 
 
-def _hide_another(counts: np.ndarray, hidden: np.ndarray, lines: list[np.ndarray], place: tuple[int, ...]) -> bool:
-    """Hide the smallest cell beside `place`, else anywhere, else its total; False when there is nothing left to hide."""
-    row, column = place
+def _hide_another(counts: np.ndarray, hidden: np.ndarray, lines: list[np.ndarray], at_risk: tuple[int, ...]) -> bool:
+    """Hide the smallest cell beside `at_risk`, else anywhere, else its total; False when there is nothing left to hide."""
+    row, column = at_risk
     beside = np.zeros_like(hidden)
     beside[row, :] = beside[:, column] = True
     for where in (beside & ~hidden & (counts > 0), ~hidden & (counts > 0), beside & ~hidden, ~hidden):
@@ -179,7 +179,7 @@ def _hide_another(counts: np.ndarray, hidden: np.ndarray, lines: list[np.ndarray
             cell = min(map(tuple, np.argwhere(where)), key=lambda index: (counts[index], index))
             hidden[cell] = True
             return True
-    for line, number in zip(lines, place, strict=True):
+    for line, number in zip(lines, at_risk, strict=True):
         if not line[number]:
             line[number] = True
             return True

@@ -46,6 +46,6 @@ class Scaffold(ServerRate):
         return moved(state, change, self.server_lr), server_tensors("control", control)
 
 
-def control_after(own: Tensor, server: Tensor, start: Tensor, end: Tensor, travelled: Tensor | float) -> Tensor:
+def control_after(control: Tensor, server: Tensor, start: Tensor, end: Tensor, travelled: Tensor | float) -> Tensor:
     """Option II at a site: c_i - c + (x - y) / (sum of the learning rates of the local steps)."""
-    return own - server + (start - end) / travelled
+    return control - server + (start - end) / travelled

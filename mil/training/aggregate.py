@@ -21,15 +21,17 @@ def begin_models(strategy: Strategy, states: State) -> Named:
 def step_models(strategy: Strategy, states: State, server: State, answers: Answers) -> Stepped:
     """`server_step` of every model; every tensor, those in `answers` too, has a leading axis of models."""
 
-    def step(state: Named, own: Named, sites: Named, amounts: Tensor, total: Named, controls: Named) -> Stepped:
-        return strategy.server_step(state, own, Answers(sites, amounts, total.get("total"), controls))
+    def step(
+        state: Named, server_state: Named, sites: Named, amounts: Tensor, total: Named, controls: Named
+    ) -> Stepped:
+        return strategy.server_step(state, server_state, Answers(sites, amounts, total.get("total"), controls))
 
     total = {} if answers.total is None else {"total": answers.total}
     given = (dict(states), dict(server), dict(answers.states), answers.amounts, total, dict(answers.controls))
     if strategy.vectorised:
         return torch.func.vmap(step)(*given)
     stepped = [step(*tree_map(lambda tensor, k=k: tensor[k], given)) for k in range(len(answers.amounts))]
-    return _stacked([state for state, _ in stepped]), _stacked([own for _, own in stepped])
+    return _stacked([state for state, _ in stepped]), _stacked([after for _, after in stepped])
 
 
 def _stacked(models: Sequence[Named]) -> Named:

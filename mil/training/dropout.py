@@ -25,6 +25,6 @@ def tile_keys(steps: Tensor, patients: Tensor, sizes: Tensor) -> Tensor:
     return combined(steps, patients.repeat_interleave(sizes), positions)
 
 
-def combined(steps: Tensor, patients: Tensor, place: Tensor) -> Tensor:
+def combined(steps: Tensor, patients: Tensor, tiles: Tensor) -> Tensor:
     """One key from the step's, the patient's and the tile's place in its bag."""
-    return mixed32(mixed32(patients ^ mixed32(steps)) + place)
+    return mixed32(mixed32(patients ^ mixed32(steps)) + tiles)

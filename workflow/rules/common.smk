@@ -68,13 +68,13 @@ wildcard_constraints:
 
 def covariates_of(endpoint):
     """Columns of the patient table that the endpoint's experiments read besides the slides, in the order of their first use."""
-    experiments = [one for one in EXPERIMENTS.values() if one.endpoint == endpoint]
-    return list(dict.fromkeys(name for one in experiments for name in one.covariates))
+    experiments = [experiment for experiment in EXPERIMENTS.values() if experiment.endpoint == endpoint]
+    return list(dict.fromkeys(name for experiment in experiments for name in experiment.covariates))
 
 
 def encoders_of(endpoint):
     """The encoders whose features the endpoint's experiments read."""
-    return sorted({one.encoder for one in EXPERIMENTS.values() if one.endpoint == endpoint})
+    return sorted({experiment.encoder for experiment in EXPERIMENTS.values() if experiment.endpoint == endpoint})
 
 
 def any_of(names):
@@ -137,12 +137,12 @@ def made_by(encoder):
 def foreign_features(site, encoder):
     """What `mil convert` is told of a site's features: layout, folder and what the files do not say, quoted for the shell."""
     source = settings_of_cohort.slides.features[site]
-    told = {
+    settings = {
         "--encoder": source.encoder or settings_of_cohort.encoders[encoder].name,
         "--expect": f"{encoder}={made_by(encoder)}",
         "--mpp": source.mpp,
         "--tile-mpp": source.tile_mpp,
         "--weights-sha256": source.weights_sha256,
     }
-    options = [str(part) for pair in told.items() if pair[1] is not None for part in pair]
+    options = [str(part) for pair in settings.items() if pair[1] is not None for part in pair]
     return shlex.join([source.layout, foreign_folder(site, encoder), *options])

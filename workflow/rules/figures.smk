@@ -8,7 +8,7 @@ OF_COHORT = [name for name in FIGURES if not FIGURES[name].per_site]
 OF_SITE = [name for name in FIGURES if FIGURES[name].per_site]
 NUMBERED = {
     number: [name for name in FIGURES if number in FIGURES[name].number.split(", ")]
-    for number in {part for one in FIGURES.values() for part in one.number.split(", ") if part}
+    for number in {part for listed in FIGURES.values() for part in listed.number.split(", ") if part}
 }
 
 
@@ -102,10 +102,12 @@ for asked, names in sorted(({name: [name] for name in FIGURES} | NUMBERED).items
             asked
         input:
             settings=FIGURE_SETTINGS,
-            tables=figure_inputs([one for one in names if one in OF_COHORT], []),
-            code=code_of(*(f"figures/{one}.py" for one in names)),
+            tables=figure_inputs([figure for figure in names if figure in OF_COHORT], []),
+            code=code_of(*(f"figures/{figure}.py" for figure in names)),
             sites=expand(
-                "<results>/figures/alone/{figure}.{site}", figure=[one for one in names if one in OF_SITE], site=SITES
+                "<results>/figures/alone/{figure}.{site}",
+                figure=[figure for figure in names if figure in OF_SITE],
+                site=SITES,
             ),
         log:
             f"<logs>/figure/{asked}.log",
@@ -115,8 +117,8 @@ for asked, names in sorted(({name: [name] for name in FIGURES} | NUMBERED).items
         params:
             spec=lambda wildcards: settings_of_cohort.figures.to_json(),
             results=lambda wildcards: RESULTS,
-            figures=[one for one in names if one in OF_COHORT],
-            number=sum(one in OF_COHORT for one in names),
+            figures=[figure for figure in names if figure in OF_COHORT],
+            number=sum(figure in OF_COHORT for figure in names),
         shell:
             "test {params.number:q} = 0"
             " || mil plot {params.figures:q} --results {params.results:q} --spec {params.spec:q} --log {log:q}"
