@@ -72,5 +72,9 @@ def correction(table: pd.DataFrame) -> str:
     families = [
         re.fullmatch(r"Holm, (\d+) comparisons(.*)", text) for text in sorted(set(table["correction"].dropna()))
     ]
-    said = [f"{one[1]} comparison{'' if one[1] == '1' else 's'}{one[2]}" for one in families if one and one[1] != "0"]
+    said = [
+        f"{match[1]} comparison{'' if match[1] == '1' else 's'}{match[2]}"
+        for match in families
+        if match and match[1] != "0"
+    ]
     return f"Holm's correction over {', '.join(said)}" if said else ""

@@ -150,8 +150,8 @@ class TransMIL(Head):
                 )
                 for k in range(len(inputs.mask))
             ]
-            attentions = [one.attention for one in each if one.attention is not None]
-            return Output(torch.stack([one.logits for one in each]), torch.stack(attentions))
+            attentions = [output.attention for output in each if output.attention is not None]
+            return Output(torch.stack([output.logits for output in each]), torch.stack(attentions))
         logits, attentions = [], []
         for mask in inputs.mask:
             where = mask.nonzero().squeeze(-1)

@@ -188,8 +188,8 @@ class Card:
         self, weights: dict[str, Tensor], tiles: Tensor, given: Given, whole: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (pairs, 1, outputs) and the extra tensors of the loss, fp32."""
-        found = self.seen(weights, tiles, given, whole, True)
-        return found.logits.float(), None if found.side is None else found.side.float()
+        output = self.seen(weights, tiles, given, whole, True)
+        return output.logits.float(), None if output.side is None else output.side.float()
 
     def seen(self, weights: dict[str, Tensor], tiles: Tensor, given: Given, whole: bool, training: bool) -> Output:
         """What the head says of every pair; `whole`: all see the same tiles (tiles, width)."""

@@ -183,12 +183,12 @@ class Driver:
             return
         answered = clients.counts() * torch.from_numpy(active)
         alike: dict[tuple[float | None, tuple[bool, ...]], list[int]] = {}
-        for k, own in enumerate((answered > 0).tolist()):
-            if any(own):
-                alike.setdefault((tasks[k].candidate.server_lr, tuple(own)), []).append(k)
-        for (rate, there), own in alike.items():
+        for k, answering in enumerate((answered > 0).tolist()):
+            if any(answering):
+                alike.setdefault((tasks[k].candidate.server_lr, tuple(answering)), []).append(k)
+        for (rate, there), models in alike.items():
             sites = torch.tensor(there).nonzero().squeeze(1)
-            for some in torch.tensor(own).split(max(1, SLAB // phase.rows.shape[1])):
+            for some in torch.tensor(models).split(max(1, SLAB // phase.rows.shape[1])):
                 self._serve(self.strategy.at_rate(rate), phase, clients, some, sites)
 
     def _serve(self, strategy: Strategy, phase: Phase, clients: Clients, some: Tensor, sites: Tensor) -> None:
