@@ -16,7 +16,7 @@ SET_ASIDE = "set_aside"
 
 
 def validate(folder: str | Path, reporter: Reporter, repair: bool = False) -> pd.DataFrame:
-    """A row of `VALIDATION` for every HDF5 file below `folder`, in the order of their paths.
+    """A row of `VALIDATION` for every HDF5 file below `folder`, and every manifest that cannot be read, in the order of their paths.
 
     States: ok; broken (unreadable, or its checksum does not hold); replaced (whole, but not the file that its manifest
     means); missing (in a manifest, but not there); leftover (of a job that was killed). With `repair`, broken, replaced
@@ -25,9 +25,8 @@ def validate(folder: str | Path, reporter: Reporter, repair: bool = False) -> pd
     folder = Path(folder)
     if not folder.is_dir():
         raise MilError(f"{folder} is not a folder; give the one that holds the files to validate")
-    expected = _expected(folder)
+    expected, rows = _expected(folder)
     paths = _below(folder, "*.h5")
-    rows = []
     with reporter.steps("validate", len(paths), "files") as steps:
         for path in paths:
             state, reason = _state_of(path, expected.get(path))
@@ -47,13 +46,17 @@ def validate(folder: str | Path, reporter: Reporter, repair: bool = False) -> pd
     return table.assign(path=[str(path.relative_to(folder)) for path in table["path"]])
 
 
-def _expected(folder: Path) -> dict[Path, str]:
-    """Checksum of every file that a manifest (`shard*.csv`) lists as done."""
-    checksums = {}
+def _expected(folder: Path) -> tuple[dict[Path, str], list[tuple[Path, str, str, int]]]:
+    """Checksum of every file that a manifest (`shard*.csv`) lists as done, and a row for each manifest that cannot be read."""
+    checksums, broken = {}, []
     for manifest in _below(folder, "shard*.csv"):
-        for slide_id, checksum in listed_in(manifest):
-            checksums[manifest.parent / f"{file_name(slide_id)}.h5"] = checksum
-    return checksums
+        try:
+            for slide_id, checksum in listed_in(manifest):
+                checksums[manifest.parent / f"{file_name(slide_id)}.h5"] = checksum
+        except MilError as error:
+            size = manifest.stat().st_size if manifest.exists() else 0
+            broken.append((manifest, "broken", str(error).removeprefix(f"{manifest}: "), size))
+    return checksums, broken
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:

@@ -7,7 +7,6 @@ header or of the layout of the tiles changes it, and so does another scan; a few
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import BinaryIO
 
 from mil.errors import SlideError
 from mil.files import sha256_of, why_no_file
+from mil.slides.readers.choose import named_in
 from mil.slides.readers.dicom import entry_of, is_dicom, siblings
 from mil.slides.readers.directories import MOST, directories
 
@@ -22,8 +22,6 @@ MAX_FILES = 100_000
 WHOLE = 64 << 20
 END = 1 << 20
 BLOCKS, BLOCK = 64, 64 << 10
-NAMED = re.compile(r"^\s*(?:ImageFile|MapFile|OptimisationFile|MacroImage)[^=\n]*=\s*([^\0\n]*[^\0\s])", re.MULTILINE)
-LONGEST_INDEX = 1 << 20
 DIRECTORIES = 1000  # more no scanner writes
 
 
@@ -97,7 +95,7 @@ def files_of(path: Path) -> list[Path]:
     if path.suffix.lower() == ".mrxs" and data.is_dir():
         return [path, *_inside(data)]
     if path.suffix.lower() in {".vms", ".vmu"}:
-        return _named_in(path)
+        return sorted({path, *(part for part in named_in(path) if part.is_file())})
     if is_dicom(path):
         return siblings(path)
     return [path]
@@ -106,13 +104,6 @@ def files_of(path: Path) -> list[Path]:
 def size_of(path: Path) -> int:
     """Bytes of all files that belong to the slide."""
     return sum(file.stat().st_size for file in files_of(path))
-
-
-def _named_in(path: Path) -> list[Path]:
-    """The files that the index of a VMS or VMU slide names (`ImageFile(1,0)=a(1,0).jpg`), of those that are there, and the index."""
-    named = NAMED.findall(path.read_bytes()[:LONGEST_INDEX].decode("utf-8", "replace"))
-    parts = {path.parent / Path(name).name for name in named}
-    return sorted({path, *(part for part in parts if part.is_file())})
 
 
 def _inside(folder: Path) -> list[Path]:

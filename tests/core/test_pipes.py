@@ -70,11 +70,12 @@ def test_a_folder_is_no_file(tmp_path):
 
 def test_validate_goes_on_beside_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "a.h5")
+    os.mkfifo(tmp_path / "shard0.csv")
     with hdf5.writing(tmp_path / "b.h5") as writer:
         writer.append("features", np.ones((2, 3), np.float32))
     table = validate(tmp_path, quiet(), repair=True)
-    assert list(table["state"]) == ["broken", "ok"]
-    assert WHAT in table["reason"][0]
+    assert list(table["state"]) == ["broken", "ok", "broken"]
+    assert table["reason"].str.contains(WHAT).tolist() == [True, False, True]
     assert list(validate(tmp_path, quiet())["state"]) == ["ok"]
 
 
@@ -91,6 +92,23 @@ def test_a_mirax_slide_whose_settings_are_a_pipe_is_a_row(tmp_path):
     (tmp_path / "a.mrxs").write_bytes(b"\xff\xd8\xff\xe0")
     found = look_at(tmp_path / "a.mrxs", "", SlidesSpec())
     assert (found["state"], f"Slidedat.ini {WHAT}" in str(found["reason"])) == ("unreadable", True)
+
+
+@pytest.mark.parametrize("part", ["a(1,0).jpg", "a_map.jpg", "a.opt"])
+def test_a_slide_of_several_files_one_of_which_is_a_pipe_is_a_row(tmp_path, part):
+    (tmp_path / "a.vms").write_text(
+        "[Virtual Microscope Specimen]\nImageFile(1,0)=a(1,0).jpg\nMapFile=a_map.jpg\nOptimisationFile=a.opt\n"
+    )
+    os.mkfifo(tmp_path / part)
+    found = look_at(tmp_path / "a.vms", "", SlidesSpec())
+    assert (found["state"], f"{part} {WHAT}" in str(found["reason"])) == ("unreadable", True)
+
+
+def test_a_pipe_beside_a_dicom_file_is_a_row(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM")
+    os.mkfifo(tmp_path / "b.dcm")
+    found = look_at(tmp_path / "a.dcm", "", SlidesSpec())
+    assert (found["state"], f"b.dcm beside it {WHAT}" in str(found["reason"])) == ("unreadable", True)
 
 
 def test_foreign_features_and_tables_of_a_public_cohort_that_are_pipes(tmp_path):

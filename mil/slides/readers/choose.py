@@ -15,6 +15,9 @@ from mil.slides.readers.tiff import PLAIN, TiffReader, check_directories, is_ome
 TIFF = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
 MIRAX, MIRAX_INI = ".mrxs", "Slidedat.ini"
+VMS = b"Virtual Microscope Specimen]"  # the index of a Hamamatsu slide of several files, uncompressed (VMU) or not
+NAMED = re.compile(r"^\s*(?:ImageFile|MapFile|OptimisationFile|MacroImage)[^=\n]*=\s*([^\0\n]*[^\0\s])", re.MULTILINE)
+LONGEST_INDEX = 1 << 20
 OLYMPUS = ".vsi"
 VIPS = "convert it: vips copy IN OUT.tif[tile,pyramid]"
 NO_SLIDES = {  # (where in the file, bytes) -> what that is and what to do
@@ -53,7 +56,9 @@ def reader_of(path: Path) -> Reader:
         raise SlideError("unreadable", f"{path.name}: is empty (0 bytes); copy it again")
     if start[:4] in TIFF:
         return _tiff(path)
-    if start[:3] == JPEG and path.suffix.lower() == MIRAX:
+    if VMS in start:
+        check_vms(path)
+    if path.suffix.lower() == MIRAX and (start[:3] == JPEG or path.with_suffix("").is_dir()):
         check_mirax(path)
     elif start[:4] == PNG or start[:3] == JPEG:
         return ImageReader(path)
@@ -85,6 +90,19 @@ def check_mirax(path: Path) -> None:
         )
 
 
+def check_vms(path: Path) -> None:
+    """`SlideError('unreadable')` where a file that the index of a VMS or VMU slide names is a pipe: OpenSlide would wait for ever."""
+    for part in named_in(path):
+        if (why := why_no_file(part)) and part.exists():
+            raise SlideError("unreadable", f"{path.name}: its file {part.name} {why}; copy the slide's files again")
+
+
+def named_in(path: Path) -> set[Path]:
+    """The files that the index of a VMS or VMU slide names (`ImageFile(1,0)=a(1,0).jpg`), whether they are there or not."""
+    names = NAMED.findall(path.read_bytes()[:LONGEST_INDEX].decode("utf-8", "replace"))
+    return {path.parent / Path(name).name for name in names}
+
+
 def refuse_parts(path: Path) -> None:
     """`SlideError` where the file is a preview or a part of a slide whose pixels lie in other files."""
     data = path.parent / f"_{path.stem}_"
@@ -107,6 +125,9 @@ def refuse_parts(path: Path) -> None:
 
 
 def _dicom(path: Path) -> Reader:
+    for beside in path.parent.iterdir():  # OpenSlide opens them all, and would wait for ever for a pipe
+        if beside.exists() and not beside.is_dir() and (why := why_no_file(beside)):
+            raise SlideError("unreadable", f"{path.name}: {beside.name} beside it {why}; remove that")
     try:
         return OpenSlideReader(path)
     except SlideError:  # that it is damaged, or stored in a way that only the other reader knows
