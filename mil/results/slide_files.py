@@ -5,17 +5,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from mil import hdf5
 from mil.config import Config
-from mil.errors import Absent, MilError, SlideError
+from mil.errors import Absent, SlideError
 from mil.files import file_name
 from mil.provenance import require_slide
 from mil.slides.slide import open_slide
 from mil.tables import slides_of
+from mil.tiles.thumbnail import read_jpeg
 from mil.tiles.truth import Truth, find, load_truth
 
 
@@ -42,10 +42,7 @@ class SlideFiles:
         path = self._folder / "sites" / site / "thumbnails" / f"{file_name(slide_id)}.jpg"
         if not path.is_file():
             raise Absent(f"sites/{site}/thumbnails/{slide_id}.jpg is not among the results")
-        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise MilError(f"{path} cannot be read as a JPEG; delete it and run `mil tile` again")
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return read_jpeg(path)
 
     def attention(self, site: str, experiment: str, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
         """Level-0 corners (tiles, 2) and attention (tiles,) of one slide."""

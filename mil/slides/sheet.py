@@ -198,7 +198,7 @@ def _check_mpp(text: str, where: str) -> None:
         return
     if not DECIMAL.fullmatch(text) or not 0 < float(text) < math.inf:
         raise MilError(
-            f"{where}: mpp '{text}' is not a positive number; give microns a pixel, e.g. 0.25, or leave it blank"
+            f"{where}: mpp '{text}' is not a positive number; give microns a pixel with a decimal point, e.g. 0.25, or leave it blank"
         )
 
 

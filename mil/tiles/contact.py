@@ -14,6 +14,7 @@ from mil.errors import CorruptFile, MilError
 from mil.files import file_name, replacing
 from mil.tables import read_table
 from mil.tiles.quality import FLAGS
+from mil.tiles.thumbnail import read_jpeg
 
 CELL_PX, CAPTION_PX, GAP_PX, HEADING_PX = 300, 54, 8, 44
 INK, FAINT, ALARM, UNUSUAL = (40, 40, 40), (225, 225, 225), (200, 30, 30), (225, 140, 0)
@@ -104,15 +105,16 @@ def _described(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _draw_cell(cell: np.ndarray, row: Mapping[str, Any], odd: bool, picture: Path) -> None:
-    thumbnail = cv2.imread(str(picture), cv2.IMREAD_COLOR) if picture.is_file() else None
-    if thumbnail is not None:
+    try:
+        thumbnail = read_jpeg(picture)
+    except MilError:  # there is none, or it is damaged
+        cell[:CELL_PX] = FAINT
+    else:
         scale = min(CELL_PX / max(thumbnail.shape[:2]), 4.0)
         size = max(round(thumbnail.shape[1] * scale), 1), max(round(thumbnail.shape[0] * scale), 1)
         small = cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         top, left = (CELL_PX - size[1]) // 2, (CELL_PX - size[0]) // 2
-        cell[top : top + size[1], left : left + size[0]] = small[..., ::-1]
-    else:
-        cell[:CELL_PX] = FAINT
+        cell[top : top + size[1], left : left + size[0]] = small
     if row["state"] != "ok":
         for number, line in enumerate(textwrap.wrap(f"{row['state']}: {row['reason']}", 44)[:6]):
             _write(cell, line, (6, 24 + 18 * number), ALARM, 0.38)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 
-from mil.errors import SlideError
+from mil.errors import MilError, SlideError
 from mil.files import replacing
 from mil.slides.slide import Slide
 from mil.specs.slides import QualitySpec
@@ -42,6 +43,14 @@ def draw_thumbnail(slide: Slide, tiles: Tiles, quality: QualitySpec | None) -> n
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(picture, outlines, -1, OUTLINE, 1)
     return picture
+
+
+def read_jpeg(path: Path) -> np.ndarray:
+    """The picture that `write_jpeg` wrote, RGB (h, w, 3); `MilError` where it is damaged: OpenCV would fill the rest with grey."""
+    try:
+        return simplejpeg.decode_jpeg(path.read_bytes(), "RGB", fastdct=False, fastupsample=False, strict=True)
+    except (OSError, ValueError) as error:
+        raise MilError(f"{path} cannot be read as a JPEG; delete it and run `mil tile` again") from error
 
 
 def write_jpeg(path: Path, picture: np.ndarray, quality: int = 85) -> None:

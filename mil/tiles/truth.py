@@ -45,9 +45,13 @@ class Truth:
         path = find(self.spec.masks.replace("{slide_id}", slide_id), self.folder)
         if path is None:
             return None
-        mask = cv2.imread(str(require_file(path, "truth mask")), cv2.IMREAD_GRAYSCALE)
-        if mask is None:
+        mask = cv2.imread(str(require_file(path, "truth mask")), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        if mask is None or mask.dtype != np.uint8:
             raise MilError(f"truth mask {path} cannot be read as an 8-bit PNG; write it again or remove it")
+        if 0 < mask.max() <= 127:
+            raise MilError(
+                f"truth mask {path}: its brightest pixel is {mask.max()} of 255, so that none is positive; write what is positive as 255"
+            )
         return mask > 127
 
 

@@ -34,6 +34,13 @@ def test_share_of_a_mask_by_hand(tmp_path):
     assert truth.share("none", corners, 32, 2.0) is None
 
 
+@pytest.mark.parametrize(("dtype", "said"), [(np.uint8, "its brightest pixel is 1 of 255"), (np.uint16, "8-bit PNG")])
+def test_a_mask_in_which_nothing_would_be_positive_is_refused(tmp_path, dtype, said):
+    cv2.imwrite(str(tmp_path / "s.png"), np.eye(8, dtype=dtype))
+    with pytest.raises(MilError, match=said):
+        load_truth(TruthSpec(masks=str(tmp_path / "{slide_id}.png"), mask_mpp=8), tmp_path).mask("s")
+
+
 def test_a_truth_table_with_text_for_numbers_names_the_line(tmp_path):
     (tmp_path / "truth.csv").write_text("slide_id,x_um,y_um,truth\ns,0,0,1\ns,left,0,1\n")
     with pytest.raises(MilError, match="line 3"):

@@ -138,6 +138,31 @@ def test_a_plain_tiff_whose_macro_comes_first(tmp_path, tiled):
         np.testing.assert_array_equal(slide.read_region(0, 0, 0, 640, 480), SLIDE)
 
 
+@pytest.mark.parametrize("said", [f"{APERIO}|", ""])
+def test_a_tiled_label_of_the_slide_s_shape_is_no_level(tmp_path, said):
+    """OpenSlide takes it for the coarsest level, so that the tissue was looked for on the label."""
+    path, options = tmp_path / "a.tif", {"photometric": "rgb", "tile": (128, 128), "metadata": None}
+    with tifffile.TiffWriter(path) as file:
+        file.write(SLIDE, description=said or None, **options, **HALF_MICRON)
+        label = "Aperio Image Library v12.0.0\r\nlabel 320x240" if said else "label"
+        file.write(SLIDE[::-2, ::2].copy(), description=label, subfiletype=1, **options)
+        file.write(SLIDE[::4, ::4].copy(), subfiletype=1, **options)
+    with open_slide(path) as slide:
+        assert slide.level_for(10.0) == 0
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 640, 480), SLIDE)
+
+
+def test_a_second_picture_in_an_svs_is_named(tmp_path):
+    path, options = (
+        tmp_path / "a.svs",
+        {"photometric": "rgb", "tile": (128, 128), "metadata": None, "description": APERIO},
+    )
+    with tifffile.TiffWriter(path) as file:
+        for pixels in (SLIDE, SLIDE[::-1, :600].copy()):
+            file.write(pixels, **options)
+    assert state_of(path) == ("ok", "not read: 600 x 480 pixels of another shape")
+
+
 def test_pixels_in_another_file_are_named(tmp_path):
     path = ome(tmp_path / "a.ome.tif", (SLIDE, 0.5, ""), (SLIDE, 0.5, ""))
     with tifffile.TiffFile(path) as tiff:

@@ -69,6 +69,10 @@ def test_ids_as_hospitals_write_them_are_taken(tmp_path):
         (GOOD.replace("p2,B", "p2,C"), "line 4: site 'C' has no role"),
         (GOOD.replace("s3.tif", "s9.tif"), "s9.tif does not exist"),
         (GOOD.replace("0.25", "a quarter"), "line 3: mpp 'a quarter' is not a positive number"),
+        (
+            GOOD.replace("0.25", '"0,25"'),
+            "line 3: mpp '0,25' is not a positive number; give microns a pixel with a decimal point",
+        ),
         (GOOD.replace("0.25", "-1"), "line 3: mpp '-1' is not a positive number"),
         (GOOD.replace("0.25", "1_0"), "line 3: mpp '1_0' is not a positive number"),
         (GOOD.replace("0.25", "inf"), "line 3: mpp 'inf' is not a positive number"),

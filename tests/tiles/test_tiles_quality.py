@@ -21,6 +21,7 @@ from mil.tiles.contact import contact_sheet, tissue_outliers, write_contact_shee
 from mil.tiles.grid import tile_slide
 from mil.tiles.quality import FLAGS, blur_of, flagged, straight_edges
 from mil.tiles.shard import tile_shard
+from mil.tiles.thumbnail import read_jpeg
 from mil.tissue import find_tissue
 from mil.tissue.contrast import glass_of
 from mil.tissue.ink import INKS, ink
@@ -209,6 +210,11 @@ def test_contact_sheet_shows_every_slide(tmp_path):
     assert red > 1000  # the frame of the slide that is gone
     assert outliers == [f"slide s0: {manifest.tissue_share[0]:.1%} tissue, an outlier of its site"]
     assert contact_sheet(manifest[:0], tmp_path / "tiles", tmp_path / "thumbnails")[0].shape[0] > 0
+    picture = tmp_path / "thumbnails" / "s1.jpg"
+    np.testing.assert_array_equal(read_jpeg(picture), cv2.imread(str(picture))[..., ::-1])
+    picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])
+    with pytest.raises(MilError, match=r"s1\.jpg cannot be read as a JPEG; delete it"):
+        read_jpeg(picture)
     about = hdf5.attributes(tmp_path / "tiles" / "s1.h5")
     assert set(about["flagged"]) == set(FLAGS)
     assert manifest.loc[1, list(FLAGS)].notna().all()

@@ -133,11 +133,17 @@ def _is_scene(image: Image, slide: Image) -> bool:
 
 def _is_companion(image: Image, alone: bool) -> bool:
     """Whether its name says that it is a label, a macro or an overview; of a file's only image, only where it says nothing else."""
-    description = (image.pages[0].description or "").partition("\n")[2][:64].lower().split()
-    if description and description[0] in COMPANIONS:  # Aperio's way
+    if is_companion(image.pages[0]):
         return True
     words = set(re.findall(r"[a-z]+", image.name.lower()))
     return bool(words & COMPANIONS) and (not alone or words <= COMPANIONS | FILLERS)
+
+
+def is_companion(page: tifffile.TiffPage) -> bool:
+    """Whether a page's description says that it is a label, a macro or an overview."""
+    first, _, rest = (page.description or "").lower().partition("\n")
+    words, aperios = set(re.findall(r"[a-z]+", first)), rest[:64].split()
+    return bool(words & COMPANIONS and words <= COMPANIONS | FILLERS) or bool(aperios and aperios[0] in COMPANIONS)
 
 
 def _listed(images: list[Image]) -> str:

@@ -16,7 +16,7 @@ from mil.slides.readers import MAX_PIXELS, Header, Reader, levels_alike, levels_
 from mil.slides.readers.codecs import CONVERT, DECODE_ERRORS, codec_of
 from mil.slides.readers.directories import directories
 from mil.slides.readers.grids import GridReader
-from mil.slides.readers.scenes import check_upright, images_of, slide_image
+from mil.slides.readers.scenes import check_upright, images_of, is_companion, slide_image
 from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
 from mil.slides.scale import UNKNOWN, contradiction, is_of_larger
 
@@ -41,7 +41,13 @@ class TiffReader(GridReader):
             with tifffile.TiffFile(path) as tiff:
                 header, grids = self._open(tiff)
             alike = levels_alike(header.levels)
-            self.header, self.grids = replace(header, levels=header.levels[:alike]), grids[:alike]
+            remarks = [
+                f"not read: {level.width} x {level.height} pixels of another shape" for level in header.levels[alike:]
+            ]
+            self.header, self.grids = (
+                replace(header, levels=header.levels[:alike], remarks=(*header.remarks, *remarks)),
+                grids[:alike],
+            )
         except SlideError:
             self.close()
             raise
@@ -86,6 +92,12 @@ class TiffReader(GridReader):
 
     def _behind(self, tiff: tifffile.TiffFile, header: Header) -> tuple[Header, list[SegmentGrid | None]]:
         pages = [_page_of(tiff, (level.width, level.height)) for level in header.levels]
+        companions = [page is not None and is_companion(page) for page in pages]
+        if companions[0]:
+            raise SlideError("not_a_slide", f"{self.path.name}: its description says that it is a label or an overview")
+        if any(companions):  # OpenSlide takes every tiled image for a level
+            header = replace(header, levels=header.levels[: companions.index(True)])
+            pages = pages[: len(header.levels)]
         grids = [None if page is None else self._grid(page) for page in pages]
         if header.format == "aperio":  # OpenSlide fills a missing tile of a lower level from the level above
             grids[1:] = [grid if grid is not None and grid.counts.all() else None for grid in grids[1:]]
