@@ -11,7 +11,7 @@ import pandas as pd
 
 from mil import hdf5
 from mil.convert import readers as _entered  # noqa: F401  the readers enter themselves into the registry
-from mil.convert.foreign import READERS, Foreign, ForeignFeatures
+from mil.convert.foreign import READERS, SLIDEFLOW, Foreign, ForeignFeatures
 from mil.convert.writers import WRITERS
 from mil.errors import CorruptFile, MilError
 from mil.features.identity import check_made_by, names
@@ -40,6 +40,10 @@ def convert_in(
     paths = reader.find(source.folder)
     if not paths:
         raise MilError(f"{source.folder}: no features of {reader.tool} found; give the folder that holds them")
+    if any(source.folder.glob(f"*{SLIDEFLOW}")):
+        reporter.say(
+            f"{source.folder}: Slideflow's positions of tiles (*{SLIDEFLOW}) are not read; the features are, without corners: no heat map"
+        )
     every = pd.DataFrame({"slide_id": list(paths)}).assign(state="ok", reason="", mpp=None)
     wanted = every if slides is None else slides
     rows: list[dict[str, Any]] = []

@@ -14,6 +14,7 @@ from mil.config import EncoderSpec
 from mil.errors import CorruptFile, MilError
 from mil.registry import Registry
 
+SLIDEFLOW = ".index.npz"  # ends the name of a file with the positions of the tiles whose features lie beside it
 SMALLEST, LARGEST = 1e-6, 2.0**31 - 1  # of a side in pixels or microns, or of microns a pixel
 
 
@@ -74,7 +75,9 @@ def by_suffix(*patterns: str) -> Callable[[Path], dict[str, Path]]:
     def find(folder: Path) -> dict[str, Path]:
         paths: dict[str, Path] = {}
         for pattern in patterns:
-            for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
+            for path in sorted(
+                path for path in folder.glob(pattern) if path.is_file() and not path.name.endswith(SLIDEFLOW)
+            ):
                 if path.stem in paths and paths[path.stem].suffix == path.suffix:
                     raise MilError(f"{path} and {paths[path.stem]} both claim slide '{path.stem}'; convert them apart")
                 paths.setdefault(path.stem, path)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+import torch
 from foreign_features import COORDS, FEATURES, LAYOUTS, atlaspatch, clam, slide2vec, stamp, trident
 
 from mil import convert, hdf5
@@ -17,7 +18,7 @@ from mil.convert.readers import clam_tiling
 from mil.convert.writers import WRITERS
 from mil.errors import MilError
 from mil.features.identity import names
-from mil.progress import quiet
+from mil.progress import Reporter, quiet
 
 
 def test_every_layout_is_tested():
@@ -171,6 +172,15 @@ def test_a_stated_encoder_counts_where_the_files_name_it_in_their_own_way(shared
 )
 def test_a_longer_name_names_an_encoder_by_whole_words(made_by, name, held):
     assert names(made_by, name) is held
+
+
+@pytest.mark.parametrize("layout", ["clam", "slide2vec"])
+def test_slideflow_s_positions_are_said_not_to_be_read(layout, tmp_path, capsys):
+    torch.save(torch.ones(4, 8), tmp_path / "s1.pt")
+    np.savez(tmp_path / "s1.index.npz", np.ones((4, 2)))
+    manifest = convert_in(layout, ForeignFeatures(tmp_path, encoder="uni"), tmp_path / "ours", Reporter())
+    assert manifest[["slide_id", "state"]].to_numpy().tolist() == [["s1", "ok"]]
+    assert "Slideflow's positions of tiles (*.index.npz) are not read" in capsys.readouterr().err
 
 
 def test_real_coordinates_of_clam(shared):
