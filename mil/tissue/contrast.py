@@ -13,6 +13,7 @@ from mil.tissue.registry import TISSUE
 ASSUMED_GLASS = np.array([245.0, 245.0, 245.0])  # where a slide shows none: a crop from within the tissue
 DARKEST_GLASS = 100
 TINTED = 70  # largest spread between the colours of a glass pixel, of 255; a yellowed slide has 45
+PINK = 15  # of 255: by as much is green below red and blue in stained tissue, but not in glass
 FLAT = 12  # largest difference between neighbouring glass pixels
 SAMPLE_PX = 512  # the glass is measured on a reduction to about this many pixels a side
 NOISE_UM = 5.0  # standard deviation of the smoothing before the threshold
@@ -37,7 +38,8 @@ def contrast(thumbnail: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:
 def glass_of(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
     """(colour of the bare glass, its noise as optical density): the brightest common colour of flat areas, but for pure white.
 
-    Pure white is what scanners and readers fill unscanned areas with. Glass may be tinted or dim; tissue is not flat.
+    Pure white is what scanners and readers fill unscanned areas with. Glass may be tinted or dim; tissue is not flat, but for colloid,
+    mucin and the like: where the colour is pink, and there is more pure white than of it, white is the glass.
     """
     small = _reduced(thumbnail)
     red, green, blue = cv2.split(small)
@@ -53,6 +55,8 @@ def glass_of(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
     peak = next(level for level in common[::-1] if counts[level] == counts[max(level - 7, 0) : level + 8].max())
     near = glassy & (np.abs(grey - peak) <= 6)
     glass = np.median(small[near], axis=0).astype(float)
+    if min(glass[0], glass[2]) - glass[1] > PINK and near.sum() < (lowest >= 254).sum():
+        return ASSUMED_GLASS, 0.0
     spread = 1.4826 * float(np.median(np.abs(grey[near] - peak)))
     return glass, float(-np.log10(max(1 - spread / glass.mean(), 0.5)))
 

@@ -67,6 +67,16 @@ def test_glass_is_measured():
     assert 0 < noise < 0.01
 
 
+@pytest.mark.parametrize("noise", [0, 4])
+def test_smooth_pink_tissue_on_white_glass_is_not_taken_for_the_glass(noise):
+    """Colloid and mucin: all that is as light as they are was glass."""
+    pixels, truth = section((255, 255, 255))
+    pixels[~truth] = 255
+    pixels[200:280, 300:390] = np.random.default_rng(0).normal((235, 195, 217), noise, (80, 90, 3)).clip(0, 255)
+    truth[200:280, 300:390] = True
+    assert iou(find_tissue(pixels, 8.0, EXACT), truth) > 0.95
+
+
 @pytest.mark.parametrize("method", ["contrast", "otsu_saturation", "otsu_grey"])
 def test_every_method_finds_tissue_and_leaves_bare_glass(method):
     pixels, truth = section()
