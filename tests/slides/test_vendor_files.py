@@ -44,6 +44,21 @@ def test_a_fourth_sample_is_what_its_tag_says(tmp_path, kind, layout):
     assert state_of(tmp_path / "a.tif") == ("ok", "")
 
 
+@pytest.mark.parametrize("compression", ["jpeg2000", "webp"])
+def test_a_tile_whose_end_was_not_copied_is_not_made_up(tmp_path, compression):
+    """A copy that broke off but has its full length ends in zeros, which these decoders pass over."""
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "tile": (128, 128), "compression": compression, **HALF_MICRON}
+    tifffile.imwrite(path, texture(300, 200), compressionargs={"level": 80}, **options)
+    with tifffile.TiffFile(path) as tiff:
+        start, length = tiff.pages.first.dataoffsets[0], tiff.pages.first.databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[start + length // 2 : start + length] = bytes(length - length // 2)
+    path.write_bytes(data)
+    state, reason = state_of(path)
+    assert (state, "ends in zeros" in reason) == ("unreadable_region", True)
+
+
 @pytest.mark.parametrize("tile", [(128, 128), None])
 def test_a_picture_of_another_shape_is_no_level(tmp_path, tile):
     pixels = texture(640, 480)

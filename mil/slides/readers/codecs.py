@@ -30,6 +30,8 @@ UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2
 # APP14 'Adobe' of version 100; its last byte says how the colours are coded: 0 as they are, 1 as YCbCr.
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 START, TABLES_END = b"\xff\xd8", b"\xff\xd9"
+HOLE = bytes(64)  # what is not there yet of a file that a broken copy left at its full length
+WEBP = 50001
 LOSSLESS = 0xC3
 FRAMES = {0xC0, 0xC1, 0xC2, LOSSLESS}  # baseline, extended, progressive; the others libjpeg-turbo does not read
 # What decoders raise on bytes that are not what they should be.
@@ -147,6 +149,7 @@ def jpeg2000(height: int, width: int, samples: int) -> Decode:
     """JPEG 2000 streams, high-throughput ones (HTJ2K) too -> pixels (rows up to `height`, `width`, `samples`)."""
 
     def decode(stream: bytes, number: int, divisor: int) -> np.ndarray:
+        _check_end(stream)
         at = stream.find(b"\xff\x51", 0, 4096)  # SIZ: Lsiz, Rsiz, Xsiz, Ysiz, XOsiz, YOsiz
         if at < 0:
             raise ValueError("no JPEG 2000 size marker")
@@ -165,6 +168,12 @@ def jpeg2000(height: int, width: int, samples: int) -> Decode:
         return pixels.reshape(rows, columns, samples)
 
     return decode
+
+
+def _check_end(stream: bytes) -> None:
+    """`ValueError` where a stream of JPEG 2000 or WebP ends in a hole: their decoders make up the rest without a word."""
+    if stream.endswith(HOLE) and not stream.rstrip(b"\0").endswith(TABLES_END):
+        raise ValueError("the stream ends in zeros: a part of it was not copied")
 
 
 def _jpeg2000_levels(stream: bytes) -> int:
@@ -200,6 +209,8 @@ def _other(page: tifffile.TiffPage, height: int, width: int, samples: int) -> De
         else:
             if len(stream) > 2 * height * row_bytes + 65_536:
                 raise ValueError(f"{len(stream)} bytes for {height * row_bytes} bytes of pixels")
+            if int(page.compression) == WEBP:
+                _check_end(stream)
             decoded = page.decode(stream, number, jpegtables=page.jpegtables, _fullsize=page.is_tiled)[0]
             if decoded is None:
                 raise ValueError("no pixels")
