@@ -185,6 +185,16 @@ def test_a_mirax_slide_without_its_folder_or_with_a_file_missing(tmp_path):
     assert state == "unreadable"
     assert "1 of the 3 files" in reason
     assert "(Data1.dat); copy the folder again" in reason
+    (tmp_path / "a" / "Data1.dat").touch()
+    assert state_of(path.rename(tmp_path / "a.MRXS")) == (
+        "unreadable",
+        "a.MRXS: OpenSlide reads it under the ending .mrxs only; rename it",
+    )
+
+
+def test_a_tiff_without_an_image_says_so(tmp_path):
+    (tmp_path / "a.svs").write_bytes(b"II*\0" + bytes(4))
+    assert state_of(tmp_path / "a.svs") == ("unreadable", "a.svs: is a TIFF that lists no image; copy it again")
 
 
 def archive(path: Path) -> None:

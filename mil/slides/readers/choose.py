@@ -72,7 +72,7 @@ def reader_of(path: Path) -> Reader:
 
 
 def check_mirax(path: Path) -> None:
-    """`SlideError('unreadable')` where files are missing of the folder that holds a MIRAX slide's pixels."""
+    """`SlideError('unreadable')` where a MIRAX slide's ending is in upper case or files are missing of the folder that holds its pixels."""
     folder = path.with_suffix("")
     if why := why_no_file(folder / MIRAX_INI):
         raise SlideError(
@@ -88,6 +88,8 @@ def check_mirax(path: Path) -> None:
             f"{path.name}: {len(missing)} of the {len(listed)} files that {folder.name}/{MIRAX_INI} lists are missing "
             f"({', '.join(missing[:3])}); copy the folder again",
         )
+    if path.suffix != MIRAX:
+        raise SlideError("unreadable", f"{path.name}: OpenSlide reads it under the ending {MIRAX} only; rename it")
 
 
 def check_vms(path: Path) -> None:

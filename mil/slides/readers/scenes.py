@@ -65,6 +65,8 @@ def images_of(path: Path, tiff: tifffile.TiffFile) -> list[Image]:
 
 def slide_image(path: Path, images: list[Image]) -> tuple[Image, tuple[str, ...]]:
     """The image that is the slide, and what to say of those that are not read; `SlideError` where none or several are it."""
+    if not images:
+        raise SlideError("unreadable", f"{path.name}: is a TIFF that lists no image; copy it again")
     unnamed = [image for image in images if not _is_companion(image, alone=len(images) == 1)]
     if not unnamed:
         raise SlideError("not_a_slide", f"{path.name}: holds only {_listed(images)}: no slide")
