@@ -20,16 +20,19 @@ MICRONS = {
     "mm": 1e3,
     "cm": 1e4,
     "m": 1e6,
+    "in": 25_400.0,
+    "Å": 1e-4,
+    "pm": 1e-6,
 }
 INCH, CENTIMETRE = 2, 3
 PLAUSIBLE = 0.05, 5.0  # microns a pixel; tags outside say dots on paper, or nothing
 NUMBER = r"([0-9]+(?:[.,][0-9]+)?(?:[eE][-+]?[0-9]+)?)"
-# Spellings seen in image descriptions: Aperio and its imitators, Motic, OME in other wrappings, home-made converters.
+# Spellings seen in image descriptions: Aperio and its imitators, Motic, OME in other wrappings, home-made converters; AXIS is x or y.
 SPELLINGS = {
-    "description.MPP": rf"(?<![a-z])mpp(?:[-_ ]?x)?\s*[=:]\s*{NUMBER}",
-    "description.PhysicalSizeX": rf"physicalsizex\s*[=:]\s*\"?{NUMBER}",
-    "description.PixelSize": rf"pixel[-_ ]?size(?:[-_ ]?(?:x|microns?|um))?\s*[=:]\s*{NUMBER}",
-    "description.MicronsPerPixel": rf"microns?[-_ ]?per[-_ ]?pixel(?:[-_ ]?x)?\s*[=:]\s*{NUMBER}",
+    "description.MPP": r"(?<![a-z])mpp(?:[-_ ]?AXIS)?",
+    "description.PhysicalSizeX": r"physicalsizeAXIS",
+    "description.PixelSize": r"pixel[-_ ]?size(?:[-_ ]?(?:AXIS|microns?|um))?",
+    "description.MicronsPerPixel": r"microns?[-_ ]?per[-_ ]?pixel(?:[-_ ]?AXIS)?",
 }
 # Aperio's of a page that is a reduced copy, with the scale of the whole: 46920x33014 [0,100 46000x32914] (256x256) -> 2875x2057
 REDUCED = re.compile(r"(\d+)x\d+\b[^|;]*?->\s*(\d+)x\d+")
@@ -51,11 +54,15 @@ def described_scale(text: str) -> Scale:
     if is_of_larger(text):
         return UNKNOWN
     for source, spelling in SPELLINGS.items():
-        match = re.search(spelling, text, re.IGNORECASE)
-        mpp = number(match.group(1)) if match else None
-        if mpp is not None:
-            return mpp, mpp, source
+        x, y = (_stated(text, spelling.replace("AXIS", axis)) for axis in "xy")
+        if x is not None:
+            return x, x if y is None else y, source
     return UNKNOWN
+
+
+def _stated(text: str, spelling: str) -> float | None:
+    match = re.search(rf"{spelling}\"?\s*[=:]\s*\"?{NUMBER}", text, re.IGNORECASE)
+    return number(match.group(1)) if match else None
 
 
 def is_of_larger(text: str) -> bool:

@@ -40,10 +40,19 @@ def test_a_number_is_positive_and_finite(text, value):
         ("pixel_size_microns = 0.33", 0.33, "PixelSize"),
         ("MicronsPerPixel: 0.23", 0.23, "MicronsPerPixel"),
         ("micron per pixel x=0.24", 0.24, "MicronsPerPixel"),
+        ('{"mpp": 0.5}', 0.5, "MPP"),
+        ('<slide MPP="0.5"/>', 0.5, "MPP"),
     ],
 )
 def test_spellings_of_descriptions(text, mpp, source):
     assert described_scale(text) == (mpp, mpp, f"description.{source}")
+
+
+@pytest.mark.parametrize(
+    "text", ["mpp-x=0.5\nmpp-y=0.25", 'PhysicalSizeX="0.5" PhysicalSizeY="0.25"', "PixelSizeX: 0.5, PixelSizeY: 0.25"]
+)
+def test_a_description_s_scale_in_y_is_its_own(text):
+    assert described_scale(text)[:2] == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("text", ["", "AppMag = 40", "MPP = unknown", "compression MPP"])
@@ -70,7 +79,19 @@ def test_properties_are_read_from_the_description_before_the_tags():
 
 
 @pytest.mark.parametrize(
-    ("unit", "factor"), [(None, 1), ("µm", 1), ("um", 1), ("nm", 1e-3), ("mm", 1e3), ("cm", 1e4), ("m", 1e6)]
+    ("unit", "factor"),
+    [
+        (None, 1),
+        ("µm", 1),
+        ("um", 1),
+        ("nm", 1e-3),
+        ("mm", 1e3),
+        ("cm", 1e4),
+        ("m", 1e6),
+        ("in", 25_400),
+        ("Å", 1e-4),
+        ("pm", 1e-6),
+    ],
 )
 def test_ome_sizes_are_brought_to_microns(unit, factor):
     units = {} if unit is None else {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
