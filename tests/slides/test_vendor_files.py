@@ -44,6 +44,23 @@ def test_a_fourth_sample_is_what_its_tag_says(tmp_path, kind, layout):
     assert state_of(tmp_path / "a.tif") == ("ok", "")
 
 
+def test_a_level_without_its_tiles_is_not_read(tmp_path):
+    """The overview came from it, all white, so that the slide had no tissue."""
+    path, pixels = tmp_path / "a.tif", texture(640, 480)
+    with tifffile.TiffWriter(path) as file:
+        for level in (pixels, pixels[::2, ::2]):
+            options = {"subfiletype": int(level is not pixels), "metadata": None, **HALF_MICRON}
+            file.write(level, photometric="rgb", tile=(64, 64), compression="deflate", **options)
+    with tifffile.TiffFile(path) as tiff:
+        counts = tiff.pages[1].tags["TileByteCounts"]
+    data = bytearray(path.read_bytes())
+    data[counts.valueoffset : counts.valueoffset + 8] = bytes(8)
+    path.write_bytes(data)
+    assert state_of(path) == ("ok", "not read: 320 x 240 pixels without tiles that level 0 has")
+    with open_slide(path) as slide:
+        assert slide.level_for(1.0) == 0
+
+
 @pytest.mark.parametrize("compression", ["jpeg2000", "webp"])
 def test_a_tile_whose_end_was_not_copied_is_not_made_up(tmp_path, compression):
     """A copy that broke off but has its full length ends in zeros, which these decoders pass over."""

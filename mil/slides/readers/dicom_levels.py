@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mil.errors import SlideError
-from mil.slides.readers import MAX_PIXELS, Header, levels_alike, levels_of
+from mil.slides.readers import MAX_PIXELS, Header, levels_of
 from mil.slides.readers.codecs import Codec
 from mil.slides.readers.dicom import CONVERT_DICOM, elements, flavours_of, header_errors, opened, siblings
 from mil.slides.readers.dicom_codecs import frame_codec
 from mil.slides.readers.dicom_frames import frame_grid
-from mil.slides.readers.grids import GridReader
+from mil.slides.readers.grids import GridReader, usable
 from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
 from mil.slides.scale import number
 
@@ -58,12 +58,13 @@ class DicomReader(GridReader):
             if not files:
                 raise SlideError("not_a_slide", f"{path.name}: its series holds no level of a slide")
             levels = levels_of(sizes)
-            alike = levels_alike(levels)
-            self.grids = [grid for _, grid in files[:alike]]
+            grids: list[SegmentGrid | None] = [grid for _, grid in files]
+            used = usable(levels, grids)
+            self.grids = grids[:used]
             mpp_x, mpp_y = _scale(files[0][0])
             self.header = Header(
                 format="dicom",
-                levels=levels[:alike],
+                levels=levels[:used],
                 mpp_x=mpp_x,
                 mpp_y=mpp_y,
                 mpp_source="" if mpp_x is None else "dicom.PixelSpacing",

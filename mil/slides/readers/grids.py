@@ -8,10 +8,18 @@ from typing import BinaryIO
 import numpy as np
 
 from mil.errors import SlideError
-from mil.slides.readers import Gaps, Header, Reader
+from mil.slides.readers import Gaps, Header, Level, Reader, levels_alike
 from mil.slides.readers.segments import SegmentGrid
 
 KEPT_BYTES = 2**26  # decoded segments kept between single reads
+MOST_LOST = 0.001  # of the slide's area that a level may lack and level 0 has
+
+
+def usable(levels: tuple[Level, ...], grids: list[SegmentGrid | None]) -> int:
+    """How many of the first levels show the slide: `levels_alike`, none without tiles that level 0 has, which would be white."""
+    lost = [0.0 if grid is None else grid.missing_share() for grid in grids]
+    alike = levels_alike(levels)
+    return next((index for index in range(alike) if lost[index] > lost[0] + MOST_LOST), alike)
 
 
 class GridReader:
@@ -46,7 +54,7 @@ class GridReader:
         grid = self.grids[0]
         if grid is None:
             return None if self.behind is None else self.behind.gaps()
-        cells = grid.counts.reshape(grid.planes, grid.down, grid.across).max(axis=0) == 0
+        cells = grid.missing()
         return Gaps(cells, (grid.segment_width, grid.segment_height)) if cells.any() else None
 
     def close(self) -> None:

@@ -49,6 +49,16 @@ class SegmentGrid:
         """Bytes of a decoded segment."""
         return self.segment_width * self.segment_height * 3
 
+    def missing(self) -> np.ndarray:
+        """Which segments have no bytes, bool (down, across)."""
+        return self.counts.reshape(self.planes, self.down, self.across).max(axis=0) == 0
+
+    def missing_share(self) -> float:
+        """Share of the level's area whose segments have no bytes."""
+        wide = np.minimum(self.segment_width, self.width - self.segment_width * np.arange(self.across))
+        high = np.minimum(self.segment_height, self.height - self.segment_height * np.arange(self.down))
+        return float(high @ self.missing() @ wide) / (self.width * self.height)
+
     def check(self, file_bytes: int) -> None:
         """`SlideError` where the segments are not as many as the level has, or lie beyond the `file_bytes` of their file."""
         number = self.across * self.down * self.planes

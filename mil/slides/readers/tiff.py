@@ -15,7 +15,7 @@ from mil.errors import SlideError
 from mil.slides.readers import MAX_PIXELS, Header, Reader, levels_alike, levels_of
 from mil.slides.readers.codecs import CONVERT, DECODE_ERRORS, codec_of
 from mil.slides.readers.directories import directories
-from mil.slides.readers.grids import GridReader
+from mil.slides.readers.grids import GridReader, usable
 from mil.slides.readers.scenes import check_upright, images_of, is_companion, slide_image
 from mil.slides.readers.segments import MAX_SEGMENTS, SegmentGrid
 from mil.slides.scale import UNKNOWN, contradiction, is_of_larger
@@ -40,14 +40,11 @@ class TiffReader(GridReader):
         try:
             with tifffile.TiffFile(path) as tiff:
                 header, grids = self._open(tiff)
-            alike = levels_alike(header.levels)
-            remarks = [
-                f"not read: {level.width} x {level.height} pixels of another shape" for level in header.levels[alike:]
-            ]
-            self.header, self.grids = (
-                replace(header, levels=header.levels[:alike], remarks=(*header.remarks, *remarks)),
-                grids[:alike],
-            )
+            used = usable(header.levels, grids)
+            fault = "of another shape" if used == levels_alike(header.levels) else "without tiles that level 0 has"
+            remarks = [f"not read: {level.width} x {level.height} pixels {fault}" for level in header.levels[used:]]
+            self.header = replace(header, levels=header.levels[:used], remarks=(*header.remarks, *remarks))
+            self.grids = grids[:used]
         except SlideError:
             self.close()
             raise
