@@ -15,11 +15,12 @@ from mil.specs.slides import QualitySpec
 from mil.tiles.tiles import Tiles
 from mil.tissue.contrast import LEAST_DENSITY, density, glass_of
 from mil.tissue.ink import ink
-from mil.tissue.unscanned import unscanned, without_unscanned
+from mil.tissue.unscanned import BLACKEST, unscanned, without_unscanned
 
 FLAGS = ("missing", "pen", "blurred", "coverslip", "blank")
 EDGE_UM = 3_000.0  # tissue has no straighter edge than this
 EDGE_GAP_UM = 250.0
+LEAST_FILL = 0.5  # share of a tile that is black where a converter filled in for one that it could not decode; pigment covers less
 BULK_UM = 120.0  # tissue wider than this cannot be a line
 
 
@@ -38,6 +39,7 @@ def assess(slide: Slide, tiles: Tiles, spec: TileSpec, quality: QualitySpec, thr
         scores["coverslip"] = np.minimum(_share(slide, tiles, lines) * np.float32(side_px), np.float32(1))
     if quality.blurred is not None or quality.blank is not None:
         seen, unreadable = _looked_at(slide, tiles, spec, quality, glass, threads)
+        seen["missing"] = np.maximum(seen["missing"], scores.get("missing", 0))
         scores |= {flag: score for flag, score in seen.items() if getattr(quality, flag) is not None}
         dropped["unreadable"] = unreadable
     tiles = replace(tiles, scores={flag: scores[flag] for flag in FLAGS if flag in scores})
@@ -90,8 +92,8 @@ def blur_of(grey: np.ndarray) -> float:
 def _looked_at(
     slide: Slide, tiles: Tiles, spec: TileSpec, quality: QualitySpec, glass: np.ndarray, threads: int | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Blur and blankness of each tile from its pixels, and which tiles cannot be read (where the spec lets them be dropped)."""
-    blurred, blank = (np.zeros(len(tiles.coords), np.float32) for _ in range(2))
+    """Blur, blankness and black fill (from half a tile on) of each tile from its pixels, and which tiles cannot be read (where the spec lets them be dropped)."""
+    blurred, blank, black = (np.zeros(len(tiles.coords), np.float32) for _ in range(3))
     unreadable = np.ones(len(tiles.coords), bool)
     size_px = max(round(spec.size_px * spec.mpp / quality.mpp), 16)
     mpp = spec.size_px * spec.mpp / size_px
@@ -101,7 +103,12 @@ def _looked_at(
         for index, tile in zip(indices.tolist(), pixels, strict=True):
             blurred[index] = blur_of(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY))
             blank[index] = (density(tile, glass) < spec.tissue.min_density).mean()
-    return {"blurred": blurred, "blank": blank}, unreadable
+            black[index] = (cv2.inRange(tile, (0, 0, 0), (BLACKEST,) * 3) > 0).mean()
+    return {
+        "blurred": blurred,
+        "blank": blank,
+        "missing": np.where(black < LEAST_FILL, np.float32(0), black),
+    }, unreadable
 
 
 def _without_dropped(tiles: Tiles, dropped: dict[str, np.ndarray], quality: QualitySpec) -> Tiles:

@@ -188,6 +188,19 @@ def test_outliers_of_a_site():
     assert not tissue_outliers(shares[-3:]).any()
 
 
+def test_a_small_square_of_black_fill_is_missing(tmp_path):
+    """Converters fill in black for a tile that they cannot decode; below 20,000 square microns it was tissue."""
+    pixels = texture(768, 768) // 2 + 60
+    pixels[256:512, 256:512] = 0
+    pixels[0:64, 0:64] = 0  # a sixteenth of a tile: pigment
+    spec = TileSpec(size_px=128, mpp=0.5)
+    with open_slide(write_slide(tmp_path / "a.svs", pixels, mpp=0.25)) as slide:
+        tiles = tile_slide(slide, spec)
+    assert tiles.dropped["missing"] == 1
+    assert [256, 256] not in tiles.coords.tolist()
+    assert [0, 0] in tiles.coords.tolist()
+
+
 def test_a_contact_sheet_without_manifests_says_what_is_missing(tmp_path):
     with pytest.raises(MilError, match="holds no manifest"):
         write_contact_sheet(pd.DataFrame({"slide_id": ["a"]}), tmp_path, tmp_path, tmp_path / "a.jpg")
