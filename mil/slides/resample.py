@@ -24,7 +24,7 @@ def resample(
 
     Output pixel (i, j) covers the source box from `offset + (i, j) * scale`, (x, y) in source pixels: its mean with fractional
     coverage where the output is coarser, linear interpolation at its middle where it is finer. Where nothing is to be
-    done the source comes back untouched.
+    done, or the scale is above 1 by less than half a pixel in the whole, the source comes back untouched (as OpenCV does it).
     """
     (offset_x, offset_y), (scale_x, scale_y), (width, height) = offset, scale, size
     moved = abs(offset_x) > OFFSET_TOLERANCE or abs(offset_y) > OFFSET_TOLERANCE
