@@ -139,9 +139,11 @@ class SlideFiles:
 
     def tile_truth(self, site: str, slide_id: str, coords: np.ndarray) -> np.ndarray | None:
         """Share of each tile that is positive; none where the slide's truth is not known."""
-        mpp = float(self.geometry(site, slide_id)["mpp"])
-        tiles = self._config.tiles
-        return self.truth.share(slide_id, coords, tiles.size_px * tiles.mpp, mpp)
+        about, tiles = self.geometry(site, slide_id), self._config.tiles
+        mpp = float(about["mpp"])
+        return self.truth.share(
+            slide_id, coords, tiles.size_px * tiles.mpp, mpp, (about["width"] * mpp, about["height"] * mpp)
+        )
 
     def _attention_folder(self, site: str, experiment: str) -> Path:
         return self._folder / "sites" / site / "attention" / experiment

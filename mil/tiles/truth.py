@@ -22,10 +22,13 @@ class Truth:
     squares: dict[str, np.ndarray] = field(default_factory=dict)
     """Of each slide: x_um, y_um, value; (squares, 3)."""
 
-    def share(self, slide_id: str, coords: np.ndarray, side_um: float, mpp: float) -> np.ndarray | None:
+    def share(
+        self, slide_id: str, coords: np.ndarray, side_um: float, mpp: float, slide_um: tuple[float, float]
+    ) -> np.ndarray | None:
         """Share of each tile's area that is positive, (tiles,) in 0-1; none where this slide's truth is not known.
 
-        `coords` are level-0 top-left corners (tiles, 2), `side_um` the tile's side, `mpp` the slide's level 0.
+        `coords` are level-0 top-left corners (tiles, 2), `side_um` the tile's side, `mpp` the slide's level 0, `slide_um` its width and
+        height; a mask that is larger or smaller by a tenth is of another slide or scale.
         """
         corners = coords.astype(np.float64) * mpp
         if self.spec.table is not None:
@@ -35,8 +38,19 @@ class Truth:
                 if squares is None
                 else _share_of_squares(corners, side_um, squares, float(self.spec.square_um or 0))
             )
-        mask = self.mask(slide_id)
-        return None if mask is None else _share_of_mask(corners, side_um, mask, float(self.spec.mask_mpp or 0))
+        mask, mask_mpp = self.mask(slide_id), float(self.spec.mask_mpp or 0)
+        if mask is None:
+            return None
+        covers = mask.shape[1] * mask_mpp, mask.shape[0] * mask_mpp
+        if any(
+            abs(of_mask - of_slide) > 0.1 * of_slide + mask_mpp
+            for of_mask, of_slide in zip(covers, slide_um, strict=True)
+        ):
+            raise MilError(
+                f"the truth mask of slide '{slide_id}' covers {covers[0]:.0f} x {covers[1]:.0f} microns at truth.mask_mpp {mask_mpp:g}, "
+                f"the slide {slide_um[0]:.0f} x {slide_um[1]:.0f}; correct truth.mask_mpp, or draw the mask for the whole slide"
+            )
+        return _share_of_mask(corners, side_um, mask, mask_mpp)
 
     def mask(self, slide_id: str) -> np.ndarray | None:
         """The slide's mask as booleans (h, w); none where truth is a table or the slide has no mask."""

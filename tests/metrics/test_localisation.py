@@ -18,9 +18,9 @@ def test_share_of_squares_by_hand(tmp_path):
     (tmp_path / "truth.tsv").write_text("slide_id\tx_um\ty_um\tcarcinoma\ns\t0\t0\t1\ns\t200\t0\t0\ns\t0\t200\t1\n")
     truth = load_truth(TruthSpec(table="truth.tsv", column="carcinoma", square_um=200), tmp_path)
     corners = np.array([[0, 0], [100, 0], [100, 100], [400, 400]])  # level-0 pixels of 1 micron
-    assert truth.share("s", corners, 200, 1.0) == pytest.approx([1, 0.5, 0.5, 0])
-    assert truth.share("s", corners // 2, 200, 2.0) == pytest.approx([1, 0.5, 0.5, 0])
-    assert truth.share("other", corners, 200, 1.0) is None
+    assert truth.share("s", corners, 200, 1.0, (1000, 1000)) == pytest.approx([1, 0.5, 0.5, 0])
+    assert truth.share("s", corners // 2, 200, 2.0, (1000, 1000)) == pytest.approx([1, 0.5, 0.5, 0])
+    assert truth.share("other", corners, 200, 1.0, (1000, 1000)) is None
 
 
 def test_share_of_a_mask_by_hand(tmp_path):
@@ -30,8 +30,16 @@ def test_share_of_a_mask_by_hand(tmp_path):
     truth = load_truth(TruthSpec(masks=str(tmp_path / "{slide_id}.png"), mask_mpp=8), tmp_path)
     # tiles of 32 microns = 4 mask pixels; a level-0 pixel is 2 microns
     corners = np.array([[0, 0], [32, 0], [40, 0], [72, 32]])
-    assert truth.share("s", corners, 32, 2.0) == pytest.approx([0, 0.5, 1, 0.25])
-    assert truth.share("none", corners, 32, 2.0) is None
+    assert truth.share("s", corners, 32, 2.0, (160, 80)) == pytest.approx([0, 0.5, 1, 0.25])
+    assert truth.share("none", corners, 32, 2.0, (160, 80)) is None
+
+
+def test_a_mask_of_another_scale_than_the_settings_is_refused(tmp_path):
+    """At half the microns per pixel, every tile's truth was that of a place twice as far from the corner."""
+    cv2.imwrite(str(tmp_path / "s.png"), np.full((10, 20), 255, np.uint8))
+    truth = load_truth(TruthSpec(masks=str(tmp_path / "{slide_id}.png"), mask_mpp=4), tmp_path)
+    with pytest.raises(MilError, match=r"covers 80 x 40 microns at truth\.mask_mpp 4, the slide 160 x 80"):
+        truth.share("s", np.array([[0, 0]]), 32, 2.0, (160, 80))
 
 
 @pytest.mark.parametrize(("dtype", "said"), [(np.uint8, "its brightest pixel is 1 of 255"), (np.uint16, "8-bit PNG")])
