@@ -101,7 +101,8 @@ def check_vms(path: Path) -> None:
 
 def named_in(path: Path) -> set[Path]:
     """The files that the index of a VMS or VMU slide names (`ImageFile(1,0)=a(1,0).jpg`), whether they are there or not."""
-    names = NAMED.findall(path.read_bytes()[:LONGEST_INDEX].decode("utf-8", "replace"))
+    with open(path, "rb") as file:
+        names = NAMED.findall(file.read(LONGEST_INDEX).decode("utf-8", "replace"))
     return {path.parent / Path(name).name for name in names}
 
 
