@@ -156,21 +156,21 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not cross to the process that opens slides")
 
 
-def _restored(found: dict[str, Any]) -> Any:
+def _restored(value: dict[str, Any]) -> Any:
     """The inverse of `_plain` for orders, which come from the parent."""
-    if found.keys() == {"path"}:
-        return Path(found["path"])
-    if found.keys() == {"spec", "values"}:
-        module, name = found["spec"]
-        return getattr(importlib.import_module(module), name).model_validate(found["values"])
-    return found
+    if value.keys() == {"path"}:
+        return Path(value["path"])
+    if value.keys() == {"spec", "values"}:
+        module, name = value["spec"]
+        return getattr(importlib.import_module(module), name).model_validate(value["values"])
+    return value
 
 
-def _answer(place: Sequence[str], arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """The answer of the function `place`: module and qualified name."""
+def _answer(name: Sequence[str], arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The answer of the function `name`: module and qualified name."""
     try:
-        function: Any = importlib.import_module(place[0])
-        for part in place[1].split("."):
+        function: Any = importlib.import_module(name[0])
+        for part in name[1].split("."):
             function = getattr(function, part)
         return "done", function(*arguments), ""
     except SlideError as error:

@@ -94,11 +94,11 @@ def contradiction(taken: Scale, page: tifffile.TiffPage, described: Scale) -> tu
     )
 
 
-def differ(one: float | None, other: float | None) -> bool:
+def differ(mpp: float | None, other_mpp: float | None) -> bool:
     """Whether two scales, both such as a slide may have, differ by more than a tenth."""
-    if one is None or other is None or not (is_plausible(one) and is_plausible(other)):
+    if mpp is None or other_mpp is None or not (is_plausible(mpp) and is_plausible(other_mpp)):
         return False
-    return max(one, other) > 1.1 * min(one, other)
+    return max(mpp, other_mpp) > 1.1 * min(mpp, other_mpp)
 
 
 def is_plausible(mpp: float) -> bool:
