@@ -212,15 +212,17 @@ def private_update(state: State, job: Job, site: SiteData, spec: PrivacySpec, st
 def patient_gradients(weights: Mapping[str, Tensor], bags: np.ndarray, site: SiteData, key: int) -> Tensor:
     """Gradient of each patient's loss, all slides together, as rows (bags, size): a model of its own for each of them.
 
-    `weights` (1, ...): the model that all of them have.
+    `weights` (1, ...): the model that all of them have. A row follows from the patient's own tiles alone: padding is the patient's
+    first tile, as another's would carry an overflow over.
     """
     models = {
         name: value[0].detach().expand(len(bags), *value.shape[1:]).requires_grad_() for name, value in weights.items()
     }
     places = Places.of(site.store.starts[bags], site.store.sizes[bags])
     packed = pack(torch.arange(len(bags))[:, None], places, int(places.sizes.max()))
+    rows = torch.where(packed.mask.squeeze(1), packed.rows, places.starts[:, None])
     source = site.source or site.store.source(torch.device("cpu"))
-    tiles = source.take(packed.rows.flatten()).float().view(*packed.rows.shape, -1)
+    tiles = source.take(rows.flatten()).float().view(*rows.shape, -1)
     tiles = (tiles - site.buffers["features.mean"]) / site.buffers["features.deviation"]
     keys = None
     if site.head.dropout:
@@ -239,5 +241,9 @@ def patient_gradients(weights: Mapping[str, Tensor], bags: np.ndarray, site: Sit
 
 
 def clipped(gradients: Tensor, norm: float) -> Tensor:
-    """The gradients (..., size), each shortened to `norm` where it is longer."""
-    return gradients * (norm / gradients.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+    """The gradients (..., size), each shortened to `norm` where it is longer; 0 for one that is not finite.
+
+    NaN would be refused, and a refusal without noise tells who is in the batch.
+    """
+    kept = gradients.where(gradients.isfinite().all(-1, keepdim=True), 0.0)
+    return kept * (norm / kept.norm(dim=-1, keepdim=True)).clamp(max=1.0)

@@ -227,7 +227,7 @@ class Site:
             "data_sha256": self.data,
             "key": self.party.public,
             "step": self._replica(values).stages.progress.step if self.shapes.masked else 0,
-            "num_bags": count if count >= least else None,
+            "num_bags": count if count >= least and not values.canary else None,
         }
 
     def _answered(self, task: Posed, known: Mapping[str, object]) -> Filled:
@@ -286,11 +286,7 @@ class Site:
         check_updates(tensors, models, self.limits.max_update, f"site {self.spec.site}")
         if self.shapes.kept:
             layers = [{name: update.state[name] for name in self.shapes.own} for update in updates]
-            memory.keep(
-                number,
-                chosen,
-                [control if control is not None else {} for _, control in trained] if self.shapes.controls else layers,
-            )
+            memory.keep(number, chosen, [own or {} for _, own in trained] if self.shapes.controls else layers)
         return Lazy({**tensors.parts, **work.counts_of(updates, with_loss=self.budget is None)})
 
     def _train_privately(
@@ -320,8 +316,10 @@ class Site:
         """Keep the final models, and say how they judge the site's own patients that they did not learn from."""
         run, folder = self._final(task), self._folder(task.values)
         run.save(folder)
-        table, secret = predict(run, self.bags, self.features).table, site_secret(self.spec.workspace)
-        results = site_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
+        results = SiteResults.none(self.protocol)
+        if self.budget is None:  # under privacy nothing is told, and whether these models can predict would be
+            table, secret = predict(run, self.bags, self.features).table, site_secret(self.spec.workspace)
+            results = site_results(self.protocol, table, self.bags, secret, self.ledger.lines, self.limits.small_cells)
         entry = {"run": task.values.run, "endpoint": self.protocol.experiment.endpoint, **results.metrics}
         self.ledger.add({"event": "result", **entry, **results.whom, "published": published(folder)})
         if not self.shapes.pooled:

@@ -129,6 +129,23 @@ def test_the_stream_is_the_same_again_and_different_for_every_name_and_secret() 
     assert 0 < uniform.min() < uniform.max() < 1
 
 
+def test_a_patient_whose_gradient_overflows_is_neither_seen_nor_changes_another_s(site: Site, data: SiteData) -> None:
+    """Weights by which one patient's largest number overflows: the update held NaN and was refused, and that has no noise."""
+    state, tiles = first(site), torch.cat([torch.from_numpy(data.store.bag(bag)) for bag in data.bags]).float()
+    for tile in (tiles[tiles[:, 0].argmax()], data.store.tiles[0].float()):  # the store's first was everybody's padding
+        column = int(tile.abs().argmax())
+        weight = torch.zeros_like(state["embed.weight"])
+        weight[:, column] = 3.41e38 / float(tile[column])
+        rows = {name: value[None] for name, value in (state | {"embed.weight": weight}).items()}
+        together = patient_gradients(rows, data.bags, data, 0).isfinite().all(1).tolist()
+        assert together == [
+            bool(patient_gradients(rows, np.array([bag]), data, 0).isfinite().all()) for bag in data.bags
+        ]
+        assert 0 < sum(together) < len(together)
+        update = private_update(state | {"embed.weight": weight}, job(), data, PRIVATE, SecretStream(b"s" * 32, "x"))
+        assert all(value.isfinite().all() for value in update.state.values())
+
+
 def test_dropout_and_adam_and_prox_run_privately(site: Site, data: SiteData) -> None:
     training = data.training.model_copy(update={"optimiser": "adamw", "clip_norm": 1.0})
     other = replace(job(), mu=0.1)
