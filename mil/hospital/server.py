@@ -22,9 +22,10 @@ from mil.hospital.crosscheck import published
 from mil.hospital.forms import CLOSE_QUESTION, JOIN_QUESTION, Forms, groups_of
 from mil.hospital.identity import differences, identity
 from mil.hospital.keys import PartyKey, is_signed
-from mil.hospital.messages import AnyAnswer, FinishAnswer, JoinAnswer, Question
+from mil.hospital.messages import AnyAnswer, FinishAnswer, Followed, FollowedAnswer, JoinAnswer, Question
 from mil.hospital.models import Refit, rounds_table, run_of
 from mil.hospital.payload import Form, Message, PayloadError, content_digest, pack, pack_file, unpack
+from mil.hospital.questions import position_digest
 from mil.hospital.record import LedgerFile
 from mil.hospital.relay import Relayed, carried, entry_of, signed_content
 from mil.hospital.results import Totals, covariates_table, pooled_totals, sites_table
@@ -73,6 +74,7 @@ class Server:
         self.keys: dict[str, str] = {}
         """The sites' public keys, as they joined."""
         self.asked_sha256, self.question_sha256 = "", ""
+        self.wanted: dict[str, object] = {}  # what a masked answer must state of the last question
         self.behind = False
         """A training site has not computed the last state, and needs a snapshot of it."""
         self.lost: set[str] = set()
@@ -139,6 +141,9 @@ class Server:
             form = self._forms().question(kind, len(live), relayed)
         message = form.filled(known, tensors, "server")
         self.asked_sha256 = content_digest(message)
+        if isinstance(posed := message.values, Followed):
+            place = {"masked_sha256": position_digest(kind, message.stated)}
+            self.wanted = {"state_sha256": posed.state_sha256, "asked": posed.asked, **place}
         return message, form, self.max_bytes * (1 + 2 * len(relayed))
 
     def _carried(self) -> Lazy:
@@ -246,6 +251,8 @@ class Server:
             raise PayloadError(f"site {site}: the answer is not signed with its key")
         if values.question_sha256 != self.question_sha256:
             raise PayloadError(f"site {site}: the answer is to another question than this one")
+        if isinstance(values, FollowedAnswer) and not self.wanted.items() <= values.stated.items():
+            raise PayloadError(f"site {site}: the answer is of another state, or its masks are of another question")
         check_claims(self.protocol, self.stages, site, message)
         if isinstance(values, JoinAnswer):
             self._check_join(site, values)

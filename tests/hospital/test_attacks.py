@@ -295,3 +295,14 @@ def test_masked_moments_that_no_rows_have_are_refused() -> None:
         with pytest.raises(PayloadError, match="which cannot be"):
             moments_of(exact(numbers).view(1, 3, -1))
     assert moments_of(exact([F(2), F(4), F(10)]).view(1, 3, -1)).mean.tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize("stated", [{"masked_sha256": "0" * 64}, {"state_sha256": "0" * 64}, {"asked": [0, 1]}])
+def test_a_site_whose_masks_are_of_another_question_is_named_and_not_passed_on(training: Reached, stated: dict) -> None:
+    """The server took it, and from then on every honest site refused the run's questions for ever."""
+    answers = {name: training.sites[name].answer(training.question) for name in training.server.asked}
+    wrong = resigned(edited(answers["B"], **stated), training.sites["B"])
+    before = training.server.checkpoint.read_bytes()
+    with pytest.raises(SitesMissing, match="B: refused: site B: the answer is of another state, or its masks"):
+        training.server.receive({**answers, "B": wrong}, {})
+    assert training.server.checkpoint.read_bytes() == before
