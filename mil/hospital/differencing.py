@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,8 @@ from mil.training.store import FeatureStore
 
 Groups = Mapping[str, Sequence[str]]
 Whom = Mapping[str, Groups]
-"""As a line of the ledger holds it, all as keyed digests: `judged` patients with their outcomes by class, `known` patients with
-their values by covariate (or with their features)."""
+"""As a line of the ledger holds it, all as keyed digests: `judged` patients with their outcomes by class, `known` patients by class,
+or with their values by covariate, their features or their folds."""
 
 FIRST_OF_DIGEST = 16
 BITS = 0.75
@@ -97,11 +98,16 @@ def determined(sets: Sequence[np.ndarray], patients: int) -> np.ndarray:
 def check_runs(work: LocalWork, secret: bytes, ledger: Sequence[str], small_cells: int) -> Whom:
     """Whom the sums of a run's `moments` are of; `TooFewPatients` where those of an earlier run differ by few."""
     shapes, protocol, bags, whom = work.shapes, work.protocol, work.bags, dict[str, Groups]()
+    known, kind = dict[str, list[str]](), protocol.endpoint.kind
     if "features" in shapes.measured or "covariates" in shapes.measured:
         features = work.features if "features" in shapes.measured else None
-        whom["known"] = known_patients(secret, bags, protocol.experiment.covariates, features)
-    if shapes.balanced or "target" in shapes.measured:
-        whom["judged"] = judged_patients(secret, bags, protocol.endpoint.kind)
+        known |= known_patients(secret, bags, protocol.experiment.covariates, features)
+    with_events = kind == "survival"  # which are counted with the watched errors
+    if shapes.balanced or "target" in shapes.measured or with_events:
+        whom["judged"] = judged_patients(secret, bags, kind)
+        known |= outcomes(secret, bags, kind)
+    if known:
+        whom["known"] = known | _folds(secret, bags)
     if said := near_earlier(whom, ledger, protocol.experiment.endpoint, small_cells):
         raise TooFewPatients(
             f"site {work.site}: sums were told in {said}, whose values or labels would be the difference; nothing was sent. Take the same "
@@ -138,6 +144,23 @@ def known_patients(
     return digests
 
 
+def outcomes(secret: bytes, bags: pd.DataFrame, kind: str) -> dict[str, list[str]]:
+    """The patients of each class or, of a regression, with their numbers: equal where endpoint or classes have other names."""
+    if kind == "regression":
+        table = bags.assign(target=bags["label"])[["patient_id", "target"]]
+        return known_patients(secret, table, ["target"])
+    return {
+        _digest(secret, f"class|{name}"): [_digest(secret, f"known|{patient}") for patient in members["patient_id"]]
+        for name, members in bags.groupby("label")
+    }
+
+
+def _folds(secret: bytes, bags: pd.DataFrame) -> dict[str, list[str]]:
+    """Patients with their folds: the sums over two sets that differ by a patient who was moved tell of this patient."""
+    rows = bags[["patient_id", *bags.columns[bags.columns.str.startswith("repeat")]]].astype(str)
+    return {_digest(secret, "folds"): [_digest(secret, f"folds|{tuple(row)}") for row in rows.itertuples(index=False)]}
+
+
 def _digest(secret: bytes, text: str) -> str:
     return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()[:FIRST_OF_DIGEST]
 
@@ -145,17 +168,14 @@ def _digest(secret: bytes, text: str) -> str:
 def near_earlier(whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: int) -> str:
     """The earlier run that told of nearly the same patients, and by how many they differ; blank where there is none.
 
-    Nearly: of one class or covariate, patients that are in one of the two runs only are some, but fewer than `small_cells`. An
-    endpoint of another name may have the same labels: with it, the classes that both have are compared.
+    Nearly: of one class or covariate, patients that are in one of the two runs only are some, but fewer than `small_cells`. Names
+    do not count: every class and covariate of one run is compared with every one of the other that has a patient, with the value, in common.
     """
     for entry in (json.loads(line) for line in ledger if '"judged"' in line or '"known"' in line):
         if "endpoint" not in entry:  # a run has such a name
             continue
-        pairs = [
-            (digests, entry["known"][name])
-            for name, digests in whom.get("known", {}).items()
-            if name in entry.get("known", {})
-        ]
+        known = product(whom.get("known", {}).values(), entry.get("known", {}).values())
+        pairs = [(digests, other) for digests, other in known if not set(digests).isdisjoint(other)]
         if "judged" in whom and "judged" in entry:
             now, before = whom["judged"], entry["judged"]
             groups = {*now, *before} if entry["endpoint"] == endpoint else now.keys() & before.keys()

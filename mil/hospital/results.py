@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mil.hospital.config import FederationSpec
-from mil.hospital.differencing import Whom, judged_patients, known_patients, near_earlier
+from mil.hospital.differencing import Whom, judged_patients, known_patients, near_earlier, outcomes
 from mil.hospital.forms import PARTS
 from mil.hospital.masking import exact, numbers_of, summed
 from mil.hospital.messages import FINISHED
@@ -47,8 +47,7 @@ def site_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small
         return metrics
     metrics["patients"] = len(labels)
     if kind == "regression":
-        metrics["metric"] = pairs_in_order(labels, predicted)
-        return metrics
+        return _defined(metrics | {"metric": pairs_in_order(labels, predicted)})
     metrics["positives"] = positives
     if kind == "binary":
         area = placements(labels.astype(int), predicted)
@@ -58,7 +57,12 @@ def site_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small
     ordered = float(harrell(rows[["time", "label"]].to_numpy(np.float64), predicted, np.ones((1, len(predicted))))[0])
     parts = LogRank.of(times, events, predicted > np.median(predicted))
     logrank = {"logrank_difference": parts.difference, "logrank_variance": parts.variance}
-    return metrics | {"metric": ordered, **logrank}
+    return _defined(metrics | {"metric": ordered, **logrank})
+
+
+def _defined(metrics: Metrics) -> Metrics:
+    """Nothing is told where no two outcomes can be put in an order."""
+    return metrics if metrics["metric"] == metrics["metric"] else dict(NOTHING)
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,11 @@ def site_results(
     ledger: Sequence[str],
     small_cells: int,
 ) -> SiteResults:
-    """What may be told: nothing under `privacy`, as it carries no noise, nor of nearly the same patients as in an earlier run."""
+    """What may be told: nothing of nearly the same patients as in an earlier run."""
     experiment, kind = protocol.experiment, protocol.endpoint.kind
-    if protocol.privacy is not None:
-        return SiteResults(dict(NOTHING), {}, {})
     names = experiment.covariates
-    whom = {"judged": judged_patients(secret, bags, kind), "known": known_patients(secret, bags, names)}
+    known = known_patients(secret, bags, names) | outcomes(secret, bags, kind)
+    whom = {"judged": judged_patients(secret, bags, kind), "known": known}
     if near_earlier(whom, ledger, experiment.endpoint, small_cells):
         return SiteResults.none(protocol)
     covariates = site_covariates(bags, names, small_cells) if names else {}

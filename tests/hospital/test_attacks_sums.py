@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 AGED = {**BRIEFEST, "covariates": ["age"]}
 SUMS = {"sites": THREE, "metrics": "sums"}
+BALANCED = {**BRIEFEST["training"], "imbalance": "weights"}
 
 
 def with_ages(folder: Path, known: Callable[[int], bool] = lambda _: True, site: str = "A", **changes) -> Hospitals:
@@ -128,6 +129,59 @@ def test_sums_of_two_runs_do_not_differ_by_a_single_patient(tmp_path: Path) -> N
     with pytest.raises(TooFewPatients, match="run first of patients of whom 1 differ"):
         second.sites["A"].answer(second.question)
     assert second.sites["B"].answer(second.question)
+
+
+def moved(table: pd.DataFrame) -> pd.DataFrame:
+    """The first patient of fold 0 stands in fold 1."""
+    row = table.index[table["repeat0"] == "0"][0]
+    table.loc[row, ["repeat0", "repeat0_fold0_inner", "repeat0_fold1_inner"]] = ["1", "0", ""]
+    return table
+
+
+@pytest.mark.parametrize(
+    ("change", "differ"),
+    [
+        (lambda table: table.iloc[:-1], {"covariates": ["years"]}),
+        (moved, {"covariates": ["age"]}),
+        (lambda table: table.iloc[:-1], {"endpoint": "normal", "training": BALANCED}),
+    ],
+)
+def test_other_names_and_folds_do_not_hide_that_two_sums_are_of_nearly_the_same(
+    tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame], differ: dict
+) -> None:
+    """The same ages as `years`, the same classes the other way round, or one patient in another fold: the difference is of one patient."""
+    changes = {"sites": {**THREE, "A": ("train", 96)}, "metrics": "sums", "payload": {"small_cells": 5}}
+    first = {**BRIEFEST, **differ, "endpoint": "response", "covariates": ["age"] if "covariates" in differ else []}
+    for experiment, spoil in ((first, change), ({**BRIEFEST, **differ}, None)):
+        hospitals = with_ages(tmp_path, experiment=experiment, **changes)
+        for site in hospitals.protocol.sites:
+            path = Path(hospitals.site(site).results) / "bags" / "response.csv"
+            table = pd.read_csv(path, dtype=str, keep_default_na=False).assign(years=lambda one: one["age"])
+            table = spoil(table) if spoil and site == "A" else table
+            table.to_csv(path, index=False)
+            turned = table.assign(label=(table["label"] == "0").astype(int).astype(str))
+            turned.to_csv(path.with_name("normal.csv"), index=False)
+        if spoil is not None:
+            inprocess.run(Server(hospitals.protocol, "first", tmp_path / "first"), opened(hospitals))
+    second = reached(hospitals, tmp_path / "second", "moments")
+    with pytest.raises(TooFewPatients, match=r"run first of patients of whom [12] differ"):
+        second.sites["A"].answer(second.question)
+    assert second.sites["B"].answer(second.question)
+
+
+def test_events_are_not_counted_twice_of_nearly_the_same_patients(tmp_path: Path) -> None:
+    """They are counted with the watched errors: 31 of two hospitals, then 32, was the one patient more."""
+    endpoint = {"folds": 3, "inner_folds": 3, "kind": "survival", "event": "died"}
+    for run in ("first", "second"):
+        hospitals = make_hospitals(tmp_path, **SUMS, experiment=BRIEFEST, endpoint=endpoint)
+        for site in hospitals.protocol.sites:
+            rewritten(hospitals, site, lambda one: one.assign(time=range(9, 9 + len(one))))
+        if run == "first":
+            rewritten(hospitals, "A", lambda one: one.iloc[:-1])
+            reached(hospitals, tmp_path / run, "train")
+    second = reached(hospitals, tmp_path / "second", "moments")
+    with pytest.raises(TooFewPatients, match="run first of patients of whom 1 differ"):
+        second.sites["A"].answer(second.question)
 
 
 def test_an_age_that_became_known_between_two_runs_is_not_the_difference_of_two_tables(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """Statistics from a few numbers a site: equal to the pooled computation; and counts that cannot be worked out."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines.statistics import logrank_test
 
-from mil.hospital.results import NOTHING, SiteResults, covariates_table, pooled_totals, sites_table
+from mil.hospital.results import NOTHING, SiteResults, covariates_table, pooled_totals, site_metrics, sites_table
 from mil.statistics.delong import placements
 from mil.statistics.from_sites import LogRank, Summary, auroc_of_sums, merged, stratified_logrank, suppress
 
@@ -89,6 +90,15 @@ def test_two_numbers_a_site_give_the_stratified_log_rank_of_all_rows() -> None:
 
 def test_nothing_to_compare_is_not_a_number() -> None:
     assert all(np.isnan(stratified_logrank([LogRank.of(np.array([1.0]), np.array([True]), np.array([True]))])))
+
+
+def test_outcomes_that_are_all_alike_are_no_metric() -> None:
+    """NaN crossed in no message, so that the run could not end."""
+    table = pd.DataFrame({"patient_id": [f"P{number}" for number in range(40)], "label": 3.0})
+    predictions = table.assign(split="external", score=range(40))
+    assert site_metrics("regression", predictions, table, 10) == NOTHING
+    told = site_metrics("regression", predictions, table.assign(label=range(40)), 10)
+    assert told["metric"] == 1.0
 
 
 # Small cells
