@@ -185,7 +185,7 @@ def _pooled(server: Sequence[Entry], results: Mapping[str, Entry | None]) -> Ite
             continue
         trained = [site for site in line.get("answered", {}) if line.get("roles", {}).get(site) == "train"]
         parts = [parts_of(result) for site in trained if (result := results.get(site)) is not None]
-        if len(parts) == len(trained) and line["pooled"] != totals_of(parts):
+        if len(parts) == len(trained) and not (parts and line["pooled"] == totals_of(parts)):
             yield f"server line {number}, signed by server: the sums of metrics are not those of the sites' own ledgers"
 
 

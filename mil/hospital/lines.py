@@ -1,14 +1,17 @@
 """What the lines of a ledger must hold: a party can sign anything, so types are checked before two ledgers are compared."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mil.errors import CorruptFile
-from mil.hospital.payload import fault_of
+from mil.hospital.payload import FINITE, fault_of
 
 Number = float | int | None
+LARGEST = 1e38
+"""In size; larger ones, and NaN, cannot be added up."""
+Total = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class Line(BaseModel, extra="allow", strict=True, frozen=True):
@@ -32,6 +35,13 @@ class Metrics(BaseModel, strict=True, frozen=True):
     variance: Number
     logrank_difference: Number
     logrank_variance: Number
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_summed(cls, value: object) -> object:
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise ValueError(FINITE)
+        return value
 
     @property
     def metrics(self) -> dict[str, Number]:
@@ -74,13 +84,13 @@ class AnsweredLine(BaseModel, extra="allow", strict=True, frozen=True):
 class Sums(BaseModel, extra="forbid", strict=True, frozen=True):
     """What the server's line of a `finish` holds of masked metrics: `mil.hospital.results.POOLED`."""
 
-    sites: float
-    patients: float
-    positives: float
-    metric: float
-    variance: float
-    logrank_difference: float
-    logrank_variance: float
+    sites: Total
+    patients: Total
+    positives: Total
+    metric: Total
+    variance: Total
+    logrank_difference: float = Field(ge=-LARGEST, le=LARGEST)
+    logrank_variance: Total
 
 
 class Collected(Line, frozen=True):

@@ -114,6 +114,37 @@ def test_a_site_that_makes_up_the_server_s_head_does_not_convict_the_server(copi
     assert "or the line of site A is false" in told[0]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e308, 10**400, -1.0])
+def test_numbers_that_cannot_be_added_up_are_named_and_no_traceback(copied: Hospitals, number: float) -> None:
+    server, sites = ledgers(copied)
+    whole = server.read_bytes()
+    for party, place in (("server", "pooled"), ("A", None)):
+        path = server if party == "server" else sites[party]
+        workspace = copied.server.workspace if party == "server" else copied.site(party).workspace
+
+        def forged(entries: list[dict], place: str | None = place) -> None:
+            line = next(one for one in entries if place in one or (place is None and one["event"] == "result"))
+            (line[place] if place else line)["patients" if place else "metric"] = number
+
+        rewritten(path, workspace, forged)
+        try:
+            said = cross_check(server, sites).faults[0]
+        except CorruptFile as error:
+            said = str(error)
+        assert f"signed by {party}" in said or "sums of metrics are not those" in said
+        server.write_bytes(whole)
+
+
+def test_sums_of_no_site_are_no_sums(copied: Hospitals) -> None:
+    server, sites = ledgers(copied)
+
+    def forged(entries: list[dict]) -> None:
+        next(one for one in entries if "pooled" in one)["roles"] = {}
+
+    rewritten(server, copied.server.workspace, forged)
+    assert any("sums of metrics are not those" in fault for fault in cross_check(server, sites).faults)
+
+
 def test_what_was_not_compared_is_said(copied: Hospitals) -> None:
     """With the ledger of one site, or without the result, nothing is known of the rest."""
     server, sites = ledgers(copied)
