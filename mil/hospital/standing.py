@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mil.errors import CorruptFile
-from mil.hospital.blobs import HEADER
+from mil.hospital.blobs import HEADER, LONGEST_HEADER
 
 
 @dataclass
@@ -54,7 +54,9 @@ def progress_of(path: Path) -> Progress:
         return Progress()
     try:
         with open(path, "rb") as file:  # opened once: the server puts another in its place at any moment
-            header = json.loads(file.read(int.from_bytes(file.read(HEADER), "little")))
+            if (length := int.from_bytes(file.read(HEADER), "little")) > LONGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
             left = os.fstat(file.fileno()).st_size - file.tell()
         progress = Progress(**json.loads(header.pop("__metadata__")["progress"]))
         if left != max((tensor["data_offsets"][1] for tensor in header.values()), default=0):

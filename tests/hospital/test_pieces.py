@@ -6,20 +6,24 @@ from pathlib import Path
 import inprocess
 import pytest
 import torch
-from hospitals import PROTOCOL, make_hospitals
+from hospitals import PROTOCOL, edited, make_hospitals
 from nvflare.apis.fl_constant import ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
 from safetensors.torch import load, load_file, save
 
+from mil.errors import CorruptFile
 from mil.hospital import blobs
+from mil.hospital.flare import executor
 from mil.hospital.flare.pieces import PIECE, START, Pieces
-from mil.hospital.flare.wire import MESSAGE
+from mil.hospital.flare.wire import MESSAGE, TASK, envelope
 from mil.hospital.keys import PartyKey
 from mil.hospital.masking import masked, summed
 from mil.hospital.payload import PayloadError, digest, parsed
 from mil.hospital.server import Server
 from mil.hospital.site import Site
+from mil.hospital.standing import Progress, progress_of
 
 SITES = {**dict.fromkeys("ABD", ("train", 48)), "C": ("external", 30)}
 
@@ -166,3 +170,34 @@ def test_only_who_was_asked_reads_and_writes_and_no_more_than_the_cap(tmp_path: 
     late = pieces.write("", request(start=0, content=b"xy"), from_site("A"))
     assert late.get_return_code() == ReturnCode.BAD_REQUEST_DATA  # an answer that was taken stays as it was judged
     assert pieces.answer("A", 4).read_bytes() == b"abcd"
+
+
+@pytest.mark.parametrize("values", [{"run": ".."}, {"run": "x" * 300}, {"run": 7}, {"canary": "yes"}, {"canary": 1}])
+def test_the_first_question_of_a_job_is_typed_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict
+) -> None:
+    """Its run names a folder of the workspace: with `..` files were written beside it, and a long name was a fault of the program."""
+    hospitals = make_hospitals(tmp_path)
+    monkeypatch.setattr(executor, "spec_file", lambda _: hospitals.folder / "A" / "site.yaml")
+    context, before = FLContext(), sorted(tmp_path.rglob("*"))
+    context.set_prop(ReservedKey.IDENTITY_NAME, "A")
+    server = Server(hospitals.protocol, "run", tmp_path / "run")
+    site, known = executor.SiteExecutor(), set(before) | set((tmp_path / "run").rglob("*"))
+    reply = site.execute(TASK, envelope(edited(server.question(), **values)), context, Signal())
+    assert reply["code"] == "payload"
+    assert site.site is None
+    assert set(tmp_path.rglob("*")) - known <= {tmp_path / "run"}
+
+
+def test_a_long_header_of_a_state_is_not_read(tmp_path: Path) -> None:
+    """A snapshot comes from the coordinator, and JSON takes forty times its size in memory."""
+    path = tmp_path / "checkpoint.safetensors"
+    text = b'{"__metadata__": {"progress": "{}"}}'
+    for more, said in ((0, None), (blobs.LONGEST_HEADER, "a header of")):
+        head = text + b" " * more
+        path.write_bytes(len(head).to_bytes(8, "little") + head)
+        if said is None:
+            assert progress_of(path) == Progress()
+        else:
+            with pytest.raises(CorruptFile, match=said):
+                progress_of(path)

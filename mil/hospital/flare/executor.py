@@ -9,10 +9,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from mil.errors import MilError
-from mil.files import file_name
 from mil.hospital.flare.pieces import WHOLE, ServerFiles
 from mil.hospital.flare.wire import MESSAGE, SIZE, TASK, announcement, envelope, refusal, spec_file
 from mil.hospital.local_data import disk_short
+from mil.hospital.messages import JoinQuestion
 from mil.hospital.parties import SiteSpec, read_party
 from mil.hospital.payload import PayloadError, header
 from mil.hospital.site import Site
@@ -45,8 +45,6 @@ class SiteExecutor(Executor):
         asked: bytes | Path
         if isinstance(message, bytes):
             site, asked = self._opened(fl_ctx, message), message
-            about = header(message, f"site {site.spec.site}, question")["values"]
-            self.run = file_name(str(about.get("run")))
         elif self.site is None:
             raise MilError("the first question of a job is who is there, which comes whole; refused")
         else:
@@ -80,6 +78,7 @@ class SiteExecutor(Executor):
                 raise MilError(f"the kit is of site {fl_ctx.get_identity_name()}, but its file says {spec.site}")
             torch.set_num_threads(spec.threads)
             torch.use_deterministic_algorithms(True)
-            canary = header(message, f"site {spec.site}, question")["values"].get("canary") is True
-            self.site = Site.open(spec, canary)
+            where = f"site {spec.site}, question"
+            first = JoinQuestion.read("join", header(message, where)["values"], where)
+            self.run, self.site = first.run, Site.open(spec, first.canary)
         return self.site
