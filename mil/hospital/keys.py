@@ -23,9 +23,12 @@ HALF = 32
 
 
 def private_folder(path: str | Path) -> Path:
-    """The folder of a party's keys; where it does not exist it is made, for its owner only (mode 700)."""
-    Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(path)
+    """The folder of a party's keys, or one in it; it and what is missing above it are made for their owner only (mode 700)."""
+    path = Path(path)
+    for folder in [*reversed(path.parents), path]:
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+    return path
 
 
 class PartyKey:

@@ -13,13 +13,16 @@ from typing import TextIO
 import pandas as pd
 
 from mil.bags.table import read_bags
+from mil.endpoints import build_endpoint
 from mil.errors import CorruptFile, MilError
 from mil.files import file_name, reason_of, way_out
 from mil.hospital.config import FederationSpec
+from mil.hospital.keys import private_folder
 from mil.hospital.parties import SiteSpec
 from mil.hospital.payload import Refusal
 from mil.schemas import BAGS
 from mil.tables import require_columns
+from mil.training.cohort import covariate_table
 
 POLL_S = 0.1
 
@@ -36,7 +39,7 @@ def feature_files(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) 
 
 
 def site_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
-    """The bag table, which may hold no other site's patient, with the roles as the protocol has them."""
+    """The bag table, which may hold no other site's patient, with the roles, outcomes and covariates as the protocol has them."""
     bags = read_bags(path)
     require_columns(bags, BAGS, str(path))
     if bags.empty:
@@ -50,6 +53,8 @@ def site_bags(path: Path, site: str, protocol: FederationSpec) -> pd.DataFrame:
     roles = set(bags["role"]) - {protocol.sites[site].role}
     if roles:
         raise MilError(f"{path}: role {roles.pop()}, but the federation has {site} as {protocol.sites[site].role}")
+    build_endpoint(protocol.endpoint).targets(bags)  # an external site's are read at the end of a run only
+    covariate_table(bags, protocol.experiment.covariates)
     return bags
 
 
@@ -88,7 +93,7 @@ def alone(path: Path, wait_s: float, what: str) -> Iterator[int]:
 
     `what` only one process may do at a time, for the sentence.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     deadline = time.monotonic() + wait_s
     with open(path, "a+") as handle:
         while True:

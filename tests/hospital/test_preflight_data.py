@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hospitals import Hospitals, make_hospitals
+from hospitals import PROTOCOL, Hospitals, make_hospitals
 
 from mil import hdf5
+from mil.errors import MilError
 from mil.hospital.identity import code_sha256
 from mil.hospital.local_data import site_bags
 from mil.hospital.parties import SiteSpec, protocol_of, read_party
 from mil.hospital.preflight import check_site
+from mil.hospital.site import Site
 
 
 @pytest.fixture
@@ -106,3 +108,28 @@ def test_a_full_disk_is_seen(copied: Hospitals) -> None:
     path = copied.folder / "A" / "site.yaml"
     path.write_text(path.read_text() + "free_gb: 1.0e+9\n")
     assert "make room" in states(copied)["disk"][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"age": "sixty"}, "patient C003: covariate age is 'sixty', not a number"),
+        ({"label": "2"}, "patient C003: label 2"),
+        ({}, "column 'age' is missing"),
+    ],
+)
+def test_an_external_site_hears_of_its_faults_before_a_run_and_not_at_its_end(
+    tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    """The run had all its rounds and could not end, and the ledger, which others read, named the patient."""
+    hospitals = make_hospitals(tmp_path, experiment={**PROTOCOL["experiment"], "covariates": ["age"]})
+    path = Path(hospitals.site("C").results) / "bags" / "response.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = table.assign(age="60") if change else table
+    for name, value in change.items():
+        table.loc[3, name] = value
+    table.to_csv(path, index=False)
+    assert states(hospitals, "C")["bags"][0] == "fault"
+    assert said in states(hospitals, "C")["bags"][1]
+    with pytest.raises(MilError, match=said):
+        Site.open(hospitals.site("C"))

@@ -10,10 +10,13 @@ from hospitals import Hospitals, make_hospitals, rewrite_protocol
 from shared_lists import Sets, duplicates, out, part_of, say, sent
 
 from mil import hdf5
+from mil.errors import MilError
 from mil.hospital.intersection import SLOPE, check_point, multiplied, point
 from mil.hospital.keys import PRIME
+from mil.hospital.local_data import alone
 from mil.hospital.record import read_record
 from mil.hospital.shared_files import Comparison, Kept, SentFile, folder_of
+from mil.hospital.shared_patients import exchange
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +188,15 @@ def test_three_hospitals_find_a_shared_patient_and_a_shared_slide(copied: Hospit
     ]
     with rewrite_protocol(copied, federation="other"):
         assert duplicates(copied, "B")[0][0] == "warning"
+
+
+def test_a_workspace_that_a_lock_file_makes_first_is_its_owner_s(tmp_path: Path) -> None:
+    """It was made with mode 755, and stayed so when the keys were put into it."""
+    hospitals = make_hospitals(tmp_path)
+    spec = hospitals.site("A").model_copy(update={"workspace": str(tmp_path / "new" / "workspace")})
+    with pytest.raises(MilError, match="the key of site A is"):
+        exchange(spec, [])
+    with alone(tmp_path / "coordinator" / "runs" / "first" / "running", 0.0, "x"):
+        pass
+    for folder in ("new", "new/workspace", "coordinator", "coordinator/runs/first"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o700, folder
