@@ -111,7 +111,7 @@ def check_once(
     """
     if question.kind not in ONCE:
         return
-    key = _stated(question.stated, "run", "spec_sha256", "phase", "round")
+    key = _stated(question.stated, "run", "phase", "round")
     key = {"event": "answered", "kind": question.kind, **key}.items()
     run = question.values.run
     quoted = json.dumps(run)

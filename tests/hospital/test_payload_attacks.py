@@ -7,7 +7,7 @@ import inprocess
 import pandas as pd
 import pytest
 import torch
-from hospitals import PROTOCOL, SEEN, Hospitals, edited, make_hospitals
+from hospitals import PROTOCOL, SEEN, Hospitals, edited, make_hospitals, rewrite_protocol
 from reached_runs import BRIEFEST, Reached, opened, reached, until_kind
 
 from mil.errors import MilError
@@ -182,3 +182,16 @@ def test_an_odd_name_is_no_site_run_encoder_or_endpoint(hospitals: Hospitals, na
         SiteSpec(site=name, results="r")
     with pytest.raises(MilError, match="cannot be a file name"):
         folder_of(hospitals.server, name)
+
+
+def test_a_place_is_answered_once_also_under_another_protocol(tmp_path: Path) -> None:
+    """A coordinator who forgets its checkpoint, after a key of the protocol that changes no number was edited."""
+    hospitals = make_hospitals(
+        tmp_path, **{**SEEN, "experiment": {**SEEN["experiment"], "training": BRIEFEST["training"]}}
+    )
+    inprocess.run(Server(hospitals.protocol, "run", tmp_path / "one" / "run"), opened(hospitals))
+    with rewrite_protocol(hospitals, rounds={"timeout_s": 601.0}):
+        again = Server(hospitals.protocol, "run", tmp_path / "two" / "run")
+        question = until_kind(again, sites := opened(hospitals), "moments")
+        with pytest.raises(PayloadError, match="another question 'moments' of run run"):
+            sites["A"].answer(question)
