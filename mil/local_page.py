@@ -7,9 +7,11 @@ another address. No path of a request is ever used as a path on the disk here: `
 
 import errno
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,7 +66,8 @@ class LocalPage(ThreadingHTTPServer):
 
     def __init__(self, pages: Pages, port: int = 0) -> None:
         self.pages, self.token = pages, secrets.token_urlsafe(24)
-        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._free, self._lock = threading.BoundedSemaphore(MOST_CONNECTIONS), threading.Lock()
+        self._strangers: dict[socket.socket, None] = {}  # connections without the right token so far, the oldest first
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
@@ -78,8 +81,15 @@ class LocalPage(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/{self.token}/index.html"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread; connections above the limit wait."""
-        self._free.acquire()
+        """Answer in a thread; above the limit, the connection that has been without the right token for longest is closed."""
+        if not self._free.acquire(blocking=False):
+            with self._lock, suppress(StopIteration, OSError):
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.shutdown(socket.SHUT_RDWR)
+            self._free.acquire()
+        with self._lock:
+            self._strangers[request] = None
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -87,7 +97,13 @@ class LocalPage(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.forget(request)
             self._free.release()
+
+    def forget(self, connection: socket.socket) -> None:
+        """The connection is no stranger any more: it has shown the right token, or has ended."""
+        with self._lock:
+            self._strangers.pop(connection, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away before it has the answer is no error."""
@@ -116,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         token, *parts = [unquote(part) for part in self.path.partition("?")[0].removeprefix("/").split("/")]
         if not secrets.compare_digest(token.encode(), self.server.token.encode()):
             raise Refused(HTTPStatus.FORBIDDEN, "The token in the address is wrong; use the printed address.")
+        self.server.forget(self.connection)
         return tuple(parts)
 
     def _send(self, answer: Answer) -> None:

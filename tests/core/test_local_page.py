@@ -3,12 +3,12 @@
 import http.client
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from mil.errors import MilError
-from mil.local_page import ADDRESS, Answer, LocalPage, Refused
+from mil.local_page import ADDRESS, MOST_CONNECTIONS, Answer, LocalPage, Refused
 
 
 def parts_as_text(parts):
@@ -79,6 +79,15 @@ def test_what_is_no_request_ends_the_connection_and_not_the_server(sent, capfd):
             line.recv(100)
         assert asked(page, f"/{page.token}/x")[0] == 200
     assert capfd.readouterr() == ("", "")
+
+
+def test_connections_that_say_nothing_do_not_keep_the_page_from_its_reader():
+    """Another user of the machine who opens as many as are answered at a time, and a few more."""
+    with served() as page, ExitStack() as others:
+        address = (ADDRESS, page.server_port)
+        for _ in range(MOST_CONNECTIONS + 8):
+            others.enter_context(socket.create_connection(address))
+        assert asked(page, f"/{page.token}/x")[:2] == (200, "x")
 
 
 def test_a_port_in_use_is_said_with_the_way_out():
