@@ -54,7 +54,7 @@ def check_site(spec: SiteSpec) -> list[CheckedItem]:
         protocol = protocol_of(spec)
     except MilError as error:
         return [CheckedItem("protocol", "fault", str(error))]
-    digest = f"protocol {protocol.sha256[:16]}, code {code_sha256()[:16]}: both must be equal at all parties"
+    digest = f"protocol {protocol.sha256[:16]}, code {code_sha256()}: both must be equal at all parties"
     findings = [CheckedItem("protocol", "ok", digest), *check_revoked(spec, protocol)]
     if protocol.code_sha256 not in {None, code_sha256()}:
         wrong = (
@@ -211,7 +211,7 @@ def check_revoked(spec: SiteSpec, protocol: FederationSpec) -> list[CheckedItem]
 
 def check_secrets(spec: SiteSpec) -> list[CheckedItem]:
     """Nobody but their owner may read the site's keys, nor the folder that they lie in."""
-    files = [Path(spec.workspace) / name for name in ("party.key", "secret")]
+    files = [path for name in ("party.key", "secret", "request/*/*.key") for path in Path(spec.workspace).glob(name)]
     said = [f"{path}: {wrong}" for path in files if path.is_file() and (wrong := private(path)) is not None]
     folder = Path(spec.workspace)
     shown = private(folder) if folder.is_dir() else None

@@ -138,6 +138,9 @@ def test_a_readable_key_and_changed_rules_are_seen(copied: Hospitals) -> None:
     key.chmod(0o644)
     assert "chmod 600" in states(copied)["certificate"][1]
     key.chmod(0o600)
+    same = Path(copied.site("A").workspace) / "request" / "A" / "A.key"
+    same.chmod(0o644)
+    assert states(copied)["keys"] == ("fault", f"{same}: others than its owner may read it (mode 644; chmod 600)")
     for file, change in {
         "resources.json": lambda content: content.__setitem__("allow_log_streaming", True),
         "authorization.json": lambda content: content["permissions"]["lead"].__setitem__("byoc", "any"),
@@ -308,6 +311,7 @@ def test_the_commands_say_what_they_found(joined: Hospitals) -> None:
     shown = runner.invoke(site, ["check", str(joined.folder / "A" / "site.yaml")], catch_exceptions=False)
     assert shown.exit_code == 0
     assert "ok       certificate" in shown.output
+    assert code_sha256() in shown.output  # all of it: it is put into federation.yaml
     spec = joined.folder / "B" / "site.yaml"
     spec.write_text(spec.read_text() + "free_gb: 1.0e+9\n")
     with pytest.raises(MilError, match="checks failed"):

@@ -211,7 +211,10 @@ def harden_server(kit: Path, spec: ServerSpec, spec_file: Path, protocol: Federa
 
 def heartbeat(kit: Path) -> float:
     """Seconds of silence after which the server's kit counts a site as away, as it stood when the server started."""
-    resources = json.loads((kit / "local" / "resources.json").read_text(encoding="utf-8"))
+    path = kit / "local" / "resources.json"
+    if not path.is_file():
+        raise MilError(f"{kit}: holds no certificates; run `mil server provision` first")
+    resources = json.loads(path.read_text(encoding="utf-8"))
     return float(resources["servers"][0]["heart_beat_timeout"])
 
 
