@@ -1,7 +1,10 @@
 """A federation of three hospitals as real processes with mutual TLS: who and what is let in."""
 
+import contextlib
 import json
 import shutil
+import socket
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -78,6 +81,22 @@ def test_a_member_may_look_and_not_submit(deployment: Deployment, tmp_path: Path
     audit = (Path(spec.workspace) / "kit" / "audit.log").read_text()
     assert "U:member@coordinator.org" in audit
     assert "submit_job" in audit
+
+
+def test_a_user_of_the_machine_without_a_certificate_has_no_way_in(deployment: Deployment) -> None:
+    """The processes of a side connect on the loopback interface, where FLARE's default took anybody's commands in clear."""
+    for side in ("server", "A"):
+        found = deployment.processes[side].net_connections("tcp")
+        ports = {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+        assert ports
+        for port in ports:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.set_alpn_protocols(["h2"])
+            with socket.create_connection(("127.0.0.1", port), 10) as plain, context.wrap_socket(plain) as secure:
+                assert secure.getpeercert(binary_form=True)
+                with contextlib.suppress(ssl.SSLError, ConnectionError):  # one says so, the other hangs up
+                    assert secure.recv(1) == b""
 
 
 def test_strangers_are_turned_away(deployment: Deployment, tmp_path: Path) -> None:

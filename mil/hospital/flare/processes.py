@@ -1,10 +1,12 @@
 """FLARE's two long-running processes, in the foreground, for a service manager to keep alive."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
 from mil.errors import MilError
+from mil.files import write_text
 from mil.hospital.config import read_federation
 from mil.hospital.flare.kits import SERVER_KIT, SITE_KIT, refresh_server
 from mil.hospital.local_data import alone
@@ -12,6 +14,9 @@ from mil.hospital.parties import ServerSpec, SiteSpec, protocol_of
 
 Command = tuple[list[str], dict[str, str], Path]
 """Words, environment, working directory."""
+INSIDE = {"scheme": "stcp", "resources": {"host": "localhost", "connection_security": "mtls"}}
+"""How a side's own processes connect on the loopback interface: with its certificate. FLARE's default asks for none, and any user of the
+machine could have a site's process obey."""
 
 
 def server_command(spec: ServerSpec) -> Command:
@@ -48,6 +53,7 @@ def become(command: Command, what: str) -> None:
 def _kit(path: Path, made_by: str) -> Path:
     if not (path / "startup").is_dir():
         raise MilError(f"{path} does not exist; run `{made_by}` first")
+    write_text(path / "local" / "comm_config.json", json.dumps({"allow_adhoc_conns": False, "internal": INSIDE}) + "\n")
     return path
 
 
