@@ -65,8 +65,7 @@ def check_key(stated: str | None, key: str, party: str) -> None:
 
 def check_position(question: Asked, protocol: FederationSpec, private: bool, where: str) -> None:
     """Raise unless the question is about a phase and round of the protocol and models of it."""
-    phase = "refit" if question.kind == "finish" else question.phase
-    phases = ("refit",) if private else ("inner", "refit")
+    phase, phases = question.phase, ("refit",) if private or question.kind == "finish" else ("inner", "refit")
     if phase not in phases:
         raise PayloadError(f"{where}: phase {phase!r} is not of the protocol ({', '.join(phases)}); refused")
     choices, tried = question.choices, len(candidates(protocol.experiment))

@@ -69,6 +69,16 @@ def test_a_place_has_one_question_for_ever(hospitals: Hospitals, tmp_path: Path,
             site.answer(crafted)
 
 
+def test_the_last_question_has_one_place_whatever_phase_it_states(hospitals: Hospitals, tmp_path: Path) -> None:
+    """Each other word was another place: crafted models were judged on a hospital's patients as often as the coordinator liked."""
+    sites = opened(hospitals)
+    question = until_kind(Server(hospitals.protocol, "phases", tmp_path), sites, "finish")
+    for phase in ("inner", "other"):
+        with pytest.raises(PayloadError, match=f"phase '{phase}' is not of the protocol"):
+            sites["A"].answer(edited(question, phase=phase))
+    assert sites["A"].answer(question)
+
+
 def _tensors(blob: bytes) -> bytes:
     return blob[8 + int.from_bytes(blob[:8], "little") :]
 
