@@ -8,6 +8,7 @@ the other has. The number is drawn anew for each exchange and deleted at its end
 import hashlib
 import json
 import secrets
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def site_ids(spec: SiteSpec, protocol: FederationSpec, bags: pd.DataFrame) -> Id
     slides = [slide for row in bags["slides"] for slide in str(row).split(";")]
     files = zip(slides, feature_files(spec, protocol, bags), strict=True)
     return {
-        "patients": {"".join(str(name).split()).casefold(): str(name) for name in bags["patient_id"]},
+        "patients": {
+            unicodedata.normalize("NFKC", "".join(str(name).split()).casefold()): str(name)
+            for name in bags["patient_id"]
+        },
         "slides": {str(value): slide for slide, path in files if (value := hdf5.attributes(path).get("fingerprint"))},
     }
 

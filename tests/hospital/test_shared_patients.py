@@ -146,7 +146,7 @@ def test_three_hospitals_find_a_shared_patient_and_a_shared_slide(copied: Hospit
     assert duplicates(copied, "A")[0][0] == "warning"
     table = Path(copied.site("B").results) / "bags" / "response.csv"
     before = table.read_text()
-    table.write_text(before.replace("B007,", "a 013,"))  # the same patient, written otherwise
+    table.write_text(before.replace("B007,", "\uff41 013,"))  # the same patient, written otherwise
     for name, slide in (("A", "A-2-0"), ("C", "C-4-0")):
         path = Path(copied.site(name).results) / "sites" / name / "features" / "toy" / f"{slide}.h5"
         path.unlink()
@@ -158,7 +158,7 @@ def test_three_hospitals_find_a_shared_patient_and_a_shared_slide(copied: Hospit
     assert "B: 1 of 48 patients and 0 of 1 slides are there too" in told["A"]
     assert "patient A013 is at B too\n" in told["A"]
     assert "slide A-2-0 is at C too\n" in told["A"]
-    assert "patient a 013 is at A too\n" in told["B"]
+    assert "patient \uff41 013 is at A too\n" in told["B"]
     assert "slide C-4-0 is at A too\n" in told["C"]
     assert told["C"].count(" too\n") == 1
     found = duplicates(copied, "A")
