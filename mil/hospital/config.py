@@ -120,7 +120,7 @@ class PrivacySpec(Spec):
     expected_batch: float = Field(default=16.0, gt=0)
     """Mean size of the batches that are drawn by Poisson sampling of patients."""
     epsilon: float = Field(gt=0)
-    """Budget of every patient over the whole run; the site stops before it is exceeded."""
+    """Budget of every patient over all runs at a site, which stops before it is exceeded."""
     delta: float = Field(gt=0, lt=1)
     """Probability with which epsilon may not hold; choose it below 1 / the number of patients of a site."""
 
