@@ -34,9 +34,18 @@ EXACT = 1e-6
 """Share of a patient's own direction that may lie outside the sums, where it still counts as inside."""
 
 
-def check_plan(protocol: FederationSpec, work: LocalWork) -> None:
-    """Raise where the sums that the protocol asks for determine a patient of the site."""
+def check_plan(protocol: FederationSpec, work: LocalWork, small_cells: int) -> None:
+    """Raise where the sums that the protocol asks for determine a patient of the site, or tell the coordinator of few events."""
     sets = [work.train_patients(slot) for phase in ("inner", "refit") for slot in slots(protocol, phase)]
+    if protocol.endpoint.kind == "survival" and not work.shapes.masked:  # each watched error comes with their number
+        fewest = min(
+            int(work.cohort.targets[patients, -1].sum()) for patients in sets[-len(slots(protocol, "refit")) :]
+        )
+        if fewest < small_cells:
+            raise MilError(
+                f"federation.yaml: under trust: coordinator site {work.site} would tell of {fewest} events, fewer than {small_cells} "
+                "(small_cells); use trust: sites, where only the sum over all sites is seen. Nothing was sent"
+            )
     _check_bits(protocol, work, sets)
     if not (work.shapes.measured or work.shapes.balanced):
         return

@@ -92,7 +92,7 @@ class Site:
         features = FeatureStore.open(bags, Path(spec.results) / "sites", protocol.experiment.encoder)
         site = cls(spec, protocol, bags, features, data_sha256(site_secret(spec.workspace), bags, features))
         if site.work is not None and not canary:  # of which no sum leaves
-            check_plan(protocol, site.work)
+            check_plan(protocol, site.work, site.limits.small_cells)
         return site
 
     def answer(self, blob: Blob) -> bytes:

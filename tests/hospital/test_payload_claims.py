@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import inprocess
+import pandas as pd
 import pytest
 import torch
 from hospitals import PROTOCOL, SEEN, Bad, Hospitals, edited, make_hospitals, resigned, rewrite_protocol
@@ -38,6 +39,21 @@ def claiming(
             run = reached(hospitals, tmp_path_factory.mktemp(kind), kind)
             found[kind] = run, {name: run.sites[name].answer(run.question) for name in run.server.asked}
     return found
+
+
+def test_few_events_are_not_told_to_a_coordinator_who_reads_each_site_s(tmp_path: Path) -> None:
+    """Watched errors of a survival endpoint come with the number of events: 6 of 48 left, although `small_cells` is 10."""
+    endpoint = {"folds": 3, "inner_folds": 3, "kind": "survival", "event": "died"}
+    for trust in ("coordinator", "sites"):
+        hospitals = make_hospitals(tmp_path, experiment=PROTOCOL["experiment"], endpoint=endpoint, trust=trust)
+        path = Path(hospitals.site("A").results) / "bags" / "response.csv"
+        table = pd.read_csv(path).assign(time=range(9, 57), label=[int(row % 8 == 0) for row in range(48)])
+        table.to_csv(path, index=False)
+        if trust == "sites":
+            assert Site.open(hospitals.site("A"))
+            continue
+        with pytest.raises(MilError, match=r"site A would tell of \d events, fewer than 10 \(small_cells\)"):
+            Site.open(hospitals.site("A"))
 
 
 def many(number: int):
