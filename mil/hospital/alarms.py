@@ -21,17 +21,17 @@ AGAINST = -0.5
 """Cosine with the mean of the others', in the first round, where all sites leave from the same untrained model."""
 
 
-def all_alarms(kind: str, found: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
+def all_alarms(kind: str, answers: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
     """Of answers that are not masked; `before`: the models that were sent, `first`: in the first round."""
-    apart = stand_apart(kind, {site: message.tensors for site, message in found.items()})
-    return apart | (stand_out(found, before, first) if kind == "train" else lone_voice(found))
+    apart = stand_apart(kind, {site: message.tensors for site, message in answers.items()})
+    return apart | (stand_out(answers, before, first) if kind == "train" else lone_voice(answers))
 
 
-def stand_out(found: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
+def stand_out(answers: Mapping[str, Message], before: Mapping[str, Tensor], first: bool) -> dict[str, str]:
     """Sentences about the sites whose updates are far longer than the others' or, in the `first` round, point against them."""
-    if len(found) < 2:
+    if len(answers) < 2:
         return {}
-    states = {site: {name: message.tensors[name] for name in before} for site, message in sorted(found.items())}
+    states = {site: {name: message.tensors[name] for name in before} for site, message in sorted(answers.items())}
     norms = {site: lengths(state, before) for site, state in states.items()}
     directions = {site: _direction(state, before) for site, state in states.items()}
     alarms = {}
@@ -48,9 +48,9 @@ def stand_out(found: Mapping[str, Message], before: Mapping[str, Tensor], first:
     return alarms
 
 
-def stand_apart(kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+def stand_apart(kind: str, tensors_of: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
     """Sentences about the sites whose means or losses lie far from all others': one of them decides scales or selection."""
-    parts = {site: _typical(kind, tensors) for site, tensors in sorted(found.items())}
+    parts = {site: _typical(kind, tensors) for site, tensors in sorted(tensors_of.items())}
     alarms = {}
     for site, values in parts.items():
         for name, value in values.items():
@@ -81,11 +81,11 @@ def _typical(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def lone_voice(found: Mapping[str, Message]) -> dict[str, str]:
+def lone_voice(answers: Mapping[str, Message]) -> dict[str, str]:
     """A sentence about the site that alone decides a pooled metric of three sites or more."""
     counts = {
         site: message.values.patients
-        for site, message in found.items()
+        for site, message in answers.items()
         if isinstance(message.values, FinishAnswer) and message.values.patients is not None
     }
     total = sum(counts.values())

@@ -11,27 +11,32 @@ from cryptography.x509.oid import NameOID
 MINUTE = "%Y-%m-%d %H:%M UTC"
 
 
-def named(own: x509.Certificate, site: str) -> str | None:
+def named(certificate: x509.Certificate, site: str) -> str | None:
     """It must be of this site."""
-    name = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    name = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     return None if name == site else f"the certificate is of '{name}', not of '{site}'"
 
 
-def signed(own: x509.Certificate, root: x509.Certificate) -> str | None:
+def signed(certificate: x509.Certificate, root: x509.Certificate) -> str | None:
     """It must be signed by the authority `root`."""
     public = root.public_key()
-    if not isinstance(public, rsa.RSAPublicKey) or own.signature_hash_algorithm is None:
+    if not isinstance(public, rsa.RSAPublicKey) or certificate.signature_hash_algorithm is None:
         return "the authority's key is not of the expected kind"
     try:
-        public.verify(own.signature, own.tbs_certificate_bytes, padding.PKCS1v15(), own.signature_hash_algorithm)
+        public.verify(
+            certificate.signature,
+            certificate.tbs_certificate_bytes,
+            padding.PKCS1v15(),
+            certificate.signature_hash_algorithm,
+        )
     except InvalidSignature:
         return "the certificate is not signed by the authority beside it"
     return None
 
 
-def out_of_date(own: x509.Certificate) -> str | None:
+def out_of_date(certificate: x509.Certificate) -> str | None:
     """This machine's clock must lie within its dates."""
-    first, last, now = own.not_valid_before_utc, own.not_valid_after_utc, datetime.now(UTC)
+    first, last, now = certificate.not_valid_before_utc, certificate.not_valid_after_utc, datetime.now(UTC)
     if now < first:
         return (
             f"the certificate is valid only from {first:{MINUTE}} on, but this machine's clock says {now:{MINUTE}}; set the "

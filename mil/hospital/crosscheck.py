@@ -86,16 +86,16 @@ def _answered_by(server: Sequence[Entry], site: str) -> list[tuple[int, Entry]]:
     return [(number, line) for number, line in enumerate(server, 1) if site in line.get("answered", {})]
 
 
-def _answers(own: Sequence[Entry]) -> list[tuple[int, Entry]]:
-    return [(number, line) for number, line in enumerate(own, 1) if line["event"] in {"answered", "closed"}]
+def _answers(ledger: Sequence[Entry]) -> list[tuple[int, Entry]]:
+    return [(number, line) for number, line in enumerate(ledger, 1) if line["event"] in {"answered", "closed"}]
 
 
-def _keys(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Iterator[str]:
+def _keys(site: str, server: Sequence[Entry], ledger: Sequence[Entry]) -> Iterator[str]:
     """Each party signed with the key that the other one noted when they met."""
     for number, line in _answered_by(server, site):
-        if line["answered"][site].get("key", author(own)[1]) != author(own)[1]:
+        if line["answered"][site].get("key", author(ledger)[1]) != author(ledger)[1]:
             yield f"server line {number}, signed by server: site {site} had another key than its ledger is signed with"
-    for number, line in enumerate(own, 1):
+    for number, line in enumerate(ledger, 1):
         if line.get("server_key", author(server)[1]) != author(server)[1] and _run_of(line, server):
             yield f"site {site} line {number}, signed by {site}: the server had another key than its ledger is signed with"
 
@@ -104,15 +104,17 @@ def _run_of(line: Entry, server: Sequence[Entry]) -> bool:
     return any(other.get("run") == line.get("run") for other in server)
 
 
-def _site_heads(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Iterator[str]:
+def _site_heads(site: str, server: Sequence[Entry], ledger: Sequence[Entry]) -> Iterator[str]:
     """Every head of a site's ledger that the server was sent must still be in it. The site has signed each with its answer."""
-    hashes = {FIRST} | {line["hash"] for line in own}
+    hashes = {FIRST} | {line["hash"] for line in ledger}
     for number, line in _answered_by(server, site):
         answer = line["answered"][site]
         if answer["ledger"] in hashes:
             continue
         head = f"the line {answer['ledger'][:12]} of site {site}"
-        if is_signed(f"{answer['answer_sha256']}|{answer['ledger']}".encode(), answer.get("signature"), author(own)[1]):
+        if is_signed(
+            f"{answer['answer_sha256']}|{answer['ledger']}".encode(), answer.get("signature"), author(ledger)[1]
+        ):
             yield (
                 f"site {site}: {head}, which its answer in server line {number} states, is not in the ledger that {site} signed: "
                 "lines were removed, or the ledger was written anew"
@@ -122,10 +124,10 @@ def _site_heads(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> Ite
         return
 
 
-def _server_heads(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+def _server_heads(site: str, server: Sequence[Entry], ledger: Sequence[Entry], runs: set[str]) -> Iterator[str]:
     """Every head of the server's ledger that a site was sent must still be in it; the server signs no question."""
     hashes = {FIRST} | {line["hash"] for line in server}
-    for number, line in _answers(own):
+    for number, line in _answers(ledger):
         if line["run"] in runs and line["server_ledger"] not in hashes:
             yield (
                 f"server: the line {line['server_ledger'][:12]}, which site {site} line {number}, signed by {site}, states, is not in "
@@ -134,10 +136,10 @@ def _server_heads(site: str, server: Sequence[Entry], own: Sequence[Entry], runs
             return
 
 
-def _answers_agree(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> tuple[int, list[str]]:
+def _answers_agree(site: str, server: Sequence[Entry], ledger: Sequence[Entry]) -> tuple[int, list[str]]:
     """Every answer that the server used stands in the site's ledger with the same question and the same content."""
     sent: dict[Position, list[Entry]] = {}
-    for line in own:
+    for line in ledger:
         if line["event"] != "answered":
             continue
         sent.setdefault(_position(line), []).append(line)
@@ -157,10 +159,10 @@ def _answers_agree(site: str, server: Sequence[Entry], own: Sequence[Entry]) -> 
     return agreeing, faults
 
 
-def _answers_known(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+def _answers_known(site: str, server: Sequence[Entry], ledger: Sequence[Entry], runs: set[str]) -> Iterator[str]:
     """Every answer that the site gave in the server's runs has a line of the server's, used or not."""
     known = {_position(line) for line in server if site in line.get("answered", {}) or site in line.get("missing", {})}
-    for number, line in _answers(own):
+    for number, line in _answers(ledger):
         if line["event"] == "answered" and line["run"] in runs and _position(line) not in known:
             yield (
                 f"site {site} line {number}, signed by {site}: the server's ledger knows nothing of the answer to "
@@ -169,9 +171,9 @@ def _answers_known(site: str, server: Sequence[Entry], own: Sequence[Entry], run
             return
 
 
-def _results(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+def _results(site: str, server: Sequence[Entry], ledger: Sequence[Entry], runs: set[str]) -> Iterator[str]:
     """The metrics of every `finish` are those that the site wrote down itself."""
-    stated = [line for line in own if line["event"] == "result" and line["run"] in runs]
+    stated = [line for line in ledger if line["event"] == "result" and line["run"] in runs]
     for number, line in _answered_by(server, site):
         metrics = line["answered"][site].get("metrics")
         if metrics and not any({key: entry[key] for key in FINISHED} == metrics for entry in stated):
@@ -189,17 +191,17 @@ def _pooled(server: Sequence[Entry], results: Mapping[str, Entry | None]) -> Ite
             yield f"server line {number}, signed by server: the sums of metrics are not those of the sites' own ledgers"
 
 
-def _closed(site: str, server: Sequence[Entry], own: Sequence[Entry], runs: set[str]) -> Iterator[str]:
+def _closed(site: str, server: Sequence[Entry], ledger: Sequence[Entry], runs: set[str]) -> Iterator[str]:
     """The last exchange: each side's closing line names the head of the other's complete ledger."""
     closing = {line["prev_hash"]: line for line in server if line["event"] == "closed"}
-    for number, line in enumerate(own, 1):
+    for number, line in enumerate(ledger, 1):
         if line["event"] != "closed" or line["run"] not in runs:
             continue
         if not closing:
             yield f"server: its closing line is missing, which site {site} line {number} (signed by {site}) answered"
         elif line["server_ledger"] in closing and closing[line["server_ledger"]]["heads"].get(site) != line["hash"]:
             yield f"site {site} line {number}, signed by {site}: is not the closing line that the server states, or the server's is false"
-    heads = {line["hash"] for line in own}
+    heads = {line["hash"] for line in ledger}
     for line in closing.values():
         if line["heads"].get(site) not in heads:
             yield (

@@ -133,9 +133,9 @@ class LocalWork:
         drawn = self.shapes.head.initial(first_weights(self.training.seed, slot.repeat, slot.fold, slot.replica))
         return {name: torch.from_numpy(drawn[name]) for name in self.shapes.own}
 
-    def completed(self, models: Named, own: Sequence[Named]) -> dict[str, Tensor]:
+    def completed(self, models: Named, layers_of: Sequence[Named]) -> dict[str, Tensor]:
         """Models as they were sent (slots, ...), with the site's own layers of each slot beside them."""
-        return {**models, **{name: torch.stack([layers[name] for layers in own]) for name in self.shapes.own}}
+        return {**models, **{name: torch.stack([layers[name] for layers in layers_of]) for name in self.shapes.own}}
 
     def train(
         self, models: Named, slots: Sequence[Slot], number: int, controls: Sequence[tuple[Named, Named] | None]
@@ -175,10 +175,10 @@ class LocalWork:
         rates = (chosen.lr, chosen.weight_decay, self.shapes.strategy.pull)
         return Job(slot.name, self.site, number, *rates, self.training.imbalance == "sampling")
 
-    def _of(self, models: Named, slot: Slot, place: int) -> tuple[dict[str, Tensor], SiteData]:
+    def _of(self, models: Named, slot: Slot, row: int) -> tuple[dict[str, Tensor], SiteData]:
         """A slot's state and the site's data for it, from stacked models."""
-        state = {name: models[name][place] for name in self.shapes.whole}
-        return state, self.site_data(slot, {name: models[name][place] for name in self.shapes.buffers})
+        state = {name: models[name][row] for name in self.shapes.whole}
+        return state, self.site_data(slot, {name: models[name][row] for name in self.shapes.buffers})
 
     def site_data(self, slot: Slot, buffers: Named) -> SiteData:
         """What `client_update` needs to know of the site for a slot's model."""

@@ -31,13 +31,13 @@ CLEAR = ("num_bags", "num_steps")
 """Tensors of an answer that are not masked: training patients of each model, and steps."""
 
 
-def masked(tensors: Mapping[str, Tensor], key: PartyKey, site: str, keys: Mapping[str, str], place: str) -> Lazy:
+def masked(tensors: Mapping[str, Tensor], key: PartyKey, site: str, keys: Mapping[str, str], question: str) -> Lazy:
     """`site`'s int64 and int32 tensors with the masks that it shares with every other site of `keys` (public keys by site) added, row by row.
 
-    `place` names the question: the same masks for the same question, others for any other.
+    `question` names it: the same masks for the same question, others for any other.
     """
     others = sorted(set(keys) - {site})
-    secrets = {other: (key.shared(keys[other]), "|".join((*sorted((site, other)), place))) for other in others}
+    secrets = {other: (key.shared(keys[other]), "|".join((*sorted((site, other)), question))) for other in others}
 
     def row(name: str, number: int) -> Tensor:
         value = row_of(tensors, name, number).to(parts[name].dtype).contiguous().clone()

@@ -71,12 +71,12 @@ def read_party(spec: type[S], path: str | Path) -> S:
     return party.model_copy(update=places)
 
 
-def _absolute(value: str, key: str, own: Path) -> str:
-    """An absolute path; `value` is relative to where the file `own` lies."""
+def _absolute(value: str, key: str, file: Path) -> str:
+    """An absolute path; `value` is relative to where `file` lies."""
     try:
-        return str((own.parent / Path(value).expanduser()).resolve())
+        return str((file.parent / Path(value).expanduser()).resolve())
     except (OSError, RuntimeError, ValueError) as error:  # no such user after ~; a zero byte
-        raise MilError(f"{own}: {key}: {value[:80]!r} is no path ({error})") from error
+        raise MilError(f"{file}: {key}: {value[:80]!r} is no path ({error})") from error
 
 
 def protocol_of(spec: SiteSpec) -> FederationSpec:

@@ -291,9 +291,9 @@ def content_digest(message: Message | Received) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _fits(found: tuple[int, ...], allowed: tuple[int, ...]) -> bool:
+def _fits(shape: tuple[int, ...], allowed: tuple[int, ...]) -> bool:
     """-1 stands for any length: what is encrypted has no fixed one."""
-    return len(found) == len(allowed) and all(b in {-1, a} for a, b in zip(found, allowed, strict=True))
+    return len(shape) == len(allowed) and all(b in {-1, a} for a, b in zip(shape, allowed, strict=True))
 
 
 def _check_size(size: int, max_bytes: float, where: str) -> None:
@@ -304,12 +304,12 @@ def _check_size(size: int, max_bytes: float, where: str) -> None:
         )
 
 
-def _check_names(what: str, found: Collection[str], allowed: Collection[str], where: str) -> None:
-    for name in found:
+def _check_names(what: str, names: Collection[str], allowed: Collection[str], where: str) -> None:
+    for name in names:
         if name not in allowed:
             raise PayloadError(f"{where}: {what} {_said(name)} is not on the list of what may cross; refused")
     for name in allowed:
-        if name not in found:
+        if name not in names:
             raise PayloadError(f"{where}: {what} '{name}' is missing; refused")
 
 

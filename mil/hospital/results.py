@@ -147,12 +147,14 @@ def site_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) 
 
 
 def sites_table(
-    kind: str, roles: Mapping[str, str], told: Mapping[str, Mapping], pooled: Totals | None = None
+    kind: str, roles: Mapping[str, str], results: Mapping[str, Mapping], pooled: Totals | None = None
 ) -> pd.DataFrame:
     """A row a site, and what the sites' numbers say together; or, from the sums `pooled`, the training sites together alone."""
     if pooled is not None:
         return pd.DataFrame([together(kind, "train", pooled)] if pooled["sites"] else [], columns=COLUMNS)
-    rows = [{"site": site, "role": roles[site], **{key: told[site][key] for key in FINISHED}} for site in sorted(told)]
+    rows = [
+        {"site": site, "role": roles[site], **{key: results[site][key] for key in FINISHED}} for site in sorted(results)
+    ]
     for role in GROUPS:
         group = [row for row in rows if row["role"] == role and row["metric"] is not None]
         if group:
@@ -174,11 +176,11 @@ def together(kind: str, role: str, totals: Totals) -> dict[str, object]:
 
 
 def covariates_table(
-    names: Sequence[str], told: Mapping[str, Mapping[str, Tensor]], pooled: int | None = None
+    names: Sequence[str], results: Mapping[str, Mapping[str, Tensor]], pooled: int | None = None
 ) -> pd.DataFrame:
     """Number known, mean and deviation of every covariate, by site and of all together; of the training sites together where they `pooled` so many patients."""
     if pooled is not None:
-        total = moments_of(summed([tensors["covariates.sums"] for tensors in told.values()]), pooled)
+        total = moments_of(summed([tensors["covariates.sums"] for tensors in results.values()]), pooled)
         columns = zip(total.count[0], total.mean[0], total.squares[0], strict=True)
         covariates = [{GROUPS["train"]: Summary(*map(float, column))} for column in columns]
     else:
@@ -186,7 +188,7 @@ def covariates_table(
         for column in range(len(names)):
             sites = {
                 site: Summary(*(float(tensors[f"{COVARIATES}{part}"][column]) for part in PARTS))
-                for site, tensors in sorted(told.items())
+                for site, tensors in sorted(results.items())
             }
             covariates.append({**sites, "all sites": merged(list(sites.values()))})
     rows = []

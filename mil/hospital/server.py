@@ -210,11 +210,11 @@ class Server:
         shapes = self.stages.shapes
         return shapes is not None and shapes.summed(kind)
 
-    def _alarms(self, kind: str, found: Mapping[str, Message[AnyAnswer]]) -> dict[str, str]:
+    def _alarms(self, kind: str, answers: Mapping[str, Message[AnyAnswer]]) -> dict[str, str]:
         if self.protocol.trust == "sites":
-            return lone_voice(found)
+            return lone_voice(answers)
         before = {name: value[self.stages.live] for name, value in self.stages.state.items()}
-        return all_alarms(kind, found, before, self.stages.progress.round == 1)
+        return all_alarms(kind, answers, before, self.stages.progress.round == 1)
 
     def pause(self) -> None:
         """The job ends here and the next one goes on."""
@@ -275,38 +275,40 @@ class Server:
         if differing:
             raise PayloadError(f"site {site}: {'; '.join(differing)}")
 
-    def _enough(self, kind: str, found: Mapping[str, Message[AnyAnswer]], missing: Mapping[str, str]) -> None:
+    def _enough(self, kind: str, answers: Mapping[str, Message[AnyAnswer]], missing: Mapping[str, str]) -> None:
         needed = [site for site in self.protocol.required_sites if site in self.stages.drawn]
         if kind in {"finish", "close"}:
             needed = needed + self.protocol.external_sites
-        lacking = [site for site in needed if site not in found]
+        lacking = [site for site in needed if site not in answers]
         if lacking:
             reasons = {site: missing.get(site, "no answer") for site in lacking}
             raise SitesMissing(f"{self.run}: without {', '.join(lacking)} no round counts", reasons)
-        present = len([site for site in self.protocol.training_sites if site in found])
+        present = len([site for site in self.protocol.training_sites if site in answers])
         least = min(self.protocol.minimum_sites, len(self.stages.drawn))
         if present < least:
             raise SitesMissing(f"{self.run}: {present} of at least {least} sites answered", missing)
 
-    def _advance(self, kind: str, found: Mapping[str, Message[AnyAnswer]]) -> dict[str, object]:
+    def _advance(self, kind: str, answers: Mapping[str, Message[AnyAnswer]]) -> dict[str, object]:
         """Move on; what else the ledger keeps of it."""
         if kind == "join":
-            self._join({site: answer.values for site, answer in found.items() if isinstance(answer.values, JoinAnswer)})
+            self._join(
+                {site: answer.values for site, answer in answers.items() if isinstance(answer.values, JoinAnswer)}
+            )
             return {}
         kept: dict[str, object] = {}
         if kind == "finish":
-            trained = [found[site].tensors for site in self.protocol.training_sites if site in found]
+            trained = [answers[site].tensors for site in self.protocol.training_sites if site in answers]
             most = most_patients(self.protocol, self.stages)
             pooled = pooled_totals(trained, most) if self._summed(kind) else None
             kept = {"pooled": pooled} if pooled else {}
             kept["roles"] = roles = {site: member.role for site, member in self.protocol.sites.items()}
-            self._save_result(found, roles, pooled)
+            self._save_result(answers, roles, pooled)
             kept |= {"endpoint_kind": self.protocol.endpoint.kind, "published": published(self.folder / "result")}
-        self.stages.take({site: found[site] for site in self.protocol.training_sites if site in found})
+        self.stages.take({site: answers[site] for site in self.protocol.training_sites if site in answers})
         return kept
 
-    def _join(self, found: Mapping[str, JoinAnswer]) -> None:
-        first, stated = min(found), {site: values.stated for site, values in found.items()}
+    def _join(self, answers: Mapping[str, JoinAnswer]) -> None:
+        first, stated = min(answers), {site: values.stated for site, values in answers.items()}
         for site, values in stated.items():
             for key in COMPARED:
                 if values[key] != stated[first][key]:
@@ -314,17 +316,17 @@ class Server:
                         f"site {site}: {key} of its features is {values[key]}, but {stated[first][key]} at "
                         f"{first}; extract both with the same encoder and tiles"
                     )
-        self.stages.join(found[first].width, {key: stated[first][key] for key in COMPARED[1:]})
-        self.stages.progress.patients |= {site: values.num_bags for site, values in found.items()}
-        self.stages.progress.data |= {site: values.data_sha256 for site, values in found.items()}
+        self.stages.join(answers[first].width, {key: stated[first][key] for key in COMPARED[1:]})
+        self.stages.progress.patients |= {site: values.num_bags for site, values in answers.items()}
+        self.stages.progress.data |= {site: values.data_sha256 for site, values in answers.items()}
         self.joined = True
-        self.keys = {site: values.key for site, values in found.items()}
-        steps = {found[site].step for site in self.protocol.training_sites if site in found}
+        self.keys = {site: values.key for site, values in answers.items()}
+        steps = {answers[site].step for site in self.protocol.training_sites if site in answers}
         now = self.stages.progress.step
         self.behind = now > 1 and not steps <= {now, now - 1}
 
     def _save_result(
-        self, found: Mapping[str, Message[AnyAnswer]], roles: Mapping[str, str], pooled: Totals | None
+        self, answers: Mapping[str, Message[AnyAnswer]], roles: Mapping[str, str], pooled: Totals | None
     ) -> None:
         """The run as `mil train` saves one, and every site's own metrics or what their sums say."""
         progress = self.stages.progress
@@ -339,12 +341,12 @@ class Server:
         else:
             run_of(self.protocol, tensors, refit, self.ledger, self.run).save(self.folder / "result")
         metrics = {
-            site: answer.values.metrics for site, answer in found.items() if isinstance(answer.values, FinishAnswer)
+            site: answer.values.metrics for site, answer in answers.items() if isinstance(answer.values, FinishAnswer)
         }
         write_table(
             sites_table(self.protocol.endpoint.kind, roles, metrics, pooled), self.folder / "result" / "sites.csv"
         )
         if (names := self.protocol.experiment.covariates) and self.protocol.privacy is None:
-            covariates = {site: found[site].tensors for site in found if not pooled or roles[site] == "train"}
+            covariates = {site: answers[site].tensors for site in answers if not pooled or roles[site] == "train"}
             table = covariates_table(names, covariates, most_patients(self.protocol, self.stages) if pooled else None)
             write_table(table, self.folder / "result" / "covariates.csv")

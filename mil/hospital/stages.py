@@ -97,10 +97,10 @@ class Stages:
             self.progress.step = 1
             self._begin(phase, [self.protocol.experiment.training.rounds] * len(slots(self.protocol, phase)), choices)
 
-    def take(self, found: AnswersBySite) -> None:
+    def take(self, answers: AnswersBySite) -> None:
         """Move on by the training sites' answers to the question of this stage."""
         moves = {"moments": self._scale, "train": self._aggregate, "watch": self._select}
-        moves.get(self.progress.stage, self._end)(found)
+        moves.get(self.progress.stage, self._end)(answers)
         self.progress.step += 1
 
     @property
@@ -144,12 +144,12 @@ class Stages:
         progress.num_bags, progress.used = {}, {}
         progress.stage = "canary" if self.canary else "moments"
 
-    def _scale(self, found: AnswersBySite) -> None:
+    def _scale(self, answers: AnswersBySite) -> None:
         """Sites' moments -> scales of what every model learns from, merged in the order of the sites' names."""
         shapes = self.shapes
         assert shapes is not None
-        messages = [message for _, message in sorted(found.items())]
-        self.progress.num_bags = {site: message.tensors["num_bags"].tolist() for site, message in found.items()}
+        messages = [message for _, message in sorted(answers.items())]
+        self.progress.num_bags = {site: message.tensors["num_bags"].tolist() for site, message in answers.items()}
         for name in shapes.measured:
             if shapes.masked:
                 totals = summed([message.tensors[name + sums.SUMS] for message in messages])
@@ -168,17 +168,17 @@ class Stages:
             self.buffers[BALANCE] = class_weights(counts.numpy())
         self.progress.stage = "train"
 
-    def _aggregate(self, found: AnswersBySite) -> None:
+    def _aggregate(self, messages: AnswersBySite) -> None:
         """The strategy's step for every live slot, as the reference driver takes it."""
         progress, live = self.progress, self.live
         if self.strategy.cyclic:
-            self._pass_on(found)
+            self._pass_on(messages)
             return
         shapes = self.shapes
         assert shapes is not None
         if shapes.masked:
             longest, names = self.protocol.payload.max_update, sorted(shapes.exchanged)
-            answers = [message.tensors for message in found.values()]
+            answers = [message.tensors for message in messages.values()]
             for step in (False, True):  # no model moves before all sums were looked at
                 for row, number in enumerate(live):
                     change = sums.mean_change(answers, row, names, longest, list(self.state), self.strategy.fixed)
@@ -186,19 +186,19 @@ class Stages:
                         self._step(number, change=change)
         else:
             for row, number in enumerate(live):
-                self._step(number, answers=self._answers(found, row, number))
+                self._step(number, answers=self._answers(messages, row, number))
         if progress.phase == "inner" and progress.round > 1 and not watched_apart(self.protocol):
-            self._watch(found)
-        progress.used |= dict.fromkeys(found, progress.round)
+            self._watch(messages)
+        progress.used |= dict.fromkeys(messages, progress.round)
         self._advance()
 
-    def _pass_on(self, found: AnswersBySite) -> None:
+    def _pass_on(self, answers: AnswersBySite) -> None:
         """Cyclic: the model as the visited site left it goes to the next; the round is over after the last."""
-        progress, (message,) = self.progress, found.values()
+        progress, (message,) = self.progress, answers.values()
         for row, number in enumerate(self.live):
             for name, value in self.state.items():
                 value[number] = message.tensors[name][row]
-        progress.used |= dict.fromkeys(found, progress.round)
+        progress.used |= dict.fromkeys(answers, progress.round)
         progress.visit += 1
         if progress.visit == len(self.protocol.training_sites):
             progress.visit = 0
@@ -222,14 +222,14 @@ class Stages:
             if not self.live:  # every selection has stopped by itself
                 self._choose()
 
-    def _answers(self, found: AnswersBySite, place: int, number: int) -> Answers:
+    def _answers(self, messages: AnswersBySite, model: int, number: int) -> Answers:
         """One slot's updates along a site axis, of the sites that answered and have patients."""
-        there = [message for _, message in sorted(found.items()) if int(message.tensors["num_bags"][place])]
+        there = [message for _, message in sorted(messages.items()) if int(message.tensors["num_bags"][model])]
 
         def along_sites(part: str) -> dict[str, Tensor]:
-            return {name: torch.stack([answer.tensors[part + name][place] for answer in there]) for name in self.state}
+            return {name: torch.stack([answer.tensors[part + name][model] for answer in there]) for name in self.state}
 
-        counts = torch.stack([message.tensors["num_bags"][place] for message in there])
+        counts = torch.stack([message.tensors["num_bags"][model] for message in there])
         answers = Answers(along_sites(""), self.strategy.amounts(counts))
         if self.strategy.controls:
             everyone = torch.tensor([counts[number] for counts in self.progress.num_bags.values()])
@@ -264,13 +264,13 @@ class Stages:
         for name, value in server.items():
             self.server[name][number] = value
 
-    def _watch(self, found: AnswersBySite) -> None:
+    def _watch(self, answers: AnswersBySite) -> None:
         """Errors that come with a round's answers are of the models after the round before."""
         masked, parts = self.protocol.trust == "sites", []
         for name in ("watched_error", "watched_count"):
-            values = [message.tensors[name] for _, message in sorted(found.items())]
+            values = [message.tensors[name] for _, message in sorted(answers.items())]
             parts.append((sums.read(values) if masked else torch.stack(values).sum(0)).tolist())
-        self._check_watched(found, *parts)
+        self._check_watched(answers, *parts)
         stopped = self._stopped()
         self.progress.curves.append(
             [
@@ -289,11 +289,11 @@ class Stages:
             for group in groups
         ]
 
-    def _check_watched(self, found: AnswersBySite, errors: Sequence[float], counts: Sequence[float]) -> None:
+    def _check_watched(self, answers: AnswersBySite, errors: Sequence[float], counts: Sequence[float]) -> None:
         """Raise where the sites' sums are not those of their watched patients; of survival, only events are counted."""
         shapes, events = self.shapes, self.protocol.endpoint.kind == "survival"
         assert shapes is not None
-        for error, count, expected in zip(errors, counts, self.watched(list(found)), strict=True):
+        for error, count, expected in zip(errors, counts, self.watched(list(answers)), strict=True):
             possible = (0.0 if events else expected) - 1e-6 <= count <= expected + 1e-6
             most = shapes.endpoint.largest_error * count if count else 0.0
             if not possible or not -1e-6 <= error <= most + 1e-6:
@@ -310,8 +310,8 @@ class Stages:
         curves = [_known(curve) for curve in zip(*self.progress.curves, strict=True)]
         return {group for group, curve in enumerate(curves) if curve and stalled(curve, patience)}
 
-    def _select(self, found: AnswersBySite) -> None:
-        self._watch(found)
+    def _select(self, answers: AnswersBySite) -> None:
+        self._watch(answers)
         if self.live and self.progress.round <= max(self.progress.rounds):
             self.progress.stage = "train"
         else:
@@ -333,11 +333,11 @@ class Stages:
             rounds += [number] * training.replicas
         self._begin("refit", rounds, choices)
 
-    def _end(self, found: AnswersBySite) -> None:
+    def _end(self, answers: AnswersBySite) -> None:
         """After the canary nothing may have changed; after the finish the ledgers are closed."""
         if self.progress.stage == "canary":
             expected = digest({name: value[self.live] for name, value in self.state.items()})
-            for site, message in sorted(found.items()):
+            for site, message in sorted(answers.items()):
                 if digest(message.tensors) != expected:
                     raise MilError(
                         f"site {site}: the canary's weights came back changed; look at what is between the sites"

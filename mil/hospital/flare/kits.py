@@ -280,13 +280,13 @@ def request_fingerprint(request_zip: Path) -> str:
     return f"SHA256:{hashlib.sha256(content).digest().hex(':').upper()}"
 
 
-def _check_key(workspace: Path, site: str, request_zip: Path, told: str | None) -> None:
+def _check_key(workspace: Path, site: str, request_zip: Path, stated: str | None) -> None:
     """Raise for another key than the hospital read out, and for a second key of a site of which nothing was read out."""
     key, known = request_fingerprint(request_zip), workspace / "signed" / f"{site}.key"
-    if told is not None and told != key:
-        raise MilError(f"{request_zip}: is about the key {key}, not {told}; it was not signed")
+    if stated is not None and stated != key:
+        raise MilError(f"{request_zip}: is about the key {key}, not {stated}; it was not signed")
     before = known.read_text(encoding="utf-8").strip() if known.exists() else key
-    if before != key and told is None:
+    if before != key and stated is None:
         raise MilError(
             f"{request_zip}: another key of {site} was signed before ({before}); where the hospital made a new one, let it read out "
             "the fingerprint and give it with --key"
