@@ -11,6 +11,7 @@ from mil.errors import MilError, nearest
 # A class that begins with letters and ends in a number stands for it: T2 -> 2, N0 -> 0, "grade 3" -> 3, T1c -> 1. Letters after a
 # number alone are a unit, as in 71y and 18m, which must not be dropped.
 NUMBERED = re.compile(r"^[A-Za-z][A-Za-z ]*(\d+(?:\.\d+)?)[a-z]*$")
+STAGED = re.compile(r"^[acmpry]+(?=[A-Z])")  # cT2, pT2 and ypT2 are T2, known in another way
 COMMA = re.compile(r"[+-]?\d+,\d+")
 DATE = re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}")
 MAX_LEVELS = 12
@@ -38,7 +39,7 @@ def follow_up(patients: pd.DataFrame, time: str, event: str) -> pd.DataFrame:
 
 
 def clinical_inputs(patients: pd.DataFrame, columns: Sequence[str], where: str = "metrics.clinical") -> pd.DataFrame:
-    """Numbers by patient_id: a column as it is, a class that ends in a number as that number, else a column a class.
+    """Numbers by patient_id: a column as it is, classes of one name and a number (T1, T2) as that number, else a column a class.
 
     `patients` holds text cells; a blank is nan. `where` are the settings that name the columns, for messages. Raises for a column that is not there, or has too many classes.
     """
@@ -65,7 +66,8 @@ def _numbers(cells: pd.Series, column: str, where: str) -> pd.DataFrame:
     _refuse_spelling(known, column, where)
     refuse_mixture(known, column, where)
     numbers = pd.to_numeric(known, errors="coerce")
-    if numbers.isna().any():
+    names = known.str.replace(STAGED, "", regex=True).str.extract(r"^([A-Za-z ]*)", expand=False)
+    if numbers.isna().any() and names.str.strip().str.casefold().nunique() == 1:  # FEC100 and AC4 are no 100 and 4
         numbers = pd.to_numeric(known.str.extract(NUMBERED, expand=False), errors="coerce")
     if not numbers.isna().any():
         return numbers.reindex(cells.index).to_frame(column).astype(float)
@@ -95,11 +97,18 @@ def _refuse_spelling(cells: pd.Series, column: str, where: str) -> None:
 
 
 def refuse_mixture(cells: pd.Series, column: str, where: str) -> None:
-    """Raise for 'NA', '<5' or 'inf' among numbers (text cells by patient_id, none blank): as a class it would be another patient's."""
+    """Raise for 'NA', '<5' or 'inf' among numbers (text cells by patient_id, none blank), and for 'Yes' beside 'yes': no class is meant."""
     plain = np.isfinite(pd.to_numeric(cells, errors="coerce").astype(float))
     odd = cells[~plain & cells.str.extract(NUMBERED, expand=False).isna()]
     if plain.any() and len(odd):
         raise MilError(
             f"{where}: column '{column}' holds numbers, but '{odd.iloc[0]}' for patient '{odd.index[0]}'; leave what is unknown "
             "blank, or make all of it classes"
+        )
+    classes = cells[~plain].drop_duplicates()
+    twins = classes[classes.str.split().str.join(" ").str.casefold().duplicated()]
+    if len(twins):
+        raise MilError(
+            f"{where}: column '{column}' is '{twins.iloc[0]}' for patient '{twins.index[0]}', and for others the same with other "
+            "capitals or blanks; write one class alike"
         )

@@ -111,12 +111,20 @@ def test_clinical_columns_become_numbers():
         (["46,5", "50,1", "61"], "has a decimal comma for patient 'a' ('46,5'); write a decimal point"),
         (["12.03.1961", "1.4.1970", ""], "has a date for patient 'a' ('12.03.1961'); write a number"),
         (["71", "65", "18m"], "holds numbers, but '18m' for patient 'c'"),
+        (["Yes", "no", "yes"], "is 'yes' for patient 'c', and for others the same with other capitals"),
     ],
 )
 def test_numbers_in_another_spelling_are_refused_with_the_way_out(cells, said):
     patients = pd.DataFrame({"patient_id": ["a", "b", "c"], "age": cells})
     with pytest.raises(MilError, match=re.escape(said)):
         clinical_inputs(patients, ["age"])
+
+
+def test_numbers_after_different_names_are_not_one_scale():
+    patients = pd.DataFrame({"patient_id": ["a", "b", "c"], "drugs": ["FEC100", "AC4", ""], "t": ["cT2", "ypT1", "T3"]})
+    inputs = clinical_inputs(patients, ["drugs", "t"])
+    assert inputs["drugs = FEC100"].tolist()[:2] == [1, 0]
+    assert inputs["t"].tolist() == [2, 1, 3]
 
 
 def test_units_after_numbers_are_not_dropped():
