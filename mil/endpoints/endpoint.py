@@ -100,6 +100,10 @@ class Endpoint(Target):
         """Why the primary measure does not exist for these patients; '' where it does."""
         raise NotImplementedError
 
+    def by_model(self, scope: Scope) -> pd.DataFrame | None:
+        """The scores of each repeat and fold, where the primary measure compares no scores of two models; None where it does."""
+        return None
+
     def too_few(self, table: pd.DataFrame) -> str:
         """Why these patients' measures have no interval and no test though they have values; '' where they have."""
         return ""
@@ -125,8 +129,7 @@ class Endpoint(Target):
 
     def interval(self, scope: Scope, spec: "MetricsSpec") -> tuple[float, float, float, str]:
         """The primary measure within sites, with its interval, and how that was made or why there is none."""
-        weights = np.concatenate([np.ones((1, len(scope.table))), self.weights(scope.table, spec)])
-        values = self.within(self.labels_of(scope.table), self.scores_of(scope.table), weights, scope.sites)
+        values = self._primary(scope, self._and_all(scope, spec))
         value = float(values[0])
         if few := self.too_few(scope.table):
             return value, np.nan, np.nan, few
@@ -140,22 +143,18 @@ class Endpoint(Target):
 
     def rows(self, scope: Scope, spec: "MetricsSpec") -> Iterator[dict[str, Any]]:
         """metric, value, low, high and method of every measure on one scope, and on a group of sites of the primary one within sites."""
-        labels, scores, weights = (
-            self.labels_of(scope.table),
-            self.scores_of(scope.table),
-            self.weights(scope.table, spec),
-        )
-        everyone = np.ones((1, len(scope.table)))
+        labels, scores, weights = self.labels_of(scope.table), self.scores_of(scope.table), self._and_all(scope, spec)
         reason, few = self.undefined(scope.table), self.too_few(scope.table)
         for measure in (self.primary, *self.further):
-            function = measure.function
-            value, drawn = float(function(labels, scores, everyone)[0]), function(labels, scores, weights)
-            if measure is self.primary:
-                drawn = self._widened(scope, value, drawn)
+            first = measure is self.primary
+            values = self._primary(scope, weights, False) if first else measure.function(labels, scores, weights)
+            value = float(values[0])
+            drawn = self._widened(scope, value, values[1:]) if first else values[1:]
             yield row_of(measure.name, measure.scale, value, drawn, len(labels), spec.confidence, reason, few)
         if scope.site in GROUPS:
-            value = self.value_within(scope.table)
-            drawn = self._widened(scope, value, self.within(labels, scores, weights, scope.sites))
+            values = self._primary(scope, weights)
+            value = float(values[0])
+            drawn = self._widened(scope, value, values[1:])
             name, reason = f"{self.primary.name}_within_sites", reason or "at no site can it be formed"
             yield row_of(name, self.primary.scale, value, drawn, len(labels), spec.confidence, reason, few)
 
@@ -219,10 +218,10 @@ class Endpoint(Target):
         few = self.too_few(first.table)
         if not few and first.folds is not None and second.folds is not None:
             return self._over_folds(first.folds, second.folds, spec)
-        labels, sites = self.labels_of(first.table), first.sites
-        weights = np.concatenate([np.ones((1, len(first.table))), self.weights(first.table, spec)])
-        scores = [self.scores_of(scope.table) for scope in (first, second)]
-        values, other = self.within_same(labels, scores, weights, sites)
+        (table, groups), (again, _) = self.groups_of(first), self.groups_of(second)
+        weights = at_rows(self._and_all(first, spec), first, table)
+        scores = [self.scores_of(part) for part in (table, again)]
+        values, other = self.within_same(self.labels_of(table), scores, weights, groups)
         if not np.isfinite([values[0], other[0]]).all():
             return None
         if few:
@@ -257,12 +256,33 @@ class Endpoint(Target):
         table = np.array(values, dtype=float).reshape(-1, 2)
         return table[np.isfinite(table).all(axis=1)]
 
+    def _and_all(self, scope: Scope, spec: "MetricsSpec") -> np.ndarray:
+        """The patients as they are, and their resamples (1 + resamples, n)."""
+        return np.concatenate([np.ones((1, len(scope.table))), self.weights(scope.table, spec)])
+
+    def _primary(self, scope: Scope, weights: np.ndarray, within_sites: bool = True) -> np.ndarray:
+        """The primary measure of `scope` in each resample of its patients, also of patients of two sites unless `within_sites`."""
+        table, groups = self.groups_of(scope, within_sites)
+        return self.within(self.labels_of(table), self.scores_of(table), at_rows(weights, scope, table), groups)
+
+    def groups_of(self, scope: Scope, within_sites: bool = True) -> tuple[pd.DataFrame, np.ndarray]:
+        """A row per score that is compared, and its group: only rows of one group are compared."""
+        apart = self.by_model(scope)
+        table, keys = (scope.table, ()) if apart is None else (apart, APART)
+        keys = [*(["site"] if within_sites else []), *keys]
+        return table, table.groupby(keys).ngroup().to_numpy() if keys else np.zeros(len(table))
+
     def _widened(self, scope: Scope, value: float, drawn: np.ndarray) -> np.ndarray:
         """Resamples `drawn`, of held-out patients further from `value`: each patient trained the models of others as well."""
         if scope.folds is None or not np.isfinite(drawn).any():
             return drawn
         chance = value if self.primary.chance is None else self.primary.chance
         return value + (drawn - value) * np.sqrt(inflation(value, float(np.nanvar(drawn)), None, chance))
+
+
+def at_rows(weights: np.ndarray, scope: Scope, table: pd.DataFrame) -> np.ndarray:
+    """Weights (resamples, patients) of the patients of `scope` at the rows of `table`, where a patient may have several."""
+    return weights[:, pd.Index(scope.table["patient_id"]).get_indexer(table["patient_id"])]
 
 
 def scope_columns(kind: Endpoint, scope: Scope) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mil.endpoints.endpoint import ENDPOINTS, FEWEST, Endpoint
 from mil.endpoints.measures import Measure
 from mil.errors import MilError
 from mil.specs.endpoints import EndpointSpec
-from mil.statistics import delong, ranking
+from mil.statistics import delong, held_out, ranking
 from mil.statistics.arms import PREDICTED, Scope
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ class Multiclass(Endpoint):
     better = "tells the classes apart better than chance would"
     worse = "tells the classes apart worse than chance would"
     watched = "mean AUROC"
+    pairs = "pairs of patients of the same site and, held out, of the same fold"
     error, largest_error = "squared error of the probabilities (Brier score, halved)", 1.0
     measured = (
         "Of several classes the measure is the mean over all classes of the AUROC of one against the rest (macro AUROC; not defined "
-        "where a class has no patient); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability."
+        "where a class has no patient; held-out patients are compared within folds); beside it each class's AUROC and the balanced accuracy of the class with the highest mean probability."
     )
 
     def __init__(self, spec: EndpointSpec) -> None:
@@ -140,6 +141,10 @@ class Multiclass(Endpoint):
         missing = [name for number, name in enumerate(self.spec.classes) if number not in there]
         return f"no patient of class {', '.join(missing)}" if missing else ""
 
+    def by_model(self, scope: Scope) -> pd.DataFrame | None:
+        """A fold short of a class leaves a training set rich in it, so that a model which knows nothing ranks that class below the others'."""
+        return scope.folds
+
     def too_few(self, table: pd.DataFrame) -> str:
         """The rarest class decides how well the mean over the classes is known."""
         counts = np.bincount(table["label"].to_numpy(int), minlength=len(self.spec.classes))
@@ -160,7 +165,11 @@ class Multiclass(Endpoint):
         labels, scores = self.labels_of(scope.table), self.scores_of(scope.table)
         for number, name in enumerate(self.spec.classes):
             mask = (labels == number).astype(int)
-            if delong.both_classes(mask):
+            if delong.both_classes(mask) and scope.folds is not None:
+                one = scope.folds.assign(label=scope.folds["label"] == number, score=scope.folds[f"score_{name}"])
+                pairs = held_out.pairs_of(one, within_sites=False)
+                yield metric_row(OF_CLASS + name, *held_out.interval(pairs, spec.confidence))
+            elif delong.both_classes(mask):
                 everywhere = np.zeros(len(mask))
                 interval = fixed_interval(mask, scores[:, number], everywhere, spec.confidence)
                 yield metric_row(OF_CLASS + name, *interval)

@@ -1,8 +1,8 @@
 """A number: Spearman's correlation of predicted and observed, the error, and whether predictions are on the right scale.
 
 Spearman's is the primary one: it is what ranking is for the other kinds, 0 by chance whatever the cohort, and bounded, where one
-patient far out can move R² without limit; and it forgives that the scores of several folds and sites lie on different scales,
-which R², the mean error and the slope beside it do not.
+patient far out can move R² without limit; and, formed site by site, it forgives that sites lie on different scales, which R²,
+the mean error and the slope beside it do not. Scores of several folds of a site are ranked together.
 """
 
 from collections.abc import Mapping, Sequence

@@ -47,8 +47,10 @@ class Survival(Endpoint):
     worse = "puts patients in the wrong order, worse than chance would"
     outcome, having = "events", "with the event of"
     watched = "C-index"
+    pairs = "pairs of patients of the same site and, held out, of the same fold"
     measured = (
-        "Of times to an event the measure is Harrell's C-index of the log hazard, ties in the score one half. Groups of risk are cut at "
+        "Of times to an event the measure is Harrell's C-index of the log hazard, ties in the score one half. Patients of training sites whom "
+        "models of two folds judged are not compared, since their log hazards have no common zero. Groups of risk are cut at "
         "the median of each model's scores on the inner folds of its training patients, and compared by a log-rank test stratified by site."
     )
 
@@ -123,6 +125,10 @@ class Survival(Endpoint):
         if not event.any():
             return "no patient had the event"
         return "" if known_order(time, event > 0).any() else "nobody was followed up after an event"
+
+    def by_model(self, scope: Scope) -> pd.DataFrame | None:
+        """Log hazards of two models have no common zero."""
+        return scope.judged
 
     def too_few(self, table: pd.DataFrame) -> str:
         """Pairs of few events share their patients."""

@@ -40,8 +40,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"ROC curves of {strategy_name(main.strategy.name)} ({input_name(main)}) for each class of {main.endpoint} against the rest, by site. "
             "Training sites: every patient by models that did not see them. In the legends AUROC "
-            f"{with_intervals(shown, results.config.metrics.confidence)}; a class without a patient at the site, or with all of "
-            "them, has none."
+            f"{with_intervals(shown, results.config.metrics.confidence)}; the curve of held-out patients is of their mean probabilities. A class "
+            "without a patient at the site, or with all of them, has none."
         ),
     )
 

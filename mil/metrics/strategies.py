@@ -16,6 +16,7 @@ import pandas as pd
 from mil.config import MetricsSpec
 from mil.endpoints import Endpoint, build_endpoint
 from mil.endpoints.bounds import WIDEST
+from mil.endpoints.endpoint import at_rows
 from mil.endpoints.measures import PAIRED_BOOTSTRAP, paired_bootstrap
 from mil.errors import Absent
 from mil.metrics.comparison import ADJUSTED
@@ -23,7 +24,7 @@ from mil.metrics.score import whole_counts
 from mil.results.results import Results
 from mil.schemas import STRATEGIES
 from mil.statistics import delong, ranking
-from mil.statistics.arms import ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes
+from mil.statistics.arms import APART, ENSEMBLE, GROUPS, OWN_SITE, Scope, patient_scores, scopes, score_columns
 from mil.statistics.differences import Difference, corrected
 from mil.statistics.held_out import inflation, paired, pairs_of
 
@@ -46,7 +47,7 @@ def strategy_table(
     kind = kind or build_endpoint()
     checked = {name: kind.checked(table, f"predictions of {name}") for name, table in predictions.items()}
     arms = {name: _arms(table, kind) for name, table in checked.items()}
-    scores = patient_scores(checked[local]) if local else None
+    scores, by_fold = (patient_scores(checked[local], apart) if local else None for apart in ((), APART))
     rows: list[dict[str, Any]] = []
     for name, by_arm in arms.items():
         for scope in by_arm.values():
@@ -59,8 +60,8 @@ def strategy_table(
             for against, other in others.items():
                 if other is not None and (against, name) != (POOLED, pooled):
                     rows.append({**stated, "value": value, "against": against, **_less(scope, other, spec, kind)})
-            if scores is not None:
-                difference = _less_elsewhere(scope, scores, spec, kind)
+            if scores is not None and by_fold is not None:
+                difference = _less_elsewhere(scope, scores, by_fold, spec, kind)
                 rows += [{**stated, "value": value, "against": ELSEWHERE, **difference}] if difference else []
     table = pd.DataFrame(rows, columns=[*STRATEGIES, "tested"]).assign(correction="")
     tested = table[table["tested"].notna()]
@@ -147,7 +148,9 @@ def _less(scope: Scope, other: Scope, spec: MetricsSpec, kind: Endpoint) -> dict
     return {"value": pair.values[0], "against_value": pair.values[1], **_tested(pair.tested), "method": pair.method}
 
 
-def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind: Endpoint) -> dict[str, Any] | None:
+def _less_elsewhere(
+    scope: Scope, scores: pd.DataFrame, by_fold: pd.DataFrame, spec: MetricsSpec, kind: Endpoint
+) -> dict[str, Any] | None:
     """The difference to the mean of the local models elsewhere, sites weighted as in the measure within sites."""
     others = elsewhere(scope, scores)
     table = scope.table[scope.table["site"].isin(list(others))].reset_index(drop=True)
@@ -162,7 +165,8 @@ def _less_elsewhere(scope: Scope, scores: pd.DataFrame, spec: MetricsSpec, kind:
         here = kind.within(kind.labels_of(table), kind.scores_of(table), weights, table["site"].to_numpy())
         there = _auroc_elsewhere(table, others, weights)
     else:
-        here, there = _mean_elsewhere(table, others, scores, weights, kind)
+        of_sites = scope.of_patients(table["patient_id"])
+        here, there = _mean_elsewhere(of_sites, others, by_fold, weights, kind)
     chance = float(here[0]) if kind.primary.chance is None else kind.primary.chance
     factor = 1.0 if scope.folds is None else inflation(float(here[0]), float(np.nanvar(here[1:])), None, chance)
     tested = paired_bootstrap(here, there, spec.confidence, WIDEST[kind.primary.scale], factor)
@@ -205,20 +209,22 @@ def _auroc_elsewhere(table: pd.DataFrame, others: Mapping[str, pd.DataFrame], we
 
 
 def _mean_elsewhere(
-    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Endpoint
+    scope: Scope, others: Mapping[str, pd.DataFrame], scores: pd.DataFrame, weights: np.ndarray, kind: Endpoint
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The primary measure of `table`, and its mean over choices of one model from elsewhere a site, so that each site's are used alike.
+    """The primary measure of `scope`, and its mean over choices of one model from elsewhere a site, so that each site's are used alike.
 
     All of them are formed over the same sites.
     """
     most = max(len(wide.columns) for wide in others.values())
-    by_model = scores.set_index(["trained_on", "patient_id"])
+    table, groups = kind.groups_of(scope)
+    keys = ["patient_id", *(name for name in APART if name in table)]
+    by_model = scores.groupby(["trained_on", *keys])[score_columns(scores)].mean()
     judged = [kind.scores_of(table)]
     for turn in range(most):
         model = {site: wide.columns[turn % len(wide.columns)] for site, wide in others.items()}
-        rows = by_model.loc[list(zip(table["site"].map(model), table["patient_id"], strict=True))]
+        rows = by_model.loc[list(zip(table["site"].map(model), *(table[key] for key in keys), strict=True))]
         judged.append(kind.scores_of(rows.reset_index(drop=True)))
-    here, *there = kind.within_same(kind.labels_of(table), judged, weights, table["site"].to_numpy())
+    here, *there = kind.within_same(kind.labels_of(table), judged, at_rows(weights, scope, table), groups)
     return here, np.mean(there, axis=0)
 
 

@@ -46,12 +46,15 @@ class Scope:
     folds: pd.DataFrame | None = None
     """Of models that were trained on other patients of this scope: a row per repeat, fold and patient, columns of `table`
     and repeat, fold. None where no patient of the scope trained any of the models."""
+    judged: pd.DataFrame | None = None
+    """The same at every training site, also where no patient trained the models. None at external sites, where all models judge all."""
 
     def of_patients(self, patients: pd.Series) -> "Scope":
         """The scope with these patients only."""
         table = self.table[self.table["patient_id"].isin(patients)].reset_index(drop=True)
-        folds = None if self.folds is None else self.folds[self.folds["patient_id"].isin(patients)]
-        return replace(self, table=table, folds=folds)
+        by_fold = (self.folds, self.judged)
+        folds, judged = (part if part is None else part[part["patient_id"].isin(patients)] for part in by_fold)
+        return replace(self, table=table, folds=folds, judged=judged)
 
     @property
     def labels(self) -> np.ndarray:
@@ -147,14 +150,14 @@ def scopes(predictions: pd.DataFrame) -> Iterator[Scope]:
     inside = dict(tuple(by_fold.groupby(["trained_on", "split"], sort=False)))
     training = sorted(scores.loc[scores["role"] == "train", "site"].unique())
     for (trained_on, split), arm in scores.groupby(["trained_on", "split"], sort=False):
-        folds = inside.get((trained_on, split)) if split == "held_out" else None
+        judged, taught = inside.get((trained_on, split)), split == "held_out" or trained_on == OTHER_SITES
         for site, table in arm.groupby("site"):
             if not (trained_on in {OWN_SITE, OTHER_SITES} or (trained_on == ENSEMBLE and split == "transfer")):
-                yield _scope(trained_on, split, str(site), table, folds)
+                yield _scope(trained_on, split, str(site), table, judged, taught)
         if split == "external":
             yield _scope(trained_on, split, EXTERNAL_SITES, arm)
-        elif (split == "held_out" or trained_on == OTHER_SITES) and sorted(arm["site"].unique()) == training:
-            yield _scope(trained_on, split, TRAINING_SITES, arm, inside.get((trained_on, split)))
+        elif taught and sorted(arm["site"].unique()) == training:
+            yield _scope(trained_on, split, TRAINING_SITES, arm, judged, taught)
 
 
 def _ensemble(scores: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
@@ -170,10 +173,18 @@ def _ensemble(scores: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
     return mean.assign(trained_on=ENSEMBLE)[scores.columns.tolist()]
 
 
-def _scope(trained_on: str, split: str, site: str, table: pd.DataFrame, folds: pd.DataFrame | None = None) -> Scope:
+def _scope(
+    trained_on: str,
+    split: str,
+    site: str,
+    table: pd.DataFrame,
+    judged: pd.DataFrame | None = None,
+    taught: bool = False,
+) -> Scope:
+    """`taught`: whether patients of `table` trained models that judge others of them."""
     columns = ["patient_id", "site", *label_columns(table), *score_columns(table)]
     plain = table[columns].sort_values("patient_id").reset_index(drop=True)
-    if folds is not None:
-        there = folds["site"].isin(table["site"].unique())
-        folds = folds.loc[there, [*columns, *APART]].sort_values([*APART, "patient_id"], ignore_index=True)
-    return Scope(trained_on, split, site, plain, int(table["models"].min()), folds)
+    if judged is not None:
+        there = judged["site"].isin(table["site"].unique())
+        judged = judged.loc[there, [*columns, *APART]].sort_values([*APART, "patient_id"], ignore_index=True)
+    return Scope(trained_on, split, site, plain, int(table["models"].min()), judged if taught else None, judged)

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from kinds_cohort import ENDPOINTS, ROLES, config_of, make_features, run_steps
 from lifelines.statistics import logrank_test
-from lifelines.utils import concordance_index
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -44,14 +43,33 @@ def by_others(results: Results, site: str) -> float:
     table = table[table["site"] == site]
     numbers = table.select_dtypes("number").columns.difference(["repeat", "fold"])
     means = table.groupby("patient_id")[list(numbers)].mean()
+    classes = ENDPOINTS["grade"]["classes"]
     if results.endpoint == "grade":
-        classes = ENDPOINTS["grade"]["classes"]
-        labels = table.drop_duplicates("patient_id").set_index("patient_id").loc[means.index, "label"]
-        shares = means[[f"score_{name}" for name in classes]].to_numpy()
-        return float(np.mean([roc_auc_score(labels == name, shares[:, k]) for k, name in enumerate(classes)]))
+        means["label"] = table.drop_duplicates("patient_id").set_index("patient_id")["label"]
+    held_out = (table["split"] == "held_out").all()
+    parts = [part for _, part in table.groupby(["repeat", "fold"])] if held_out else [means]
+    if results.endpoint == "grade":
+        each = []
+        for name in classes:
+            masks = [part["label"] == name for part in parts]
+            pairs = [mask.sum() * (~mask).sum() for mask in masks]
+            areas = [roc_auc_score(mask, part[f"score_{name}"]) for mask, part in zip(masks, parts, strict=True)]
+            each.append(np.average(areas, weights=pairs))
+        return float(np.mean(each))
     if results.endpoint == "relapse":
-        return concordance_index(means["time"], -means["score"], means["label"])
+        return in_order(parts)
     return float(spearmanr(means["label"], means["score"]).statistic)
+
+
+def in_order(parts: list[pd.DataFrame]) -> float:
+    """Share of the pairs of known order whose first patient has the higher score, over pairs of one part."""
+    right = known = 0.0
+    for part in parts:
+        for first in part[part["label"] == 1].itertuples():
+            later = part[(part["time"] > first.time) | ((part["time"] == first.time) & (part["label"] == 0))]
+            known += len(later)
+            right += (later["score"] < first.score).sum() + (later["score"] == first.score).sum() / 2
+    return right / known
 
 
 def test_scores_are_those_of_the_predictions_and_find_the_signal(results):

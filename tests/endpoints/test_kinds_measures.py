@@ -277,6 +277,23 @@ def test_the_measure_of_a_fold_is_of_its_own_patients():
     assert found["north", 1] == pytest.approx(concordance_index(own["time"], -own["score"], own["label"]))
 
 
+def test_a_constant_added_to_one_models_log_hazards_changes_no_number():
+    kind, tables = build_endpoint(SPECS["survival"]), {name: table_of("survival", name=name) for name in "ef"}
+    tables["f"]["score"] = -tables["f"]["score"]
+    moved = {name: table.assign(score=table["score"] + 7 * table["fold"]) for name, table in tables.items()}
+    pd.testing.assert_frame_equal(score(moved["e"], SPEC, kind=kind), score(tables["e"], SPEC, kind=kind))
+    before, after = (strategy_table(one, SPEC, "e", None, kind) for one in (tables, moved))
+    pd.testing.assert_frame_equal(after, before)
+
+
+def test_log_hazards_of_a_site_left_out_are_compared_model_by_model():
+    kind, table = build_endpoint(SPECS["survival"]), table_of("survival")
+    table = table[table["split"] == "held_out"].assign(split="transfer")
+    table["trained_on"] = table["site"].map({"north": "south+x", "south": "north+x"})
+    moved = table.assign(score=table["score"] + 7 * table["fold"])
+    pd.testing.assert_frame_equal(score(moved, SPEC, kind=kind), score(table, SPEC, kind=kind))
+
+
 def test_too_many_undefined_resamples_leave_no_interval():
     values = np.r_[np.full(80, 0.6), np.full(20, np.nan)]
     found = bootstrap_bounds("share", 0.6, values, 20, 0.95)
