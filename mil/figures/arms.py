@@ -90,7 +90,7 @@ def main_scopes(results: Results, both: bool = False) -> dict[str, Scope]:
     """The main experiment's scores at every site that has any, by site; with `both` only where patients are of both classes."""
     there = {site: results.main_scope(site) for site in results.sites if results.has_scores(site)}
     if not there:
-        raise Absent(f"{results.main} has no predictions at any site")
+        raise Absent(f"{results.main} judges no patient who is held out or at an external site")
     if both:
         there = {site: scope for site, scope in there.items() if both_classes(scope.labels)}
     if not there:

@@ -14,6 +14,7 @@ from mil.metrics.score import primary
 from mil.results.results import Absent, Results
 from mil.rng import rng
 from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE
+from mil.tables import stacked
 
 MOST_SETS = 7  # more sets of sites than these are drawn by their number of sites
 
@@ -27,7 +28,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     quick = results.about_features(results.endpoint, "site_value").assign(
         model="Ridge of fixed strength on mean features", colour=INK
     )
-    table = pd.concat([quick, _main(results)], ignore_index=True)
+    trained = _main(results)
+    table = stacked([quick, trained])
     names = list(dict.fromkeys(table.sort_values(["sites", "trained_on"])["trained_on"]))
     one_by_one = len(names) <= MOST_SETS
     picture = new_figure(min(DOUBLE_MM, 50 + 22 * len(names)) if one_by_one else MIDDLE_MM, 72)
@@ -48,7 +50,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         n=f"{int(results.bags(results.endpoint)['role'].eq('external').sum())} external patients",
         caption=(
             f"AUROC for {main.endpoint} within external sites of models that were trained on each set of training sites: a logistic ridge regression of fixed strength on the mean of the "
-            f"features, and {input_name(main)} as trained in this run, {with_intervals(table, results.config.metrics.confidence)}. "
+            f"features{f', and {input_name(main)} as trained in this run' if len(trained) else ''}, {with_intervals(table, results.config.metrics.confidence)}. "
             f"{'' if one_by_one else 'A mark is a set of sites, the line the mean of the quick model over sets of the same number; single intervals are in the values. '}"
             "More sites also means more patients."
         ),

@@ -21,6 +21,11 @@ STEPS = (0.1, 0.2, 0.5, 1.0, 2.0)
 EQUAL = 0.02
 """Within this of the pooled model a strategy is called as good."""
 TITLES = {POOLED: "Minus pooled", ELSEWHERE: "Minus locals\nfrom elsewhere", OWN_SITE: "Minus own site"}
+LESS = {
+    POOLED: "less that of the pooled model",
+    ELSEWHERE: "less the mean of the local models of other sites at each site",
+    OWN_SITE: "less each training site's own model on its held-out patients",
+}
 
 
 @figure(
@@ -68,10 +73,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
             f"{site} {int(shown.loc[shown['site'] == site, 'patients'].max())}" for site in shown["site"].unique()
         ),
         caption=(
-            f"{title} of each strategy on {input_name(main)} for {main.endpoint} less that of the pooled model, less the mean of the local models of "
-            "other sites at each site, and less each training site's own model on its held-out patients; within sites where there are several. "
-            f"{corrected}{how_tested(shown)} "
-            f"The grey band is {EQUAL} to either side of the pooled model. Filled: p < 0.05. Single sites stand "
+            f"{title} of each strategy on {input_name(main)} for {main.endpoint} {', '.join(LESS[against] for against in dict(columns))}; "
+            f"within sites where there are several. {corrected}{how_tested(shown)} "
+            f"{f'The grey band is {EQUAL} to either side of the pooled model. ' if POOLED in dict(columns) else ''}Filled: p < 0.05. Single sites stand "
             "in the values beside the figure. Rounds: the number that the inner folds chose for each fold's model; for one-site and pooled models a round "
             "is one pass of local work."
         ),

@@ -30,6 +30,8 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         raise Absent("no subgroup is named (metrics.subgroups in the cohort file)")
     table = results.clinical("subgroups")
     table = table[table["experiment"] == results.main].drop(columns="experiment")
+    if table.empty:
+        raise Absent(f"{results.main} judges no patient who is held out or at an external site")
     lines = _lines(table)
     picture = new_figure(150, 14 + ROW_MM * len(lines))
     words, axes = picture.subplots(1, 2, sharey=True, gridspec_kw=AREAS)

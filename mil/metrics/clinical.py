@@ -78,7 +78,7 @@ def main_scores(results: "Results", experiment: str | None = None) -> pd.DataFra
         with suppress(Absent):
             there.append(results.main_scope(site, experiment).table)
     if not there:
-        raise Absent(f"{experiment or results.main} has no predictions")
+        raise Absent(f"{experiment or results.main} judges no patient who is held out or at an external site")
     return pd.concat(there, ignore_index=True)
 
 

@@ -14,7 +14,7 @@ from mil.figures.style import strategy_name
 from mil.metrics.score import primary
 from mil.report.cells import signed_interval
 from mil.results.results import Absent, Results
-from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OWN_SITE, TRAINING_SITES
+from mil.statistics.arms import ENSEMBLE, EXTERNAL_SITES, OTHER_SITES, OWN_SITE, TRAINING_SITES
 from mil.statistics.held_out import low_by_chance
 from mil.tables import by_slide
 
@@ -145,6 +145,7 @@ def _performance(results: Results) -> Claim | None:
     return Claim(
         f"{text}: {kind.primary.title} {with_interval(row['value'], row['low'], row['high'])}.",
         f"{int(row['patients'])} patients{counted}; {method}, {kind.pairs}."
+        f"{' Each patient by models of the other sites.' if row['trained_on'] == OTHER_SITES else ''}"
         f"{_left_out(results, row)}{_no_external(results, row)}{_below_chance(results, row)}",
     )
 

@@ -135,6 +135,17 @@ def test_groups_without_values_and_slides_without_mpp_are_left_out_of_their_figu
     assert "[" not in fact.what
 
 
+def test_subgroups_of_other_experiments_alone_are_no_figure_of_the_main_one(usual, tmp_path):
+    """As where the main experiment leaves each site out, whose patients are neither held out nor external."""
+    folder = tmp_path / "results"
+    copied(usual.folder, folder)
+    path = folder / "metrics/clinical/subgroups.csv"
+    table = read_table(path)
+    write_table(table[table["experiment"] != usual.main], path)
+    drawn = FIGURES["subgroups"].draw(Results.open(folder), usual.config.figures, None)
+    assert "judges no patient who is held out" in drawn.left_out
+
+
 LABELS = {"multiclass": ["A", "B", "C"], "regression": [0.25, 1.5, 3.0], "survival": [0, 1, 1]}
 
 
