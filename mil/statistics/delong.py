@@ -16,6 +16,8 @@ from mil.statistics.ranking import midranks, pairs_within
 
 FEWEST = 10
 """Patients of a class below which DeLong's variance is no use for an interval, and Newcombe's is."""
+LARGEST = 0.25
+"""Variance of a share is at most this: of a site's only patient of a class it is not known."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ def both_classes(labels: np.ndarray) -> bool:
     return bool(np.any(labels == 1) and np.any(labels == 0))
 
 
-def placements(labels: np.ndarray, scores: np.ndarray) -> Placements:
-    """AUROCs and covariance of `scores` (k, patients) on the same 0/1 `labels`. One patient of a class has no variance: nan."""
+def placements(labels: np.ndarray, scores: np.ndarray, of_one: float = np.nan) -> Placements:
+    """AUROCs and covariance of `scores` (k, patients) on the same 0/1 `labels`. One patient of a class has the variance `of_one`."""
     labels = np.asarray(labels)
     scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     if not both_classes(labels):
@@ -45,20 +47,23 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> Placements:
     # share of negatives below each positive, and of positives below each negative; ties count one half
     of_positive = (everyone[:, :m] - midranks(positive)) / n
     of_negative = (everyone[:, m:] - midranks(negative)) / m
-    return Placements(of_positive.mean(axis=1), _covariance(of_positive) / m + _covariance(of_negative) / n)
+    covariance = _covariance(of_positive, of_one) / m + _covariance(of_negative, of_one) / n
+    return Placements(of_positive.mean(axis=1), covariance)
 
 
 def within(labels: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> Placements:
     """AUROCs over pairs of the same stratum (site), and their covariance: strata weighted by their number of pairs.
 
-    Strata are independent, so covariances add with squared weights. A stratum of one class has no pair and is left out.
+    Strata are independent, so covariances add with squared weights. A stratum of one class has no pair and is left out; a class of
+    one patient has the largest possible variance, so that one small site leaves the others their interval and test.
     """
     scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     members = [rows for rows in members if both_classes(labels[rows])]
     if not members:
         raise MilError("AUROC within sites needs a site with patients of both classes")
-    placed = [placements(labels[rows], scores[:, rows]) for rows in members]
+    of_one = LARGEST if len(members) > 1 else np.nan
+    placed = [placements(labels[rows], scores[:, rows], of_one) for rows in members]
     pairs = np.array([np.sum(labels[rows] == 1) * np.sum(labels[rows] == 0) for rows in members], dtype=float)
     # Divided in the end, so that AUROCs of 1 in every stratum are 1 together, to the last bit.
     return Placements(
@@ -210,10 +215,10 @@ def _joined(placed: Placements, labels: np.ndarray, strata: np.ndarray | None) -
     return bounds
 
 
-def _covariance(values: np.ndarray) -> np.ndarray:
-    """Covariance (k, k) of `values` (k, n), with n - 1; nan where n is 1."""
+def _covariance(values: np.ndarray, of_one: float) -> np.ndarray:
+    """Covariance (k, k) of `values` (k, n), with n - 1; where n is 1 the variance `of_one`, of rows that differ independent."""
     n = values.shape[1]
     if n < 2:
-        return np.full((len(values), len(values)), np.nan)
+        return np.where((values == values.T) | np.isnan(of_one), of_one, 0.0)
     centred = values - values.mean(axis=1, keepdims=True)
     return centred @ centred.T / (n - 1)

@@ -65,6 +65,22 @@ def test_strata_count_by_their_pairs_and_those_of_one_class_not_at_all(sites):
         delong.within(LABELS, SCORES, np.where(LABELS == 1, "a", "b"))
 
 
+def test_a_site_with_one_patient_of_a_class_leaves_the_others_their_interval_and_test():
+    random = np.random.default_rng(0)
+    strata, labels = np.repeat(["A", "B", "C"], [60, 60, 6]), np.r_[np.tile([0, 1], 60), [1, 0, 0, 0, 0, 0]]
+    first, second = labels + random.normal(size=126), 0.3 * labels + random.normal(size=126)
+    large = strata != "C"
+    whole = delong.paired(labels, first, second, strata=strata)
+    others = delong.paired(labels[large], first[large], second[large], strata=strata[large])
+    assert whole.p == pytest.approx(others.p, rel=0.2)
+    parts = [delong.placements(labels[strata == site], first[strata == site], 0.25) for site in "ABC"]
+    expected = sum(pairs**2 * part.covariance[0, 0] for pairs, part in zip((900, 900, 5), parts, strict=True)) / 1805**2
+    assert delong.within(labels, first, strata).covariance[0, 0] == pytest.approx(expected)
+    alike = delong.paired(labels, first, 2 * first, strata=strata)
+    assert (alike.difference, alike.p) == (0, 1)
+    assert np.isnan(alike.low)
+
+
 def test_intervals_are_cut_at_the_ends_and_blank_without_variance():
     area, low, high = delong.interval(LABELS, SCORES[0])
     half = Z * np.sqrt(by_hand(LABELS, SCORES)[1][0, 0])
