@@ -73,12 +73,12 @@ def flow(
     """
     used = set(used_patients)
     rows = []
-    for site, slides in census.groupby("site", sort=True):
+    for site, slides in census.sort_values("slide_id").groupby("site", sort=True):
         role = roles[str(site)]
         rows.append((site, role, "in_sheet", "", slides["patient_id"].nunique(), len(slides)))
         why = slides["state"].where(slides["state"] != "ok", slides["patient_id"].map(lost).fillna("ok"))
         for reason, excluded in slides[why != "ok"].groupby(why[why != "ok"], sort=True):
-            # a patient counts once, under the reason of the last of their slides
+            # a patient counts once, under the reason of the last of their slides by id, in any order of the sheet
             gone = set(excluded["patient_id"]) - used
             last = slides.assign(why=why)[slides["patient_id"].isin(gone)].groupby("patient_id")["why"].last()
             rows.append((site, role, "excluded", reason, int((last == reason).sum()), len(excluded)))

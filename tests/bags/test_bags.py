@@ -220,6 +220,7 @@ def test_flow_counts_a_patient_once():
     )
     table = flow(census, {"A": "train"}, [], {})
     assert table[table["step"] == "excluded"]["patients"].sum() == 1
+    pd.testing.assert_frame_equal(flow(census[::-1], {"A": "train"}, [], {}), table)  # the sheet's order is no matter
 
 
 def test_covariates_stand_in_the_bags_as_numbers():
