@@ -99,6 +99,13 @@ def check_patients(table: pd.DataFrame, where: str) -> pd.DataFrame:
         doubled = table.groupby("patient_id")[column].nunique()
         if (doubled > 1).any():
             raise MilError(f"{where}: patient {doubled[doubled > 1].index[0]} has two values of {column}; see bags.csv")
+    doubled = table[table.duplicated(["trained_on", *APART, "patient_id"])]
+    if len(doubled):
+        row = doubled.iloc[0]
+        raise MilError(
+            f"{where}: patient {row['patient_id']} has two rows of repeat {row['repeat']}, fold {row['fold']} by models of "
+            f"{row['trained_on']}; run `mil predict` again"
+        )
     inside = table[table["split"] != "external"]
     doubled = inside[inside.duplicated(["trained_on", "repeat", "patient_id"])]
     if len(doubled):

@@ -205,6 +205,15 @@ def test_a_patient_in_two_folds_is_found():
         build_endpoint().checked(pd.concat([table, again]), "predictions of pooled")
 
 
+@pytest.mark.parametrize("split", ["held_out", "external"])
+def test_two_rows_of_one_model_and_patient_are_refused(split):
+    """Their mean would stand for the model's score."""
+    table = predictions_of("pooled", ["A+B"])
+    again = table[table["split"] == split].head(1).assign(score=0.01)
+    with pytest.raises(MilError, match="has two rows of repeat 0, fold"):
+        score(pd.concat([table, again]), SPEC)
+
+
 def stanza(strategy: str, model: str = "mean") -> ExperimentSpec:
     return ExperimentSpec.model_validate({"encoder": "e", "endpoint": "r", "model": model, "strategy": strategy})
 
