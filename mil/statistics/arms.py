@@ -124,7 +124,8 @@ def label_columns(table: pd.DataFrame) -> list[str]:
 
 def score_columns(table: pd.DataFrame) -> list[str]:
     """What a model says of a patient: `score`, of several classes also `score_{class}`."""
-    return [name for name in map(str, table.columns) if name == "score" or name.startswith("score_")]
+    scores = [name for name in map(str, table.columns) if name == "score" or name.startswith("score_")]
+    return [name for name in scores if pd.api.types.is_numeric_dtype(table[name])]  # a remark of somebody's is none
 
 
 def patient_scores(predictions: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:

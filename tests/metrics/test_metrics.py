@@ -197,6 +197,11 @@ def test_a_table_without_a_row_or_with_a_blank_name_is_refused():
         score(table.assign(experiment=table["experiment"].where(table["site"] != "B")), SPEC)
 
 
+def test_a_column_of_somebody_s_own_changes_nothing():
+    table = predictions_of("pooled", ["A+B"])
+    pd.testing.assert_frame_equal(score(table.assign(score_remark="high"), SPEC), score(table, SPEC))
+
+
 def test_a_patient_in_two_folds_is_found():
     table = predictions_of("pooled", ["A+B"])
     again = table[table["split"] == "held_out"].head(1)
