@@ -4,6 +4,7 @@ Needs root and Debian's slurm-wlm and munge (slurmdbd and mariadb-server for acc
 Snakemake takes SLURM_CONF away from its jobs. So there is one such Slurm per machine, and a machine with a Slurm of its own is refused.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -110,6 +111,10 @@ class OneNodeSlurm:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
+        # Snakemake may hang after a SIGTERM, and Slurm without cgroups loses sight of it.
+        for pid in _of_jobs(self.folder.parent):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for path in [*(CONFIGURATION / name for name in ("slurm.conf", "cgroup.conf", "slurmdbd.conf")), MUNGE_SOCKET]:
             path.unlink(missing_ok=True)
 
@@ -227,3 +232,13 @@ def _descendants_of(name: str) -> list[int]:
         found.append(pid)
         waiting += parents.get(pid, [])
     return list(dict.fromkeys(found))
+
+
+def _of_jobs(folder: Path) -> list[int]:
+    """Processes of jobs that were submitted below `folder`."""
+    pids, submitted = [], f"\0SLURM_SUBMIT_DIR={folder}/".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if submitted in b"\0" + path.read_bytes():
+                pids.append(int(path.parent.name))
+    return pids
