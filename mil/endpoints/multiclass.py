@@ -166,8 +166,8 @@ class Multiclass(Endpoint):
         for number, name in enumerate(self.spec.classes):
             mask = (labels == number).astype(int)
             if delong.both_classes(mask) and scope.folds is not None:
-                one = scope.folds.assign(label=scope.folds["label"] == number, score=scope.folds[f"score_{name}"])
-                pairs = held_out.pairs_of(one, within_sites=False)
+                rows = scope.folds.assign(label=scope.folds["label"] == number, score=scope.folds[f"score_{name}"])
+                pairs = held_out.pairs_of(rows, within_sites=False)
                 yield metric_row(OF_CLASS + name, *held_out.interval(pairs, spec.confidence))
             elif delong.both_classes(mask):
                 everywhere = np.zeros(len(mask))

@@ -142,8 +142,8 @@ class Server:
         message = form.filled(known, tensors, "server")
         self.asked_sha256 = content_digest(message)
         if isinstance(posed := message.values, Followed):
-            place = {"masked_sha256": position_digest(kind, message.stated)}
-            self.wanted = {"state_sha256": posed.state_sha256, "asked": posed.asked, **place}
+            masks = {"masked_sha256": position_digest(kind, message.stated)}
+            self.wanted = {"state_sha256": posed.state_sha256, "asked": posed.asked, **masks}
         return message, form, self.max_bytes * (1 + 2 * len(relayed))
 
     def _carried(self) -> Lazy:
@@ -291,9 +291,8 @@ class Server:
     def _advance(self, kind: str, answers: Mapping[str, Message[AnyAnswer]]) -> dict[str, object]:
         """Move on; what else the ledger keeps of it."""
         if kind == "join":
-            self._join(
-                {site: answer.values for site, answer in answers.items() if isinstance(answer.values, JoinAnswer)}
-            )
+            joins = {site: answer.values for site, answer in answers.items() if isinstance(answer.values, JoinAnswer)}
+            self._join(joins)
             return {}
         kept: dict[str, object] = {}
         if kind == "finish":
@@ -343,9 +342,7 @@ class Server:
         metrics = {
             site: answer.values.metrics for site, answer in answers.items() if isinstance(answer.values, FinishAnswer)
         }
-        write_table(
-            sites_table(self.protocol.endpoint.kind, roles, metrics, pooled), self.folder / "result" / "sites.csv"
-        )
+        write_table(sites_table(self.protocol.endpoint.kind, roles, metrics, pooled), self.folder / "result/sites.csv")
         if (names := self.protocol.experiment.covariates) and self.protocol.privacy is None:
             covariates = {site: answers[site].tensors for site in answers if not pooled or roles[site] == "train"}
             table = covariates_table(names, covariates, most_patients(self.protocol, self.stages) if pooled else None)

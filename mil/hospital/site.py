@@ -286,7 +286,7 @@ class Site:
         check_updates(tensors, models, self.limits.max_update, f"site {self.spec.site}")
         if self.shapes.kept:
             layers = [{name: update.state[name] for name in self.shapes.own} for update in updates]
-            memory.keep(number, chosen, [own or {} for _, own in trained] if self.shapes.controls else layers)
+            memory.keep(number, chosen, [control or {} for _, control in trained] if self.shapes.controls else layers)
         return Lazy({**tensors.parts, **work.counts_of(updates, with_loss=self.budget is None)})
 
     def _train_privately(

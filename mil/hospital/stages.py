@@ -117,7 +117,9 @@ class Stages:
 
     def flat(self) -> dict[str, Tensor]:
         """The same under the names `part:tensor`."""
-        return {f"{part}:{name}": value.contiguous() for part, own in self.parts.items() for name, value in own.items()}
+        return {
+            f"{part}:{name}": value.contiguous() for part, each in self.parts.items() for name, value in each.items()
+        }
 
     def digest(self) -> str:
         """SHA-256 of the global models as they stand."""
