@@ -117,9 +117,7 @@ class Stages:
 
     def flat(self) -> dict[str, Tensor]:
         """The same under the names `part:tensor`."""
-        return {
-            f"{part}:{name}": value.contiguous() for part, each in self.parts.items() for name, value in each.items()
-        }
+        return {f"{part}:{name}": value.contiguous() for part in self.parts for name, value in self.parts[part].items()}
 
     def digest(self) -> str:
         """SHA-256 of the global models as they stand."""
