@@ -12,10 +12,8 @@ REACH = 100  # ratios beyond are cut off
 
 def model_rows(associations: pd.DataFrame, analysis: str, called: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Of `associations` (by analysis): a model's ratios, the test of the score in it, and the sentence why there is none."""
-    ratios, added = (
-        associations.loc[associations.index == analysis],
-        associations.loc[associations.index == analysis + ADDED],
-    )
+    ratios = associations.loc[associations.index == analysis]
+    added = associations.loc[associations.index == analysis + ADDED]
     if added.empty and len(ratios):
         return ratios, added, f" No {called}: {ratios['method'].iloc[0].removeprefix('not made: ')}."
     return ratios, added, ""
