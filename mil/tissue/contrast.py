@@ -14,6 +14,10 @@ ASSUMED_GLASS = np.array([245.0, 245.0, 245.0])  # where a slide shows none: a c
 DARKEST_GLASS = 100
 TINTED = 70  # largest spread between the colours of a glass pixel, of 255; a yellowed slide has 45
 PINK = 15  # of 255: by as much is green below red and blue in stained tissue, but not in glass
+LIGHTER = 1.1  # of its brightness: nothing that was scanned is lighter than glass by more, but for uneven light
+FADING = 0.1  # share of the pixels at tissue's edge on pure white that are clearly lighter than it; beside fill none is
+WHITE = 250  # of 255: brightness of pure white after JPEG
+LEAST_WHITE = 0.01  # share of the picture
 FLAT = 12  # largest difference between neighbouring glass pixels
 SAMPLE_PX = 512  # the glass is measured on a reduction to about this many pixels a side
 NOISE_UM = 5.0  # standard deviation of the smoothing before the threshold
@@ -38,8 +42,9 @@ def contrast(thumbnail: np.ndarray, mpp: float, spec: TissueSpec) -> np.ndarray:
 def glass_of(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
     """(colour of the bare glass, its noise as optical density): the brightest common colour of flat areas, but for pure white.
 
-    Pure white is what scanners and readers fill unscanned areas with. Glass may be tinted or dim; tissue is not flat, but for colloid,
-    mucin and the like: where the colour is pink, and there is more pure white than of it, white is the glass.
+    Pure white is what scanners and readers fill unscanned areas with. Glass may be tinted or dim. Tissue may be flat too (colloid, mucin,
+    smooth stains): it is `ASSUMED_GLASS` where the colour is pink (very much, if there is more of it than of pure white), where it fades into
+    pure white, as fill does not, or where more of the picture is lighter.
     """
     small = _reduced(thumbnail)
     red, green, blue = cv2.split(small)
@@ -55,10 +60,25 @@ def glass_of(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
     peak = next(level for level in common[::-1] if counts[level] == counts[max(level - 7, 0) : level + 8].max())
     near = glassy & (np.abs(grey - peak) <= 6)
     glass = np.median(small[near], axis=0).astype(float)
-    if min(glass[0], glass[2]) - glass[1] > PINK and near.sum() < (lowest >= 254).sum():
+    white = lowest >= 254
+    is_pink = min(glass[0], glass[2]) - glass[1] > (PINK if near.sum() < white.sum() else 2 * PINK)
+    lighter = np.count_nonzero(~white & (grey > LIGHTER * peak))
+    if is_pink or lighter > near.sum() or (white.mean() > LEAST_WHITE and _fades(thumbnail, glass)):
         return ASSUMED_GLASS, 0.0
     spread = 1.4826 * float(np.median(np.abs(grey[near] - peak)))
     return glass, float(-np.log10(max(1 - spread / glass.mean(), 0.5)))
+
+
+def _fades(thumbnail: np.ndarray, glass: np.ndarray) -> bool:
+    """Whether pixels at 2 and 3 from white are lighter than `glass`, as at an edge of tissue; fill ends within a pixel.
+
+    Judged by brightness: JPEG stores colours at half the resolution, so that they reach over an edge of fill.
+    """
+    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)
+    inner, outer = (cv2.dilate((grey >= WHITE).astype(np.uint8), np.ones((side, side), np.uint8)) for side in (3, 7))
+    beside = grey[outer > inner]
+    level = float(glass @ (0.299, 0.587, 0.114))
+    return len(beside) > 0 and float((beside > level + max((255 - level) / 4, 8)).mean()) > FADING
 
 
 def density(pixels: np.ndarray, glass: np.ndarray) -> np.ndarray:
