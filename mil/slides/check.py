@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 
@@ -16,6 +18,7 @@ from mil.progress import Reporter
 from mil.schemas import SLIDES
 from mil.slides.fingerprint import fingerprint, size_of, state_on_disk
 from mil.slides.isolation import isolated
+from mil.slides.readers.codecs import CONVERT
 from mil.slides.scale import differ
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
@@ -28,6 +31,8 @@ PASSING = frozenset({"unreadable", "timeout", "decoder_crash"})  # may be the di
 SAMPLE_PX = 128
 DARK, BRIGHT = 48, 160  # of 255
 FEW_COLOURS = 16
+PATCH_PX, CELLS, LARGEST_PX = 32, 4, 512  # a patch of a level is compared by the means of 4 x 4 cells
+LEAST_SPREAD, LEAST_LIKENESS = 10.0, 0.97  # of 255; correlation: levels of real slides have 0.999
 
 
 def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter, kept: Path | None = None) -> pd.DataFrame:
@@ -74,6 +79,7 @@ def look_at(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
             columns |= {"fingerprint": fingerprint(path, spec.fingerprint == "full"), "bytes": size_of(path)}
             check_scale(slide, spec)
             columns["reason"] = remark(slide, *sampled(slide, spec.unreadable == "drop"))
+            check_levels(slide)
     except SlideError as error:
         columns |= {"state": error.state, "reason": str(error)}
     except OSError as error:
@@ -127,6 +133,33 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
     if 2 < colours <= FEW_COLOURS:
         remarks.append(f"has {colours} colours only: is it a segmentation?")
     return "; ".join(remarks)
+
+
+def check_levels(slide: Slide) -> None:
+    """`SlideError('unsupported')` where a level shows another picture than the next finer one: tissue would be sought on that."""
+    has_gaps = slide.reader.grid(0) is not None and slide.reader.gaps() is not None
+    for index, level in enumerate(slide.levels[1:], 1):
+        finer = slide.levels[index - 1]
+        factor = level.downsample / finer.downsample
+        side = min(PATCH_PX, level.width, level.height, max(int(LARGEST_PX / factor), CELLS))
+        means = []
+        for y in np.linspace(0, level.height - side, 4).astype(int).tolist():
+            for x in np.linspace(0, level.width - side, 4).astype(int).tolist():
+                with suppress(SlideError):  # what cannot be decoded is said where it is needed
+                    pair = (
+                        slide.reader.read(index, x, y, side, side),
+                        slide.reader.read(index - 1, *(round(length * factor) for length in (x, y, side, side))),
+                    )
+                    means.append([cv2.resize(pixels, (CELLS, CELLS), interpolation=cv2.INTER_AREA) for pixels in pair])
+        cells = np.array(means, np.float64).reshape(-1, 2, CELLS**2, 3).mean(axis=3).swapaxes(0, 1).reshape(2, -1)
+        cells = cells[:, cells[1] < 254] if has_gaps else cells  # a level may hold what the finer one lacks
+        spread = cells.std(axis=1) if cells.size else np.zeros(2)
+        if spread.max() > LEAST_SPREAD and (spread.min() == 0 or np.corrcoef(cells)[0, 1] < LEAST_LIKENESS):
+            raise SlideError(
+                "unsupported",
+                f"{slide.path.name}: its level of {level.width} x {level.height} pixels shows another picture than that of "
+                f"{finer.width} x {finer.height}: a label, or another slide; write its levels anew: {CONVERT}",
+            )
 
 
 def _check_colours(slide: Slide, pixels: np.ndarray) -> None:
