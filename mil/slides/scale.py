@@ -5,7 +5,7 @@ Nothing is guessed from the objective's power: 20x is 0.50 microns on one scanne
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import tifffile
 
@@ -61,8 +61,12 @@ def described_scale(text: str) -> Scale:
 
 
 def _stated(text: str, spelling: str) -> float | None:
-    match = re.search(rf"{spelling}\"?\s*[=:]\s*\"?{NUMBER}", text, re.IGNORECASE)
+    match = next(_matches(text, spelling), None)
     return number(match.group(1)) if match else None
+
+
+def _matches(text: str, spelling: str) -> Iterator[re.Match[str]]:
+    return re.finditer(rf"{spelling}\"?\s*[=:]\s*\"?{NUMBER}", text, re.IGNORECASE)
 
 
 def is_of_larger(text: str) -> bool:
@@ -86,12 +90,20 @@ def tag_scale(page: tifffile.TiffPage) -> Scale:
 
 
 def contradiction(taken: Scale, page: tifffile.TiffPage, described: Scale) -> tuple[str, ...]:
-    """A remark where a page's description or resolution tags say another scale, that may be a slide's, than the `taken` one."""
-    return tuple(
+    """A remark for each scale, that may be a slide's, which a page's description or resolution tags say beside the `taken` one."""
+    text = page.description or ""
+    every = [
+        (number(match.group(1)), None, source)
+        for source, spelling in SPELLINGS.items()
+        for match in _matches(text, spelling.replace("AXIS", "x"))
+        if not text.lstrip().startswith("<")  # OME's XML states the scales of other images too
+    ]
+    said = [
         f"{source} says {mpp:g} microns a pixel, {taken[2]} {taken[0]:g}"
-        for mpp, _, source in (described, tag_scale(page))
-        if source != taken[2] and differ(taken[0], mpp)
-    )
+        for mpp, _, source in (described, *every, tag_scale(page))
+        if differ(taken[0], mpp)
+    ]
+    return tuple(dict.fromkeys(said))
 
 
 def differ(mpp: float | None, other_mpp: float | None) -> bool:

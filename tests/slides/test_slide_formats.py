@@ -181,6 +181,19 @@ def test_a_description_that_contradicts_the_resolution_tags_is_remarked_on(tmp_p
     assert state_of(path, "0.5")[1] == (sheet_differs if differs else "")
 
 
+@pytest.mark.parametrize("tile", [(128, 128), None])
+def test_a_description_that_states_two_scales_is_remarked_on(tmp_path, tile):
+    path = tmp_path / "a.tif"
+    options = {
+        "photometric": "rgb",
+        "tile": tile,
+        "description": "MPP = 0.5; before export MPP = 0.25",
+        "metadata": None,
+    }
+    tifffile.imwrite(path, texture(300, 200), **options)
+    assert state_of(path) == ("ok", "description.MPP says 0.25 microns a pixel, description.MPP 0.5")
+
+
 @pytest.mark.parametrize("dpi", [72, 96])
 @pytest.mark.parametrize("tile", [(128, 128), None])
 def test_a_description_holds_where_the_tags_have_what_editors_fill_in(tmp_path, tile, dpi):
