@@ -12,6 +12,8 @@ from mil.errors import MilError
 from mil.files import require_file
 from mil.tables import read_text_table, require_columns
 
+OUTLINES = {".xml", ".geojson", ".json"}  # annotations of ASAP, ImageScope and QuPath
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -61,7 +63,10 @@ class Truth:
             return None
         mask = cv2.imread(str(require_file(path, "truth mask")), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         if mask is None or mask.dtype != np.uint8:
-            raise MilError(f"truth mask {path} cannot be read as an 8-bit PNG; write it again or remove it")
+            way_out = "write it again or remove it"
+            if path.suffix.lower() in OUTLINES:
+                way_out = "draw its outlines into one (cv2.fillPoly with 255, corners * mpp / truth.mask_mpp; QuPath: LabeledImageServer)"
+            raise MilError(f"truth mask {path} cannot be read as an 8-bit PNG; {way_out}")
         if 0 < mask.max() <= 127:
             raise MilError(
                 f"truth mask {path}: its brightest pixel is {mask.max()} of 255, so that none is positive; write what is positive as 255"

@@ -47,6 +47,9 @@ def test_a_mask_in_which_nothing_would_be_positive_is_refused(tmp_path, dtype, s
     cv2.imwrite(str(tmp_path / "s.png"), np.eye(8, dtype=dtype))
     with pytest.raises(MilError, match=said):
         load_truth(TruthSpec(masks=str(tmp_path / "{slide_id}.png"), mask_mpp=8), tmp_path).mask("s")
+    (tmp_path / "s.xml").write_text("<ASAP_Annotations/>")
+    with pytest.raises(MilError, match="draw its outlines into one"):
+        load_truth(TruthSpec(masks="{slide_id}.xml", mask_mpp=8), tmp_path).mask("s")
 
 
 def test_a_truth_table_with_text_for_numbers_names_the_line(tmp_path):
