@@ -32,7 +32,7 @@ SAMPLE_PX = 128
 DARK, BRIGHT = 48, 160  # of 255
 FEW_COLOURS = 16
 PATCH_PX, CELLS, LARGEST_PX = 32, 4, 512  # a patch of a level is compared by the means of 4 x 4 cells
-LEAST_SPREAD, LEAST_LIKENESS = 10.0, 0.97  # of 255; correlation: levels of real slides have 0.999
+LEAST_SPREAD, LEAST_LIKENESS = 10.0, 0.85  # of 255; correlation: levels of real slides have 0.999, two pixels off 0.91
 
 
 def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter, kept: Path | None = None) -> pd.DataFrame:

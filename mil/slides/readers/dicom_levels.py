@@ -54,7 +54,9 @@ class DicomReader(GridReader):
             files.sort(key=lambda level: -level[1].width)
             sizes = [(grid.width, grid.height) for _, grid in files]
             if len(set(sizes)) < len(sizes):
-                raise _unsupported(path.name, "several files of its series hold the same level")
+                raise _unsupported(
+                    path.name, "several files of its series hold the same level; if one is a copy, remove it"
+                )
             if not files:
                 raise SlideError("not_a_slide", f"{path.name}: its series holds no level of a slide")
             levels = levels_of(sizes)
