@@ -21,7 +21,7 @@ from mil.figures.layout import fitted
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import CLASS_COLOURS, DOUBLE_MM, INK, SOFT, bare_image, new_figure, strategy_name
 from mil.results.results import Absent, Results
-from mil.slides.slide import open_slide
+from mil.slides.slide import NEAREST_LEVEL, open_slide
 from mil.statistics.arms import OWN_SITE, patient_scores
 
 CMAP = "inferno"
@@ -202,7 +202,7 @@ def _pixels(
     try:
         with open_slide(results.files.slide_path(site, slide_id), mpp) as slide:
             size = max(round(wide * scale), 1), max(round(high * scale), 1)
-            return slide.read_area(bounds[0], bounds[1], size, mpp / scale), scale
+            return slide.read_area(bounds[0], bounds[1], size, mpp / scale, NEAREST_LEVEL), scale
     except (Absent, SlideError):
         thumbnail = results.files.thumbnail(site, slide_id)
         scale = thumbnail.shape[1] / float(geometry["width"])
