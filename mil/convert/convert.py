@@ -53,11 +53,11 @@ def convert_in(
             row = {"slide_id": slide_id, "state": state, "reason": "", "num_tiles": 0, "checksum": ""}
             if state != "ok":
                 row["reason"] = slide["reason"]
-            elif slide_id not in paths:
+            elif (path := paths.get(slide_id, paths.get(file_name(slide_id)))) is None:
                 row |= {"state": "no_features", "reason": f"{source.folder} holds no features named '{slide_id}'"}
             else:
                 features = source if pd.isna(slide["mpp"]) else replace(source, mpp=float(slide["mpp"]))
-                row |= _converted(layout, slide_id, paths[slide_id], features, folder)
+                row |= _converted(layout, slide_id, path, features, folder)
             if row["state"] in {"no_features", "no_tissue", "unreadable_features"}:
                 reporter.say(f"slide {slide_id}: {row['state']}: {row['reason']}")
             rows.append(row)

@@ -18,6 +18,7 @@ from mil.tissue import find_tissue
 from mil.tissue.unscanned import unscanned
 
 SCALED_STEP = 8  # the largest divisor of libjpeg's scaled decoding
+MOST_SQUARES = 2**25  # of a grid; each takes some 50 bytes
 
 
 def tile_slide(slide: Slide, spec: TileSpec, mask: np.ndarray | None = None, threads: int | None = None) -> Tiles:
@@ -30,6 +31,11 @@ def tile_slide(slide: Slide, spec: TileSpec, mask: np.ndarray | None = None, thr
     if mask is None:
         mask = find_tissue(thumbnail, spec.tissue.mpp, spec.tissue)
     columns, rows = grid(slide, spec)
+    if len(columns) * len(rows) > MOST_SQUARES:
+        raise SlideError(
+            "too_many_tiles",
+            f"{slide.path.name}: a grid of {len(columns):,} x {len(rows):,} squares; raise stride_px, or check the mpp",
+        )
     side_x, side_y = (spec.size_px * px for px in slide.level0_px(spec.mpp))
     per_x, per_y = slide.width / mask.shape[1], slide.height / mask.shape[0]
     share = shares(mask, columns / per_x, rows / per_y, side_x / per_x, side_y / per_y)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from foreign_features import COORDS, FEATURES, LAYOUTS, atlaspatch, clam, slide2vec, stamp, trident
@@ -181,6 +182,14 @@ def test_slideflow_s_positions_are_said_not_to_be_read(layout, tmp_path, capsys)
     manifest = convert_in(layout, ForeignFeatures(tmp_path, encoder="uni"), tmp_path / "ours", Reporter())
     assert manifest[["slide_id", "state"]].to_numpy().tolist() == [["s1", "ok"]]
     assert "Slideflow's positions of tiles (*.index.npz) are not read" in capsys.readouterr().err
+
+
+def test_a_file_of_ours_is_found_again_by_its_slide_s_id(tmp_path):
+    """Signs that no file name may hold are coded in the names that `mil convert --back` writes; the slide was `no_features`."""
+    source = stamp(tmp_path / "theirs")
+    (source.folder / "s1.h5").rename(source.folder / "s%201%3Cb%3E.h5")
+    slides = pd.DataFrame({"slide_id": ["s 1<b>"], "state": "ok", "reason": "", "mpp": 0.25})
+    assert list(convert_in("stamp", source, tmp_path / "ours", quiet(), slides)["state"]) == ["ok"]
 
 
 def test_real_coordinates_of_clam(shared):

@@ -197,7 +197,7 @@ def test_magnification_is_that_of_the_coarser_axis(path):
                 check_magnification(slide, spec(mpp=mpp, max_magnification=most))
 
 
-def test_more_tiles_than_allowed_are_refused(path):
+def test_more_tiles_than_allowed_are_refused(path, monkeypatch):
     with open_slide(path) as slide:
         every = np.ones((10, 10), bool)
         number = len(tile_slide(slide, spec(), every).coords)
@@ -205,3 +205,6 @@ def test_more_tiles_than_allowed_are_refused(path):
         assert len(tile_slide(slide, spec(max_tiles=number), every).coords) == number
         with pytest.raises(SlideError, match="more than max_tiles"):
             tile_slide(slide, spec(max_tiles=number - 1), every)
+        monkeypatch.setattr("mil.tiles.grid.MOST_SQUARES", 8)  # before all of them are laid, which fills the memory
+        with pytest.raises(SlideError, match="squares; raise stride_px"):
+            tile_slide(slide, spec(), every)
