@@ -268,7 +268,7 @@ def test_a_format_that_cannot_be_read_says_what_to_do(tmp_path):
 def test_colours_that_contradict_the_photometric_tag_are_refused(tmp_path, right, wrong):
     noise = np.random.default_rng(0).normal(0, 1.5, (512, 512, 1))
     pixels = np.clip(244 + noise + np.zeros(3), 0, 255).astype(np.uint8)
-    pixels[150:350, 150:350] = (190, 110, 160)
+    pixels[150:350, 150:350] = (205, 135, 180)  # as YCbCr (255, 165, 217)
     path = tmp_path / "a.svs"
     if right == 6:
         write_jpeg_tiles(path, pixels, subsampling="444")
