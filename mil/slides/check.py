@@ -32,6 +32,7 @@ SAMPLE_PX = 128
 DARK, BRIGHT = 48, 160  # of 255
 FEW_COLOURS = 16
 PATCH_PX, CELLS, LARGEST_PX = 32, 4, 512  # a patch of a level is compared by the means of 4 x 4 cells
+FEWEST_CELLS = 32
 LEAST_SPREAD, LEAST_LIKENESS = 10.0, 0.85  # of 255; correlation: levels of real slides have 0.999, two pixels off 0.91
 
 
@@ -137,23 +138,25 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
 
 def check_levels(slide: Slide) -> None:
     """`SlideError('unsupported')` where a level shows another picture than the next finer one: tissue would be sought on that."""
-    has_gaps = slide.reader.grid(0) is not None and slide.reader.gaps() is not None
     for index, level in enumerate(slide.levels[1:], 1):
         finer = slide.levels[index - 1]
         factor = level.downsample / finer.downsample
         side = min(PATCH_PX, level.width, level.height, max(int(LARGEST_PX / factor), CELLS))
-        means = []
-        for y in np.linspace(0, level.height - side, 4).astype(int).tolist():
-            for x in np.linspace(0, level.width - side, 4).astype(int).tolist():
+        rows, columns = (
+            np.linspace(0, length - side, 4).astype(int).tolist() for length in (level.height, level.width)
+        )
+        places = [(x, y, side, side) for y in rows for x in columns]
+        means = np.full((2, len(places), CELLS, CELLS), np.nan)
+        for pair, number, scale in ((0, index, 1.0), (1, index - 1, factor)):
+            for place, box in enumerate(places):
                 with suppress(SlideError):  # what cannot be decoded is said where it is needed
-                    pair = (
-                        slide.reader.read(index, x, y, side, side),
-                        slide.reader.read(index - 1, *(round(length * factor) for length in (x, y, side, side))),
-                    )
-                    means.append([cv2.resize(pixels, (CELLS, CELLS), interpolation=cv2.INTER_AREA) for pixels in pair])
-        cells = np.array(means, np.float64).reshape(-1, 2, CELLS**2, 3).mean(axis=3).swapaxes(0, 1).reshape(2, -1)
-        cells = cells[:, cells[1] < 254] if has_gaps else cells  # a level may hold what the finer one lacks
-        spread = cells.std(axis=1) if cells.size else np.zeros(2)
+                    pixels = slide.reader.read(number, *(round(length * scale) for length in box))
+                    held = np.where(pixels.min(axis=2) < 255, 1.0, np.nan)  # a level may hold what another lacks
+                    grey = pixels.mean(axis=2) * (held if pair else 1.0)
+                    means[pair, place] = cv2.resize(grey, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+        cells = means.reshape(2, -1)
+        cells = cells[:, ~np.isnan(cells).any(axis=0)]
+        spread = cells.std(axis=1) if cells.shape[1] >= FEWEST_CELLS else np.zeros(2)
         if spread.max() > LEAST_SPREAD and (spread.min() == 0 or np.corrcoef(cells)[0, 1] < LEAST_LIKENESS):
             raise SlideError(
                 "unsupported",
