@@ -181,6 +181,13 @@ def _stored(slide_id: str, foreign: Foreign) -> np.ndarray:
             f"{slide_id}: its largest feature is {largest:.3g}, which float16 does not hold ({SMALLEST_FLOAT16:.2g} to "
             f"{LARGEST_FLOAT16:.0f}); extract the slide again"
         )
+    half = len(foreign.features) // 2
+    first, last = foreign.features[:half], foreign.features[-half:]
+    if foreign.coords is None and half and (first != first[0]).any() and np.array_equal(first, last):
+        raise CorruptFile(
+            f"{slide_id}: its features are the same {half} twice: a second extraction was appended to them; delete the file and extract "
+            "the slide again"
+        )
     if foreign.coords is not None and len(foreign.coords) > 1:
         again = (foreign.coords[1:] == foreign.coords[0]).all(axis=1)
         if again.all():

@@ -220,7 +220,8 @@ def _tensor(path: Path) -> np.ndarray:
     except MilError as error:
         raise CorruptFile(f"{path}: cannot be read as a tensor ({error})") from error
     if not isinstance(tensor, torch.Tensor):
-        raise CorruptFile(f"{path}: holds {type(tensor).__name__}, not a tensor")
+        held = f"a dict of {', '.join(map(str, tensor))[:100]}" if isinstance(tensor, dict) else type(tensor).__name__
+        raise CorruptFile(f"{path}: holds {held}, not a tensor; save the tensor of features alone with torch.save")
     if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
         raise CorruptFile(
             f"{path}: holds a tensor of {tensor.dtype} on {tensor.device}, {tensor.layout}, not plain numbers"

@@ -198,6 +198,8 @@ TENSORS = {
     "of integers": lambda features: features.to(torch.int64),
     "complex": lambda features: features.to(torch.complex64),
     "damaged": lambda features: b"no tensor",
+    "a dict": lambda features: {"features": features, "coords": features[:, :2]},
+    "twice": lambda features: torch.cat([features, features]),
 }
 
 
