@@ -3,11 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -18,7 +16,6 @@ from mil.progress import Reporter
 from mil.schemas import SLIDES
 from mil.slides.fingerprint import fingerprint, size_of, state_on_disk
 from mil.slides.isolation import isolated
-from mil.slides.readers.codecs import CONVERT
 from mil.slides.scale import differ
 from mil.slides.slide import Slide, open_slide
 from mil.specs.features import FeaturesSpec
@@ -31,9 +28,6 @@ PASSING = frozenset({"unreadable", "timeout", "decoder_crash"})  # may be the di
 SAMPLE_PX = 128
 DARK, BRIGHT = 48, 160  # of 255
 FEW_COLOURS = 16
-PATCH_PX, CELLS, LARGEST_PX = 32, 4, 512  # a patch of a level is compared by the means of 4 x 4 cells
-FEWEST_CELLS = 32
-LEAST_SPREAD, LEAST_LIKENESS = 10.0, 0.85  # of 255; correlation: levels of real slides have 0.999, two pixels off 0.91
 
 
 def check_slides(sheet: pd.DataFrame, spec: SlidesSpec, reporter: Reporter, kept: Path | None = None) -> pd.DataFrame:
@@ -80,7 +74,6 @@ def look_at(path: Path, mpp: str, spec: SlidesSpec) -> dict[str, object]:
             columns |= {"fingerprint": fingerprint(path, spec.fingerprint == "full"), "bytes": size_of(path)}
             check_scale(slide, spec)
             columns["reason"] = remark(slide, *sampled(slide, spec.unreadable == "drop"))
-            check_levels(slide)
     except SlideError as error:
         columns |= {"state": error.state, "reason": str(error)}
     except OSError as error:
@@ -94,7 +87,7 @@ def sampled(slide: Slide, drop_unreadable: bool) -> tuple[np.ndarray, int]:
     A place that cannot be decoded is `SlideError('unreadable_region')`, or is counted with `drop_unreadable`.
     """
     pixels, unreadable = [np.empty((0, 3), np.uint8)], 0
-    for level, places in ((len(slide.levels) - 1, 6), (0, 3)):
+    for level, places in ((slide.alike - 1, 6), (0, 3)):
         width, height = min(slide.levels[level].width, SAMPLE_PX), min(slide.levels[level].height, SAMPLE_PX)
         span = slide.levels[level].downsample
         for y in np.linspace(0, max(slide.height - height * span, 0), places):
@@ -118,6 +111,8 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
         )
     _check_colours(slide, pixels[~dark])
     remarks = [*slide.reader.header.remarks]
+    others = ", ".join(f"{level.width} x {level.height}" for level in slide.levels[slide.alike :])
+    remarks += [f"not read: {others} pixels, another picture than the finer level's"] if others else []
     remarks += [f"{unreadable} of 45 places looked at cannot be decoded"] if unreadable else []
     gaps = slide.reader.gaps() if slide.reader.grid(0) is not None else None
     if gaps is not None:
@@ -134,35 +129,6 @@ def remark(slide: Slide, pixels: np.ndarray, unreadable: int) -> str:
     if 2 < colours <= FEW_COLOURS:
         remarks.append(f"has {colours} colours only: is it a segmentation?")
     return "; ".join(remarks)
-
-
-def check_levels(slide: Slide) -> None:
-    """`SlideError('unsupported')` where a level shows another picture than the next finer one: tissue would be sought on that."""
-    for index, level in enumerate(slide.levels[1:], 1):
-        finer = slide.levels[index - 1]
-        factor = level.downsample / finer.downsample
-        side = min(PATCH_PX, level.width, level.height, max(int(LARGEST_PX / factor), CELLS))
-        rows, columns = (
-            np.linspace(0, length - side, 4).astype(int).tolist() for length in (level.height, level.width)
-        )
-        places = [(x, y, side, side) for y in rows for x in columns]
-        means = np.full((2, len(places), CELLS, CELLS), np.nan)
-        for pair, number, scale in ((0, index, 1.0), (1, index - 1, factor)):
-            for place, box in enumerate(places):
-                with suppress(SlideError):  # what cannot be decoded is said where it is needed
-                    pixels = slide.reader.read(number, *(round(length * scale) for length in box))
-                    held = np.where(pixels.min(axis=2) < 255, 1.0, np.nan)  # a level may hold what another lacks
-                    grey = pixels.mean(axis=2) * (held if pair else 1.0)
-                    means[pair, place] = cv2.resize(grey, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-        cells = means.reshape(2, -1)
-        cells = cells[:, ~np.isnan(cells).any(axis=0)]
-        spread = cells.std(axis=1) if cells.shape[1] >= FEWEST_CELLS else np.zeros(2)
-        if spread.max() > LEAST_SPREAD and (spread.min() == 0 or np.corrcoef(cells)[0, 1] < LEAST_LIKENESS):
-            raise SlideError(
-                "unsupported",
-                f"{slide.path.name}: its level of {level.width} x {level.height} pixels shows another picture than that of "
-                f"{finer.width} x {finer.height}: a label, or another slide; write its levels anew: {CONVERT}",
-            )
 
 
 def _check_colours(slide: Slide, pixels: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from mil.errors import MilError, SlideError
 from mil.machine import cores
+from mil.slides.likeness import alike
 from mil.slides.passes import Regions, read_in_order
 from mil.slides.readers import MAX_PIXELS, MAX_REGION_PIXELS, Header, Reader
 from mil.slides.readers.choose import reader_of
@@ -62,6 +64,11 @@ class Slide(Header):
         if self.mpp_x is None or self.mpp_y is None:
             return None
         return (self.mpp_x + self.mpp_y) / 2
+
+    @cached_property
+    def alike(self) -> int:
+        """How many of the first levels show the same picture; the others are not read but by `read_region`."""
+        return alike(self.reader, self.levels)
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
         """`width` x `height` pixels of `level` from level-0 pixel (x, y), as stored; `SlideError('unreadable_region')` on faults."""
@@ -163,7 +170,7 @@ class Slide(Header):
     def level_for(self, mpp: float) -> int:
         """The coarsest level that is not coarser than `mpp` (by more than 1 %); level 0 where none is."""
         per_pixel = min(self.level0_px(mpp)) * COARSER_BY
-        fitting = [index for index, level in enumerate(self.levels) if level.downsample <= per_pixel]
+        fitting = [index for index, level in enumerate(self.levels[: self.alike]) if level.downsample <= per_pixel]
         return max(fitting, key=lambda index: self.levels[index].downsample, default=0)
 
     def level0_px(self, mpp: float) -> tuple[float, float]:
