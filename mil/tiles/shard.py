@@ -25,7 +25,7 @@ from mil.tiles.tiles import Tiles
 from mil.tissue.masks import read_mask, to_geojson
 from mil.version import __version__
 
-STAGE_VERSION = 4  # raised when the same spec and slide would now give other tiles
+STAGE_VERSION = 5  # raised when the same spec and slide would now give other tiles
 SECONDS_A_SLIDE = 300.0  # a slide that takes longer, and longer than its bytes need, hangs its decoder
 BYTES_A_SECOND = 2e6  # of compressed pixels; JPEG 2000 on one busy core is decoded at about this
 MAX_MASK_PX = 8192  # a brought mask is used at the thumbnail's resolution, at most this many pixels a side
