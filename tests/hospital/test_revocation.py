@@ -4,6 +4,7 @@ import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from hospitals import Hospitals, edited, make_hospitals
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_context import FLContext
 from typer.testing import CliRunner
 
 from mil.cli import app
 from mil.errors import CorruptFile, MilError
 from mil.hospital.flare import kits
+from mil.hospital.flare.revoked import RevokedSites
 from mil.hospital.local_data import DiskShort
 from mil.hospital.payload import header
 from mil.hospital.preflight import check_site
@@ -101,6 +106,24 @@ def test_only_the_authority_s_list_counts_and_it_grows(hospitals: Hospitals, tmp
     (Path(hospitals.server.workspace) / "authority" / "rootCA.key").unlink()
     with pytest.raises(MilError, match="put its folder in place"):
         revoke(hospitals.server, "A")
+
+
+def test_a_message_in_another_name_does_not_let_a_revoked_site_in(hospitals: Hospitals) -> None:
+    """FLARE reads the sender's name from the message before it has looked at a certificate."""
+    revoke(hospitals.server, "B")
+    calls, context = [], FLContext()
+    engine = SimpleNamespace(
+        disable_clients=lambda sites: calls.append(("disable", *sites)),
+        enable_clients=lambda sites: calls.append(("enable", *sites)),
+    )
+    context.get_engine = lambda: engine  # type: ignore[method-assign]
+    claimed = FLContext()
+    claimed.set_prop(ReservedKey.IDENTITY_NAME, "A", private=False, sticky=False)
+    context.set_peer_context(claimed)
+    judge = RevokedSites(str(hospitals.folder / "server" / "server.yaml"))
+    for _ in range(2):
+        judge.handle_event(EventType.CLIENT_REGISTER_RECEIVED, context)
+    assert sorted(calls) == [("disable", "B"), ("enable", "A"), ("enable", "C")]
 
 
 def test_a_question_without_room_on_the_disk_is_refused(hospitals: Hospitals, tmp_path: Path) -> None:

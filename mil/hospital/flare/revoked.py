@@ -23,18 +23,16 @@ class RevokedSites(FLComponent):
         self.spec_file, self.disabled = own_file, dict[str, bool]()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Disable the site before FLARE judges its message, or enable it again where it has a new key."""
+        """Disable revoked sites before FLARE judges a message, and enable those again that have a new key.
+
+        All of them each time: whose message it is, nothing but the message has said so far.
+        """
         if event_type not in {EventType.CLIENT_REGISTER_RECEIVED, EventType.CLIENT_HEARTBEAT_RECEIVED}:
             return
-        peer, engine = fl_ctx.get_peer_context(), fl_ctx.get_engine()
-        site = str(peer.get_identity_name()) if peer is not None else ""
-        revoked = site in self._revoked()
-        if engine is not None and site and self.disabled.get(site) is not revoked:
-            (engine.disable_clients if revoked else engine.enable_clients)([site])  # type: ignore[attr-defined]
-            self.disabled[site] = revoked
-
-    def _revoked(self) -> dict[str, str]:
-        spec = read_party(ServerSpec, Path(self.spec_file))
-        if not (Path(spec.workspace) / NAME).exists():
-            return {}
-        return revoked_of(revoked_sites(Path(spec.workspace)), read_federation(spec.federation))
+        spec, engine = read_party(ServerSpec, Path(self.spec_file)), fl_ctx.get_engine()
+        protocol, workspace = read_federation(spec.federation), Path(spec.workspace)
+        revoked = revoked_of(revoked_sites(workspace), protocol) if (workspace / NAME).exists() else {}
+        for site in protocol.sites if engine is not None else ():
+            if self.disabled.get(site) is not (site in revoked):
+                (engine.disable_clients if site in revoked else engine.enable_clients)([site])  # type: ignore[union-attr]
+                self.disabled[site] = site in revoked
