@@ -2,14 +2,15 @@
 
 Sums of features, covariates, targets or classes are asked for over the training patients of every fold. Whoever knows the
 folds can solve them like equations. Where a patient follows from the sums, the plan is refused before anything is sent. Nor is
-anything told of nearly the same patients as in an earlier run, which the site's ledger knows by keyed digests.
+anything told of nearly the same patients as in an earlier run, which the site's ledger knows by keyed digests: neither sums nor, where both
+runs begin with the same weights, updates and errors.
 """
 
 import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,9 @@ from mil.training.store import FeatureStore
 Groups = Mapping[str, Sequence[str]]
 Whom = Mapping[str, Groups]
 """As a line of the ledger holds it, all as keyed digests: `judged` patients with their outcomes by class, `known` patients by class,
-or with their values by covariate, their features or their folds."""
+or with their values by covariate, their features or their folds; `trained` patients with all that models learn from, by seed."""
 
+PARTS = ("judged", "known", "trained")
 FIRST_OF_DIGEST = 16
 BITS = 0.75
 """Most that sums may tell of a patient with two values. Integer programming found no single patient below 0.7, some from 0.9 on, all at 1.3."""
@@ -104,8 +106,23 @@ def determined(sets: Sequence[np.ndarray], patients: int) -> np.ndarray:
     return np.nonzero((basis**2).sum(0) > 1 - EXACT)[0]
 
 
-def check_runs(work: LocalWork, secret: bytes, ledger: Sequence[str], small_cells: int) -> Whom:
-    """Whom the sums of a run's `moments` are of; `TooFewPatients` where those of an earlier run differ by few."""
+def check_columns(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -> None:
+    """Raise where two covariates differ in few patients: the difference of their sums would be of these alone."""
+    columns = zip(names, covariate_table(bags, names).T, strict=True)
+    for (name, column), (other, values) in combinations(columns, 2):
+        alike = (column == values) | (np.isnan(column) & np.isnan(values))
+        if 0 < (~alike).sum() < small_cells:
+            raise MilError(
+                f"federation.yaml: covariates {name} and {other} differ in {(~alike).sum()} patients of this site, fewer than {small_cells} "
+                "(small_cells), whose values the two sums would tell; leave one of them out. Nothing was sent"
+            )
+
+
+def check_runs(work: LocalWork, secret: bytes, ledger: Sequence[str], small_cells: int, data: str) -> Whom:
+    """Whom the sums of a run's `moments` are of, and its updates; `TooFewPatients` where those of an earlier run differ by few.
+
+    `data`: digest of the site's data, as lines of the ledger hold it.
+    """
     shapes, protocol, bags, whom = work.shapes, work.protocol, work.bags, dict[str, Groups]()
     known, kind = dict[str, list[str]](), protocol.endpoint.kind
     if "features" in shapes.measured or "covariates" in shapes.measured:
@@ -117,10 +134,13 @@ def check_runs(work: LocalWork, secret: bytes, ledger: Sequence[str], small_cell
         known |= outcomes(secret, bags, kind)
     if known:
         whom["known"] = known | _folds(secret, bags)
-    if said := near_earlier(whom, ledger, protocol.experiment.endpoint, small_cells):
+    if protocol.privacy is None:  # whose noise hides a patient
+        whom["trained"] = _trained(secret, bags, work.features, work.training.seed)
+    if said := near_earlier(whom, ledger, protocol.experiment.endpoint, small_cells, _digest(secret, "folds"), data):
         raise TooFewPatients(
-            f"site {work.site}: sums were told in {said}, whose values or labels would be the difference; nothing was sent. Take the same "
-            f"patients as then, or a table that differs by {small_cells} or more"
+            f"site {work.site}: {said}, so that the difference of both runs would tell of these alone; nothing was sent. Take the "
+            f"table of that run, or one that differs by {small_cells} patients or more; where the protocol asks for no sums over "
+            "patients, another experiment.training.seed will do"
         )
     return whom
 
@@ -144,13 +164,17 @@ def known_patients(
         rows = [(patient, float(value)) for patient, value in zip(patients, column, strict=True) if np.isfinite(value)]
         digests[_digest(secret, f"covariate|{name}")] = [_digest(secret, f"known|{row}") for row in rows]
     if features is not None:
-        checksums = iter(features.checksums)
-        rows = [
-            (patient, *(next(checksums) for _ in str(slides).split(";")))
-            for patient, slides in zip(patients, bags["slides"], strict=True)
+        rows = zip(patients, _checksums(bags, features)["files"], strict=True)
+        digests[_digest(secret, "features")] = [
+            _digest(secret, f"known|{(patient, *files)}") for patient, files in rows
         ]
-        digests[_digest(secret, "features")] = [_digest(secret, f"known|{row}") for row in rows]
     return digests
+
+
+def _checksums(bags: pd.DataFrame, features: FeatureStore) -> pd.DataFrame:
+    """Of each patient's feature files."""
+    checksums = iter(features.checksums)
+    return pd.DataFrame({"files": [[next(checksums) for _ in str(slides).split(";")] for slides in bags["slides"]]})
 
 
 def outcomes(secret: bytes, bags: pd.DataFrame, kind: str) -> dict[str, list[str]]:
@@ -166,30 +190,66 @@ def outcomes(secret: bytes, bags: pd.DataFrame, kind: str) -> dict[str, list[str
 
 def _folds(secret: bytes, bags: pd.DataFrame) -> dict[str, list[str]]:
     """Patients with their folds: the sums over two sets that differ by a patient who was moved tell of this patient."""
-    rows = bags[["patient_id", *bags.columns[bags.columns.str.startswith("repeat")]]].astype(str)
+    rows = bags[["patient_id", *_fold_columns(bags)]].astype(str)
     return {_digest(secret, "folds"): [_digest(secret, f"folds|{tuple(row)}") for row in rows.itertuples(index=False)]}
+
+
+def _fold_columns(bags: pd.DataFrame) -> list[str]:
+    return [name for name in bags if name.startswith("repeat")]
+
+
+def _trained(secret: bytes, bags: pd.DataFrame, features: FeatureStore, seed: int) -> dict[str, list[str]]:
+    """Patients with their outcomes, with their folds and with their features, under the seed that first weights and batches follow from.
+
+    Where two runs of one seed differ by a patient, the first updates of all others are the same in both, and their difference is
+    this patient's gradient. Under another seed nothing cancels.
+    """
+    outcome = [name for name in ("label", "time") if name in bags]
+    parts = {"outcomes": bags[outcome], "folds": bags[_fold_columns(bags)], "files": _checksums(bags, features)}
+    digests = {}
+    for name, table in parts.items():
+        whole = [column for column in table if pd.api.types.is_integer_dtype(table[column])]
+        rows = table.astype(dict.fromkeys(whole, float)).astype(str).itertuples(index=False, name=None)
+        pairs = zip(bags["patient_id"], rows, strict=True)
+        digests[_digest(secret, f"seed|{seed}|{name}")] = [_digest(secret, f"trained|{pair}") for pair in pairs]
+    return digests
 
 
 def _digest(secret: bytes, text: str) -> str:
     return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()[:FIRST_OF_DIGEST]
 
 
-def near_earlier(whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: int) -> str:
-    """The earlier run that told of nearly the same patients, and by how many they differ; blank where there is none.
+def near_earlier(
+    whom: Whom, ledger: Sequence[str], endpoint: str, small_cells: int, folds: str = "", data: str = ""
+) -> str:
+    """What an earlier run told of nearly the same patients; blank where there is none.
 
-    Nearly: of one class or covariate, patients that are in one of the two runs only are some, but fewer than `small_cells`. Names
+    Nearly: of one class, covariate or seed, patients that are in one of the two runs only are some, but fewer than `small_cells`. Names
     do not count: every class and covariate of one run is compared with every one of the other that has a patient, with the value, in common.
+    `folds`: name of the digests of folds, which the sums of older versions lack. Unless the site's `data` are as they were, folds
+    may have changed as well, so that it takes other patients.
     """
-    for entry in (json.loads(line) for line in ledger if '"judged"' in line or '"known"' in line):
+    for entry in (json.loads(line) for line in ledger if any(f'"{part}"' in line for part in PARTS)):
         if "endpoint" not in entry:  # a run has such a name
             continue
-        known = product(whom.get("known", {}).values(), entry.get("known", {}).values())
+        now, before = ([side.get(part, {}) for part in PARTS] for side in (whom, entry))
+        known = product(now[1].values(), before[1].values())
         pairs = [(digests, other) for digests, other in known if not set(digests).isdisjoint(other)]
-        if "judged" in whom and "judged" in entry:
-            now, before = whom["judged"], entry["judged"]
-            groups = {*now, *before} if entry["endpoint"] == endpoint else now.keys() & before.keys()
-            pairs += [(now.get(group, ()), before.get(group, ())) for group in groups]
-        for changed in (len(set(digests) ^ set(other)) for digests, other in pairs):
-            if 0 < changed < small_cells:
-                return f"run {entry['run']} of patients of whom {changed} differ"
+        if now[0] and before[0]:
+            groups = {*now[0], *before[0]} if entry["endpoint"] == endpoint else now[0].keys() & before[0].keys()
+            pairs += [(now[0].get(group, ()), before[0].get(group, ())) for group in groups]
+        is_old = entry.get("kind") == "moments" and folds in now[1] and folds not in before[1]
+        fewest = 0 if is_old and entry.get("data_sha256") != data else 1
+        for changed in (_changed(digests, other) for digests, other in pairs):
+            if fewest <= changed < small_cells:
+                old = ", under an older version that did not note their folds" if is_old else ""
+                return f"sums were told in run {entry['run']} of patients of whom {changed} differ{old}"
+        for group in now[2].keys() & before[2].keys():
+            if 0 < (changed := _changed(now[2][group], before[2][group])) < small_cells:
+                return f"run {entry['run']} began with the same weights and patients of whom {changed} differ"
     return ""
+
+
+def _changed(digests: Sequence[str], other: Sequence[str]) -> int:
+    """Patients that are in one of two groups only; one whose value changed counts once."""
+    return max(len(set(digests) - set(other)), len(set(other) - set(digests)))

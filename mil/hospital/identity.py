@@ -33,6 +33,11 @@ def code_sha256() -> str:
     return code_digest(Path(__file__).parents[1])
 
 
+def arithmetic(threads: int) -> str:
+    """What the last bits of a site's numbers follow from, besides the machine: the code, torch and the number of threads."""
+    return f"{code_sha256()}|{torch.__version__}|{threads}"
+
+
 def code_digest(folder: Path) -> str:
     """SHA-256 over names and contents of `import_closure` in the package at `folder`."""
     sha256 = hashlib.sha256()

@@ -17,9 +17,9 @@ from mil.hospital import forms, local_data, messages, questions
 from mil.hospital.blobs import Blob, Lazy, digest_of, size_of, stacked
 from mil.hospital.config import FederationSpec
 from mil.hospital.crosscheck import published
-from mil.hospital.differencing import Whom, check_plan, check_runs
+from mil.hospital.differencing import Whom, check_columns, check_plan, check_runs
 from mil.hospital.forms import Forms, Shapes, Slot, groups_of, slots
-from mil.hospital.identity import code_sha256, data_sha256, differences, identity, site_secret
+from mil.hospital.identity import arithmetic, code_sha256, data_sha256, differences, identity, site_secret
 from mil.hospital.keys import PartyKey
 from mil.hospital.local import LocalWork, Trained, device_of
 from mil.hospital.masking import masked
@@ -91,6 +91,7 @@ class Site:
         bags = bags.head(2).reset_index(drop=True) if canary else bags
         features = FeatureStore.open(bags, Path(spec.results) / "sites", protocol.experiment.encoder)
         site = cls(spec, protocol, bags, features, data_sha256(site_secret(spec.workspace), bags, features))
+        check_columns(bags, protocol.experiment.covariates, 0 if canary else site.limits.small_cells)
         if site.work is not None and not canary:  # of which no sum leaves
             check_plan(protocol, site.work, site.limits.small_cells)
         return site
@@ -246,7 +247,8 @@ class Site:
             work.rehearse(models, chosen[0])
             return self._filled(form, known, {name: models[name] for name in self.shapes.state})
         if kind == "moments":
-            self.whom = check_runs(work, site_secret(self.spec.workspace), self.ledger.lines, self.limits.small_cells)
+            secret, least = site_secret(self.spec.workspace), self.limits.small_cells
+            self.whom = check_runs(work, secret, self.ledger.lines, least, self.data)
             return self._filled(form, known, work.moments_of(chosen, self.limits.small_cells))
         memory = self._memory(task)
         models = work.completed(task.models, [memory.of(slot, work.first(slot)) for slot in chosen])
@@ -294,15 +296,15 @@ class Site:
     ) -> list[Trained]:
         """The same with noise, once the site's budget allows it.
 
-        The noise belongs to the whole question and to the site's data: where a weight or a label differs, it is drawn anew and
-        charged anew. The same noise on two versions of the data would leave their difference bare.
+        The noise belongs to the whole question, the site's data and its arithmetic: where a weight, a label or the version differs, it is
+        drawn anew and charged anew. The same noise on two versions of the data would leave their difference bare.
         """
         assert self.budget is not None
         assert self.protocol.privacy is not None
         run = task.values.run
         core, whole = questions.core_digest(task.values.kind, task.values.stated), Message(task.values, task.models)
         asked = core if self.shapes.masked else content_digest(whole)
-        asked = hashlib.sha256(f"{asked}|{self.data}".encode()).hexdigest()
+        asked = hashlib.sha256(f"{asked}|{self.data}|{arithmetic(self.spec.threads)}".encode()).hexdigest()
         patients = {slot: len(work.train_patients(slot)) for slot in chosen}
         self.epsilon = self.budget.charge(run, number, asked, self.protocol.privacy, patients).epsilon
         secret = site_secret(self.spec.workspace)
