@@ -20,7 +20,7 @@ from mil.version import __version__
 SECRET_BYTES = 32
 
 
-ROOTS = ("hospital/flare/executor.py", "hospital/flare/controller.py")
+ROOTS = ("hospital/flare/client.py", "hospital/flare/executor.py", "hospital/flare/controller.py")
 """What a party runs for the engine; everything else that it runs is imported from these."""
 
 

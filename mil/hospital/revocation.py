@@ -60,6 +60,8 @@ def revoked_sites(workspace: Path, sent: bytes = b"") -> dict[str, str]:
     """
     path, root = workspace / NAME, workspace / "kit" / "startup" / "rootCA.pem"
     if not root.exists():  # nobody has certificates, as without an engine
+        if path.exists():
+            raise CorruptFile(f"{root}: is gone, so that {path} cannot be checked; restore it from the backup")
         return {}
     known = _listed(path.read_bytes(), root.read_bytes(), str(path)) if path.exists() else {}
     if sent:

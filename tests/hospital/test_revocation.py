@@ -101,6 +101,10 @@ def test_only_the_authority_s_list_counts_and_it_grows(hospitals: Hospitals, tmp
     (workspace / NAME).write_bytes(first.replace(b"20", b"19", 1))
     with pytest.raises(CorruptFile):
         Site.open(hospitals.site("A"))
+    root = workspace / "kit" / "startup" / "rootCA.pem"
+    root.rename(root.with_name("gone"))
+    with pytest.raises(CorruptFile, match="cannot be checked"):  # without the authority nobody was revoked
+        Site.open(hospitals.site("A"))
     with pytest.raises(MilError, match="site 'X' is not a member"):
         revoke(hospitals.server, "X")
     (Path(hospitals.server.workspace) / "authority" / "rootCA.key").unlink()

@@ -36,7 +36,7 @@ def site_command(spec: SiteSpec) -> Command:
     kit = _kit(Path(spec.workspace) / SITE_KIT, "mil site join")
     settings = {"uid": spec.site, "org": protocol.sites[spec.site].organisation}
     settings["heart_beat_interval"] = str(max(2, min(10, int(protocol.rounds.silent_s / 4))))
-    words = _words("nvflare.private.fed.app.client.client_train", kit, "fed_client.json", **settings)
+    words = _words("mil.hospital.flare.client", kit, "fed_client.json", **settings)
     return words, _environment(spec.threads), kit
 
 
