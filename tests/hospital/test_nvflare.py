@@ -64,7 +64,7 @@ def test_a_site_takes_no_code_and_no_class_but_its_own(deployment: Deployment, t
         until(lambda: "'os.system'" in deployment.log("A").read_text(), 180, "the site refuses the class")
         abort(line, second)
     refused = deployment.log("server").read_text()
-    assert all(f"{site}: NVFLARE_ERROR: BYOC not permitted" in refused for site in "ABC")
+    assert all(f"{site}: a job has two configuration files, and no code; refused" in refused for site in "ABC")
     assert (
         "Component 'os.system' at config path 'executors.#1.executor' is not in allow_list"
         in deployment.log("A").read_text()

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 from nvflare.apis.fl_context import FLContext
@@ -25,6 +27,9 @@ class Engine(ClientEngine):
 
     def __init__(self, kit: Path) -> None:
         self.args = SimpleNamespace(workspace=str(kit))
+
+    def get_client_name(self) -> str:
+        return "A"
 
     @contextmanager
     def new_context(self) -> Iterator[FLContext]:
@@ -53,9 +58,9 @@ def agent(kit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FedAdminAgent]
     AuditService.close()
 
 
-def said(agent: FedAdminAgent, topic: str, body: str = "", **headers: str) -> str:
+def said(agent: FedAdminAgent, topic: str, body: str | bytes = "", **headers: object) -> str:
     """The answer to a message of a server that asks for no authorisation, as FLARE leaves to it."""
-    message = Message(topic, body)
+    message = Message(topic, body)  # type: ignore[arg-type]
     for name, value in headers.items():
         message.set_header(name, value)
     return str(agent._dispatch_request(CellMessage({}, message)).payload.body)
@@ -81,3 +86,33 @@ def test_no_folder_of_the_kit_is_taken_for_a_job(agent: FedAdminAgent, kit: Path
     assert (kit / "local" / "fed_client.json").exists()
     assert "Delete run folder" in said(agent, "train.delete_run", **{RequestHeader.JOB_ID: JOB})
     assert not (kit / JOB).exists()
+
+
+def app_of(**files: str) -> bytes:
+    content = BytesIO()
+    with ZipFile(content, "w") as archive:
+        for name, text in {"config/": "", "config/config_fed_client.json": "{}", **files}.items():
+            archive.writestr(name, text)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"custom/sitecustomize.py": "1"},
+        {"../local/resources.json": "{}"},
+        {"config/config_fed_server.json": " " * 2**20},
+    ],
+)
+def test_a_job_with_more_than_its_configuration_is_not_unpacked(
+    agent: FedAdminAgent, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+) -> None:
+    """FLARE refused code after it had unpacked it: a job that was started meanwhile had it on its path, `sitecustomize` first."""
+    unpacked = []
+    monkeypatch.setattr(Engine, "deploy_app", lambda *_, **given: unpacked.append(given["app_data"]) or "")
+    headers = {RequestHeader.JOB_ID: JOB, RequestHeader.JOB_META: {"job_id": JOB}, RequestHeader.APP_NAME: "app"}
+    for content in (app_of(**files), b"no archive"):
+        assert "no code; refused" in said(agent, "train.deploy", content, **headers)
+    assert not unpacked
+    assert "deployed" in said(agent, "train.deploy", app_of(), **headers)
+    assert len(unpacked) == 1

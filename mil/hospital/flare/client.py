@@ -1,11 +1,15 @@
 """FLARE's process at a site, which obeys the server in what a job needs and in nothing else.
 
 By itself it also runs `cat`, `ls` and `grep` on whatever its user may read, tells paths and errors, and deletes any folder of its kit; and it
-asks the site's rules only where the message says so.
+asks the site's rules only where the message says so. It unpacks a job's files before it refuses code among them; a process that is started
+meanwhile would run it.
 """
 
+import re
 import sys
+from io import BytesIO
 from uuid import UUID
+from zipfile import BadZipFile, ZipFile
 
 from nvflare.private.admin_defs import Message, error_reply
 from nvflare.private.defs import RequestHeader, TrainingTopic
@@ -23,6 +27,10 @@ OF_JOBS = {
     TrainingTopic.DELETE_RUN,
 }
 """What the server may ask of a site's process."""
+OF_AN_APP = re.compile(r"(config/)?(config_fed_(client|server)\.json|\.__nvfl_[a-z.]+)?")
+"""Files of a job, as `mil.hospital.flare.job` writes them and FLARE signs them."""
+LARGEST_APP = 2**20
+"""Bytes of a job's files, which have two thousand."""
 
 
 class OfJob(RequestProcessor):
@@ -40,6 +48,8 @@ class OfJob(RequestProcessor):
         job = req.get_header(RequestHeader.JOB_ID)
         if job is not None and not _is_job(job):
             return error_reply("this is no job; refused")
+        if req.topic == TrainingTopic.DEPLOY and not _is_app(req.body):
+            return error_reply("a job has two configuration files, and no code; refused")
         return self.processor.process(req, app_ctx)
 
 
@@ -48,6 +58,16 @@ def _is_job(name: object) -> bool:
         return str(UUID(str(name))) == name
     except ValueError:
         return False
+
+
+def _is_app(content: object) -> bool:
+    try:
+        with ZipFile(BytesIO(content)) as archive:  # type: ignore[arg-type]
+            files = archive.infolist()
+    except (TypeError, ValueError, BadZipFile):
+        return False
+    named = all(OF_AN_APP.fullmatch(file.filename) for file in files)
+    return named and sum(file.file_size for file in files) <= LARGEST_APP
 
 
 def obey_jobs_only() -> None:
