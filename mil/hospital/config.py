@@ -333,6 +333,9 @@ class FederationSpec(Spec):
                 "privacy: means and class counts carry no noise; set experiment.training.scaling and imbalance to 'none', "
                 "and leave covariates out"
             )
+        for key in ("local_epochs", "local_steps", "max_tiles"):
+            if getattr(training, key) != TrainingSpec.model_fields[key].default:
+                raise ValueError(f"privacy: a round is one pass over all tiles; leave experiment.training.{key} out")
         if self.endpoint.kind not in {"binary", "multiclass"} or self.strategy.controls:
             raise ValueError(
                 "privacy: only endpoints with classes, and no scaffold, whose control variates carry no noise"

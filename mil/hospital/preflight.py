@@ -20,6 +20,7 @@ from mil import hdf5
 from mil.errors import MilError
 from mil.hospital.certificates import MINUTE, days_to_end, named, out_of_date, private, signed
 from mil.hospital.config import FLOOR_STEPS, FederationSpec
+from mil.hospital.differencing import check_columns
 from mil.hospital.flare.kits import SITE_KIT, is_hardened
 from mil.hospital.forms import slots
 from mil.hospital.identity import code_sha256
@@ -80,7 +81,9 @@ def check_site(spec: SiteSpec) -> list[CheckedItem]:
 
 def _table(spec: SiteSpec, protocol: FederationSpec) -> pd.DataFrame | CheckedItem:
     try:
-        return site_bags(bag_path(spec, protocol), spec.site, protocol)
+        bags = site_bags(bag_path(spec, protocol), spec.site, protocol)
+        check_columns(bags, protocol.experiment.covariates, limits(protocol, spec).small_cells)
+        return bags
     except MilError as error:
         return CheckedItem("bags", "fault", str(error))
 

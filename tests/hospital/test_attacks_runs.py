@@ -18,6 +18,7 @@ from mil.hospital.differencing import _digest
 from mil.hospital.identity import site_secret
 from mil.hospital.keys import PartyKey
 from mil.hospital.payload import TooFewPatients
+from mil.hospital.preflight import check_site
 from mil.hospital.record import LedgerFile
 from mil.hospital.site import Site
 
@@ -163,6 +164,8 @@ def test_two_columns_that_differ_in_few_patients_are_not_summed(tmp_path: Path) 
         rewritten(hospitals, site, lambda table: table.assign(known_age=["", *table["age"][1:]]))
         with pytest.raises(MilError, match="covariates age and known_age differ in 1 patients of this site"):
             Site.open(hospitals.site(site))
+        bags = [one.sentence for one in check_site(hospitals.site(site)) if one.check == "bags"]
+        assert ["differ in 1 patients" in said for said in bags] == [True]
 
 
 # The same noise

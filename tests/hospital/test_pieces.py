@@ -17,7 +17,7 @@ from mil.errors import CorruptFile
 from mil.hospital import blobs
 from mil.hospital.flare import executor
 from mil.hospital.flare.pieces import PIECE, START, Pieces
-from mil.hospital.flare.wire import MESSAGE, TASK, envelope
+from mil.hospital.flare.wire import MESSAGE, TASK, WORD, envelope
 from mil.hospital.keys import PartyKey
 from mil.hospital.masking import masked, summed
 from mil.hospital.payload import PayloadError, digest, parsed
@@ -145,8 +145,8 @@ def from_site(site: str) -> FLContext:
 
 
 def request(**values) -> Shareable:
-    found = Shareable()
-    found.update({START if name == "start" else MESSAGE: value for name, value in values.items()})
+    found, names = Shareable(), {"start": START, "content": MESSAGE, "word": WORD}
+    found.update({names[name]: value for name, value in values.items()})
     return found
 
 
@@ -154,20 +154,30 @@ def test_only_who_was_asked_reads_and_writes_and_no_more_than_the_cap(tmp_path: 
     question = bytes(range(256)) * (PIECE // 200)
     (tmp_path / "question").write_bytes(question)
     pieces = Pieces(tmp_path / "pieces", 100)
-    pieces.ask(tmp_path / "question", ["A"])
-    first, second = (pieces.read("", request(start=start), from_site("A")) for start in (0, PIECE))
+    word = pieces.ask(tmp_path / "question", ["A"])
+    for other in ("", None, pieces.ask(tmp_path / "question", ["A"]).upper(), word):  # somebody who says that it is A
+        reply = pieces.read("", request(start=0, word=other), from_site("A"))
+        assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+        reply = pieces.write("", request(start=0, content=b"x", word=other), from_site("A"))
+        assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    word = pieces.word
+    first, second = (pieces.read("", request(start=start, word=word), from_site("A")) for start in (0, PIECE))
     assert first[MESSAGE] + second[MESSAGE] == question
     for site, start in (("B", 0), ("A", -1), ("A", "0"), ("A", None)):
-        assert pieces.read("", request(start=start), from_site(site)).get_return_code() == ReturnCode.BAD_REQUEST_DATA
+        assert (
+            pieces.read("", request(start=start, word=word), from_site(site)).get_return_code()
+            == ReturnCode.BAD_REQUEST_DATA
+        )
     for start, content in ((0, b"old" * 9), (0, b"ab"), (2, b"cd"), (0, b"ab")):
         assert (
-            pieces.write("", request(start=start, content=content), from_site("A")).get_return_code() == ReturnCode.OK
+            pieces.write("", request(start=start, content=content, word=word), from_site("A")).get_return_code()
+            == ReturnCode.OK
         )
     for site, start, content in (("B", 0, b"x"), ("A", -1, b"x"), ("A", 99, b"xy"), ("A", 0, "x"), ("A", True, b"x")):
-        reply = pieces.write("", request(start=start, content=content), from_site(site))
+        reply = pieces.write("", request(start=start, content=content, word=word), from_site(site))
         assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
     assert pieces.answer("A", 4).read_bytes() == b"abcd"
-    late = pieces.write("", request(start=0, content=b"xy"), from_site("A"))
+    late = pieces.write("", request(start=0, content=b"xy", word=word), from_site("A"))
     assert late.get_return_code() == ReturnCode.BAD_REQUEST_DATA  # an answer that was taken stays as it was judged
     assert pieces.answer("A", 4).read_bytes() == b"abcd"
 

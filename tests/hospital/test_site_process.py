@@ -107,7 +107,7 @@ def app_of(**files: str) -> bytes:
 def test_a_job_with_more_than_its_configuration_is_not_unpacked(
     agent: FedAdminAgent, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
 ) -> None:
-    """FLARE refused code after it had unpacked it: a job that was started meanwhile had it on its path, `sitecustomize` first."""
+    """FLARE refused code after it had unpacked it: a job that was started in between had it on its path, `sitecustomize` first."""
     unpacked = []
     monkeypatch.setattr(Engine, "deploy_app", lambda *_, **given: unpacked.append(given["app_data"]) or "")
     headers = {RequestHeader.JOB_ID: JOB, RequestHeader.JOB_META: {"job_id": JOB}, RequestHeader.APP_NAME: "app"}

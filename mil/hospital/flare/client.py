@@ -2,7 +2,7 @@
 
 By itself it also runs `cat`, `ls` and `grep` on whatever its user may read, tells paths and errors, and deletes any folder of its kit; and it
 asks the site's rules only where the message says so. It unpacks a job's files before it refuses code among them; a process that is started
-meanwhile would run it.
+at that moment may run it.
 """
 
 import re

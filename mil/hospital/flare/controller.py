@@ -93,9 +93,8 @@ class RunController(Controller):
             silent = {site: "not connected when the job began" for site in asked if site not in present}
             silent |= {site: f"refused: revoked on {since}" for site, since in revoked.items() if site in asked}
             question, there = server.question_file(), [site for site in asked if site in present]
-            self.pieces.ask(question, there)
-            size = question.stat().st_size
-            message = envelope(question.read_bytes()) if size <= WHOLE else announcement(size)
+            word, size = self.pieces.ask(question, there), question.stat().st_size
+            message = envelope(question.read_bytes(), word) if size <= WHOLE else announcement(size, word)
             silent |= self._ask(message, there, timeout, silent_s, abort_signal, fl_ctx)
             if abort_signal.triggered:
                 return

@@ -10,7 +10,7 @@ from nvflare.apis.signal import Signal
 
 from mil.errors import MilError
 from mil.hospital.flare.pieces import WHOLE, ServerFiles
-from mil.hospital.flare.wire import MESSAGE, SIZE, TASK, announcement, envelope, refusal, spec_file
+from mil.hospital.flare.wire import MESSAGE, SIZE, TASK, WORD, announcement, envelope, refusal, spec_file
 from mil.hospital.local_data import disk_short
 from mil.hospital.messages import JoinQuestion
 from mil.hospital.parties import SiteSpec, read_party
@@ -24,7 +24,7 @@ class SiteExecutor(Executor):
     def __init__(self) -> None:
         super().__init__()
         self.site: Site | None = None
-        self.run = ""
+        self.run, self.word = "", None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Answer; whatever goes wrong at the site is told to the other side in one word, and to the site in full."""
@@ -32,6 +32,7 @@ class SiteExecutor(Executor):
             message, size = shareable.get(MESSAGE), shareable.get(SIZE)
             if task_name != TASK or not (isinstance(message, bytes) or type(size) is int):
                 raise MilError(f"a FLARE task '{task_name}' without a message of ours; refused")
+            self.word = shareable.get(WORD)
             return self._answered(message if isinstance(message, bytes) else size, fl_ctx, abort_signal)
         except MilError as error:
             self.log_error(fl_ctx, f"no answer: {error}", fire_event=False)
@@ -67,9 +68,8 @@ class SiteExecutor(Executor):
                 if isinstance(used, Path):
                     used.unlink(missing_ok=True)
 
-    @staticmethod
-    def _files(site: Site, fl_ctx: FLContext, abort_signal: Signal) -> ServerFiles:
-        return ServerFiles(fl_ctx, abort_signal, site.protocol.rounds.timeout_s)
+    def _files(self, site: Site, fl_ctx: FLContext, abort_signal: Signal) -> ServerFiles:
+        return ServerFiles(fl_ctx, abort_signal, site.protocol.rounds.timeout_s, self.word)
 
     def _opened(self, fl_ctx: FLContext, message: bytes) -> Site:
         if self.site is None:

@@ -5,6 +5,7 @@ A piece that was lost is asked for again, so a line that is cut costs no more th
 """
 
 import os
+import secrets
 import time
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from mil.errors import MilError
-from mil.hospital.flare.wire import MESSAGE
+from mil.hospital.flare.wire import MESSAGE, WORD
 from mil.hospital.payload import PayloadError
 
 WHOLE, PIECE = 2**17, 2**20
@@ -27,20 +28,25 @@ WAIT_S, LONGEST_S, PAUSE_S = 5.0, 80.0, 1.0
 
 
 class Pieces:
-    """The server's files of one question and of the answers to it."""
+    """The server's files of one question and of the answers to it.
+
+    Whose request it is, the request says itself. So it must hold a word that came with the question, to those who were asked alone.
+    """
 
     def __init__(self, folder: Path, most: float) -> None:
         """`most`: bytes of an answer."""
         self.folder, self.most, self.lock = folder, most, Lock()
         self.question, self.readers = Path(), set[str]()
-        self.writers = set[str]()
+        self.writers, self.word = set[str](), secrets.token_hex(16)
 
-    def ask(self, question: Path, sites: list[str]) -> None:
-        """From now on `sites` may read `question` and answer it."""
+    def ask(self, question: Path, sites: list[str]) -> str:
+        """From now on `sites` may read `question` and answer it; the word that they need for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.iterdir():
             old.unlink()
         self.question, self.readers, self.writers = question, set(sites), set(sites)
+        self.word = secrets.token_hex(16)
+        return self.word
 
     def answer(self, site: str, size: object) -> Path:
         """File of a site's answer of `size` bytes, which the site can no longer change."""
@@ -54,7 +60,7 @@ class Pieces:
     def read(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         """A piece of the question."""
         start = request.get(START)
-        if _peer(fl_ctx) not in self.readers or type(start) is not int or start < 0:
+        if self._from(request, fl_ctx) not in self.readers or type(start) is not int or start < 0:
             return make_reply(ReturnCode.BAD_REQUEST_DATA)
         with open(self.question, "rb") as file:
             file.seek(start)
@@ -64,7 +70,7 @@ class Pieces:
 
     def write(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         """A piece of an answer. A piece that comes twice, and late, changes nothing."""
-        site, start, content = _peer(fl_ctx), request.get(START), request.get(MESSAGE)
+        site, start, content = self._from(request, fl_ctx), request.get(START), request.get(MESSAGE)
         if type(start) is not int or not isinstance(content, bytes) or not 0 <= start <= self.most - len(content):
             return make_reply(ReturnCode.BAD_REQUEST_DATA)
         with self.lock:
@@ -77,18 +83,18 @@ class Pieces:
                 file.write(content)
         return make_reply(ReturnCode.OK)
 
-
-def _peer(fl_ctx: FLContext) -> str:
-    peer = fl_ctx.get_peer_context()
-    return peer.get_identity_name() if peer else ""
+    def _from(self, request: Shareable, fl_ctx: FLContext) -> str:
+        """The site that a request is from; blank where it was not asked."""
+        peer = fl_ctx.get_peer_context()
+        return peer.get_identity_name() if peer and request.get(WORD) == self.word else ""
 
 
 class ServerFiles:
     """A site's way to the server's files."""
 
-    def __init__(self, fl_ctx: FLContext, abort: Signal, patience_s: float) -> None:
-        """`patience_s`: how long a lost piece is asked for again."""
-        self.fl_ctx, self.abort, self.patience_s = fl_ctx, abort, patience_s
+    def __init__(self, fl_ctx: FLContext, abort: Signal, patience_s: float, word: object) -> None:
+        """`patience_s`: how long a lost piece is asked for again; `word`: that came with the question."""
+        self.fl_ctx, self.abort, self.patience_s, self.word = fl_ctx, abort, patience_s, word
 
     def fetch(self, size: int, path: Path) -> None:
         """The server's question of `size` bytes -> the file `path`."""
@@ -110,7 +116,7 @@ class ServerFiles:
         deadline, wait_s = time.monotonic() + self.patience_s, WAIT_S
         while not self.abort.triggered:
             request = Shareable()
-            request.update(values)
+            request.update({**values, WORD: self.word})
             engine = self.fl_ctx.get_engine()
             replies = engine.send_aux_request([], topic, request, wait_s, self.fl_ctx)  # type: ignore[union-attr]
             reply = next(iter(replies.values()), make_reply(ReturnCode.COMMUNICATION_ERROR))

@@ -13,6 +13,7 @@ from mil.hospital.blobs import Blob
 TASK = "question"
 MESSAGE = "message"
 SIZE = "size"
+WORD = "word"
 CODE = "code"
 SPEC_FILE = "mil.json"
 CODES = {
@@ -31,17 +32,17 @@ CODES = {
 """All that a site says of a refusal, and what it means."""
 
 
-def envelope(message: bytes) -> Shareable:
-    """Bytes -> FLARE's message."""
+def envelope(message: bytes, word: str = "") -> Shareable:
+    """Bytes -> FLARE's message; `word`: of a question, what pieces of it and of its answer are asked for with."""
     shareable = Shareable()
-    shareable[MESSAGE] = message
+    shareable[MESSAGE], shareable[WORD] = message, word
     return shareable
 
 
-def announcement(size: int) -> Shareable:
+def announcement(size: int, word: str = "") -> Shareable:
     """FLARE's message for a message of `size` bytes that travels in pieces."""
     shareable = Shareable()
-    shareable[SIZE] = size
+    shareable[SIZE], shareable[WORD] = size, word
     return shareable
 
 
