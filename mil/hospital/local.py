@@ -17,6 +17,7 @@ from mil.hospital.noise import SecretStream
 from mil.hospital.parties import SiteSpec
 from mil.hospital.payload import TooFewPatients
 from mil.hospital.privacy import private_update
+from mil.hospital.sums import has_few
 from mil.statistics.moments import Moments
 from mil.training.client import CPU, Job, SiteData, Update, client_update, finetune
 from mil.training.cohort import TrainingCohort
@@ -103,6 +104,14 @@ class LocalWork:
                     f"site {self.site}: of {name} too little is known: a model would be told the mean of fewer than {small_cells} "
                     "patients; nothing was sent. Leave the column out"
                 )
+        columns = (
+            [] if self.shapes.masked else [column[rows] for column in self.cohort.covariates.T for rows in patients]
+        )
+        if any(has_few(column, small_cells) for column in columns):
+            raise TooFewPatients(
+                f"site {self.site}: a covariate has a value of fewer than {small_cells} patients that a model would learn from, and its "
+                "mean tells their number; nothing was sent. Leave the column out, or use trust: sites, where only sums over all sites are seen"
+            )
         if self.shapes.balanced:
             classes = self.shapes.endpoint.class_of(torch.from_numpy(self.cohort.targets)).numpy()
             counts = [np.bincount(classes[rows], minlength=self.shapes.endpoint.classes) for rows in patients]

@@ -15,7 +15,7 @@ from mil.hospital.forms import PARTS
 from mil.hospital.masking import exact, numbers_of, summed
 from mil.hospital.messages import FINISHED
 from mil.hospital.payload import PayloadError
-from mil.hospital.sums import ONE_SITE, moments_of, of_moments
+from mil.hospital.sums import ONE_SITE, has_few, moments_of, of_moments
 from mil.statistics.concordance import harrell, pairs_in_order
 from mil.statistics.delong import placements
 from mil.statistics.from_sites import LogRank, Summary, auroc_of_sums, merged, stratified_logrank
@@ -137,10 +137,11 @@ def pooled_totals(answers: Sequence[Mapping[str, Tensor]], patients: int) -> Tot
 
 
 def site_covariates(bags: pd.DataFrame, names: Sequence[str], small_cells: int) -> dict[str, Tensor]:
-    """Number, mean and squares of each covariate among the site's patients; zeros where too few are known."""
+    """Number, mean and squares of each covariate among the site's patients; zeros where too few are known, or have one of few values."""
     table = covariate_table(bags, names)
-    summaries = [Summary.of(column) for column in table.T]
-    shown = [summary if summary.count >= small_cells else Summary(0.0, 0.0, 0.0) for summary in summaries]
+    nothing = Summary(0.0, 0.0, 0.0)
+    shown = [nothing if has_few(column, small_cells) else Summary.of(column) for column in table.T]
+    shown = [summary if summary.count >= small_cells else nothing for summary in shown]
     return {
         f"{COVARIATES}{part}": torch.tensor([getattr(summary, part) for summary in shown]).double() for part in PARTS
     }

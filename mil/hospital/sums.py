@@ -36,6 +36,12 @@ def of_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return integers
 
 
+def has_few(column: np.ndarray, least: int) -> bool:
+    """Whether a column (patients,) has a value of fewer than `least` patients that its number, sum and squares tell: of two or three values."""
+    counts = np.unique(column[np.isfinite(column)], return_counts=True)[1]
+    return len(counts) in {2, 3} and bool(counts.min() < least)
+
+
 def moments_of(total: Tensor, patients: int | None = None) -> Moments:
     """The sum over sites of a model's `of_moments` (width, 3, LIMBS) -> its moments, without any cancellation.
 

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import inprocess
 import pandas as pd
 import pytest
 import torch
 from hospitals import PROTOCOL, Hospitals, make_hospitals, rewrite_protocol
 from private_federation import private_hospitals
-from reached_runs import BRIEF, BRIEFEST, THREE, reached
+from reached_runs import BRIEF, BRIEFEST, THREE, opened, reached
 from safetensors.torch import load
 
 from mil.errors import MilError
@@ -20,6 +21,7 @@ from mil.hospital.keys import PartyKey
 from mil.hospital.payload import TooFewPatients
 from mil.hospital.preflight import check_site
 from mil.hospital.record import LedgerFile
+from mil.hospital.server import Server
 from mil.hospital.site import Site
 
 pytestmark = pytest.mark.slow
@@ -166,6 +168,36 @@ def test_two_columns_that_differ_in_few_patients_are_not_summed(tmp_path: Path) 
             Site.open(hospitals.site(site))
         bags = [one.sentence for one in check_site(hospitals.site(site)) if one.check == "bags"]
         assert ["differ in 1 patients" in said for said in bags] == [True]
+
+
+# Few patients with a value
+
+
+@pytest.mark.parametrize(("ones", "told"), [(3, False), (14, True)])
+def test_the_mean_of_few_ones_is_not_told(tmp_path: Path, ones: int, told: bool) -> None:
+    """3 of 30 with a mutation are a cell as small as a class of 3; number, sum and squares of two or three values count each."""
+    hospitals = make_hospitals(tmp_path, sites=THREE, experiment={**BRIEFEST, "covariates": ["mutated"]})
+    for site in THREE:
+        few = ones if site == "C" else 24
+        rewritten(
+            hospitals, site, lambda table, few=few: table.assign(mutated=[int(row < few) for row in range(len(table))])
+        )
+    inprocess.run(Server(hospitals.protocol, "run", tmp_path / "run"), opened(hospitals))
+    table = pd.read_csv(tmp_path / "run" / "result" / "covariates.csv").set_index("site")
+    assert pd.notna(table.loc["C", "known"]) == told
+
+
+def test_few_ones_are_not_told_to_a_trusted_coordinator(tmp_path: Path) -> None:
+    hospitals = make_hospitals(tmp_path, experiment={**BRIEFEST, "covariates": ["mutated"]}, trust="coordinator")
+    for site in "ABC":
+        rewritten(
+            hospitals,
+            site,
+            lambda table: table.assign(mutated=[row % 3 if row < 12 else 0 for row in range(len(table))]),
+        )
+    run = reached(hospitals, tmp_path / "run", "moments")
+    with pytest.raises(TooFewPatients, match="a covariate has a value of fewer than 10 patients"):
+        run.sites["A"].answer(run.question)
 
 
 # The same noise

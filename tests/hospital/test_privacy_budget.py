@@ -277,7 +277,9 @@ def test_a_site_stops_before_its_budget_is_exceeded(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_protocol_that_would_leak_beside_the_noise_or_asks_for_what_there_is_not_is_refused(hospitals: Hospitals, change: dict, said: str) -> None:
+def test_a_protocol_that_would_leak_beside_the_noise_or_asks_for_what_there_is_not_is_refused(
+    hospitals: Hospitals, change: dict, said: str
+) -> None:
     whole = {**hospitals.protocol.model_dump(mode="json"), **change}
     with pytest.raises(ValueError, match=said):
         FederationSpec.model_validate(whole)
