@@ -84,7 +84,8 @@ def test_no_folder_of_the_kit_is_taken_for_a_job(agent: FedAdminAgent, kit: Path
         for name in ("local", "startup", JOB.upper()):
             assert "refused" in said(agent, topic, **{RequestHeader.JOB_ID: name})
     assert (kit / "local" / "fed_client.json").exists()
-    assert "Delete run folder" in said(agent, "train.delete_run", **{RequestHeader.JOB_ID: JOB})
+    told = said(agent, "train.delete_run", **{RequestHeader.JOB_ID: JOB})
+    assert told == f"Delete run folder: kit/{JOB}."  # without the site's path
     assert not (kit / JOB).exists()
 
 

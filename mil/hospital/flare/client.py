@@ -8,6 +8,7 @@ at that moment may run it.
 import re
 import sys
 from io import BytesIO
+from pathlib import Path
 from uuid import UUID
 from zipfile import BadZipFile, ZipFile
 
@@ -15,6 +16,7 @@ from nvflare.private.admin_defs import Message, error_reply
 from nvflare.private.defs import RequestHeader, TrainingTopic
 from nvflare.private.fed.app.client import client_train
 from nvflare.private.fed.client.admin import RequestProcessor
+from nvflare.private.fed.client.client_engine import ClientEngine
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
 OF_JOBS = {
@@ -43,14 +45,17 @@ class OfJob(RequestProcessor):
         """Those of the processor."""
         return self.processor.get_topics()
 
-    def process(self, req: Message, app_ctx: object) -> Message:
+    def process(self, req: Message, app_ctx: ClientEngine) -> Message:
         """What the processor makes of a request that names a job, or none."""
         job = req.get_header(RequestHeader.JOB_ID)
         if job is not None and not _is_job(job):
             return error_reply("this is no job; refused")
         if req.topic == TrainingTopic.DEPLOY and not _is_app(req.body):
             return error_reply("a job has two configuration files, and no code; refused")
-        return self.processor.process(req, app_ctx)
+        reply = self.processor.process(req, app_ctx)
+        if reply is not None and isinstance(reply.body, str):  # where the kit lies is the site's affair
+            reply.body = reply.body.replace(str(Path(app_ctx.args.workspace).resolve()), "kit")
+        return reply
 
 
 def _is_job(name: object) -> bool:
