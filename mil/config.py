@@ -68,7 +68,7 @@ class EncoderSpec(Spec):
 class MetricsSpec(Spec):
     """How predictions are scored."""
 
-    version: Literal[5] = 5
+    version: Literal[6] = 6
     confidence: float = Field(default=0.95, gt=0, lt=1)
     bootstrap: int = Field(default=2000, ge=100, le=100_000)
     """Patient bootstrap resamples."""

@@ -2,7 +2,9 @@
 
 Spearman's is the primary one: it is what ranking is for the other kinds, 0 by chance whatever the cohort, and bounded, where one
 patient far out can move R² without limit; and, formed site by site, it forgives that sites lie on different scales, which R²,
-the mean error and the slope beside it do not. Scores of several folds of a site are ranked together.
+the mean error and the slope beside it do not. Held-out patients of a site are ranked together, and each rank is taken less the mean of its
+fold: a fold of low numbers leaves a training set of high ones, so that models which know nothing had -0.03 to -0.07. The mean
+of the folds' correlations would be too low for folds of few patients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from mil.endpoints.cells import numbers
 from mil.endpoints.endpoint import ENDPOINTS, Endpoint
 from mil.endpoints.measures import Measure
 from mil.endpoints.target import number_of
+from mil.statistics.arms import Scope
 from mil.statistics.concordance import pairs_in_order
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class Regression(Endpoint):
     watched = "share of pairs in order"
     measured = (
         "Of a number the measure is Spearman's rank correlation of predicted and observed, on several sites the mean of the sites weighted by "
-        "their patients; beside it mean absolute error, mean error, R² and the slope of observed on predicted."
+        "their patients, ranks of held-out patients less the mean of their fold; beside it mean absolute error, mean error, R² and the slope of observed on predicted."
     )
     pairs = "patients set against those of the same site (mean of the sites, weighted by patients)"
     primary = Measure("spearman", "Spearman's ρ", lambda *given: spearman(*given), "correlation", 0.0)
@@ -84,6 +87,18 @@ class Regression(Endpoint):
         alike = [name for name in ("label", "score") if table[name].nunique() < 2]
         return f"all patients have the same {alike[0]}" if alike else ""
 
+    def by_model(self, scope: Scope) -> pd.DataFrame | None:
+        """A fold of low numbers leaves a training set of high ones."""
+        return scope.folds
+
+    def groups_of(self, scope: Scope, within_sites: bool = True) -> tuple[pd.DataFrame, np.ndarray]:
+        """Of held-out patients two groups (n, 2): in which they are ranked (site and repeat), and the fold in it."""
+        table, groups = super().groups_of(scope, within_sites)
+        if self.by_model(scope) is None:
+            return table, groups
+        ranked = table.groupby([*(["site"] if within_sites else []), "repeat"]).ngroup().to_numpy()
+        return table, np.stack([ranked, groups], axis=1)
+
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Mean of the groups' correlations, weighted by their patients; a group without one is left out."""
         return self.within_same(labels, [scores], weights, groups)[0]
@@ -93,9 +108,10 @@ class Regression(Endpoint):
     ) -> list[np.ndarray]:
         """The same of several scores; a group where one of them does not vary is left out of all, in that resample."""
         totals, patients = np.zeros((len(scores), len(weights))), np.zeros(len(weights))
-        for group in np.unique(groups):
-            mask = groups == group
-            values = np.stack([spearman(labels[mask], score[mask], weights[:, mask]) for score in scores])
+        ranked, folds = groups.T if groups.ndim == 2 else (groups, groups)
+        for group in np.unique(ranked):
+            mask = ranked == group
+            values = np.stack([spearman(labels[mask], score[mask], weights[:, mask], folds[mask]) for score in scores])
             there = np.isfinite(values).all(axis=0)
             totals += np.where(there, values, 0) * mask.sum()
             patients += there * mask.sum()
@@ -103,11 +119,22 @@ class Regression(Endpoint):
             return list(totals / patients)
 
 
-def spearman(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each resample, mean ranks for ties; nan where one does not vary or patients are too few."""
+def spearman(
+    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, folds: np.ndarray | None = None
+) -> np.ndarray:
+    """Spearman's correlation of each resample, mean ranks for ties; nan where one does not vary or patients are too few.
+
+    With several `folds` (n,) it is the partial one, given the fold: ranks are taken less their fold's mean.
+    """
     if len(labels) < FEWEST:
         return np.full(len(weights), np.nan)
-    return _correlation(_ranks(labels, weights), _ranks(scores, weights), weights)
+    first, second = _ranks(labels, weights), _ranks(scores, weights)
+    if folds is not None:
+        distinct, fold = np.unique(folds, return_inverse=True)
+        members = np.eye(len(distinct))[fold]
+        number = np.maximum(weights @ members, 1)
+        first, second = (values - ((weights * values) @ members / number)[:, fold] for values in (first, second))
+    return _correlation(first, second, weights)
 
 
 def absolute_error(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from mil.errors import MilError
 from mil.statistics.arms import GROUPS, PREDICTED, Scope, scopes
 from mil.statistics.concordance import blocks, harrell, known_order
 from mil.statistics.from_sites import LogRank, stratified_logrank
-from mil.statistics.thresholds import MODEL, vote
+from mil.statistics.thresholds import MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,6 @@ class Survival(Endpoint):
     name = "survival"
     separable = False
     relative = True
-    thresholds = True
     columns = ("time", "label")
     primary = Measure("c_index", "C-index", harrell, chance=0.5)
     predicted = (*PREDICTED, "time")
@@ -51,7 +50,7 @@ class Survival(Endpoint):
     measured = (
         "Of times to an event the measure is Harrell's C-index of the log hazard, ties in the score one half. Patients of training sites whom "
         "models of two folds judged are not compared, since their log hazards have no common zero. Groups of risk are cut at "
-        "the median of each model's scores on the inner folds of its training patients, and compared by a log-rank test stratified by site."
+        "the median of the scores that one model gives the patients of its held-out fold, or those of external sites, and compared by a log-rank test stratified by site."
     )
 
     def read(self, cohort: "Cohort") -> pd.DataFrame:
@@ -138,12 +137,12 @@ class Survival(Endpoint):
     def beyond(
         self, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
     ) -> Iterator[dict[str, Any]]:
-        """C-index over the folds; with inner predictions the log-rank test of the groups of risk, at every group of sites."""
+        """C-index over the folds; the log-rank test of the groups of risk, at every group of sites."""
         yield from super().beyond(predictions, inner, spec)
-        for scope in scopes(predictions) if inner is not None and len(inner) else ():
+        for scope in scopes(predictions):
             if scope.site not in GROUPS:
                 continue
-            p = stratified_log_rank(risk_groups(scope, predictions, inner))
+            p = stratified_log_rank(risk_groups(scope, predictions))
             method = "p, stratified by site" if np.isfinite(p) else "not defined: one group of risk only"
             yield {**scope_columns(self, scope), **metric_row(LOG_RANK, p, np.nan, np.nan, method)}
 
@@ -151,10 +150,8 @@ class Survival(Endpoint):
         self, scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame | None, spec: "MetricsSpec"
     ) -> Iterator[pd.DataFrame]:
         """Kaplan-Meier curves of the groups of risk, at every group of sites."""
-        if inner is not None and len(inner) and scope.site in GROUPS and scope.split != "transfer":
-            table = risk_groups(scope, predictions, inner)
-            if len(table):
-                yield curves.of_risks(table, spec.confidence)
+        if scope.site in GROUPS and scope.split != "transfer":
+            yield curves.of_risks(risk_groups(scope, predictions), spec.confidence)
 
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """c over the pairs of the same group whose order is known."""
@@ -171,20 +168,20 @@ class Survival(Endpoint):
             return right / known
 
 
-def risk_groups(scope: Scope, predictions: pd.DataFrame, inner: pd.DataFrame) -> pd.DataFrame:
-    """patient_id, site, time, event (bool) and higher (0/1) of the patients of `scope` whose models have a threshold.
+def risk_groups(scope: Scope, predictions: pd.DataFrame) -> pd.DataFrame:
+    """patient_id, site, time, event (bool) and higher (0/1) of the patients of `scope`.
 
-    A model's threshold is the median of its scores on the inner folds of its own training patients; a patient is at higher
-    risk when at least half of the models that did not see them say so.
+    A model puts a patient at higher risk when the score is at least the median of its scores of the patients that it judges likewise
+    (`split`). Times and events have no part in the cut. It is not taken from training patients: log hazards of two models have no
+    common zero, and an overfitted model's scores of its own patients lie elsewhere. At higher risk are patients whom at least
+    half of the models that did not see them put there.
     """
-    halves = inner.groupby(MODEL)["score"].median().rename("threshold").reset_index()
-    voted = vote(predictions, halves)
+    halves = predictions.groupby([*MODEL, "split"])["score"].transform("median")
+    voted = predictions.assign(score=(predictions["score"] >= halves).astype(float))
     key = (scope.trained_on, scope.split, scope.site)
-    for votes in scopes(voted.assign(score=voted["vote"])) if len(voted) else ():
-        if (votes.trained_on, votes.split, votes.site) == key:
-            table = votes.table.assign(event=votes.table["label"] > 0, higher=(votes.table["score"] >= 0.5).astype(int))
-            return table[["patient_id", "site", "time", "event", "higher"]]
-    return pd.DataFrame(columns=["patient_id", "site", "time", "event", "higher"])
+    table = next(part.table for part in scopes(voted) if (part.trained_on, part.split, part.site) == key)
+    table = table.assign(event=table["label"] > 0, higher=(table["score"] >= 0.5).astype(int))
+    return table[["patient_id", "site", "time", "event", "higher"]]
 
 
 def stratified_log_rank(table: pd.DataFrame) -> float:

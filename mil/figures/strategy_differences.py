@@ -49,18 +49,20 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         for site in dict.fromkeys(shown.sort_values("split", ascending=False)["site"])
         if ((shown["against"] == against) & (shown["site"] == site)).any()
     ]
-    title = results.kind.primary.title
+    title, confidence = results.kind.primary.title, results.config.metrics.confidence
+    level = round(1 - confidence, 9)
     picture = new_figure(DOUBLE_MM, HEAD_MM + ROW_MM * len(arms))
     rounds = stacked([chosen_rounds(results, name).assign(experiment=name) for name in results.family()])
     panels = picture.subplots(1, len(columns) + 1, sharey=True, squeeze=False)[0]
     _draw_rounds(panels[-1], rounds, arms)
     for axes, (against, site) in zip(panels, columns, strict=False):
-        _panel(axes, shown[(shown["against"] == against) & (shown["site"] == site)], arms, against, site, title)
+        part = shown[(shown["against"] == against) & (shown["site"] == site)]
+        _panel(axes, part, arms, f"{TITLES[against]}\n{site}", title, EQUAL if against == POOLED else 0.0, level)
     panels[0].set_yticks(range(len(arms)), [_label(results, row_arm) for row_arm in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.7)
     if len(panels) > 1:
         letters(panels)
-    main, confidence = results.experiments[results.main], results.config.metrics.confidence
+    main = results.experiments[results.main]
     corrected = (
         f"{confidence:.0%} intervals and p are after Holm's correction over all strategies that are set against the same. "
         if shown["p"].notna().any()
@@ -75,7 +77,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         caption=(
             f"{title} of each strategy on {input_name(main)} for {main.endpoint} {', '.join(LESS[against] for against in dict(columns))}; "
             f"within sites where there are several. {corrected}{how_tested(shown)} "
-            f"{f'The grey band is {EQUAL} to either side of the pooled model. ' if POOLED in dict(columns) else ''}Filled: p < 0.05. Single sites stand "
+            f"{f'The grey band is {EQUAL} to either side of the pooled model. ' if POOLED in dict(columns) else ''}Filled: p < {level:g}. Single sites stand "
             "in the values beside the figure. Rounds: the number that the inner folds chose for each fold's model; for one-site and pooled models a round "
             "is one pass of local work."
         ),
@@ -97,10 +99,11 @@ def _single(table: pd.DataFrame) -> list[str]:
     return [site for site, part in table.groupby("site") if site not in GROUPS and set(part["split"]) <= grouped]
 
 
-def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site: str, title: str) -> None:
+def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], head: str, title: str, equal: float, level: float) -> None:
+    """`equal`: half the width of the grey band; `level`: p below which a mark is filled."""
     light_grid(axes, "x")
-    if against == POOLED:
-        axes.axvspan(-EQUAL, EQUAL, color=HAIR, linewidth=0, zorder=0)
+    if equal:
+        axes.axvspan(-equal, equal, color=HAIR, linewidth=0, zorder=0)
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
     by_arm = table.set_index(["experiment", "trained_on"])
     for height, row_arm in enumerate(arms):
@@ -108,7 +111,7 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
             continue
         row = by_arm.loc[(row_arm.experiment, row_arm.trained_on)]
         axes.plot([row["low_adjusted"], row["high_adjusted"]], [height, height], color=row_arm.colour, linewidth=1.4)
-        face = row_arm.colour if row["p_adjusted"] < 0.05 else "white"
+        face = row_arm.colour if row["p_adjusted"] < level else "white"
         axes.plot(row["difference"], height, "o", color=row_arm.colour, markersize=4.2, markerfacecolor=face)
         axes.text(
             row["difference"], height - 0.2, signed(row["difference"]), ha="center", va="bottom", fontsize=6,
@@ -118,7 +121,7 @@ def _panel(axes: Axes, table: pd.DataFrame, arms: list[Arm], against: str, site:
     axes.set(xlim=(-reach, reach), xlabel=f"Δ{title}")
     step = max(step for step in STEPS if step <= 0.9 * reach)  # three numbers fit the narrowest panel
     axes.set_xticks([-step, 0, step], [f"−{step:g}", "0", f"{step:g}"])
-    axes.set_title(f"{TITLES[against]}\n{site}", fontsize=7)
+    axes.set_title(head, fontsize=7)
     row_axis(axes)
 
 

@@ -1,4 +1,4 @@
-"""Survival of patients at higher and at lower predicted risk, groups cut where training patients' scores halve."""
+"""Survival of patients at higher and at lower predicted risk, groups cut where each model's scores of them halve."""
 
 import numpy as np
 import pandas as pd
@@ -21,21 +21,17 @@ GROUPS = {1: "higher risk", 0: "lower risk"}
 
 @figure(
     "Survival by predicted risk",
-    needs=("predictions", "bags", "runs", "metrics"),
+    needs=("predictions", "bags", "metrics"),
     endpoints=("survival",),
     chapter="performance",
     number="ED9",
 )
 def draw(results: Results, spec: FiguresSpec) -> Drawn:
     """Kaplan-Meier curves with numbers at risk and a log-rank test: a panel for training and for external sites."""
-    inner = results.table("runs", results.main, "inner.csv")
-    if inner.empty:
-        raise Absent(f"{results.main} kept no scores of inner folds, on which groups of risk would be cut")
     there = [results.main_scope(group) for group in SITE_GROUPS if results.has_scores(group)]
-    grouped = [(scope, risk_groups(scope, results.predictions(results.main), inner)) for scope in there]
-    grouped = [(scope, table) for scope, table in grouped if len(table)]
+    grouped = [(scope, risk_groups(scope, results.predictions(results.main))) for scope in there]
     if not grouped:
-        raise Absent("no group of sites has patients whose models have a threshold")
+        raise Absent(f"{results.main} judges no patient who is held out or at an external site")
     picture = new_figure(DOUBLE_MM if len(grouped) > 1 else 95, 92)
     picture.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     panels = picture.subplots(1, len(grouped), squeeze=False)[0]
@@ -54,9 +50,9 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
         ),
         caption=(
             f"Kaplan-Meier curves by the risk that {strategy_name(main.strategy.name)} ({input_name(main)}) predicts, with {confidence:.0%} intervals. "
-            "A model puts a patient at higher risk when its score is at least the median of its scores on the inner folds of its own training patients, "
-            "and a patient stands where at least half of the models that did not see them put them: no patient who is shown had a part in the cut, so that the "
-            "groups need not be of one size. p: log-rank test stratified by site."
+            "A model puts a patient at higher risk when its score is at least the median of its scores of the patients of its held-out fold, or of external sites, "
+            "and a patient stands where at least half of the models that did not see them put them. Times and events had no part in the cut; it is "
+            "made for these patients and is no threshold for others. p: log-rank test stratified by site."
         ),
     )
 

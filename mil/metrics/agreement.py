@@ -30,12 +30,12 @@ def reviewed(results: "Results") -> pd.DataFrame:
         return pd.DataFrame(columns=REVIEWS)
     sheets = [read_sheet(Path(path), spec.patterns) for path in spec.reviews]
     together = majority(sheets, spec.patterns).join(pd.concat(keys).set_index("tile")["kind"], how="inner")
-    table = pattern_table(together.reset_index(), spec.patterns)
+    table = pattern_table(together.reset_index(), spec.patterns, results.config.metrics.confidence)
     kappas = [_kappa([sheet[pattern].to_numpy() for sheet in sheets]) for pattern in spec.patterns]
     return table.assign(kappa=kappas, reviewers=len(sheets))[list(REVIEWS)]
 
 
-def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str]) -> pd.DataFrame:
+def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
     """Fisher's exact test a pattern, with Benjamini and Hochberg's adjustment.
 
     `reviews` has `kind` (one of `TILE_KINDS`) and a 0/1 column a pattern, one row a tile (the majority of its reviewers).
@@ -47,7 +47,7 @@ def pattern_table(reviews: pd.DataFrame, patterns: Sequence[str]) -> pd.DataFram
         a, c = int(first[pattern].sum()), int(second[pattern].sum())
         b, d = len(first) - a, len(second) - c
         test = scipy.stats.fisher_exact([[a, b], [c, d]])
-        low, high = scipy.stats.contingency.odds_ratio([[a, b], [c, d]]).confidence_interval(0.95)
+        low, high = scipy.stats.contingency.odds_ratio([[a, b], [c, d]]).confidence_interval(confidence)
         rows.append((pattern, a, a + b, c, c + d, float(test.statistic), float(low), float(high), float(test.pvalue)))
     columns = ["pattern", "first", "first_total", "second", "second_total", "odds_ratio", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)

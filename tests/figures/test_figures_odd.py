@@ -183,7 +183,7 @@ def test_an_endpoint_without_two_classes_is_told_of_not_crashed_on(kind, usual, 
             draw_figure(name, results, results.config.figures.model_copy(update={"formats": ("svg",)}), site)
         words = json.loads((tmp_path / f"figures/{name}{f'.{site}' if site else ''}.json").read_text())
         drawn += [name] * (not words["left_out"])
-        excused = (kind, "not among the results", "no experiment", "stands beside", "has no row", "kept no scores")
+        excused = (kind, "not among the results", "no experiment", "stands beside", "has no row")
         assert words["left_out"] == "" or any(one in words["left_out"] for one in excused), words
     own = {"multiclass": {"roc_by_class", "confusion"}, "regression": {"predicted_vs_observed"}}.get(kind, set())
     assert {"patient_flow", "cohort_table", "federation_diagram", "learning_curves", "ledger"} | own <= set(drawn)
@@ -208,3 +208,12 @@ def test_a_column_that_is_called_as_the_endpoint_keeps_rows_of_its_own(usual, tm
     write_table(characteristics(renamed, 0.95), tmp_path / "metrics/cohort.csv")
     drawn = FIGURES["cohort_table"].draw(renamed, renamed.config.figures).data
     assert {"Positive for age", "Age (patient table)"} <= set(drawn["Characteristic"])
+
+
+def test_differences_are_marked_at_the_level_of_the_settings(usual):
+    """They were at p < 0.05 beside intervals of another confidence."""
+    metrics = usual.config.metrics.model_copy(update={"confidence": 0.8})
+    results = Results(usual.folder, usual.config.model_copy(update={"metrics": metrics}))
+    caption = FIGURES["strategy_differences"].draw(results, results.config.figures).caption
+    assert "80% intervals" in caption
+    assert "Filled: p < 0.2." in caption

@@ -217,3 +217,5 @@ def test_patterns_are_compared_by_fishers_test():
     assert table.loc["lymphocytes", "p"] == pytest.approx(0.010100, abs=1e-5)  # hypergeometric, two-sided
     assert table.loc["fat", "p"] == 1
     assert table.loc["lymphocytes", "p_adjusted"] == pytest.approx(2 * table.loc["lymphocytes", "p"])
+    narrow = pattern_table(reviews, ["lymphocytes"], confidence=0.8)
+    assert narrow["low"][0] > table.loc["lymphocytes", "low"]
