@@ -125,7 +125,7 @@ LOCALISATION = (
 """`metrics/{experiment}.localisation.csv` after what names the experiment, a row per site and metric."""
 SLIDE_AUROCS = ("slide_id", "patient_id", "site", "tiles", "positive_tiles", "auroc")
 """`metrics/{experiment}.slides.csv`, a row per slide with both kinds of tile."""
-SUBGROUPS = ("variable", "level", "patients", "positives", "auroc", "low", "high", "p_differs", "p_adjusted")
+SUBGROUPS = ("variable", "level", "patients", "positives", "auroc", "low", "high", "method", "p_differs", "p_adjusted")
 """`metrics/clinical/subgroups.csv` after the experiment, a row per level of a variable."""
 ASSOCIATIONS = ("analysis", "variable", "patients", "events", "value", "low", "high", "p", "p_adjusted", "method")
 """`metrics/clinical/associations.csv`, a row per analysis and variable; `method` says why an analysis has no value."""

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from mil.config import FiguresSpec
 from mil.figures.arms import input_name
 from mil.figures.cohort_table import p_text
+from mil.figures.how_made import with_intervals
 from mil.figures.layout import fitted, with_interval
 from mil.figures.registry import Drawn, figure
 from mil.figures.style import HAIR, INK, SOFT, chance_line, column_name, new_figure, strategy_colour, strategy_name
@@ -47,14 +48,14 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     axes.tick_params(axis="y", length=0, labelleft=False)
     axes.spines["left"].set_visible(False)
     main = results.experiments[results.main]
+    intervals = with_intervals(table.rename(columns={"auroc": "value"}), results.config.metrics.confidence)
     return Drawn(
         figure=picture,
         data=table,
         n=f"{table['patients'].iloc[0]} patients of all sites",
         caption=(
             f"AUROC of {strategy_name(main.strategy.name)}, {input_name(main)}, for {main.endpoint} in subgroups of all patients "
-            f"(training sites: held out), over pairs of patients of one site, with {results.config.metrics.confidence:.0%} intervals (DeLong, "
-            "logit scale; fewer than ten of a class: Newcombe at one site, none at several). Numbers are cut at their median. p: "
+            f"(training sites: held out), over pairs of patients of one site, {intervals}. Numbers are cut at their median. p: "
             "chi-squared test that the AUROCs of a variable are equal, not corrected; subgroups overlap and were not powered for."
         ),
     )

@@ -12,6 +12,7 @@ from mil.errors import Absent, MilError
 from mil.metrics.added_value import added_value
 from mil.metrics.subgroups import subgroup_aurocs
 from mil.schemas import ASSOCIATIONS, SUBGROUPS, SURVIVAL
+from mil.statistics.arms import OTHER_SITES, Scope
 from mil.statistics.multiplicity import holm
 from mil.statistics.survival import c_index_interval, cox_models, kaplan_meier, log_rank
 from mil.tables import stacked
@@ -62,8 +63,11 @@ def _subgroups(results: "Results", spec: "MetricsSpec") -> pd.DataFrame:
     for name in results.experiments if spec.subgroups else ():
         with suppress(Absent):
             if results.kind_of(name).two_classes:
-                scores = main_scores(results, name)
-                table = subgroup_aurocs(scores, results.patients(), spec.subgroups, spec.confidence)
+                there, scores = _main_scopes(results, name), main_scores(results, name)
+                folds = [scope.folds for scope in there if scope.folds is not None]
+                held = pd.concat(folds, ignore_index=True) if folds else None
+                given = scores, results.patients(), spec.subgroups, spec.confidence
+                table = subgroup_aurocs(*given, held, there[0].trained_on == OTHER_SITES)
                 parts.append(table.assign(experiment=name))
     return stacked(parts)[parts[0].columns]
 
@@ -73,13 +77,20 @@ def main_scores(results: "Results", experiment: str | None = None) -> pd.DataFra
 
     A patient's score is the mean over models that did not see them.
     """
+    return pd.concat([scope.table for scope in _main_scopes(results, experiment)], ignore_index=True)
+
+
+def _main_scopes(results: "Results", experiment: str | None) -> list[Scope]:
+    """The sites' scopes; where each site is left out, the one of all."""
     there = []
     for site in results.sites:
         with suppress(Absent):
-            there.append(results.main_scope(site, experiment).table)
+            there.append(results.main_scope(site, experiment))
+    name = experiment or results.main
+    there = there or [scope for scope in results.scopes(name) if scope.trained_on == OTHER_SITES]
     if not there:
-        raise Absent(f"{experiment or results.main} judges no patient who is held out or at an external site")
-    return pd.concat(there, ignore_index=True)
+        raise Absent(f"{name} judges no patient who is held out or at an external site")
+    return there
 
 
 def clinical_columns(spec: "MetricsSpec") -> tuple[str, ...]:

@@ -136,7 +136,7 @@ def test_groups_without_values_and_slides_without_mpp_are_left_out_of_their_figu
 
 
 def test_subgroups_of_other_experiments_alone_are_no_figure_of_the_main_one(usual, tmp_path):
-    """As where the main experiment leaves each site out, whose patients are neither held out nor external."""
+    """As where nobody whom the main experiment judges is held out, external or of a site left out."""
     folder = tmp_path / "results"
     copied(usual.folder, folder)
     path = folder / "metrics/clinical/subgroups.csv"

@@ -1,19 +1,28 @@
 """Clinical columns beside the score: how they become numbers, models with and without the score, subgroups."""
 
 import re
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 from lifelines import CoxPHFitter
 from lifelines.datasets import load_rossi
+from scipy.special import logit
 
 from mil.bags.covariates import clinical_inputs, follow_up
-from mil.errors import MilError
+from mil.config import MetricsSpec
+from mil.endpoints import build_endpoint
+from mil.errors import Absent, MilError
 from mil.metrics.added_value import added_value
+from mil.metrics.clinical import clinical_tables
+from mil.metrics.score import score
 from mil.metrics.subgroups import subgroup_aurocs
+from mil.results.results import Results
 from mil.rng import rng
 from mil.statistics import delong
+from mil.statistics.arms import Scope, scopes
 from mil.statistics.survival import cox_models
 
 
@@ -182,3 +191,82 @@ def test_a_column_of_many_texts_shows_the_levels_with_most_patients_and_counts_t
     )
     one_more = subgroup_aurocs(scores[levels != "a"], patients, ["kind"])
     assert one_more["level"].tolist()[-1] == "1 other level"
+
+
+def folded(trained_on: dict[str, str], split: str) -> pd.DataFrame:
+    """Predictions of 28 patients of every site by the models in `trained_on`, two repeats of two folds."""
+    stream, rows = rng(0, "folded", split), []
+    for site, on in trained_on.items():
+        for number in range(28):
+            for repeat in range(2):
+                stated = {
+                    "trained_on": on,
+                    "patient_id": f"{site}{number}",
+                    "site": site,
+                    "role": "train",
+                    "split": split,
+                }
+                label, fold = number % 2, (number // 2 + repeat * (number % 3)) % 2
+                score = 0.2 * fold + 0.1 * label + 0.6 * stream.random()
+                rows.append(
+                    {"experiment": "e", **stated, "repeat": repeat, "fold": fold, "label": label, "score": score}
+                )
+    return pd.DataFrame(rows)
+
+
+def subgroups_of(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`subgroups` and the metrics of the same predictions."""
+    spec, there = MetricsSpec(bootstrap=100, subgroups=("site", "kind")), list(scopes(predictions))
+    patients = pd.DataFrame({"patient_id": predictions["patient_id"].unique()}).assign(kind=lambda t: t.index // 2 % 2)
+
+    def main_scope(site: str, name: str | None = None) -> Scope:
+        for scope in there:
+            if scope.site == site and scope.split != "transfer":
+                return scope
+        raise Absent(site)
+
+    results = SimpleNamespace(
+        main="e", experiments=["e"], sites=sorted(predictions["site"].unique()), main_scope=main_scope,
+        scopes=lambda name: there, kind_of=lambda name: build_endpoint(), kind=build_endpoint(),
+        patients=lambda: patients.astype(str),
+    )  # fmt: skip
+    return clinical_tables(cast("Results", results), spec)["subgroups"], score(predictions, spec)
+
+
+def test_a_site_has_one_auroc_in_subgroups_and_metrics():
+    """Held-out patients were compared over folds, without allowance for shared training."""
+    external = folded({"c": "a+b"}, "external").assign(role="external")
+    predictions = pd.concat([folded({"a": "a+b", "b": "a+b"}, "held_out"), external])
+    table, metrics = subgroups_of(predictions)
+    by_site = metrics[metrics["metric"] == "auroc"].set_index("site")
+    for row in table[table["variable"] == "site"].itertuples():
+        assert by_site.loc[row.level, ["value", "low", "high", "method"]].tolist() == [
+            row.auroc,
+            row.low,
+            row.high,
+            row.method,
+        ]
+    inside = metrics[metrics["metric"] == "auroc_within_sites"].set_index("site")
+    values = inside.loc[["training sites", "external sites"], "value"]
+    assert table["auroc"][0] == pytest.approx(values.mean())  # two sites of half as many pairs within folds, and one
+    errors = [
+        np.diff(logit(inside.loc[name, ["low", "high"]].to_numpy(float)))[0] * value * (1 - value)
+        for name, value in values.items()
+    ]  # t quantile against normal: the former a little wider
+    error = (
+        np.diff(logit(table.loc[0, ["low", "high"]].to_numpy(float)))[0] * table["auroc"][0] * (1 - table["auroc"][0])
+    )
+    assert error == pytest.approx(np.hypot(errors[0], errors[1]) / 2, rel=0.05)
+    assert error <= np.hypot(errors[0], errors[1]) / 2
+    assert table["p_differs"].dropna().between(0, 1).all()
+
+
+def test_a_run_that_leaves_each_site_out_has_subgroups():
+    predictions = folded({"a": "b+c", "b": "a+c", "c": "a+b"}, "transfer")
+    table, metrics = subgroups_of(predictions)
+    together = metrics[metrics["metric"] == "auroc_within_sites"].iloc[0]
+    assert table.loc[0, ["auroc", "low", "high"]].tolist() == together[["value", "low", "high"]].tolist()
+    by_site = metrics[metrics["metric"] == "auroc"].set_index("site")
+    for row in table[table["variable"] == "site"].itertuples():
+        assert by_site.loc[row.level, ["value", "low", "high"]].tolist() == [row.auroc, row.low, row.high]
+    assert table.loc[table["variable"] == "kind", "auroc"].notna().all()
