@@ -63,7 +63,7 @@ def draw(results: Results, spec: FiguresSpec) -> Drawn:
     main = results.experiments[results.main]
     said = (
         f" Odds ratios for a standard deviation with {metrics.confidence:.0%} intervals, from one logistic regression of {main.endpoint} on all "
-        f"columns and the score. With the score beside the columns: likelihood ratio {added['value'].iloc[0]:.2f}, {p_words(added['p'].iloc[0])} for the score."
+        f"columns and the score. With the score beside the columns: likelihood ratio {added['value'].iloc[0]:.2f}, {p_words(added['p'].iloc[0])} for the score (held-out patients: overlap of training sets counted)."
         if len(added)
         else why
     )

@@ -29,11 +29,14 @@ class AddedValue:
     p: float
 
 
-def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[str], confidence: float) -> AddedValue:
+def added_value(
+    scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[str], confidence: float, inflation: float = 1.0
+) -> AddedValue:
     """Logistic regression of the label on clinical `columns`, with and without the score (logit), by maximum likelihood.
 
-    `scores` has label and score by patient_id. Patients with a blank column are left out of both. Raises where there are
-    too few patients for the columns, or labels are separated.
+    `scores` has label and score by patient_id. Patients with a blank column are left out of both. The variance of the score's
+    coefficient is taken `inflation` times, and the likelihood ratio divided by it: of two held-out patients each trained the model of the
+    other. Raises where there are too few patients for the columns, or labels are separated.
     """
     inputs = complete_inputs(patients, columns, scores.index)
     complete = scores.loc[inputs.index]
@@ -49,6 +52,7 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
     _refuse_dependent(x, covariates)
     full, errors, likelihood = _fit(x, labels)
     _, _, without = _fit(x[:, :-1], labels)
+    errors[-1] *= np.sqrt(inflation)
     half = normal_quantile(confidence) * errors
     ratios = pd.DataFrame(
         {
@@ -59,7 +63,7 @@ def added_value(scores: pd.DataFrame, patients: pd.DataFrame, columns: Sequence[
             "p": 2 * scipy.stats.norm.sf(np.abs(full / errors)),
         }
     )
-    ratio = 2 * (likelihood - without)
+    ratio = 2 * (likelihood - without) / inflation
     return AddedValue(ratios, len(complete), ratio, float(scipy.stats.chi2.sf(ratio, 1)))
 
 

@@ -13,6 +13,7 @@ from mil.metrics.added_value import added_value
 from mil.metrics.subgroups import subgroup_aurocs
 from mil.schemas import ASSOCIATIONS, SUBGROUPS, SURVIVAL
 from mil.statistics.arms import OTHER_SITES, Scope
+from mil.statistics.held_out import pairs_of
 from mil.statistics.multiplicity import holm
 from mil.statistics.survival import c_index_interval, cox_models, kaplan_meier, log_rank
 from mil.tables import stacked
@@ -36,15 +37,16 @@ def clinical_tables(results: "Results", spec: "MetricsSpec") -> dict[str, pd.Dat
     They are made for endpoints of two classes. Patients of training sites count with their held-out scores.
     """
     curves, rows = pd.DataFrame(columns=SURVIVAL), []
-    patients = scores = pd.DataFrame()
+    patients, scores, there = pd.DataFrame(), pd.DataFrame(), []
     with suppress(Absent):  # no patient table or no prediction on this machine
-        patients, scores = results.patients(), main_scores(results)
+        patients, scores, there = results.patients(), main_scores(results), _main_scopes(results)
     if len(scores) and results.kind.two_classes:
         by_patient = scores.set_index("patient_id")
         columns = clinical_columns(spec)
         if columns:
             rows += correlations(by_patient["score"], clinical_inputs(patients, columns))
-            rows += _or_reason(ODDS, lambda: _odds(by_patient, patients, columns, spec.confidence))
+            given = by_patient, patients, columns, spec.confidence, _inflation(there)
+            rows += _or_reason(ODDS, lambda: _odds(*given))
         if spec.time is not None and spec.event is not None:
             followed = by_prediction(results, by_patient)
             sizes = followed["group"].value_counts().reindex(GROUPS.values(), fill_value=0)
@@ -64,10 +66,8 @@ def _subgroups(results: "Results", spec: "MetricsSpec") -> pd.DataFrame:
         with suppress(Absent):
             if results.kind_of(name).two_classes:
                 there, scores = _main_scopes(results, name), main_scores(results, name)
-                folds = [scope.folds for scope in there if scope.folds is not None]
-                held = pd.concat(folds, ignore_index=True) if folds else None
                 given = scores, results.patients(), spec.subgroups, spec.confidence
-                table = subgroup_aurocs(*given, held, there[0].trained_on == OTHER_SITES)
+                table = subgroup_aurocs(*given, _held_out(there), there[0].trained_on == OTHER_SITES)
                 parts.append(table.assign(experiment=name))
     return stacked(parts)[parts[0].columns]
 
@@ -80,7 +80,22 @@ def main_scores(results: "Results", experiment: str | None = None) -> pd.DataFra
     return pd.concat([scope.table for scope in _main_scopes(results, experiment)], ignore_index=True)
 
 
-def _main_scopes(results: "Results", experiment: str | None) -> list[Scope]:
+def _held_out(there: list[Scope]) -> pd.DataFrame | None:
+    """Rows by repeat and fold of the patients of `there` who are held out; None where nobody is."""
+    folds = [scope.folds for scope in there if scope.folds is not None]
+    return pd.concat(folds, ignore_index=True) if folds else None
+
+
+def _inflation(there: list[Scope]) -> float:
+    """How many times the variance of what all scores of `there` say together is, since held-out patients trained one another's models."""
+    held = _held_out(there)
+    if held is None or not (pairs := pairs_of(held)).total:
+        return 1.0
+    share = held["patient_id"].nunique() / sum(len(scope.table) for scope in there)
+    return 1 + share * (pairs.inflation() - 1)
+
+
+def _main_scopes(results: "Results", experiment: str | None = None) -> list[Scope]:
     """The sites' scopes; where each site is left out, the one of all."""
     there = []
     for site in results.sites:
@@ -116,11 +131,15 @@ def correlations(scores: pd.Series, inputs: pd.DataFrame) -> Iterator[Row]:
         yield row | {"value": float(test.statistic), "p": float(test.pvalue), "p_adjusted": float(corrected)}
 
 
-def _odds(scores: pd.DataFrame, patients: pd.DataFrame, columns: tuple[str, ...], confidence: float) -> Iterator[Row]:
-    added = added_value(scores, patients, columns, confidence)
+def _odds(
+    scores: pd.DataFrame, patients: pd.DataFrame, columns: tuple[str, ...], confidence: float, inflation: float
+) -> Iterator[Row]:
+    added = added_value(scores, patients, columns, confidence, inflation)
     for row in added.ratios.rename(columns={"covariate": "variable", "ratio": "value"}).to_dict("records"):
         yield {**row, "analysis": ODDS, "patients": added.patients}
-    yield {"analysis": ODDS + ADDED, "patients": added.patients, "value": added.likelihood_ratio, "p": added.p}
+    method = f"overlap of training sets counted, variance x {inflation:.2f}" if inflation > 1 else ""
+    row = {"analysis": ODDS + ADDED, "patients": added.patients, "value": added.likelihood_ratio}
+    yield {**row, "p": added.p, "method": method}
 
 
 def _survival(followed: pd.DataFrame, patients: pd.DataFrame, spec: "MetricsSpec") -> Iterator[Row]:
