@@ -12,7 +12,7 @@ from mil.statistics.bootstrap import bootstrap_weights
 from mil.statistics.calibration import BINS, bin_of, logit, recalibrated
 from mil.statistics.decision import net_benefit, treat_all
 from mil.statistics.delong import both_classes
-from mil.statistics.ranking import precision_recall_curve, roc_curve
+from mil.statistics.ranking import by_score, precision_recall_curve, roc_curve
 from mil.statistics.survival import kaplan_meier
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def points(curve: str, x: np.ndarray, y: np.ndarray | None = None, **bounds: np.
 def _band(scope: Scope, spec: "MetricsSpec") -> np.ndarray:
     """Pointwise percentile band (2, points) of sensitivity at each 1 - specificity of `GRID`, by a bootstrap over patients."""
     weights = bootstrap_weights(scope.table, spec)[:BAND_RESAMPLES]
-    order = np.argsort(-scope.scores, kind="stable")
-    positive = weights[:, order] * (scope.labels[order] == 1)
-    negative = weights[:, order] * (scope.labels[order] == 0)
+    positive, negative = by_score(scope.labels, scope.scores, weights)
     true_rate = np.cumsum(positive, axis=1) / positive.sum(axis=1, keepdims=True)
     false_rate = np.cumsum(negative, axis=1) / negative.sum(axis=1, keepdims=True)
     curves = np.stack([np.interp(GRID, np.r_[0, x], np.r_[0, y]) for x, y in zip(false_rate, true_rate, strict=True)])

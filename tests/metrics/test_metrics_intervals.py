@@ -8,12 +8,13 @@ from sklearn.linear_model import LogisticRegression
 from test_metrics import predictions_of
 
 from mil.config import MetricsSpec
+from mil.endpoints.curves import of_probabilities
 from mil.metrics.comparison import compare
 from mil.metrics.score import score
 from mil.metrics.subgroups import subgroup_aurocs
 from mil.rng import rng
 from mil.statistics import calibration, decision, delong, held_out, intervals
-from mil.statistics.arms import OTHER_SITES
+from mil.statistics.arms import OTHER_SITES, Scope
 from mil.statistics.bootstrap import point
 from mil.statistics.differences import corrected
 from mil.statistics.folds import corrected_resampled_t
@@ -239,3 +240,17 @@ def test_subgroups_are_corrected_for_their_number():
     worst, best = table.loc[["age", "grade"], "p_differs"].max(), table.loc[["age", "grade"], "p_differs"].min()
     assert table.loc[["age", "grade"], "p_adjusted"].min() == pytest.approx(min(2 * best, 1))
     assert table.loc[["age", "grade"], "p_adjusted"].max() == pytest.approx(max(min(2 * best, 1), worst))
+
+
+@pytest.mark.parametrize("scores", [[0.5] * 40, [0.9] * 8 + [0.6] * 8 + [0.3] * 4 + [0.9] * 4 + [0.6] * 8 + [0.3] * 8])
+def test_the_band_of_a_roc_curve_is_around_it_also_with_ties(scores):
+    """Equal scores were taken in the order of the patients' names, so that a band lay beside its curve."""
+    labels = np.repeat([1, 0], 20)
+    table = pd.DataFrame(
+        {"patient_id": [f"p{n:02d}" for n in range(40)], "site": "a", "label": labels, "score": scores}
+    )
+    drawn = pd.concat(of_probabilities(Scope("m", "external", "a", table), SPEC))
+    curve, band = (drawn[drawn["curve"] == name] for name in ("roc", "roc_band"))
+    height = np.interp(band["x"], curve["x"], curve["y"])
+    assert (band["low"] <= height + 1e-9).all()
+    assert (height <= band["high"] + 1e-9).all()
