@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mil.endpoints.binary import fixed_interval
+from mil.statistics import held_out
 from mil.statistics.multiplicity import benjamini_hochberg
 
 FOLDS = 5
@@ -38,7 +38,7 @@ def components(means: pd.DataFrame, bags: pd.DataFrame) -> pd.DataFrame:
 
 
 def site_classifier(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    """site, patients, value, low, high, method: AUROC of a logistic regression that tells each site from the rest, cross-validated."""
+    """site, patients, value, low, high, method: AUROC of a logistic regression that tells each site from the rest, over pairs within folds."""
     values = means.reindex(bags["patient_id"]).to_numpy(dtype=float)
     rows = []
     for site in sorted(bags["site"].unique()):
@@ -47,9 +47,12 @@ def site_classifier(means: pd.DataFrame, bags: pd.DataFrame, confidence: float) 
         if folds < 2:
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, solver="newton-cg"))
-        split = StratifiedKFold(folds, shuffle=True, random_state=0)
-        scores = cross_val_predict(model, values, labels, cv=split, method="predict_proba")[:, 1]
-        rows.append((site, int(labels.sum()), *fixed_interval(labels, scores, np.zeros(len(labels)), confidence)))
+        split = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(values, labels))
+        judged = bags[["patient_id", "site"]].assign(repeat=0, fold=0, label=labels)
+        judged["score"] = cross_val_predict(model, values, labels, cv=split, method="predict_proba")[:, 1]
+        for fold, (_, rest) in enumerate(split):
+            judged.iloc[rest, judged.columns.get_loc("fold")] = fold
+        rows.append((site, int(labels.sum()), *held_out.interval(held_out.pairs_of(judged, False), confidence)))
     return pd.DataFrame(rows, columns=["site", "patients", "value", "low", "high", "method"])
 
 
