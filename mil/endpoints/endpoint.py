@@ -14,7 +14,7 @@ from mil.endpoints.measures import PAIRED_BOOTSTRAP, Measure, Pair, paired_boots
 from mil.endpoints.target import Target
 from mil.errors import MilError
 from mil.registry import Registry
-from mil.statistics.arms import APART, GROUPS, PREDICTED, Scope, check_patients, refuse, scopes
+from mil.statistics.arms import APART, GROUPS, OTHER_SITES, OWN_SITE, PREDICTED, Scope, check_patients, refuse, scopes
 from mil.statistics.bootstrap import bootstrap_weights
 from mil.statistics.differences import Difference
 from mil.statistics.folds import KEYS, corrected_resampled_t
@@ -266,9 +266,13 @@ class Endpoint(Target):
         return self.within(self.labels_of(table), self.scores_of(table), at_rows(weights, scope, table), groups)
 
     def groups_of(self, scope: Scope, within_sites: bool = True) -> tuple[pd.DataFrame, np.ndarray]:
-        """A row per score that is compared, and its group: only rows of one group are compared."""
+        """A row per score that is compared, and its group: only rows of one group are compared.
+
+        Patients of two sites who are judged by two models are not, where scores of two models have no common zero.
+        """
         apart = self.by_model(scope)
         table, keys = (scope.table, ()) if apart is None else (apart, APART)
+        within_sites = within_sites or (self.relative and scope.trained_on in {OWN_SITE, OTHER_SITES})
         keys = [*(["site"] if within_sites else []), *keys]
         return table, table.groupby(keys).ngroup().to_numpy() if keys else np.zeros(len(table))
 

@@ -290,8 +290,10 @@ def test_log_hazards_of_a_site_left_out_are_compared_model_by_model():
     kind, table = build_endpoint(SPECS["survival"]), table_of("survival")
     table = table[table["split"] == "held_out"].assign(split="transfer")
     table["trained_on"] = table["site"].map({"north": "south+x", "south": "north+x"})
-    moved = table.assign(score=table["score"] + 7 * table["fold"])
+    moved = table.assign(score=table["score"] + 7 * table["fold"] + 5 * (table["site"] == "north"))
     pd.testing.assert_frame_equal(score(moved, SPEC, kind=kind), score(table, SPEC, kind=kind))
+    local, own = (one.assign(split="held_out", trained_on=one["site"]) for one in (table, moved))  # a model per site
+    pd.testing.assert_frame_equal(score(own, SPEC, kind=kind), score(local, SPEC, kind=kind))
 
 
 def test_too_many_undefined_resamples_leave_no_interval():
