@@ -14,7 +14,7 @@ from mil.endpoints.measures import Measure
 from mil.endpoints.target import number_of
 from mil.errors import MilError
 from mil.statistics.arms import GROUPS, PREDICTED, Scope, scopes
-from mil.statistics.concordance import blocks, harrell, known_order
+from mil.statistics.concordance import harrell, harrell_within, known_order
 from mil.statistics.from_sites import LogRank, stratified_logrank
 from mil.statistics.thresholds import MODEL
 
@@ -143,7 +143,11 @@ class Survival(Endpoint):
             if scope.site not in GROUPS:
                 continue
             p = stratified_log_rank(risk_groups(scope, predictions))
-            method = "p, stratified by site" if np.isfinite(p) else "not defined: one group of risk only"
+            method = (
+                "p, stratified by site"
+                if np.isfinite(p)
+                else "not defined: no event at a site while patients of both groups are followed there"
+            )
             yield {**scope_columns(self, scope), **metric_row(LOG_RANK, p, np.nan, np.nan, method)}
 
     def curves(
@@ -155,17 +159,7 @@ class Survival(Endpoint):
 
     def within(self, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """c over the pairs of the same group whose order is known."""
-        right, known = np.zeros(len(weights)), np.zeros(len(weights))
-        for group in np.unique(groups):
-            mask = groups == group
-            value, pairs = (
-                harrell(labels[mask], scores[mask], weights[:, mask]),
-                known_pairs(labels[mask], weights[:, mask]),
-            )
-            right += np.nan_to_num(value) * pairs
-            known += pairs
-        with np.errstate(invalid="ignore"):
-            return right / known
+        return harrell_within(labels, scores, weights, groups)
 
 
 def risk_groups(scope: Scope, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -191,11 +185,3 @@ def stratified_log_rank(table: pd.DataFrame) -> float:
         for _, rows in table.groupby("site")
     ]
     return float(stratified_logrank(parts)[1])
-
-
-def known_pairs(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Number of the pairs whose order is known, in each resample."""
-    times, events, pairs = labels[:, 0], labels[:, 1] > 0, np.zeros(len(weights))
-    for later in blocks(len(times)):
-        pairs += ((weights @ known_order(times, events, later)) * weights[:, later]).sum(axis=1)
-    return pairs

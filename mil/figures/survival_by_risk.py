@@ -66,7 +66,7 @@ def _panel(
     curves = curves[["group", "time", "survival", "low", "high", "at_risk"]].astype({"at_risk": int})
     labels = {group: _label(group, table[table["group"] == group]) for group in GROUPS.values()}
     draw_curves(axes, curves, table, GROUPS, labels, time)
-    tested = f"log-rank {p_words(p)}" if np.isfinite(p) else "no log-rank test: one group only"
+    tested = f"log-rank {p_words(p)}" if np.isfinite(p) else "no log-rank test: no event while both groups are followed"
     axes.set_title(f"{capital(scope.site)}, {tested}", fontsize=7, pad=24)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, borderpad=0, labelspacing=0.3)
     stated = {"site": scope.site, "trained_on": scope.trained_on}

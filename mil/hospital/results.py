@@ -16,9 +16,11 @@ from mil.hospital.masking import exact, numbers_of, summed
 from mil.hospital.messages import FINISHED
 from mil.hospital.payload import PayloadError
 from mil.hospital.sums import ONE_SITE, has_few, moments_of, of_moments
-from mil.statistics.concordance import harrell, pairs_in_order
-from mil.statistics.delong import placements
+from mil.statistics.concordance import harrell_within
+from mil.statistics.delong import newcombe_interval, placements
 from mil.statistics.from_sites import LogRank, Summary, auroc_of_sums, merged, stratified_logrank
+from mil.statistics.held_out import NO_VARIANCE, inflation
+from mil.statistics.thresholds import MODEL
 from mil.training.cohort import covariate_table
 
 Metrics = dict[str, float | int | None]
@@ -34,8 +36,9 @@ COLUMNS = ["site", "role", *FINISHED, "low", "high", "method", "logrank_chi2", "
 def site_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small_cells: int) -> Metrics:
     """How well the final models judge the site's patients that they did not learn from.
 
-    Binary: AUROC with DeLong's variance. Survival: C-index, and the log-rank parts of the half at higher risk against the
-    rest. Regression: share of pairs in order. Everything is withheld where a class has fewer than `small_cells` patients.
+    Binary: AUROC with DeLong's variance. Survival: C-index, and the log-rank parts of those at higher risk (at or above the median of a
+    model's scores, by at least half of the models) against the rest. Regression: share of pairs in order. Held-out times and numbers are
+    compared within folds. Everything is withheld where a class has fewer than `small_cells` patients.
     """
     judged = predictions[predictions["split"].isin(["held_out", "external"])]
     scores = judged.groupby("patient_id")["score"].mean()
@@ -47,17 +50,29 @@ def site_metrics(kind: str, predictions: pd.DataFrame, bags: pd.DataFrame, small
         return metrics
     metrics["patients"] = len(labels)
     if kind == "regression":
-        return _defined(metrics | {"metric": pairs_in_order(labels, predicted)})
+        sooner = judged.assign(score=-judged["score"])  # the larger number is the later one
+        return _defined(metrics | {"metric": _in_order(sooner, rows[["label"]].assign(event=1))})
     metrics["positives"] = positives
     if kind == "binary":
         area = placements(labels.astype(int), predicted)
         metrics |= {"metric": float(area.auroc[0]), "variance": float(area.covariance[0, 0])}
         return metrics
     times, events = rows["time"].to_numpy(np.float64), labels > 0.5
-    ordered = float(harrell(rows[["time", "label"]].to_numpy(np.float64), predicted, np.ones((1, len(predicted))))[0])
-    parts = LogRank.of(times, events, predicted > np.median(predicted))
+    halves = judged.groupby(MODEL)["score"].transform("median")
+    higher = (judged["score"] >= halves).groupby(judged["patient_id"]).mean().reindex(scores.index) >= 0.5
+    ordered = _in_order(judged, rows[["time", "label"]])
+    parts = LogRank.of(times, events, higher.to_numpy())
     logrank = {"logrank_difference": parts.difference, "logrank_variance": parts.variance}
     return _defined(metrics | {"metric": ordered, **logrank})
+
+
+def _in_order(judged: pd.DataFrame, outcomes: pd.DataFrame) -> float:
+    """Harrell's c of a risk; `outcomes` are time and event by patient_id. Log hazards of two folds' models have no common zero."""
+    if not (judged["split"] == "held_out").all():
+        judged = judged.groupby("patient_id", as_index=False)["score"].mean().assign(repeat=0, fold=0)
+    groups, everyone = judged.groupby(["repeat", "fold"]).ngroup().to_numpy(), np.ones((1, len(judged)))
+    labels = outcomes.loc[judged["patient_id"]].to_numpy(np.float64)
+    return float(harrell_within(labels, judged["score"].to_numpy(np.float64), everyone, groups)[0])
 
 
 def _defined(metrics: Metrics) -> Metrics:
@@ -168,8 +183,14 @@ def together(kind: str, role: str, totals: Totals) -> dict[str, object]:
     row: dict[str, object] = {"site": GROUPS[role], "role": role, "patients": int(totals["patients"])}
     row |= {"positives": int(totals["positives"])} if kind in {"binary", "survival"} else {}
     if kind == "binary":
-        area = auroc_of_sums(totals["patients"], totals["metric"], totals["variance"])
-        row |= {"metric": area.auroc, "low": area.low, "high": area.high, "method": area.how}
+        patients, positives, variance = totals["patients"], totals["positives"], totals["variance"]
+        if role == "train":  # held-out patients trained one another's models
+            variance *= inflation(totals["metric"] / patients, variance / patients**2, None, 0.5)
+        area = auroc_of_sums(patients, totals["metric"], variance)
+        bounds, method = (area.low, area.high), area.how
+        if not variance > 0:  # every site's patients are in the right order
+            bounds, method = newcombe_interval(area.auroc, int(positives), int(patients - positives)), NO_VARIANCE
+        row |= {"metric": area.auroc, "low": bounds[0], "high": bounds[1], "method": method}
     if kind == "survival":
         statistic, p = stratified_logrank([LogRank(totals["logrank_difference"], totals["logrank_variance"])])
         row |= {"logrank_chi2": statistic, "logrank_p": p, "method": "log-rank stratified by site"}

@@ -38,6 +38,26 @@ def harrell(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.n
     return c_index(labels[:, 0], labels[:, 1] > 0, -scores, weights)
 
 
+def harrell_within(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The same over the pairs of one group (site, fold) whose order is known; nan without such a pair."""
+    right, known = np.zeros(len(weights)), np.zeros(len(weights))
+    for group in np.unique(groups):
+        mask = groups == group
+        pairs = known_pairs(labels[mask], weights[:, mask])
+        right += np.nan_to_num(harrell(labels[mask], scores[mask], weights[:, mask])) * pairs
+        known += pairs
+    with np.errstate(invalid="ignore"):
+        return right / known
+
+
+def known_pairs(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Number of the pairs whose order is known, in each resample."""
+    times, events, pairs = labels[:, 0], labels[:, 1] > 0, np.zeros(len(weights))
+    for later in blocks(len(times)):
+        pairs += ((weights @ known_order(times, events, later)) * weights[:, later]).sum(axis=1)
+    return pairs
+
+
 def pairs_in_order(numbers: np.ndarray, scores: np.ndarray) -> float:
     """Share of the pairs with different `numbers` (n,) that `scores` (n,) put in the same order; nan without such a pair."""
     return float(c_index(numbers, np.ones(len(numbers), bool), scores, np.ones((1, len(numbers))))[0])

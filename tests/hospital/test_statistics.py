@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lifelines.statistics import logrank_test
 
 from mil.hospital.results import NOTHING, SiteResults, covariates_table, pooled_totals, site_metrics, sites_table
-from mil.statistics.delong import placements
+from mil.statistics.delong import newcombe_interval, placements
 from mil.statistics.from_sites import LogRank, Summary, auroc_of_sums, merged, stratified_logrank, suppress
 
 
@@ -99,6 +99,42 @@ def test_outcomes_that_are_all_alike_are_no_metric() -> None:
     assert site_metrics("regression", predictions, table, 10) == NOTHING
     told = site_metrics("regression", predictions, table.assign(label=range(40)), 10)
     assert told["metric"] == 1.0
+
+
+def test_held_out_times_are_compared_within_folds() -> None:
+    """Log hazards of two folds' models have no common zero: laid together, the C-index was 0.56 where it is 0.71."""
+    generator, ids = np.random.default_rng(5), [f"P{number}" for number in range(60)]
+    times, folds = generator.integers(1, 40, 60), np.arange(60) % 3
+    table = pd.DataFrame({"patient_id": ids, "time": times, "label": generator.integers(0, 2, 60)})
+    rows = pd.DataFrame({"patient_id": ids, "trained_on": "A+B", "repeat": 0, "fold": folds, "split": "held_out"})
+    rows["score"] = generator.normal(size=60) - np.log(times)
+    told = site_metrics("survival", rows, table, 10)
+    assert site_metrics("survival", rows.assign(score=rows["score"] + 5 * folds), table, 10) == told
+    right = known = 0
+    for fold in range(3):
+        part = rows[folds == fold].merge(table, on="patient_id")
+        for first in part[part["label"] == 1].itertuples():
+            later = part[(part["time"] > first.time) | ((part["time"] == first.time) & (part["label"] == 0))]
+            right, known = right + (later["score"] < first.score).sum(), known + len(later)
+    assert told["metric"] == pytest.approx(right / known)
+    numbers = table.assign(label=times.astype(float))
+    moved = rows.assign(score=-rows["score"])
+    alone = site_metrics("regression", moved, numbers, 10)["metric"]
+    assert site_metrics("regression", moved.assign(score=moved["score"] + 5 * folds), numbers, 10)["metric"] == alone
+
+
+def test_a_site_without_a_pair_in_the_wrong_order_has_an_interval() -> None:
+    """It was [1, 1]; and held-out patients, who trained one another's models, have a wider one than external ones."""
+    metrics = NOTHING | {"patients": 40, "positives": 20, "metric": 1.0, "variance": 0.0}
+    row = sites_table("binary", {"A": "external"}, {"A": metrics}).iloc[-1]
+    assert (row["low"], row["high"]) == newcombe_interval(1.0, 20, 20)
+    metrics |= {"metric": 0.6, "variance": 0.01}
+    widths = []
+    for role in ("train", "external"):
+        row = sites_table("binary", {"A": role}, {"A": metrics}).iloc[-1]
+        widths.append(row["high"] - row["low"])
+    assert widths[1] == pytest.approx(2 * 1.959964 * 0.1)
+    assert widths[0] == pytest.approx(widths[1] * np.sqrt(2), rel=0.05)
 
 
 # Small cells

@@ -13,12 +13,12 @@ from sklearn.metrics import average_precision_score, brier_score_loss, cohen_kap
 from test_metrics import predictions_of
 
 from mil.config import MetricsSpec
-from mil.endpoints.survival import known_pairs
 from mil.metrics.agreement import cohen_kappa, fleiss_kappa, pattern_table
 from mil.metrics.score import primary, score
 from mil.rng import rng
 from mil.statistics import calibration, classification, delong, ranking
 from mil.statistics.bootstrap import point
+from mil.statistics.concordance import known_pairs
 from mil.statistics.decision import net_benefit, treat_all
 from mil.statistics.differences import bounded
 from mil.statistics.folds import corrected_resampled_t, fold_aurocs
