@@ -248,7 +248,7 @@ def _evaluation_of_classes(config: Config) -> str:
         "sites). Held-out AUROC is the share of pairs of a positive and a negative patient of one site and one fold, both judged by one model, that are in the right "
         "order; scores of different folds are not compared. It estimates the expected AUROC of models trained on this share of such a cohort. Its variance is "
         "clustered by patient and enlarged for the overlap of training sets (up to twofold, by how much of a score is noise of training, which the repeats "
-        f"show{_one_repeat(config)}). Held-out differences are tested on the same pairs with the same variance. Neither is given below {held_out.FEWEST} patients of a class or "
+        f"show{_one_repeat(config)}). Held-out differences are tested on the same pairs with the same variance. AUROC in subgroups is formed alike, and the test of what a score adds to clinical columns allows for the overlap, too. No interval and no test is given below {held_out.FEWEST} patients of a class or "
         f"{held_out.FEWEST_PAIRS} pairs per repeat. At external sites AUROC has DeLong's variance on the logit scale, below {FEWEST} patients of a class Newcombe's "
         f"interval; differences are tested by DeLong's test, below {EXCHANGE_BELOW} patients of a class by a permutation test, with the intervals of both AUROCs joined (Zou 2007) and made to agree with the test. All intervals are at {spec.confidence:.0%}; other metrics have intervals "
         "of their own, named in the table, which take the models as given. Each difference has one test; p values and the intervals shown beside them are corrected by "
