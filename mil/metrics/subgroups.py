@@ -107,23 +107,26 @@ def _auroc(scores: pd.DataFrame, folds: pd.DataFrame, confidence: float, left_ou
         return Area(*counts, *fixed_interval(labels, scores["score"].to_numpy(), sites, confidence))
     pairs = held_out.pairs_of(folds[folds["patient_id"].isin(scores["patient_id"])])
     outside = scores[~inside]
-    if not pairs.total or not (outside.groupby("site")["label"].nunique() > 1).any():
+    known = tuple(outside[name].to_numpy() for name in ("label", "score", "site"))
+    if not _pairs(outside):
         return Area(*counts, *held_out.interval(pairs, confidence), pairs.inflation() if pairs.total else 1.0)
-    placed = delong.within(*(outside[name].to_numpy() for name in ("label", "score", "site")))
+    if not pairs.total:
+        return Area(*counts, *fixed_interval(*known, confidence))
+    placed = delong.within(*known)
     areas, variances = (
         np.array([pairs.auroc, placed.auroc[0]]),
         np.array([pairs.variance()[0], placed.covariance[0, 0]]),
     )
     shares = np.array([pairs.total / pairs.repeats, _pairs(outside)])
     shares = shares / shares.sum()
-    value, known = float(shares @ areas), float(shares**2 @ variances)
+    value, for_given = float(shares @ areas), float(shares**2 @ variances)
     variance = float(shares**2 @ (variances * [pairs.inflation(), 1.0]))
     if min(numbers) < delong.FEWEST:
         few = f"no interval: {numbers[0]} positive and {numbers[1]} negative patients; {delong.FEWEST} of each needed"
         return Area(*counts, value, method=few)
     bounds = delong.logit_bounds(value, variance, *numbers, confidence)
     method = BOTH if 0 < value < 1 and variance > 0 else held_out.NO_VARIANCE
-    return Area(*counts, *bounds, method, variance / known if known > 0 else 1.0)
+    return Area(*counts, *bounds, method, variance / for_given if for_given > 0 else 1.0)
 
 
 def _pairs(scores: pd.DataFrame) -> int:

@@ -297,3 +297,18 @@ def test_a_run_that_leaves_each_site_out_has_subgroups():
     for row in table[table["variable"] == "site"].itertuples():
         assert by_site.loc[row.level, ["value", "low", "high"]].tolist() == [row.auroc, row.low, row.high]
     assert table.loc[table["variable"] == "kind", "auroc"].notna().all()
+
+
+def test_held_out_patients_of_one_class_leave_a_subgroup_its_external_pairs():
+    random = rng(0, "one class")
+    parts = [
+        pd.DataFrame({"patient_id": [f"{site}{n}" for n in range(30)], "site": site, "score": random.random(30)})
+        for site in ("north", "east")
+    ]
+    held, external = (part.assign(label=np.arange(30) % 2) for part in parts)
+    scores = pd.concat([held, external], ignore_index=True)
+    level = np.where((scores["site"] == "north") & (scores["label"] == 0), "b", "a")
+    folds = held.assign(repeat=0, fold=np.arange(30) // 2 % 3)
+    table = subgroup_aurocs(scores, scores[["patient_id"]].assign(level=level), ["level"], folds=folds)
+    area = delong.within(*(external[name].to_numpy() for name in ("label", "score", "site"))).auroc[0]
+    assert table.set_index("level").loc["a", "auroc"] == pytest.approx(area)
