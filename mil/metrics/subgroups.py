@@ -107,12 +107,12 @@ def _auroc(scores: pd.DataFrame, folds: pd.DataFrame, confidence: float, left_ou
         return Area(*counts, *fixed_interval(labels, scores["score"].to_numpy(), sites, confidence))
     pairs = held_out.pairs_of(folds[folds["patient_id"].isin(scores["patient_id"])])
     outside = scores[~inside]
-    known = tuple(outside[name].to_numpy() for name in ("label", "score", "site"))
+    known_labels, known_scores, known_sites = (outside[name].to_numpy() for name in ("label", "score", "site"))
     if not _pairs(outside):
         return Area(*counts, *held_out.interval(pairs, confidence), pairs.inflation() if pairs.total else 1.0)
     if not pairs.total:
-        return Area(*counts, *fixed_interval(*known, confidence))
-    placed = delong.within(*known)
+        return Area(*counts, *fixed_interval(known_labels, known_scores, known_sites, confidence))
+    placed = delong.within(known_labels, known_scores, known_sites)
     areas, variances = (
         np.array([pairs.auroc, placed.auroc[0]]),
         np.array([pairs.variance()[0], placed.covariance[0, 0]]),
