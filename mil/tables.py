@@ -14,12 +14,13 @@ from mil.files import SHEET_PATH, require_file, write_text
 from mil.schemas import NUMBERS, TEXT
 
 SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+ENDS = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")  # blanks and signs of no width, which copied text brings
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """The first bytes of .xlsx and .ods, and of .xls."""
 
 
 def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
-    """A person's CSV (or TSV, by its suffix) as trimmed text cells; the index is the line number in the file.
+    """A person's CSV (or TSV, by its suffix) as trimmed text cells; the index is the line number in the file. A name of two lines has a blank.
 
     Cells are parted by commas; by semicolons where the header has these and no comma, as spreadsheets write in many countries.
     """
@@ -36,7 +37,7 @@ def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
             handle.seek(0)
             parted = ";" if ";" in header and "," not in header else ","
             reader = csv.reader(handle, delimiter="\t" if tabs else parted, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+            lines = [(reader.line_num, [ENDS.sub("", cell) for cell in cells]) for cells in reader]
     except UnicodeDecodeError as error:
         raise MilError(
             f"{what} {path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
@@ -53,8 +54,11 @@ def read_text_table(path: str | Path, what: str) -> pd.DataFrame:
             f"{what} {path}: its columns are parted by {SIGNS[other]}, not {SIGNS[reader.dialect.delimiter]}; save it with commas "
             "as .csv, or with tabs as .tsv"
         )
+    columns = [" ".join(name.split()) for name in columns]
     if "" in columns:
-        raise MilError(f"{what} {path}: column {columns.index('') + 1} has no name; name it, or empty it")
+        raise MilError(
+            f"{what} {path}: column {columns.index('') + 1} has no name; name it, or empty it (the first line has the names)"
+        )
     doubled = [column for column in columns if columns.count(column) > 1]
     if doubled:
         raise MilError(f"{what} {path}: column '{doubled[0]}' stands twice; keep one")

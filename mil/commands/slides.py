@@ -100,6 +100,11 @@ def _slide_check(
     if out is not None:
         write_table(table, out)
     bad = _report_states(table, f"check {rows or site or 'all sites'}", reporter)
+    if len(lost := sheet[~sheet["listed"]]):
+        patients = lost["patient_id"].unique()
+        reporter.say(
+            f"{len(lost)} slides are not used: {len(patients)} patients have no row in the patient table, '{patients[0]}' first"
+        )
     none_usable = site is None and rows is None and len(bad) == len(table)
     if len(bad) and (strict or settings.on_bad_slide == "stop" or none_usable):
         raise MilError(_first_of(bad, len(table)))

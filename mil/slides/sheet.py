@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mil.tables import as_it_was, read_text_table, require_columns
 
 DECIMAL = re.compile(r"[+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # Python would take 1_0 for 10
 OPTIONAL_COLUMNS = ("mpp",)
+EXPONENT = re.compile(r"[0-9]([.,][0-9]+)?e\+[0-9]{1,2}")
 MINUS = "\u2212"  # no dash to Unicode
 
 
@@ -64,6 +66,7 @@ def read_cohort(spec: SlidesSpec, label_columns: Iterable[str] = ()) -> Cohort:
     require_columns(patients, label_columns, f"patient table {source}")
     slides = sheet[[*SHEET, *OPTIONAL_COLUMNS]].copy()
     _check_rows(slides, spec)
+    _check_persons(slides, set(patients["patient_id"]) if spec.patients else set(), spec)
     slides["path"] = _resolve(slides, spec)
     slides["listed"] = slides["patient_id"].isin(set(patients["patient_id"]))
     return Cohort(slides, patients, source)
@@ -110,8 +113,9 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
     if len(alike):
         patient = alike["patient_id"].iloc[0]
         first = table[table["patient_id"].map(_spelt) == _spelt(patient)]
+        quoted = _quoted(patient, first["patient_id"].iloc[0])
         raise MilError(
-            f"patient table {spec.patients} line {alike.index[0]}: patient '{patient}' is spelt '{first['patient_id'].iloc[0]}' in "
+            f"patient table {spec.patients} line {alike.index[0]}: patient {quoted[0]} is spelt {quoted[1]} in "
             f"line {first.index[0]}; keep one row, or give two persons ids that differ by more than case, blanks or kind of dash"
         )
     _check_spelling(sheet, table, spec)
@@ -121,24 +125,62 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
 def _check_spelling(sheet: pd.DataFrame, patients: pd.DataFrame, spec: SlidesSpec) -> None:
     """A patient of the sheet who has no row, while one who has no slide is spelt almost alike, is one patient: '007' and '7.0'."""
     having, wanted = set(patients["patient_id"]), set(sheet["patient_id"])
-    spare = {_plain(patient): patient for patient in sorted(having - wanted)}
+    spare = {_without_signs(patient): patient for patient in sorted(having - wanted)}
     for line, patient in sheet["patient_id"].items():
-        if patient not in having and (other := spare.get(_plain(patient))):
+        if patient not in having and (other := spare.get(_without_signs(patient))):
+            quoted = _quoted(patient, other)
             raise MilError(
-                f"slide sheet {spec.sheet} line {line}: patient '{patient}' has no row in {spec.patients}, but '{other}' has; "
+                f"slide sheet {spec.sheet} line {line}: patient {quoted[0]} has no row in {spec.patients}, but {quoted[1]} has; "
                 "write both alike"
+            )
+
+
+def _check_persons(sheet: pd.DataFrame, having: set[str], spec: SlidesSpec) -> None:
+    """Raise where no patient is among those `having` a row, or a site has '7' and '007', one patient unless both have rows."""
+    wanted = set(sheet["patient_id"])
+    if having and not having & wanted:
+        raise MilError(
+            f"none of the {len(wanted)} patients of slide sheet {spec.sheet} has a row in {spec.patients}: ids there are like "
+            f"'{min(having)}', in the sheet like '{min(wanted)}'; write them alike"
+        )
+
+    seen: dict[tuple[str, str], tuple[str, int]] = {}
+    for line, patient, site in sheet[["patient_id", "site"]].itertuples():
+        other, first = seen.setdefault((site, _plain(patient)), (patient, line))
+        if other != patient and not {other, patient} <= having:
+            raise MilError(
+                f"slide sheet {spec.sheet} line {line}: patient '{patient}' stands as '{other}' in line {first}; write both alike, or "
+                "give two persons ids that differ by more than zeros in front or behind"
             )
 
 
 def _spelt(name: str) -> str:
     """An id without case, blanks, kinds of dashes and the ways to write one letter: what a person takes for the same id."""
-    plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    plain = "".join(_seen(name).casefold().split())
     return "".join("-" if unicodedata.category(sign) == "Pd" or sign == MINUS else sign for sign in plain)
 
 
 def _plain(patient: str) -> str:
-    """An id as `_spelt`, and without what spreadsheets change: zeros in front, '.0' behind."""
-    return re.sub(r"\.0+$", "", _spelt(patient)).lstrip("0")
+    """An id as `_spelt`, and without what spreadsheets change: zeros in front, '.0' behind, '1e+05' for 100000."""
+    text = _spelt(patient)
+    if EXPONENT.fullmatch(text):
+        text = f"{Decimal(text.replace(',', '.')):f}"
+    return re.sub(r"\.0+$", "", text).lstrip("0")
+
+
+def _without_signs(patient: str) -> str:
+    """An id as `_plain`, with one sign for all that is no letter and no digit: 'A-1/2' and 'a_1-2'."""
+    return re.sub(r"[\W_]+", "-", _plain(patient))
+
+
+def _seen(name: str) -> str:
+    """An id as it looks: one way to write a letter, and no sign that prints nothing."""
+    return "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+
+
+def _quoted(*names: str) -> list[str]:
+    """Names for a message, with escapes where they look alike."""
+    return [ascii(name) if len(set(map(_seen, names))) == 1 else f"'{name}'" for name in names]
 
 
 def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
@@ -162,8 +204,9 @@ def _check_rows(slides: pd.DataFrame, spec: SlidesSpec) -> None:
             _refuse_second(path_lines, os.path.normpath(row.path), line, f"{where}: path '{row.path}'")
         other, first = spellings.setdefault(_spelt(row.patient_id), (row.patient_id, line))
         if other != row.patient_id:
+            quoted = _quoted(row.patient_id, other)
             raise MilError(
-                f"{where}: patient '{row.patient_id}' is spelt '{other}' in line {first}; one person's slides must not lie in two "
+                f"{where}: patient {quoted[0]} is spelt {quoted[1]} in line {first}; one person's slides must not lie in two "
                 "folds: write both alike, or give two persons ids that differ by more than case, blanks or kind of dash"
             )
         site, first = patient_sites.setdefault(row.patient_id, (row.site, line))

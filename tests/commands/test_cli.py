@@ -200,15 +200,18 @@ def test_a_full_disk_and_a_log_that_cannot_be_written_are_one_line_each(tmp_path
 @pytest.mark.slow
 def test_strict_check_of_a_corrupt_slide_names_it(tmp_path):
     (tmp_path / "broken.svs").write_bytes(b"not a slide")
-    (tmp_path / "slides.csv").write_text("slide_id,patient_id,site,path\ns1,p1,A,broken.svs\n")
-    spec = '{"sheet": "slides.csv", "roles": {"A": "train"}}'
+    (tmp_path / "other.svs").write_bytes(b"not a slide")
+    (tmp_path / "slides.csv").write_text("slide_id,patient_id,site,path\ns1,p1,A,broken.svs\ns2,p2,A,other.svs\n")
+    (tmp_path / "patients.csv").write_text("patient_id,response\np1,1\n")
+    spec = '{"sheet": "slides.csv", "patients": "patients.csv", "roles": {"A": "train"}}'
     flagged = mil("check", "--spec", spec, "--out", "out.csv", cwd=tmp_path)
     assert flagged.returncode == 1  # nothing usable is left
     assert "s1" in (tmp_path / "out.csv").read_text()
+    assert "1 slides are not used: 1 patients have no row in the patient table, 'p2' first" in flagged.stderr
     strict = mil("check", "--spec", spec, "--strict", cwd=tmp_path)
     assert strict.returncode == 1
     last = strict.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: 1 of 1 slides cannot be used; the first: slide s1 (broken.svs): ")
+    assert last.startswith("error: 2 of 2 slides cannot be used; the first: slide s1 (broken.svs): ")
 
 
 def test_the_log_gets_the_error_too(tmp_path):

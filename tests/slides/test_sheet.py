@@ -133,11 +133,43 @@ def test_bad_sheet_is_one_line(tmp_path, sheet, said):
             "patient_id,response\np1,1\n0P2.0,0\n",
             "line 4: patient 'p2' has no row in .*, but '0P2.0' has; write both alike",
         ),
+        (
+            "patient_id,response\np1,1\np\u00ad2,0\n",
+            r"line 4: patient 'p2' has no row in .*, but 'p\\xad2' has; write both alike",
+        ),
+        (
+            "patient_id,response\nq1,1\nq7,0\n",
+            "none of the 2 patients of slide sheet .* has a row in .*: ids there are like 'q1', in the sheet like 'p1'",
+        ),
     ],
 )
 def test_bad_patient_table_is_one_line(tmp_path, patients, said):
     with pytest.raises(MilError, match=said.replace("?", r"\?")):
         read_cohort(write(tmp_path, patients=patients), ["response"])
+
+
+@pytest.mark.parametrize(
+    ("sheet", "patients", "said"),
+    [
+        ({"p1": "a_1"}, {"p1": "A-1"}, "patient 'a_1' has no row in .*, but 'A-1' has"),
+        ({"p1": "100000"}, {"p1": "1E+05"}, "patient '100000' has no row in .*, but '1E.05' has"),
+        ({"s2,p1": "s2,07", "p1": "7"}, {"p1": "7"}, "line 3: patient '07' stands as '7' in line 2; write both alike"),
+        ({"s2,p1": "s2,7.0", "p1": "7"}, None, "line 3: patient '7.0' stands as '7' in line 2; write both alike"),
+    ],
+)
+def test_ids_that_a_spreadsheet_changed_are_not_other_patients(tmp_path, sheet, patients, said):
+    texts = [GOOD, PATIENTS]
+    for number, changes in enumerate([sheet, patients or {}]):
+        for old, new in changes.items():
+            texts[number] = texts[number].replace(old, new)
+    with pytest.raises(MilError, match=said):
+        read_cohort(write(tmp_path, texts[0], None if patients is None else texts[1]))
+
+
+def test_ids_that_differ_by_zeros_are_two_patients_where_both_have_a_row(tmp_path):
+    sheet = GOOD.replace("s2,p1", "s2,07").replace("p1", "7")
+    cohort = read_cohort(write(tmp_path, sheet, PATIENTS.replace("p1", "7") + "07,0\n"))
+    assert cohort.slides["patient_id"].nunique() == 3
 
 
 def test_semicolons_part_cells_where_the_header_has_no_comma(tmp_path):
@@ -164,11 +196,13 @@ def test_unknown_site_names_the_nearest(tmp_path):
 
 
 def test_a_sheet_as_spreadsheets_save_it(tmp_path):
-    """Byte-order mark, carriage returns, and blank columns at the right."""
-    spec = write(tmp_path)
+    """Byte-order mark, carriage returns, blank columns at the right; names of two lines, signs of no width behind cells."""
+    spec = write(tmp_path, patients='patient_id,"response\n(pCR)"\np1\u200b,1\np2,0\n')
     with_ends = "".join(f"{line},,\r\n" for line in GOOD.splitlines())
     (tmp_path / "slides.csv").write_bytes(b"\xef\xbb\xbf" + with_ends.encode())
-    assert list(read_cohort(spec, ["response"]).slides["mpp"]) == ["", "0.25", ""]
+    cohort = read_cohort(spec, ["response (pCR)"])
+    assert list(cohort.slides["mpp"]) == ["", "0.25", ""]
+    assert cohort.slides["listed"].all()
 
 
 def test_text_of_another_encoding_says_what_to_save_it_as(tmp_path):
