@@ -47,7 +47,7 @@ def _who_asks(config: Config, column: str) -> str | None:
 def check_readiness(config: Config, cohort: Cohort) -> None:
     """Raise `MilError` for the first column, label, file or folder that a later step would miss."""
     for where, columns in _columns(config):
-        require_columns(cohort.patients, columns, f"{where}: patient table {cohort.source}")
+        require_columns(cohort.patients.drop(columns="patient_id"), columns, f"{where}: patient table {cohort.source}")
     _check_cells(config, cohort)
     _check_labels(config, cohort)
     if not any(config.slides.roles[site] == "train" for site in cohort.sites):
@@ -79,7 +79,7 @@ def _check_cells(config: Config, cohort: Cohort) -> None:
         cells = patients.set_index("patient_id")[column]
         refuse_mixture(cells[cells != ""], column, f"patient table {cohort.source}, metrics.subgroups")
     if metrics.time is not None and metrics.event is not None:
-        follow_up(patients, metrics.time, metrics.event)
+        follow_up(patients, metrics.time, metrics.event, f"patient table {cohort.source}, ")
 
 
 def _check_labels(config: Config, cohort: Cohort) -> None:

@@ -17,7 +17,7 @@ DATE = re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}")
 MAX_LEVELS = 12
 
 
-def follow_up(patients: pd.DataFrame, time: str, event: str) -> pd.DataFrame:
+def follow_up(patients: pd.DataFrame, time: str, event: str, where: str = "") -> pd.DataFrame:
     """time (float) and event (bool) by patient_id, from text cells; patients with a blank in either are left out."""
     by_patient = patients.set_index("patient_id")
     for column in (time, event):
@@ -32,8 +32,9 @@ def follow_up(patients: pd.DataFrame, time: str, event: str) -> pd.DataFrame:
     if wrong.any():
         patient = wrong[wrong].index[0]
         raise MilError(
-            f"patient '{patient}': {time} = '{by_patient.loc[patient, time]}', {event} = '{by_patient.loc[patient, event]}'; "
-            "the time must not be negative and the event 0 or 1 (or both blank)"
+            f"{where}metrics.time and metrics.event: patient '{patient}' has {time} = '{by_patient.loc[patient, time]}', {event} = "
+            f"'{by_patient.loc[patient, event]}'; the time must be a number with a decimal point, not below 0, and the event 0 or 1 (or "
+            "both blank)"
         )
     return pd.DataFrame({"time": times[known].astype(float), "event": events[known].astype(bool)})
 
@@ -97,9 +98,9 @@ def _refuse_spelling(cells: pd.Series, column: str, where: str) -> None:
 
 
 def refuse_mixture(cells: pd.Series, column: str, where: str) -> None:
-    """Raise for 'NA', '<5' or 'inf' among numbers (text cells by patient_id, none blank), and for 'Yes' beside 'yes': no class is meant."""
+    """Raise for 'NA', '<5', 'T2' or 'inf' among numbers (text cells by patient_id, none blank), and for 'Yes' beside 'yes': no class is meant."""
     plain = np.isfinite(pd.to_numeric(cells, errors="coerce").astype(float))
-    odd = cells[~plain & cells.str.extract(NUMBERED, expand=False).isna()]
+    odd = cells[~plain]
     if plain.any() and len(odd):
         raise MilError(
             f"{where}: column '{column}' holds numbers, but '{odd.iloc[0]}' for patient '{odd.index[0]}'; leave what is unknown "

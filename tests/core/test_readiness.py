@@ -29,6 +29,7 @@ def test_a_cohort_with_all_that_it_names_is_ready(tmp_path, repository):
             {"metrics": {"clinical": ["aeg"]}},
             r"metrics.clinical: patient table .* column 'aeg' is missing; did you mean 'age'",
         ),
+        ({"metrics": {"subgroups": ["patient_id"]}}, "metrics.subgroups: .* column 'patient_id' is missing"),
         ({"metrics": {"subgroups": ["grade"]}}, "metrics.subgroups: .* column 'grade' is missing"),
         ({"metrics": {"time": "months", "event": "died"}}, "metrics.time: .* column 'months' is missing"),
         (
@@ -160,7 +161,7 @@ def test_leaving_a_site_out_of_two_is_refused_before_the_first_tile(tmp_path, re
             "inf",
             "metrics.subgroups: column 'age' holds numbers, but 'inf' for patient 'south-p1'",
         ),
-        ({"time": "age", "event": "response"}, "unknown", "patient 'south-p1': age = 'unknown'"),
+        ({"time": "age", "event": "response"}, "unknown", "patient 'south-p1' has age = 'unknown'"),
     ],
 )
 def test_a_word_among_numbers_names_the_patient(tmp_path, repository, metrics, cell, said):
