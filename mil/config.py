@@ -196,6 +196,9 @@ class Config(Spec):
             raise ValueError(f"results: {self.results!r} is no folder's path; leave out {{ }} < > * and ?")
         self._check_names()
         self._check_features()
+        for kind, names in ("run", self.run), ("figures.reviews", self.figures.reviews):
+            if doubled := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{kind} names '{doubled[0]}' twice; keep one")
         for name in self.run:
             if name not in self.experiments:
                 raise ValueError(f"run: unknown experiment '{name}'; {nearest(name, self.experiments)}")

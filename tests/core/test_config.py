@@ -42,6 +42,8 @@ STANZA = {"encoder": "effnet", "endpoint": "response", "model": "mean", "strateg
         ({"tiles": {"version": 99}}, "tiles.version: 99 is refused"),
         ({"slides": {"roles": {"A": "trian"}}}, "slides.roles.A: 'trian' is refused"),
         ({"truth": {}}, "truth: give either table (with square_um) or masks (with mask_mpp)"),
+        ({"run": ["a", "a"], "experiments": {"a": STANZA}}, "run names 'a' twice"),
+        ({"figures": {"reviews": ["r.csv", "r.csv"]}}, "figures.reviews names 'r.csv' twice"),
         ({"run": ["x"]}, "run: unknown experiment 'x'; known: none"),
         ({"run": ["a"], "experiments": {"a": STANZA | {"encoder": "efnet"}}}, "did you mean 'effnet'?"),
         ({"run": ["a"], "experiments": {"a": STANZA | {"endpoint": "respons"}}}, "did you mean 'response'?"),
