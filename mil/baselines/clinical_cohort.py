@@ -14,11 +14,12 @@ from mil.bags.covariates import clinical_inputs
 from mil.bags.table import make_bags
 from mil.baselines.protocol import join_folded, run_protocol, train_without_tiles
 from mil.config import Config
+from mil.endpoints import build_endpoint
 from mil.errors import MilError, nearest
 from mil.metrics.comparison import compare, compare_with
 from mil.metrics.score import score
 from mil.progress import Reporter
-from mil.slides.sheet import Cohort
+from mil.slides.sheet import Cohort, check_patients
 from mil.tables import labelled, read_text_table, require_columns, stacked, write_table
 
 
@@ -47,16 +48,10 @@ def read_patients(config: Config) -> Cohort:
     path = config.slides.patients
     table = read_text_table(path, "patient table")
     require_columns(table, ["patient_id", "site"], f"patient table {path}")
-    for column in ("patient_id", "site"):
-        blank = table.index[table[column] == ""]
-        if len(blank):
-            raise MilError(
-                f"patient table {path} line {blank[0]}: column '{column}' is blank; fill it or remove the row"
-            )
-    doubled = table[table["patient_id"].duplicated()]
-    if len(doubled):
-        patient = doubled["patient_id"].iloc[0]
-        raise MilError(f"patient table {path} line {doubled.index[0]}: patient '{patient}' has a row already; keep one")
+    check_patients(table, path)
+    blank = table.index[table["site"] == ""]
+    if len(blank):
+        raise MilError(f"patient table {path} line {blank[0]}: column 'site' is blank; fill it or remove the row")
     for site in table["site"].unique():
         if site not in config.slides.roles:
             raise MilError(
@@ -91,7 +86,7 @@ def clinical_cohort(
         bags,
         together.predictions,
         together.inner,
-        score(together.predictions, config.metrics, None, together.inner),
+        score(together.predictions, config.metrics, None, together.inner, build_endpoint(spec)),
         _compared(together.predictions, config, endpoint, list(trained)),
     )
 
@@ -116,6 +111,7 @@ def _bags(cohort: Cohort, config: Config, endpoint: str, covariates: list[str]) 
 
 def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[str]) -> pd.DataFrame:
     """Strategies of the clinical model pairwise, and the pooled one less the annotation alone and less trained models."""
+    kind = build_endpoint(config.endpoints[endpoint])
     parts = {str(name): part for name, part in table.groupby("experiment", sort=False)}
     strategies = {
         name: part
@@ -124,7 +120,9 @@ def _compared(table: pd.DataFrame, config: Config, endpoint: str, trained: list[
     }
     others = {name: part for name, part in parts.items() if name == "annotation_pooled" or name in trained}
     comparisons = [
-        compare(strategies, config.metrics).assign(endpoint=endpoint, factor="strategy"),
-        compare_with("clinical_pooled", parts["clinical_pooled"], others, config.metrics, endpoint),
+        compare(strategies, config.metrics, kinds=dict.fromkeys(strategies, kind)).assign(
+            endpoint=endpoint, factor="strategy"
+        ),
+        compare_with("clinical_pooled", parts["clinical_pooled"], others, config.metrics, endpoint, kind),
     ]
     return stacked(comparisons)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import ExperimentSpec
+from mil.endpoints import build_endpoint
 from mil.errors import NoInnerFold
 from mil.progress import Reporter, quiet
 from mil.rng import rng
@@ -91,7 +92,7 @@ def train_without_tiles(
     run = train(experiment, endpoint, training, store, reporter or quiet(), alike=alike)
     table = predict(run, bags, FeatureStore.of(blank)).table.assign(experiment=name)
     inner = pd.DataFrame(columns=WATCHED) if run.inner is None else run.inner.assign(experiment=name)
-    return Folded(table[PREDICTED], inner[WATCHED])
+    return Folded(table[list(build_endpoint(endpoint).predicted)], inner[WATCHED])
 
 
 def join_folded(parts: Sequence[Folded]) -> Folded:

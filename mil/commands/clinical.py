@@ -9,6 +9,7 @@ def clinical(
 ) -> None:
     """Train and score linear models of clinical columns alone, without slides: local, pooled and federated (FedAvg)."""
     from mil.baselines.clinical_cohort import clinical_cohort, read_patients
+    from mil.endpoints import build_endpoint
     from mil.metrics.score import primary
 
     reporter = reporter_of(log)
@@ -27,5 +28,5 @@ def clinical(
         folder = config.results_folder / "clinical" / endpoint
         baseline.save(folder)
         for row in primary(baseline.metrics).itertuples():
-            reporter.note(scored_line(row, "AUROC"))
+            reporter.note(scored_line(row, build_endpoint(config.endpoints[endpoint]).primary.title))
         reporter.say(f"clinical {endpoint}: {len(baseline.bags)} patients; tables below {folder}")

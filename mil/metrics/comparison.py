@@ -54,13 +54,17 @@ def compare(
 
 
 def compare_with(
-    name: str, predictions: pd.DataFrame, others: Mapping[str, pd.DataFrame], spec: MetricsSpec, endpoint: str
+    name: str,
+    predictions: pd.DataFrame,
+    others: Mapping[str, pd.DataFrame],
+    spec: MetricsSpec,
+    endpoint: str,
+    kind: Endpoint | None = None,
 ) -> pd.DataFrame:
-    """The same for one experiment less each of `others` (baselines), as the factor `baseline`; two classes."""
+    """The same for one experiment less each of `others` (baselines), as the factor `baseline`; two classes without `kind`."""
     contrasts = [Contrast(name, other, "baseline", endpoint) for other in others]
-    return _compared(
-        {name: predictions, **others}, contrasts, spec, {experiment: build_endpoint() for experiment in (name, *others)}
-    )
+    kinds = dict.fromkeys([name, *others], kind or build_endpoint())
+    return _compared({name: predictions, **others}, contrasts, spec, kinds)
 
 
 def _compared(

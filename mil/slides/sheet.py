@@ -98,15 +98,22 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
         raise MilError(f"slide sheet {spec.sheet}: {unknown} (columns of patients belong into {spec.patients})")
     table = read_text_table(spec.patients, "patient table")
     require_columns(table, ["patient_id"], f"patient table {spec.patients}")
+    check_patients(table, spec.patients)
+    _check_spelling(sheet, table, spec)
+    return table, spec.patients
+
+
+def check_patients(table: pd.DataFrame, path: str) -> None:
+    """Raise where the patient table at `path` has a row without an id, or two of one person."""
     nameless = table.index[table["patient_id"] == ""]
     if len(nameless):
         raise MilError(
-            f"patient table {spec.patients} line {nameless[0]}: column 'patient_id' is blank; fill it or remove the row"
+            f"patient table {path} line {nameless[0]}: column 'patient_id' is blank; fill it or remove the row"
         )
     doubled = table[table["patient_id"].duplicated()]
     if len(doubled):
         raise MilError(
-            f"patient table {spec.patients} line {doubled.index[0]}: patient '{doubled['patient_id'].iloc[0]}' "
+            f"patient table {path} line {doubled.index[0]}: patient '{doubled['patient_id'].iloc[0]}' "
             "has a row already; keep one row a patient"
         )
     alike = table[table["patient_id"].map(_spelt).duplicated()]
@@ -115,11 +122,9 @@ def _patients(sheet: pd.DataFrame, spec: SlidesSpec) -> tuple[pd.DataFrame, str]
         first = table[table["patient_id"].map(_spelt) == _spelt(patient)]
         quoted = _quoted(patient, first["patient_id"].iloc[0])
         raise MilError(
-            f"patient table {spec.patients} line {alike.index[0]}: patient {quoted[0]} is spelt {quoted[1]} in "
+            f"patient table {path} line {alike.index[0]}: patient {quoted[0]} is spelt {quoted[1]} in "
             f"line {first.index[0]}; keep one row, or give two persons ids that differ by more than case, blanks or kind of dash"
         )
-    _check_spelling(sheet, table, spec)
-    return table, spec.patients
 
 
 def _check_spelling(sheet: pd.DataFrame, patients: pd.DataFrame, spec: SlidesSpec) -> None:

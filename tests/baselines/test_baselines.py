@@ -197,6 +197,35 @@ def test_a_clinical_column_of_one_class_is_no_input(key, tmp_path):
         clinical_cohort(config, "response")
 
 
+KINDS = {
+    "survival": ({"column": "months", "event": "dead"}, "c_index"),
+    "regression": ({"column": "months"}, "spearman"),
+    "multiclass": ({"column": "stage", "classes": ["T1", "T2", "T3"]}, "macro_auroc"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clinical_cohort_of_every_kind_is_scored_by_its_own_measure(kind, tmp_path):
+    """Months are 100 less the age, the stage is the age's third: models of the age are right."""
+    rows = [f"p{n},{'AB'[n % 2]},{100 - n},{n % 3 % 2},{n},T{1 + n // 20}" for n in range(60)]
+    (tmp_path / "patients.csv").write_text("\n".join(["patient_id,site,months,dead,age,stage", *rows]) + "\n")
+    columns, measure = KINDS[kind]
+    config = Config.model_validate(
+        {
+            "slides": {"patients": str(tmp_path / "patients.csv"), "roles": {"A": "train", "B": "external"}},
+            "endpoints": {"outcome": {"kind": kind, "folds": 2, "inner_folds": 2, **columns}},
+            "metrics": {"clinical": ["age"], "bootstrap": 100},
+        }
+    )
+    results = clinical_cohort(config, "outcome")
+    shown = results.metrics.query(
+        "experiment == 'clinical_pooled' and split == 'external' and site == 'B' and primary == 1"
+    )
+    assert shown["metric"].tolist() == [measure]
+    assert shown["value"].item() > 0.7
+    assert measure in results.comparisons["metric"].iloc[0]
+
+
 def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monkeypatch):
     table = clinical_tables.read_tables(shared / "data/clinical")
     table = table[table["subtype"] == "TNBC"]
@@ -219,6 +248,9 @@ def test_a_clinical_cohort_is_a_command(clinical_tables, shared, tmp_path, monke
         lambda text: text.replace(",Ohio,", ",Ohia,", 1): "site 'Ohia' has no role",
         lambda text: text.replace("site", "place", 1): "column 'site' is missing",
         lambda text: text + lines[1] + "\n": "has a row already",
+        lambda text: (
+            text + lines[1].lower() + "\n"
+        ): "keep one row, or give two persons ids that differ by more than case",
         lambda text: text.replace(
             lines[1], lines[1].replace(",TNBC,1,", ",TNBC,x,").replace(",TNBC,0,", ",TNBC,x,")
         ): "'x'",
