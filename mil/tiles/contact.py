@@ -65,12 +65,14 @@ def contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path) ->
 
 def write_contact_sheet(slides: pd.DataFrame, tiles_folder: Path, thumbnails: Path, out: Path) -> list[str]:
     """Write the sheet of one site's slide table as JPEG, states as the manifests in `tiles_folder` have them; outliers in words."""
-    manifests = [read_table(path) for path in sorted(tiles_folder.glob("shard*.csv"))]
+    manifests = [
+        read_table(path) for path in sorted(tiles_folder.glob("shard*.csv"), key=lambda path: path.stat().st_mtime_ns)
+    ]
     if not manifests:
         raise MilError(
             f"{tiles_folder}: holds no manifest (shard*.csv); run `mil tile` with --out {tiles_folder}/shard0.csv"
         )
-    tiled = pd.concat(manifests).set_index("slide_id")[["state", "reason"]]
+    tiled = pd.concat(manifests).drop_duplicates("slide_id", keep="last").set_index("slide_id")[["state", "reason"]]
     states = slides.set_index("slide_id", drop=False)
     states.loc[states.index.intersection(tiled.index), ["state", "reason"]] = tiled
     page, outliers = contact_sheet(states, tiles_folder, thumbnails)
