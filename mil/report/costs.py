@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mil.report.cells import Cell, ReportTable
 from mil.report.tables import TABLES
+from mil.results.leftovers import of_this_run
 from mil.results.results import Results
 
 STAGES = ("check", "tile", "extract", "convert", "bag", "input_check", "train", "predict", "score", "localise", "compare", "baseline", "deep_check", "figure")  # fmt: skip
@@ -15,7 +16,8 @@ def costs(results: Results) -> ReportTable:
     """Jobs, hours and memory of each stage that Snakemake measured; no rows for results that were made without it."""
     rows = []
     for stage in STAGES:
-        jobs = [_measured(path) for path in sorted((results.folder / "benchmarks" / stage).glob("*.tsv"))]
+        paths = sorted((results.folder / "benchmarks" / stage).glob("*.tsv"))
+        jobs = [_measured(path) for path in of_this_run(results, paths)]
         if jobs:
             seconds, cpu, memory = zip(*jobs, strict=True)
             rows.append(

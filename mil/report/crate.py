@@ -16,6 +16,7 @@ from rocrate.rocrate import ROCrate
 
 from mil.errors import MilError
 from mil.files import sha256_of, write_text
+from mil.results.leftovers import of_this_run
 from mil.results.results import Results
 from mil.tables import read_table
 from mil.version import __version__
@@ -40,7 +41,7 @@ PACKAGES = ("torch", "timm", "numpy", "scikit-learn", "lifelines", "openslide-py
 
 def write_crate(results: Results) -> Path:
     """Write the file into the results' folder; the crate is that folder. A `MilError` where there are no results yet."""
-    paths = list(_outputs(results.folder))
+    paths = list(of_this_run(results, _outputs(results.folder)))
     if not any(path.parent.name == "predictions" for path in paths):
         raise MilError(f"{results.folder}: holds no predictions; run the workflow first")
     crate = ROCrate(version="1.2")
@@ -89,7 +90,7 @@ def _file(crate: ROCrate, folder: Path, path: Path) -> ContextEntity:
 def _slides(crate: ROCrate, results: Results) -> list[ContextEntity]:
     """Every slide of the sites' tables, with the fingerprint of its content ('' for features alone and for what cannot be read)."""
     slides = []
-    for path in sorted(results.folder.glob("sites/*/slides.csv")):
+    for path in of_this_run(results, sorted(results.folder.glob("sites/*/slides.csv"))):
         for row in read_table(path).to_dict("records"):
             stated = {"@type": "CreativeWork", "name": str(row["slide_id"]), "identifier": str(row["fingerprint"])}
             slides.append(crate.add(ContextEntity(crate, f"#slide/{path.parent.name}/{row['slide_id']}", stated)))

@@ -39,15 +39,15 @@ def put(path: Path, text: str) -> None:
 def settle(results: Path) -> None:
     """Forget what dry runs replaced: a run starts with the files as they are now."""
     for folder in (results, *(results / "sites").glob("*/shards")):
-        pattern = f"inputs/**/.*{BEFORE}" if folder == results else f".*{BEFORE}"
-        for path in folder.glob(pattern):
+        patterns = [f".*{BEFORE}", f"inputs/**/.*{BEFORE}"] if folder == results else [f".*{BEFORE}"]
+        for path in (path for pattern in patterns for path in folder.glob(pattern)):
             path.unlink(missing_ok=True)
 
 
 def write_inputs(config: Config, cohort: Cohort, results: Path) -> None:
     """Write `config.json` and the files below `inputs/`."""
     inputs = results / "inputs"
-    put(results / "config.json", config.to_json())
+    put(results / "config.json", _of_sites(config, cohort.sites).to_json())
     put(inputs / "slides.json", slides_of(config.slides).to_json())
     put(inputs / "tiles.json", config.tiles.to_json())
     put(inputs / "metrics.json", config.metrics.to_json())
@@ -65,6 +65,13 @@ def write_inputs(config: Config, cohort: Cohort, results: Path) -> None:
         put(inputs / f"labels/{name}.csv", _labels(config, cohort, name))
     for name, experiment in config.selected().items():
         put(inputs / f"experiments/{name}.json", experiment.to_json())
+
+
+def _of_sites(config: Config, sites: Iterable[str]) -> Config:
+    """The settings without sites that have no slide in the sheet, whose earlier results may lie there still."""
+    parts = {"roles": config.slides.roles, "features": config.slides.features}
+    kept = {key: {site: part[site] for site in part if site in sites} for key, part in parts.items()}
+    return config.model_copy(update={"slides": config.slides.model_copy(update=kept)})
 
 
 def states(paths: Iterable[str | Path]) -> dict[str, str]:

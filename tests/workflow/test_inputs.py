@@ -8,6 +8,8 @@ import pytest
 
 from mil.config import Config
 from mil.files import file_name, write_text
+from mil.results.leftovers import of_this_run
+from mil.results.results import Results
 from mil.slides.fingerprint import WHOLE, fingerprint
 from mil.slides.sheet import Cohort, read_shard
 from mil.tables import write_table
@@ -43,10 +45,35 @@ def test_the_same_content_keeps_its_time_and_a_dry_run_leaves_no_trace(tmp_path)
     assert path.read_text() == "A"
 
 
-def make(tmp_path, slides=7, **over):
+def test_a_site_without_a_slide_in_the_sheet_is_no_site_of_the_results(tmp_path):
+    """What an earlier run left of it would stand in the report."""
+    made = make(
+        tmp_path,
+        slides={"roles": {"A": "train", "gone": "external"}, "features": {"gone": {"folder": "f", "layout": "stamp"}}},
+    )
+    write_inputs(made.config, made.cohort, made.results)
+    stated = Results.open(str(made.results)).config.slides
+    assert (stated.roles, dict(stated.features)) == ({"A": "train"}, {})
+
+
+def test_files_of_names_that_the_settings_no_longer_have_are_left_over(tmp_path):
+    encoder = SimpleNamespace(encoder="colour")
+    results = SimpleNamespace(
+        folder=tmp_path, sites=["A", "B.C"], experiments={"run.a": encoder}, endpoints=["response"]
+    )
+    kept = ["sites/A/features/colour/shard0.csv", "sites/B.C/slides.csv", "runs/run.a/models.csv", "metrics/run.a.folds.csv",
+            "figures/heatmaps.B.C.png", "figures/roc_by_site.png", "bags/response.flow.csv"]  # fmt: skip
+    left = ["sites/B/slides.csv", "sites/A/features/old/shard0.csv", "runs/run/models.csv", "metrics/run.csv",
+            "metrics/run.folds.csv", "figures/heatmaps.B.png", "bags/grade.flow.csv", "bags/grade.csv"]  # fmt: skip
+    for name in kept + left:
+        write_text(tmp_path / name, "")
+    assert list(of_this_run(results, [tmp_path / name for name in kept + left])) == [tmp_path / name for name in kept]
+
+
+def make(tmp_path, count=7, **over):
     """A cohort of one site, its config, and a function that writes its shards again."""
     rows = []
-    for number in range(slides):
+    for number in range(count):
         path = tmp_path / f"s{number}.svs"
         if not path.exists():
             path.write_bytes(bytes([number]) * 100)
