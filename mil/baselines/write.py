@@ -61,9 +61,17 @@ def write_baselines(results: "Results", endpoint: str, folder: str | Path) -> pd
         tables["left_out"] = pd.concat(left_out, ignore_index=True)
     tables |= curves_and_folds(folded.predictions, config.metrics)
     tables |= {"predictions": folded.predictions, "inner": folded.inner, "metrics": metrics}
-    for name, table in tables.items():  # metrics.csv, the last, completes the folder
-        write_table(table, folder / f"{name}.csv")
+    _save(tables, folder)
     return metrics
+
+
+def _save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Write the tables, the last of which completes the folder; those of another kind of endpoint, or of other experiments, are removed."""
+    for path in folder.glob("*.csv"):
+        if path.stem not in tables:
+            path.unlink()
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.csv")
 
 
 def _write_features_alone(results: "Results", endpoint: str, folder: Path) -> pd.DataFrame:
@@ -78,8 +86,7 @@ def _write_features_alone(results: "Results", endpoint: str, folder: Path) -> pd
         "stain": stain_table(results, bags, encoder),
         "metrics": metrics,
     }
-    for name, table in tables.items():
-        write_table(table, folder / f"{name}.csv")
+    _save(tables, folder)
     return metrics
 
 

@@ -223,6 +223,12 @@ def _write_report(results: Path, out: Path, spec: str | None, reporter: Reporter
     in_viewer = write_viewer(opened, out.parent / "viewer", settings, reporter)
     figures_at = Path(os.path.relpath(opened.folder / "figures", out.parent)).as_posix()
     made = build(opened, settings, in_viewer, quote(figures_at))
+    written = {results / "tables" / name for name in made.tables} | {out.parent / name for name in made.pages}
+    earlier = [*(results / "tables").glob("*.csv"), *(results / "tables").glob("*.tex")]
+    if out.parent == results / "report":  # another folder may hold pages of other runs
+        earlier += out.parent.glob("model_cards/*.md")
+    for path in {*earlier} - written:
+        path.unlink()
     for name, text in made.tables.items():
         write_text(results / "tables" / name, text)
     for name, text in made.pages.items():

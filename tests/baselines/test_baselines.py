@@ -21,6 +21,7 @@ from mil.baselines.curves import _ridge
 from mil.baselines.inputs import fused, late_fusion, permuted
 from mil.baselines.landscape import components, site_classifier
 from mil.baselines.protocol import run_protocol
+from mil.baselines.write import _save
 from mil.cli import app
 from mil.config import Config, EndpointSpec, MetricsSpec
 from mil.endpoints import build_endpoint
@@ -195,6 +196,13 @@ def test_a_clinical_column_of_one_class_is_no_input(key, tmp_path):
         MilError, match=f"metrics.{key}: all patients of .*patients.csv have the same stage; name others"
     ):
         clinical_cohort(config, "response")
+
+
+def test_tables_of_an_earlier_run_are_removed(tmp_path):
+    """Of another kind of endpoint, or of an experiment that left sites out and is no more."""
+    (tmp_path / "left_out.csv").write_text("first\nloso\n")
+    _save({"metrics": pd.DataFrame({"value": [1]})}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 KINDS = {

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from cohort_results import shared_results
 
-from mil.errors import MilError
+from mil.errors import Absent, MilError
 from mil.figures import FIGURES
 from mil.report.guidelines import ITEMS, PARTS
 from mil.report.methods import methods
 from mil.report.slide_viewer import _write
 from mil.report.story import STORY
 from mil.report.tables import TABLES
+from mil.results.results import Results
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,15 @@ pytestmark = pytest.mark.slow
 def test_every_figure_has_its_place_in_the_story():
     told = [name for chapter in STORY for name in chapter.figures]
     assert sorted(told) == sorted(FIGURES)
+
+
+def test_without_truth_in_the_settings_an_earlier_one_is_not_shown(tmp_path_factory):
+    results = shared_results(tmp_path_factory.getbasetemp())
+    assert len(results.localisation())
+    without = Results(results.folder, results.config.model_copy(update={"truth": None}))
+    for read in (without.localisation, lambda: without.slide_aurocs(without.main)):
+        with pytest.raises(Absent, match="the settings name no truth"):
+            read()
 
 
 def test_the_guidelines_name_parts_that_exist(tmp_path_factory):

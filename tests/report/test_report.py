@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from mil.cli import app
 from mil.figures import FIGURES, draw_figure
+from mil.files import write_text
 from mil.report.build import build
 from mil.report.pictures import PX_A_MM, picture_of
 from mil.report.slide_viewer import write_viewer
@@ -100,9 +101,13 @@ def test_commands_by_hand_take_the_settings_of_the_run(results, tmp_path):
     config["figures"]["formats"] = ["svg"]
     config["report"]["title"] = "The title of this run"
     (tmp_path / "config.json").write_text(json.dumps(config))
+    earlier = [tmp_path / name for name in ("tables/localisation.csv", "report/model_cards/gone.md")]
+    for path in earlier:
+        write_text(path, "of an earlier run")
     for arguments in (["plot", "patient_flow", "--results", str(tmp_path)], ["report", str(tmp_path)]):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
+    assert not any(path.exists() for path in earlier)
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".csv", ".json"}
     assert "<title>The title of this run</title>" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
 
