@@ -56,7 +56,7 @@ def _entry(name: str, value: Any, indent: int) -> Iterator[str]:
 COHORT = """\
 # Cohort {name}. Keys left out keep their defaults (configs/default.yaml explains every one).
 # Run:  snakemake --configfile configs/cohorts/{name}.yaml
-cohort: {name}
+cohort: {text}
 
 slides:
   # One row a slide: slide_id, patient_id, site, path (relative to this sheet or absolute), mpp (only where the file has none).
@@ -100,8 +100,9 @@ run: [attention_fedavg, attention_pooled, attention_local, mean_fedavg, colour_f
 def write_cohort(name: str, folder: Path) -> list[Path]:
     """Write `configs/cohorts/<name>.yaml` and the sheets `<folder>/<name>/{slides,patients}.csv`; never over existing files."""
     check_name("cohort", name, "mil init")
+    text = yaml.safe_dump(name).splitlines()[0]  # `no` and 2024 in quotes
     files = {
-        Path("configs/cohorts") / f"{name}.yaml": COHORT.format(name=name, folder=folder),
+        Path("configs/cohorts") / f"{name}.yaml": COHORT.format(name=name, text=text, folder=folder),
         folder / name / "slides.csv": "slide_id,patient_id,site,path,mpp\n",
         folder
         / name

@@ -95,11 +95,12 @@ def require_results(folder: Path) -> None:
 
 
 def read_config(files: "Sequence[Path]") -> "Config":
-    """The settings of config files, over those of `configs/experiments.yaml` where there is such a file."""
+    """The settings of config files, over those of `configs/experiments.yaml` here, or beside the workflow as from any folder."""
     from mil.config import load
 
-    named = Path("configs/experiments.yaml")
-    return load(*[path for path in [named] if path.is_file()], *files)
+    name = "configs/experiments.yaml"
+    named = [path for path in (Path(name), Path(__file__).parents[2] / name) if path.is_file()]
+    return load(*named[:1], *files)
 
 
 _table = checked_by(lambda path: require_file(path, "table", "run the step that writes it"))

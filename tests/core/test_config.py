@@ -133,15 +133,16 @@ def test_json_of_a_spec_is_canonical():
     assert keys == sorted(keys)
 
 
-def test_init_writes_a_cohort_that_loads_and_never_overwrites(in_folder, repository):
-    written = write_cohort("mine", in_folder / "data")
+@pytest.mark.parametrize("name", ["mine", "no", "2024"])
+def test_init_writes_a_cohort_that_loads_and_never_overwrites(in_folder, repository, name):
+    written = write_cohort(name, in_folder / "data")
     assert all(path.exists() for path in written)
     config = load(
-        repository / "configs/default.yaml", repository / "configs/experiments.yaml", "configs/cohorts/mine.yaml"
+        repository / "configs/default.yaml", repository / "configs/experiments.yaml", f"configs/cohorts/{name}.yaml"
     )
-    assert config.cohort == "mine"
+    assert config.cohort == name
     with pytest.raises(MilError, match="exists already"):
-        write_cohort("mine", in_folder / "data")
+        write_cohort(name, in_folder / "data")
 
 
 def test_a_part_of_a_default_keeps_the_rest_of_it(tmp_path):
