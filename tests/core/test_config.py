@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mil.commands.options import read_config
 from mil.config import Config, SlidesSpec, TileSpec, load, merge, parse, read_spec
 from mil.errors import MilError
 from mil.scaffold import default_yaml, schema_json, write_cohort
@@ -141,6 +142,7 @@ def test_init_writes_a_cohort_that_loads_and_never_overwrites(in_folder, reposit
         repository / "configs/default.yaml", repository / "configs/experiments.yaml", f"configs/cohorts/{name}.yaml"
     )
     assert config.cohort == name
+    assert read_config(written[:1]) == config  # the experiments beside the workflow, from any folder
     with pytest.raises(MilError, match="exists already"):
         write_cohort(name, in_folder / "data")
 
