@@ -52,8 +52,9 @@ def annotation(results: "Results", endpoint: str) -> pd.DataFrame | None:
 
 @BASELINES.register("colour")
 def colour(results: "Results", endpoint: str) -> pd.DataFrame | None:
-    """Mean over the bag of each tile's mean and deviation of RGB, where an encoder `colour` was run."""
-    names = [name for name, spec in results.config.encoders.items() if spec.name == "colour"]
+    """Mean over the bag of each tile's mean and deviation of RGB, where an experiment has an encoder `colour`; others' features may be old."""
+    current = {experiment.encoder for experiment in results.experiments.values()}
+    names = [name for name, spec in results.config.encoders.items() if spec.name == "colour" and name in current]
     used = [name for name in names if results.files.has_features(name)]
     return bag_means(results, endpoint, used[0]) if used else None
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from mil.bags.table import deal_folds
 from mil.baselines.clinical_cohort import clinical_cohort
 from mil.baselines.curves import _ridge
-from mil.baselines.inputs import fused, late_fusion, permuted
+from mil.baselines.inputs import colour, fused, late_fusion, permuted
 from mil.baselines.landscape import components, site_classifier
 from mil.baselines.protocol import run_protocol
 from mil.baselines.write import _save
@@ -198,26 +199,28 @@ def test_a_clinical_column_of_one_class_is_no_input(key, tmp_path):
         clinical_cohort(config, "response")
 
 
-def test_tables_of_an_earlier_run_are_removed(tmp_path):
-    """Of another kind of endpoint, or of an experiment that left sites out and is no more."""
-    (tmp_path / "left_out.csv").write_text("first\nloso\n")
+def test_nothing_of_an_earlier_run_is_read_or_stays(tmp_path):
+    encoders = {"colour": SimpleNamespace(name="colour"), "resnet": SimpleNamespace(name="resnet50")}
+    config, files = SimpleNamespace(encoders=encoders), SimpleNamespace(has_features=lambda name: True)
+    experiments = {"a": SimpleNamespace(encoder="resnet")}
+    assert colour(SimpleNamespace(config=config, files=files, experiments=experiments), "response") is None
+    (tmp_path / "left_out.csv").write_text("first\nloso\n")  # of an experiment that is no more
     _save({"metrics": pd.DataFrame({"value": [1]})}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-KINDS = {
-    "survival": ({"column": "months", "event": "dead"}, "c_index"),
-    "regression": ({"column": "months"}, "spearman"),
-    "multiclass": ({"column": "stage", "classes": ["T1", "T2", "T3"]}, "macro_auroc"),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_clinical_cohort_of_every_kind_is_scored_by_its_own_measure(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "columns", "measure"),
+    [
+        ("survival", {"column": "months", "event": "dead"}, "c_index"),
+        ("regression", {"column": "months"}, "spearman"),
+        ("multiclass", {"column": "stage", "classes": ["T1", "T2", "T3"]}, "macro_auroc"),
+    ],
+)
+def test_a_clinical_cohort_of_every_kind_is_scored_by_its_own_measure(kind, columns, measure, tmp_path):
     """Months are 100 less the age, the stage is the age's third: models of the age are right."""
     rows = [f"p{n},{'AB'[n % 2]},{100 - n},{n % 3 % 2},{n},T{1 + n // 20}" for n in range(60)]
     (tmp_path / "patients.csv").write_text("\n".join(["patient_id,site,months,dead,age,stage", *rows]) + "\n")
-    columns, measure = KINDS[kind]
     config = Config.model_validate(
         {
             "slides": {"patients": str(tmp_path / "patients.csv"), "roles": {"A": "train", "B": "external"}},
