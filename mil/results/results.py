@@ -219,22 +219,15 @@ class Results:
 
     def localisation(self, *experiments: str) -> pd.DataFrame:
         """Attention against truth, of the named experiments (all without names); `Absent` where the settings name no truth."""
-        self._require_truth()
-        return self._stack(
-            "attention scored against truth",
-            experiments or self.config.run,
-            lambda name: self.table("metrics", f"{name}.localisation.csv"),
-        )
+        if self.config.truth is None:  # an earlier run's tables may lie there still
+            raise Absent("no attention scored against truth is among the results: the settings name no truth")
+        what, names = "attention scored against truth", experiments or self.config.run
+        return self._stack(what, names, lambda name: self.table("metrics", f"{name}.localisation.csv"))
 
     def slide_aurocs(self, experiment: str) -> pd.DataFrame:
         """AUROC of attention against truth within each slide that has both kinds of tile; `Absent` likewise."""
-        self._require_truth()
+        self.localisation(experiment)
         return self.table("metrics", f"{experiment}.slides.csv")
-
-    def _require_truth(self) -> None:
-        """Tables of an earlier run with truth may lie there still."""
-        if self.config.truth is None:
-            raise Absent("no attention scored against truth is among the results: the settings name no truth")
 
     def clinical(self, name: str) -> pd.DataFrame:
         """The main experiment beside the patient table: `subgroups`, `associations` or `survival`; `Absent` when empty."""
