@@ -15,6 +15,8 @@ STAGED = re.compile(r"^[acmpry]+(?=[A-Z])")  # cT2, pT2 and ypT2 are T2, known i
 COMMA = re.compile(r"[+-]?\d+,\d+")
 DATE = re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}")
 MAX_LEVELS = 12
+BLANKS = frozenset({"na", "n/a", "#n/a", "nan", "null"})
+"""What R, Python, spreadsheets and databases write for a value that is not known."""
 
 
 def follow_up(patients: pd.DataFrame, time: str, event: str, where: str = "") -> pd.DataFrame:
@@ -98,7 +100,10 @@ def _refuse_spelling(cells: pd.Series, column: str, where: str) -> None:
 
 
 def refuse_mixture(cells: pd.Series, column: str, where: str) -> None:
-    """Raise for 'NA', '<5', 'T2' or 'inf' among numbers (text cells by patient_id, none blank), and for 'Yes' beside 'yes': no class is meant."""
+    """Raise for 'NA', for '<5', 'T2' or 'inf' among numbers, and for 'Yes' beside 'yes': no class is meant.
+
+    `cells` are texts by patient_id, none blank.
+    """
     plain = np.isfinite(pd.to_numeric(cells, errors="coerce").astype(float))
     odd = cells[~plain]
     if plain.any() and len(odd):
@@ -106,7 +111,12 @@ def refuse_mixture(cells: pd.Series, column: str, where: str) -> None:
             f"{where}: column '{column}' holds numbers, but '{odd.iloc[0]}' for patient '{odd.index[0]}'; leave what is unknown "
             "blank, or make all of it classes"
         )
-    classes = cells[~plain].drop_duplicates()
+    unknown = odd[odd.str.casefold().isin(BLANKS)]
+    if len(unknown):
+        raise MilError(
+            f"{where}: column '{column}' is '{unknown.iloc[0]}' for patient '{unknown.index[0]}'; leave what is unknown blank"
+        )
+    classes = odd.drop_duplicates()
     twins = classes[classes.str.split().str.join(" ").str.casefold().duplicated()]
     if len(twins):
         raise MilError(

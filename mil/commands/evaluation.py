@@ -213,9 +213,11 @@ def report(
 
 def _write_report(results: Path, out: Path, spec: str | None, reporter: Reporter) -> None:
     from mil.config import ReportSpec, read_spec
+    from mil.figures import FIGURES
     from mil.files import write_text
     from mil.report.build import build
     from mil.report.slide_viewer import write_viewer
+    from mil.report.tables import TABLES
     from mil.results.results import Results
 
     opened = Results.open(results)
@@ -224,7 +226,8 @@ def _write_report(results: Path, out: Path, spec: str | None, reporter: Reporter
     figures_at = Path(os.path.relpath(opened.folder / "figures", out.parent)).as_posix()
     made = build(opened, settings, in_viewer, quote(figures_at))
     written = {results / "tables" / name for name in made.tables} | {out.parent / name for name in made.pages}
-    earlier = [*(results / "tables").glob("*.csv"), *(results / "tables").glob("*.tex")]
+    known = [results / "tables" / f"{name}.{kind}" for name in (*TABLES, *FIGURES) for kind in ("csv", "tex")]
+    earlier = [path for path in known if path.exists()]
     if out.parent == results / "report":  # another folder may hold pages of other runs
         earlier += out.parent.glob("model_cards/*.md")
     for path in {*earlier} - written:

@@ -20,7 +20,6 @@ from mil.bags.table import deal_folds
 from mil.baselines.clinical_cohort import clinical_cohort
 from mil.baselines.curves import _ridge
 from mil.baselines.inputs import colour, fused, late_fusion, permuted
-from mil.baselines.landscape import components, site_classifier
 from mil.baselines.protocol import run_protocol
 from mil.baselines.write import _save
 from mil.cli import app
@@ -31,19 +30,11 @@ from mil.errors import MilError
 from mil.metrics.score import primary, score
 from mil.results.results import Results
 from mil.rng import rng
-from mil.statistics import delong, held_out, ranking
+from mil.statistics import delong, ranking
 from mil.statistics.bootstrap import resamples
 from mil.tables import write_table
 
 pytestmark = pytest.mark.slow
-
-
-def test_features_that_do_not_vary_have_components_without_variance():
-    """The shares of variance were blank, and the figure of the sites' features ended in a traceback after all training."""
-    bags, _ = cohort()
-    means = pd.DataFrame(1.0, index=bags["patient_id"], columns=range(4))
-    found = components(means, bags)
-    assert (found[["pc1", "pc2", "share1", "share2"]] == 0).all(axis=None)
 
 
 def test_baselines_stand_on_the_same_folds_and_give_the_same_table_as_models():
@@ -348,15 +339,3 @@ def test_leave_one_site_out_predicts_each_site_by_the_others():
     arms = {("A+B", "C"), ("A+C", "B"), ("B+C", "A"), ("other sites", "training sites")}
     assert set(zip(metrics["trained_on"], metrics["site"], strict=True)) == arms
     assert run_protocol("x", inputs, bags, ENDPOINT, ("loso",)).predictions.empty  # two training sites: that is `local`
-
-
-def test_features_that_tell_no_site_have_intervals_that_say_so():
-    """Over folds laid together DeLong's intervals held 0.5 in 88 % of the sites, not 95 %."""
-    stream, held = np.random.default_rng(0), []
-    for _ in range(8):
-        means = pd.DataFrame(stream.normal(size=(96, 50)), [f"p{n}" for n in range(96)])
-        bags = pd.DataFrame({"patient_id": means.index, "site": np.repeat(list("abcd"), 24)})
-        table = site_classifier(means, bags, 0.95)
-        assert set(table["method"]) == {held_out.METHOD}
-        held += ((table["low"] <= 0.5) & (table["high"] >= 0.5)).tolist()
-    assert np.mean(held) > 0.93

@@ -148,6 +148,7 @@ def test_clinical_columns_become_numbers():
         (["12.03.1961", "1.4.1970", ""], "has a date for patient 'a' ('12.03.1961'); write a number"),
         (["71", "65", "18m"], "holds numbers, but '18m' for patient 'c'"),
         (["2", "3", "T2"], "holds numbers, but 'T2' for patient 'c'"),
+        (["T2", "NA", "T4"], "is 'NA' for patient 'b'; leave what is unknown blank"),
         (["Yes", "no", "yes"], "is 'yes' for patient 'c', and for others the same with other capitals"),
     ],
 )
