@@ -16,7 +16,7 @@ from mil.statistics.multiplicity import holm
 
 MAX_LEVELS = 6  # of a text column; further ones stand together in a row that says how many they are
 MIN_OF_A_CLASS = 3  # patients of either class below which a subgroup's AUROC is not drawn
-TOO_FEW = f"fewer than {MIN_OF_A_CLASS} patients of a class"
+TOO_FEW = f"fewer than {MIN_OF_A_CLASS} patients of a class in pairs"
 BOTH = "external sites DeLong, training sites pairs within folds"
 
 
@@ -108,6 +108,10 @@ def _auroc(scores: pd.DataFrame, folds: pd.DataFrame, confidence: float, left_ou
     pairs = held_out.pairs_of(folds[folds["patient_id"].isin(scores["patient_id"])])
     outside = scores[~inside]
     known_labels, known_scores, known_sites = (outside[name].to_numpy() for name in ("label", "score", "site"))
+    positives, negatives = delong.numbers_in_pairs(known_labels, known_sites)
+    numbers = pairs.numbers[0] + positives, pairs.numbers[1] + negatives
+    if min(numbers) < MIN_OF_A_CLASS:
+        return Area(*counts)
     if not _pairs(outside):
         return Area(*counts, *held_out.interval(pairs, confidence), pairs.inflation() if pairs.total else 1.0)
     if not pairs.total:
@@ -122,7 +126,7 @@ def _auroc(scores: pd.DataFrame, folds: pd.DataFrame, confidence: float, left_ou
     value, for_given = float(shares @ areas), float(shares**2 @ variances)
     variance = float(shares**2 @ (variances * [pairs.inflation(), 1.0]))
     if min(numbers) < delong.FEWEST:
-        few = f"no interval: {numbers[0]} positive and {numbers[1]} negative patients; {delong.FEWEST} of each needed"
+        few = f"no interval: {numbers[0]} positive and {numbers[1]} negative patients in pairs; {delong.FEWEST} of each needed"
         return Area(*counts, value, method=few)
     bounds = delong.logit_bounds(value, variance, *numbers, confidence)
     method = BOTH if 0 < value < 1 and variance > 0 else held_out.NO_VARIANCE

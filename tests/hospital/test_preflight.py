@@ -335,6 +335,7 @@ def test_every_check_is_covered_here() -> None:
     names = {name for name in vars(preflight) if name.startswith("check_")}
     assert names == {
         "check_site",
+        "check_columns",
         "check_patients",
         "check_features",
         "check_duplicates",

@@ -133,3 +133,15 @@ def test_an_external_site_hears_of_its_faults_before_a_run_and_not_at_its_end(
     assert said in states(hospitals, "C")["bags"][1]
     with pytest.raises(MilError, match=said):
         Site.open(hospitals.site("C"))
+
+
+def test_covariates_that_differ_in_few_patients_are_seen_before_joining(tmp_path: Path) -> None:
+    hospitals = make_hospitals(tmp_path, experiment={**PROTOCOL["experiment"], "covariates": ["age", "years"]})
+    path = _bags(hospitals)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table["age"] = table["years"] = [str(40 + number % 30) for number in range(len(table))]
+    table.loc[[1, 5], "years"] = "99"
+    table.to_csv(path, index=False)
+    state, said = states(hospitals)["bags"]
+    assert state == "fault"
+    assert "covariates age and years differ in 2 patients of this site" in said
