@@ -232,20 +232,22 @@ def near_earlier(
     for entry in (json.loads(line) for line in ledger if any(f'"{part}"' in line for part in PARTS)):
         if "endpoint" not in entry:  # a run has such a name
             continue
-        now, before = ([side.get(part, {}) for part in PARTS] for side in (whom, entry))
-        known = product(now[1].values(), before[1].values())
-        pairs = [(digests, other) for digests, other in known if not set(digests).isdisjoint(other)]
-        if now[0] and before[0]:
-            groups = {*now[0], *before[0]} if entry["endpoint"] == endpoint else now[0].keys() & before[0].keys()
-            pairs += [(now[0].get(group, ()), before[0].get(group, ())) for group in groups]
-        is_old = entry.get("kind") == "moments" and folds in now[1] and folds not in before[1]
+        judged, known, trained = (whom.get(part, {}) for part in PARTS)
+        judged_before, known_before, trained_before = (entry.get(part, {}) for part in PARTS)
+        columns = product(known.values(), known_before.values())
+        pairs = [(digests, other) for digests, other in columns if not set(digests).isdisjoint(other)]
+        if judged and judged_before:
+            same_endpoint = entry["endpoint"] == endpoint
+            groups = {*judged, *judged_before} if same_endpoint else judged.keys() & judged_before.keys()
+            pairs += [(judged.get(group, ()), judged_before.get(group, ())) for group in groups]
+        is_old = entry.get("kind") == "moments" and folds in known and folds not in known_before
         fewest = 0 if is_old and entry.get("data_sha256") != data else 1
         for changed in (_changed(digests, other) for digests, other in pairs):
             if fewest <= changed < small_cells:
                 old = ", under an older version that did not note their folds" if is_old else ""
-                return f"sums were told in run {entry['run']} of patients of whom {changed} differ{old}"
-        for group in now[2].keys() & before[2].keys():
-            if 0 < (changed := _changed(now[2][group], before[2][group])) < small_cells:
+                return f"run {entry['run']} sent sums over patients of whom {changed} differ{old}"
+        for group in trained.keys() & trained_before.keys():
+            if 0 < (changed := _changed(trained[group], trained_before[group])) < small_cells:
                 return f"run {entry['run']} began with the same weights and patients of whom {changed} differ"
     return ""
 

@@ -126,7 +126,7 @@ def test_sums_of_two_runs_do_not_differ_by_a_single_patient(tmp_path: Path) -> N
     inprocess.run(Server(hospitals.protocol, "first", tmp_path / "first"), opened(hospitals))
     with_ages(tmp_path, **SUMS)
     second = reached(hospitals, tmp_path / "second", "moments")
-    with pytest.raises(TooFewPatients, match="run first of patients of whom 1 differ"):
+    with pytest.raises(TooFewPatients, match="run first sent sums over patients of whom 1 differ"):
         second.sites["A"].answer(second.question)
     assert second.sites["B"].answer(second.question)
 
@@ -164,7 +164,7 @@ def test_other_names_and_folds_do_not_hide_that_two_sums_are_of_nearly_the_same(
         if spoil is not None:
             inprocess.run(Server(hospitals.protocol, "first", tmp_path / "first"), opened(hospitals))
     second = reached(hospitals, tmp_path / "second", "moments")
-    with pytest.raises(TooFewPatients, match=r"run first of patients of whom [12] differ"):
+    with pytest.raises(TooFewPatients, match=r"run first sent sums over patients of whom [12] differ"):
         second.sites["A"].answer(second.question)
     assert second.sites["B"].answer(second.question)
 
@@ -180,7 +180,7 @@ def test_events_are_not_counted_twice_of_nearly_the_same_patients(tmp_path: Path
             rewritten(hospitals, "A", lambda one: one.iloc[:-1])
             reached(hospitals, tmp_path / run, "train")
     second = reached(hospitals, tmp_path / "second", "moments")
-    with pytest.raises(TooFewPatients, match="run first of patients of whom 1 differ"):
+    with pytest.raises(TooFewPatients, match="run first sent sums over patients of whom 1 differ"):
         second.sites["A"].answer(second.question)
 
 
@@ -198,9 +198,9 @@ def test_an_age_that_became_known_between_two_runs_is_not_the_difference_of_two_
 def test_a_table_that_is_as_it_was_is_summed_again(tmp_path: Path) -> None:
     hospitals = with_ages(tmp_path, sites={**THREE, "A": ("train", 72)}, metrics="sums")
     inprocess.run(Server(hospitals.protocol, "first", tmp_path / "first"), opened(hospitals))
-    reached(hospitals, tmp_path / "second", "train")
+    assert reached(hospitals, tmp_path / "second", "train").question
     rewritten(hospitals, "A", lambda table: table.iloc[:-24])  # twelve of each class
-    reached(hospitals, tmp_path / "third", "train")
+    assert reached(hospitals, tmp_path / "third", "train").question
 
 
 # The same masks

@@ -53,7 +53,7 @@ class OfJob(RequestProcessor):
         if req.topic == TrainingTopic.DEPLOY and not _is_app(req.body):
             return error_reply("a job has two configuration files, and no code; refused")
         reply = self.processor.process(req, app_ctx)
-        if reply is not None and isinstance(reply.body, str):  # where the kit lies is the site's affair
+        if reply is not None and isinstance(reply.body, str):  # the server needs no path of this machine
             reply.body = reply.body.replace(str(Path(app_ctx.args.workspace).resolve()), "kit")
         return reply
 
